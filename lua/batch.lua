@@ -1,0 +1,269 @@
+-- Holds, settles and releases of one gateway process, as many as came up in one turn of its event loop.
+--
+-- KEYS  [1] instance hash  [2] outbox stream  [3 ...] account hashes, then idempotency keys
+-- ARGV  [1] msgpack {epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms}
+--       groups   {a, known_version, metric, settled, released, late, {units, ...}} ...
+--       singles  {a, known_version, metric, units, k, kind, event} ...            kind: 1 hold, 2 settle, 3 late settle
+-- reply msgpack {registered, now_us, groups, singles}; see docs/ledger.md
+--
+-- Why one script: the check, the debit and the usage event must be one atomic step, and one call for many requests is what makes
+-- a call to Valkey cheaper than the request that causes it. Why it is numbered: a reply can be lost after the work was done,
+-- and the repetition must get that reply, not a second debit.
+local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGISTERED, REPEAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
+local DAY_US = 86400000000
+
+local req = cmsgpack.unpack(ARGV[1])
+local epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms = unpack(req)
+local instance = KEYS[1]
+
+-- The instance: its epoch, its last batch, and its share of the holds on every metric that this batch touches.
+local share_at, share_fields = {}, {'e', 'q'}
+local function want_share(a, metric)
+  local field = KEYS[2 + a] .. '\0' .. metric
+  if not share_at[field] then
+    share_fields[#share_fields + 1] = field
+    share_at[field] = #share_fields
+  end
+  return field
+end
+for g = 1, #groups do
+  local group = groups[g]
+  group[8] = want_share(group[1], group[3])
+end
+for s = 1, #singles do
+  local single = singles[s]
+  single[8] = want_share(single[1], single[3])
+end
+local shares = redis.call('HMGET', instance, unpack(share_fields))
+local last_seq = tonumber(shares[2] or 0)
+if seq <= last_seq then
+  if seq == last_seq then
+    return redis.call('HGET', instance, 'r')
+  end
+  return redis.error_reply('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
+end
+local registered = tonumber(shares[1] or 0) == epoch
+
+local share_now, share_changed = {}, {}
+local function share_get(field)
+  return share_now[field] or tonumber(shares[share_at[field]] or 0)
+end
+local function share_set(field, units)
+  share_now[field] = units
+  share_changed[field] = true
+end
+
+local now_us, now_ms = clock()
+local accounts = {}
+local function account_at(a)
+  local acc = accounts[a]
+  if not acc then
+    acc = account_read(KEYS[2 + a])
+    account_roll(acc, now_ms)
+    accounts[a] = acc
+  end
+  return acc
+end
+
+-- Gives back `units` of what this instance holds, never more than its share.
+local function give_back(acc, i, field, units)
+  local share = share_get(field)
+  if units > share then
+    units = share
+  end
+  if units > 0 then
+    acc.state[i + 2] = acc.state[i + 2] - units
+    share_set(field, share - units)
+    acc.dirty = true
+  end
+end
+
+local function charge(acc, i, units)
+  acc.state[i + 1] = acc.state[i + 1] + units
+  acc.dirty = true
+end
+
+local function metric_of(acc, name)
+  local i = metric_at(acc.state, name)
+  if not i then
+    i = metric_add(acc.state, name)
+  end
+  return i
+end
+
+-- Decides one hold and takes it if granted. Returns code, x, y. `total` is the cost before it, kept by the caller.
+local function hold(acc, i, field, units)
+  if not registered then
+    return UNREGISTERED, 0, 0
+  end
+  local terms = acc.terms
+  if not terms then
+    return UNKNOWN, 0, 0
+  end
+  if terms[2] ~= 0 then
+    return terms[2] == 1 and SUSPENDED or CLOSED, 0, 0
+  end
+  if not metric_is_live(acc, i) then
+    return UNPRICED, 0, 0
+  end
+  local state = acc.state
+  local day_limit, day, day_count = terms[7], state[5], state[6]
+  if day_limit > 0 then
+    local today = math.floor(now_us / DAY_US)
+    if today ~= day then
+      day, day_count = today, 0
+    end
+    if day_count >= day_limit then
+      return DAILY, (today + 1) * DAY_US - now_us, 0
+    end
+  end
+  local interval, tat = terms[5], state[4]
+  if interval > 0 then
+    tat = (tat > now_us and tat or now_us) + interval
+    local wait = tat - interval * terms[6] - now_us
+    if wait > 0 then
+      return RATE, wait, 0
+    end
+  end
+  if not acc.cost then
+    acc.cost = account_cost(acc)
+  end
+  local h = state[i + 2]
+  local added = metric_worst(acc, i, h + units) - metric_worst(acc, i, h)
+  local cost = acc.cost + added
+  local ceiling = terms[3]
+  if ceiling then
+    if terms[4] == 1 then
+      ceiling = ceiling - state[1]
+    end
+    if cost > ceiling then
+      return CREDIT, ceiling - acc.cost, added
+    end
+  elseif cost >= MAX_INT then
+    return CREDIT, 0, added
+  end
+  state[i + 2] = h + units
+  state[4], state[5], state[6] = tat, day, day_limit > 0 and day_count + 1 or day_count
+  share_set(field, share_get(field) + units)
+  acc.cost = cost
+  acc.dirty = true
+  return GRANTED, ceiling and ceiling - cost or -1, added
+end
+
+-- What the caller shows of the account beside the outcomes: info if it does not know this version, and what the limits leave.
+local function account_summary(acc, known_version)
+  local terms, state = acc.terms, acc.state
+  if not terms then
+    return {false, -1, -1}
+  end
+  local info = false
+  if terms[1] ~= known_version then
+    info = redis.call('HGET', acc.key, 'info')
+  end
+  local rate_left, day_left = -1, -1
+  if terms[5] > 0 then
+    local tat = state[4] > now_us and state[4] or now_us
+    rate_left = math.floor((terms[5] * terms[6] - (tat - now_us)) / terms[5])
+  end
+  if terms[7] > 0 then
+    local count = state[5] == math.floor(now_us / DAY_US) and state[6] or 0
+    day_left = terms[7] > count and terms[7] - count or 0
+  end
+  return {info, rate_left, day_left}
+end
+
+local group_replies = {}
+for g = 1, #groups do
+  local a, known_version, metric, settled, released, late, holds, field = unpack(groups[g])
+  local acc = account_at(a)
+  local i = metric_of(acc, metric)
+  if registered then
+    give_back(acc, i, field, settled + released)
+  end
+  if settled + late > 0 then
+    charge(acc, i, settled + late)
+  end
+  if settled + released + late > 0 then
+    acc.cost = nil
+  end
+  local outcomes = {}
+  for n = 1, #holds do
+    local at = 3 * n - 2
+    outcomes[at], outcomes[at + 1], outcomes[at + 2] = hold(acc, i, field, holds[n])
+  end
+  if #holds > 0 then
+    local reply = account_summary(acc, known_version)
+    for n = 1, #outcomes do
+      reply[3 + n] = outcomes[n]
+    end
+    group_replies[g] = reply
+  else
+    group_replies[g] = outcomes
+  end
+end
+
+local single_replies, single_events = {}, {}
+for s = 1, #singles do
+  local a, known_version, metric, units, k, kind, event, field = unpack(singles[s])
+  local acc = account_at(a)
+  local i = metric_of(acc, metric)
+  local idem = KEYS[2 + n_accounts + k]
+  local code, x, y = REPEAT, 0, 0
+  if kind == 1 then
+    if acc.terms and redis.call('EXISTS', idem) == 1 then
+      local ceiling = acc.terms[3]
+      x = -1
+      if ceiling then
+        x = ceiling - account_cost(acc) - (acc.terms[4] == 1 and acc.state[1] or 0)
+      end
+    else
+      code, x, y = hold(acc, i, field, units)
+    end
+    local reply = account_summary(acc, known_version)
+    reply[4], reply[5], reply[6] = code, x, y
+    single_replies[s] = reply
+  else
+    if registered and kind == 2 then
+      give_back(acc, i, field, units)
+    end
+    if redis.call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
+      charge(acc, i, units)
+      single_events[#single_events + 1] = event
+      code = GRANTED
+    end
+    acc.cost = nil
+    single_replies[s] = {false, -1, -1, code, 0, 0}
+  end
+end
+
+for _, acc in pairs(accounts) do
+  account_write(acc)
+end
+if #single_events > 0 then
+  if #events > 0 then
+    table.insert(single_events, 1, events)
+  end
+  events = table.concat(single_events, ',')
+end
+if #events > 0 then
+  redis.call('XADD', KEYS[2], '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
+end
+local reply = cmsgpack.pack({registered and 1 or 0, now_us, group_replies, single_replies})
+local set, gone = {'q', seq, 'r', reply}, {}
+for field in pairs(share_changed) do
+  local units = share_now[field]
+  if units > 0 then
+    set[#set + 1] = field
+    set[#set + 1] = units
+  else
+    gone[#gone + 1] = field
+  end
+end
+redis.call('HSET', instance, unpack(set))
+if #gone > 0 then
+  redis.call('HDEL', instance, unpack(gone))
+end
+if not registered then
+  redis.call('PEXPIRE', instance, 90000000)
+end
+return reply

@@ -1,0 +1,180 @@
+-- One account in memory: read once, changed in place, written once.
+--
+-- terms  {version, status, ceiling, count_k, rate_interval_us, burst, day_limit}
+-- state  {K, period_start_ms, period_end_ms, tat_us, day, day_count, [name, N, H, lo, hi, a, b] ...}
+-- prices {tables, gone}: maps from metric to price table; `gone` are those that the current plan lacks.
+local HEAD = 6   -- state values before the first metric
+local WIDTH = 7  -- state values a metric
+
+local function account_read(key)
+  local fields = redis.call('HMGET', key, 'terms', 'state')
+  local acc = {key = key, dirty = false}
+  if fields[1] then
+    acc.terms = cmsgpack.unpack(fields[1])
+  end
+  if fields[2] then
+    acc.state = cmsgpack.unpack(fields[2])
+  else
+    acc.state = {0, 0, MAX_INT, 0, 0, 0}
+  end
+  return acc
+end
+
+local function account_prices(acc)
+  if not acc.prices then
+    local packed = redis.call('HGET', acc.key, 'prices')
+    acc.prices = packed and cmsgpack.unpack(packed) or {{}, {}}
+  end
+  return acc.prices
+end
+
+-- The table by which a metric is rated and whether it still takes holds.
+local function account_table(acc, name)
+  local prices = account_prices(acc)
+  local tbl = prices[1][name]
+  if tbl then
+    return tbl, true
+  end
+  return prices[2][name], false
+end
+
+-- Position of a metric's values in the state, or nil.
+local function metric_at(state, name)
+  for i = HEAD + 1, #state, WIDTH do
+    if state[i] == name then
+      return i
+    end
+  end
+  return nil
+end
+
+local function metric_add(state, name)
+  local i = #state + 1
+  state[i], state[i + 1], state[i + 2] = name, 0, 0
+  state[i + 3], state[i + 4], state[i + 5], state[i + 6] = 1, 0, 0, 0
+  return i
+end
+
+-- worst(N, h) of the metric at position i. Keeps the straight piece that it found, unless the metric is gone from the
+-- plan (a kept piece would let holds through) or has no price, which costs nothing.
+local function metric_worst(acc, i, h)
+  local state = acc.state
+  local n = state[i + 1]
+  local top = n + h
+  if top <= state[i + 4] and n >= state[i + 3] then
+    return state[i + 5] + state[i + 6] * top
+  end
+  local tbl, live = account_table(acc, state[i])
+  if not tbl then
+    return 0
+  end
+  if live then
+    state[i + 3], state[i + 4], state[i + 5], state[i + 6] = price_piece(tbl, top)
+    acc.dirty = true
+    if n >= state[i + 3] then
+      return state[i + 5] + state[i + 6] * top
+    end
+  end
+  return price_worst(tbl, n, h)
+end
+
+local function metric_is_live(acc, i)
+  local state = acc.state
+  if state[i + 3] <= state[i + 4] then
+    return true
+  end
+  local _, live = account_table(acc, state[i])
+  return live
+end
+
+-- Sum of worst cases over all metrics.
+local function account_cost(acc)
+  local state, total = acc.state, 0
+  for i = HEAD + 1, #state, WIDTH do
+    total = total + metric_worst(acc, i, state[i + 2])
+  end
+  return total
+end
+
+-- Ends the period at `new_start`: what it cost moves into K, every N restarts, holds stay.
+local function account_close_period(acc, new_start)
+  local state = acc.state
+  local kept = {state[1], new_start, state[3], state[4], state[5], state[6]}
+  local prices = account_prices(acc)
+  for i = HEAD + 1, #state, WIDTH do
+    local name, n, h = state[i], state[i + 1], state[i + 2]
+    local tbl, live = account_table(acc, name)
+    local cost = tbl and price_cost(tbl, n) or 0
+    if n > 0 or cost > 0 then
+      redis.call('HSET', acc.key, string.format('closed:%d:%s', state[2], name), string.format('%d %d', n, cost))
+    end
+    kept[1] = kept[1] + cost
+    if live or h > 0 then
+      local at = metric_add(kept, name)
+      kept[at + 2] = h
+    end
+    if not live and prices[2][name] and h == 0 then
+      prices[2][name] = nil
+      acc.prices_dirty = true
+    end
+  end
+  acc.state = kept
+  acc.dirty = true
+end
+
+-- Skips `count` whole periods in which nothing was used; only what a first tier's flat fee makes due at zero units is added.
+local function account_skip_periods(acc, count, length)
+  local state = acc.state
+  for i = HEAD + 1, #state, WIDTH do
+    local tbl = account_table(acc, state[i])
+    local cost = tbl and price_cost(tbl, 0) * count or 0
+    if cost > 0 then
+      redis.call('HSET', acc.key, string.format('closed:%d:%s', state[2], state[i]), string.format('0 %d', cost))
+      state[1] = state[1] + cost
+    end
+  end
+  state[2] = state[2] + count * length
+  state[3] = state[3] + count * length
+end
+
+-- Closes every period that has ended. Costs one comparison when none has.
+local function account_roll(acc, now_ms)
+  if now_ms < acc.state[3] then
+    return
+  end
+  local packed = redis.call('HGET', acc.key, 'periods')
+  local periods = packed and cmsgpack.unpack(packed) or {}
+  local at = 1
+  while now_ms >= acc.state[3] do
+    local start, ending = acc.state[2], acc.state[3]
+    account_close_period(acc, ending)
+    while periods[at] and periods[at] <= ending do
+      at = at + 1
+    end
+    if periods[at] then
+      acc.state[3] = periods[at]
+    else
+      -- The loader gave no more ends: the last length repeats, in one step however long the account slept.
+      local length = ending - start
+      acc.state[3] = ending + length
+      local missed = math.floor((now_ms - ending) / length)
+      if missed > 0 then
+        account_skip_periods(acc, missed, length)
+      end
+    end
+  end
+  local rest = {}
+  for i = at + 1, #periods do
+    rest[#rest + 1] = periods[i]
+  end
+  redis.call('HSET', acc.key, 'periods', cmsgpack.pack(rest))
+end
+
+local function account_write(acc)
+  if acc.prices_dirty then
+    redis.call('HSET', acc.key, 'prices', cmsgpack.pack(acc.prices))
+  end
+  if acc.dirty then
+    redis.call('HSET', acc.key, 'state', cmsgpack.pack(acc.state))
+  end
+end

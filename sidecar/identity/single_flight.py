@@ -1,0 +1,82 @@
+"""Many waiters, one call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from sidecar.identity.types import IdentityUnavailable
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class SingleFlight(Generic[K, V]):
+    """Runs at most one call per key at a time and tells everyone who asked meanwhile.
+
+    Each waiter has a future of its own: a client that goes away cancels its own and takes nobody along.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: dict[K, list[asyncio.Future[V]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def begin(self, key: K, call: Callable[[], Awaitable[V]]) -> None:
+        """Start the call unless one is under way; nobody needs its answer, and its failure is for ``call`` to report."""
+        if key in self._waiters or self._closed:
+            return
+        self._waiters[key] = []
+        task = asyncio.get_running_loop().create_task(self._run(key, call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def join(self, key: K, call: Callable[[], Awaitable[V]]) -> asyncio.Future[V]:
+        """Answer a future for the result of the call under way, or else of a new one. It raises what the call raises."""
+        future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+        self.begin(key, call)
+        if self._closed:
+            future.set_exception(_closing())
+        else:
+            self._waiters[key].append(future)
+        return future
+
+    def is_flying(self, key: K) -> bool:
+        """Tell whether a call is under way."""
+        return key in self._waiters
+
+    async def close(self) -> None:
+        """End the calls under way; who waits for them gets ``IdentityUnavailable``."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for key in list(self._waiters):  # a task cancelled before its first step never saw its waiters
+            self._fail(key, _closing())
+
+    async def _run(self, key: K, call: Callable[[], Awaitable[V]]) -> None:
+        try:
+            value = await call()
+        except asyncio.CancelledError:
+            self._fail(key, _closing())
+            raise
+        except Exception as error:  # whatever it is belongs to the waiters: swallowed here, they would wait for ever
+            self._fail(key, error)
+        else:
+            for future in self._waiters.pop(key):
+                if not future.done():
+                    future.set_result(value)
+
+    def _fail(self, key: K, error: Exception) -> None:
+        for future in self._waiters.pop(key, ()):
+            if not future.done():
+                future.set_exception(error)
+
+    def __repr__(self) -> str:
+        return f"SingleFlight({len(self._waiters)} calls, {sum(map(len, self._waiters.values()))} waiters)"
+
+
+def _closing() -> IdentityUnavailable:
+    return IdentityUnavailable("the gateway is shutting down")

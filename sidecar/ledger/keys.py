@@ -1,0 +1,53 @@
+"""Names of everything the ledger keeps in Valkey (docs/ledger.md, "Keys"). Nothing else spells a key."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from zlib import crc32
+
+PARTITIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names under one prefix. ``partitions`` is part of the data's layout: changing it makes accounts unfindable."""
+
+    prefix: str = "qs"
+    partitions: int = PARTITIONS
+    _tags: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tags", tuple(f"{self.prefix}:{{p{p:02d}}}:" for p in range(self.partitions)))
+
+    def partition(self, account: str) -> int:
+        return crc32(account.encode()) % self.partitions
+
+    def account(self, account: str) -> str:
+        return f"{self._tags[self.partition(account)]}account:{account}"
+
+    def accounts(self, partition: int) -> str:
+        return f"{self._tags[partition]}accounts"
+
+    def instance(self, partition: int, instance: str) -> str:
+        return f"{self._tags[partition]}instance:{instance}"
+
+    def alive(self, partition: int) -> str:
+        return f"{self._tags[partition]}alive"
+
+    def outbox(self, partition: int) -> str:
+        return f"{self._tags[partition]}outbox"
+
+    def dead(self, partition: int) -> str:
+        return f"{self._tags[partition]}dead"
+
+    def idempotency(self, account: str, scope: bytes) -> str:
+        """``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is the caller's to choose."""
+        return f"{self._tags[self.partition(account)]}idem:{idempotency_digest(account, scope)}"
+
+    def api_key(self, sha256_hex: str) -> str:
+        return f"{self._tags[crc32(sha256_hex.encode()) % self.partitions]}apikey:{sha256_hex}"
+
+
+def idempotency_digest(account: str, scope: bytes) -> str:
+    return hashlib.blake2b(account.encode() + b"\0" + scope, digest_size=16).hexdigest()

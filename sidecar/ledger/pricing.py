@@ -1,0 +1,149 @@
+"""Price tables: what a plan charges for a metric, as decimals, and packed for the scripts as scaled integers.
+
+The models and their arithmetic are Lago's (facts/lago.md section 4; lago-api ``app/services/charge_models/``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+
+MAX_INT = 2**53 - 1
+"""Largest integer that Valkey's Lua (IEEE 754 doubles) holds exactly; also the bound of a price table's last tier."""
+
+DIGITS_MAX = 12
+"""No price or amount may have more decimals: 10^-12 of a currency unit leaves 9,007 units of money below 2^53."""
+
+TIERS_MAX = 100
+
+
+class PriceError(ValueError):
+    """A price or an amount that cannot be represented or enforced. The message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """``up_to`` is inclusive; None in the last tier."""
+
+    up_to: int | None
+    unit: Decimal
+    flat: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Graduated:
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    amount: Decimal
+    size: int
+    free: int = 0
+
+
+PriceTable = Standard | Graduated | Volume | Package
+PackedTable = list[str | int]
+
+
+def amounts(table: PriceTable) -> Iterable[Decimal]:
+    """Every amount of money in a table."""
+    match table:
+        case Standard(amount) | Package(amount):
+            yield amount
+        case Graduated(tiers) | Volume(tiers):
+            for tier in tiers:
+                yield tier.unit
+                yield tier.flat
+
+
+def decimals(value: Decimal) -> int:
+    """How many decimals ``value`` needs: 2 for 1.50 as for 1.5 it is 1, 0 for 300.
+
+    Raises:
+        PriceError: not finite, or more than DIGITS_MAX.
+    """
+    if not value.is_finite():
+        raise PriceError(f"{value} is not a finite amount")
+    exponent = value.normalize().as_tuple().exponent
+    assert isinstance(exponent, int)
+    digits = max(0, -exponent)
+    if digits > DIGITS_MAX:
+        raise PriceError(f"{value} has {digits} decimals; at most {DIGITS_MAX} can be represented")
+    return digits
+
+
+def scale(value: Decimal, digits: int, what: str) -> int:
+    """``value`` as an integer of 10^-digits.
+
+    Raises:
+        PriceError: it needs more digits, or its magnitude reaches 2^53.
+    """
+    if decimals(value) > digits:
+        raise PriceError(f"{what}: {value} needs more than {digits} decimals")
+    scaled = int(value.scaleb(digits))
+    if abs(scaled) > MAX_INT:
+        raise PriceError(f"{what}: {value} with {digits} decimals does not fit below 2^53")
+    return scaled
+
+
+def pack(table: PriceTable, digits: int, what: str) -> PackedTable:
+    """The table as the scripts read it (docs/ledger.md, "Price tables").
+
+    Raises:
+        PriceError: negative amounts, bounds that do not rise, or a constant that does not fit below 2^53.
+    """
+    for amount in amounts(table):
+        if amount < 0:
+            raise PriceError(f"{what}: negative amount {amount}")
+    match table:
+        case Standard(amount):
+            return ["s", scale(amount, digits, what)]
+        case Package(amount, size, free):
+            if not 1 <= size <= MAX_INT:
+                raise PriceError(f"{what}: package size {size} is not between 1 and 2^53-1")
+            if not 0 <= free <= MAX_INT:
+                raise PriceError(f"{what}: free units {free} are not between 0 and 2^53-1")
+            return ["p", size, free, scale(amount, digits, what)]
+        case Graduated(tiers):
+            return ["g", *_pack_tiers(tiers, digits, what, cumulative=True)]
+        case Volume(tiers):
+            return ["v", *_pack_tiers(tiers, digits, what, cumulative=False)]
+
+
+def _pack_tiers(tiers: tuple[Tier, ...], digits: int, what: str, *, cumulative: bool) -> Iterable[int]:
+    if not tiers:
+        raise PriceError(f"{what}: no tiers")
+    if len(tiers) > TIERS_MAX:
+        raise PriceError(f"{what}: {len(tiers)} tiers; at most {TIERS_MAX}")
+    below, cost = 0, 0
+    packed: list[int] = []
+    for number, tier in enumerate(tiers, start=1):
+        where = f"{what}, tier {number}"
+        last = number == len(tiers)
+        if (tier.up_to is None) != last:
+            raise PriceError(f"{where}: the last tier, and only it, is without an upper bound")
+        to = MAX_INT if tier.up_to is None else tier.up_to
+        if not below < to <= MAX_INT:
+            raise PriceError(f"{where}: upper bound {to} does not lie above {below}")
+        unit, flat = scale(tier.unit, digits, where), scale(tier.flat, digits, where)
+        # The scripts compute `cost so far + flat - unit * below`; every part of it has to be exact.
+        cost += flat
+        if unit * below > MAX_INT or cost > MAX_INT:
+            raise PriceError(f"{where}: what the tiers before it cost does not fit below 2^53 with {digits} decimals")
+        if not last and cumulative:
+            cost += (to - below) * unit
+        packed += (to, unit, flat)
+        below = to
+    return packed

@@ -1,0 +1,191 @@
+"""The grammar of HTTP/1.1 as regular expressions, and what is wrong with bytes that do not match it.
+
+The expressions are stricter than the RFCs wherever two parsers in a row are known to disagree: a line ends in CRLF
+and nothing else, lines are never folded, names are tokens, values hold no control character. All repetitions are
+possessive, so matching time is linear in the input.
+
+A fault is always that of the *first* offending byte, found from the longest prefix that is still valid. So the answer
+does not depend on how the bytes were cut into pieces on their way.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = [
+    "CHUNK_SIZE_LINE",
+    "CONTENT_LENGTH",
+    "HOST",
+    "TOKEN",
+    "ProtocolError",
+    "field_lines",
+    "field_lines_fault",
+    "request_line",
+    "request_line_fault",
+    "status_line_fault",
+]
+
+
+class ProtocolError(Exception):
+    """A message that is not passed on.
+
+    ``status`` is what the client is to be answered (502 if the message came from the upstream), ``reason`` is a
+    sentence fit for its eyes: it quotes nothing of what was sent. The connection has to be closed, since nobody knows
+    where the next message would begin.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status} {reason}")
+        self.status = status
+        self.reason = reason
+
+
+# RFC 9110 section 5.6.2: token = 1*tchar
+_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+TOKEN = re.compile(_TCHAR + rb"++")
+
+# RFC 9110 section 5.5: field-value = *field-content; field-vchar = VCHAR / obs-text. No CR, LF, NUL, no other control
+# character but HTAB ("recipients ... MUST either reject ... or replace").
+_VALUE_OCTET = rb"[\t -~\x80-\xff]"
+
+# RFC 9112 section 5: field-line = field-name ":" OWS field-value OWS. No space before the colon (section 5.1: MUST be
+# refused with 400), no obs-fold (section 5.2), never an empty name.
+_FIELD_LINE = _TCHAR + rb"++:" + _VALUE_OCTET + rb"*+\r\n"
+
+# RFC 9112 section 3.2: visible ASCII. RFC 3986 allows fewer, but browsers and clients send `|`, `"` and their like
+# raw; `#` is never sent by a client that follows the rules, and what follows it is seen by some servers only.
+_TARGET_OCTET = rb'[!"$-~]'
+
+# RFC 9112 section 3.2 and RFC 3986 section 3.2.2, without userinfo, percent-encoding and sub-delims: no such
+# name can be resolved, and servers that choose by Host read them differently.
+HOST = re.compile(rb"(?:[0-9A-Za-z._~\-]{1,255}+|\[[0-9A-Fa-f:.]{2,45}+\])(?::[0-9]{1,5}+)?+")
+
+# RFC 9110 section 8.6: 1*DIGIT. Eighteen digits stay below 2^63 in every language that may read it after us.
+CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}+")
+
+# RFC 9112 section 7.1 and 7.1.1. No BWS before ";" or "=": parsers differ in whether they see it.
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+_CHUNK_EXTENSION = rb";" + _TCHAR + rb"++(?:=(?:" + _TCHAR + rb"++|" + _QUOTED + rb"))?+"
+CHUNK_SIZE_LINE = rb"([0-9A-Fa-f]{1,16}+)((?:" + _CHUNK_EXTENSION + rb")*+)\r\n"
+
+_VERSION = re.compile(rb"HTTP/1\.[01]")
+_OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?+")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-5][0-9]{2}(?: [\t -~\x80-\xff]*+)?+")
+_STATUS_LINE_PREFIX = re.compile(_VALUE_OCTET + rb"*+")
+_PARTIAL_FIELD = re.compile(_TCHAR + rb"*+(?:(?<=" + _TCHAR + rb"):" + _VALUE_OCTET + rb"*+)?+")
+_IS_TCHAR = re.compile(_TCHAR)
+_IS_TARGET = re.compile(_TARGET_OCTET)
+
+_CR, _LF = 0x0D, 0x0A
+
+
+def field_lines(count_max: int) -> bytes:
+    """Expression for up to ``count_max`` field lines, each with its CRLF, without the empty line after them."""
+    return rb"(?:" + _FIELD_LINE + rb"){0,%d}+" % count_max
+
+
+def request_line(method_bytes_max: int, target_bytes_max: int) -> bytes:
+    """Expression for a request line with groups method, target, minor version (RFC 9112 section 3)."""
+    method = rb"(" + _TCHAR + rb"{1,%d}+)" % method_bytes_max
+    target = rb"(" + _TARGET_OCTET + rb"{1,%d}+)" % target_bytes_max
+    return method + rb" " + target + rb" HTTP/1\.([01])\r\n"
+
+
+#: RFC 9112 section 4. The space after the code is optional, as many servers leave it out with the reason.
+STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*+))?+\r\n"
+
+
+def request_line_prefix(method_bytes_max: int, target_bytes_max: int) -> re.Pattern[bytes]:
+    """Matches the longest valid beginning of a request line; its last group tells how far it came."""
+    method = rb"(" + _TCHAR + rb"{0,%d}+)" % method_bytes_max
+    target = rb"(?:(?<=" + _TCHAR + rb") (" + _TARGET_OCTET + rb"{0,%d}+)" % target_bytes_max
+    return re.compile(method + target + rb"(?:(?<=" + _TARGET_OCTET + rb") ([!-~]{0,16}+))?+)?+")
+
+
+def _line_goes_on(buf: bytes, at: int, stop: int) -> bool:
+    """Whether the offending byte is a CR of which it is not yet known what follows."""
+    return buf[at] == _CR and at + 1 == stop
+
+
+def request_line_fault(buf: bytes, start: int, stop: int, prefix: re.Pattern[bytes]) -> ProtocolError | int | None:
+    """What is wrong with the request line that begins at ``start``.
+
+    Returns:
+        the fault; the position after the line if it is complete and valid; None while more bytes are needed.
+    """
+    match = prefix.match(buf, start, stop)
+    assert match is not None, "the prefix may be empty"
+    at = match.end()
+    if at == stop or _line_goes_on(buf, at, stop):
+        # A CR where the method should be is the beginning of an empty line, and one of those was skipped already.
+        return None if at == stop or at > start else _empty_line(start)
+    method, target, version = match.groups()
+    crlf = buf.startswith(b"\r\n", at)
+    if version is not None:
+        return _version_fault(version, at, crlf)
+    if target is not None:
+        if _IS_TARGET.match(buf, at):
+            return ProtocolError(414, "The request target is too long.")
+        if crlf:
+            return ProtocolError(400, "The request line has no HTTP version.")
+        if buf[at] == 0x23:
+            return ProtocolError(400, "The request target has a fragment.")
+        return ProtocolError(400, "The request target has a character that is not allowed.")
+    if not method and crlf:
+        return _empty_line(start)
+    if _IS_TCHAR.match(buf, at):
+        return ProtocolError(501, "The method is not implemented.")
+    return ProtocolError(400, "The request line is malformed.")
+
+
+def _empty_line(start: int) -> ProtocolError:
+    return ProtocolError(400, "There is more than one empty line before the request.")
+
+
+def _version_fault(version: bytes, at: int, crlf: bool) -> ProtocolError | int:
+    if crlf and _VERSION.fullmatch(version):
+        return at + 2
+    if crlf and _OTHER_VERSION.fullmatch(version):
+        return ProtocolError(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    return ProtocolError(400, "The request line is malformed.")
+
+
+def status_line_fault(buf: bytes, start: int, stop: int) -> ProtocolError | int | None:
+    """The same for a status line (RFC 9112 section 4)."""
+    match = _STATUS_LINE_PREFIX.match(buf, start, stop)
+    assert match is not None, "the prefix may be empty"
+    at = match.end()
+    if at == stop or _line_goes_on(buf, at, stop):
+        return None
+    if buf.startswith(b"\r\n", at) and _STATUS_LINE.fullmatch(buf, start, at):
+        return at + 2
+    return ProtocolError(502, "The upstream's status line is malformed.")
+
+
+def field_lines_fault(
+    buf: bytes, start: int, stop: int, lines: re.Pattern[bytes], count_max: int
+) -> ProtocolError | None:
+    """What is wrong with the field lines from ``start``; None if nothing is, as far as they have come.
+
+    ``lines`` is the compiled `field_lines` of ``count_max``. The section must not be complete and valid.
+    """
+    match = lines.match(buf, start, stop)
+    assert match is not None, "no line is a match too"
+    line = match.end()
+    if line == stop or _line_goes_on(buf, line, stop):
+        return None
+    if buf[line] != _CR and buf.count(b"\n", start, line) == count_max:
+        return ProtocolError(431, "There are too many header fields.")
+    partial = _PARTIAL_FIELD.match(buf, line, stop)
+    assert partial is not None, "the partial line may be empty"
+    at = partial.end()
+    if at == stop or (_line_goes_on(buf, at, stop) and b":" in partial[0]):
+        return None
+    if at == line and buf[at] in b" \t":
+        return ProtocolError(400, "A header field is folded over several lines.")
+    if b":" in partial[0]:
+        what = "a bare line feed" if buf[at] == _LF else "a control character"
+        return ProtocolError(400, f"A header field's value has {what}.")
+    if at > line and buf[at] in b" \t":
+        return ProtocolError(400, "There is white space before the colon of a header field.")
+    return ProtocolError(400, "A header field's name is malformed.")

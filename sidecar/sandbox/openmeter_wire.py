@@ -1,0 +1,85 @@
+"""How the OpenMeter stand-in answers: problem documents (RFC 7807), times, JSON.
+
+Source: openmeterio/openmeter ``pkg/models/problem.go``, ``api/v3/apierrors``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import orjson
+from aiohttp import web
+
+PROBLEM_TYPE = "application/problem+json"
+V3_BAD_REQUEST = "https://kongapi.info/konnect/bad-request"
+
+_RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidParameter:
+    """An entry of v3's ``invalid_parameters``: ``field`` is a path such as ``3.subject``."""
+
+    field: str
+    rule: str
+    reason: str
+
+
+class Problem(Exception):
+    """A request is answered with a problem document. ``invalid`` makes it one of the v3 API."""
+
+    def __init__(self, status: int, detail: str, *, invalid: Sequence[InvalidParameter] | None = None) -> None:
+        super().__init__(f"{status} {detail}")
+        self.status = status
+        self.detail = detail
+        self.invalid = invalid
+
+
+def problem_answer(problem: Problem, instance: str) -> web.Response:
+    try:
+        title = HTTPStatus(problem.status).phrase
+    except ValueError:
+        title = "Unknown"
+    body: dict[str, object] = {
+        "type": "about:blank" if problem.invalid is None else V3_BAD_REQUEST,
+        "title": title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": instance,
+    }
+    if problem.invalid:
+        body["invalid_parameters"] = [
+            {"field": item.field, "rule": item.rule, "reason": item.reason, "source": "body"}
+            for item in problem.invalid
+        ]
+    return web.Response(body=orjson.dumps(body), status=problem.status, content_type=PROBLEM_TYPE)
+
+
+def json_answer(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+def parse_time(text: str) -> datetime | None:
+    """An RFC 3339 date-time with its offset, or None if it is not one. Digits beyond microseconds are dropped."""
+    if not _RFC3339.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def format_time(when: datetime) -> str:
+    """RFC 3339 as Go writes it: ``Z`` for UTC, no fraction when it is zero."""
+    text = when.isoformat(timespec="auto" if when.microsecond else "seconds")
+    return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+
+
+def from_unix(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
