@@ -11,10 +11,16 @@
 -- and the repetition must get that reply, not a second debit.
 local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGISTERED, REPEAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 local DAY_US = 86400000000
+local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
+local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
 
 local req = cmsgpack.unpack(ARGV[1])
 local epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms = unpack(req)
 local instance = KEYS[1]
+
+if #groups + #singles > PARTS_MAX then
+  return redis.error_reply('LIMIT a batch of ' .. (#groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
+end
 
 -- The instance: its epoch, its last batch, and its share of the holds on every metric that this batch touches.
 local share_at, share_fields = {}, {'e', 'q'}
@@ -42,7 +48,7 @@ if seq <= last_seq then
   end
   return redis.error_reply('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
 end
-local registered = tonumber(shares[1] or 0) == epoch
+local registered = tonumber(shares[1] or -1) == epoch
 
 local share_now, share_changed = {}, {}
 local function share_get(field)
@@ -72,9 +78,8 @@ local function give_back(acc, i, field, units)
     units = share
   end
   if units > 0 then
-    acc.state[i + 2] = acc.state[i + 2] - units
+    metric_unhold(acc, i, units)
     share_set(field, share - units)
-    acc.dirty = true
   end
 end
 
@@ -91,8 +96,18 @@ local function metric_of(acc, name)
   return i
 end
 
--- Decides one hold and takes it if granted. Returns code, x, y. `total` is the cost before it, kept by the caller.
-local function hold(acc, i, field, units)
+-- What the account may still spend, -1 for no limit. Zero if a reload or late settles left it below.
+local function account_remains(acc)
+  local ceiling = acc.terms[3]
+  if not ceiling then
+    return -1
+  end
+  acc.cost = acc.cost or account_cost(acc)
+  return math.max(0, ceiling - acc.cost - (acc.terms[4] == 1 and acc.state[1] or 0))
+end
+
+-- Decides one hold and takes it if granted. Returns code, x, y. `idem`: the key of a call that is charged only once, or nil.
+local function hold(acc, i, field, units, idem)
   if not registered then
     return UNREGISTERED, 0, 0
   end
@@ -102,6 +117,9 @@ local function hold(acc, i, field, units)
   end
   if terms[2] ~= 0 then
     return terms[2] == 1 and SUSPENDED or CLOSED, 0, 0
+  end
+  if idem and redis.call('EXISTS', idem) == 1 then
+    return REPEAT, account_remains(acc), 0
   end
   if not metric_is_live(acc, i) then
     return UNPRICED, 0, 0
@@ -139,7 +157,7 @@ local function hold(acc, i, field, units)
     if cost > ceiling then
       return CREDIT, ceiling - acc.cost, added
     end
-  elseif cost >= MAX_INT then
+  elseif cost > MAX_INT then
     return CREDIT, 0, added
   end
   state[i + 2] = h + units
@@ -163,7 +181,7 @@ local function account_summary(acc, known_version)
   local rate_left, day_left = -1, -1
   if terms[5] > 0 then
     local tat = state[4] > now_us and state[4] or now_us
-    rate_left = math.floor((terms[5] * terms[6] - (tat - now_us)) / terms[5])
+    rate_left = math.max(0, math.floor((terms[5] * terms[6] - (tat - now_us)) / terms[5]))
   end
   if terms[7] > 0 then
     local count = state[5] == math.floor(now_us / DAY_US) and state[6] or 0
@@ -208,21 +226,13 @@ for s = 1, #singles do
   local acc = account_at(a)
   local i = metric_of(acc, metric)
   local idem = KEYS[2 + n_accounts + k]
-  local code, x, y = REPEAT, 0, 0
   if kind == 1 then
-    if acc.terms and redis.call('EXISTS', idem) == 1 then
-      local ceiling = acc.terms[3]
-      x = -1
-      if ceiling then
-        x = ceiling - account_cost(acc) - (acc.terms[4] == 1 and acc.state[1] or 0)
-      end
-    else
-      code, x, y = hold(acc, i, field, units)
-    end
+    local code, x, y = hold(acc, i, field, units, idem)
     local reply = account_summary(acc, known_version)
     reply[4], reply[5], reply[6] = code, x, y
     single_replies[s] = reply
   else
+    local code = REPEAT
     if registered and kind == 2 then
       give_back(acc, i, field, units)
     end
@@ -264,6 +274,11 @@ if #gone > 0 then
   redis.call('HDEL', instance, unpack(gone))
 end
 if not registered then
-  redis.call('PEXPIRE', instance, 90000000)
+  if not shares[1] then
+    redis.call('PEXPIRE', instance, FORGET_MS)
+  else
+    -- XX: one that was reaped is forgotten later; one that lives on in a newer epoch must not be forgotten with its holds.
+    redis.call('PEXPIRE', instance, FORGET_MS, 'XX')
+  end
 end
 return reply

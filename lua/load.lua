@@ -1,13 +1,15 @@
 -- Funds, prices, limits and period bounds of one account, from whoever knows them (an accounts file, the Lago reconciler).
 -- KEYS [1] account hash [2] accounts index
 -- ARGV [1] msgpack {expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
---                   period_start_ms, period_end_ms, periods, K, digits, expected_digits}
--- reply {'OK', version} or {'CONFLICT', version, digits}
+--                   period_start_ms, period_end_ms, periods, K, digits, expected_digits, expected_start_ms}
+-- reply {'OK', version} or {'CONFLICT', version, digits}, or an error that says what cannot be taken; then nothing is changed
 -- Why the expected version: digits and prices were computed from what the caller read; if another loader came between, it must read again.
+-- Why the expected start: K was computed from the periods that had ended when the caller read; if another one has ended since, writing
+-- that K would give back what it cost.
 -- N is never written but by closing a period, H never at all: the request path owns them.
 local req = cmsgpack.unpack(ARGV[1])
 local expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
-  period_start, period_end, periods, older_cost, digits, expected_digits = unpack(req)
+  period_start, period_end, periods, older_cost, digits, expected_digits, expected_start = unpack(req)
 local _, now_ms = clock()
 local acc = account_read(KEYS[1])
 local version = acc.terms and acc.terms[1] or 0
@@ -15,57 +17,73 @@ local stored_digits = tonumber(redis.call('HGET', KEYS[1], 'digits') or digits)
 if version ~= expected_version or (version > 0 and stored_digits ~= expected_digits) then
   return {'CONFLICT', version, stored_digits}
 end
+if period_end <= period_start then
+  return redis.error_reply('INVALID the period of account ' .. id .. ' does not end after its start')
+end
+if digits < stored_digits then
+  return redis.error_reply('INVALID account ' .. id .. ' has ' .. stored_digits .. ' decimals, which can only grow, not ' .. digits)
+end
+
+-- The clock's rollover comes first, by the old prices.
 if acc.terms then
   account_roll(acc, now_ms)
-  if period_start > acc.state[2] then
-    account_close_period(acc, period_start)
+  if older_cost and expected_start and expected_start ~= acc.state[2] then
+    account_write(acc)
+    return {'CONFLICT', version, stored_digits}
   end
+end
+-- An earlier start than the stored one means that the caller looked before a rollover: the period at hand stays, and K, unless
+-- the caller says that it knew of this period.
+local behind = acc.terms and period_start < acc.state[2]
+local older, closed = acc.state[1], 0
+if acc.terms and period_start > acc.state[2] then
+  account_close_period(acc, period_start)
+  closed = acc.state[1] - older
 end
 local state = acc.state
-if digits > stored_digits then
-  local factor = 10 ^ (digits - stored_digits)
-  if math.abs(state[1] * factor) >= MAX_INT then
-    return redis.error_reply('OVERFLOW older cost ' .. string.format('%d', state[1]) .. ' of account ' .. id ..
-      ' cannot be represented with ' .. digits .. ' decimals')
-  end
-  state[1] = state[1] * factor
-end
-if older_cost then
-  state[1] = older_cost
-end
--- An earlier start than the stored one means that the caller looked before a rollover; the period at hand stays.
-if not acc.terms or period_start >= state[2] then
+if not behind then
   state[2], state[3] = period_start, period_end
 end
+
+local factor = 10 ^ (digits - stored_digits)
+older = older * factor
+if older_cost and (expected_start or not behind) then
+  older = older_cost
+end
+state[1] = older + closed * factor
+if math.abs(state[1]) > MAX_INT then
+  return redis.error_reply('OVERFLOW the older cost of account ' .. id .. ' cannot be represented with ' .. digits .. ' decimals')
+end
+
 -- A metric that left the plan keeps its table until its period ends: what it has cost so far stays counted.
-local old = account_prices(acc)
-local gone = {}
-local factor = digits > stored_digits and 10 ^ (digits - stored_digits) or 1
 local function scaled(tbl)
-  if factor == 1 then
-    return tbl
+  local model = tbl[1]
+  local first, step = 3, 3      -- graduated and volume: to, unit, flat
+  if model == 's' then
+    first, step = 2, 1
+  elseif model == 'p' then
+    first, step = 4, 1
   end
-  local model, first, step = tbl[1], 2, 1
-  if model == 'p' then
-    first = 4
-  elseif model ~= 's' then
-    first, step = 3, 3
-  end
+  local fits = true
   for i = first, #tbl, step do
-    tbl[i] = tbl[i] * factor
-    if step == 3 then
-      tbl[i + 1] = tbl[i + 1] * factor
+    for j = i, i + (step == 3 and 1 or 0) do
+      tbl[j] = tbl[j] * factor
+      fits = fits and tbl[j] <= MAX_INT
     end
   end
-  return tbl
+  return tbl, fits
 end
+local old, gone = account_prices(acc), {}
 for i = HEAD + 1, #state, WIDTH do
   local name = state[i]
   state[i + 3], state[i + 4] = 1, 0
-  if not prices[name] then
-    local tbl = old[1][name] or old[2][name]
-    if tbl then
-      gone[name] = scaled(tbl)
+  local tbl = not prices[name] and (old[1][name] or old[2][name])
+  if tbl then
+    local fits
+    gone[name], fits = scaled(tbl)
+    if not fits then
+      return redis.error_reply('OVERFLOW the former price of ' .. name .. ' of account ' .. id .. ' cannot be represented with ' ..
+        digits .. ' decimals')
     end
   end
 end
@@ -74,7 +92,9 @@ for name in pairs(prices) do
     metric_add(state, name)
   end
 end
+
 version = version + 1
+account_write_pending(acc)
 redis.call('HSET', KEYS[1],
   'terms', cmsgpack.pack({version, status, ceiling, count_k, rate_interval_us, burst, day_limit}),
   'state', cmsgpack.pack(state),

@@ -1,4 +1,5 @@
--- One account in memory: read once, changed in place, written once.
+-- One account in memory: read once, changed in place, written once. Nothing is written before account_write, so that a script
+-- that ends in an error has changed nothing.
 --
 -- terms  {version, status, ceiling, count_k, rate_interval_us, burst, day_limit}
 -- state  {K, period_start_ms, period_end_ms, tat_us, day, day_count, [name, N, H, lo, hi, a, b] ...}
@@ -55,24 +56,36 @@ local function metric_add(state, name)
   return i
 end
 
+-- Gives back held units. H cannot fall below zero, as it would where an account lost its data and the instances did not.
+local function metric_unhold(acc, i, units)
+  local h = acc.state[i + 2] - units
+  acc.state[i + 2] = h > 0 and h or 0
+  acc.dirty = true
+end
+
 -- worst(N, h) of the metric at position i. Keeps the straight piece that it found, unless the metric is gone from the
--- plan (a kept piece would let holds through) or has no price, which costs nothing.
+-- plan (a kept piece would let holds through), has no price, which costs nothing, or the piece begins beyond 2^53.
 local function metric_worst(acc, i, h)
   local state = acc.state
   local n = state[i + 1]
   local top = n + h
-  if top <= state[i + 4] and n >= state[i + 3] then
-    return state[i + 5] + state[i + 6] * top
+  local lo = state[i + 3]
+  if top <= state[i + 4] and n >= lo then
+    return state[i + 5] + state[i + 6] * (top - lo)
   end
   local tbl, live = account_table(acc, state[i])
   if not tbl then
     return 0
   end
   if live then
-    state[i + 3], state[i + 4], state[i + 5], state[i + 6] = price_piece(tbl, top)
-    acc.dirty = true
-    if n >= state[i + 3] then
-      return state[i + 5] + state[i + 6] * top
+    local hi, a, b
+    lo, hi, a, b = price_piece(tbl, top)
+    if a <= MAX_INT then
+      state[i + 3], state[i + 4], state[i + 5], state[i + 6] = lo, hi, a, b
+      acc.dirty = true
+    end
+    if n >= lo then
+      return a + b * (top - lo)
     end
   end
   return price_worst(tbl, n, h)
@@ -96,6 +109,18 @@ local function account_cost(acc)
   return total
 end
 
+-- Money that late settles drove beyond what can be represented stays at the bound, where it refuses every hold.
+local function bounded(money)
+  return money > MAX_INT and MAX_INT or money
+end
+
+local function account_set_later(acc, field, value)
+  local pending = acc.pending or {}
+  acc.pending = pending
+  pending[#pending + 1] = field
+  pending[#pending + 1] = value
+end
+
 -- Ends the period at `new_start`: what it cost moves into K, every N restarts, holds stay.
 local function account_close_period(acc, new_start)
   local state = acc.state
@@ -104,11 +129,11 @@ local function account_close_period(acc, new_start)
   for i = HEAD + 1, #state, WIDTH do
     local name, n, h = state[i], state[i + 1], state[i + 2]
     local tbl, live = account_table(acc, name)
-    local cost = tbl and price_cost(tbl, n) or 0
+    local cost = bounded(tbl and price_cost(tbl, n) or 0)
     if n > 0 or cost > 0 then
-      redis.call('HSET', acc.key, string.format('closed:%d:%s', state[2], name), string.format('%d %d', n, cost))
+      account_set_later(acc, string.format('closed:%d:%s', state[2], name), string.format('%d %d', n, cost))
     end
-    kept[1] = kept[1] + cost
+    kept[1] = bounded(kept[1] + cost)
     if live or h > 0 then
       local at = metric_add(kept, name)
       kept[at + 2] = h
@@ -127,10 +152,10 @@ local function account_skip_periods(acc, count, length)
   local state = acc.state
   for i = HEAD + 1, #state, WIDTH do
     local tbl = account_table(acc, state[i])
-    local cost = tbl and price_cost(tbl, 0) * count or 0
+    local cost = bounded(tbl and price_cost(tbl, 0) * count or 0)
     if cost > 0 then
-      redis.call('HSET', acc.key, string.format('closed:%d:%s', state[2], state[i]), string.format('0 %d', cost))
-      state[1] = state[1] + cost
+      account_set_later(acc, string.format('closed:%d:%s', state[2], state[i]), string.format('0 %d', cost))
+      state[1] = bounded(state[1] + cost)
     end
   end
   state[2] = state[2] + count * length
@@ -167,14 +192,62 @@ local function account_roll(acc, now_ms)
   for i = at + 1, #periods do
     rest[#rest + 1] = periods[i]
   end
-  redis.call('HSET', acc.key, 'periods', cmsgpack.pack(rest))
+  account_set_later(acc, 'periods', cmsgpack.pack(rest))
+end
+
+local function account_write_pending(acc)
+  local pending = acc.pending
+  if pending then
+    for p = 1, #pending, 2 do
+      redis.call('HSET', acc.key, pending[p], pending[p + 1])
+    end
+  end
 end
 
 local function account_write(acc)
+  account_write_pending(acc)
   if acc.prices_dirty then
     redis.call('HSET', acc.key, 'prices', cmsgpack.pack(acc.prices))
   end
   if acc.dirty then
     redis.call('HSET', acc.key, 'state', cmsgpack.pack(acc.state))
   end
+end
+
+-- Takes the shares of the instance KEYS[1] out of the holds of the accounts KEYS[3 ...].
+-- Returns how many shares of other accounts remain, and how many fields the instance had.
+local function shares_return(now_ms)
+  local given, accounts, gone, remain = {}, {}, {}, 0
+  for k = 3, #KEYS do
+    given[KEYS[k]] = true
+  end
+  local fields = redis.call('HGETALL', KEYS[1])
+  for f = 1, #fields, 2 do
+    local cut = string.find(fields[f], '\0', 1, true)
+    if cut then
+      local key, metric = string.sub(fields[f], 1, cut - 1), string.sub(fields[f], cut + 1)
+      if given[key] then
+        local acc = accounts[key]
+        if not acc then
+          acc = account_read(key)
+          account_roll(acc, now_ms)
+          accounts[key] = acc
+        end
+        local i = metric_at(acc.state, metric)
+        if i then
+          metric_unhold(acc, i, tonumber(fields[f + 1]))
+        end
+        gone[#gone + 1] = fields[f]
+      else
+        remain = remain + 1
+      end
+    end
+  end
+  for _, acc in pairs(accounts) do
+    account_write(acc)
+  end
+  for g = 1, #gone do
+    redis.call('HDEL', KEYS[1], gone[g])
+  end
+  return remain, #fields / 2
 end

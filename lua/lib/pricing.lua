@@ -5,11 +5,12 @@
 --   {"p", size, free, amount}                      package
 -- with scaled integer amounts >= 0 and inclusive `to`, the last of which is MAX_INT.
 --
--- All arithmetic is on doubles that hold integers. It is exact below 2^53; the loader refuses tables whose
--- constants come near that, and a cost that would reach it is refused when a hold asks for it.
+-- All arithmetic is on doubles that hold integers, and every intermediate value lies between zero and the result. So a
+-- cost below 2^53 is exact, and one that would reach 2^53 comes out as at least that; a hold that asks for it is refused.
 local MAX_INT = 9007199254740991
 
--- The straight piece of the table that covers n: returns lo, hi, a, b so that cost(x) = a + b*x for every integer x in lo..hi.
+-- The straight piece of the table that covers n: returns lo, hi, a, b so that cost(x) = a + b*(x - lo) for every integer
+-- x in lo..hi. Counting from lo keeps a and b*(x - lo) below the cost; from zero, b*x could pass 2^53 where the cost does not.
 local function price_piece(tbl, n)
   local model = tbl[1]
   if model == 's' then
@@ -19,7 +20,10 @@ local function price_piece(tbl, n)
     for i = 2, #tbl, 3 do
       local to, unit, flat = tbl[i], tbl[i + 1], tbl[i + 2]
       if n <= to then
-        return (below == 0) and 0 or below + 1, to, cost + flat - unit * below, unit
+        if below == 0 then
+          return 0, to, flat, unit
+        end
+        return below + 1, to, cost + flat + unit, unit
       end
       cost = cost + (to - below) * unit + flat
       below = to
@@ -29,7 +33,7 @@ local function price_piece(tbl, n)
     for i = 2, #tbl, 3 do
       local to = tbl[i]
       if n <= to then
-        return below + 1, to, tbl[i + 2], tbl[i + 1]
+        return below + 1, to, tbl[i + 2] + tbl[i + 1] * (below + 1), tbl[i + 1]
       end
       below = to
     end
@@ -39,21 +43,17 @@ local function price_piece(tbl, n)
       return 0, free, 0, 0
     end
     -- fmod is exact; a rounded quotient need not be.
-    local over = n - free
-    local part = math.fmod(over, size)
-    local packages = (over - part) / size
-    if part > 0 then
-      packages = packages + 1
-    end
-    local hi = free + packages * size
-    return hi - size + 1, hi, packages * amount, 0
+    local before = n - free - 1
+    local part = math.fmod(before, size)
+    local lo = n - part
+    return lo, math.min(lo + (size - 1), MAX_INT), ((before - part) / size + 1) * amount, 0
   end
   error('price table of an unknown model: ' .. tostring(model))
 end
 
 local function price_cost(tbl, n)
-  local _, _, a, b = price_piece(tbl, n)
-  return a + b * n
+  local lo, _, a, b = price_piece(tbl, n)
+  return a + b * (n - lo)
 end
 
 -- max cost(x) for n <= x <= n + h. Only volume prices can fall; their peaks are the ends of tiers.

@@ -1,0 +1,171 @@
+"""One batch of ledger operations: gathered in a turn of the event loop, packed for ``batch.lua``, its reply taken apart. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import orjson
+
+from sidecar.ledger.outcomes import Event, Hold
+
+HOLD, SETTLE, SETTLE_LATE = 1, 2, 3
+
+_pack = msgpack.Packer(use_bin_type=False, autoreset=True).pack  # cmsgpack does not know the bin type
+
+
+class Group:
+    """Operations on one metric of one account: what is settled and given back, and the holds asked for."""
+
+    __slots__ = ("account", "holds", "late", "metric", "released", "settled")
+
+    def __init__(self, account: str, metric: str) -> None:
+        self.account = account
+        self.metric = metric
+        self.settled = 0
+        self.released = 0
+        self.late = 0
+        self.holds: list[Hold] = []
+
+
+@dataclass(slots=True)
+class Single:
+    """An operation under an idempotency key. A hold has no event yet, a settle has one."""
+
+    hold: Hold
+    kind: int
+    event: Event | None = None
+
+
+class Batch:
+    """``epoch`` is the instance's when the first operation came in; ``created`` the loop's time then."""
+
+    __slots__ = ("created", "epoch", "events", "groups", "number", "operations", "singles")
+
+    def __init__(self, epoch: int, created: float) -> None:
+        self.epoch = epoch
+        self.created = created
+        self.number = 0
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.singles: list[Single] = []
+        self.events: list[Event] = []
+        self.operations = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Batch {self.number} groups={len(self.groups)} singles={len(self.singles)} operations={self.operations}>"
+        )
+
+    def group(self, account: str, metric: str) -> Group:
+        key = (account, metric)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(account, metric)
+        self.operations += 1
+        return group
+
+    def add_hold(self, hold: Hold) -> None:
+        if hold.idempotency_key is None:
+            self.group(hold.account, hold.metric).holds.append(hold)
+        else:
+            self.operations += 1
+            self.singles.append(Single(hold, HOLD))
+
+    def add_settle(self, hold: Hold, event: Event) -> None:
+        live = hold.epoch == self.epoch
+        if hold.idempotency_key is None:
+            group = self.group(hold.account, hold.metric)
+            if live:
+                group.settled += hold.units
+            else:
+                group.late += hold.units
+            self.events.append(event)
+        else:
+            self.operations += 1
+            self.singles.append(Single(hold, SETTLE if live else SETTLE_LATE, event))
+
+    def add_release(self, hold: Hold) -> None:
+        if hold.epoch == self.epoch:
+            self.group(hold.account, hold.metric).released += hold.units
+
+    def waiting(self) -> list[Hold]:
+        """Holds that somebody still waits for."""
+        holds = [hold for group in self.groups.values() for hold in group.holds if hold.callback is not None]
+        holds += [s.hold for s in self.singles if s.kind == HOLD and s.hold.callback is not None]
+        return holds
+
+    def drop_holds(self) -> list[Hold]:
+        """Takes the holds out, for a batch that was never sent; what remains are settles and releases."""
+        dropped = []
+        for group in self.groups.values():
+            dropped += group.holds
+            group.holds = []
+        dropped += [s.hold for s in self.singles if s.kind == HOLD]
+        self.singles = [s for s in self.singles if s.kind != HOLD]
+        self.operations -= len(dropped)
+        return dropped
+
+    def enter_epoch(self, epoch: int) -> None:
+        """The instance registered again: shares of the older epoch were given back already, so its settles are late."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        for group in self.groups.values():
+            group.late += group.settled
+            group.settled = group.released = 0
+        for single in self.singles:
+            if single.kind == SETTLE:
+                single.kind = SETTLE_LATE
+
+    def is_empty(self) -> bool:
+        return not self.operations
+
+
+def encode(
+    batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Any
+) -> tuple[list[bytes], bytes]:
+    """Keys after the first two, and the packed argument of ``batch.lua``.
+
+    ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its key.
+    """
+    index: dict[str, int] = {}
+    keys: list[bytes] = []
+    groups = []
+    for group in batch.groups.values():
+        account = group.account
+        at = index.get(account)
+        if at is None:
+            at = index[account] = len(keys) + 1
+            keys.append(account_key(account))
+        groups.append((
+            at, versions.get(account, 0), group.metric, group.settled, group.released, group.late,
+            [hold.units for hold in group.holds],
+        ))  # fmt: skip
+    singles = []
+    idempotency_keys: list[bytes] = []
+    for single in batch.singles:
+        hold = single.hold
+        at = index.get(hold.account)
+        if at is None:
+            at = index[hold.account] = len(keys) + 1
+            keys.append(account_key(hold.account))
+        assert hold.idempotency_key is not None
+        idempotency_keys.append(hold.idempotency_key.encode())
+        event = b"" if single.event is None else orjson.dumps(single.event)
+        known = versions.get(hold.account, 0)
+        singles.append((at, known, hold.metric, hold.units, len(idempotency_keys), single.kind, event))
+    events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
+    accounts = len(keys)
+    keys += idempotency_keys
+    return keys, _pack((batch.epoch, batch.number, origin, accounts, events, groups, singles, ttl_ms))
+
+
+def decode(reply: bytes) -> tuple[bool, int, list[Any], list[Any]]:
+    """``(registered, now_us, groups, singles)`` of a reply.
+
+    Raises:
+        ValueError: not a reply of ``batch.lua``.
+    """
+    registered, now_us, groups, singles = msgpack.unpackb(reply, raw=False)
+    return bool(registered), int(now_us), groups, singles

@@ -1,0 +1,99 @@
+"""What the ledger answers to a hold, and the hold itself (docs/ledger.md, "batch.lua")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+Event = tuple[str, str, int, str, str, int, float, str | None, str | None]
+"""account, metric, units, route, method, status, response time in ms, interaction id, traceparent."""
+
+
+class Code(IntEnum):
+    """Outcome of a hold. The first ten are the script's; UNAVAILABLE is the client's own: the ledger did not answer in time."""
+
+    GRANTED = 0
+    CREDIT = 1
+    RATE = 2
+    DAILY = 3
+    SUSPENDED = 4
+    CLOSED = 5
+    UNKNOWN = 6
+    UNPRICED = 7
+    UNREGISTERED = 8
+    REPEAT = 9
+    UNAVAILABLE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """What a gateway shows of an account in headers and bodies. ``digits``: decimals of its scaled money."""
+
+    version: int
+    digits: int
+    currency: str
+    mode: str
+    rate_per_second: float
+    burst: int
+    day_limit: int
+    ceiling: int = 0
+    """What the account may cost in all, scaled; 0 if unlimited or unknown."""
+
+    @classmethod
+    def from_info(cls, info: dict[str, Any]) -> AccountView:
+        return cls(
+            version=int(info["version"]),
+            digits=int(info["digits"]),
+            currency=str(info["currency"]),
+            mode=str(info["mode"]),
+            rate_per_second=float(info.get("rate_per_second") or 0),
+            burst=int(info.get("burst") or 0),
+            day_limit=int(info.get("day_limit") or 0),
+            ceiling=max(0, int(info.get("ceiling") or 0)),
+        )
+
+    def money(self, scaled: int) -> str:
+        """Scaled money as a plain decimal, e.g. 1234 with 3 digits: ``1.234``."""
+        if not self.digits:
+            return str(scaled)
+        sign, scaled = ("-", -scaled) if scaled < 0 else ("", scaled)
+        whole, part = divmod(scaled, 10**self.digits)
+        return f"{sign}{whole}.{part:0{self.digits}d}"
+
+
+class Hold:
+    """Units reserved, or asked for. Ends in exactly one settle or release, or in a refusal.
+
+    ``x`` and ``y`` mean what the table of codes in docs/ledger.md says. ``epoch`` is the instance's when it was granted.
+    """
+
+    __slots__ = (
+        "account", "callback", "code", "day_left", "epoch", "idempotency_key", "metric", "open", "rate_left", "units", "view", "x", "y",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        account: str,
+        metric: str,
+        units: int,
+        idempotency_key: str | None,
+        callback: Callable[[Hold], None],
+    ) -> None:
+        self.account = account
+        self.metric = metric
+        self.units = units
+        self.idempotency_key = idempotency_key
+        self.callback: Callable[[Hold], None] | None = callback
+        self.code = Code.UNAVAILABLE
+        self.x = 0
+        self.y = 0
+        self.rate_left = -1
+        self.day_left = -1
+        self.view: AccountView | None = None
+        self.epoch = 0
+        self.open = False
+
+    def __repr__(self) -> str:
+        return f"<Hold {self.account} {self.metric}x{self.units} {Code(self.code).name} open={self.open}>"
