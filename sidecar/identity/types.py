@@ -12,9 +12,9 @@ from typing import Protocol
 class Peer:
     """The other end of a client connection.
 
-    ``address`` is the IP address in text ("" for a Unix socket); ``trusted`` says that it lies in a network from which
-    identity headers are believed; ``certificate`` is the client certificate in DER if TLS ended here and the peer's
-    certificate was verified.
+    ``address`` is the IP address in text ("" for a Unix socket); ``trusted`` says that it lies in a network
+    from which identity headers are believed; ``certificate`` is the client certificate in DER if TLS ended
+    here and the peer's certificate was verified.
     """
 
     address: str
@@ -40,13 +40,13 @@ class Unidentified:
 
 Outcome = Identity | Unidentified
 
-#: Lower-case field names to values, only of the fields that some resolver declared. A field that came more than once
-#: has its values joined by b", " (RFC 9110 section 5.3), so a doubled credential matches nothing.
+#: Lower-case field names to values, only of the fields that some resolver declared. A field that came more
+#: than once has its values joined by b", " (RFC 9110 section 5.3), so a doubled credential matches nothing.
 Fields = Mapping[bytes, bytes]
 
 
 class IdentityUnavailable(Exception):
-    """Whether the credential is good cannot be told now: what knows it is out of reach. The proxy answers 503."""
+    """Whether the credential is good cannot be told now: what knows it is out of reach. Answered 503."""
 
 
 class IdentitySetupError(Exception):
@@ -69,7 +69,7 @@ class KeyStore(Protocol):
 
 
 class Resolver(Protocol):
-    """One way to tell who calls. Resolvers stand in an ordered list; the first that answers not None decides."""
+    """One way to tell who calls. Resolvers stand in a list; the first that answers not None decides."""
 
     name: str
     reads: frozenset[bytes]
@@ -84,9 +84,10 @@ class Resolver(Protocol):
     """The same in words, for the refusal's text; "" if it is nothing that the caller could do about."""
 
     def resolve(self, fields: Fields, peer: Peer) -> Outcome | asyncio.Future[Outcome] | None:
-        """None: no credential of this kind here. A future: the answer needs I/O (first sight of a key, a new JWKS).
+        """Answer who calls, as far as this resolver can tell.
 
-        The future belongs to the caller, who may cancel it. It raises ``IdentityUnavailable``.
+        None: no credential of this kind here. A future: the answer needs I/O (first sight of a key, a new
+        JWKS). The future belongs to the caller, who may cancel it; it raises ``IdentityUnavailable``.
         """
         ...
 

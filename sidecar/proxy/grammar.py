@@ -16,12 +16,14 @@ __all__ = [
     "CHUNK_SIZE_LINE",
     "CONTENT_LENGTH",
     "HOST",
+    "STATUS_LINE",
     "TOKEN",
     "ProtocolError",
     "field_lines",
     "field_lines_fault",
     "request_line",
     "request_line_fault",
+    "request_line_prefix",
     "status_line_fault",
 ]
 
@@ -72,7 +74,7 @@ _VERSION = re.compile(rb"HTTP/1\.[01]")
 _OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?+")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-5][0-9]{2}(?: [\t -~\x80-\xff]*+)?+")
 _STATUS_LINE_PREFIX = re.compile(_VALUE_OCTET + rb"*+")
-_PARTIAL_FIELD = re.compile(_TCHAR + rb"*+(?:(?<=" + _TCHAR + rb"):" + _VALUE_OCTET + rb"*+)?+")
+_PARTIAL_FIELD = re.compile(rb"(?:" + _TCHAR + rb"++(?::" + _VALUE_OCTET + rb"*+)?+)?+")
 _IS_TCHAR = re.compile(_TCHAR)
 _IS_TARGET = re.compile(_TARGET_OCTET)
 
@@ -97,9 +99,10 @@ STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*+))?+\r\n"
 
 def request_line_prefix(method_bytes_max: int, target_bytes_max: int) -> re.Pattern[bytes]:
     """Matches the longest valid beginning of a request line; its last group tells how far it came."""
-    method = rb"(" + _TCHAR + rb"{0,%d}+)" % method_bytes_max
-    target = rb"(?:(?<=" + _TCHAR + rb") (" + _TARGET_OCTET + rb"{0,%d}+)" % target_bytes_max
-    return re.compile(method + target + rb"(?:(?<=" + _TARGET_OCTET + rb") ([!-~]{0,16}+))?+)?+")
+    method = rb"(" + _TCHAR + rb"{1,%d}+)" % method_bytes_max
+    target = rb"(" + _TARGET_OCTET + rb"{0,%d}+)" % target_bytes_max
+    version = rb"(?<=" + _TARGET_OCTET + rb") ([!-~]{0,16}+)"
+    return re.compile(rb"(?:" + method + rb"(?: " + target + rb"(?:" + version + rb")?+)?+)?+")
 
 
 def _line_goes_on(buf: bytes, at: int, stop: int) -> bool:
@@ -116,9 +119,8 @@ def request_line_fault(buf: bytes, start: int, stop: int, prefix: re.Pattern[byt
     match = prefix.match(buf, start, stop)
     assert match is not None, "the prefix may be empty"
     at = match.end()
-    if at == stop or _line_goes_on(buf, at, stop):
-        # A CR where the method should be is the beginning of an empty line, and one of those was skipped already.
-        return None if at == stop or at > start else _empty_line(start)
+    if at == stop or (at > start and _line_goes_on(buf, at, stop)):
+        return None
     method, target, version = match.groups()
     crlf = buf.startswith(b"\r\n", at)
     if version is not None:
@@ -131,15 +133,11 @@ def request_line_fault(buf: bytes, start: int, stop: int, prefix: re.Pattern[byt
         if buf[at] == 0x23:
             return ProtocolError(400, "The request target has a fragment.")
         return ProtocolError(400, "The request target has a character that is not allowed.")
-    if not method and crlf:
-        return _empty_line(start)
-    if _IS_TCHAR.match(buf, at):
+    if method is None and crlf:
+        return ProtocolError(400, "There is more than one empty line before the request.")
+    if method is not None and _IS_TCHAR.match(buf, at):
         return ProtocolError(501, "The method is not implemented.")
     return ProtocolError(400, "The request line is malformed.")
-
-
-def _empty_line(start: int) -> ProtocolError:
-    return ProtocolError(400, "There is more than one empty line before the request.")
 
 
 def _version_fault(version: bytes, at: int, crlf: bool) -> ProtocolError | int:

@@ -1,0 +1,66 @@
+"""What the proxy counts. Plain numbers and dictionaries: a labelled Prometheus counter costs several of these per request."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ACCOUNTS_MAX = 1000
+"""Accounts with a label of their own; the rest counts as ``other``, so that a scrape stays bounded."""
+
+
+@dataclass(slots=True)
+class Histogram:
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class ProxyCounters:
+    """Totals since the start."""
+
+    def __init__(self, accounts_max: int = ACCOUNTS_MAX) -> None:
+        self.accounts_max = accounts_max
+        self.requests: dict[tuple[str, str, str, int], int] = {}
+        self.remaining: dict[str, tuple[int, int]] = {}
+        self.latency = Histogram(LATENCY_BOUNDS_S)
+        self.overhead = Histogram(LATENCY_BOUNDS_S)
+        self.hold = Histogram(LATENCY_BOUNDS_S)
+        self.refusals: dict[str, int] = {}
+        self.charged_units: dict[str, int] = {}
+        self.released = 0
+        self.client_aborts = 0
+        self.upstream_aborts = 0
+        self.upstream_connects = 0
+        self.upstream_retries = 0
+        self.connections_accepted = 0
+        self.connections_refused = 0
+        self.tunnels = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._accounts: set[str] = set()
+
+    def label(self, account: str) -> str:
+        """``account``, or ``other`` once the bound is reached."""
+        if account in self._accounts:
+            return account
+        if len(self._accounts) < self.accounts_max:
+            self._accounts.add(account)
+            return account
+        return "other"
+
+    def count(self, account: str, method: str, endpoint: str, status: int) -> None:
+        key = (self.label(account), method, endpoint, status)
+        requests = self.requests
+        requests[key] = requests.get(key, 0) + 1
+
+    def refuse(self, kind: str) -> None:
+        self.refusals[kind] = self.refusals.get(kind, 0) + 1

@@ -1,0 +1,665 @@
+"""One request from its head to the last byte of its answer. The request path reads top to bottom:
+
+    begin ─ identify ─ hold ─ connect ─ send ─ (1xx) ─ respond ─ stream ─ complete
+
+Each step is a callback of the one before; a request costs no task and no future. A step that fails ends in ``refuse`` while nothing of a
+response was written, in ``cut`` after that. However a request ends, its hold ends with it, once: settled when the API did the
+work, given back when it did not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
+from sidecar.ledger.outcomes import Code, Hold
+from sidecar.proxy import errors
+from sidecar.proxy.body import Body, BodyKind, Piece, open_body
+from sidecar.proxy.credits import granted_fields, refusal_of
+from sidecar.proxy.errors import Refusal
+from sidecar.proxy.framing import ProtocolError, RequestHead, ResponseHead
+from sidecar.proxy.routes import Route
+from sidecar.proxy.target import routing_path
+from sidecar.proxy.upstream import UpstreamConnection, UpstreamError
+
+if TYPE_CHECKING:
+    from sidecar.proxy.connection import ClientConnection
+    from sidecar.proxy.gateway import Gateway
+
+CLIENT_CLOSED = 499
+"""Status in events and metrics of a request whose client went away (nginx's number for it)."""
+INTERACTION_ID = b"x-fapi-interaction-id"
+TRACEPARENT = b"traceparent"
+IDEMPOTENCY_KEYS = (b"x-idempotency-key", b"idempotency-key")
+IDEMPOTENCY_KEY_BYTES_MAX = 255
+_IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
+_JOIN_BYTES_MAX = 65_536
+_methods: dict[bytes, str] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+_status_lines: dict[tuple[int, bytes], bytes] = {}
+
+
+def status_line(status: int, reason: bytes) -> bytes:
+    key = (status, reason)
+    line = _status_lines.get(key)
+    if line is None:
+        line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
+        if len(_status_lines) < 256:
+            _status_lines[key] = line
+    return line
+
+
+class Exchange:
+    """See the module. ``connection`` is None once the client has gone."""
+
+    __slots__ = (
+        "account",
+        "body",
+        "connection",
+        "deadline",
+        "decoder",
+        "finished",
+        "gateway",
+        "head",
+        "held_at",
+        "hold",
+        "interaction_id",
+        "queued",
+        "queued_bytes",
+        "response",
+        "response_buffer",
+        "response_searched",
+        "retried",
+        "route",
+        "sent",
+        "spooled",
+        "started",
+        "tunnel",
+        "upstream",
+        "upstream_spoke",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, connection: ClientConnection, head: RequestHead, started: float) -> None:
+        self.gateway = gateway
+        self.connection: ClientConnection | None = connection
+        self.head = head
+        self.started = started
+        self.deadline = 0.0
+        self.route: Route = gateway.no_route
+        self.account = ""
+        self.hold: Hold | None = None
+        self.held_at = 0.0
+        self.spooled = False
+        self.body: Body | None = None
+        self.queued: list[Piece] = []
+        self.queued_bytes = 0
+        self.upstream: UpstreamConnection | None = None
+        self.upstream_spoke = False
+        self.sent = False
+        self.retried = False
+        self.response: ResponseHead | None = None
+        self.response_buffer = b""
+        self.response_searched = 0
+        self.decoder: Body | None = None
+        self.tunnel = False
+        self.finished = False
+        if head.body is not BodyKind.NONE:
+            self.body = open_body(head.body, head.length, gateway.request_parser.request_rules, chunked=True)
+
+    def __repr__(self) -> str:
+        stage = (
+            "finished" if self.finished else "tunnel" if self.tunnel else "response" if self.response
+            else "sent" if self.sent else "waiting"
+        )  # fmt: skip
+        return f"<Exchange {self.head.method.decode()} {self.route.name} {stage}>"
+
+    @property
+    def body_done(self) -> bool:
+        return self.body is None or self.body.done
+
+    # begin, identify, hold
+
+    def begin(self) -> None:
+        head, gateway = self.head, self.gateway
+        try:
+            self.route = route = gateway.routes.find(head.method, routing_path(head.path))
+        except ProtocolError as error:
+            self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
+            return
+        if route.deny:
+            self.refuse(Refusal(errors.NOT_FOUND, f"No route leads to {head.path[:200].decode('latin-1')}."))
+        elif route.free:
+            self._connect()
+        else:
+            assert self.connection is not None
+            outcome = gateway.identity.identify(head.fields, self.connection.peer)
+            if isinstance(outcome, asyncio.Future):
+                outcome.add_done_callback(self._identified_later)
+            else:
+                self._identified(outcome)
+
+    def _identified_later(self, future: asyncio.Future[Outcome]) -> None:
+        if self.finished:
+            if not future.cancelled():
+                future.exception()  # looked at, so that it is not reported as lost
+            return
+        try:
+            outcome = future.result()
+        except IdentityUnavailable as error:
+            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, str(error), headers=(("Retry-After", "1"),)))
+        except asyncio.CancelledError:
+            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=(("Retry-After", "1"),)))
+        else:
+            self._identified(outcome)
+
+    def _identified(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Unidentified):
+            headers = (("WWW-Authenticate", outcome.challenge),) if outcome.challenge else ()
+            self.refuse(Refusal(errors.UNIDENTIFIED, outcome.reason, headers=headers))
+            return
+        assert isinstance(outcome, Identity)
+        self.account = account = outcome.account
+        route = self.route
+        hold = self.gateway.ledger.hold(account, route.metric, route.units, self._held, self._idempotency_scope())
+        if self.hold is None and not self.finished:
+            self.hold = hold
+
+    def _idempotency_scope(self) -> bytes | None:
+        """What makes two requests one logical call. Method and target are in it, so that one key cannot make every call free."""
+        head = self.head
+        if head.method not in self.route.idempotent_methods:
+            return None
+        for name in IDEMPOTENCY_KEYS:
+            key = head.fields.get(name)
+            if key and len(key) <= IDEMPOTENCY_KEY_BYTES_MAX:
+                return head.method + b" " + head.target + b"\0" + key
+        return None
+
+    def _held(self, hold: Hold) -> None:
+        self.hold = hold
+        gateway = self.gateway
+        self.held_at = now = gateway.loop.time()
+        gateway.counters.hold.observe(now - self.started)
+        code = hold.code
+        if code == Code.GRANTED or code == Code.REPEAT:
+            self._connect()
+        elif code == Code.UNAVAILABLE and gateway.spool is not None and gateway.spool.admit(self.account, hold.units):
+            self.spooled = True
+            self._connect()
+        else:
+            self.refuse(refusal_of(hold))
+
+    # connect, send
+
+    def _connect(self) -> None:
+        pool = self.gateway.pool
+        connection = pool.take_idle()
+        if connection is not None:
+            self._connected(connection)
+        else:
+            pool.acquire(self._connected)
+
+    def _connected(self, upstream: UpstreamConnection | UpstreamError) -> None:
+        if isinstance(upstream, UpstreamError):
+            if not self.finished:
+                kind = errors.UPSTREAM_FAILED
+                if upstream.overloaded:
+                    kind = errors.OVERLOADED
+                elif upstream.timed_out:
+                    kind = errors.UPSTREAM_TIMEOUT
+                self.gateway.note_upstream_failure(str(upstream))
+                self.refuse(Refusal(kind))
+            return
+        if self.finished:
+            self.gateway.pool.release(upstream)
+            return
+        self.upstream = upstream
+        upstream.user = self
+        self.sent = True
+        request = self._request_head()
+        if self.queued:
+            self._write_pieces(upstream.transport, [request, *self.queued])
+            self.queued = []
+            self.queued_bytes = 0
+            if self.connection is not None and self.body is not None and not self.body.done:
+                self.connection.resume_reading()
+        else:
+            upstream.transport.write(request)
+        self._await_response()
+
+    def _await_response(self) -> None:
+        settings = self.gateway.settings
+        if self.body_done:
+            self.deadline = self.gateway.loop.time() + settings.response_timeout_s
+        else:
+            self.deadline = self.gateway.loop.time() + settings.body_timeout_s
+
+    def _request_head(self) -> bytes:
+        head, connection = self.head, self.connection
+        assert connection is not None
+        tail = connection.forwarded_lines(head)
+        if head.body is BodyKind.CHUNKED:
+            tail += b"Transfer-Encoding: chunked\r\n"
+        if head.upgrade is not None:
+            tail += b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n"
+        elif head.te_trailers:
+            tail += b"Connection: TE\r\nTE: trailers\r\n"
+        if not head.host:
+            tail += b"Host: " + self.gateway.pool.target.authority + b"\r\n"
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.origin_target, head.block, tail)
+
+    def client_data(self, data: bytes) -> None:
+        """A piece of the request's body, or of a tunnel."""
+        if self.tunnel:
+            assert self.upstream is not None
+            self.deadline = self.gateway.loop.time() + self.gateway.settings.tunnel_idle_timeout_s
+            self.upstream.transport.write(data)
+            return
+        body, connection = self.body, self.connection
+        assert body is not None
+        assert connection is not None
+        try:
+            pieces = body.feed(data)
+        except ProtocolError as error:
+            kind = errors.BAD_REQUEST
+            if self.response is None:
+                self._drop_upstream()
+                self.refuse(Refusal(kind, error.reason, error.status))
+            else:
+                self.cut()
+            return
+        if body.done:
+            connection.take_leftover(body.leftover)
+        if self.upstream is not None:
+            self._write_pieces(self.upstream.transport, pieces)
+            if self.response is None:
+                self._await_response()
+        elif not self.finished:
+            self.queued += pieces
+            self.queued_bytes += len(data)
+            if self.queued_bytes >= self.gateway.settings.buffer_bytes_high and not body.done:
+                connection.pause_reading()
+
+    def client_eof(self) -> None:
+        """The client will send nothing more."""
+        if self.tunnel:
+            assert self.upstream is not None
+            if self.upstream.transport.can_write_eof():
+                self.upstream.transport.write_eof()
+            else:
+                self.upstream.transport.close()
+        elif not self.body_done:
+            self.client_gone()  # the request can never be completed
+
+    @staticmethod
+    def _write_pieces(transport: asyncio.Transport, pieces: list[Piece]) -> None:
+        if len(pieces) == 1:
+            transport.write(pieces[0])
+        elif sum(map(len, pieces)) <= _JOIN_BYTES_MAX:
+            transport.write(b"".join(pieces))
+        else:
+            transport.writelines(pieces)
+
+    # respond, stream
+
+    def upstream_data(self, data: bytes) -> None:
+        if self.response is not None:
+            self._stream(data)
+            return
+        self.upstream_spoke = True
+        if self.response_buffer:
+            data = self.response_buffer + data
+        at = 0
+        while True:
+            try:
+                found = self.gateway.response_parser.response(data, self.head.method, at, self.response_searched)
+            except ProtocolError as error:
+                self.gateway.note_upstream_failure(f"{self.gateway.pool.target} answered nonsense: {error.reason}")
+                self._drop_upstream()
+                self.refuse(Refusal(errors.UPSTREAM_FAILED))
+                return
+            if found is None:
+                self.response_buffer = data[at:] if at else data
+                self.response_searched = len(self.response_buffer)
+                return
+            response, at = found
+            self.response_searched = 0
+            if response.status >= 200:
+                break
+            if response.status == 101:
+                self._begin_tunnel(response, data[at:])
+                return
+            if self.connection is not None and self.head.version_minor:
+                # RFC 9110 section 15.2: a proxy forwards 1xx, except to those who cannot know them.
+                interim = status_line(response.status, response.reason) + response.block + b"\r\n"
+                self.connection.transport.write(interim)
+            self.response_buffer = b""
+        self.response_buffer = b""
+        self._respond(response, data[at:] if at < len(data) else b"")
+
+    def _respond(self, response: ResponseHead, rest: bytes) -> None:
+        self.response = response
+        connection = self.connection
+        if connection is None:
+            self._complete_without_client(response.status)
+            return
+        head = self.head
+        kind = response.body
+        is_1_0 = head.version_minor == 0
+        keep = head.keep_alive and self.body_done and not self.gateway.draining and not connection.eof
+        tail = b""
+        if self.hold is not None and (self.hold.open or self.hold.code == Code.REPEAT):
+            tail = granted_fields(self.hold)
+        if kind is BodyKind.CHUNKED or kind is BodyKind.UNTIL_CLOSE:
+            if is_1_0:
+                keep = False
+            else:
+                tail += b"Transfer-Encoding: chunked\r\n"
+        if not keep:
+            tail += b"Connection: close\r\n"
+        elif is_1_0:
+            tail += b"Connection: keep-alive\r\n"
+        connection.keep = keep
+        out = b"%b%b%b\r\n" % (status_line(response.status, response.reason), response.block, tail)
+        if kind is BodyKind.NONE:
+            connection.transport.write(out)
+            self._complete(clean=not rest)
+        elif kind is BodyKind.LENGTH and len(rest) == response.length:
+            # The usual answer: head and body arrived together and leave together.
+            connection.transport.write(out + rest)
+            self._complete(clean=True)
+        else:
+            self.decoder = open_body(
+                kind, response.length, self.gateway.response_parser.response_rules, chunked=not is_1_0
+            )
+            if rest:
+                self._stream(rest, out)
+            else:
+                connection.transport.write(out)
+                self._touch()
+
+    def _stream(self, data: bytes, before: bytes = b"") -> None:
+        connection, decoder = self.connection, self.decoder
+        if self.tunnel:
+            assert connection is not None
+            self._touch_tunnel()
+            connection.transport.write(data)
+            return
+        assert connection is not None
+        assert decoder is not None
+        try:
+            pieces = decoder.feed(data)
+        except ProtocolError as error:
+            self.gateway.note_upstream_failure(f"{self.gateway.pool.target}: {error.reason}")
+            if before:
+                connection.transport.write(before)
+            self.cut()
+            return
+        if before:
+            pieces.insert(0, before)
+        if pieces:
+            self._write_pieces(connection.transport, pieces)
+        if decoder.done:
+            self._complete(clean=not decoder.leftover)
+        else:
+            self._touch()
+
+    def _touch(self) -> None:
+        settings = self.gateway.settings
+        paused = self.connection is not None and self.connection.writing_paused
+        limit = settings.write_timeout_s if paused else settings.upstream_idle_timeout_s
+        self.deadline = self.gateway.loop.time() + limit
+
+    # complete
+
+    def _complete(self, *, clean: bool) -> None:
+        """The whole response was written. ``clean``: nothing followed it, so its connection can be used again."""
+        response, connection, upstream = self.response, self.connection, self.upstream
+        assert response is not None
+        assert connection is not None
+        self.finished = True
+        self._end_hold(response.status, response.status)
+        if upstream is not None:
+            self.upstream = None
+            if clean and response.keep_alive and self.body_done:
+                self.gateway.pool.release(upstream)
+            else:
+                upstream.close()
+        self.gateway.finished(self, response.status, refused=False)
+        connection.exchange_done()
+
+    def _end_hold(self, decisive_status: int, reported_status: int) -> None:
+        """Settles or gives back. ``decisive_status`` is the API's answer; the event carries ``reported_status``."""
+        hold = self.hold
+        if hold is None:
+            return
+        gateway, route = self.gateway, self.route
+        charged = decisive_status in route.charged
+        if hold.open:
+            if not charged:
+                gateway.counters.released += 1
+                gateway.ledger.release(hold)
+                return
+            gateway.ledger.settle(hold, self._event(reported_status))
+            gateway.counters.charged_units[hold.metric] = (
+                gateway.counters.charged_units.get(hold.metric, 0) + hold.units
+            )
+        elif self.spooled and gateway.spool is not None:
+            self.spooled = False
+            if charged:
+                gateway.spool.charge(hold, self._event(reported_status))
+            else:
+                gateway.spool.give_back(self.account, hold.units)
+        hold.callback = None
+
+    def _event(self, status: int):  # type: ignore[no-untyped-def]
+        fields = self.head.fields
+        interaction_id = fields.get(INTERACTION_ID)
+        traceparent = fields.get(TRACEPARENT)
+        elapsed_ms = round((self.gateway.loop.time() - self.started) * 1000, 3)
+        hold = self.hold
+        assert hold is not None
+        method = self.head.method
+        return (
+            hold.account, hold.metric, hold.units, self.route.name, _methods.get(method) or method.decode(), status, elapsed_ms,
+            interaction_id[:128].decode("latin-1") if interaction_id else None,
+            traceparent[:128].decode("latin-1") if traceparent else None,
+        )  # fmt: skip
+
+    def _give_back(self) -> None:
+        """Ends the hold without a charge: the request never reached the API, or the API failed."""
+        hold = self.hold
+        if hold is None:
+            return
+        hold.callback = None
+        if hold.open:
+            self.gateway.counters.released += 1
+            self.gateway.ledger.release(hold)
+        elif self.spooled and self.gateway.spool is not None:
+            self.spooled = False
+            self.gateway.spool.give_back(self.account, hold.units)
+
+    # what goes wrong
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answers with an error. Only while nothing of another response was written."""
+        if self.finished:
+            return
+        self.finished = True
+        self._give_back()
+        self._drop_upstream()
+        status = refusal.status or refusal.kind.status
+        self.gateway.counters.refuse(refusal.kind.name)
+        self.gateway.finished(self, status, refused=True, reason=refusal.kind.name)
+        connection = self.connection
+        if connection is None:
+            return
+        keep = self.head.keep_alive and self.body_done and not self.gateway.draining and status not in (400, 408, 413)
+        interaction_id = self.head.fields.get(INTERACTION_ID)
+        connection.keep = keep
+        connection.transport.write(
+            self.gateway.errors.response(
+                refusal,
+                keep_alive=keep,
+                head_only=self.head.method == b"HEAD",
+                interaction_id=interaction_id.decode("latin-1") if interaction_id else None,
+                version_minor=self.head.version_minor,
+            )
+        )
+        connection.exchange_done(unread_body=not self.body_done)
+
+    def cut(self) -> None:
+        """The response cannot be completed: both ends are closed, so that nobody takes it for whole. Not charged."""
+        if self.finished:
+            return
+        self.finished = True
+        self.gateway.counters.upstream_aborts += 1
+        self._give_back()
+        self._drop_upstream()
+        self.gateway.finished(self, 502, refused=True, reason="upstream-cut")
+        if self.connection is not None:
+            self.connection.abort()
+
+    def _drop_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.close()
+
+    def client_gone(self) -> None:
+        """The client's connection is lost."""
+        if self.finished:
+            return
+        connection, self.connection = self.connection, None
+        self.gateway.counters.client_aborts += 1
+        if self.tunnel:
+            self._end_tunnel()
+        elif self.response is not None:
+            # The API did the work.
+            self.finished = True
+            self._end_hold(self.response.status, CLIENT_CLOSED)
+            self._drop_upstream()
+            self.gateway.finished(self, CLIENT_CLOSED, refused=False)
+        elif self.sent and self.body_done:
+            # It may be doing the work: its status decides.
+            self.gateway.detach(self)
+        else:
+            self.finished = True
+            self._give_back()
+            self.gateway.pool.cancel(self._connected)
+            self._drop_upstream()
+            self.gateway.finished(self, CLIENT_CLOSED, refused=False)
+        if connection is not None:
+            connection.abort()
+
+    def _complete_without_client(self, status: int) -> None:
+        self.finished = True
+        self.gateway.detached.discard(self)
+        self._end_hold(status, CLIENT_CLOSED)
+        self._drop_upstream()
+        self.gateway.finished(self, CLIENT_CLOSED, refused=False)
+
+    def timed_out(self) -> None:
+        """``deadline`` has passed."""
+        if self.tunnel:
+            self._end_tunnel()
+        elif self.response is not None:
+            self.cut()
+        elif not self.body_done and self.queued_bytes < self.gateway.settings.buffer_bytes_high:
+            self._drop_upstream()
+            self.refuse(Refusal(errors.TIMEOUT_CLIENT))
+        else:
+            self.gateway.note_upstream_failure(f"{self.gateway.pool.target} did not answer in time")
+            self.gateway.detached.discard(self)
+            self._drop_upstream()
+            self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
+
+    def upstream_eof(self) -> None:
+        decoder = self.decoder
+        if self.tunnel:
+            if self.connection is not None and self.connection.transport.can_write_eof():
+                self.connection.transport.write_eof()
+            return
+        if decoder is not None and self.response is not None and self.response.body is BodyKind.UNTIL_CLOSE:
+            assert self.connection is not None
+            for piece in decoder.eof():
+                self.connection.transport.write(piece)
+            self._complete(clean=False)
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        upstream, self.upstream = self.upstream, None
+        if self.finished:
+            return
+        if self.tunnel:
+            self._end_tunnel()
+        elif self.response is not None:
+            if self.response.body is BodyKind.UNTIL_CLOSE and exc is None:
+                self.upstream_eof()
+            else:
+                self.cut()
+        elif self._may_repeat(upstream):
+            self.retried = True
+            self.gateway.counters.upstream_retries += 1
+            self.gateway.pool.acquire(self._connected, fresh=True)
+        else:
+            self.gateway.note_upstream_failure(f"{self.gateway.pool.target} closed the connection without an answer")
+            self.gateway.detached.discard(self)
+            self.refuse(Refusal(errors.UPSTREAM_FAILED))
+
+    def _may_repeat(self, upstream: UpstreamConnection | None) -> bool:
+        """A pooled connection that the server had closed meanwhile (RFC 9112 section 9.3.1): only what may be done twice is sent again."""
+        return (
+            upstream is not None and not upstream.fresh and not self.retried and not self.upstream_spoke
+            and self.connection is not None and self.body is None and self.head.method in _IDEMPOTENT
+        )  # fmt: skip
+
+    # back-pressure
+
+    def upstream_pause(self) -> None:
+        if self.connection is not None:
+            self.connection.pause_reading()
+
+    def upstream_resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume_reading()
+
+    def client_pause(self) -> None:
+        if self.upstream is not None:
+            self.upstream.transport.pause_reading()
+            self._touch()
+
+    def client_resume(self) -> None:
+        if self.upstream is not None:
+            self.upstream.transport.resume_reading()
+            self._touch()
+
+    # tunnels
+
+    def _begin_tunnel(self, response: ResponseHead, rest: bytes) -> None:
+        connection = self.connection
+        if self.head.upgrade is None or connection is None or response.upgrade is None:
+            self.gateway.note_upstream_failure(f"{self.gateway.pool.target} switched protocols unasked")
+            self._drop_upstream()
+            self.refuse(Refusal(errors.UPSTREAM_FAILED))
+            return
+        self.response = response
+        self.tunnel = True
+        self.gateway.counters.tunnels += 1
+        lines = response.block + (granted_fields(self.hold) if self.hold is not None else b"")
+        lines += b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n"
+        connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
+        self._end_hold(101, 101)
+        self._touch_tunnel()
+        connection.tunnel_begun()
+
+    def _touch_tunnel(self) -> None:
+        self.deadline = self.gateway.loop.time() + self.gateway.settings.tunnel_idle_timeout_s
+
+    def _end_tunnel(self) -> None:
+        self.finished = True
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.user = None
+            upstream.transport.close()
+        self.gateway.finished(self, 101, refused=False)
+        if self.connection is not None:
+            self.connection.transport.close()

@@ -1,0 +1,343 @@
+"""Heads of HTTP/1.1 messages (RFC 9112, RFC 9110), without I/O: what a head says, and what of it goes on.
+
+Two parsers in a row are safe when the first forwards only what any other reads the same way. So a head either
+matches one strict grammar or is refused; fields that frame a message are refused when they are repeated, odd or
+contradict each other; fields that concern one connection are taken out; the rest is forwarded byte for byte.
+
+A head that lies complete in one piece, as nearly all do, costs one match of one expression and one look at each
+field's name. Everything else is off that path: an incomplete or invalid head is examined in `grammar`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sidecar.proxy.body import BodyKind, BodyRules
+from sidecar.proxy.fields import NEVER_CONNECTION_OPTIONS, FieldReader, list_elements, without
+from sidecar.proxy.grammar import (
+    CONTENT_LENGTH,
+    HOST,
+    STATUS_LINE,
+    TOKEN,
+    ProtocolError,
+    field_lines,
+    field_lines_fault,
+    request_line,
+    request_line_fault,
+    request_line_prefix,
+    status_line_fault,
+)
+from sidecar.proxy.limits import Limits
+from sidecar.proxy.target import split_target
+
+__all__ = ["BodyKind", "HeadParser", "ProtocolError", "RequestHead", "ResponseHead"]
+
+# The heads are values, yet not frozen: a frozen dataclass of fourteen fields takes 2 µs to make, this one 0.4 µs.
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """The head of a request that may be passed on.
+
+    Attributes:
+        method: as received; methods are case-sensitive.
+        target: as received.
+        path: of the target, without query, not normalised; ``*`` for OPTIONS of the whole server.
+        query: without the question mark.
+        host: the authority asked for, with its port; empty only in HTTP/1.0.
+        version_minor: 0 or 1.
+        block: the field lines to forward, each with its CRLF, without the empty line after them. Content-Length is
+            in it; Transfer-Encoding, Connection, Upgrade and TE are not.
+        fields: values of the fields that the parser was told are interesting or dropped, and of those it needs
+            itself, by lower-case name, without white space around them; values of a repeated field are joined with
+            a comma and a space.
+        body: NONE, LENGTH or CHUNKED.
+        length: bytes, for LENGTH.
+        keep_alive: the client lets the connection stay open.
+        expect_continue: the client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
+        upgrade: value of Upgrade, if Connection names it, all its protocols are let through, and there is no body.
+        te_trailers: the client reads trailers (``TE: trailers``, RFC 9110 section 10.1.4).
+    """
+
+    method: bytes
+    target: bytes
+    path: bytes
+    query: bytes
+    host: bytes
+    version_minor: int
+    block: bytes
+    fields: dict[bytes, bytes]
+    body: BodyKind
+    length: int
+    keep_alive: bool
+    expect_continue: bool
+    upgrade: bytes | None
+    te_trailers: bool
+
+    @property
+    def origin_target(self) -> bytes:
+        """The target for an origin server (RFC 9112 section 3.2.1): as received unless that was absolute-form."""
+        if self.target[0] == _SLASH or self.path == b"*":
+            return self.path if self.path == b"*" else self.target
+        return self.path + b"?" + self.query if b"?" in self.target else self.path
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The head of a response that may be passed on; the attributes are those of `RequestHead`.
+
+    ``body`` is NONE for 1xx, 204, 304 and for answers to HEAD, whatever the fields say. ``upgrade`` is the value of
+    Upgrade if Connection names it, for any status.
+    """
+
+    status: int
+    reason: bytes
+    version_minor: int
+    block: bytes
+    fields: dict[bytes, bytes]
+    body: BodyKind
+    length: int
+    keep_alive: bool
+    upgrade: bytes | None
+
+
+# A tunnel would reach the upstream past every check, and TRACE sends back the fields that the gateway added.
+_METHODS_REFUSED = frozenset({b"CONNECT", b"TRACE"})
+
+_SLASH = 0x2F
+_CONTROL = re.compile(rb"[\x00-\x08\n-\x1f\x7f]")
+# Bytes of an incomplete head after which it is examined even if no line of it ended.
+_EXAMINE_EVERY = 1024
+# Valid hosts are remembered, up to this number and length.
+_HOSTS_MAX, _HOST_BYTES_MAX = 256, 64
+
+
+class HeadParser:
+    """Reads heads. Made once per kind of peer; a message leaves nothing behind that changes how the next is read.
+
+    Args:
+        interesting: lower-case names of fields to be put into ``fields``.
+        drop: lower-case names of fields that are not forwarded, besides the hop-by-hop ones. They are put into
+            ``fields`` as well.
+        limits: see `Limits`.
+        upgrades: lower-case names of the protocols to which a client may switch. Never h2c: the requests inside of
+            it would pass uncounted.
+
+    Raises:
+        ValueError: a name is no field name in lower case.
+    """
+
+    def __init__(
+        self,
+        interesting: Iterable[bytes] = (),
+        drop: Iterable[bytes] = (),
+        limits: Limits | None = None,
+        upgrades: Iterable[bytes] = (b"websocket",),
+    ) -> None:
+        self.limits = limits = limits or Limits()
+        self._fields = FieldReader(interesting, drop)
+        self._upgrades = frozenset(upgrades)
+        self._hosts: set[bytes] = set()
+        lines = field_lines(limits.fields_max)
+        self._lines = re.compile(lines)
+        self._request_prefix = request_line_prefix(limits.method_bytes_max, limits.target_bytes_max)
+        start = request_line(limits.method_bytes_max, limits.target_bytes_max)
+        self._request = re.compile(start + rb"(" + lines + rb")\r\n").match
+        self._response = re.compile(STATUS_LINE + rb"(" + lines + rb")\r\n").match
+        never_in_trailers = self._fields.named | NEVER_CONNECTION_OPTIONS
+        #: Rules for the bodies of requests, and for those of responses, whose heads this parser reads.
+        self.request_rules = BodyRules(limits, 400, limits.body_bytes_max, never_in_trailers)
+        self.response_rules = BodyRules(limits, 502, None, never_in_trailers)
+
+    def request(self, buf: bytes, start: int = 0, search_from: int = 0) -> tuple[RequestHead, int] | None:
+        """Read the request head that begins at ``start``.
+
+        Args:
+            buf: what was received so far.
+            start: where the message begins.
+            search_from: ``len(buf)`` of the previous call for the same message; keeps the work linear when a head
+                trickles in.
+
+        Returns:
+            the head and the position after it; None while it is incomplete.
+
+        Raises:
+            ProtocolError: the head is refused; as soon as its bytes cannot become a valid head any more.
+        """
+        if search_from > start and not self._worth_reading(buf, start, search_from):
+            return None
+        match = self._request(buf, start, start + self.limits.head_bytes_max)
+        if match is None:
+            # RFC 9112 section 2.2: one empty line before the request is ignored.
+            start += 2 if buf.startswith(b"\r\n", start) else 0
+            match = self._request(buf, start, start + self.limits.head_bytes_max)
+            if match is None:
+                self._examine_request(buf, start)
+                return None
+        method, target, minor_text, block = match.groups()
+        minor = 1 if minor_text == b"1" else 0
+        fields, block, connection = self._fields.read(block)
+        get = fields.get
+        if method in _METHODS_REFUSED:
+            raise ProtocolError(501, "The method is not implemented.")
+        host = get(b"host", b"")
+        if host not in self._hosts:
+            self._check_host(host, minor)
+        if target[0] == _SLASH:
+            path, _, query = target.partition(b"?")
+        else:
+            path, query, host = split_target(method, target, host)
+
+        kind, length = BodyKind.NONE, 0
+        coding, length_text = get(b"transfer-encoding"), get(b"content-length")
+        if coding is not None or length_text is not None:
+            kind, length = _framing(coding, length_text, minor)
+            if self.limits.body_bytes_max is not None and length > self.limits.body_bytes_max:
+                raise ProtocolError(413, "The body is too large.")
+        expect = get(b"expect")
+        if expect is not None and expect.lower() != b"100-continue":
+            raise ProtocolError(417, "Only the expectation 100-continue can be met.")
+        upgrade = None
+        keep_alive = minor == 1
+        if connection is not None:
+            keep_alive = not connection.close and (keep_alive or connection.keep_alive)
+            if connection.upgrade and minor == 1 and kind is BodyKind.NONE:
+                upgrade = self._allowed_upgrade(get(b"upgrade"))
+        head = RequestHead(
+            method,
+            target,
+            path,
+            query,
+            host,
+            minor,
+            block,
+            fields,
+            kind,
+            length,
+            keep_alive,
+            # RFC 9110 section 10.1.1: the expectation is ignored in HTTP/1.0, and without content.
+            expect is not None and minor == 1 and kind is not BodyKind.NONE,
+            upgrade,
+            b"te" in fields and minor == 1 and b"trailers" in list_elements(fields[b"te"]),
+        )
+        return head, match.end()
+
+    def response(
+        self, buf: bytes, request_method: bytes, start: int = 0, search_from: int = 0
+    ) -> tuple[ResponseHead, int] | None:
+        """Read the response head that begins at ``start`` and answers a ``request_method``; else as `request`.
+
+        Raises:
+            ProtocolError: always with status 502.
+        """
+        if search_from > start and not self._worth_reading(buf, start, search_from):
+            return None
+        match = self._response(buf, start, start + self.limits.head_bytes_max)
+        try:
+            if match is None:
+                self._examine_response(buf, start)
+                return None
+            return self._response_head(match, request_method), match.end()
+        except ProtocolError as error:
+            raise ProtocolError(502, error.reason) from None
+
+    def _response_head(self, match: re.Match[bytes], request_method: bytes) -> ResponseHead:
+        minor_text, status_text, reason, block = match.groups(b"")
+        minor = 1 if minor_text == b"1" else 0
+        status = int(status_text)
+        fields, block, connection = self._fields.read(block)
+        coding, length_text = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+        keep_alive = minor == 1
+        upgrade = None
+        if connection is not None:
+            keep_alive = not connection.close and (keep_alive or connection.keep_alive)
+            upgrade = fields.get(b"upgrade") if connection.upgrade else None
+
+        kind, length = BodyKind.UNTIL_CLOSE, 0
+        if coding is not None or length_text is not None:
+            kind, length = _framing(coding, length_text, minor)
+        if status < 200 or status == 204:
+            # RFC 9110 section 8.6 and RFC 9112 section 6.1: neither field may be here. A length is taken out; after
+            # chunks that may follow nobody could tell where the next response begins.
+            if coding is not None:
+                raise ProtocolError(502, "Transfer-Encoding is given where no body can be.")
+            if length_text is not None:
+                block = without(block, _CONTENT_LENGTH)
+                keep_alive = keep_alive and length == 0
+            kind, length = BodyKind.NONE, 0
+        elif status == 304 or request_method == b"HEAD":
+            kind, length = BodyKind.NONE, 0
+        elif kind is BodyKind.UNTIL_CLOSE:
+            keep_alive = False
+        return ResponseHead(status, reason, minor, block, fields, kind, length, keep_alive, upgrade)
+
+    def _check_host(self, host: bytes, minor: int) -> None:
+        """RFC 9112 section 3.2: one valid Host, or none in HTTP/1.0. Repeated ones were joined with a comma."""
+        if not host and minor == 0:
+            return
+        if not HOST.fullmatch(host):
+            raise ProtocolError(400, "Host is missing, repeated or malformed.")
+        if len(host) <= _HOST_BYTES_MAX:
+            if len(self._hosts) >= _HOSTS_MAX:
+                self._hosts.clear()
+            self._hosts.add(host)
+
+    def _allowed_upgrade(self, value: bytes | None) -> bytes | None:
+        """Upgrade may be ignored at will (RFC 9110 section 7.8), so one that is not allowed is."""
+        return value if value and self._upgrades.issuperset(list_elements(value)) else None
+
+    def _worth_reading(self, buf: bytes, start: int, search_from: int) -> bool:
+        """Whether the bytes since ``search_from`` may have completed the head, or spoilt it."""
+        return (
+            _CONTROL.search(buf, search_from) is not None
+            or len(buf) // _EXAMINE_EVERY != search_from // _EXAMINE_EVERY
+            or len(buf) - start >= self.limits.head_bytes_max
+        )
+
+    def _examine_request(self, buf: bytes, start: int) -> None:
+        """Return if a head that did not match may still become one; else raise ProtocolError."""
+        stop = min(len(buf), start + self.limits.head_bytes_max)
+        if buf[start:stop] != b"\r":
+            self._examine(buf, start, stop, request_line_fault(buf, start, stop, self._request_prefix))
+
+    def _examine_response(self, buf: bytes, start: int) -> None:
+        stop = min(len(buf), start + self.limits.head_bytes_max)
+        self._examine(buf, start, stop, status_line_fault(buf, start, stop))
+
+    def _examine(self, buf: bytes, start: int, stop: int, line_end: int | ProtocolError | None) -> None:
+        fault = line_end
+        if isinstance(line_end, int):
+            fault = field_lines_fault(buf, line_end, stop, self._lines, self.limits.fields_max)
+        if fault is None and stop - start == self.limits.head_bytes_max:
+            fault = ProtocolError(431, "The header fields are too large.")
+        if isinstance(fault, ProtocolError):
+            raise fault
+
+
+_CONTENT_LENGTH = frozenset({b"content-length"})
+
+
+def _framing(coding: bytes | None, length_text: bytes | None, minor: int) -> tuple[BodyKind, int]:
+    """How the body is framed by the fields that are there, of which there is at least one.
+
+    Narrower than RFC 9112 section 6.3: only ``chunked``, once, without Content-Length, not in HTTP/1.0; or one
+    Content-Length. Equal repeated lengths are refused too, as they have no honest origin.
+    """
+    if coding is None:
+        assert length_text is not None
+        if not CONTENT_LENGTH.fullmatch(length_text):
+            raise ProtocolError(400, "Content-Length is repeated or malformed.")
+        length = int(length_text)
+        return (BodyKind.LENGTH if length else BodyKind.NONE), length
+    if length_text is not None:
+        raise ProtocolError(400, "Both Content-Length and Transfer-Encoding are given.")
+    if minor == 0:
+        raise ProtocolError(400, "Transfer-Encoding is not for HTTP/1.0.")
+    if coding.lower() != b"chunked":
+        codings = [part.strip(b" \t") for part in coding.lower().split(b",")]
+        if not all(map(TOKEN.fullmatch, codings)) or b"chunked" in codings[:-1]:
+            raise ProtocolError(400, "Transfer-Encoding is malformed.")
+        raise ProtocolError(501, "The transfer coding is not implemented.")
+    return BodyKind.CHUNKED, 0

@@ -1,0 +1,239 @@
+"""The data plane of one process: what all connections share, listening, sweeping, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+import orjson
+import structlog
+
+from sidecar.identity.chain import IdentityChain
+from sidecar.identity.types import Peer
+from sidecar.ledger.client import LedgerClient
+from sidecar.ledger.outcomes import Code, Event, Hold
+from sidecar.proxy.connection import ClientConnection
+from sidecar.proxy.counters import ProxyCounters
+from sidecar.proxy.errors import ErrorWriter
+from sidecar.proxy.exchange import IDEMPOTENCY_KEYS, INTERACTION_ID, TRACEPARENT, Exchange
+from sidecar.proxy.framing import HeadParser, ProtocolError
+from sidecar.proxy.routes import Route, RouteTable
+from sidecar.proxy.settings import ProxySettings, UpstreamTarget
+from sidecar.proxy.upstream import UpstreamPool
+
+log = structlog.get_logger("sidecar.proxy")
+
+_FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+
+
+class Spool(Protocol):
+    """Where charges go while the ledger is away (`on_ledger_failure: open`)."""
+
+    def admit(self, account: str, units: int) -> bool: ...
+    def charge(self, hold: Hold, event: Event) -> None: ...
+    def give_back(self, account: str, units: int) -> None: ...
+
+
+class Gateway:
+    """Serves connections with one ledger client, one upstream pool, one identity chain."""
+
+    def __init__(
+        self,
+        *,
+        settings: ProxySettings,
+        upstream: UpstreamTarget,
+        routes: RouteTable,
+        identity: IdentityChain,
+        ledger: LedgerClient,
+        trusts: Callable[[str], bool],
+        spool: Spool | None = None,
+        access_log: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.routes = routes
+        self.identity = identity
+        self.ledger = ledger
+        self.trusts = trusts
+        self.spool = spool
+        self.loop = asyncio.get_running_loop()
+        self.counters = ProxyCounters()
+        self.errors = ErrorWriter(settings.error_format, settings.error_documentation_url)
+        self.pool = UpstreamPool(upstream, settings, self.counters)
+        self.no_route = Route("-", free=True)
+        self.unknown_peer = Peer("", False)
+        self.connections: set[ClientConnection] = set()
+        self.detached: set[Exchange] = set()
+        self.draining = False
+        self._access_log = access_log
+        self._servers: list[asyncio.AbstractServer] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._upstream_warned = 0.0
+        interesting = {INTERACTION_ID, TRACEPARENT, *IDEMPOTENCY_KEYS} | identity.reads
+        drop = identity.consumes | identity.spoofable | (set(_FORWARDED) if settings.forwarded_headers else set())
+        self._restored = identity.spoofable - identity.consumes
+        self.request_parser = HeadParser(interesting, drop, settings.limits)
+        self.response_parser = HeadParser((), (), settings.limits)
+        self._via = b"Via: 1.1 %b\r\n" % settings.via if settings.via else b""
+
+    def __repr__(self) -> str:
+        return f"<Gateway connections={len(self.connections)} {self.pool!r} draining={self.draining}>"
+
+    # life
+
+    async def listen(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, backlog: int = 1024, reuse_port: bool = False
+    ) -> int:
+        """Accepts connections; returns the port.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        server = await self.loop.create_server(
+            lambda: ClientConnection(self), host, port, ssl=tls, backlog=backlog, reuse_port=reuse_port or None
+        )
+        self._servers.append(server)
+        if self._sweeper is None:
+            self._sweeper = self.loop.create_task(self._sweep())
+        bound: int = server.sockets[0].getsockname()[1]
+        return bound
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stops accepting, lets requests end, settles what they hold. False if some had to be cut off."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        deadline = self.loop.time() + timeout_s
+        while (self.connections or self.detached) and self.loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        clean = not self.connections and not self.detached
+        for connection in list(self.connections):
+            connection.abort()
+        if not clean:
+            await asyncio.sleep(0)  # lets the aborted connections end their holds
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.pool.close()
+        return clean
+
+    async def _sweep(self) -> None:
+        settings = self.settings
+        shortest = min(
+            settings.header_timeout_s, settings.idle_timeout_s, settings.body_timeout_s, settings.response_timeout_s,
+            settings.upstream_idle_timeout_s, settings.write_timeout_s, settings.tunnel_idle_timeout_s,
+        )  # fmt: skip
+        period = min(0.5, max(0.02, shortest / 4))
+        while True:
+            await asyncio.sleep(period)
+            now = self.loop.time()
+            for connection in list(self.connections):
+                connection.sweep(now)
+            for exchange in list(self.detached):
+                if exchange.deadline < now:
+                    exchange.timed_out()
+            self.pool.sweep(now)
+
+    # connections
+
+    def admit(self, connection: ClientConnection) -> bool:
+        """Counts a new connection in, unless the limit is reached or the gateway drains."""
+        if self.draining or len(self.connections) >= self.settings.connections_max:
+            self.counters.connections_refused += 1
+            return False
+        self.counters.connections_accepted += 1
+        self.connections.add(connection)
+        return True
+
+    def detach(self, exchange: Exchange) -> None:
+        """An exchange goes on without its client, until the API's answer decides whether it is charged."""
+        self.detached.add(exchange)
+
+    def forwarded_suffix(self, peer: Peer, *, secure: bool) -> bytes:
+        """What every request of an untrusted peer is forwarded with."""
+        if not self.settings.forwarded_headers:
+            return self._via
+        address = peer.address.encode() or b"unknown"
+        scheme = b"https" if secure else b"http"
+        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (address, scheme, self._via)
+
+    def forwarded_by_trusted(self, peer: Peer, fields: dict[bytes, bytes], *, secure: bool) -> bytes:
+        """The same for a trusted peer, whose own fields are believed and extended."""
+        address = peer.address.encode() or b"unknown"
+        before = fields.get(b"x-forwarded-for")
+        chain = before + b", " + address if before else address
+        scheme = fields.get(b"x-forwarded-proto") or (b"https" if secure else b"http")
+        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (chain, scheme, self._via)
+        if b"x-forwarded-host" in fields:
+            lines += b"X-Forwarded-Host: %b\r\n" % fields[b"x-forwarded-host"]
+        for name in self._restored:
+            if name in fields:
+                lines += b"%b: %b\r\n" % (name, fields[name])
+        return lines
+
+    # what has happened
+
+    def finished(self, exchange: Exchange, status: int, *, refused: bool, reason: str = "") -> None:
+        """Counts and logs a request that is over."""
+        counters = self.counters
+        now = self.loop.time()
+        elapsed = now - exchange.started
+        method = exchange.head.method
+        endpoint = exchange.route.name
+        hold = exchange.hold
+        account = exchange.account
+        counters.latency.observe(elapsed)
+        counters.count(account or "-", _METHODS.get(method, "OTHER"), endpoint, status)
+        if hold is not None and hold.code == Code.GRANTED and hold.x >= 0 and hold.view is not None:
+            label = counters.label(account)
+            if label == account:
+                counters.remaining[label] = (hold.x, hold.view.digits)
+        if self._access_log is not None and (self.settings.access_log == "all" or status >= 500 or refused):
+            fields = exchange.head.fields
+            interaction_id, traceparent = fields.get(INTERACTION_ID), fields.get(TRACEPARENT)
+            connection = exchange.connection
+            self._access_log(
+                orjson.dumps(
+                    {
+                        "event": "request",
+                        "method": method.decode("latin-1"),
+                        "endpoint": endpoint,
+                        "path": exchange.head.path[:512].decode("latin-1"),
+                        "status": status,
+                        "account": account or None,
+                        "reason": reason or None,
+                        "duration_ms": round(elapsed * 1000, 3),
+                        "units": hold.units if hold is not None and not refused else 0,
+                        "client": connection.peer.address if connection is not None else None,
+                        "interaction_id": interaction_id[:128].decode("latin-1") if interaction_id else None,
+                        "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,
+                    }
+                )  # fmt: skip
+            )
+
+    def refused_head(self, connection: ClientConnection, error: ProtocolError) -> None:
+        """Counts and logs bytes that are no request."""
+        self.counters.count("-", "OTHER", "-", error.status)
+        if self._access_log is not None:
+            self._access_log(
+                orjson.dumps(
+                    {
+                        "event": "refused",
+                        "status": error.status,
+                        "reason": error.reason,
+                        "client": connection.peer.address,
+                    }
+                )  # fmt: skip
+            )
+
+    def note_upstream_failure(self, message: str) -> None:
+        """Logs it, at most once a second."""
+        now = self.loop.time()
+        if now - self._upstream_warned > 1.0:
+            self._upstream_warned = now
+            log.warning("upstream failed", error=message)
+
+
+_METHODS = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
