@@ -142,9 +142,13 @@ class LedgerClient:
             await asyncio.sleep(self._heartbeat_s)
             await asyncio.gather(*(link.heartbeat() for link in self._links))
 
+    async def drain(self, timeout_s: float) -> bool:
+        """Waits until every operation is known to be done; False if that takes longer."""
+        return all(await asyncio.gather(*(link.drain(timeout_s) for link in self._links)))
+
     async def close(self, timeout_s: float = 5.0) -> bool:
         """Waits until all operations are known to be done, leaves the ledger, closes. False: some were not done in time."""
-        drained = all(await asyncio.gather(*(link.drain(timeout_s) for link in self._links)))
+        drained = await self.drain(timeout_s)
         if not drained:
             log.error("stopped with operations that Valkey has not confirmed", operations=self.backlog)
         for task in self._tasks:

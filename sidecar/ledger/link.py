@@ -153,7 +153,10 @@ class Link:
         self._gather(self._loop.time()).add_release(hold)
 
     def settle_late(self, hold: Hold, event: Event) -> None:
-        """Charges units for which no hold exists (a spool's); the hold's idempotency key makes a repetition harmless."""
+        """Charges units for which no hold exists (a spool's); the hold's idempotency key makes a repetition harmless.
+
+        The hold's callback is called when Valkey has the charge: GRANTED, or REPEAT if it had it already.
+        """
         hold.epoch = -1
         self.counters.settles += 1
         self._gather(self._loop.time()).add_settle(hold, event)
@@ -249,6 +252,8 @@ class Link:
         for single, answer in zip(batch.singles, singles, strict=True):
             if single.kind == HOLD:
                 self._deliver((single.hold,), answer, batch.epoch)
+            elif single.hold.callback is not None:
+                self._decide(single.hold, answer[3])
         if self._pending.operations or self._isolate:
             self._flush()
 

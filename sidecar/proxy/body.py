@@ -155,13 +155,12 @@ class UntilCloseBody:
         return [b"0\r\n\r\n"] if self._chunked else []
 
 
-_FIRST_SIZE_LINE = re.compile(CHUNK_SIZE_LINE)
-_NEXT_SIZE_LINE = re.compile(rb"\r\n" + CHUNK_SIZE_LINE)
+_SIZE_LINE = re.compile(CHUNK_SIZE_LINE)
+_CHUNK_END_AND_SIZE_LINE = re.compile(rb"\r\n" + CHUNK_SIZE_LINE)
 # What may become a size line. It takes a few extensions that the line does not; they are refused with the line.
-_PARTIAL_LINE = rb"(?:[0-9A-Fa-f]{1,16}+(?:;[\t -~\x80-\xff]*+)?+\r?+)?+"
-_FIRST_PARTIAL_LINE = re.compile(_PARTIAL_LINE)
-_NEXT_PARTIAL_LINE = re.compile(rb"(?:\r(?:\n" + _PARTIAL_LINE + rb")?+)?+")
-_SIZE_LINE_BYTES_MAX = len("\r\n\r\n") + 16
+_PARTIAL_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:;[\t -~\x80-\xff]*+)?+\r?+)?+")
+_PARTIAL_CHUNK_END = re.compile(rb"\r?+")
+_SIZE_LINE_BYTES_MAX = 16 + len("\r\n")
 # Above it a receiver that counts in signed 64-bit integers would see a negative size.
 _CHUNK_BYTES_MAX = 2**63 - 1
 # Below it a copy is cheaper than a memoryview and what a transport does with one.
@@ -176,8 +175,8 @@ class ChunkedDecoder:
     """
 
     __slots__ = (
+        "_at_line",
         "_extension_bytes",
-        "_first",
         "_held",
         "_in_trailers",
         "_left",
@@ -192,7 +191,7 @@ class ChunkedDecoder:
         self._rules = rules
         self._plain = plain
         self._left = 0  # bytes of the current chunk that have not come yet
-        self._first = True
+        self._at_line = True  # the CRLF of the chunk before has been taken
         self._in_trailers = False
         self._held = b""  # an incomplete size line or trailer section; bounded by their limits
         self._extension_bytes = 0
@@ -228,18 +227,23 @@ class ChunkedDecoder:
             if self._in_trailers:
                 self._end(data, kept, at, pieces)
                 return pieces
-            match = (_FIRST_SIZE_LINE if self._first else _NEXT_SIZE_LINE).match(data, at)
+            match = (_SIZE_LINE if self._at_line else _CHUNK_END_AND_SIZE_LINE).match(data, at)
             if match is None:
+                if not self._at_line and data.startswith(b"\r\n", at):
+                    # The end of a chunk goes on at once: there are receivers that act on whole chunks only.
+                    self._at_line = True
+                    at += 2
                 self._hold_size_line(data, at)
                 break
             size_text, extension = match.groups()
             size = self._open_chunk(size_text, len(extension))
             if not self._plain and (extension or (size_text[0] == 0x30 and len(size_text) > 1)):
-                pieces.append(_cut(data, kept, at))
-                pieces.append(b"%x\r\n" % size if self._first else b"\r\n%x\r\n" % size)
+                if at > kept:
+                    pieces.append(_cut(data, kept, at))
+                pieces.append(b"%x\r\n" % size if self._at_line else b"\r\n%x\r\n" % size)
                 kept = match.end()
             at = match.end()
-            self._first = False
+            self._at_line = False
         if not self._plain and at > kept:
             pieces.append(_cut(data, kept, at))
         return pieces
@@ -256,17 +260,17 @@ class ChunkedDecoder:
         if self._extension_bytes > rules.limits.chunk_extension_bytes_max:
             raise ProtocolError(rules.refuse_with, "There are too many chunk extensions.")
         size = int(size_text, 16)
-        if rules.body_bytes_max is not None and self.received + size > rules.body_bytes_max:
-            raise ProtocolError(413, "The body is too large.")
         if size > _CHUNK_BYTES_MAX:
             raise ProtocolError(rules.refuse_with, "A chunk is too large.")
+        if rules.body_bytes_max is not None and self.received + size > rules.body_bytes_max:
+            raise ProtocolError(413, "The body is too large.")
         self._left = size
         self._in_trailers = size == 0
         return size
 
     def _hold_size_line(self, data: bytes, at: int) -> None:
         """Keep an incomplete size line for the next piece, unless it cannot become one any more."""
-        partial = (_FIRST_PARTIAL_LINE if self._first else _NEXT_PARTIAL_LINE).fullmatch(data, at)
+        partial = (_PARTIAL_SIZE_LINE if self._at_line else _PARTIAL_CHUNK_END).fullmatch(data, at)
         line_bytes_max = _SIZE_LINE_BYTES_MAX + self._rules.limits.chunk_extension_bytes_max
         if partial is None or len(data) - at > line_bytes_max:
             raise ProtocolError(self._rules.refuse_with, "A chunk's size line is malformed.")
@@ -280,15 +284,16 @@ class ChunkedDecoder:
         else:
             limits = self._rules.limits
             lines = _trailer_lines(limits.trailer_fields_max)
-            match = lines.match(data, at, at + limits.trailer_bytes_max)
+            section_stop = at + limits.trailer_bytes_max
+            match = lines.match(data, at, section_stop)
             assert match is not None, "no line is a match too"
             section = match[0]
-            if not section or not data.startswith(b"\r\n", match.end()):
+            end = match.end() + 2
+            if not section or end > section_stop or not data.startswith(b"\r\n", match.end()):
                 self._hold_trailers(data, at, lines)
                 if not self._plain and at > kept:
                     pieces.append(_cut(data, kept, at))
                 return
-            end = match.end() + 2
             forwarded = self._forwarded(section)
         self.done = True
         self.leftover = data[end:]
@@ -301,9 +306,7 @@ class ChunkedDecoder:
 
     def _forwarded(self, section: bytes) -> bytes:
         forwards = self._rules.forwards_trailer
-        return b"".join(
-            line for line in section.splitlines(keepends=True) if forwards(line.partition(b":")[0])
-        )
+        return b"".join(line for line in section.splitlines(keepends=True) if forwards(line.partition(b":")[0]))
 
     def _hold_trailers(self, data: bytes, at: int, lines: re.Pattern[bytes]) -> None:
         """Keep an incomplete trailer section for the next piece, unless it is wrong already."""

@@ -57,7 +57,8 @@ class ClientConnection(asyncio.Protocol):
         if not gateway.admit(self):
             self.transport.abort()
             return
-        self.transport.set_write_buffer_limits(high=gateway.settings.buffer_bytes_high)
+        settings = gateway.settings
+        self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
         name = transport.get_extra_info("peername")
         address = name[0] if isinstance(name, tuple) else ""
         tls = transport.get_extra_info("ssl_object")
@@ -108,6 +109,12 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.client_resume()
 
     # requests
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another request may follow on this connection."""
+        most = self.gateway.settings.requests_per_connection_max
+        return not self.gateway.draining and not self.eof and (not most or self.requests < most)
 
     def _read_head(self, buffer: bytes) -> None:
         gateway = self.gateway

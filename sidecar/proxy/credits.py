@@ -50,23 +50,23 @@ def _rate_fields(hold: Hold, view: AccountView, retry_s: int | None = None, poli
     return [("RateLimit-Policy", policies), ("RateLimit", ", ".join(limits))]
 
 
-def granted_fields(hold: Hold) -> bytes:
+def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True) -> bytes:
     """Field lines for the response to a charged request, each with its CRLF."""
     view = hold.view
     if view is None:
         return b""
-    remaining = "unlimited" if hold.x < 0 else view.money(hold.x)
-    if hold.code == Code.REPEAT:
-        return (
-            f"X-Credits-Remaining: {remaining}\r\nX-Credits-Charged: 0\r\nX-Credits-Currency: {view.currency}\r\n"
-            f"X-Credits-Repeat: true\r\n"
-        ).encode()
-    text = (
-        f"X-Credits-Remaining: {remaining}\r\nX-Credits-Charged: {view.money(hold.y)}\r\n"
-        f"X-Credits-Currency: {view.currency}\r\n"
-    )
-    for name, value in _rate_fields(hold, view):
-        text += f"{name}: {value}\r\n"
+    text = ""
+    if credits:
+        remaining = "unlimited" if hold.x < 0 else view.money(hold.x)
+        text = (
+            f"X-Credits-Remaining: {remaining}\r\nX-Credits-Charged: {view.money(hold.y)}\r\n"
+            f"X-Credits-Currency: {view.currency}\r\n"
+        )
+        if hold.code == Code.REPEAT:
+            text += "X-Credits-Repeat: true\r\n"
+    if rate_limit:
+        for name, value in _rate_fields(hold, view):
+            text += f"{name}: {value}\r\n"
     return text.encode()
 
 

@@ -13,7 +13,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
-from sidecar.ledger.outcomes import Code, Hold
+from sidecar.ledger.outcomes import Code, Event, Hold
 from sidecar.proxy import errors
 from sidecar.proxy.body import Body, BodyKind, Piece, open_body
 from sidecar.proxy.credits import granted_fields, refusal_of
@@ -346,10 +346,8 @@ class Exchange:
         head = self.head
         kind = response.body
         is_1_0 = head.version_minor == 0
-        keep = head.keep_alive and self.body_done and not self.gateway.draining and not connection.eof
-        tail = b""
-        if self.hold is not None and (self.hold.open or self.hold.code == Code.REPEAT):
-            tail = granted_fields(self.hold)
+        keep = head.keep_alive and self.body_done and connection.may_go_on
+        tail = self._credit_fields()
         if kind is BodyKind.CHUNKED or kind is BodyKind.UNTIL_CLOSE:
             if is_1_0:
                 keep = False
@@ -377,6 +375,12 @@ class Exchange:
             else:
                 connection.transport.write(out)
                 self._touch()
+
+    def _credit_fields(self) -> bytes:
+        hold, settings = self.hold, self.gateway.settings
+        if hold is None or not (hold.open or hold.code == Code.REPEAT):
+            return b""
+        return granted_fields(hold, credits=settings.credit_headers, rate_limit=settings.rate_limit_headers)
 
     def _stream(self, data: bytes, before: bytes = b"") -> None:
         connection, decoder = self.connection, self.decoder
@@ -452,7 +456,7 @@ class Exchange:
                 gateway.spool.give_back(self.account, hold.units)
         hold.callback = None
 
-    def _event(self, status: int):  # type: ignore[no-untyped-def]
+    def _event(self, status: int) -> Event:
         fields = self.head.fields
         interaction_id = fields.get(INTERACTION_ID)
         traceparent = fields.get(TRACEPARENT)
@@ -494,7 +498,7 @@ class Exchange:
         connection = self.connection
         if connection is None:
             return
-        keep = self.head.keep_alive and self.body_done and not self.gateway.draining and status not in (400, 408, 413)
+        keep = self.head.keep_alive and self.body_done and connection.may_go_on and status not in (400, 408, 413)
         interaction_id = self.head.fields.get(INTERACTION_ID)
         connection.keep = keep
         connection.transport.write(
@@ -644,8 +648,9 @@ class Exchange:
         self.response = response
         self.tunnel = True
         self.gateway.counters.tunnels += 1
-        lines = response.block + (granted_fields(self.hold) if self.hold is not None else b"")
-        lines += b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n"
+        lines = (
+            response.block + self._credit_fields() + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n"
+        )
         connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
         self._end_hold(101, 101)
         self._touch_tunnel()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from sidecar.config.routes import Template
 
 _MEMORY_MAX = 4096
 """Paths remembered. Paths hold ids, so the memory is emptied when it is full rather than left to grow."""
-
-_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +30,8 @@ class Route:
     deny: bool = False
     charged: frozenset[int] = field(default_factory=lambda: frozenset(range(100, 500)), repr=False)
     idempotent_methods: frozenset[bytes] = frozenset({b"POST", b"PUT", b"PATCH"})
-    pattern: re.Pattern[bytes] | None = field(default=None, repr=False)
+    template: Template | None = field(default=None, repr=False)
     methods: frozenset[bytes] | None = None
-
-
-def compile_template(template: str) -> re.Pattern[bytes]:
-    """``/accounts/{AccountId}/**`` as an expression over routing paths. ``{x}`` is one segment, a last ``**`` any number of them.
-
-    Raises:
-        ValueError: the template is malformed; the message says how.
-    """
-    if not template.startswith("/"):
-        raise ValueError(f"path {template!r} does not begin with a slash")
-    parts = []
-    segments = template.split("/")[1:]
-    for number, segment in enumerate(segments, start=1):
-        if segment == "**":
-            if number != len(segments):
-                raise ValueError(f"path {template!r} has ** before its end")
-            parts.append("(?:/.*)?")
-            break
-        if _PARAMETER.fullmatch(segment):
-            parts.append("/[^/]+")
-        elif re.search(r"[{}*?#\s%]", segment):
-            raise ValueError(f"path {template!r}: segment {segment!r} is neither text nor one {{Parameter}}")
-        else:
-            parts.append("/" + re.escape(segment))
-    return re.compile("".join(parts).encode() or b"/")
 
 
 class RouteTable:
@@ -81,31 +55,10 @@ class RouteTable:
         return route
 
     def _search(self, method: bytes, path: bytes) -> Route:
-        bare = path[:-1] if len(path) > 1 and path.endswith(b"/") else path
+        text = path.decode("latin-1")
         for route in self.routes:
             if route.methods is not None and method not in route.methods:
                 continue
-            if route.pattern is not None and route.pattern.fullmatch(bare):
+            if route.template is not None and route.template.matches(text):
                 return route
         return self._default
-
-
-def parse_statuses(ranges: Iterable[str]) -> frozenset[int]:
-    """``2xx``, ``200-499`` and ``404`` as the set of statuses they mean.
-
-    Raises:
-        ValueError: a range is malformed or outside of 100–599.
-    """
-    found: set[int] = set()
-    for text in ranges:
-        if match := re.fullmatch(r"([1-5])xx", text):
-            low = int(match[1]) * 100
-            found.update(range(low, low + 100))
-        elif match := re.fullmatch(r"([1-5]\d\d)(?:-([1-5]\d\d))?", text):
-            low, high = int(match[1]), int(match[2] or match[1])
-            if low > high:
-                raise ValueError(f"status range {text!r} runs backwards")
-            found.update(range(low, high + 1))
-        else:
-            raise ValueError(f"{text!r} is not a status, a range like 200-499, or a class like 2xx")
-    return frozenset(found)

@@ -56,6 +56,11 @@ class ProxySettings:
     """Accepted and closed at once beyond it."""
     buffer_bytes_high: int = 262_144
     """What either direction of a request may have unsent in memory before its sender is paused."""
+    buffer_bytes_low: int = 65_536
+    requests_per_connection_max: int = 0
+    """Closes a client connection after so many, so that load balancers spread anew; 0 for any number."""
+    credit_headers: bool = True
+    rate_limit_headers: bool = True
     forwarded_headers: bool = True
     via: bytes = b"quota-sidecar"
     error_format: str = "problem"

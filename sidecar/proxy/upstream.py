@@ -54,7 +54,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        self.transport.set_write_buffer_limits(high=self.pool.settings.buffer_bytes_high)
+        settings = self.pool.settings
+        self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
 
     def data_received(self, data: bytes) -> None:
         if self.user is not None:
