@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sidecar.config.operations import AdminSettings
 from sidecar.control.assemble import SetupError
@@ -36,6 +34,7 @@ class AdminServer:
         metrics: the exposition text.
         status: what ``/v1/status`` shows.
         accounts: None where there is no ledger to ask.
+        socket_path: a Unix socket instead of the configured address.
     """
 
     def __init__(
@@ -46,13 +45,17 @@ class AdminServer:
         metrics: Callable[[], Awaitable[bytes]],
         status: Callable[[], Awaitable[Mapping[str, Any]]],
         accounts: Accounts | None = None,
+        socket_path: str | None = None,
     ) -> None:
         self._settings = settings
+        self._socket_path = socket_path
         self._health = health
         self._metrics = metrics
         self._status = status
         self._accounts = accounts
-        self._token = settings.token.get_secret_value() if settings.token is not None else None
+        # A worker's socket lies in a directory that only its parent can enter; the parent asks for the token.
+        wanted = settings.token if socket_path is None else None
+        self._token = wanted.get_secret_value() if wanted is not None else None
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
@@ -70,13 +73,19 @@ class AdminServer:
         app.router.add_get("/v1/accounts/{id}", self._show)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
+        site: web.BaseSite
+        if self._socket_path is not None:
+            site = web.UnixSite(self._runner, self._socket_path)
+        else:
+            site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
         try:
             await site.start()
         except OSError as error:
             await self._runner.cleanup()
             where = f"{self._settings.host}:{self._settings.port}"
             raise SetupError(f"admin: {where}: {error.strerror or error}") from None
+        if self._socket_path is not None:
+            return 0
         port: int = self._runner.addresses[0][1]
         return port
 
@@ -142,11 +151,3 @@ def _default(value: object) -> object:
 def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     body = orjson.dumps({"type": "about:blank", "status": status, "detail": detail})
     return web.Response(body=body, status=status, content_type="application/problem+json", headers=headers)
-
-
-def exposition(registry: CollectorRegistry) -> bytes:
-    return generate_latest(registry)
-
-
-def health_document(health: Health) -> dict[str, Any]:
-    return asdict(health)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-#: The id is Lago's ``external_id``, OpenMeter's subject, a part of Valkey keys, of admin URLs and of log lines. These
-#: characters need no escape in any of them; a comma or space would let a doubled header pass for one id.
+#: The id is Lago's ``external_id``, OpenMeter's subject, a part of Valkey keys, of admin URLs and of log
+#: lines. These characters need no escape in any of them; a comma or space would let a doubled header pass for
+#: one id.
 ACCOUNT_ID = re.compile(r"[A-Za-z0-9._:@+-]{1,128}")
 
 

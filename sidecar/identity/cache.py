@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """At most ``entries_max`` entries. When an entry ends is for the values to say: it differs in every use."""
+    """At most ``entries_max`` entries. When an entry ends is for the values to say."""
 
     def __init__(self, entries_max: int) -> None:
         assert entries_max > 0

@@ -1,4 +1,4 @@
-"""What identity takes from an X.509 certificate (RFC 5280): the organisation identifiers and the end of its life.
+"""What identity takes from a certificate (RFC 5280): the organisation identifiers and the end of its life.
 
 Whether the certificate is genuine was settled by whoever ended TLS; nothing here verifies a chain.
 """
@@ -20,6 +20,9 @@ from sidecar.identity.types import Outcome
 DER_BYTES_MAX: Final = 32 * 1024
 
 _ORGANISATION_IDENTIFIER = x509.ObjectIdentifier(OID)
+
+#: TypeError: a name's value is of an ASN.1 type that a name must not have.
+_UNREADABLE = (ValueError, TypeError, x509.InvalidVersion)
 
 
 class CertificateError(ValueError):
@@ -49,26 +52,27 @@ def read_der(der: bytes) -> Certificate:
         raise CertificateError("the certificate is too large")
     try:
         return _read(x509.load_der_x509_certificate(der), der)
-    except (ValueError, x509.InvalidVersion):
+    except _UNREADABLE:
         raise CertificateError("the certificate cannot be read") from None
 
 
 def read_url_encoded_pem(text: str) -> Certificate:
-    """Read a certificate in PEM (RFC 7468) with percent-encoding, as Envoy forwards it. Raises ``CertificateError``."""
+    """Read a certificate in PEM (RFC 7468) with percent-encoding, as Envoy has it.
+
+    Raises ``CertificateError``.
+    """
     pem = unquote_to_bytes(text)
     if pem.count(b"-----BEGIN ") != 1:
         raise CertificateError("the certificate is not one PEM block")
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         return _read(certificate, certificate.public_bytes(Encoding.DER))
-    except (ValueError, x509.InvalidVersion):
+    except _UNREADABLE:
         raise CertificateError("the certificate cannot be read") from None
 
 
 def _read(certificate: x509.Certificate, der: bytes) -> Certificate:
-    values = [a.value for a in certificate.subject.get_attributes_for_oid(_ORGANISATION_IDENTIFIER)]
-    identifiers = tuple(value for value in values if isinstance(value, str))
-    if len(identifiers) != len(values):
-        raise CertificateError("the certificate's organizationIdentifier is not text")
+    attributes = certificate.subject.get_attributes_for_oid(_ORGANISATION_IDENTIFIER)
+    identifiers = tuple(a.value for a in attributes if isinstance(a.value, str))  # bytes are of another OID alone
     not_after_s = certificate.not_valid_after_utc.timestamp()
     return Certificate(identifiers, not_after_s, hashlib.sha256(der).digest())

@@ -1,7 +1,8 @@
-"""Distinguished names in text: RFC 4514, and what RFC 2253 section 4 asks of readers (spaces around separators, "OID.").
+"""Distinguished names in text (RFC 4514), read as leniently as RFC 2253 section 4 asks: spaces, "OID.".
 
-The quoted values of RFC 1779 are refused. No writer of today makes them, and inside an X-Forwarded-Client-Cert value,
-which has quotes of its own, they would let two readers disagree about where a name ends.
+The quoted values of RFC 1779 are refused. No writer of today makes them, and inside an
+X-Forwarded-Client-Cert value, which has quotes of its own, they would let two readers disagree about where a
+name ends.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _hexstring(text: str, at: int) -> tuple[str | bytes, int]:
 
 
 def _der_content(der: bytes, at: int) -> bytes:
-    """Answer what follows tag and length (X.690 section 8.1.3, definite form), which must be the whole rest."""
+    """Answer what follows tag and length (X.690 section 8.1.3, definite form): all the rest."""
     if len(der) >= 2:
         first, header = der[1], 2
         if first & 0x80:

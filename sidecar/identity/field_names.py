@@ -17,13 +17,26 @@ HYPHENS_MAX: Final = 6
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")  # RFC 9110 section 5.6.2, with a limit
 
-#: Fields that frame the message, steer it, or belong to another resolver: no credential may be read from them.
+#: Fields that frame the message, steer it, or belong to another resolver: no other credential is read there.
 _RESERVED = frozenset(
     {
-        "authorization", "connection", "content-length", "content-type", "cookie", "expect", "forwarded", "host",
-        "keep-alive", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade", "via",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "cookie",
+        "expect",
+        "forwarded",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "via",
     }
-)  # fmt: skip
+)
 
 
 def check_field_name(name: str) -> str:
@@ -48,8 +61,8 @@ def lower(name: str) -> bytes:
 def spellings(name: bytes) -> frozenset[bytes]:
     """Answer every spelling of ``name`` with hyphens and underscores exchanged.
 
-    CGI-like servers (RFC 3875 section 4.1.18) see ``X_TPP_Id`` and ``X-TPP-Id`` as one variable, so a forged field has
-    to be dropped in each of them. At most 2^6 by ``HYPHENS_MAX``.
+    CGI-like servers (RFC 3875 section 4.1.18) see ``X_TPP_Id`` and ``X-TPP-Id`` as one variable, so a forged
+    field has to be dropped in each of them. At most 2^6 by ``HYPHENS_MAX``.
     """
     parts = re.split(rb"[-_]", name)
     seams = itertools.product((b"-", b"_"), repeat=len(parts) - 1)

@@ -13,7 +13,7 @@ from sidecar.identity.types import Fields, Outcome, Peer, Unidentified
 
 
 class MtlsResolver:
-    """Reads the eIDAS organisation identifier, once per certificate: connections show the same bytes again and again.
+    """Reads the eIDAS organisation identifier, once per certificate.
 
     The end of the certificate's life is looked at with every request, since a connection may outlive it.
     """

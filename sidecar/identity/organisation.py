@@ -1,6 +1,7 @@
 """The eIDAS organisation identifier: its grammar, and which account it stands for.
 
-ETSI TS 119 495 section 5.2.1 (GEN-5.2.1-3) for payment service providers, ETSI EN 319 412-1 section 5.1.4 for the rest.
+ETSI TS 119 495 section 5.2.1 (GEN-5.2.1-3) for payment service providers, ETSI EN 319 412-1 section 5.1.4 for
+the rest.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ OID: Final = "2.5.4.97"
 
 Scheme = Literal["PSD", "NTR", "VAT", "LEI"]
 
-#: The numbers come from registers with rules of their own, so any printable ASCII may be in them; blanks at the ends
-#: are a mistake, and would make two names of one.
+#: The numbers come from registers with rules of their own, so any printable ASCII may be in them; blanks at
+#: the ends are a mistake, and would make two names of one.
 _NUMBER = r"[!-~](?:[ -~]{0,62}[!-~])?"
 
 GRAMMAR: Final[Mapping[Scheme, re.Pattern[str]]] = {
     # "PSD", country of the authority (ISO 3166), authority of 2 to 8 capitals, authorisation number
     "PSD": re.compile(rf"PSD[A-Z]{{2}}-[A-Z]{{2,8}}-{_NUMBER}"),
-    # national trade register; a subdivision after "+" is allowed by the CA/Browser Forum EV Guidelines, section 9.2.8
+    # national trade register; a subdivision after "+" is allowed by the CA/Browser Forum EV Guidelines,
+    # section 9.2.8
     "NTR": re.compile(rf"NTR[A-Z]{{2}}(?:\+[A-Z0-9]{{1,3}})?-{_NUMBER}"),
     # value added tax number; EL stands for Greece
     "VAT": re.compile(rf"VAT[A-Z]{{2}}-{_NUMBER}"),
@@ -33,7 +35,7 @@ GRAMMAR: Final[Mapping[Scheme, re.Pattern[str]]] = {
 }
 
 
-def is_organisation_identifier(text: str, schemes: Collection[Scheme] = ("PSD",)) -> bool:
+def is_organisation_identifier(text: str, schemes: Collection[Scheme]) -> bool:
     """Tell whether ``text`` follows the grammar of one of ``schemes``. Case counts."""
     return any(GRAMMAR[scheme].fullmatch(text) for scheme in schemes)
 
@@ -56,8 +58,8 @@ class OrganisationRules:
     def decide(self, identifiers: Sequence[str]) -> Outcome:
         """Answer the account of the one identifier among ``identifiers`` that belongs to a configured scheme.
 
-        Two that differ are refused: which of them the certificate's holder goes by is not for us to guess. Without a
-        table the identifier is the account id; with one, an identifier that it lacks is refused.
+        Two that differ are refused: which of them the certificate's holder goes by is not for us to guess.
+        Without a table the identifier is the account id; with one, an identifier that it lacks is refused.
         """
         if not identifiers:
             return self.refuse("the certificate has no organizationIdentifier (OID 2.5.4.97)")

@@ -10,15 +10,15 @@ UNIX: Final = "unix"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: Addresses remembered. Connections come from few peers, and a scan from many addresses must not fill the memory.
+#: Connections come from few peers, and a scan from many addresses must not fill the memory.
 _REMEMBERED_MAX = 4096
 
 
 def parse_network(text: str) -> Network:
     """Read a network in CIDR form or a single address.
 
-    Raises ``ValueError`` that names the entry, also when bits are set outside of the mask: ``10.1.2.3/8`` may be a
-    mistake for ``10.1.2.3/32``, and to trust sixteen million hosts by mistake is worse than to refuse.
+    Raises ``ValueError`` that names the entry, also when bits are set outside of the mask: ``10.1.2.3/8`` may
+    be a mistake for ``10.1.2.3/32``, and to trust sixteen million hosts by mistake is worse than to refuse.
     """
     try:
         return ipaddress.ip_network(text)
@@ -27,7 +27,7 @@ def parse_network(text: str) -> Network:
 
 
 class TrustedPeers:
-    """A list of networks, and ``"unix"`` for clients on a Unix socket. Empty: nobody, not even loopback."""
+    """Networks, and ``"unix"`` for clients on a Unix socket. Empty: nobody, not even loopback."""
 
     def __init__(self, entries: Sequence[str] = ()) -> None:
         """Raises ``ValueError`` that names the bad entry."""
@@ -36,7 +36,7 @@ class TrustedPeers:
         self._remembered: dict[str, bool] = {}
 
     def trusts(self, address: str) -> bool:
-        """Tell whether ``address`` ("" for a Unix socket) is in the list. A text that is no address is not."""
+        """Tell whether ``address`` ("" for a Unix socket) is in the list; what is no address is not."""
         known = self._remembered.get(address)
         if known is not None:
             return known

@@ -24,27 +24,20 @@ class SingleFlight(Generic[K, V]):
         self._closed = False
 
     def begin(self, key: K, call: Callable[[], Awaitable[V]]) -> None:
-        """Start the call unless one is under way; nobody needs its answer, and its failure is for ``call`` to report."""
-        if key in self._waiters or self._closed:
-            return
-        self._waiters[key] = []
-        task = asyncio.get_running_loop().create_task(self._run(key, call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Start the call unless one is under way. Nobody waits for it: what it raises is lost."""
+        if key not in self._waiters and not self._closed:
+            self._start(key, call, [])
 
     def join(self, key: K, call: Callable[[], Awaitable[V]]) -> asyncio.Future[V]:
-        """Answer a future for the result of the call under way, or else of a new one. It raises what the call raises."""
+        """Answer a future for what the call under way, or else a new one, will answer or raise."""
         future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
-        self.begin(key, call)
         if self._closed:
             future.set_exception(_closing())
-        else:
+        elif key in self._waiters:
             self._waiters[key].append(future)
+        else:
+            self._start(key, call, [future])
         return future
-
-    def is_flying(self, key: K) -> bool:
-        """Tell whether a call is under way."""
-        return key in self._waiters
 
     async def close(self) -> None:
         """End the calls under way; who waits for them gets ``IdentityUnavailable``."""
@@ -56,13 +49,19 @@ class SingleFlight(Generic[K, V]):
         for key in list(self._waiters):  # a task cancelled before its first step never saw its waiters
             self._fail(key, _closing())
 
+    def _start(self, key: K, call: Callable[[], Awaitable[V]], waiters: list[asyncio.Future[V]]) -> None:
+        self._waiters[key] = waiters
+        task = asyncio.get_running_loop().create_task(self._run(key, call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _run(self, key: K, call: Callable[[], Awaitable[V]]) -> None:
         try:
             value = await call()
         except asyncio.CancelledError:
             self._fail(key, _closing())
             raise
-        except Exception as error:  # whatever it is belongs to the waiters: swallowed here, they would wait for ever
+        except Exception as error:  # it belongs to the waiters; lost here, it would let them wait for ever
             self._fail(key, error)
         else:
             for future in self._waiters.pop(key):

@@ -20,8 +20,9 @@ from sidecar.identity.xfcc_grammar import Element
 class XfccResolver:
     """Believes the header when the peer is trusted; otherwise it is as if the header were not there.
 
-    The element is counted from the right, like the addresses of ``X-Forwarded-For``: what stands further left was written
-    by someone further away. An element that is not there is a refusal, never a reason to take another.
+    The element is counted from the right, like the addresses of ``X-Forwarded-For``: what stands further left
+    was written by someone further away. An element that is not there is a refusal, never a reason to take
+    another.
     """
 
     name = "xfcc"
@@ -37,7 +38,8 @@ class XfccResolver:
             self.name, schemes=settings.schemes, accounts=settings.accounts, challenge=self.challenge
         )
         self._expired: Unidentified = self._rules.refuse("the client certificate has expired")
-        # Keyed by digest: a header with a certificate in it has some kilobytes, and a cache of them some megabytes.
+        # Keyed by digest: a header with a certificate in it has some kilobytes, and a cache of them some
+        # megabytes.
         self._verdicts: BoundedCache[bytes, Verdict] = BoundedCache(settings.cache_entries)
         self._wall = wall
 

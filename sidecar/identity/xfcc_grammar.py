@@ -1,13 +1,13 @@
 """Grammar of Envoy's ``X-Forwarded-Client-Cert``.
 
-Source: Envoy documentation, "HTTP header manipulation", x-forwarded-client-cert. A comma-separated list of elements, one
-per proxy, oldest first; an element is a semicolon-separated list of ``key=value``; keys ignore case; a value with a
-separator in it stands in double quotes.
+Source: Envoy documentation, "HTTP header manipulation", x-forwarded-client-cert. A comma-separated list of
+elements, one per proxy, oldest first; an element is a semicolon-separated list of ``key=value``; keys ignore
+case; a value with a separator in it stands in double quotes.
 
-Two things follow from what Envoy really writes. It puts the subject in quotes as RFC 2253 gives it, so the backslashes
-inside are the name's own and are left for its parser. And it writes URI and DNS without quotes, although they come from the
-caller's certificate and may hold separators; so Subject and Cert are believed only in quotes, which neither a URI nor a
-DNS name can contain.
+Two things follow from what Envoy really writes. It puts the subject in quotes as RFC 2253 gives it, so the
+backslashes inside are the name's own and are left for its parser. And it writes URI and DNS without quotes,
+although they come from the caller's certificate and may hold separators; so Subject and Cert are believed
+only in quotes, which neither a URI nor a DNS name can contain.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class XfccError(ValueError):
 class Element:
     """What one proxy says of the certificate that its client showed.
 
-    ``subject`` is a distinguished name in RFC 2253 text, ``cert`` and ``chain`` are PEM in percent-encoding, ``hash`` is
-    SHA-256 in hexadecimal. Keys that Envoy may add one day are skipped.
+    ``subject`` is a distinguished name in RFC 2253 text, ``cert`` and ``chain`` are PEM in percent-encoding,
+    ``hash`` is SHA-256 in hexadecimal. Keys that Envoy may add one day are skipped.
     """
 
     by: tuple[str, ...] = ()

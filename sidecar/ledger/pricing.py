@@ -15,6 +15,9 @@ MAX_INT = 2**53 - 1
 DIGITS_MAX = 12
 """No price or amount may have more decimals: 10^-12 of a currency unit leaves 9,007 units of money below 2^53."""
 
+MAGNITUDE_MAX = 15
+"""Order of magnitude of 2^53: an integer of 10^16 or more lies above it."""
+
 TIERS_MAX = 100
 
 
@@ -68,6 +71,15 @@ def amounts(table: PriceTable) -> Iterable[Decimal]:
                 yield tier.flat
 
 
+def _reduced(value: Decimal) -> tuple[int, str, int]:
+    """Sign, digits without trailing zeros, and exponent of a finite value. (normalize() would round to the context.)"""
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    text = "".join(map(str, digits)).lstrip("0")
+    significant = text.rstrip("0")
+    return sign, significant, exponent + len(text) - len(significant)
+
+
 def decimals(value: Decimal) -> int:
     """How many decimals ``value`` needs: 2 for 1.50 as for 1.5 it is 1, 0 for 300.
 
@@ -76,9 +88,8 @@ def decimals(value: Decimal) -> int:
     """
     if not value.is_finite():
         raise PriceError(f"{value} is not a finite amount")
-    exponent = value.normalize().as_tuple().exponent
-    assert isinstance(exponent, int)
-    digits = max(0, -exponent)
+    _, significant, exponent = _reduced(value)
+    digits = max(0, -exponent) if significant else 0
     if digits > DIGITS_MAX:
         raise PriceError(f"{value} has {digits} decimals; at most {DIGITS_MAX} can be represented")
     return digits
@@ -88,23 +99,34 @@ def scale(value: Decimal, digits: int, what: str) -> int:
     """``value`` as an integer of 10^-digits.
 
     Raises:
-        PriceError: it needs more digits, or its magnitude reaches 2^53.
+        PriceError: it is not finite, needs more digits, or its magnitude reaches 2^53.
     """
-    if decimals(value) > digits:
+    try:
+        needed = decimals(value)
+    except PriceError as error:
+        raise PriceError(f"{what}: {error}") from None
+    if needed > digits:
         raise PriceError(f"{what}: {value} needs more than {digits} decimals")
-    scaled = int(value.scaleb(digits))
-    if abs(scaled) > MAX_INT:
+    sign, significant, exponent = _reduced(value)
+    if not significant:
+        return 0
+    # The order of magnitude first: 1E+999999999 written out would fill the memory.
+    magnitude = len(significant) + exponent + digits - 1
+    scaled = int(significant) * 10 ** (exponent + digits) if magnitude <= MAGNITUDE_MAX else MAX_INT + 1
+    if scaled > MAX_INT:
         raise PriceError(f"{what}: {value} with {digits} decimals does not fit below 2^53")
-    return scaled
+    return -scaled if sign else scaled
 
 
 def pack(table: PriceTable, digits: int, what: str) -> PackedTable:
     """The table as the scripts read it (docs/ledger.md, "Price tables").
 
     Raises:
-        PriceError: negative amounts, bounds that do not rise, or a constant that does not fit below 2^53.
+        PriceError: negative or infinite amounts, bounds that do not rise, or a constant that does not fit below 2^53.
     """
     for amount in amounts(table):
+        if not amount.is_finite():
+            raise PriceError(f"{what}: {amount} is not a finite amount")
         if amount < 0:
             raise PriceError(f"{what}: negative amount {amount}")
     match table:
@@ -138,12 +160,11 @@ def _pack_tiers(tiers: tuple[Tier, ...], digits: int, what: str, *, cumulative: 
         if not below < to <= MAX_INT:
             raise PriceError(f"{where}: upper bound {to} does not lie above {below}")
         unit, flat = scale(tier.unit, digits, where), scale(tier.flat, digits, where)
-        # The scripts compute `cost so far + flat - unit * below`; every part of it has to be exact.
-        cost += flat
-        if unit * below > MAX_INT or cost > MAX_INT:
-            raise PriceError(f"{where}: what the tiers before it cost does not fit below 2^53 with {digits} decimals")
-        if not last and cumulative:
-            cost += (to - below) * unit
+        # A tier whose first unit cannot be paid for in exact money can never be used.
+        first = cost + unit if cumulative else (below + 1) * unit
+        if first + flat > MAX_INT:
+            raise PriceError(f"{where}: what its first unit costs does not fit below 2^53 with {digits} decimals")
+        cost += (to - below) * unit + flat
         packed += (to, unit, flat)
         below = to
     return packed

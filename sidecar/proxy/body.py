@@ -161,6 +161,8 @@ _CHUNK_END_AND_SIZE_LINE = re.compile(rb"\r\n" + CHUNK_SIZE_LINE)
 _PARTIAL_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:;[\t -~\x80-\xff]*+)?+\r?+)?+")
 _PARTIAL_CHUNK_END = re.compile(rb"\r?+")
 _SIZE_LINE_BYTES_MAX = 16 + len("\r\n")
+# One text for both: which of them is noticed first depends on how the line was cut.
+_BAD_SIZE_LINE = "A chunk's size line is malformed, or there are too many extensions."
 # Above it a receiver that counts in signed 64-bit integers would see a negative size.
 _CHUNK_BYTES_MAX = 2**63 - 1
 # Below it a copy is cheaper than a memoryview and what a transport does with one.
@@ -258,7 +260,7 @@ class ChunkedDecoder:
         rules = self._rules
         self._extension_bytes += extension_bytes
         if self._extension_bytes > rules.limits.chunk_extension_bytes_max:
-            raise ProtocolError(rules.refuse_with, "There are too many chunk extensions.")
+            raise ProtocolError(rules.refuse_with, _BAD_SIZE_LINE)
         size = int(size_text, 16)
         if size > _CHUNK_BYTES_MAX:
             raise ProtocolError(rules.refuse_with, "A chunk is too large.")
@@ -273,7 +275,7 @@ class ChunkedDecoder:
         partial = (_PARTIAL_SIZE_LINE if self._at_line else _PARTIAL_CHUNK_END).fullmatch(data, at)
         line_bytes_max = _SIZE_LINE_BYTES_MAX + self._rules.limits.chunk_extension_bytes_max
         if partial is None or len(data) - at > line_bytes_max:
-            raise ProtocolError(self._rules.refuse_with, "A chunk's size line is malformed.")
+            raise ProtocolError(self._rules.refuse_with, _BAD_SIZE_LINE)
         self._held = data[at:]
 
     def _end(self, data: bytes, kept: int, at: int, pieces: list[Piece]) -> None:

@@ -114,6 +114,8 @@ class FieldReader:
             # An equal line has the same name, so it does not matter which of them goes.
             lines.remove(line)
         block = b"\r\n".join(lines)
+        if b"transfer-encoding" in fields:
+            self._check_coding_lines(dropped_lines)
         text = fields.get(b"connection")
         if text is None:
             return fields, block, None
@@ -121,6 +123,13 @@ class FieldReader:
         if connection.names:
             block = without(block, connection.names)
         return fields, block, connection
+
+    def _check_coding_lines(self, lines: list[bytes]) -> None:
+        """Refuse Transfer-Encoding with white space that some parsers (llhttp is one) take for a part of the coding."""
+        for line in lines:
+            name, _, value = line.partition(b":")
+            if self._names[name] == b"transfer-encoding" and (b"\t" in value or value.endswith(b" ")):
+                raise ProtocolError(400, "Transfer-Encoding is malformed.")
 
     def _read_connection(self, text: bytes) -> Connection:
         options = frozenset(list_elements(text))

@@ -96,9 +96,7 @@ def account_json(account: Account) -> dict[str, object]:
         "AccountType": "Business" if account.id == "acc-002" else "Personal",
         "AccountSubType": "CurrentAccount",
         "Nickname": account.nickname,
-        "Account": [
-            {"SchemeName": account.scheme, "Identification": account.identification, "Name": account.holder}
-        ],
+        "Account": [{"SchemeName": account.scheme, "Identification": account.identification, "Name": account.holder}],
     }
 
 

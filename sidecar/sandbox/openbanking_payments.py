@@ -108,9 +108,7 @@ class Payments:
         """Runs ``create`` for a new idempotency key; answers as before for a known key with the same body."""
         key = request.headers.get(IDEMPOTENCY_KEY, "")
         if not key.strip():
-            raise bad_request(
-                "UK.OBIE.Header.Missing", f"{IDEMPOTENCY_KEY} is required on POST", IDEMPOTENCY_KEY
-            )
+            raise bad_request("UK.OBIE.Header.Missing", f"{IDEMPOTENCY_KEY} is required on POST", IDEMPOTENCY_KEY)
         if len(key) > IDEMPOTENCY_KEY_CHARS_MAX:
             message = f"{IDEMPOTENCY_KEY} is longer than {IDEMPOTENCY_KEY_CHARS_MAX} characters"
             raise bad_request("UK.OBIE.Header.Invalid", message, IDEMPOTENCY_KEY)
@@ -164,9 +162,7 @@ class Payments:
             raise bad_request("UK.OBIE.Resource.NotFound", "there is no such consent", "ConsentId")
         return consent
 
-    def _consent_answer(
-        self, request: web.Request, consent: Consent, *, status: int, shown: str = ""
-    ) -> web.Response:
+    def _consent_answer(self, request: web.Request, consent: Consent, *, status: int, shown: str = "") -> web.Response:
         data = {
             "ConsentId": consent.id,
             "CreationDateTime": instant(consent.created),

@@ -63,7 +63,8 @@ def error_answer(error: ObieError) -> web.Response:
 
 def base_url(request: web.Request) -> str:
     """Scheme and authority as the caller wrote them: links lead through a gateway that keeps ``Host``."""
-    return f"{request.scheme}://{request.host}"
+    host = request.host.encode("ascii", "replace").decode()
+    return f"{request.scheme}://{host}"
 
 
 def envelope(request: web.Request, data: object, *, status: int = 200) -> web.Response:

@@ -1,6 +1,6 @@
 """Meters: which events count, what of them is summed, and by which of their values usage can be told apart.
 
-Source: ``openmeter/meter/meter.go`` (rules), ``openmeter/streaming/clickhouse/meter_query.go`` (what a path means).
+Source: ``openmeter/meter/meter.go`` (rules), ``openmeter/meter/parse.go`` (what is wrong with an event's value).
 """
 
 from __future__ import annotations
@@ -8,26 +8,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, get_args
+
+from sidecar.sandbox.openmeter_paths import MISSING, PathError, look_up, parse_number, path_steps
 
 Aggregation = Literal["SUM", "COUNT", "UNIQUE_COUNT", "AVG", "MIN", "MAX", "LATEST"]
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 
 SLUG = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
 SLUG_CHARS_MAX = 64
-PATH_CHARS_MAX = 256
 _GROUP_KEY = re.compile(r"[a-zA-Z_][0-9a-zA-Z_]*")
-_STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_-]*)|\[\"([^\"\]]+)\"\]|\['([^'\]]+)'\]|\[([0-9]{1,6})\]")
 
 
 class MeterError(ValueError):
     """A meter's definition breaks a rule. The message says which."""
 
 
-def _no_groups() -> Mapping[str, str]:
+def _nothing() -> Mapping[str, str]:
     return {}
 
 
@@ -35,18 +35,20 @@ def _no_groups() -> Mapping[str, str]:
 class Meter:
     """A meter. Raises :class:`MeterError` for what OpenMeter would refuse.
 
-    Paths are JSONPath rooted at the event's ``data``: ``$.endpoint``, never ``$.data.endpoint``. Understood are
-    names, ``["quoted names"]`` and ``[indexes]``. A meter takes every event of its ``event_type``.
+    Paths are JSONPath rooted at the event's ``data``: ``$.endpoint``, never ``$.data.endpoint``. Understood
+    are names, ``["quoted names"]`` and ``[indexes]``. A meter takes every event of its ``event_type``: events of
+    several ledger metrics are added up, unless a query groups or filters by ``metric``.
     """
 
     slug: str
     event_type: str
     aggregation: Aggregation
     value_property: str | None = None
-    group_by: Mapping[str, str] = field(default_factory=_no_groups)
+    group_by: Mapping[str, str] = field(default_factory=_nothing)
     name: str = ""
     description: str = ""
     event_from: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=_nothing)
 
     def __post_init__(self) -> None:
         if not SLUG.fullmatch(self.slug) or len(self.slug) > SLUG_CHARS_MAX:
@@ -55,12 +57,15 @@ class Meter:
             raise MeterError(f"{self.slug}: meter event type is required")
         if self.aggregation not in AGGREGATIONS:
             raise MeterError(f"{self.slug}: invalid aggregation type: {self.aggregation}")
-        if (self.value_property is None) != (self.aggregation == "COUNT"):
-            rule = "not allowed when" if self.aggregation == "COUNT" else "required when the aggregation is not"
-            tail = "the aggregation is count" if self.aggregation == "COUNT" else "count"
-            raise MeterError(f"{self.slug}: meter value property is {rule} {tail}")
-        if self.value_property is not None:
-            path_steps(self.value_property)
+        if self.aggregation == "COUNT":
+            if self.value_property is not None:
+                rule = "not allowed when the aggregation is count"
+                raise MeterError(f"{self.slug}: meter value property is {rule}")
+        elif self.value_property is None:
+            rule = "required when the aggregation is not count"
+            raise MeterError(f"{self.slug}: meter value property is {rule}")
+        else:
+            self._check_path(self.value_property)
         for key, path in self.group_by.items():
             if not path.startswith("$"):
                 raise MeterError(f"{self.slug}: meter group by value must start with $ for key {key}")
@@ -68,8 +73,15 @@ class Meter:
                 rule = "only alphanumeric and underscore characters are allowed"
                 raise MeterError(f"{self.slug}: meter group by key {key} is invalid, {rule}")
             if path == self.value_property:
-                raise MeterError(f"{self.slug}: meter group by value {key} cannot be the same as value property")
+                rule = "cannot be the same as value property"
+                raise MeterError(f"{self.slug}: meter group by value {key} {rule}")
+            self._check_path(path)
+
+    def _check_path(self, path: str) -> None:
+        try:
             path_steps(path)
+        except PathError as error:
+            raise MeterError(f"{self.slug}: {error}") from None
 
     @property
     def id(self) -> str:
@@ -107,52 +119,22 @@ DEFAULT_METERS = (
 )
 
 
-def path_steps(path: str) -> tuple[str | int, ...]:
-    """A JSONPath as names and indexes. Raises :class:`MeterError` for one that is not understood."""
-    steps: list[str | int] = []
-    at = 1
-    while path[:1] == "$" and at < len(path) <= PATH_CHARS_MAX:
-        match = _STEP.match(path, at)
-        if match is None:
-            break
-        index = match.group(4)
-        steps.append(int(index) if index is not None else next(g for g in match.groups()[:3] if g is not None))
-        at = match.end()
-    if not steps or at != len(path):
-        raise MeterError(f"invalid JSONPath: {path[:80]!r}")
-    return tuple(steps)
-
-
-def path_reader(path: str) -> Callable[[object], str]:
-    """What ClickHouse's ``JSON_VALUE`` answers for ``path`` in parsed data: text, "" if missing or not a scalar."""
-    steps = path_steps(path)
-
-    def read(data: object) -> str:
-        value = data
-        for step in steps:
-            if isinstance(step, str) and isinstance(value, dict):
-                value = value.get(step, _MISSING)
-            elif isinstance(step, int) and isinstance(value, list) and step < len(value):
-                value = value[step]
-            else:
-                return ""
-        return _scalar_text(value)
-
-    return read
-
-
-_MISSING = object()
-
-
-def _scalar_text(value: object) -> str:
-    if isinstance(value, str):
-        return value
+def value_error(meter: Meter, data: object) -> str | None:
+    """Why an event of the meter's type adds nothing to it; None if it does."""
+    if meter.value_property is None:
+        return None
+    if data is None:
+        return "invalid event: null and missing value property"
+    value = look_up(path_steps(meter.value_property), data)
+    if value is MISSING:
+        return f'invalid event: missing value property: "{meter.value_property}"'
     if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        # Go passes every number through a float64 and writes a whole one without a fraction.
-        number = float(value)
-        return str(int(number)) if number.is_integer() and abs(number) < 1e21 else repr(number)
-    return ""
+        return "invalid event: value cannot be null"
+    if meter.aggregation == "UNIQUE_COUNT":
+        return None
+    if isinstance(value, str):
+        number = parse_number(value)
+        return f"invalid event: value cannot be parsed as float64: {value[:80]}" if number is None else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"invalid event: unsupported value property type: {type(value).__name__}"
+    return None

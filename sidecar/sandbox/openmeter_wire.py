@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from http import HTTPStatus
 
 import orjson
@@ -17,9 +18,7 @@ from aiohttp import web
 PROBLEM_TYPE = "application/problem+json"
 V3_BAD_REQUEST = "https://kongapi.info/konnect/bad-request"
 
-_RFC3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})"
-)
+_RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ def problem_answer(problem: Problem, instance: str) -> web.Response:
         "type": "about:blank" if problem.invalid is None else V3_BAD_REQUEST,
         "title": title,
         "status": problem.status,
-        "detail": problem.detail,
+        # What was quoted from a header field may hold bytes that are no UTF-8.
+        "detail": problem.detail.encode("utf-8", "replace").decode(),
         "instance": instance,
     }
     if problem.invalid:
@@ -65,8 +65,9 @@ def json_answer(value: object, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
 
 
+@lru_cache(maxsize=1024)  # the events of a batch are of few instants
 def parse_time(text: str) -> datetime | None:
-    """An RFC 3339 date-time with its offset, or None if it is not one. Digits beyond microseconds are dropped."""
+    """An RFC 3339 date-time with its offset; None if it is not one. Digits beyond microseconds are dropped."""
     if not _RFC3339.fullmatch(text):
         return None
     try:

@@ -1,0 +1,161 @@
+"""``sidecar check``: validate a configuration, connect to everything that it names, report."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import typer
+
+from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, run_async
+from sidecar.config.loading import load_config
+from sidecar.config.models import Config
+from sidecar.config.valkey_url import Cluster
+from sidecar.control import assemble
+from sidecar.control.assemble import SetupError
+from sidecar.control.store import open_store
+from sidecar.identity.build import build_chain
+from sidecar.identity.types import IdentitySetupError
+from sidecar.ledger.topology import Client
+
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``ok`` is None for advice: it works, but may not be what is wanted."""
+
+    what: str
+    ok: bool | None
+    detail: str
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(check)
+
+
+def check(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Validate a configuration, connect to Valkey, the API and OpenMeter, and report. Changes nothing.
+
+    Example: [bold]sidecar check -c gateway.yaml[/bold]
+    """
+    loaded = load_config(config, os.environ)
+    findings = [Finding("configuration", True, "valid"), *run_async(_check(loaded))]
+    failed = any(finding.ok is False for finding in findings)
+    if json:
+        print_json({"ok": not failed, "findings": findings})
+    else:
+        marks = {True: "[green]ok[/green]    ", False: "[red]failed[/red]", None: "[yellow]advice[/yellow]"}
+        for finding in findings:
+            detail = finding.detail.replace("[", "\\[")
+            console.print(f"{marks[finding.ok]}  {finding.what}: {detail}", soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+async def _check(config: Config) -> list[Finding]:
+    findings: list[Finding] = []
+    findings += await _attempt("files", _files, config)
+    findings += await _attempt("valkey", _valkey, config)
+    findings += await _attempt("upstream", _upstream, config)
+    findings += await _attempt("openmeter", _openmeter, config)
+    return findings
+
+
+async def _attempt(what: str, step: Callable[[Config], Awaitable[list[Finding]]], config: Config) -> list[Finding]:
+    try:
+        async with asyncio.timeout(TIMEOUT_S * 2):
+            return await step(config)
+    except TimeoutError:
+        return [Finding(what, False, f"no answer within {TIMEOUT_S * 2:g} s")]
+    except Exception as error:  # whatever goes wrong in a check is its result
+        return [Finding(what, False, str(error) or type(error).__name__)]
+
+
+async def _files(config: Config) -> list[Finding]:
+    assemble.listen_tls(config)
+    assemble.upstream_target(config)
+    try:
+        build_chain(config.identity, _NoKeys())
+    except IdentitySetupError as error:
+        raise SetupError(str(error)) from None
+    spool = assemble.spool_settings(config)
+    if spool is not None and not os.access(spool.directory.parent, os.W_OK):
+        return [Finding("spool", False, f"{spool.directory}: cannot be written")]
+    return [Finding("files", True, "certificates and directories can be used")]
+
+
+class _NoKeys:
+    async def account_of(self, sha256_hex: str) -> str | None:
+        return None
+
+
+async def _valkey(config: Config) -> list[Finding]:
+    async with open_store(config.valkey, assemble.keys(config)) as store:
+        began = time.perf_counter()
+        await store.client.ping()
+        elapsed_ms = (time.perf_counter() - began) * 1000
+        accounts = await store.accounts.list("", 1000)
+        number = f"{len(accounts)}{'+' if len(accounts) == 1000 else ''}"
+        findings = [Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms; {number} accounts")]
+        if not accounts:
+            findings.append(Finding("accounts", None, "the ledger has none; load some with `sidecar account load`"))
+        if not isinstance(config.valkey, Cluster):
+            findings += await _valkey_settings(store.client)
+        return findings
+
+
+async def _valkey_settings(client: Client) -> list[Finding]:
+    findings = []
+    info: dict[str, Any] = await client.info()
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        findings.append(Finding("valkey maxmemory-policy", False, f"{policy}: balances and unsent events could be "
+                                "evicted; set noeviction"))  # fmt: skip
+    if not info.get("aof_enabled"):
+        findings.append(Finding("valkey appendonly", None, "no: a restart of Valkey loses what was debited since the "
+                                "last snapshot"))  # fmt: skip
+    return findings
+
+
+async def _upstream(config: Config) -> list[Finding]:
+    target = assemble.upstream_target(config)
+    began = time.perf_counter()
+    async with asyncio.timeout(TIMEOUT_S):
+        if target.path is not None:
+            _, writer = await asyncio.open_unix_connection(target.path)
+        else:
+            _, writer = await asyncio.open_connection(
+                target.host, target.port, ssl=target.tls,
+                server_hostname=target.server_hostname if target.tls else None,
+            )  # fmt: skip
+    writer.close()
+    elapsed_ms = (time.perf_counter() - began) * 1000
+    return [Finding("upstream", True, f"{config.upstream.url} accepts connections ({elapsed_ms:.1f} ms)")]
+
+
+async def _openmeter(config: Config) -> list[Finding]:
+    url = config.metering.url
+    if url is None:
+        return [Finding("openmeter", None, "metering.url is not set; usage events stay in the outbox")]
+    headers = {"Authorization": f"Bearer {config.metering.token.get_secret_value()}"} if config.metering.token else {}
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+        session.get(f"{url}/api/v1/meters") as response,
+    ):
+        if response.status != 200:
+            return [Finding("openmeter", False, f"{url} answers {response.status} to GET /api/v1/meters")]
+        meters = [str(meter.get("slug")) for meter in await response.json()]
+    wanted = {route.metric for route in config.routes if not route.free}
+    if not isinstance(config.default_route, str) and not config.default_route.free:
+        wanted.add(config.default_route.metric)
+    missing = sorted(wanted - set(meters))
+    findings = [Finding("openmeter", True, f"{url} answers; meters: {', '.join(meters) or 'none'}")]
+    if missing:
+        findings.append(Finding("openmeter meters", None, f"there is no meter for {', '.join(missing)}"))
+    return findings

@@ -1,0 +1,110 @@
+"""What all commands share: options, errors, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Coroutine, Iterable, Sequence
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sidecar.config.loading import load_config
+from sidecar.config.valkey_url import Topology, ValkeyUrlError, parse_valkey_url
+from sidecar.control import assemble
+from sidecar.ledger.keys import Keys
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="Configuration file (YAML). SIDECAR_… variables override it.", show_default=False
+    ),
+]
+ValkeyOption = Annotated[
+    str | None, typer.Option("--valkey", help="URL of Valkey, instead of the configuration's.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints an error and ends the process."""
+    errors.print(f"[red]error:[/red] {_plain(message)}", soft_wrap=True)
+    sys.exit(code)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Runs on uvloop."""
+    import uvloop
+
+    result: T = uvloop.run(main)
+    return result
+
+
+def where(config: Path | None, valkey: str | None) -> tuple[Topology, Keys]:
+    """Where the ledger is: ``--valkey`` alone, or a configuration.
+
+    Raises:
+        ConfigError: the configuration is wrong, or there is none.
+    """
+    if valkey is not None:
+        try:
+            return parse_valkey_url(valkey), Keys()
+        except ValkeyUrlError as error:
+            fail(f"--valkey: {error}", 2)
+    if config is None and "SIDECAR_VALKEY" not in os.environ:
+        fail("say where the ledger is: --config FILE or --valkey URL", 2)
+    if config is None:
+        try:
+            return parse_valkey_url(os.environ["SIDECAR_VALKEY"]), Keys()
+        except ValkeyUrlError as error:
+            fail(f"SIDECAR_VALKEY: {error}", 2)
+    loaded = load_config(config, os.environ)
+    return loaded.valkey, assemble.keys(loaded)
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses and decimals as JSON has them; money stays text, never a float."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(orjson.dumps(jsonable(value), option=orjson.OPT_INDENT_2).decode())
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = Table(title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(str(cell)) for cell in row))
+    console.print(table)

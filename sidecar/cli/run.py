@@ -1,0 +1,88 @@
+"""``sidecar run`` and ``sidecar control``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import orjson
+import typer
+
+from sidecar.cli.output import ConfigOption, errors, run_async
+from sidecar.config.loading import load_config
+from sidecar.config.models import Config
+from sidecar.control import logs
+from sidecar.control.serve import Ready, run_control_plane, run_data_plane
+from sidecar.control.signals import stop_event
+from sidecar.control.workers import Supervisor, stop_with_parent, worker_place
+
+ReadyJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when ready.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command()(control)
+
+
+def run(config: ConfigOption = None, json: ReadyJson = False) -> None:
+    """Run the gateway (data plane): proxy and ledger client.
+
+    SIGTERM drains it: readiness fails, requests under way end, what they hold settles; then it exits with 0.
+
+    Example: [bold]sidecar run -c gateway.yaml[/bold]
+    """
+    loaded = load_config(config, os.environ)
+    logs.configure(loaded.log.level, loaded.log.format)
+    sys.exit(0 if run_async(_run(loaded, json)) else 1)
+
+
+def control(config: ConfigOption = None, json: ReadyJson = False) -> None:
+    """Run the control plane: deliver usage events to OpenMeter, give back holds of dead gateways.
+
+    Several may run at once; one takes over what another left.
+
+    Example: [bold]sidecar control -c gateway.yaml[/bold]
+    """
+    loaded = load_config(config, os.environ)
+    logs.configure(loaded.log.level, loaded.log.format)
+    sys.exit(0 if run_async(_control(loaded, json)) else 1)
+
+
+async def _run(config: Config, json: bool) -> bool:
+    stop = stop_event()
+    place = worker_place(os.environ)
+    if place is not None:
+        _, port, socket = place
+        stop_with_parent(stop)
+        return await run_data_plane(config, stop, lambda *_: None, port=port, admin_socket=socket)
+    ready = _printer(config, json)
+    if config.listen.workers > 1:
+        return await Supervisor(config, sys.argv[1:]).run(stop, ready)
+    return await run_data_plane(config, stop, ready)
+
+
+async def _control(config: Config, json: bool) -> bool:
+    return await run_control_plane(config, stop_event(), _printer(config, json))
+
+
+def _printer(config: Config, json: bool) -> Ready:
+    def ready(port: int, admin_port: int) -> None:
+        scheme = "https" if config.listen.tls else "http"
+        urls = {
+            "proxy": f"{scheme}://{_shown(config.listen.host)}:{port}" if port else None,
+            "admin": f"http://{_shown(config.admin.host)}:{admin_port}",
+        }
+        if json:
+            typer.echo(orjson.dumps(urls).decode())
+            sys.stdout.flush()
+        elif sys.stderr.isatty():
+            errors.print("  ".join(f"{name} [bold]{url}[/bold]" for name, url in urls.items() if url))
+
+    return ready
+
+
+def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # shown as an address that can be called
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

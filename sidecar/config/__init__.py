@@ -1,0 +1,4 @@
+"""Configuration: one YAML file and ``SIDECAR_…`` variables, turned into frozen models or into errors that say where.
+
+It imports nothing of the rest but the settings models of identity and metering, which import nothing that runs.
+"""

@@ -1,0 +1,229 @@
+"""Sections ``routes`` and ``default_route``: what a request costs, by its path and method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from sidecar.config.fields import Model, Whole, conflict
+
+ROUTES_MAX: Final = 1_000
+SEGMENTS_MAX: Final = 64
+
+# RFC 3986 section 3.3, without percent-encoding: a path is compared after its unreserved characters are decoded, and
+# encoded slashes and the like are refused before any route is looked at.
+_LITERAL = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]{0,63})\}")
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
+_STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
+_METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
+
+CHARGED: Final = ("100-499",)
+"""The API did work for every status below 500 (499: the client went away), and did not keep its part above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A path, segment by segment; None stands for a parameter. ``rest``: a final ``/**``, which matches the path
+    before it and everything below."""
+
+    segments: tuple[str | None, ...]
+    rest: bool
+
+    def matches(self, path: str) -> bool:
+        """Whether an absolute path, as it stands in a request target without the query, belongs to this template."""
+        parts = path[1:].split("/")
+        if len(parts) != len(self.segments) and not (self.rest and len(parts) > len(self.segments)):
+            return False
+        return all(
+            (want is None and part != "") or want == part for want, part in zip(self.segments, parts, strict=False)
+        )
+
+    def covers(self, other: Template) -> bool:
+        """Whether every path of ``other`` is one of this template."""
+        if other.rest and not self.rest:
+            return False
+        if len(other.segments) < len(self.segments) or (len(other.segments) > len(self.segments) and not self.rest):
+            return False
+        pairs = zip(self.segments, other.segments, strict=False)
+        return all(mine == theirs or (mine is None and theirs != "") for mine, theirs in pairs)
+
+
+def parse_template(path: str) -> Template:
+    """Read ``/accounts/{AccountId}`` or ``/accounts/**``.
+
+    Raises:
+        ValueError: it is no such path; the message says which segment.
+    """
+    if not path.startswith("/") or len(path) > 2048:
+        raise ValueError("should begin with / and have at most 2048 characters")
+    parts = path[1:].split("/")
+    rest = parts[-1] == "**"
+    if rest:
+        parts.pop()
+    if len(parts) > SEGMENTS_MAX:
+        raise ValueError(f"has more than {SEGMENTS_MAX} segments")
+    segments: list[str | None] = []
+    names: set[str] = set()
+    for number, part in enumerate(parts, start=1):
+        parameter = _PARAMETER.fullmatch(part)
+        if parameter:
+            if parameter[1] in names:
+                raise ValueError(f"has the parameter {part} twice")
+            names.add(parameter[1])
+            segments.append(None)
+        elif part == "" and number == len(parts) and not rest:
+            segments.append("")  # a final slash is part of a path: /accounts and /accounts/ are two
+        elif part in ("", ".", "..", "*", "**") or _LITERAL.fullmatch(part) is None:
+            raise ValueError(f"has the segment {part!r}, which is neither a name, nor a {{parameter}}, nor a final **")
+        else:
+            segments.append(part)
+    return Template(tuple(segments), rest)
+
+
+def _path(path: str) -> str:
+    parse_template(path)
+    return path
+
+
+def _methods(methods: Any) -> Any:
+    if methods == "any":
+        return ()
+    if isinstance(methods, str | list | tuple):
+        return tuple(
+            m.upper() if isinstance(m, str) else m for m in ([methods] if isinstance(methods, str) else methods)
+        )
+    return methods
+
+
+def _method_tokens(methods: tuple[str, ...]) -> tuple[str, ...]:
+    for method in methods:
+        if _METHOD.fullmatch(method) is None:
+            raise ValueError(f"{method!r} is not a method (RFC 9110 section 9.1)")
+    if len(set(methods)) != len(methods):
+        raise ValueError("names a method twice")
+    return methods
+
+
+def statuses_of(entries: Sequence[str]) -> frozenset[int]:
+    """The statuses that ``["2xx", "404", "200-499"]`` stands for.
+
+    Raises:
+        ValueError: an entry is none of these.
+    """
+    found: set[int] = set()
+    for entry in entries:
+        match = _STATUSES.fullmatch(entry)
+        if match is None:
+            raise ValueError(
+                f'{entry!r} is neither a status like "404" nor a range like "200-499" nor a class like "2xx"'
+            )
+        low = int(match[1]) * 100 if match[1] else int(match[2])
+        high = low + 99 if match[1] else int(match[3] or low)
+        if high < low:
+            raise ValueError(f"{entry!r} ends before it begins")
+        found.update(range(low, high + 1))
+    return frozenset(found)
+
+
+def _status_texts(entries: Any) -> Any:
+    if isinstance(entries, list | tuple):
+        return tuple(str(e) if isinstance(e, int) and not isinstance(e, bool) else e for e in entries)
+    return entries
+
+
+def _statuses(entries: tuple[str, ...]) -> tuple[str, ...]:
+    statuses_of(entries)
+    return entries
+
+
+class DefaultRouteSettings(Model):
+    """What a request costs."""
+
+    metric: str = Field(
+        default="api_calls",
+        pattern=_METRIC,
+        max_length=64,
+        description="Lago's billable metric and OpenMeter's meter that it counts for.",
+    )
+    units: Annotated[Whole, Field(ge=1, le=1_000_000_000)] = Field(
+        default=1, description="How many units one request uses."
+    )
+    free: bool = Field(default=False, description="Nothing is held, charged or metered.")
+    charge_statuses: Annotated[tuple[str, ...], BeforeValidator(_status_texts), AfterValidator(_statuses)] = Field(
+        default=CHARGED,
+        min_length=1,
+        max_length=64,
+        description='Statuses of the answer that are charged: `"2xx"`, `"404"`, `"200-499"`. Others release the hold. '
+        "499 stands for a client that went away.",
+    )
+    idempotency: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether retries under one `x-idempotency-key` or `Idempotency-Key` are charged once. "
+        "`auto`: for POST, PUT and PATCH.",
+    )
+
+    @model_validator(mode="after")
+    def _free_is_free(self) -> DefaultRouteSettings:
+        priced = sorted(self.model_fields_set & {"metric", "units", "charge_statuses", "idempotency"})
+        if self.free and priced:
+            raise conflict([(name, "has no meaning on a free route") for name in priced])
+        return self
+
+    @property
+    def charged_statuses(self) -> frozenset[int]:
+        """The statuses that are charged."""
+        return frozenset() if self.free else statuses_of(self.charge_statuses)
+
+
+class _Place(Model):
+    path: Annotated[str, AfterValidator(_path)] = Field(
+        description="Path with parameters in braces; a final `/**` takes everything below too. It is also the name "
+        "that events and metrics carry, so that account numbers never get there."
+    )
+    methods: Annotated[tuple[str, ...], BeforeValidator(_methods), AfterValidator(_method_tokens)] = Field(
+        default=(), max_length=32, description="Methods that the route is for; `any` (or none) for all."
+    )
+
+
+class RouteSettings(DefaultRouteSettings, _Place):
+    """What requests for one path cost."""
+
+    @property
+    def template(self) -> Template:
+        """The path, parsed."""
+        return parse_template(self.path)
+
+
+def _kind(value: Any) -> str:
+    return "deny" if isinstance(value, str) else "route"
+
+
+DefaultRoute = Annotated[
+    Annotated[DefaultRouteSettings, Tag("route")] | Annotated[Literal["deny"], Tag("deny")], Discriminator(_kind)
+]
+
+
+def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
+    problems: list[tuple[str, str]] = []
+    before: list[tuple[Template, frozenset[str]]] = []
+    for index, route in enumerate(routes):
+        template, methods = route.template, frozenset(route.methods)
+        for earlier, (wider, served) in enumerate(before):
+            if wider.covers(template) and (not served or (methods and methods <= served)):
+                same = "is the same as" if wider == template else "is never reached: it is covered by"
+                problems.append(
+                    (f"{index}.path", f"{same} routes[{earlier}] ({routes[earlier].path}), and the first match wins")
+                )
+                break
+        before.append((template, methods))
+    if problems:
+        raise conflict(problems)
+    return routes
+
+
+Routes = Annotated[tuple[RouteSettings, ...], AfterValidator(_reachable)]

@@ -1,0 +1,243 @@
+"""Sections ``listen``, ``upstream`` and ``limits``: where requests come from and go, and how much of them is borne."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from sidecar.config.fields import FilePath, Milliseconds, Model, Port, Whole, conflict
+
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,253}")
+
+
+def _host(text: str) -> str:
+    if _HOST_NAME.fullmatch(text) is None:
+        raise ValueError("should be a host name or an IP address")
+    return text
+
+
+Host = Annotated[str, AfterValidator(_host)]
+
+
+class ListenTlsSettings(Model):
+    """TLS that ends in the gateway."""
+
+    certificate_file: FilePath = Field(description="PEM file with the certificate and its chain.")
+    key_file: FilePath = Field(description="PEM file with the private key.")
+    key_password: SecretStr | None = Field(default=None, description="Password of the private key.")
+    key_password_file: FilePath | None = Field(default=None, description="File with that password, instead.")
+    client_ca_file: FilePath | None = Field(default=None, description=
+        "PEM file with the authorities that client certificates must come from.")  # fmt: skip
+    client_certificates: Literal["off", "optional", "required"] = Field(
+        default="off", description="Whether clients are asked for a certificate, and may connect without one."
+    )
+    minimum_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest TLS version spoken, in quotes.")
+
+    @model_validator(mode="after")
+    def _certificates_can_be_checked(self) -> ListenTlsSettings:
+        if self.client_certificates != "off" and self.client_ca_file is None:
+            message = f"is needed: client_certificates is {self.client_certificates}"
+            raise conflict([("client_ca_file", message)])
+        return self
+
+
+class ListenSettings(Model):
+    """Where clients connect."""
+
+    host: Host = Field(
+        default="0.0.0.0",  # noqa: S104  # a gateway is there to be reached from outside of its pod
+        description="Address to listen on; `::` for IPv6 and IPv4.",
+    )
+    port: Port = Field(default=8080, description="TCP port; 0 takes a free one.")
+    workers: Whole = Field(default=1, ge=1, le=64, description="Processes that share the port; one uses one CPU core.")
+    backlog: Whole = Field(
+        default=2048, ge=1, le=65_535, description="Connections that wait to be accepted; the kernel may cap it lower."
+    )
+    reuse_port: bool = Field(
+        default=False,
+        description="SO_REUSEPORT, so that a new version can start before the old one ends. More than one worker sets "
+        "it.",
+    )
+    tls: ListenTlsSettings | None = Field(default=None, description="TLS; without it plain HTTP is served.")
+
+
+class UpstreamTlsSettings(Model):
+    """TLS towards the API."""
+
+    verify: bool = Field(
+        default=True, description="Check the API's certificate and name. Off, whoever is on the path reads along."
+    )
+    ca_file: FilePath | None = Field(
+        default=None, description="PEM file with the authorities, instead of the system's."
+    )
+    server_name: Host | None = Field(
+        default=None, description="Name for SNI and for the certificate, instead of the URL's host."
+    )
+    certificate_file: FilePath | None = Field(
+        default=None, description="PEM file with the gateway's own certificate, for mutual TLS."
+    )
+    key_file: FilePath | None = Field(default=None, description="PEM file with its private key.")
+
+    @model_validator(mode="after")
+    def _pair_is_complete(self) -> UpstreamTlsSettings:
+        check_pair(self.certificate_file, self.key_file)
+        return self
+
+
+def check_pair(certificate_file: object, key_file: object) -> None:
+    """Refuse a certificate without its key, and a key without its certificate."""
+    if (certificate_file is None) != (key_file is None):
+        lacking = "key_file" if key_file is None else "certificate_file"
+        raise conflict([(lacking, "is missing: a certificate and its key go together")])
+
+
+def _upstream_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("is not a URL like http://api:8080") from None
+    if parts.scheme not in ("http", "https", "unix+http"):
+        raise ValueError("should begin with http://, https:// or unix+http://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not carry a user or password")
+    if parts.query or parts.fragment:
+        raise ValueError("must not carry a query or fragment: a request brings its own")
+    if parts.scheme == "unix+http":
+        if parts.netloc or not parts.path.strip("/"):
+            raise ValueError("should name a socket with three slashes: unix+http:///run/api.sock")
+    elif not parts.hostname or _HOST_NAME.fullmatch(parts.hostname) is None:
+        raise ValueError("names no host")
+    elif port == 0:
+        raise ValueError("has the port 0")
+    elif parts.path not in ("", "/"):
+        raise ValueError("must not carry a path: requests are passed on with the path that they came with")
+    return url
+
+
+class UpstreamSettings(Model):
+    """The API behind the gateway."""
+
+    url: Annotated[str, Field(max_length=2048), AfterValidator(_upstream_url)] = Field(
+        description="Where the API is: `http://host:port`, `https://host:port` or `unix+http:///path.sock`."
+    )
+    tls: UpstreamTlsSettings = Field(default=UpstreamTlsSettings(), description="TLS, for an https URL.")
+    connect_timeout_ms: Milliseconds = Field(default=2_000, description="For a connection to be made, TLS included.")
+    response_timeout_ms: Milliseconds = Field(
+        default=30_000,
+        description="From the end of the request to the first byte of the answer; then 504, and nothing is charged.",
+    )
+    idle_timeout_ms: Milliseconds = Field(
+        default=60_000,
+        description="Without a byte from the API in the middle of an answer; then the answer is cut off.",
+    )
+    connections_max: Whole = Field(
+        default=256, ge=1, le=65_535, description="Connections to the API, per process; more requests wait."
+    )
+    keepalive_ms: Milliseconds = Field(
+        default=55_000,
+        description="How long an idle connection is kept for reuse: shorter than the API keeps it, which is often 60 "
+        "s.",
+    )
+    via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests and answers.")
+    forwarded: bool = Field(
+        default=True,
+        description="Set `X-Forwarded-For`, `-Proto` and `-Host`; those that came are kept only from `trusted_peers`.",
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_used(self) -> UpstreamSettings:
+        if self.tls.model_fields_set and not self.url.startswith("https:"):
+            raise conflict([("tls", "is set, but upstream.url is not https")])
+        return self
+
+
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Bytes = Annotated[Whole, Field(ge=256, le=16_777_216)]
+
+
+class LimitsSettings(Model):
+    """What a client, or the API, may ask of this process. Sizes are for one message, connections for one process."""
+
+    method_bytes_max: Annotated[Whole, Field(ge=7, le=256)] = Field(
+        default=32, description="Longest method, else 501. The longest registered one has 17 bytes."
+    )
+    target_bytes_max: Bytes = Field(
+        default=8_192, description="Longest request target, else 414. RFC 9112 section 3 asks for at least 8000."
+    )
+    head_bytes_max: Bytes = Field(
+        default=32_768,
+        description="Largest head (request or status line and header), else 431. A head is held in memory until it is "
+        "complete.",
+    )
+    fields_max: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        default=100, description="Most header fields, else 431. A field costs more than its bytes."
+    )
+    body_bytes_max: Annotated[Whole, Field(ge=0)] | None = Field(
+        default=10_485_760,
+        description="Largest request body, else 413; null: any. Bodies are streamed, so this protects the API and not "
+        "the gateway: the largest in Open Banking are payment files of some MB.",
+    )
+    chunk_extension_bytes_max: Annotated[Whole, Field(ge=0, le=65_536)] = Field(
+        default=1_024,
+        description="Chunk extensions in one message, else 400. Nobody uses them but to waste a receiver's time.",
+    )
+    trailer_bytes_max: Bytes = Field(
+        default=8_192, description="Largest trailer section, else 431. It is held in memory until it is complete."
+    )
+    trailer_fields_max: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        default=32, description="Most trailer fields, else 431."
+    )
+    connections_max: Count = Field(
+        default=10_000,
+        description="Client connections; more are refused with 503. Each holds a socket and up to two buffers.",
+    )
+    requests_per_connection_max: Count | None = Field(
+        default=None,
+        description="Requests after which a client connection is closed, so that load balancers spread anew; null: "
+        "any number.",
+    )
+    pipelined_requests_max: Annotated[Whole, Field(ge=1, le=1_000)] = Field(
+        default=16,
+        description="Requests of one connection read ahead of their answers; then reading stops until one is answered.",
+    )
+    header_timeout_ms: Milliseconds = Field(
+        default=10_000,
+        description="From a request's first byte to the end of its head, else 408: a slow sender holds a connection.",
+    )
+    idle_timeout_ms: Milliseconds = Field(
+        default=75_000,
+        description="Between requests on a kept-alive connection; longer than the load balancer in front keeps it.",
+    )
+    body_timeout_ms: Milliseconds = Field(
+        default=30_000, description="Without a byte in the middle of a request body, else 408."
+    )
+    write_timeout_ms: Milliseconds = Field(
+        default=60_000,
+        description="Without a byte taken by a client in the middle of an answer; then the connection is closed.",
+    )
+    tunnel_idle_timeout_ms: Milliseconds = Field(
+        default=3_600_000, description="Without a byte in either direction of an upgraded connection (WebSocket)."
+    )
+    drain_timeout_ms: Milliseconds = Field(
+        default=30_000,
+        description="For requests under way to end after SIGTERM; below the pod's terminationGracePeriodSeconds.",
+    )
+    buffer_bytes_high: Bytes = Field(
+        default=65_536,
+        description="Bytes that wait to be written in one direction before its source is no longer read.",
+    )
+    buffer_bytes_low: Annotated[Whole, Field(ge=0, le=16_777_216)] = Field(
+        default=16_384, description="Bytes at which it is read again."
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> LimitsSettings:
+        if self.head_bytes_max < self.method_bytes_max + self.target_bytes_max + 16:
+            raise conflict([("head_bytes_max", "must leave room for method_bytes_max and target_bytes_max")])
+        if self.buffer_bytes_low >= self.buffer_bytes_high:
+            raise conflict([("buffer_bytes_low", "must be below buffer_bytes_high")])
+        return self

@@ -1,0 +1,225 @@
+"""Several data-plane processes on one port (SO_REUSEPORT), watched by a parent that serves the admin side for all of them.
+
+A worker is this program again, with the port, a Unix socket for its own admin side, and a pipe from its parent in its environment. The
+pipe's end tells it that the parent is gone, so that no worker outlives it. One that dies is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import structlog
+
+from sidecar import __version__
+from sidecar.config.models import Config
+from sidecar.control import assemble
+from sidecar.control.accounts_view import AccountsView
+from sidecar.control.admin import AdminServer
+from sidecar.control.assemble import SetupError
+from sidecar.control.dataplane import Health
+from sidecar.control.merge import merge
+from sidecar.control.serve import Ready
+from sidecar.control.store import open_store
+
+log = structlog.get_logger("sidecar.workers")
+
+WORKER_VARIABLE = "SIDECAR_INTERNAL_WORKER"
+"""``<number>:<port>:<admin socket>``; set by the parent alone."""
+RESTART_S = 1.0
+START_TIMEOUT_S = 30.0
+ASK_TIMEOUT_S = 2.0
+
+
+class Worker:
+    """One child process."""
+
+    def __init__(self, number: int, directory: Path, port: int, arguments: list[str]) -> None:
+        self.number = number
+        self.socket = directory / f"worker-{number}.sock"
+        self._port = port
+        self._arguments = arguments
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        environment = {**os.environ, WORKER_VARIABLE: f"{self.number}:{self._port}:{self.socket}"}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sidecar", *self._arguments, stdin=asyncio.subprocess.PIPE, env=environment
+        )
+
+    async def wait(self) -> int:
+        assert self._process is not None
+        return await self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def ask(self, path: str) -> tuple[int, bytes]:
+        """Asks the worker's own admin side. Raises aiohttp.ClientError, TimeoutError: it does not answer."""
+        connector = aiohttp.UnixConnector(str(self.socket))
+        timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get(f"http://worker{path}") as response,
+        ):
+            return response.status, await response.read()
+
+
+class Supervisor:
+    """Keeps ``config.listen.workers`` of them running. ``arguments``: those of the command line, for the children."""
+
+    def __init__(self, config: Config, arguments: list[str]) -> None:
+        self._config = config
+        self._arguments = arguments
+        self._workers: list[Worker] = []
+        self._stopping = False
+
+    async def run(self, stop: asyncio.Event, ready: Ready) -> bool:
+        """Serves until ``stop``. False if a worker had to be killed or ended badly. Raises `SetupError`."""
+        config = self._config
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-")))
+            reserved = stack.enter_context(_reserve(config.listen.host, config.listen.port))
+            port: int = reserved.getsockname()[1]
+            async with open_store(config.valkey, assemble.keys(config)) as store:
+                self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
+                admin = AdminServer(
+                    config.admin, health=self._health, metrics=self._metrics, status=self._status,
+                    accounts=AccountsView(store.accounts),
+                )  # fmt: skip
+                admin_port = await admin.start()
+                keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+                try:
+                    await self._until_ready(keepers, stop)
+                    if not stop.is_set():
+                        ready(port, admin_port)
+                        log.info("serving", host=config.listen.host, port=port, admin_port=admin_port,
+                                 workers=len(self._workers))  # fmt: skip
+                    await stop.wait()
+                finally:
+                    clean = await self._stop_all(keepers)
+                    await admin.close()
+                return clean
+
+    async def _keep(self, worker: Worker) -> int:
+        while True:
+            await worker.start()
+            code = await worker.wait()
+            if self._stopping:
+                return code
+            if code in (1, 2) and not await self._was_ready(worker):
+                return code  # it said why; starting it again would say the same
+            log.error("a worker ended and is started again", worker=worker.number, exit_code=code)
+            await asyncio.sleep(RESTART_S)
+
+    async def _was_ready(self, worker: Worker) -> bool:
+        return worker.socket.exists()
+
+    async def _until_ready(self, keepers: list[asyncio.Task[int]], stop: asyncio.Event) -> None:
+        deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+        while not stop.is_set():
+            if any(keeper.done() for keeper in keepers):
+                raise SetupError("a worker could not start; it has said why")
+            if all(worker.socket.exists() for worker in self._workers):
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise SetupError(f"the workers did not start within {START_TIMEOUT_S:g} s")
+            await asyncio.sleep(0.02)
+
+    async def _stop_all(self, keepers: list[asyncio.Task[int]]) -> bool:
+        self._stopping = True
+        for worker in self._workers:
+            worker.stop()
+        grace_s = self._config.limits.drain_timeout_ms / 1000 + 10
+        _, late = await asyncio.wait(keepers, timeout=grace_s)
+        for worker in self._workers:
+            worker.kill()
+        codes = await asyncio.gather(*keepers, return_exceptions=True)
+        return not late and all(code == 0 for code in codes)
+
+    # what the admin side asks
+
+    async def _ask_all(self, path: str) -> list[tuple[int, bytes] | None]:
+        async def ask(worker: Worker) -> tuple[int, bytes] | None:
+            try:
+                return await worker.ask(path)
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                return None
+
+        return list(await asyncio.gather(*map(ask, self._workers)))
+
+    async def _health(self) -> Health:
+        if self._stopping:
+            return Health(False, "the gateway is stopping")
+        answers = await self._ask_all("/readyz")
+        # The port is shared: as long as one worker accepts connections and is ready, so is the pod.
+        if any(answer is not None and answer[0] == 200 for answer in answers):
+            return Health(True)
+        texts = [answer[1].decode().strip() for answer in answers if answer is not None]
+        return Health(False, texts[0] if texts else "no worker answers")
+
+    async def _metrics(self) -> bytes:
+        answers = await self._ask_all("/metrics")
+        return merge(body for answer in answers if answer is not None for status, body in [answer] if status == 200)
+
+    async def _status(self) -> Mapping[str, Any]:
+        answers = await self._ask_all("/v1/status")
+        workers = [orjson.loads(answer[1]) if answer is not None else {"ready": False} for answer in answers]
+        return {"version": __version__, "pid": os.getpid(), "ready": (await self._health()).ready, "workers": workers}
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Binds the port without listening, so that it is known and stays ours. Raises `SetupError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        reserved = socket.socket(family, kind, protocol)
+        try:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(address)
+        except BaseException:
+            reserved.close()
+            raise
+    except OSError as error:
+        raise SetupError(f"listen: {host}:{port}: {error.strerror or error}") from None
+    return reserved
+
+
+def worker_place(environment: Mapping[str, str]) -> tuple[int, int, str] | None:
+    """Number, port and admin socket, if this process is a worker."""
+    text = environment.get(WORKER_VARIABLE)
+    if text is None:
+        return None
+    number, port, path = text.split(":", 2)
+    return int(number), int(port), path
+
+
+def stop_with_parent(stop: asyncio.Event) -> None:
+    """Sets ``stop`` when the parent's end of standard input closes."""
+    loop = asyncio.get_running_loop()
+    descriptor = sys.stdin.fileno()
+
+    def readable() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            stop.set()
+
+    loop.add_reader(descriptor, readable)

@@ -1,0 +1,272 @@
+"""Configuration of identity: the resolvers in their order, and the peers whose headers are believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from sidecar.identity.account_id import is_account_id
+from sidecar.identity.field_names import check_field_name
+from sidecar.identity.organisation import GRAMMAR, Scheme, is_organisation_identifier
+from sidecar.identity.peers import UNIX, parse_network
+
+#: Asymmetric ones only: with HS* whoever can verify a token can also make one (RFC 8725 section 3.1).
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+def _account_id(text: str) -> str:
+    if not is_account_id(text):
+        raise ValueError(f"{text!r} is not an account id: 1 to 128 characters of A-Z a-z 0-9 . _ : @ + -")
+    return text
+
+
+def _organisation_identifier(text: str) -> str:
+    if not is_organisation_identifier(text, tuple(GRAMMAR)):
+        raise ValueError(f"{text!r} is not an organisation identifier like PSDGB-FCA-123456")
+    return text
+
+
+FieldName = Annotated[str, AfterValidator(check_field_name)]
+AccountId = Annotated[str, AfterValidator(_account_id)]
+OrganisationId = Annotated[str, AfterValidator(_organisation_identifier)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class TrustedHeaderSettings(_Model):
+    """The account id in a header that a trusted gateway sets."""
+
+    type: Literal["trusted_header"] = Field(description="Identity from a header that a trusted gateway sets.")
+    header: FieldName = Field(default="X-TPP-Id", description="Name of the header that carries the account id.")
+    forward: bool = Field(default=True, description="Whether the API sees the header, if the peer is trusted.")
+
+
+class _OrganisationSettings(_Model):
+    schemes: tuple[Scheme, ...] = Field(
+        default=("PSD",),
+        min_length=1,
+        description="Accepted kinds of organisation identifier:"
+        " PSD (ETSI TS 119 495), NTR, VAT, LEI (ETSI EN 319 412-1).",
+    )
+    accounts: dict[OrganisationId, AccountId] | None = Field(
+        default=None,
+        description="Organisation identifier to account id. Without a table the identifier is the account id;"
+        " with one, an organisation that it lacks is refused.",
+    )
+    cache_entries: int = Field(
+        default=1024, ge=1, le=100_000, description="Certificates of which the reading is remembered."
+    )
+
+    @model_validator(mode="after")
+    def _accounts_follow_schemes(self) -> _OrganisationSettings:
+        for identifier in self.accounts or ():
+            if not is_organisation_identifier(identifier, self.schemes):
+                forms = ", ".join(self.schemes)
+                raise ValueError(f"accounts: {identifier!r} can never match: schemes has only {forms}")
+        return self
+
+
+class XfccSettings(_OrganisationSettings):
+    """Envoy's X-Forwarded-Client-Cert."""
+
+    type: Literal["xfcc"] = Field(description="Identity from Envoy's X-Forwarded-Client-Cert.")
+    element_from_right: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Which element is the caller's: 1 is the last, written by the Envoy next to the gateway;"
+        " one more for each Envoy in front of it that appends its own (APPEND_FORWARD).",
+    )
+    forward: bool = Field(default=True, description="Whether the API sees the header, if the peer is trusted.")
+    bytes_max: int = Field(default=16_384, ge=256, le=262_144, description="Longest header that is read, in bytes.")
+    elements_max: int = Field(default=16, ge=1, le=64, description="Most elements that are read.")
+
+    @model_validator(mode="after")
+    def _element_is_within_limit(self) -> XfccSettings:
+        if self.element_from_right > self.elements_max:
+            raise ValueError("element_from_right is larger than elements_max")
+        return self
+
+
+class MtlsSettings(_OrganisationSettings):
+    """The client certificate of TLS that ends in the gateway."""
+
+    type: Literal["mtls"] = Field(description="Identity from the client certificate of direct mutual TLS.")
+
+
+class ApiKeySettings(_Model):
+    """API keys, stored as SHA-256."""
+
+    type: Literal["api_key"] = Field(description="Identity from an API key.")
+    header: FieldName = Field(default="X-API-Key", description="Name of the header that carries the key.")
+    forward: bool = Field(default=False, description="Whether the API sees the key.")
+    ttl_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a known key is believed without asking the store;"
+        " a revoked key works no longer than this unless the store is out of reach.",
+    )
+    max_stale_s: float = Field(
+        default=3600.0,
+        ge=0,
+        le=604_800,
+        description="Seconds since its last confirmation that a key is believed while the store is out of"
+        " reach; if this is below ttl_s, ttl_s.",
+    )
+    negative_ttl_s: float = Field(
+        default=2.0, ge=0, le=60, description="Seconds that an unknown key is refused without asking the store."
+    )
+    cache_entries: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Known keys that are remembered, and as many unknown ones."
+    )
+    lookup_timeout_s: float = Field(default=1.0, gt=0, le=60, description="Seconds to wait for the store.")
+
+
+class JwtSettings(_Model):
+    """Bearer tokens (RFC 6750) that are JWTs (RFC 7519), verified against a JWKS (RFC 7517)."""
+
+    type: Literal["jwt"] = Field(description="Identity from a verified JWT in Authorization: Bearer.")
+    issuer: str = Field(min_length=1, max_length=512, description="The iss that a token must have.")
+    audience: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        min_length=1,
+        description="Names of which a token's aud must hold one."
+        " null, which has to be written out, leaves aud unchecked.",
+    )
+    algorithms: tuple[Algorithm, ...] = Field(
+        default=("RS256", "PS256", "ES256"), min_length=1, description="Signature algorithms that are accepted."
+    )
+    token_types: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Values of which the token header's typ must be one, such as at+jwt (RFC 9068).",
+    )
+    account_claim: str = Field(
+        default="client_id",
+        pattern=r"^\S{1,256}$",
+        description="Claim that holds the account id; a dotted path leads into nested claims.",
+    )
+    leeway_s: float = Field(
+        default=30.0, ge=0, le=300, description="Seconds by which the issuer's clock may differ (exp and nbf)."
+    )
+    forward: bool = Field(default=True, description="Whether the API sees the Authorization header.")
+    jwks_url: str | None = Field(default=None, max_length=2048, description="Where the issuer's keys are; https.")
+    jwks_file: Path | None = Field(
+        default=None, description="File with the issuer's keys, instead of jwks_url; it may be replaced at any time."
+    )
+    jwks_allow_http: bool = Field(
+        default=False, description="Accept http in jwks_url. Whoever is on the way can then pass for any caller."
+    )
+    jwks_ca_file: Path | None = Field(
+        default=None, description="PEM file with the CAs for jwks_url, instead of those of the system."
+    )
+    jwks_ttl_s: float = Field(
+        default=300.0, gt=0, le=86_400, description="Seconds after which the keys are read again."
+    )
+    jwks_cool_down_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Least seconds between two readings, however many unknown key ids turn up.",
+    )
+    jwks_max_stale_s: float | None = Field(
+        default=86_400.0,
+        gt=0,
+        description="Seconds since the last good reading that the keys are used while their source is out of"
+        " reach; null: without end.",
+    )
+    jwks_timeout_s: float = Field(default=5.0, gt=0, le=60, description="Seconds that one reading may take.")
+    jwks_bytes_max: int = Field(default=262_144, ge=1024, le=4_194_304, description="Largest key set, in bytes.")
+    cache_entries: int = Field(default=10_000, ge=1, le=1_000_000, description="Verified tokens that are remembered.")
+    cache_ttl_s: float = Field(
+        default=300.0, ge=0, le=3600, description="Most seconds that a token is believed without verifying it again."
+    )
+
+    @model_validator(mode="after")
+    def _keys_have_one_source(self) -> JwtSettings:
+        if (self.jwks_url is None) == (self.jwks_file is None):
+            raise ValueError("exactly one of jwks_url and jwks_file is needed")
+        if self.jwks_url is not None:
+            _check_url(self.jwks_url, allow_http=self.jwks_allow_http)
+        if self.jwks_cool_down_s > self.jwks_ttl_s:
+            raise ValueError("jwks_cool_down_s is longer than jwks_ttl_s")
+        if self.jwks_max_stale_s is not None and self.jwks_max_stale_s < self.jwks_ttl_s:
+            raise ValueError("jwks_max_stale_s is shorter than jwks_ttl_s")
+        return self
+
+
+def _check_url(url: str, *, allow_http: bool) -> None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"jwks_url: {error}") from None
+    if parts.scheme == "http" and not allow_http:
+        raise ValueError("jwks_url is http; it must be https unless jwks_allow_http is set")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("jwks_url is not an https URL with a host")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise ValueError("jwks_url must have neither user nor password nor fragment")
+
+
+ResolverSettings = Annotated[
+    TrustedHeaderSettings | XfccSettings | MtlsSettings | ApiKeySettings | JwtSettings,
+    Field(discriminator="type"),
+]
+
+
+def _none_is_shadowed(resolvers: tuple[ResolverSettings, ...]) -> tuple[ResolverSettings, ...]:
+    """Refuse a resolver that could never decide, because one before it answers for the same field."""
+    seen: set[str] = set()
+    for settings in resolvers:
+        source = _source_of(settings)
+        if source in seen:
+            raise ValueError(f"two resolvers read {source}: the second would never be asked")
+        seen.add(source)
+    return resolvers
+
+
+def _source_of(settings: ResolverSettings) -> str:
+    match settings:
+        case TrustedHeaderSettings() | ApiKeySettings():
+            return settings.header.lower()
+        case XfccSettings():
+            return "x-forwarded-client-cert"
+        case JwtSettings():
+            return "authorization"
+        case MtlsSettings():
+            return "the client certificate"
+
+
+IdentitySettings = Annotated[
+    tuple[ResolverSettings, ...],
+    Field(
+        min_length=1,
+        max_length=8,
+        description="Ways to tell who calls, in order; the first whose credential is there decides.",
+    ),
+    AfterValidator(_none_is_shadowed),
+]
+
+
+def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        if entry != UNIX:
+            parse_network(entry)
+    return entries
+
+
+TrustedPeersSettings = Annotated[
+    tuple[str, ...],
+    Field(
+        max_length=256,
+        description="Networks (CIDR) whose identity headers are believed, and unix for a Unix socket."
+        " Loopback is not among them unless it is listed.",
+    ),
+    AfterValidator(_networks),
+]

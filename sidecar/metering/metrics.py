@@ -1,0 +1,97 @@
+"""What the publisher counts, and how Prometheus reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from sidecar.metering.verdict import Verdict
+
+
+def _no_requests() -> dict[Verdict, int]:
+    return dict.fromkeys(Verdict, 0)
+
+
+@dataclass(slots=True)
+class PublisherMetrics:
+    """Counts since the start, and the last known state of the outbox. Written by the publisher alone.
+
+    ``events_in_progress``: read and not yet delivered. ``lag_events``: everything in the outbox, which counts entries;
+    what has not been read counts with the mean number of events of the entries read so far.
+    ``dead_letters``: written by this process; ``dead_letters_kept``: in Valkey now.
+    """
+
+    events_delivered: int = 0
+    entries_read: int = 0
+    events_read: int = 0
+    entries_claimed: int = 0
+    entries_finished: int = 0
+    dead_letters: int = 0
+    valkey_failures: int = 0
+    requests: dict[Verdict, int] = field(default_factory=_no_requests)
+    events_in_progress: int = 0
+    lag_events: int = 0
+    oldest_s: float = 0.0
+    dead_letters_kept: int = 0
+    paused: bool = False
+
+    def note_outbox(self, entries: int, entries_in_progress: int, oldest_s: float, dead_letters: int) -> None:
+        """The outbox holds so many entries, of which so many are in progress here."""
+        mean = self.events_read / self.entries_read if self.entries_read else 1.0
+        unread = max(0, entries - entries_in_progress)
+        self.lag_events = self.events_in_progress + round(unread * mean)
+        self.oldest_s = oldest_s
+        self.dead_letters_kept = dead_letters
+
+
+class PublisherCollector(Collector):
+    """Give it to a ``prometheus_client`` registry: it reads the counts when it is asked."""
+
+    def __init__(self, metrics: PublisherMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self._metrics
+        yield GaugeMetricFamily(
+            "sidecar_outbox_lag_events",
+            "Usage events in the outbox that OpenMeter has not accepted yet. What has not been read is estimated"
+            " from the number of entries.",
+            value=counts.lag_events,
+        )
+        yield GaugeMetricFamily(
+            "sidecar_outbox_oldest_seconds", "Age of the oldest entry in the outbox.", value=counts.oldest_s
+        )
+        yield GaugeMetricFamily(
+            "sidecar_outbox_dead_letters", "Dead letters that wait for a decision.", value=counts.dead_letters_kept
+        )
+        yield GaugeMetricFamily(
+            "sidecar_publisher_paused",
+            "1 while OpenMeter refuses the publisher itself: wrong token, wrong URL.",
+            value=int(counts.paused),
+        )
+        yield CounterMetricFamily(
+            "sidecar_publisher_events", "Usage events that OpenMeter has accepted.", value=counts.events_delivered
+        )
+        yield CounterMetricFamily(
+            "sidecar_publisher_entries_claimed",
+            "Outbox entries taken over from a publisher that has gone silent.",
+            value=counts.entries_claimed,
+        )
+        yield CounterMetricFamily(
+            "sidecar_publisher_valkey_failures", "Calls to Valkey that failed.", value=counts.valkey_failures
+        )
+        yield CounterMetricFamily(
+            "sidecar_dead_letters",
+            "Usage events, and entries that cannot be read, set aside as dead letters.",
+            value=counts.dead_letters,
+        )
+        requests = CounterMetricFamily(
+            "sidecar_publisher_requests", "Requests to OpenMeter by what their answer meant.", labels=["outcome"]
+        )
+        for verdict, count in counts.requests.items():
+            requests.add_metric([verdict.value], count)
+        yield requests

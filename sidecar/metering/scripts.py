@@ -1,0 +1,150 @@
+"""The scripts of the outbox. All keys of one call belong to one partition, so each call has one home on a cluster.
+
+They run by EVAL: that is routed by its keys without asking the server, and its reply has one shape in all protocol
+versions. Reading is left to plain XREADGROUP, since Lua would copy every event once more on the server's only thread.
+"""
+
+from __future__ import annotations
+
+FINISH = b"""
+-- Entries of which every event was accepted or condemned leave the outbox; condemned ones go to the dead letters.
+--
+-- KEYS [1] outbox [2] dead letters
+-- ARGV [1] group [2] msgpack {id, ...} [3] msgpack {{id, {{field, value, ...}, ...}}, ...}
+-- reply {entries that left, dead letters written}
+--
+-- Why a script: letters must be written exactly when their entry goes. XDEL says whether the entry was still there, so
+-- the repetition of a call whose reply was lost, or a second publisher with the same entry, writes no second letter.
+local group, clean, condemned = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
+local left, letters = 0, 0
+if #clean > 0 then
+  redis.call('XACK', KEYS[1], group, unpack(clean))
+  left = redis.call('XDEL', KEYS[1], unpack(clean))
+end
+if #condemned > 0 then
+  local time = redis.call('TIME')
+  local now_ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+  for _, entry in ipairs(condemned) do
+    redis.call('XACK', KEYS[1], group, entry[1])
+    if redis.call('XDEL', KEYS[1], entry[1]) == 1 then
+      left = left + 1
+      for _, letter in ipairs(entry[2]) do
+        redis.call('XADD', KEYS[2], '*', 'dead-at-ms', now_ms, 'dead-entry', entry[1], unpack(letter))
+        letters = letters + 1
+      end
+    end
+  end
+end
+return {left, letters}
+"""
+
+KEEP = b"""
+-- A publisher that is still at work on entries restarts the time after which another may take them over.
+--
+-- KEYS [1] outbox
+-- ARGV [1] group [2] consumer [3] msgpack {id, ...}
+-- reply how many are still its own
+--
+-- Why the owner is looked up: XCLAIM would take an entry back from the publisher that has meanwhile taken it over.
+local mine = {}
+for _, id in ipairs(cmsgpack.unpack(ARGV[3])) do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 1 then
+    mine[#mine + 1] = id
+  end
+end
+local kept = #mine
+if kept > 0 then
+  mine[kept + 1] = 'JUSTID'
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(mine))
+end
+return kept
+"""
+
+FORGET = b"""
+-- Removes consumers that have been silent for long and owe nothing.
+--
+-- KEYS [1] outbox
+-- ARGV [1] group [2] this consumer, which stays [3] ms of silence
+-- reply how many were removed
+--
+-- Why a script: XGROUP DELCONSUMER drops what is pending, for good. Look and removal must be one step.
+local removed = 0
+for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local at = {}
+  for i = 1, #info, 2 do
+    at[info[i]] = info[i + 1]
+  end
+  if at.name ~= ARGV[2] and at.pending == 0 and at.idle >= tonumber(ARGV[3]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], at.name)
+    removed = removed + 1
+  end
+end
+return removed
+"""
+
+LEAVE = b"""
+-- A publisher goes: what it has not delivered may be taken over at once, and if there is nothing, its name goes too.
+--
+-- KEYS [1] outbox
+-- ARGV [1] group [2] consumer
+-- reply how many entries it leaves
+local left, start = 0, '-'
+while true do
+  local ids = {}
+  for n, item in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], start, '+', 500, ARGV[2])) do
+    ids[n] = item[1]
+  end
+  if #ids == 0 then
+    break
+  end
+  left = left + #ids
+  start = '(' .. ids[#ids]
+  -- A day of silence is more than anyone waits for.
+  for _, option in ipairs({'IDLE', '86400000', 'JUSTID'}) do
+    ids[#ids + 1] = option
+  end
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids))
+end
+if left == 0 then
+  redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+end
+return left
+"""
+
+MEASURE = b"""
+-- KEYS [1] outbox [2] dead letters
+-- reply {entries, ms since the oldest was written or -1, dead letters}
+local age_ms = -1
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if oldest then
+  local time = redis.call('TIME')
+  age_ms = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(oldest[1], '^%d+'))
+  age_ms = math.max(0, age_ms)
+end
+return {redis.call('XLEN', KEYS[1]), age_ms, redis.call('XLEN', KEYS[2])}
+"""
+
+REQUEUE = b"""
+-- Dead letters go back into the outbox, with the fields and thereby the event ids that they had.
+--
+-- KEYS [1] outbox [2] dead letters
+-- ARGV ids of letters
+-- reply how many went
+local moved = 0
+for _, id in ipairs(ARGV) do
+  local letter = redis.call('XRANGE', KEYS[2], id, id)[1]
+  if letter then
+    local fields = {}
+    for i = 1, #letter[2], 2 do
+      if string.sub(letter[2][i], 1, 5) ~= 'dead-' then
+        fields[#fields + 1] = letter[2][i]
+        fields[#fields + 1] = letter[2][i + 1]
+      end
+    end
+    redis.call('XADD', KEYS[1], '*', unpack(fields))
+    redis.call('XDEL', KEYS[2], id)
+    moved = moved + 1
+  end
+end
+return moved
+"""

@@ -1,0 +1,138 @@
+"""Configuration of metering: where OpenMeter is, and how usage events are brought there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+
+def check_token(token: str) -> str:
+    """Raises ValueError for what cannot stand in a header. The message never holds the token."""
+    if not token or not all("!" <= char <= "~" for char in token):
+        raise ValueError("a token is one or more printable ASCII characters without spaces")
+    return token
+
+
+def _secret_token(token: SecretStr) -> SecretStr:
+    check_token(token.get_secret_value())
+    return token
+
+
+def _base_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("must be an http or https URL with a host, such as https://openmeter.example")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must have neither user nor password; use token or token_file")
+    if parts.query or parts.fragment:
+        raise ValueError("must have neither query nor fragment")
+    return url.rstrip("/")
+
+
+BaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_base_url)]
+Token = Annotated[SecretStr, AfterValidator(_secret_token)]
+
+
+class MeteringSettings(BaseModel):
+    """How the publisher delivers usage events to OpenMeter. Units are last in the names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: BaseUrl | None = Field(
+        None,
+        description="Base URL of OpenMeter; events go to <url>/api/v1/events."
+        " Without it they stay in the outbox.",
+    )
+    token: Token | None = Field(
+        None, description="Bearer token for OpenMeter; a self-hosted one asks for none."
+    )
+    token_file: Path | None = Field(
+        None,
+        description="File that holds the token, instead of token."
+        " It is read at the start and after each 401 or 403.",
+    )
+    ca_file: Path | None = Field(
+        None, description="PEM file with the CAs for url, instead of those of the system."
+    )
+    source: str = Field(
+        "open-banking-api",
+        min_length=1,
+        max_length=256,
+        description="The events' source. OpenMeter counts an event once by source and id:"
+        " never change it while events are on their way.",
+    )
+    type: str = Field(
+        "api.call",
+        min_length=1,
+        max_length=256,
+        description="The events' type, the eventType of the meters that count them.",
+    )
+    batch_events_max: int = Field(500, ge=1, le=10_000, description="Most events in one request.")
+    batch_bytes_max: int = Field(
+        1_000_000,
+        ge=1_000,
+        le=1_048_576,
+        description="Largest request body in bytes; nginx and others refuse more than 1 MiB by default.",
+    )
+    linger_ms: int = Field(
+        200,
+        ge=1,
+        le=5_000,
+        description="Milliseconds between two looks into an outbox that was empty: how long events wait"
+        " for company.",
+    )
+    requests_in_flight_max: int = Field(4, ge=1, le=64, description="Most requests at a time.")
+    buffer_bytes_max: int = Field(
+        2_000_000,
+        ge=65_536,
+        le=268_435_456,
+        description="Bytes of outbox entries that are read before others are delivered. In memory an event"
+        " takes about four times its size in the outbox.",
+    )
+    timeout_ms: int = Field(10_000, ge=10, le=120_000, description="Milliseconds that one request may take.")
+    backoff_ms_min: int = Field(
+        100,
+        ge=1,
+        le=60_000,
+        description="Bound in milliseconds of the random wait before the first retry; it doubles with each.",
+    )
+    backoff_ms_max: int = Field(
+        30_000, ge=1, le=600_000, description="Largest bound in milliseconds of the random wait."
+    )
+    retry_after_ms_max: int = Field(
+        300_000,
+        ge=0,
+        le=3_600_000,
+        description="Longest Retry-After in milliseconds that is honoured; a longer one is cut to this.",
+    )
+    pause_ms: int = Field(
+        30_000,
+        ge=1,
+        le=3_600_000,
+        description="Milliseconds between attempts while OpenMeter refuses the publisher itself:"
+        " 401, 403, 404, a redirect, or a refusal even of an empty batch.",
+    )
+    claim_idle_ms: int = Field(
+        60_000,
+        ge=100,
+        le=3_600_000,
+        description="Milliseconds after which the entries of a publisher that has gone silent are taken over.",
+    )
+    stop_grace_ms: int = Field(
+        10_000, ge=0, le=300_000, description="Milliseconds that a stop waits for what has been read already."
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> MeteringSettings:
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("only one of token and token_file can be given")
+        if self.backoff_ms_max < self.backoff_ms_min:
+            raise ValueError("backoff_ms_max is less than backoff_ms_min")
+        return self
