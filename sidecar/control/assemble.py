@@ -92,10 +92,7 @@ def proxy_settings(config: Config) -> ProxySettings:
 
 def route_table(config: Config) -> RouteTable:
     default = config.default_route
-    if isinstance(default, str):
-        fallback = Route(DEFAULT_ROUTE, deny=True)
-    else:
-        fallback = _route(default, DEFAULT_ROUTE)
+    fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE)
     return RouteTable([_route(route, route.path) for route in config.routes], fallback)
 
 

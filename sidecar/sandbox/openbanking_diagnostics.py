@@ -26,7 +26,7 @@ async def echo(request: web.Request) -> web.Response:
     headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.raw_headers]
     return json_answer({
         "method": request.method,
-        "target": request.raw_path.encode("utf-8", "surrogateescape").decode("latin-1"),
+        "target": request.raw_path,
         "version": f"{request.version.major}.{request.version.minor}",
         "headers": headers,
         "body_bytes": length,
