@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 import typer
-from redis.exceptions import RedisError
 
-from sidecar.cli import account, check, demo, outbox, run
-from sidecar.cli.output import fail
-from sidecar.config.problems import ConfigError
-from sidecar.control.assemble import SetupError
-
-app = typer.Typer(
-    name="sidecar",
-    help="Quota gateway for Open Banking APIs: debits credits in Valkey before a request passes, meters every debit once.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-demo.register(app)
-run.register(app)
-check.register(app)
-app.add_typer(account.app, name="account")
-app.add_typer(outbox.app, name="outbox")
+_MODULES = {
+    "demo": "demo",
+    "run": "run",
+    "control": "run",
+    "check": "check",
+    "account": "account",
+    "outbox": "outbox",
+    "version": "version",
+}
+"""Commands in the order of the help, and the modules that have them."""
 
 
-@app.command()
-def version() -> None:
-    """Print the version.
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The command line, of which only what ``arguments`` ask for is imported: the data plane needs no sandbox and no
+    progress bars in its memory."""
+    app = typer.Typer(
+        name="sidecar",
+        help="Quota gateway for Open Banking APIs: debits credits before a request passes, meters each debit once.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)  # keeps it a group, however few commands are in it
+    wanted = arguments[0] if arguments and arguments[0] in _MODULES else None
+    for module in dict.fromkeys([_MODULES[wanted]] if wanted else _MODULES.values()):
+        import_module(f"sidecar.cli.{module}").register(app)
+    return app
 
-    Example: [bold]sidecar version[/bold]
-    """
-    from sidecar import __version__
 
-    typer.echo(__version__)
+def _root() -> None:
+    return
 
 
 def main() -> None:
     """Runs the command line; a user's mistake is a message, not a traceback."""
+    app = build(sys.argv[1:])
+    from redis.exceptions import RedisError
+
+    from sidecar.cli.output import fail
+    from sidecar.config.problems import ConfigError
+    from sidecar.control.assemble import SetupError
+
     try:
-        app()
+        app(prog_name="sidecar")
     except ConfigError as error:
         fail(str(error), 2)
     except SetupError as error:
         fail(str(error), 1)
-    except (RedisError, OSError) as error:
+    except RedisError as error:
         fail(f"Valkey: {error}", 1)
+    except OSError as error:
+        fail(str(error), 1)
     except KeyboardInterrupt:
         sys.exit(130)

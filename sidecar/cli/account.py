@@ -34,6 +34,10 @@ app = typer.Typer(help="Accounts in the ledger: the TPPs, their funds, prices an
 AccountArgument = Annotated[str, typer.Argument(help="Account id (Lago's customer external_id).")]
 
 
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="account")
+
+
 @app.command()
 def load(
     file: Annotated[Path, typer.Argument(help="Accounts file (YAML); `examples/accounts.yaml` shows all of it.")],

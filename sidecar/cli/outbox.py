@@ -32,6 +32,10 @@ from sidecar.metering.status import (
 app = typer.Typer(help="Usage events on their way to OpenMeter.", no_args_is_help=True)
 
 
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="outbox")
+
+
 @app.command()
 def status(config: ConfigOption = None, valkey: ValkeyOption = None, json: JsonOption = False) -> None:
     """Show how many events wait, since when, and who publishes them.

@@ -67,7 +67,7 @@ def where(config: Path | None, valkey: str | None) -> tuple[Topology, Keys]:
             return parse_valkey_url(valkey), Keys()
         except ValkeyUrlError as error:
             fail(f"--valkey: {error}", 2)
-    if config is None and "SIDECAR_VALKEY" not in os.environ:
+    if config is None and not os.environ.get("SIDECAR_VALKEY"):
         fail("say where the ledger is: --config FILE or --valkey URL", 2)
     if config is None:
         try:

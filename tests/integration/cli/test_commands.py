@@ -1,0 +1,155 @@
+"""The commands on a ledger of their own: what they print, how they fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.processes import running, sidecar
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "accounts.yaml"
+
+
+@pytest.fixture
+def url(valkey: redis.Redis) -> str:
+    options = valkey.get_connection_kwargs()
+    return f"valkey://{options['host']}:{options['port']}"
+
+
+def gateway(tmp_path: Path, url: str, **sections: object) -> str:
+    """A configuration file with an upstream that is not there."""
+    document = {
+        "listen": {"host": "127.0.0.1", "port": 0},
+        "upstream": {"url": "http://127.0.0.1:9"},
+        "valkey": url,
+        "admin": {"port": 0},
+        **sections,
+    }
+    path = tmp_path / "gateway.yaml"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_accounts_are_loaded_listed_and_shown(url: str) -> None:
+    loaded = sidecar("account", "load", str(EXAMPLE), "--valkey", url, "--json")
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout) == {"loaded": {"tpp-12345": 1, "tpp-pro": 1, "tpp-trusted": 1}, "failed": {}}
+
+    listed = sidecar("account", "list", "--valkey", url)
+    assert listed.stdout.split() == ["tpp-12345", "tpp-pro", "tpp-trusted"]
+
+    shown = json.loads(sidecar("account", "show", "tpp-12345", "--valkey", url, "--json").stdout)
+    assert (shown["mode"], shown["available"], shown["currency"]) == ("prepaid", "105.00", "GBP")
+    text = sidecar("account", "show", "tpp-12345", "--valkey", url).stdout
+    assert "105.00" in text
+    assert "api_calls" in text
+
+
+def test_loading_the_same_file_again_changes_nothing_but_the_version(url: str) -> None:
+    sidecar("account", "load", str(EXAMPLE), "--valkey", url)
+    before = json.loads(sidecar("account", "show", "tpp-pro", "--valkey", url, "--json").stdout)
+    sidecar("account", "load", str(EXAMPLE), "--valkey", url)
+    after = json.loads(sidecar("account", "show", "tpp-pro", "--valkey", url, "--json").stdout)
+    assert after == {**before, "version": 2}
+
+
+def test_a_suspended_account_says_so_until_it_is_resumed(url: str) -> None:
+    sidecar("account", "load", str(EXAMPLE), "--valkey", url)
+    for verb, status in (("suspend", "suspended"), ("resume", "active")):
+        assert sidecar("account", verb, "tpp-pro", "--valkey", url).returncode == 0
+        assert json.loads(sidecar("account", "show", "tpp-pro", "--valkey", url, "--json").stdout)["status"] == status
+
+
+MISTAKES = {
+    "an account that is not there": (("account", "show", "nobody"), 1, "there is no account 'nobody'"),
+    "suspending one that is not there": (("account", "suspend", "nobody"), 1, "nobody"),
+    "a file that is not there": (("account", "load", "/nowhere.yaml"), 2, "/nowhere.yaml"),
+    "a dead letter's id that is none": (("outbox", "dead-letters", "--requeue", "x"), 2, "'x'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_a_message_and_an_exit_code_not_a_traceback(
+    arguments: tuple[str, ...], code: int, words: str, url: str
+) -> None:
+    ended = sidecar(*arguments, "--valkey", url)
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+UNUSABLE = {
+    "no ledger named": ((), 2, "--config FILE or --valkey URL"),
+    "a URL that is none": (("--valkey", "http://x"), 2, "--valkey"),
+    "a Valkey that is not there": (("--valkey", "valkey://127.0.0.1:9"), 1, "reached"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_a_ledger_that_cannot_be_used_is_named(arguments: tuple[str, ...], code: int, words: str) -> None:
+    ended = sidecar("account", "list", *arguments, environment={"SIDECAR_VALKEY": ""})
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_outbox_of_an_empty_ledger_is_empty(url: str) -> None:
+    status = json.loads(sidecar("outbox", "status", "--valkey", url, "--json").stdout)
+    assert (status["entries"], status["dead_letters"], status["publishers"]) == (0, 0, [])
+    assert "0 entries" in sidecar("outbox", "status", "--valkey", url).stdout
+    assert "no dead letters" in sidecar("outbox", "dead-letters", "--valkey", url).stdout
+
+
+def test_check_reports_what_it_cannot_reach(tmp_path: Path, url: str) -> None:
+    ended = sidecar("check", "-c", gateway(tmp_path, url), "--json")
+    assert ended.returncode == 1
+    findings = {each["what"]: each["ok"] for each in json.loads(ended.stdout)["findings"]}
+    assert findings["valkey"] is True
+    assert findings["upstream"] is False
+    assert findings["openmeter"] is None
+
+
+def test_check_is_content_with_the_demo(tmp_path: Path) -> None:
+    with running("demo", "--proxy-port", "0", "--admin-port", "0", "--json") as demo:
+        config = gateway(
+            tmp_path, demo.ready["valkey"],
+            upstream={"url": demo.ready["upstream"]}, metering={"url": demo.ready["openmeter"]},
+        )  # fmt: skip
+        ended = sidecar("check", "-c", config)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "3 accounts" in ended.stdout
+
+
+def test_a_wrong_configuration_is_told_by_line_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.yaml"
+    path.write_text("upstream:\n  url: http://api\n  conect_timeout_ms: 5\nvalkey: valkey://v\n")
+    ended = sidecar("run", "-c", str(path))
+    assert ended.returncode == 2
+    assert f"{path}:3" in ended.stderr
+    assert "connect_timeout_ms" in ended.stderr
+
+
+def test_a_port_in_use_is_told_as_that(tmp_path: Path, url: str) -> None:
+    with running("run", "-c", gateway(tmp_path, url), "--json") as first:
+        port = int(first.ready["proxy"].rpartition(":")[2])
+        ended = sidecar("run", "-c", gateway(tmp_path, url, listen={"host": "127.0.0.1", "port": port}))
+        assert ended.returncode == 1
+        assert f"127.0.0.1:{port}" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+COMMANDS = [
+    "demo", "run", "control", "check", "account load", "account list", "account show", "account suspend",
+    "account resume", "outbox status", "outbox dead-letters",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    ended = sidecar(*command.split(), "--help")
+    assert ended.returncode == 0
+    assert f"Example: sidecar {command}" in " ".join(ended.stdout.split())
