@@ -23,6 +23,8 @@ _SECRET: Final = re.compile(r"password|token|secret|key|valkey|url|credential", 
 
 _SHOWN_LENGTH_MAX = 60
 
+_DECIMAL = re.compile(r"Decimal\('(.*)'\)")
+
 #: pydantic's kinds of error to what a reader is told. Others keep pydantic's own text.
 _EXPECTED: Final[dict[str, str]] = {
     "int_type": "should be a whole number",
@@ -125,7 +127,12 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _message(details: ErrorDetails, path: _Path) -> str:
-    kind, context = details["type"], details.get("ctx", {})
+    kind = details["type"]
+    # pydantic gives a bound that is a Decimal as the text of its repr.
+    context = {
+        name: _DECIMAL.sub(r"\1", value) if isinstance(value, str) else value
+        for name, value in details.get("ctx", {}).items()
+    }
     if kind == "value_error":
         return str(context["error"])
     if kind in ("literal_error", "enum"):

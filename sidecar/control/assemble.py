@@ -1,4 +1,6 @@
-"""From the configuration to what the parts are made with. Nothing is opened here but files with keys and certificates."""
+"""From the configuration to what the parts are made with. Nothing is opened here but files with keys and
+certificates.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from sidecar.proxy.routes import Route, RouteTable
 from sidecar.proxy.settings import ProxySettings, UpstreamTarget
 
 DEFAULT_ROUTE = "(other)"
-"""Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no label."""
+"""Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no
+label.
+"""
 _IDEMPOTENT = {
     "auto": frozenset({b"POST", b"PUT", b"PATCH"}),
     "on": frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"}),

@@ -120,8 +120,12 @@ class DataPlane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.spool is not None:
+            await self.spool.stop_replaying()
         settled = await self.ledger.close(5.0)
         if self.spool is not None:
+            if not settled:
+                self.spool.keep(self.ledger.take_unsent())
             await self.spool.close()
         await self.identity.close()
         if self._access_log is not None:

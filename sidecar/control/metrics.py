@@ -1,4 +1,6 @@
-"""The data plane's numbers in Prometheus' exposition format. Collected when asked; nothing is paid for them in between."""
+"""The data plane's numbers in Prometheus' exposition format. Collected when asked; nothing is paid for them in
+between.
+"""
 
 from __future__ import annotations
 

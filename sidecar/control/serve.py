@@ -1,4 +1,6 @@
-"""Running a process: the data plane (``sidecar run``) or the control plane (``sidecar control``), until it is told to stop."""
+"""Running a process: the data plane (``sidecar run``) or the control plane (``sidecar control``), until it is told
+to stop.
+"""
 
 from __future__ import annotations
 

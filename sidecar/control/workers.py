@@ -1,7 +1,9 @@
-"""Several data-plane processes on one port (SO_REUSEPORT), watched by a parent that serves the admin side for all of them.
+"""Several data-plane processes on one port (SO_REUSEPORT), watched by a parent that serves the admin side for all of
+them.
 
-A worker is this program again, with the port, a Unix socket for its own admin side, and a pipe from its parent in its environment. The
-pipe's end tells it that the parent is gone, so that no worker outlives it. One that dies is started again.
+A worker is this program again, with the port, a Unix socket for its own admin side, and a pipe from its parent in
+its environment. The pipe's end tells it that the parent is gone, so that no worker outlives it. One that dies is
+started again.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ class Worker:
     def __init__(self, number: int, directory: Path, port: int, arguments: list[str]) -> None:
         self.number = number
         self.socket = directory / f"worker-{number}.sock"
+        self.was_ready = False
+        """Whether it has ever served. One that never did has said why on standard error."""
         self._port = port
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
@@ -120,16 +124,17 @@ class Supervisor:
     async def _keep(self, worker: Worker) -> int:
         while True:
             await worker.start()
+            if self._stopping:
+                worker.stop()  # told before this one existed
             code = await worker.wait()
             if self._stopping:
                 return code
-            if code in (1, 2) and not await self._was_ready(worker):
+            if code in (1, 2) and not worker.was_ready:
                 return code  # it said why; starting it again would say the same
             log.error("a worker ended and is started again", worker=worker.number, exit_code=code)
             await asyncio.sleep(RESTART_S)
-
-    async def _was_ready(self, worker: Worker) -> bool:
-        return worker.socket.exists()
+            if self._stopping:
+                return 0
 
     async def _until_ready(self, keepers: list[asyncio.Task[int]], stop: asyncio.Event) -> None:
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
@@ -137,6 +142,8 @@ class Supervisor:
             if any(keeper.done() for keeper in keepers):
                 raise SetupError("a worker could not start; it has said why")
             if all(worker.socket.exists() for worker in self._workers):
+                for worker in self._workers:
+                    worker.was_ready = True
                 return
             if asyncio.get_running_loop().time() > deadline:
                 raise SetupError(f"the workers did not start within {START_TIMEOUT_S:g} s")
@@ -151,7 +158,8 @@ class Supervisor:
         for worker in self._workers:
             worker.kill()
         codes = await asyncio.gather(*keepers, return_exceptions=True)
-        return not late and all(code == 0 for code in codes)
+        # A worker that was told to stop before it had begun to listen to signals ends by the signal.
+        return not late and all(code in (0, -signal.SIGTERM) for code in codes)
 
     # what the admin side asks
 

@@ -59,7 +59,7 @@ class AccountSnapshot:
 def snapshot_of(account: str, stored: AccountState, state: AccountState) -> AccountSnapshot:
     """A snapshot of ``state``, which is ``stored`` or what a rollover makes of it."""
     available = state.available()
-    names = dict.fromkeys([*state.prices, *(usage.metric for usage in state.usages)])
+    names = sorted({*state.prices, *(usage.metric for usage in state.usages)})
     by_name = {usage.metric: usage for usage in state.usages}
     metrics = []
     for name in names:

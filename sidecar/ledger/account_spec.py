@@ -9,6 +9,7 @@ from decimal import Decimal
 from enum import IntEnum
 from typing import Final, Literal
 
+from sidecar.ledger.currencies import exponent
 from sidecar.ledger.periods import PeriodRule
 from sidecar.ledger.pricing import PackedTable, PriceError, PriceTable, amounts, decimals, pack, scale
 
@@ -110,12 +111,12 @@ class AccountSpec:
         return self.mode != "overage"
 
     def digits_needed(self) -> int:
-        """The fewest decimals in which every price and amount is exact.
+        """The fewest decimals in which every price and amount is exact, and no fewer than the currency has (0.90).
 
         Raises:
             PriceError: one of them cannot be exact; the message names it.
         """
-        return max((_decimals(value, what) for what, value in self._money()), default=0)
+        return max(exponent(self.currency), *(_decimals(value, what) for what, value in self._money()))
 
     def _money(self) -> Iterator[tuple[str, Decimal]]:
         for name in ("funds", "overdraft", "spending_cap", "credit_limit", "unsettled"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
@@ -103,7 +103,7 @@ class AccountState:
                 length = end - start
                 missed = (now_ms - end) // length
                 state = replace(state, period_end_ms=end + length)._skip_periods(missed, length)
-        return state if state is self else replace(state, next_ends_ms=tuple(ends))
+        return state if state is self else replace(state, next_ends_ms=tuple(ends), closed=_in_order(state.closed))
 
     def _close_period(self) -> AccountState:
         older, kept, former = self.unsettled, [], dict(self.former_prices)
@@ -159,10 +159,12 @@ def decode_account(account: str, fields: Mapping[bytes, bytes]) -> AccountState:
 
 
 def _decode(fields: Mapping[bytes, bytes]) -> AccountState:
-    terms = _unpack(fields.get(b"terms")) or [0, 0, False, 0, 0, 0, 0]
-    state = _unpack(fields.get(b"state")) or [0, 0, MAX_INT, 0, 0, 0]
-    live, former = _unpack(fields.get(b"prices")) or [{}, {}]
+    terms = _unpack(fields, b"terms", [0, 0, False, 0, 0, 0, 0])
+    state = _unpack(fields, b"state", [0, 0, MAX_INT, 0, 0, 0])
+    live, former = _unpack(fields, b"prices", [{}, {}])
     version, status, ceiling, count_k, interval_us, burst, day_limit = terms
+    if not 0 <= state[1] < state[2]:
+        raise ValueError("its period does not end after its start")
     closed = [
         ClosedPeriod(int(match[1]), match[2].decode(), *map(int, value.split()))
         for name, value in fields.items()
@@ -179,18 +181,23 @@ def _decode(fields: Mapping[bytes, bytes]) -> AccountState:
         unsettled=int(state[0]),
         period_start_ms=int(state[1]),
         period_end_ms=int(state[2]),
-        next_ends_ms=tuple(int(end) for end in _unpack(fields.get(b"periods")) or ()),
+        next_ends_ms=tuple(int(end) for end in _unpack(fields, b"periods", ())),
         usages=tuple(Usage(state[i], int(state[i + 1]), int(state[i + 2])) for i in range(_HEAD, len(state), _WIDTH)),
         prices=_tables(live),
         former_prices=_tables(former),
-        closed=tuple(sorted(closed, key=lambda each: (each.start_ms, each.metric))),
+        closed=_in_order(closed),
         digits=int(fields.get(b"digits", b"0")),
         info=orjson.loads(fields[b"info"]) if b"info" in fields else {},
     )
 
 
-def _unpack(packed: bytes | None) -> Any:
-    return None if packed is None else msgpack.unpackb(packed, raw=False)
+def _in_order(closed: Iterable[ClosedPeriod]) -> tuple[ClosedPeriod, ...]:
+    return tuple(sorted(closed, key=lambda each: (each.start_ms, each.metric)))
+
+
+def _unpack(fields: Mapping[bytes, bytes], name: bytes, absent: Any) -> Any:
+    packed = fields.get(name)
+    return absent if packed is None else msgpack.unpackb(packed, raw=False)
 
 
 def _tables(tables: Any) -> dict[str, PackedTable]:

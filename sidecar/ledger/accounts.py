@@ -63,7 +63,7 @@ class AccountModel(Model):
         allowed = AMOUNTS_OF[self.mode]
         names = ("funds", "overdraft", "spending_cap", "credit_limit")
         problems = [
-            (name, f"has no meaning for a {self.mode} account")
+            (name, f"has no meaning in the mode {self.mode}")
             for name in names
             if name not in allowed and getattr(self, name) is not None
         ]

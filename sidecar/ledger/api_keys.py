@@ -53,17 +53,16 @@ class ApiKeys:
             LedgerUnavailable: or what the constructor was given.
         """
         try:
-            account = await self._client.get(self._keys.api_key(sha256_hex))
+            return await self._owner(sha256_hex)
         except CLIENT_ERRORS as error:
             raise self._unavailable(f"the ledger cannot be asked for an API key: {error}") from error
-        return None if account is None else _text(account)
 
     async def give(self, account: str, digests: Iterable[str]) -> list[str]:
         """Make keys the account's; answer those that were new.
 
         Raises:
             ApiKeyTaken: one is another account's; then none of them was given.
-            RedisError: the ledger cannot be reached; then some may have been.
+            CLIENT_ERRORS: the ledger cannot be reached; then some may have been.
         """
         new: list[str] = []
         for digest in digests:
@@ -72,21 +71,21 @@ class ApiKeys:
                 if await self._client.set(self._keys.api_key(digest), account, nx=True):
                     new.append(digest)
                     break
-                owner = await self.account_of(digest)
+                owner = await self._owner(digest)
             if owner not in (None, account):
                 await self.take(account, new)
                 raise ApiKeyTaken(f"the API key sha256 {digest[:12]}… belongs to the account {owner!r}")
         return new
 
     async def take(self, account: str, digests: Iterable[str]) -> None:
-        """Remove keys that are the account's; raises ``RedisError``."""
+        """Remove keys that are the account's; raises ``CLIENT_ERRORS``."""
         for digest in digests:
-            if await self.account_of(digest) == account:
+            if await self._owner(digest) == account:
                 await self._client.delete(self._keys.api_key(digest))
+
+    async def _owner(self, digest: str) -> str | None:
+        account = await self._client.get(self._keys.api_key(digest))
+        return account.decode() if isinstance(account, bytes) else account
 
     def __repr__(self) -> str:
         return f"ApiKeys({self._keys.prefix})"
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

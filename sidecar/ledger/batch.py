@@ -1,4 +1,6 @@
-"""One batch of ledger operations: gathered in a turn of the event loop, packed for ``batch.lua``, its reply taken apart. No I/O."""
+"""One batch of ledger operations: gathered in a turn of the event loop, packed for ``batch.lua``, its reply read.
+No I/O.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ import orjson
 from sidecar.ledger.outcomes import Event, Hold
 
 HOLD, SETTLE, SETTLE_LATE = 1, 2, 3
+PARTS_MAX = 3000
+"""Groups and singles that ``batch.lua`` takes in one call."""
 
 _pack = msgpack.Packer(use_bin_type=False, autoreset=True).pack  # cmsgpack does not know the bin type
 
@@ -28,6 +32,12 @@ class Group:
         self.late = 0
         self.holds: list[Hold] = []
 
+    def without_holds(self) -> Group:
+        """What it settles and gives back alone."""
+        other = Group(self.account, self.metric)
+        other.settled, other.released, other.late = self.settled, self.released, self.late
+        return other
+
 
 @dataclass(slots=True)
 class Single:
@@ -39,13 +49,14 @@ class Single:
 
 
 class Batch:
-    """``epoch`` is the instance's when the first operation came in; ``created`` the loop's time then."""
+    """``epoch`` is the instance's when the first operation came in; ``asked`` the loop's time when the first hold
+    did, 0 while there is none."""
 
-    __slots__ = ("created", "epoch", "events", "groups", "number", "operations", "singles")
+    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "singles")
 
-    def __init__(self, epoch: int, created: float) -> None:
+    def __init__(self, epoch: int, asked: float = 0.0) -> None:
         self.epoch = epoch
-        self.created = created
+        self.asked = asked
         self.number = 0
         self.groups: dict[tuple[str, str], Group] = {}
         self.singles: list[Single] = []
@@ -104,6 +115,7 @@ class Batch:
         dropped += [s.hold for s in self.singles if s.kind == HOLD]
         self.singles = [s for s in self.singles if s.kind != HOLD]
         self.operations -= len(dropped)
+        self.asked = 0.0
         return dropped
 
     def enter_epoch(self, epoch: int) -> None:
@@ -118,8 +130,66 @@ class Batch:
             if single.kind == SETTLE:
                 single.kind = SETTLE_LATE
 
-    def is_empty(self) -> bool:
-        return not self.operations
+    def by_account(self) -> list[Batch]:
+        """The same operations, a batch for each account."""
+        parts: dict[str, Batch] = {}
+
+        def part(account: str) -> Batch:
+            if account not in parts:
+                parts[account] = Batch(self.epoch, self.asked)
+            return parts[account]
+
+        for key, group in self.groups.items():
+            mine = part(group.account)
+            mine.groups[key] = group
+            mine.operations += 1 + len(group.holds)
+        for single in self.singles:
+            mine = part(single.hold.account)
+            mine.singles.append(single)
+            mine.operations += 1
+        for event in self.events:
+            part(event[0]).events.append(event)
+        return list(parts.values())
+
+    def split(self, operations_max: int) -> list[Batch]:
+        """The same operations in batches of at most ``operations_max``. Settles of one account without idempotency keys
+        stay together, since their units are one sum; they are one operation here, as they are to the script."""
+        out: list[Batch] = []
+        for account in self.by_account():
+            for part in account._split_account(operations_max):
+                if out and out[-1].operations + part.operations <= operations_max:
+                    out[-1]._absorb(part)
+                else:
+                    out.append(part)
+        return out
+
+    def _split_account(self, operations_max: int) -> list[Batch]:
+        if self.operations <= operations_max:
+            return [self]
+        out = [Batch(self.epoch, self.asked)]
+        out[0].events = self.events
+        out[0].groups = {key: group.without_holds() for key, group in self.groups.items()}
+        out[0].operations = len(out[0].groups)
+
+        def place() -> Batch:
+            if out[-1].operations >= operations_max:
+                out.append(Batch(self.epoch, self.asked))
+            return out[-1]
+
+        for group in self.groups.values():
+            for hold in group.holds:
+                place().add_hold(hold)
+        for single in self.singles:
+            batch = place()
+            batch.singles.append(single)
+            batch.operations += 1
+        return out
+
+    def _absorb(self, other: Batch) -> None:
+        self.groups.update(other.groups)
+        self.singles += other.singles
+        self.events += other.events
+        self.operations += other.operations
 
 
 def encode(

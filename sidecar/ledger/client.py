@@ -140,14 +140,16 @@ class LedgerClient:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            await asyncio.gather(*(link.heartbeat() for link in self._links))
+            for result in await asyncio.gather(*(link.heartbeat() for link in self._links), return_exceptions=True):
+                if isinstance(result, Exception):  # without heartbeats the instance would be taken for dead
+                    log.error("a heartbeat failed", error=repr(result)[:200])
 
     async def drain(self, timeout_s: float) -> bool:
         """Waits until every operation is known to be done; False if that takes longer."""
         return all(await asyncio.gather(*(link.drain(timeout_s) for link in self._links)))
 
     async def close(self, timeout_s: float = 5.0) -> bool:
-        """Waits until all operations are known to be done, leaves the ledger, closes. False: some were not done in time."""
+        """Waits until all operations are known to be done, leaves the ledger, closes. False: some were not in time."""
         drained = await self.drain(timeout_s)
         if not drained:
             log.error("stopped with operations that Valkey has not confirmed", operations=self.backlog)
@@ -158,3 +160,7 @@ class LedgerClient:
             await asyncio.gather(*(link.leave() for link in self._links))
         await asyncio.gather(*(link.close() for link in self._links))
         return drained
+
+    def take_unsent(self) -> list[Event]:
+        """After a :meth:`close` that was False: events of settles that were never sent, for whoever can keep them."""
+        return [event for link in self._links for event in link.take_unsent()]

@@ -141,7 +141,7 @@ class EmbeddedValkey:
     def _client(self) -> valkey.Redis:
         return valkey.Redis(
             unix_socket_path=str(self._topology.socket),
-            socket_timeout=_ANSWER_S,
+            socket_timeout=min(_ANSWER_S, self._timeout_s),
             retry=Retry(NoBackoff(), 0),  # who asks waits already
             protocol=2,
         )

@@ -13,8 +13,6 @@ from sidecar.ledger.resp import Address, LedgerConnectionError, RespConnection
 from sidecar.ledger.topology import SlotMap, Topology, TopologyError, cluster_slots, primary_address, tls_context
 
 CONNECT_TIMEOUT_S = 2.0
-SLOTS_FRESH_S = 1.0
-"""How long a map of slots is believed when links reconnect: sixteen of them must not ask sixteen times."""
 
 
 class SingleEndpoints:
@@ -40,13 +38,18 @@ class SingleEndpoints:
 
 
 class ClusterEndpoints:
-    """Every partition is a home of its own, on whatever primary has its slot now."""
+    """Every partition is a home of its own, on whatever primary has its slot now.
+
+    Whoever comes back for a partition has lost what the map of slots gave it, so the map is read anew; but once for all
+    partitions that lost the same server, not sixteen times.
+    """
 
     def __init__(self, topology: Cluster) -> None:
         self._topology = topology
         self._tls = _Tls(topology.tls)
         self._slots: SlotMap | None = None
-        self._asked = 0.0
+        self._reading = 0
+        self._used: dict[str, int] = {}
         self._lock = asyncio.Lock()
 
     def homes(self, instance: str, keys: Keys) -> list[int]:
@@ -55,10 +58,10 @@ class ClusterEndpoints:
     async def connect(self, partition_key: str) -> RespConnection:
         try:
             async with self._lock:
-                now = asyncio.get_running_loop().time()
-                if self._slots is None or now - self._asked > SLOTS_FRESH_S:
+                if self._slots is None or self._used.get(partition_key) == self._reading:
                     self._slots = await cluster_slots(self._topology, timeout_s=CONNECT_TIMEOUT_S)
-                    self._asked = now
+                    self._reading += 1
+                self._used[partition_key] = self._reading
                 where = self._slots.primary_of_key(partition_key)
         except TopologyError as error:
             raise LedgerConnectionError(str(error)) from None

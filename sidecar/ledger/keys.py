@@ -11,7 +11,7 @@ PARTITIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Key names under one prefix. ``partitions`` is part of the data's layout: changing it makes accounts unfindable."""
+    """Key names under one prefix. ``partitions`` is part of the data's layout: changing it hides accounts."""
 
     prefix: str = "qs"
     partitions: int = PARTITIONS
@@ -42,7 +42,8 @@ class Keys:
         return f"{self._tags[partition]}dead"
 
     def idempotency(self, account: str, scope: bytes) -> str:
-        """``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is the caller's to choose."""
+        """``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is the
+        caller's to choose."""
         return f"{self._tags[self.partition(account)]}idem:{idempotency_digest(account, scope)}"
 
     def api_key(self, sha256_hex: str) -> str:

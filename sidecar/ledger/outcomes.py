@@ -12,7 +12,7 @@ Event = tuple[str, str, int, str, str, int, float, str | None, str | None]
 
 
 class Code(IntEnum):
-    """Outcome of a hold. The first ten are the script's; UNAVAILABLE is the client's own: the ledger did not answer in time."""
+    """Outcome of a hold. The first ten are the script's; UNAVAILABLE is the client's own: no answer in time."""
 
     GRANTED = 0
     CREDIT = 1
@@ -66,11 +66,12 @@ class AccountView:
 class Hold:
     """Units reserved, or asked for. Ends in exactly one settle or release, or in a refusal.
 
-    ``x`` and ``y`` mean what the table of codes in docs/ledger.md says. ``epoch`` is the instance's when it was granted.
+    ``x`` and ``y`` mean what the table of codes in docs/ledger.md says. ``epoch``: the instance's when it was granted.
     """
 
     __slots__ = (
-        "account", "callback", "code", "day_left", "epoch", "idempotency_key", "metric", "open", "rate_left", "units", "view", "x", "y",
+        "account", "callback", "code", "day_left", "epoch", "idempotency_key", "metric", "open", "rate_left", "units",
+        "view", "x", "y",
     )  # fmt: skip
 
     def __init__(

@@ -1,7 +1,7 @@
 """A connection to one Valkey server for the request path: pipelined, callback-driven, no task and no future per call.
 
-redis-py carries everything off the request path. This exists because it is measured: redis-py's client costs as much CPU per
-call as the whole of a proxied request does here.
+redis-py carries everything off the request path. This exists because it is measured: redis-py's client costs as much
+CPU per call as the whole of a proxied request does here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Reply = Any
 
 ReplyError = hiredis.ReplyError
 REPLY_BYTES_MAX = 64 * 1024 * 1024
+"""A server that sends more than this without completing a reply is not one of ours."""
 
 
 class LedgerConnectionError(ConnectionError):
@@ -52,13 +53,15 @@ def encode_command(parts: Sequence[bytes]) -> bytes:
 
 
 class RespConnection(asyncio.Protocol):
-    """Sends commands in order and hands each reply to its callback. After it is lost every callback that still waits gets a
-    :class:`LedgerConnectionError`, once, in order."""
+    """Sends commands in order and hands each reply to its callback. After it is lost every callback that still waits
+    gets a :class:`LedgerConnectionError`, once, in order."""
 
-    def __init__(self, address: Address, on_lost: Callable[[], None] | None = None) -> None:
+    def __init__(self, address: Address) -> None:
         self.address = address
         self.closed = False
-        self._on_lost = on_lost
+        self.lost = asyncio.Event()
+        """Set when the connection is gone and every callback has been told."""
+        self._unread_bytes = 0
         self._reader = hiredis.Reader()
         self._waiting: deque[Callable[[Reply], None]] = deque()
         self._transport: asyncio.Transport | None = None
@@ -72,7 +75,6 @@ class RespConnection(asyncio.Protocol):
         address: Address,
         *,
         timeout_s: float,
-        on_lost: Callable[[], None] | None = None,
         name: str = "quota-sidecar",
     ) -> RespConnection:
         """Connects and shakes hands (AUTH, SELECT, CLIENT SETNAME).
@@ -85,14 +87,14 @@ class RespConnection(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 if address.path is not None:
                     _, protocol = await loop.create_unix_connection(
-                        lambda: cls(address, on_lost),
+                        lambda: cls(address),
                         address.path,
                         ssl=address.tls,
                         server_hostname=address.server_hostname,
                     )
                 else:
                     _, protocol = await loop.create_connection(
-                        lambda: cls(address, on_lost), address.host, address.port,
+                        lambda: cls(address), address.host, address.port,
                         ssl=address.tls, server_hostname=address.server_hostname if address.tls else None,
                     )  # fmt: skip
                 try:
@@ -104,7 +106,7 @@ class RespConnection(asyncio.Protocol):
             raise LedgerConnectionError(f"Valkey at {address} did not answer within {timeout_s:g} s") from None
         except LedgerConnectionError:
             raise
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA cannot encode
             raise LedgerConnectionError(f"Valkey at {address}: {error}") from error
         return protocol
 
@@ -123,7 +125,7 @@ class RespConnection(asyncio.Protocol):
             raise LedgerConnectionError(f"Valkey at {self.address} refused {what}: {reply}")
 
     def send(self, payload: bytes, callback: Callable[[Reply], None]) -> None:
-        """Sends one encoded command; ``callback`` gets its reply, an error reply or a :class:`LedgerConnectionError`."""
+        """Sends one encoded command; ``callback`` gets its reply, an error reply or a `LedgerConnectionError`."""
         assert self._transport is not None
         if self.closed:
             callback(LedgerConnectionError(f"connection to Valkey at {self.address} is closed"))
@@ -132,7 +134,7 @@ class RespConnection(asyncio.Protocol):
         self._transport.write(payload)
 
     def call(self, *parts: bytes) -> asyncio.Future[Reply]:
-        """Sends one command and returns its reply as a future; error replies are returned, a lost connection is raised."""
+        """Sends one command and answers its reply as a future; error replies are results, a loss is raised."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def done(reply: Reply) -> None:
@@ -160,13 +162,17 @@ class RespConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         reader = self._reader
         reader.feed(data)
+        self._unread_bytes += len(data)
         try:
             while (reply := reader.gets()) is not False:
+                self._unread_bytes = 0
                 if not self._waiting:
                     self.close()  # a reply that nobody asked for: the stream cannot be trusted any more
                     return
                 self._waiting.popleft()(reply)
         except hiredis.ProtocolError:
+            self.close()
+        if self._unread_bytes > REPLY_BYTES_MAX:
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -174,5 +180,4 @@ class RespConnection(asyncio.Protocol):
         error = LedgerConnectionError(f"connection to Valkey at {self.address} was lost")
         while self._waiting:
             self._waiting.popleft()(error)
-        if self._on_lost is not None:
-            self._on_lost()
+        self.lost.set()

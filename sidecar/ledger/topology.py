@@ -16,7 +16,9 @@ from typing import Any, Final
 import redis.asyncio as valkey
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.cluster import RedisCluster as ClusterClient
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel as SentinelGroup
+from redis.backoff import ExponentialBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
@@ -185,11 +187,13 @@ class _SentinelClient(valkey.Redis):
 
 
 def _options(timeout_s: float, connect_timeout_s: float) -> dict[str, Any]:
-    # RESP2: answers have one shape with every version of redis-py, and on every server since Redis 6.
     return {
+        # A pooled connection may have died unseen; more than that is for the caller, who knows how long he can wait.
+        "retry": Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_timeout_s,
         "decode_responses": False,
+        # RESP2: answers have one shape with every version of redis-py and on every server.
         "protocol": 2,
     }
 

@@ -71,9 +71,7 @@ class Courier:
 
     async def _ask(self, body: bytes) -> Answer:
         """Sends a body until the answer says something about its events."""
-        backoff = Backoff(
-            self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random
-        )
+        backoff = Backoff(self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random)
         while True:
             answer = await self._endpoint.post(body)
             if answer.verdict is Verdict.RETRY:

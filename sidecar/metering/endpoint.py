@@ -73,9 +73,7 @@ class Endpoint:
     def pause(self, answer: Answer) -> None:
         """Nothing is sent for a while: it is not the events that are refused."""
         if not self._metrics.paused:
-            log.error(
-                "openmeter refuses the publisher: check url, token and what stands between", reason=answer.reason
-            )
+            log.error("openmeter refuses the publisher: check url, token and what stands between", reason=answer.reason)
         self._metrics.paused = True
         self._close(self._pause_s)
 

@@ -25,6 +25,9 @@ IDS_MAX = 250
 
 CLAIM_COUNT = 16
 
+ENTRY_BYTES_ASSUMED = 32_768
+"""Size of the entries of a stream before one has been seen; that of a busy gateway holds hundreds of events."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -47,7 +50,7 @@ class Measure:
 @dataclass(slots=True)
 class _Window:
     count: int = COUNT_MIN
-    entry_bytes: int = 1
+    entry_bytes: int = ENTRY_BYTES_ASSUMED
 
 
 class Outbox:
@@ -72,8 +75,7 @@ class Outbox:
         asked = [min(window.count, max(1, share // window.entry_bytes)) for window in self._windows]
         head = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT")
         calls = [
-            Call(key, (*head, count, "STREAMS", key, ">"))
-            for key, count in zip(self._outboxes, asked, strict=True)
+            Call(key, (*head, count, "STREAMS", key, ">")) for key, count in zip(self._outboxes, asked, strict=True)
         ]
         found: list[Entry] = []
         errors: list[Exception] = []

@@ -39,11 +39,19 @@ log = structlog.get_logger("sidecar.metering")
 
 CHORES_S_MAX = 5.0
 LEAVE_TIMEOUT_S = 2.0
+CANCEL_AGAIN_S = 0.1
 
 
 def new_consumer_name() -> str:
     """Unique for every start: what an earlier process left pending is taken over like any other's."""
     return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _notice_cancellation() -> None:
+    """Before Python 3.12 ``asyncio.wait_for``, in which redis-py writes, may swallow a cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Publisher:
@@ -78,9 +86,7 @@ class Publisher:
         self._slot_freed = asyncio.Event()
         self._chores_s = min(CHORES_S_MAX, settings.claim_idle_ms / 4000)
         self._chores_due_s = 0.0
-        self._valkey_backoff = Backoff(
-            settings.backoff_ms_min / 1000, settings.backoff_ms_max / 1000, self._random
-        )
+        self._valkey_backoff = Backoff(settings.backoff_ms_min / 1000, settings.backoff_ms_max / 1000, self._random)
         self._valkey_failing = False
 
     def __repr__(self) -> str:
@@ -105,14 +111,13 @@ class Publisher:
         """
         async with Sender(self._settings, self._clock) as sender:
             endpoint = Endpoint(sender, self._settings, self.metrics, self._clock, self._stop)
-            courier = Courier(
-                endpoint, self._settings, self.metrics, self._random, self._finish, self._batcher.shrink
-            )
+            courier = Courier(endpoint, self._settings, self.metrics, self._random, self._finish, self._batcher.shrink)
             log.info("publisher started", consumer=self._consumer, url=self._settings.url)
             try:
                 # A delivery that fails for a reason nobody thought of ends the publisher: better seen than stuck.
                 async with asyncio.TaskGroup() as tasks:
                     while not self._stop.is_set():
+                        _notice_cancellation()
                         await self._turn(tasks, courier)
                     await self._drain(tasks, courier)
             finally:
@@ -199,9 +204,7 @@ class Publisher:
 
     async def _finish(self, entries: list[Entry]) -> None:
         """Removes entries from the outbox, however long Valkey takes to come back. Raises :class:`Stopping`."""
-        backoff = Backoff(
-            self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random
-        )
+        backoff = Backoff(self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random)
         while entries:
             try:
                 await self._outbox.finish(entries)
@@ -229,9 +232,7 @@ class Publisher:
         await self._take(claimed)
         await self._outbox.forget(2 * idle_ms)
         measure = await self._outbox.measure()
-        self.metrics.note_outbox(
-            measure.entries, len(self._in_progress), measure.oldest_s, measure.dead_letters
-        )
+        self.metrics.note_outbox(measure.entries, len(self._in_progress), measure.oldest_s, measure.dead_letters)
 
     async def _drain(self, tasks: asyncio.TaskGroup, courier: Courier) -> None:
         try:
@@ -240,8 +241,10 @@ class Publisher:
                     self._start_deliveries(tasks, courier, partial=True)
                     await asyncio.wait(self._deliveries, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            for task in self._deliveries:
-                task.cancel()
+            while self._deliveries:
+                for task in self._deliveries:
+                    task.cancel()
+                await asyncio.wait(self._deliveries, timeout=CANCEL_AGAIN_S)
 
     async def _leave(self) -> None:
         try:

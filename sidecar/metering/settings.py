@@ -46,87 +46,84 @@ class MeteringSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: BaseUrl | None = Field(
-        None,
-        description="Base URL of OpenMeter; events go to <url>/api/v1/events."
-        " Without it they stay in the outbox.",
+        default=None,
+        description="Base URL of OpenMeter; events go to <url>/api/v1/events. Without it they stay in the outbox.",
     )
     token: Token | None = Field(
-        None, description="Bearer token for OpenMeter; a self-hosted one asks for none."
+        default=None, description="Bearer token for OpenMeter; a self-hosted one asks for none."
     )
     token_file: Path | None = Field(
-        None,
-        description="File that holds the token, instead of token."
-        " It is read at the start and after each 401 or 403.",
+        default=None,
+        description="File that holds the token, instead of token. It is read at the start and after each 401 or 403.",
     )
     ca_file: Path | None = Field(
-        None, description="PEM file with the CAs for url, instead of those of the system."
+        default=None, description="PEM file with the CAs for url, instead of those of the system."
     )
     source: str = Field(
-        "open-banking-api",
+        default="open-banking-api",
         min_length=1,
         max_length=256,
         description="The events' source. OpenMeter counts an event once by source and id:"
         " never change it while events are on their way.",
     )
     type: str = Field(
-        "api.call",
+        default="api.call",
         min_length=1,
         max_length=256,
         description="The events' type, the eventType of the meters that count them.",
     )
-    batch_events_max: int = Field(500, ge=1, le=10_000, description="Most events in one request.")
+    batch_events_max: int = Field(default=500, ge=1, le=10_000, description="Most events in one request.")
     batch_bytes_max: int = Field(
-        1_000_000,
+        default=1_000_000,
         ge=1_000,
         le=1_048_576,
         description="Largest request body in bytes; nginx and others refuse more than 1 MiB by default.",
     )
     linger_ms: int = Field(
-        200,
+        default=200,
         ge=1,
         le=5_000,
-        description="Milliseconds between two looks into an outbox that was empty: how long events wait"
-        " for company.",
+        description="Milliseconds between two looks into an outbox that was empty: how long events wait for company.",
     )
-    requests_in_flight_max: int = Field(4, ge=1, le=64, description="Most requests at a time.")
+    requests_in_flight_max: int = Field(default=4, ge=1, le=64, description="Most requests at a time.")
     buffer_bytes_max: int = Field(
-        2_000_000,
+        default=2_000_000,
         ge=65_536,
         le=268_435_456,
         description="Bytes of outbox entries that are read before others are delivered. In memory an event"
         " takes about four times its size in the outbox.",
     )
-    timeout_ms: int = Field(10_000, ge=10, le=120_000, description="Milliseconds that one request may take.")
+    timeout_ms: int = Field(default=10_000, ge=10, le=120_000, description="Milliseconds that one request may take.")
     backoff_ms_min: int = Field(
-        100,
+        default=100,
         ge=1,
         le=60_000,
         description="Bound in milliseconds of the random wait before the first retry; it doubles with each.",
     )
     backoff_ms_max: int = Field(
-        30_000, ge=1, le=600_000, description="Largest bound in milliseconds of the random wait."
+        default=30_000, ge=1, le=600_000, description="Largest bound in milliseconds of the random wait."
     )
     retry_after_ms_max: int = Field(
-        300_000,
+        default=300_000,
         ge=0,
         le=3_600_000,
         description="Longest Retry-After in milliseconds that is honoured; a longer one is cut to this.",
     )
     pause_ms: int = Field(
-        30_000,
+        default=30_000,
         ge=1,
         le=3_600_000,
         description="Milliseconds between attempts while OpenMeter refuses the publisher itself:"
         " 401, 403, 404, a redirect, or a refusal even of an empty batch.",
     )
     claim_idle_ms: int = Field(
-        60_000,
+        default=60_000,
         ge=100,
         le=3_600_000,
         description="Milliseconds after which the entries of a publisher that has gone silent are taken over.",
     )
     stop_grace_ms: int = Field(
-        10_000, ge=0, le=300_000, description="Milliseconds that a stop waits for what has been read already."
+        default=10_000, ge=0, le=300_000, description="Milliseconds that a stop waits for what has been read already."
     )
 
     @model_validator(mode="after")

@@ -114,15 +114,13 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
         calls += [
             script_call(scripts.MEASURE, [outbox, keys.dead(partition)]),
             Call(outbox, ("XPENDING", outbox, GROUP)),
-            Call(outbox, ("XINFO", "CONSUMERS", outbox, GROUP)),
+            Call(outbox, ("XINFO CONSUMERS", outbox, GROUP)),
             Call(outbox, ("XRANGE", outbox, "-", "+", "COUNT", SAMPLE_ENTRIES)),
             Call(outbox, ("XREVRANGE", outbox, "+", "-", "COUNT", SAMPLE_ENTRIES)),
         ]
     replies = await call_each(client, calls)
     width = len(calls) // len(partitions)
-    return OutboxStatus(
-        tuple(_partition_status(p, replies[p * width : (p + 1) * width]) for p in partitions)
-    )
+    return OutboxStatus(tuple(_partition_status(p, replies[p * width : (p + 1) * width]) for p in partitions))
 
 
 def _partition_status(partition: int, replies: Sequence[Any]) -> PartitionStatus:
@@ -167,9 +165,7 @@ async def dead_letters(client: Client, keys: Keys, limit: int = 100) -> list[Dea
     calls = [Call(key, ("XRANGE", key, "-", "+", "COUNT", limit)) for key in streams]
     replies = await call_each(client, calls)
     raise_first(replies)
-    found = [
-        _letter(partition, id_, fields) for partition, reply in enumerate(replies) for id_, fields in reply
-    ]
+    found = [_letter(partition, id_, fields) for partition, reply in enumerate(replies) for id_, fields in reply]
     return sorted(found, key=lambda letter: (letter.at_ms, letter.id))[:limit]
 
 
@@ -205,8 +201,7 @@ async def drop_dead_letters(client: Client, keys: Keys, ids: Iterable[str]) -> i
         UnknownLetter, RedisError, OSError: as :func:`requeue_dead_letters` does.
     """
     calls = [
-        Call(keys.dead(partition), ("XDEL", keys.dead(partition), *some))
-        for partition, some in _grouped(ids, keys)
+        Call(keys.dead(partition), ("XDEL", keys.dead(partition), *some)) for partition, some in _grouped(ids, keys)
     ]
     return await _total(client, calls)
 

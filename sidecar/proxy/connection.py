@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 from sidecar.identity.types import Peer
@@ -14,17 +16,19 @@ from sidecar.proxy.framing import ProtocolError, RequestHead
 if TYPE_CHECKING:
     from sidecar.proxy.gateway import Gateway
 
+_NO_LINGER = struct.pack("ii", 1, 0)
 LINGER_S = 2.0
 """How long a connection that was refused with unread data is still read, so that the refusal is not lost in a reset (RFC 9112 section 9.6)."""
-LINGER_BYTES_MAX = 1_048_576
+LINGER_BYTES_MAX = 16_777_216
+"""What is read and thrown away meanwhile: more than the default limit of bodies, so that a 413 is seen by who sends a little too much."""
 
 
 class ClientConnection(asyncio.Protocol):
     """``deadline`` (loop time) ends it unless an exchange is under way, which has its own. ``keep``: it may carry another request."""
 
     __slots__ = (
-        "_buffer", "_forwarded", "_lingered", "_paused", "_pausers", "_searched", "deadline", "eof", "exchange", "gateway", "keep", "lingering",
-        "peer", "requests", "secure", "transport", "writing_paused",
+        "_buffer", "_forwarded", "_lingered", "_pumping", "_searched", "_unsent", "deadline", "ending", "eof", "exchange", "gateway", "keep",
+        "lingering", "peer", "reading_paused", "requests", "secure", "transport", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -36,14 +40,17 @@ class ClientConnection(asyncio.Protocol):
         self.keep = True
         self.eof = False
         self.lingering = False
+        """What arrives is read and thrown away."""
+        self.ending = False
+        self.reading_paused = False
         self.writing_paused = False
         self.requests = 0
         self.deadline = 0.0
         self._buffer = b""
         self._searched = 0
         self._lingered = 0
-        self._paused = False
-        self._pausers = 0
+        self._pumping = False
+        self._unsent = 0
         self._forwarded = b""
 
     def __repr__(self) -> str:
@@ -55,7 +62,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         gateway = self.gateway
         if not gateway.admit(self):
-            self.transport.abort()
+            self.lingering = self.ending = True
             return
         settings = gateway.settings
         self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
@@ -65,7 +72,7 @@ class ClientConnection(asyncio.Protocol):
         self.secure = tls is not None
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.peer = Peer(address, gateway.trusts(address), certificate)
-        self._forwarded = gateway.forwarded_suffix(self.peer, secure=self.secure)
+        self._forwarded = gateway.forwarded_prefix(self.peer, secure=self.secure)
         self.deadline = gateway.loop.time() + gateway.settings.header_timeout_s
 
     def data_received(self, data: bytes) -> None:
@@ -76,6 +83,10 @@ class ClientConnection(asyncio.Protocol):
                 if self._lingered > LINGER_BYTES_MAX:
                     self.abort()
                 return
+            if self.writing_paused:
+                self._buffer += data  # no answer can be written; see resume_writing
+                self.pause_reading()
+                return
             self._read_head(self._buffer + data if self._buffer else data)
         elif exchange.tunnel or (exchange.body is not None and not exchange.body.done):
             exchange.client_data(data)
@@ -83,14 +94,16 @@ class ClientConnection(asyncio.Protocol):
             # The next request, sent before this one's answer (pipelining). It waits; too much of it waits in the kernel.
             self._buffer += data
             if len(self._buffer) > self.gateway.settings.limits.head_bytes_max:
-                self._pause()
+                self.pause_reading()
 
     def eof_received(self) -> bool:
+        """Half-closed, the client still gets the answers to what it sent (RFC 9112 section 9.6). TLS has no half-close here."""
         self.eof = True
-        if self.exchange is None:
+        if self.exchange is not None:
+            self.exchange.client_eof()
+        elif not self._pumping and not self.writing_paused:
             return False
-        self.exchange.client_eof()
-        return not self.secure  # half-closed: the answer still goes out; TLS has no half-close here
+        return not self.secure
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gateway.connections.discard(self)
@@ -100,6 +113,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.writing_paused = True
+        self._unsent = self.transport.get_write_buffer_size()
         if self.exchange is not None:
             self.exchange.client_pause()
 
@@ -107,6 +121,13 @@ class ClientConnection(asyncio.Protocol):
         self.writing_paused = False
         if self.exchange is not None:
             self.exchange.client_resume()
+        elif not self.lingering:
+            self._next()
+
+    def still_taking(self) -> bool:
+        """Whether the client took some of what waits for it since it was last asked, or since more came to wait."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        return self._unsent < before
 
     # requests
 
@@ -114,7 +135,8 @@ class ClientConnection(asyncio.Protocol):
     def may_go_on(self) -> bool:
         """Whether another request may follow on this connection."""
         most = self.gateway.settings.requests_per_connection_max
-        return not self.gateway.draining and not self.eof and (not most or self.requests < most)
+        ended = self.eof and not self._buffer
+        return not self.gateway.draining and not ended and (not most or self.requests < most)
 
     def _read_head(self, buffer: bytes) -> None:
         gateway = self.gateway
@@ -160,24 +182,32 @@ class ClientConnection(asyncio.Protocol):
             if unread_body:
                 self._linger()
             else:
-                self.transport.close()
+                self.end()
             return
         self.deadline = self.gateway.loop.time() + self.gateway.settings.idle_timeout_s
-        if self._paused:
-            self._pausers = 0
-            self._paused = False
-            self.transport.resume_reading()
+        if not self.writing_paused:
+            self._next()
+        # else the client does not take its answers: it gets no more of them until it does
+
+    def _next(self) -> None:
+        """Goes on with what was sent ahead, or waits for the next request."""
+        self.resume_reading()
         if self._buffer:
-            self.gateway.loop.call_soon(self._pump)
+            if not self._pumping:
+                self._pumping = True
+                self.gateway.loop.call_soon(self._pump)
         elif self.eof or self.gateway.draining:
-            self.transport.close()
+            self.end()
 
     def _pump(self) -> None:
-        if self.exchange is None and self._buffer and not self.transport.is_closing():
-            buffer, self._buffer, self._searched = self._buffer, b"", 0
+        self._pumping = False
+        if self.exchange is not None or self.lingering or self.writing_paused or self.transport.is_closing():
+            return
+        buffer, self._buffer, self._searched = self._buffer, b"", 0
+        if buffer:
             self._read_head(buffer)
-            if self.exchange is None and self.eof:
-                self.transport.close()
+        if self.exchange is None and not self.lingering and (self.eof or (self.gateway.draining and not self._pumping)):
+            self.end()
 
     def take_leftover(self, data: bytes) -> None:
         """Bytes after the end of a request's body: the next request."""
@@ -187,21 +217,37 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = b""
         self.exchange = None
         if self.eof:
-            self.transport.close()
+            self.end()
             return
         self.lingering = True
         self.deadline = self.gateway.loop.time() + LINGER_S
-        if self._paused:
-            self._paused = False
-            self.transport.resume_reading()
+        self.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
+    def end(self) -> None:
+        """Closes when what was written has gone out. The sweep cuts it off if the client does not take that."""
+        self.exchange = None
+        self.lingering = self.ending = True
+        self._buffer = b""
+        self._unsent = self.transport.get_write_buffer_size()
+        self.deadline = self.gateway.loop.time() + self.gateway.settings.write_timeout_s
+        self.transport.close()
+
     def abort(self) -> None:
+        """Closes at once."""
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """Closes at once, with a reset: where the end of the connection is the end of a body, a plain close would make a part pass for all."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self.transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 
     def tunnel_begun(self) -> None:
         """What came after the request's head belongs to the tunnel."""
+        self.resume_reading()
         buffer, self._buffer = self._buffer, b""
         if buffer and self.exchange is not None:
             self.exchange.client_data(buffer)
@@ -213,42 +259,47 @@ class ClientConnection(asyncio.Protocol):
             if exchange.deadline < now:
                 exchange.timed_out()
         elif self.deadline < now:
-            if self._buffer and not self.lingering:
+            if self.ending:
+                if self.still_taking():
+                    self.deadline = now + self.gateway.settings.write_timeout_s
+                else:
+                    self.abort()
+            elif self._buffer and not self.lingering and not self.writing_paused:
                 self.gateway.counters.refuse(errors.TIMEOUT_CLIENT.name)
+                self.gateway.counters.count("-", "OTHER", "-", errors.TIMEOUT_CLIENT.status)
                 self.transport.write(self.gateway.errors.response(Refusal(errors.TIMEOUT_CLIENT), keep_alive=False))
-                self.transport.close()
+                self.end()
             else:
-                self.abort() if self.lingering else self.transport.close()
+                self.end()
 
     def close_if_idle(self) -> None:
         """For a drain: a connection that carries nothing ends now, the others after their answer."""
-        if self.exchange is None:
-            self.transport.close()
+        if self.exchange is None and not self.lingering and not self._pumping:
+            self.end()
 
     # back-pressure
 
-    def _pause(self) -> None:
-        if not self._paused and not self.transport.is_closing():
-            self._paused = True
+    def pause_reading(self) -> None:
+        if not self.reading_paused and not self.transport.is_closing():
+            self.reading_paused = True
             self.transport.pause_reading()
 
-    def pause_reading(self) -> None:
-        self._pause()
-
     def resume_reading(self) -> None:
-        if self._paused and not self.transport.is_closing():
-            self._paused = False
-            self.transport.resume_reading()
+        if self.reading_paused:
+            self.reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
 
     # what is added to a forwarded request
 
     def forwarded_lines(self, head: RequestHead) -> bytes:
         """X-Forwarded-*, Via, and identity fields that a trusted peer may set, each with its CRLF."""
+        gateway, peer, host = self.gateway, self.peer, head.host
         lines = self._forwarded
-        fields = head.fields
-        if self.gateway.settings.forwarded_headers:
-            if self.peer.trusted:
-                lines = self.gateway.forwarded_by_trusted(self.peer, fields, secure=self.secure)
-            if head.host and not (self.peer.trusted and b"x-forwarded-host" in fields):
-                lines = b"%bX-Forwarded-Host: %b\r\n" % (lines, head.host)
-        return lines
+        if peer.trusted:
+            lines = gateway.forwarded_by_trusted(peer, head.fields, secure=self.secure)
+            if b"x-forwarded-host" in head.fields:
+                host = b""
+        if host and gateway.settings.forwarded_headers:
+            return b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, gateway.via[head.version_minor])
+        return lines + gateway.via[head.version_minor]

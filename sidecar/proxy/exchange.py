@@ -18,6 +18,7 @@ from sidecar.proxy import errors
 from sidecar.proxy.body import Body, BodyKind, Piece, open_body
 from sidecar.proxy.credits import granted_fields, refusal_of
 from sidecar.proxy.errors import Refusal
+from sidecar.proxy.fields import list_elements
 from sidecar.proxy.framing import ProtocolError, RequestHead, ResponseHead
 from sidecar.proxy.routes import Route
 from sidecar.proxy.target import routing_path
@@ -55,7 +56,9 @@ class Exchange:
     __slots__ = (
         "account",
         "body",
+        "charged_units",
         "connection",
+        "continued",
         "deadline",
         "decoder",
         "finished",
@@ -76,6 +79,7 @@ class Exchange:
         "started",
         "tunnel",
         "upstream",
+        "upstream_ended",
         "upstream_spoke",
     )  # fmt: skip
 
@@ -90,11 +94,14 @@ class Exchange:
         self.hold: Hold | None = None
         self.held_at = 0.0
         self.spooled = False
+        self.charged_units = 0
         self.body: Body | None = None
         self.queued: list[Piece] = []
         self.queued_bytes = 0
         self.upstream: UpstreamConnection | None = None
         self.upstream_spoke = False
+        self.upstream_ended = False
+        self.continued = False
         self.sent = False
         self.retried = False
         self.response: ResponseHead | None = None
@@ -161,7 +168,7 @@ class Exchange:
         self.account = account = outcome.account
         route = self.route
         hold = self.gateway.ledger.hold(account, route.metric, route.units, self._held, self._idempotency_scope())
-        if self.hold is None and not self.finished:
+        if self.hold is None:  # else it was decided at once, and _held has it
             self.hold = hold
 
     def _idempotency_scope(self) -> bytes | None:
@@ -218,21 +225,26 @@ class Exchange:
         self.sent = True
         request = self._request_head()
         if self.queued:
-            self._write_pieces(upstream.transport, [request, *self.queued])
+            if not self.body_done and self.connection is not None:
+                self.connection.resume_reading()  # before the write, which may find the upstream slow and pause it again
+            pieces = [request, *self.queued]
             self.queued = []
             self.queued_bytes = 0
-            if self.connection is not None and self.body is not None and not self.body.done:
-                self.connection.resume_reading()
+            self._write_pieces(upstream.transport, pieces)
         else:
             upstream.transport.write(request)
         self._await_response()
 
     def _await_response(self) -> None:
         settings = self.gateway.settings
-        if self.body_done:
-            self.deadline = self.gateway.loop.time() + settings.response_timeout_s
-        else:
-            self.deadline = self.gateway.loop.time() + settings.body_timeout_s
+        waits_for_upstream = self.body_done or self._awaits_continue
+        limit = settings.response_timeout_s if waits_for_upstream else settings.body_timeout_s
+        self.deadline = self.gateway.loop.time() + limit
+
+    @property
+    def _awaits_continue(self) -> bool:
+        """The client may rightly wait for 100 before it sends its body (RFC 9110 section 10.1.1)."""
+        return self.head.expect_continue and not self.continued and self.body is not None and not self.body.received
 
     def _request_head(self) -> bytes:
         head, connection = self.head, self.connection
@@ -244,8 +256,8 @@ class Exchange:
             tail += b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n"
         elif head.te_trailers:
             tail += b"Connection: TE\r\nTE: trailers\r\n"
-        if not head.host:
-            tail += b"Host: " + self.gateway.pool.target.authority + b"\r\n"
+        if not head.version_minor and b"host" not in head.fields:
+            tail += b"Host: " + (head.host or self.gateway.pool.target.authority) + b"\r\n"
         return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.origin_target, head.block, tail)
 
     def client_data(self, data: bytes) -> None:
@@ -261,12 +273,10 @@ class Exchange:
         try:
             pieces = body.feed(data)
         except ProtocolError as error:
-            kind = errors.BAD_REQUEST
             if self.response is None:
-                self._drop_upstream()
-                self.refuse(Refusal(kind, error.reason, error.status))
+                self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             else:
-                self.cut()
+                self.client_gone()  # the API has answered; it is the client's fault that the rest is cut off
             return
         if body.done:
             connection.take_leftover(body.leftover)
@@ -274,6 +284,8 @@ class Exchange:
             self._write_pieces(self.upstream.transport, pieces)
             if self.response is None:
                 self._await_response()
+            else:
+                self._touch()
         elif not self.finished:
             self.queued += pieces
             self.queued_bytes += len(data)
@@ -284,10 +296,10 @@ class Exchange:
         """The client will send nothing more."""
         if self.tunnel:
             assert self.upstream is not None
-            if self.upstream.transport.can_write_eof():
-                self.upstream.transport.write_eof()
+            if self.upstream_ended or not self.upstream.transport.can_write_eof():
+                self._end_tunnel()
             else:
-                self.upstream.transport.close()
+                self.upstream.transport.write_eof()
         elif not self.body_done:
             self.client_gone()  # the request can never be completed
 
@@ -315,7 +327,6 @@ class Exchange:
                 found = self.gateway.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
                 self.gateway.note_upstream_failure(f"{self.gateway.pool.target} answered nonsense: {error.reason}")
-                self._drop_upstream()
                 self.refuse(Refusal(errors.UPSTREAM_FAILED))
                 return
             if found is None:
@@ -333,6 +344,9 @@ class Exchange:
                 # RFC 9110 section 15.2: a proxy forwards 1xx, except to those who cannot know them.
                 interim = status_line(response.status, response.reason) + response.block + b"\r\n"
                 self.connection.transport.write(interim)
+            if response.status == 100 and not self.continued:
+                self.continued = True
+                self._await_response()
             self.response_buffer = b""
         self.response_buffer = b""
         self._respond(response, data[at:] if at < len(data) else b"")
@@ -347,7 +361,7 @@ class Exchange:
         kind = response.body
         is_1_0 = head.version_minor == 0
         keep = head.keep_alive and self.body_done and connection.may_go_on
-        tail = self._credit_fields()
+        tail = self._credit_fields() + self.gateway.via[response.version_minor]
         if kind is BodyKind.CHUNKED or kind is BodyKind.UNTIL_CLOSE:
             if is_1_0:
                 keep = False
@@ -386,7 +400,7 @@ class Exchange:
         connection, decoder = self.connection, self.decoder
         if self.tunnel:
             assert connection is not None
-            self._touch_tunnel()
+            self._touch()
             connection.transport.write(data)
             return
         assert connection is not None
@@ -410,6 +424,9 @@ class Exchange:
 
     def _touch(self) -> None:
         settings = self.gateway.settings
+        if self.tunnel:
+            self.deadline = self.gateway.loop.time() + settings.tunnel_idle_timeout_s
+            return
         paused = self.connection is not None and self.connection.writing_paused
         limit = settings.write_timeout_s if paused else settings.upstream_idle_timeout_s
         self.deadline = self.gateway.loop.time() + limit
@@ -425,12 +442,15 @@ class Exchange:
         self._end_hold(response.status, response.status)
         if upstream is not None:
             self.upstream = None
-            if clean and response.keep_alive and self.body_done:
+            # One that answered before it took the whole request may never take the rest.
+            if clean and response.keep_alive and (
+                self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
+            ):
                 self.gateway.pool.release(upstream)
             else:
                 upstream.close()
         self.gateway.finished(self, response.status, refused=False)
-        connection.exchange_done()
+        connection.exchange_done(unread_body=not self.body_done)
 
     def _end_hold(self, decisive_status: int, reported_status: int) -> None:
         """Settles or gives back. ``decisive_status`` is the API's answer; the event carries ``reported_status``."""
@@ -445,6 +465,7 @@ class Exchange:
                 gateway.ledger.release(hold)
                 return
             gateway.ledger.settle(hold, self._event(reported_status))
+            self.charged_units = hold.units
             gateway.counters.charged_units[hold.metric] = (
                 gateway.counters.charged_units.get(hold.metric, 0) + hold.units
             )
@@ -452,6 +473,7 @@ class Exchange:
             self.spooled = False
             if charged:
                 gateway.spool.charge(hold, self._event(reported_status))
+                self.charged_units = hold.units
             else:
                 gateway.spool.give_back(self.account, hold.units)
         hold.callback = None
@@ -490,8 +512,12 @@ class Exchange:
         if self.finished:
             return
         self.finished = True
+        self.gateway.detached.discard(self)
         self._give_back()
-        self._drop_upstream()
+        if self.sent:
+            self._drop_upstream()
+        else:
+            self.gateway.pool.cancel(self._connected)
         status = refusal.status or refusal.kind.status
         self.gateway.counters.refuse(refusal.kind.name)
         self.gateway.finished(self, status, refused=True, reason=refusal.kind.name)
@@ -522,7 +548,7 @@ class Exchange:
         self._drop_upstream()
         self.gateway.finished(self, 502, refused=True, reason="upstream-cut")
         if self.connection is not None:
-            self.connection.abort()
+            self.connection.reset()
 
     def _drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -553,7 +579,7 @@ class Exchange:
             self._drop_upstream()
             self.gateway.finished(self, CLIENT_CLOSED, refused=False)
         if connection is not None:
-            connection.abort()
+            connection.reset()
 
     def _complete_without_client(self, status: int) -> None:
         self.finished = True
@@ -563,31 +589,57 @@ class Exchange:
         self.gateway.finished(self, CLIENT_CLOSED, refused=False)
 
     def timed_out(self) -> None:
-        """``deadline`` has passed."""
+        """``deadline`` has passed. Whose fault it is decides what follows, and who pays."""
+        connection, upstream = self.connection, self.upstream
+        if self.finished:
+            return
         if self.tunnel:
             self._end_tunnel()
+        elif (connection is not None and connection.still_taking()) or (upstream is not None and upstream.still_taking()):
+            # Slow is not dead: some of what waits to be written went out since the limit was set.
+            self.deadline = self.gateway.loop.time() + self.gateway.settings.write_timeout_s
         elif self.response is not None:
-            self.cut()
-        elif not self.body_done and self.queued_bytes < self.gateway.settings.buffer_bytes_high:
-            self._drop_upstream()
+            if self._client_is_late():
+                self.client_gone()
+            else:
+                self.cut()
+        elif not self.sent:
+            self.refuse(Refusal(errors.OVERLOADED, headers=(("Retry-After", "1"),)))
+        elif self._client_is_late():
             self.refuse(Refusal(errors.TIMEOUT_CLIENT))
         else:
             self.gateway.note_upstream_failure(f"{self.gateway.pool.target} did not answer in time")
-            self.gateway.detached.discard(self)
-            self._drop_upstream()
             self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
 
-    def upstream_eof(self) -> None:
+    def sweep(self, now: float) -> None:
+        """For an exchange that goes on without its client."""
+        if self.deadline < now:
+            self.timed_out()
+
+    def _client_is_late(self) -> bool:
+        """Whether it is the client that does not take its response, or does not send its body although it may."""
+        connection = self.connection
+        if connection is None:
+            return False
+        return connection.writing_paused or not (self.body_done or connection.reading_paused or self._awaits_continue)
+
+    def upstream_eof(self) -> bool:
+        """The API will send nothing more. True keeps its connection for what the client still has to say."""
         decoder = self.decoder
         if self.tunnel:
-            if self.connection is not None and self.connection.transport.can_write_eof():
-                self.connection.transport.write_eof()
-            return
+            self.upstream_ended = True
+            connection = self.connection
+            if connection is None or connection.eof or not connection.transport.can_write_eof():
+                self._end_tunnel()
+                return False
+            connection.transport.write_eof()
+            return True
         if decoder is not None and self.response is not None and self.response.body is BodyKind.UNTIL_CLOSE:
             assert self.connection is not None
             for piece in decoder.eof():
                 self.connection.transport.write(piece)
             self._complete(clean=False)
+        return False
 
     def upstream_lost(self, exc: Exception | None) -> None:
         upstream, self.upstream = self.upstream, None
@@ -602,11 +654,11 @@ class Exchange:
                 self.cut()
         elif self._may_repeat(upstream):
             self.retried = True
+            self.sent = False
             self.gateway.counters.upstream_retries += 1
             self.gateway.pool.acquire(self._connected, fresh=True)
         else:
             self.gateway.note_upstream_failure(f"{self.gateway.pool.target} closed the connection without an answer")
-            self.gateway.detached.discard(self)
             self.refuse(Refusal(errors.UPSTREAM_FAILED))
 
     def _may_repeat(self, upstream: UpstreamConnection | None) -> bool:
@@ -625,46 +677,54 @@ class Exchange:
     def upstream_resume(self) -> None:
         if self.connection is not None:
             self.connection.resume_reading()
+        if self.response is None:
+            self._await_response()
+        else:
+            self._touch()
 
     def client_pause(self) -> None:
         if self.upstream is not None:
-            self.upstream.transport.pause_reading()
-            self._touch()
+            self.upstream.pause_reading()
+            if self.response is not None:
+                self._touch()
 
     def client_resume(self) -> None:
         if self.upstream is not None:
-            self.upstream.transport.resume_reading()
-            self._touch()
+            self.upstream.resume_reading()
+            if self.response is not None:
+                self._touch()
 
     # tunnels
 
     def _begin_tunnel(self, response: ResponseHead, rest: bytes) -> None:
         connection = self.connection
-        if self.head.upgrade is None or connection is None or response.upgrade is None:
+        asked, chosen = self.head.upgrade, response.upgrade
+        # RFC 9110 section 7.8: a server must not switch to a protocol that the client did not name.
+        if connection is None or asked is None or chosen is None or chosen.lower() not in list_elements(asked):
             self.gateway.note_upstream_failure(f"{self.gateway.pool.target} switched protocols unasked")
-            self._drop_upstream()
             self.refuse(Refusal(errors.UPSTREAM_FAILED))
             return
         self.response = response
         self.tunnel = True
         self.gateway.counters.tunnels += 1
         lines = (
-            response.block + self._credit_fields() + b"Connection: Upgrade\r\nUpgrade: " + response.upgrade + b"\r\n"
+            response.block
+            + self._credit_fields()
+            + self.gateway.via[response.version_minor]
+            + b"Connection: Upgrade\r\nUpgrade: "
+            + chosen
+            + b"\r\n"
         )
         connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
         self._end_hold(101, 101)
-        self._touch_tunnel()
+        self._touch()
         connection.tunnel_begun()
-
-    def _touch_tunnel(self) -> None:
-        self.deadline = self.gateway.loop.time() + self.gateway.settings.tunnel_idle_timeout_s
 
     def _end_tunnel(self) -> None:
         self.finished = True
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
-            upstream.user = None
-            upstream.transport.close()
+            upstream.end()
         self.gateway.finished(self, 101, refused=False)
         if self.connection is not None:
-            self.connection.transport.close()
+            self.connection.end()

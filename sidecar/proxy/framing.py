@@ -259,10 +259,11 @@ class HeadParser:
         if coding is not None or length_text is not None:
             kind, length = _framing(coding, length_text, minor)
         if status < 200 or status == 204:
-            # RFC 9110 section 8.6 and RFC 9112 section 6.1: neither field may be here. A length is taken out; after
-            # chunks that may follow nobody could tell where the next response begins.
-            if coding is not None:
-                raise ProtocolError(502, "Transfer-Encoding is given where no body can be.")
+            # RFC 9110 section 8.6 and RFC 9112 section 6.1: neither field may be here. A length is taken out, and the
+            # connection not used again if it is not 0. After an interim response, or where chunks may follow, that
+            # does not help: nobody could tell where the next response begins.
+            if coding is not None or (length and status < 200):
+                raise ProtocolError(502, "A body is announced where none can be.")
             if length_text is not None:
                 block = without(block, _CONTENT_LENGTH)
                 keep_alive = keep_alive and length == 0

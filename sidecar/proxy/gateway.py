@@ -14,9 +14,10 @@ from sidecar.identity.chain import IdentityChain
 from sidecar.identity.types import Peer
 from sidecar.ledger.client import LedgerClient
 from sidecar.ledger.outcomes import Code, Event, Hold
+from sidecar.proxy import errors
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.counters import ProxyCounters
-from sidecar.proxy.errors import ErrorWriter
+from sidecar.proxy.errors import ErrorWriter, Refusal
 from sidecar.proxy.exchange import IDEMPOTENCY_KEYS, INTERACTION_ID, TRACEPARENT, Exchange
 from sidecar.proxy.framing import HeadParser, ProtocolError
 from sidecar.proxy.routes import Route, RouteTable
@@ -75,7 +76,9 @@ class Gateway:
         self._restored = identity.spoofable - identity.consumes
         self.request_parser = HeadParser(interesting, drop, settings.limits)
         self.response_parser = HeadParser((), (), settings.limits)
-        self._via = b"Via: 1.1 %b\r\n" % settings.via if settings.via else b""
+        self.via = tuple(b"Via: 1.%d %b\r\n" % (minor, settings.via) if settings.via else b"" for minor in (0, 1))
+        """Field lines for a message that was received in HTTP/1.0, and in HTTP/1.1 (RFC 9110 section 7.6.3)."""
+        self._overloaded = self.errors.response(Refusal(errors.OVERLOADED), keep_alive=False)
 
     def __repr__(self) -> str:
         return f"<Gateway connections={len(self.connections)} {self.pool!r} draining={self.draining}>"
@@ -113,7 +116,10 @@ class Gateway:
         for connection in list(self.connections):
             connection.abort()
         if not clean:
-            await asyncio.sleep(0)  # lets the aborted connections end their holds
+            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after that
+                await asyncio.sleep(0)
+            for exchange in list(self.detached):
+                exchange.timed_out()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.pool.close()
@@ -130,11 +136,17 @@ class Gateway:
             await asyncio.sleep(period)
             now = self.loop.time()
             for connection in list(self.connections):
-                connection.sweep(now)
+                self._check(connection.sweep, now)
             for exchange in list(self.detached):
-                if exchange.deadline < now:
-                    exchange.timed_out()
+                self._check(exchange.sweep, now)
             self.pool.sweep(now)
+
+    @staticmethod
+    def _check(sweep: Callable[[float], None], now: float) -> None:
+        try:
+            sweep(now)
+        except Exception:  # a fault in one connection must not take the time limits from all others
+            log.exception("a time limit could not be kept")
 
     # connections
 
@@ -142,6 +154,8 @@ class Gateway:
         """Counts a new connection in, unless the limit is reached or the gateway drains."""
         if self.draining or len(self.connections) >= self.settings.connections_max:
             self.counters.connections_refused += 1
+            connection.transport.write(self._overloaded)
+            connection.transport.close()
             return False
         self.counters.connections_accepted += 1
         self.connections.add(connection)
@@ -151,23 +165,25 @@ class Gateway:
         """An exchange goes on without its client, until the API's answer decides whether it is charged."""
         self.detached.add(exchange)
 
-    def forwarded_suffix(self, peer: Peer, *, secure: bool) -> bytes:
-        """What every request of an untrusted peer is forwarded with."""
+    def forwarded_prefix(self, peer: Peer, *, secure: bool) -> bytes:
+        """X-Forwarded-* of every request of an untrusted peer, but for the host."""
         if not self.settings.forwarded_headers:
-            return self._via
+            return b""
         address = peer.address.encode() or b"unknown"
         scheme = b"https" if secure else b"http"
-        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (address, scheme, self._via)
+        return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (address, scheme)
 
     def forwarded_by_trusted(self, peer: Peer, fields: dict[bytes, bytes], *, secure: bool) -> bytes:
-        """The same for a trusted peer, whose own fields are believed and extended."""
-        address = peer.address.encode() or b"unknown"
-        before = fields.get(b"x-forwarded-for")
-        chain = before + b", " + address if before else address
-        scheme = fields.get(b"x-forwarded-proto") or (b"https" if secure else b"http")
-        lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (chain, scheme, self._via)
-        if b"x-forwarded-host" in fields:
-            lines += b"X-Forwarded-Host: %b\r\n" % fields[b"x-forwarded-host"]
+        """The same for a trusted peer, whose own fields are believed and extended, with the identity that it vouches for."""
+        lines = b""
+        if self.settings.forwarded_headers:
+            address = peer.address.encode() or b"unknown"
+            before = fields.get(b"x-forwarded-for")
+            chain = before + b", " + address if before else address
+            scheme = fields.get(b"x-forwarded-proto") or (b"https" if secure else b"http")
+            lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (chain, scheme)
+            if b"x-forwarded-host" in fields:
+                lines += b"X-Forwarded-Host: %b\r\n" % fields[b"x-forwarded-host"]
         for name in self._restored:
             if name in fields:
                 lines += b"%b: %b\r\n" % (name, fields[name])
@@ -205,7 +221,7 @@ class Gateway:
                         "account": account or None,
                         "reason": reason or None,
                         "duration_ms": round(elapsed * 1000, 3),
-                        "units": hold.units if hold is not None and not refused else 0,
+                        "units": exchange.charged_units,
                         "client": connection.peer.address if connection is not None else None,
                         "interaction_id": interaction_id[:128].decode("latin-1") if interaction_id else None,
                         "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,

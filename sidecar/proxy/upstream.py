@@ -29,7 +29,7 @@ class UpstreamUser(Protocol):
     """Who a connection belongs to while it carries a request."""
 
     def upstream_data(self, data: bytes) -> None: ...
-    def upstream_eof(self) -> None: ...
+    def upstream_eof(self) -> bool: ...
     def upstream_lost(self, exc: Exception | None) -> None: ...
     def upstream_pause(self) -> None: ...
     def upstream_resume(self) -> None: ...
@@ -38,7 +38,7 @@ class UpstreamUser(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection. Everything that arrives goes to its user; what arrives without one ends it."""
 
-    __slots__ = ("closed", "fresh", "idle_since", "pool", "transport", "user")
+    __slots__ = ("_unsent", "closed", "fresh", "idle_since", "paused", "pool", "transport", "user")
 
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
@@ -46,7 +46,9 @@ class UpstreamConnection(asyncio.Protocol):
         self.user: UpstreamUser | None = None
         self.closed = False
         self.fresh = True
+        self.paused = False
         self.idle_since = 0.0
+        self._unsent = 0
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self.user else "idle"
@@ -64,9 +66,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()  # bytes that answer no request: the next answer could not be trusted
 
     def eof_received(self) -> bool:
-        if self.user is not None:
-            self.user.upstream_eof()
-        return False
+        return self.user is not None and self.user.upstream_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -76,12 +76,35 @@ class UpstreamConnection(asyncio.Protocol):
             user.upstream_lost(exc)
 
     def pause_writing(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
         if self.user is not None:
             self.user.upstream_pause()
 
     def resume_writing(self) -> None:
         if self.user is not None:
             self.user.upstream_resume()
+
+    def pause_reading(self) -> None:
+        if not self.paused and not self.transport.is_closing():
+            self.paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.paused:
+            self.paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def still_taking(self) -> bool:
+        """Whether the API took some of what waits for it since it was last asked, or since more came to wait."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        return self._unsent < before
+
+    def end(self) -> None:
+        """Ends it when what was written has gone out, after a while in any case; its user hears nothing more."""
+        self.user = None
+        self.transport.close()
+        self.pool.abort_later(self)
 
     def close(self) -> None:
         """Ends it at once; its user hears nothing more."""
@@ -158,6 +181,8 @@ class UpstreamPool:
         """A connection that may carry another request comes back."""
         connection.user = None
         connection.fresh = False
+        if connection.paused:
+            connection.resume_reading()  # its last reader was slow; who comes next must not wait for that
         if self._closed or connection.closed or connection.transport.is_closing():
             connection.close()
         elif self._waiting:
@@ -177,6 +202,10 @@ class UpstreamPool:
         while self._waiting and self._size < self.settings.upstream_connections_max and not self._closed:
             self._open(self._waiting.popleft())
 
+    def abort_later(self, connection: UpstreamConnection) -> None:
+        """A server that takes nothing more must not keep a connection for ever."""
+        self._loop.call_later(self.settings.write_timeout_s, connection.close)
+
     def _open(self, waiter: Waiter) -> None:
         self._size += 1
         task = self._loop.create_task(self._connect(waiter))
@@ -185,32 +214,36 @@ class UpstreamPool:
 
     async def _connect(self, waiter: Waiter) -> None:
         target, timeout_s = self.target, self.settings.connect_timeout_s
+        connection = UpstreamConnection(self)
         try:
             async with asyncio.timeout(timeout_s):
                 if target.path is not None:
-                    _, connection = await self._loop.create_unix_connection(
-                        lambda: UpstreamConnection(self), target.path
-                    )
+                    await self._loop.create_unix_connection(lambda: connection, target.path)
                 else:
-                    _, connection = await self._loop.create_connection(
-                        lambda: UpstreamConnection(self),
+                    await self._loop.create_connection(
+                        lambda: connection,
                         target.host,
                         target.port,
                         ssl=target.tls,
                         server_hostname=target.server_hostname if target.tls else None,
                     )
         except TimeoutError:
-            self._failed(
-                waiter, UpstreamError(f"{target} did not accept a connection within {timeout_s:g} s", timed_out=True)
-            )
+            message = f"{target} did not accept a connection within {timeout_s:g} s"
+            self._failed(waiter, connection, UpstreamError(message, timed_out=True))
         except (OSError, ssl.SSLError) as error:
-            self._failed(waiter, UpstreamError(f"{target}: {error}"))
+            self._failed(waiter, connection, UpstreamError(f"{target}: {error}"))
         else:
             self._counters.upstream_connects += 1
-            waiter(connection)
+            if connection.closed or connection.transport.is_closing():
+                self._failed(waiter, connection, UpstreamError(f"{target} closed a new connection at once"))
+            else:
+                waiter(connection)
 
-    def _failed(self, waiter: Waiter, error: UpstreamError) -> None:
-        self._size -= 1
+    def _failed(self, waiter: Waiter, connection: UpstreamConnection, error: UpstreamError) -> None:
+        if connection.transport is None:
+            self._size -= 1
+        else:
+            connection.close()  # it was made after all; when it is lost it is counted out
         waiter(error)
         self._feed_waiting()
 

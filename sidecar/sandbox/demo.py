@@ -1,4 +1,6 @@
-"""The whole system on loopback, for ``sidecar demo``: Valkey, sample API, OpenMeter stand-in, three accounts, gateway, publisher."""
+"""The whole system on loopback, for ``sidecar demo``: Valkey, sample API, OpenMeter stand-in, three accounts,
+gateway, publisher.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""The rules of DESIGN section 4 that can be read off what is stored, checked on the raw data alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.reference.messages import AccountState, State
+from tests.reference.pricing import worst
+
+
+@dataclass
+class Calendar:
+    """Which period of an account an instant belongs to: rising instants, each with the start by which the period is known."""
+
+    instants: list[int] = field(default_factory=lambda: [0])
+    starts: list[int] = field(default_factory=lambda: [0])
+    loaded_ms: int = 0
+
+    def period_of(self, t_ms: int) -> int:
+        return self.starts[bisect_right(self.instants, t_ms) - 1]
+
+    def begin(self, at_ms: int, start_ms: int) -> None:
+        self.instants.append(max(at_ms, self.loaded_ms))
+        self.starts.append(start_ms)
+
+    def rename_first(self, start_ms: int, now_ms: int) -> None:
+        """The account had no terms until now: all that was used so far goes into its first period, even if that is over."""
+        self.instants, self.starts, self.loaded_ms = [0], [start_ms], now_ms
+
+
+def assert_conserved(state: State, calendars: dict[str, Calendar]) -> None:
+    """Rule 1: N, and the units of every closed period, are the sums of the units in all events of that period."""
+    in_events: Counter[tuple[str, str, int]] = Counter()
+    for entry in state.outbox:
+        for account, metric, units, *_ in entry.events:
+            in_events[account, metric, calendars[account].period_of(entry.t_ms)] += units
+    in_ledger: Counter[tuple[str, str, int]] = Counter()
+    for name, account in state.accounts.items():
+        for metric, of in account.metrics.items():
+            in_ledger[name, metric, account.start_ms] += of.n
+        for (start, metric), (units, _cost) in account.closed.items():
+            in_ledger[name, metric, start] += units
+    assert +in_events == +in_ledger
+
+
+def assert_no_hold_is_lost(state: State) -> None:
+    """Rule 3: H is the sum of the instances' shares."""
+    shares: Counter[tuple[str, str]] = Counter()
+    for instance in state.instances.values():
+        assert all(units > 0 for units in instance.shares.values()), instance
+        shares.update(instance.shares)
+    held = {(name, metric): of.h for name, a in state.accounts.items() for metric, of in a.metrics.items() if of.h}
+    assert held == dict(shares)
+
+
+def exposure(account: AccountState) -> int:
+    """What is used and held costs at worst, recomputed from the stored tables."""
+    total = 0
+    for metric, table in (dict(account.live) | dict(account.gone)).items():
+        of = account.metrics.get(metric)
+        total += worst(table, of.n if of else 0, of.h if of else 0)
+    return total
+
+
+def remaining(account: AccountState) -> int | None:
+    """What may still be spent, negative when overdrawn; None without a limit."""
+    if account.terms is None:
+        return None
+    _version, _status, ceiling, count_k, *_ = account.terms
+    if ceiling is None:
+        return None
+    return int(ceiling) - (account.older_cost if count_k else 0) - exposure(account)
+
+
+def never_falls(account: AccountState) -> bool:
+    """No table in force has a price that may fall when a tier is entered."""
+    return all(table[0] != "v" for table in (*account.live.values(), *account.gone.values()))

@@ -1,0 +1,455 @@
+"""Gateways, a loader, a reaper and a clock at random, against the real scripts and the model at once.
+
+Every reply, and after every step everything that is stored, must be what the model says; beside that the invariants are checked
+on the raw data alone, so that a mistake that scripts and model share would still show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import redis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.integration.ledger.gateway import Gateway, Op
+from tests.integration.ledger.invariants import (
+    Calendar, assert_conserved, assert_no_hold_is_lost, never_falls, remaining,
+)  # fmt: skip
+from tests.reference.ledger import Ledger
+from tests.reference.messages import Batch, Code, LedgerError, Load, Loaded, Reply, State
+from tests.reference.pricing import MAX_INT, Table
+from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger
+
+ACCOUNTS = ("prepaid", "overage", "postpaid", "limited", "stranger")
+METRICS = ("api_calls", "payments", "reports")
+GATEWAYS = ("gw-a", "gw-b", "gw-c")
+SCOPES = ("k1", "k2", "k3")
+
+DAY_MS = 86_400_000
+LENGTH_MS = 3 * DAY_MS
+START_MS = 1_800_000_000_000 // DAY_MS * DAY_MS
+DIGITS = 2
+DIGITS_MAX = 5
+UNITS_MAX = 5000
+
+# Money in cents; small numbers, so that ends of tiers, of packages and of funds are met often.
+TABLES: tuple[Table, ...] = (
+    ("s", 3),
+    ("s", 0),
+    ("g", 5, 0, 0, 20, 7, 10, MAX_INT, 2, 0),
+    ("g", 10, 1, 25, MAX_INT, 4, 0),
+    ("v", 10, 10, 0, 30, 6, 5, MAX_INT, 2, 0),
+    ("v", 5, 0, 3, MAX_INT, 9, 4),
+    ("p", 10, 5, 40),
+    ("p", 3, 0, 7),
+)
+
+T = TypeVar("T")
+
+
+def scaled(table: Table, digits: int) -> list[str | int]:
+    """A table of the pool for an account with more digits."""
+    factor = 10 ** (digits - DIGITS)
+    model, *numbers = table
+    is_money = {"s": [1], "p": [0, 0, 1]}.get(str(model), [0, 1, 1] * len(numbers))
+    return [model, *(int(n) * factor if money else int(n) for n, money in zip(numbers, is_money, strict=False))]
+
+
+tables = st.none() | st.sampled_from(TABLES)
+price_lists = st.tuples(*[tables] * len(METRICS)).map(
+    lambda row: {metric: table for metric, table in zip(METRICS, row, strict=True) if table is not None}
+)
+ceilings = st.one_of(st.none(), st.integers(-50, 120), st.integers(100, 900), st.just(10**6))
+units = st.one_of(st.just(1), st.integers(1, 6), st.integers(1, 40))
+ops = st.builds(
+    Op,
+    kind=st.sampled_from(
+        ["hold"] * 5 + ["settle"] * 4 + ["hold once"] * 3 + ["settle once"] * 3 + ["release", "late", "late once"]
+    ),
+    account=st.sampled_from(ACCOUNTS),
+    metric=st.sampled_from(METRICS[:1] * 3 + METRICS),
+    units=units,
+    pick=st.integers(0, 7),
+    scope=st.sampled_from(SCOPES),
+)
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "ceiling": ceilings,
+        "count_k": st.booleans(),
+        "prices": price_lists,
+        "status": st.sampled_from([0, 0, 1, 2]),
+        "rate": st.sampled_from([(0, 0), (250_000, 3), (1_000_000, 1), (1_000_000, 8)]),
+        "day_limit": st.sampled_from([0, 2, 7]),
+        "older_cost": st.integers(0, 80),
+        "digits": st.integers(DIGITS, DIGITS_MAX),
+    },
+)  # fmt: skip
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """``client``: of an otherwise unused server. ``edit`` changes the scripts' text (tests/integration/ledger/test_mutants.py)."""
+
+    def __init__(self, client: redis.Redis, edit: Edit | None = None) -> None:
+        super().__init__()
+        client.flushall()
+        self.real = RealLedger(client, edit=edit)
+        self.model = Ledger()
+        self.now_us = (START_MS + DAY_MS) * 1000
+        self.gateways = {name: Gateway(name) for name in GATEWAYS}
+        self.calendars = {name: Calendar() for name in ACCOUNTS}
+        self.seen = self._state()
+        self.overdrawn_for_a_reason: set[str] = set()
+        self.freed_for_a_reason: set[str] = set()
+        self.granted: set[str] = set()
+
+    # Both at once
+
+    def both(self, call: Callable[[Any], T]) -> T | str:
+        """The same call to the scripts and to the model; what they both answer, or the word of the error that both gave."""
+        answers: list[T | str] = []
+        for ledger in (self.real, self.model):
+            try:
+                answers.append(call(ledger))
+            except LedgerError as error:
+                answers.append(error.word)
+        real, expected = answers
+        assert real == expected, f"the scripts answered\n{real}\nthe model\n{expected}"
+        return real
+
+    def _state(self) -> State:
+        return self.real.state(ACCOUNTS, GATEWAYS)
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_us // 1000
+
+    # Set-up: four accounts of different modes; the fifth is unknown until somebody loads it
+
+    @initialize()
+    def open_accounts(self) -> None:
+        first = {"api_calls": TABLES[2], "payments": TABLES[6]}
+        plans: dict[str, dict[str, Any]] = {
+            "prepaid": {"ceiling": 400, "prices": first},
+            "overage": {"ceiling": 300, "count_k": False, "prices": {"api_calls": TABLES[3], "payments": TABLES[7]}},
+            "postpaid": {"ceiling": None, "prices": {"api_calls": TABLES[4], "payments": TABLES[0]}},
+            "limited": {"ceiling": 10**6, "prices": {"api_calls": TABLES[0]}, "rate": (250_000, 3), "day_limit": 7},
+        }
+        for name, plan in plans.items():
+            self._load(name, plan, "as stored", [0, 1], None)
+        for name in GATEWAYS[:2]:
+            self._register(name, ())
+
+    # Gateways
+
+    @rule(
+        name=st.sampled_from(GATEWAYS[:1] * 3 + GATEWAYS),
+        ops=st.lists(ops, min_size=2, max_size=8),
+        about=st.sampled_from([None, *ACCOUNTS]),
+        merge=st.booleans(),
+        knows=st.booleans(),
+        wait_us=st.integers(0, 400_000),
+    )
+    def send(self, name: str, ops: list[Op], about: str | None, merge: bool, knows: bool, wait_us: int) -> None:
+        """A batch of anything. Most are about one account, where the operations of a batch act on one another."""
+        self.now_us += wait_us
+        if about is not None:
+            ops = [replace(op, account=about) for op in ops]
+        self._send(name, ops, merge, knows)
+
+    def _send(self, name: str, ops: list[Op], merge: bool = True, knows: bool = True) -> None:
+        gateway = self.gateways[name]
+        versions = {account.name: account.version for account in self.model.accounts.values()} if knows else {}
+        batch = gateway.compose(ops, merge=merge, versions=versions)
+        reply = self.both(lambda ledger: ledger.batch(name, batch, now_us=self.now_us))
+        assert isinstance(reply, Reply)
+        gateway.take(batch, reply)
+        self._note_causes(batch, reply)
+
+    def _note_causes(self, batch: Batch, reply: Reply) -> None:
+        for group, answer in zip(batch.groups, reply.groups, strict=True):
+            if group.late or (group.settled and not reply.registered):
+                self.overdrawn_for_a_reason.add(group.account)
+            if group.released:
+                self.freed_for_a_reason.add(group.account)
+            if answer and any(outcome.code == Code.GRANTED for outcome in answer.outcomes):
+                self.granted.add(group.account)
+        for single, answer in zip(batch.singles, reply.singles, strict=True):
+            code = answer.outcomes[0].code
+            if single.event and code == Code.REPEAT:
+                self.freed_for_a_reason.add(single.account)
+            elif single.event and (single.kind == 3 or not reply.registered):
+                self.overdrawn_for_a_reason.add(single.account)
+            elif code == Code.GRANTED and not single.event:
+                self.granted.add(single.account)
+
+    @rule(
+        name=st.sampled_from(GATEWAYS[:2]),
+        account=st.sampled_from(ACCOUNTS[:4]),
+        metric=st.sampled_from(METRICS[:2]),
+        off=st.sampled_from([0, 0, 1, -1]),
+        then=st.lists(ops, max_size=3),
+    )
+    def spend_to_the_limit(self, name: str, account: str, metric: str, off: int, then: list[Op]) -> None:
+        """Asks for all that remains, for one unit more, or for one less."""
+        most = self._most_units(account, metric)
+        if most is not None and most + off > 0:
+            self._send(name, [Op("hold", account, metric, most + off), *then])
+
+    def _most_units(self, account: str, metric: str) -> int | None:
+        """The largest hold that the funds allow; None if there is no such limit."""
+        of = self.model.accounts[account]
+        available = of.available()
+        if available is None or metric not in of.live or of.exposure(metric, UNITS_MAX) <= available:
+            return None
+        low, high = 0, UNITS_MAX
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if of.exposure(metric, middle) <= available else (low, middle)
+        return low
+
+    @rule(
+        name=st.sampled_from(GATEWAYS[:2]),
+        account=st.sampled_from(["limited", "limited", "limited", *ACCOUNTS]),
+        times=st.integers(2, 9),
+        wait_us=st.sampled_from([0, 249_999, 250_000, 1_000_000]),
+        merge=st.booleans(),
+    )
+    def knock(self, name: str, account: str, times: int, wait_us: int, merge: bool) -> None:
+        """Many calls at once, against the limits of rate and day."""
+        self.now_us += wait_us
+        self._send(name, [Op("hold", account, "api_calls", 1)] * times, merge)
+
+    @rule(name=st.sampled_from(GATEWAYS), keep=st.integers(0, 2))
+    def settle_what_is_open(self, name: str, keep: int) -> None:
+        ops = [Op("settle once" if hold.scope else "settle", "", "", 0) for hold in self.gateways[name].open]
+        if ops[keep:]:
+            self._send(name, ops[keep:])
+
+    @precondition(lambda self: any(gateway.last for gateway in self.gateways.values()))
+    @rule(name=st.sampled_from(GATEWAYS), wait_us=st.sampled_from([0, 1000, 5_000_000, LENGTH_MS * 1000]))
+    def send_again(self, name: str, wait_us: int) -> None:
+        """The reply was lost. The script may have run or not; here it has."""
+        last = self.gateways[name].last
+        if last is None:
+            return
+        before = self.real.last_raw_reply, self.real.last_sender
+        self.now_us += wait_us
+        self.both(lambda ledger: ledger.batch(name, last, now_us=self.now_us))
+        if before[1] == name:
+            assert self.real.last_raw_reply == before[0], "a repeated batch must get the very reply of the first"
+        assert self._state() == self.seen, "a repeated batch must change nothing"
+
+    @rule(data=st.data())
+    def mishap(self, data: st.DataObject) -> None:
+        """What goes wrong in a life: one rule for all, so that half of the steps are ordinary ones."""
+        name = data.draw(st.sampled_from(GATEWAYS))
+        account = data.draw(st.sampled_from(ACCOUNTS))
+        accounts = data.draw(st.sampled_from([ACCOUNTS, (), ACCOUNTS[:2]]))
+        match data.draw(st.sampled_from(["stale", "register", "heartbeat", "reap", "reap", "flush", "expire"])):
+            case "stale":
+                self._send_a_stale_number(name, data.draw(st.integers(1, 3)), data.draw(st.lists(ops, max_size=3)))
+            case "register":
+                self._register(name, accounts)
+            case "heartbeat":
+                epoch = self.gateways[name].epoch
+                self.both(lambda ledger: ledger.heartbeat(name, epoch, now_us=self.now_us))
+            case "reap":
+                self._reap(name, data.draw(st.sampled_from([-1, 0, 2000, DAY_MS])), accounts)
+            case "flush":
+                self.real.client.script_flush()
+            case "expire":
+                self._expire_an_idempotency_key(account, data.draw(st.sampled_from(SCOPES)))
+
+    @rule(name=st.sampled_from(GATEWAYS))
+    def come_back(self, name: str) -> None:
+        """A zombie finds out and registers; one that lives only says so."""
+        epoch = self.gateways[name].epoch
+        if self.both(lambda ledger: ledger.heartbeat(name, epoch, now_us=self.now_us)) == 0:
+            self._register(name, ACCOUNTS)
+
+    def _send_a_stale_number(self, name: str, back: int, ops: list[Op]) -> None:
+        gateway = self.gateways[name]
+        if gateway.seq <= back:
+            return
+        seq, last, held = gateway.seq, gateway.last, list(gateway.open)
+        batch = replace(gateway.compose(ops, merge=True, versions={}), seq=seq - back)
+        gateway.seq, gateway.last, gateway.open = seq, last, held
+        assert self.both(lambda ledger: ledger.batch(name, batch, now_us=self.now_us)) == "STALE"
+
+    def _register(self, name: str, accounts: tuple[str, ...]) -> None:
+        """A start, a restart under the old name, or the return of a zombie that found out."""
+        named = frozenset(accounts)
+        self.freed_for_a_reason |= named
+        answer = self.both(lambda ledger: ledger.register(name, named, now_us=self.now_us))
+        if answer != "HELD":
+            assert not isinstance(answer, str)
+            self.gateways[name].epoch = answer[0]
+
+    def _reap(self, name: str, ttl_ms: int, accounts: tuple[str, ...]) -> None:
+        """The gateway is not told: it goes on with the epoch that it knows."""
+        named = frozenset(accounts)
+        self.freed_for_a_reason |= named
+        self.both(lambda ledger: ledger.reap(name, ttl_ms, named, now_us=self.now_us))
+
+    # Time
+
+    @rule(
+        account=st.sampled_from(ACCOUNTS[:4]),
+        until=st.sampled_from(["midnight", "the end of the period"]),
+        off=st.sampled_from([-1, 0, 1]),
+        periods=st.sampled_from([0, 0, 0, 1, 2, 25]),
+    )
+    def wait(self, account: str, until: str, off: int, periods: int) -> None:
+        """To where a limit restarts or a period ends, and a tick before and after."""
+        if until == "midnight":
+            day_us = DAY_MS * 1000
+            self.now_us = max(self.now_us, (self.now_us // day_us + 1) * day_us + off)
+            return
+        state = self.seen.accounts.get(account)
+        if state is not None and state.terms is not None:
+            length = state.end_ms - state.start_ms
+            self.now_us = max(self.now_us, (state.end_ms + off + periods * length) * 1000)
+
+    # The loader
+
+    @rule(
+        account=st.sampled_from(ACCOUNTS),
+        change=changes,
+        period=st.sampled_from(["as stored"] * 4 + ["new one now", "new one in the past", "before the stored one", "other end"]),
+        following=st.sampled_from([[], [], [1], [0, 2]]),
+        knows=st.sampled_from(["all", "all", "all", "all but the start", "an old version", "other digits", "an old start"]),
+    )  # fmt: skip
+    def load(self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str) -> None:
+        self._load(account, change, period, following, knows)
+
+    @rule(account=st.sampled_from(ACCOUNTS[:4]), change=changes)
+    def load_what_changed(self, account: str, change: dict[str, Any]) -> None:
+        """The ordinary life of a loader: it knows everything, and a few things are new."""
+        self._load(account, change, "as stored", [], "all")
+
+    def _load(
+        self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None
+    ) -> None:
+        self.now_us += 1000  # so that what happens in one millisecond happens in one period
+        load = self._compose_load(account, change, period, following, knows)
+        was_known = account in self.model.accounts and self.model.accounts[account].terms is not None
+        answer = self.both(lambda ledger: ledger.load(load, now_us=self.now_us))
+        self.overdrawn_for_a_reason.add(account)
+        self.freed_for_a_reason.add(account)
+        if isinstance(answer, Loaded):
+            start_ms = self.model.accounts[account].start_ms
+            if not was_known:
+                self.calendars[account].rename_first(start_ms, self.now_ms)
+            elif start_ms != self.calendars[account].starts[-1]:
+                self.calendars[account].begin(self.now_ms, start_ms)
+
+    def _compose_load(
+        self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None
+    ) -> Load:
+        stored = self.model.accounts.get(account)
+        terms = stored.terms if stored else None
+        if stored is None or terms is None:
+            version, stored_digits, start, end = 0, DIGITS, START_MS, START_MS + LENGTH_MS
+            terms = Load(account, {"api_calls": TABLES[0]}, start, end, ceiling=200)
+        else:
+            assert stored.digits is not None
+            version, stored_digits, start, end = stored.version, stored.digits, stored.start_ms, stored.end_ms
+        digits = max(stored_digits, change.get("digits", stored_digits))
+        scale = 10 ** (digits - DIGITS)
+        ceiling = change["ceiling"] * scale if change.get("ceiling") is not None else None
+        if "ceiling" not in change and terms.ceiling is not None:
+            ceiling = terms.ceiling * 10 ** (digits - terms.digits)
+        if "prices" in change:
+            prices = {metric: scaled(table, digits) for metric, table in change["prices"].items()}
+        else:
+            prices = {m: [t[0], *Ledger.scaled(t, 10 ** (digits - terms.digits))] for m, t in terms.prices.items()}
+        rate_interval_us, burst = change.get("rate", (terms.rate_interval_us, terms.burst))
+        period_start, period_end = {
+            "as stored": (start, end),
+            "new one now": (self.now_ms, self.now_ms + LENGTH_MS),
+            "new one in the past": (max(start, self.now_ms - 700), self.now_ms + 2 * LENGTH_MS),
+            "before the stored one": (start - LENGTH_MS, start),
+            "other end": (start, end + LENGTH_MS),
+        }[period]
+        expected_start: int | None = start
+        if knows == "an old start":
+            expected_start = start - LENGTH_MS
+        elif knows in (None, "all but the start"):
+            expected_start = None
+        return Load(
+            account=account,
+            prices=prices,
+            period_start_ms=period_start,
+            period_end_ms=period_end,
+            ceiling=ceiling,
+            expected_version=version - 1 if knows == "an old version" else version,
+            status=change.get("status", 0),
+            count_k=change.get("count_k", terms.count_k),
+            rate_interval_us=rate_interval_us,
+            burst=burst,
+            day_limit=change.get("day_limit", terms.day_limit),
+            periods=tuple(period_end + (k + 1) * LENGTH_MS // 2 for k in following),
+            older_cost=change["older_cost"] * scale if "older_cost" in change else None,
+            digits=digits,
+            expected_digits=stored_digits + (1 if knows == "other digits" else 0),
+            expected_start_ms=expected_start,
+        )
+
+    def _expire_an_idempotency_key(self, account: str, scope: str) -> None:
+        gone = self.real.client.delete(self.real.idempotency_key(account, scope))
+        assert bool(gone) == ((account, scope) in self.model.charged)
+        self.model.charged.discard((account, scope))
+
+    # What must hold after every step
+
+    @invariant()
+    def everything_holds(self) -> None:
+        state = self._state()
+        expected = self.model.state()
+        assert state == expected, f"stored is\n{state}\nthe model has\n{expected}"
+        self._follow_rollovers(state)
+        assert_conserved(state, self.calendars)
+        assert_no_hold_is_lost(state)
+        for name in state.accounts:
+            self._check_money(name, self.seen, state)
+        self.seen = state
+        self.overdrawn_for_a_reason.clear()
+        self.freed_for_a_reason.clear()
+        self.granted.clear()
+
+    def _follow_rollovers(self, state: State) -> None:
+        """A period that ended by the clock ends for the ledger, and for the events, at the same instant."""
+        for name, account in state.accounts.items():
+            calendar = self.calendars[name]
+            if account.terms is not None and account.start_ms != calendar.starts[-1]:
+                calendar.begin(account.start_ms, account.start_ms)
+                self.overdrawn_for_a_reason.add(name)
+                self.freed_for_a_reason.add(name)
+
+    def _check_money(self, name: str, before: State, after: State) -> None:
+        """Rules 2 and 4: holds never overspend, and nothing but a known cause makes more available."""
+        old, new = before.accounts.get(name), after.accounts[name]
+        left = remaining(new)
+        if left is None:
+            return
+        had = remaining(old) if old is not None else None
+        if name not in self.overdrawn_for_a_reason:
+            assert left >= 0 or (had is not None and left >= had), f"{name} is overdrawn by {-left}, had {had}"
+            assert left >= 0 or name not in self.granted, f"{name} was granted a hold at {left}"
+        if name not in self.freed_for_a_reason and had is not None and never_falls(new):
+            assert left <= had, f"{name} has {left} left and had {had}, and nobody gave anything back"
+
+    def teardown(self) -> None:
+        """No key is left that the document does not name."""
+        keys = self.real.keys
+        known = {CLOCK_KEY.encode(), keys.outbox(0).encode(), keys.alive(0).encode()}
+        known |= {keys.account(name).encode() for name in ACCOUNTS}
+        known |= {keys.accounts(keys.partition(name)).encode() for name in ACCOUNTS}
+        known |= {keys.instance(0, name).encode() for name in GATEWAYS}
+        charged = {self.real.idempotency_key(*key).encode() for key in self.model.charged}
+        stored = set(self.real.client.keys("*"))
+        assert stored - known == charged

@@ -1,0 +1,24 @@
+"""The ledger as a whole under random use (machine.py). LEDGER_EXAMPLES raises the number of runs, e.g. to 5000 over night."""
+
+from __future__ import annotations
+
+import os
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.integration.ledger.machine import LedgerMachine
+
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "100"))
+
+
+def test_the_scripts_do_what_the_document_says_whatever_happens(valkey: redis.Redis) -> None:
+    run_state_machine_as_test(
+        lambda: LedgerMachine(valkey),
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=40,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        ),
+    )

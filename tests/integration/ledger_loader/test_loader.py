@@ -1,0 +1,402 @@
+"""Accounts written into a real ledger, on one server and on a Cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+
+from sidecar.ledger.account_spec import AccountSpec, RateLimits, Status
+from sidecar.ledger.api_keys import ApiKeys
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.loader import (
+    AccountLoader,
+    AccountSnapshot,
+    ApiKeyTaken,
+    LedgerUnavailable,
+    LoadRefused,
+    MalformedAccount,
+    PeriodMoved,
+    PriceError,
+    UnknownAccount,
+)
+from sidecar.ledger.outcomes import AccountView, Code
+from sidecar.ledger.periods import EqualPeriods, FixedPeriod
+from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Tier, Volume
+from sidecar.ledger.topology import Address, Standalone, connected
+from tests.conftest import free_port
+from tests.integration.ledger_loader.conftest import Ledger
+
+DAY_MS = 86_400_000
+YEAR_MS = 365 * DAY_MS
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+
+SPEC = AccountSpec(
+    id="tpp-1",
+    mode="prepaid",
+    currency="GBP",
+    funds=Decimal("10.00"),
+    prices={"api_calls": Standard(Decimal("0.05"))},
+    period=EqualPeriods(YEAR_MS),
+)
+
+
+async def shown(ledger: Ledger, account: str = "tpp-1") -> AccountSnapshot:
+    snapshot = await ledger.loader.show(account)
+    assert snapshot is not None
+    return snapshot
+
+
+async def test_a_new_account_is_stored_as_the_document_says(ledger: Ledger) -> None:
+    spec = replace(SPEC, limits=RateLimits(Decimal(4), 10, 1000), overdraft=Decimal("2.5"), api_keys=(A,))
+
+    version = await ledger.loader.load(spec)
+
+    stored = await ledger.usage.stored("tpp-1")
+    start, end, *_ = stored["state"][1:3]
+    assert version == 1
+    assert stored["terms"] == [1, 0, 1250, 1, 250_000, 10, 1000]
+    assert stored["state"] == [0, start, end, 0, 0, 0, "api_calls", 0, 0, 1, 0, 0, 0]
+    assert end - start == YEAR_MS
+    assert stored["prices"] == [{"api_calls": ["s", 5]}, {}] or stored["prices"] == [{"api_calls": ["s", 5]}, []]
+    assert stored["periods"] == [end + n * YEAR_MS for n in range(1, 37)]
+    assert stored["digits"] == "2"
+    assert stored["info"] == {
+        "version": 1,
+        "digits": 2,
+        "currency": "GBP",
+        "exponent": 2,
+        "mode": "prepaid",
+        "status": "active",
+        "ceiling": 1250,
+        "rate_per_second": 4.0,
+        "burst": 10,
+        "day_limit": 1000,
+        "amounts": {"funds": "10.00", "overdraft": "2.5"},
+        "api_keys": [A],
+    }
+
+
+async def test_a_gateway_understands_what_it_is_told_of_an_account(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, limits=RateLimits(Decimal(4))))
+
+    info, *_ = await ledger.usage.hold("tpp-1", "api_calls", 1)
+
+    view = AccountView.from_info(orjson.loads(info))
+    assert view == AccountView(1, 2, "GBP", "prepaid", 4.0, 4, 0, 1000)
+    assert view.money(view.ceiling) == "10.00"
+
+
+async def test_every_load_has_the_next_version(ledger: Ledger) -> None:
+    assert [await ledger.loader.load(SPEC) for _ in range(3)] == [1, 2, 3]
+
+
+async def test_a_load_never_touches_what_was_settled_and_held(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    await ledger.usage.spend("tpp-1", "api_calls", 7)
+    await ledger.usage.hold("tpp-1", "api_calls", 3)
+
+    await ledger.loader.load(replace(SPEC, funds=Decimal(20)))
+
+    account = await shown(ledger)
+    assert [(m.settled, m.held, m.cost) for m in account.metrics] == [(7, 3, Decimal("0.35"))]
+    assert account.available == Decimal("19.50")
+
+
+@pytest.mark.parametrize(
+    ("changes", "available"),
+    [
+        ({}, "10.00"),
+        ({"funds": Decimal("-1")}, "-1.00"),
+        ({"overdraft": Decimal("2.50")}, "12.50"),
+        ({"unsettled": Decimal("4")}, "6.00"),
+        ({"mode": "overage", "spending_cap": Decimal(3), "unsettled": Decimal("4")}, "3.00"),
+        ({"mode": "overage"}, None),
+        ({"mode": "postpaid"}, None),
+        ({"mode": "postpaid", "funds": Decimal(0), "credit_limit": Decimal(30), "unsettled": Decimal("4")}, "26.00"),
+    ],
+)
+async def test_what_is_available_follows_from_mode_and_amounts(
+    ledger: Ledger, changes: dict[str, Any], available: str | None
+) -> None:
+    await ledger.loader.load(replace(SPEC, **changes))
+
+    code, remains, added = (await ledger.usage.hold("tpp-1", "api_calls", 1))[3:]
+
+    expected = None if available is None else Decimal(available)
+    granted = expected is None or expected >= Decimal("0.05")
+    assert code == (Code.GRANTED if granted else Code.CREDIT)
+    assert added == 5
+    if expected is not None:
+        left = expected - (Decimal("0.05") if granted else 0)
+        assert remains == left * 100
+        assert (await shown(ledger)).available == left
+
+
+async def test_decimals_grow_with_the_prices_and_never_shrink(ledger: Ledger) -> None:
+    fine = replace(SPEC, prices={"api_calls": Standard(Decimal("0.0005"))}, unsettled=Decimal("1.5"))
+    await ledger.loader.load(replace(SPEC, unsettled=Decimal("1.5")))
+
+    digits = [(await shown(ledger)).digits]
+    for spec in (replace(fine, unsettled=None), SPEC):
+        await ledger.loader.load(spec)
+        account = await shown(ledger)
+        digits.append(account.digits)
+        assert account.unsettled == Decimal("1.5")
+        assert account.available == Decimal("8.5")
+
+    assert digits == [2, 4, 4]
+
+
+async def test_what_cannot_be_represented_is_refused_and_changes_nothing(ledger: Ledger) -> None:
+    fine = replace(SPEC, prices={"api_calls": Standard(Decimal("0.000000000005"))})
+    await ledger.loader.load(fine)
+    before = await ledger.usage.stored("tpp-1")
+
+    with pytest.raises(PriceError, match="account tpp-1, funds: 10000 with 12 decimals does not fit"):
+        await ledger.loader.load(replace(fine, funds=Decimal(10_000), api_keys=(A,)))
+
+    assert await ledger.usage.stored("tpp-1") == before
+    assert await ledger.loader.account_of(A) is None
+
+
+async def test_an_older_cost_that_no_longer_fits_is_refused_by_the_script(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, unsettled=Decimal(10**12)))
+    before = await ledger.usage.stored("tpp-1")
+
+    with pytest.raises(LoadRefused, match="the older cost of account tpp-1 cannot be represented with 8 decimals"):
+        await ledger.loader.load(replace(SPEC, prices={"api_calls": Standard(Decimal("0.00000001"))}, api_keys=(A,)))
+
+    assert await ledger.usage.stored("tpp-1") == before
+    assert await ledger.loader.account_of(A) is None
+
+
+async def test_unsettled_is_written_if_given_and_left_alone_if_not(ledger: Ledger) -> None:
+    amounts = []
+    for unsettled in (Decimal(3), None, Decimal(1)):
+        await ledger.loader.load(replace(SPEC, unsettled=unsettled))
+        amounts.append((await shown(ledger)).unsettled)
+
+    assert amounts == [3, 3, 1]
+
+
+async def test_unsettled_of_another_period_is_refused(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    start = (await shown(ledger)).period_start_ms
+    await ledger.usage.spend("tpp-1", "api_calls", 100)
+    await ledger.usage.age("tpp-1", YEAR_MS)
+
+    with pytest.raises(PeriodMoved, match=f"the period at hand starts at {start}, not {start - YEAR_MS}"):
+        await ledger.loader.load(replace(SPEC, unsettled=Decimal(0)), period_start_ms=start - YEAR_MS)
+
+    assert (await shown(ledger)).unsettled == Decimal(5)
+    await ledger.loader.load(replace(SPEC, unsettled=Decimal(1)), period_start_ms=start)
+    assert (await shown(ledger)).unsettled == Decimal(1)
+
+
+async def test_a_metric_that_left_the_plan_still_costs_until_its_period_ends(ledger: Ledger) -> None:
+    sms = {"sms": Standard(Decimal(1))}
+    await ledger.loader.load(replace(SPEC, prices=SPEC.prices | sms))  # type: ignore[operator]
+    await ledger.usage.spend("tpp-1", "sms", 2)
+
+    await ledger.loader.load(SPEC)
+
+    account = await shown(ledger)
+    left = {m.metric: (m.settled, m.cost, m.offered) for m in account.metrics}
+    assert left == {"api_calls": (0, Decimal(0), True), "sms": (2, Decimal(2), False)}
+    assert account.available == 8
+    assert (await ledger.usage.hold("tpp-1", "sms", 1))[3] == Code.UNPRICED
+
+
+async def test_suspending_and_resuming_keeps_everything_else(ledger: Ledger) -> None:
+    spec = replace(
+        SPEC,
+        limits=RateLimits(Decimal(4), 10, 1000),
+        prices={
+            "api_calls": Graduated((Tier(10, Decimal("0.001"), Decimal(1)), Tier(None, Decimal(0)))),
+            "files": Volume((Tier(5, Decimal(2)), Tier(None, Decimal(1)))),
+            "sms": Package(Decimal(4), 100, 10),
+        },
+        api_keys=(A,),
+    )
+    await ledger.loader.load(spec)
+    await ledger.usage.spend("tpp-1", "sms", 12)
+    before = await ledger.usage.stored("tpp-1")
+    codes = []
+
+    for change, status in (
+        (ledger.loader.suspend, Status.SUSPENDED),
+        (ledger.loader.resume, Status.ACTIVE),
+        (ledger.loader.close, Status.CLOSED),
+        (ledger.loader.resume, Status.ACTIVE),
+    ):
+        version = await change("tpp-1")
+
+        after = await ledger.usage.stored("tpp-1")
+        assert after["terms"] == [version, int(status), *before["terms"][2:]]
+        assert after["info"] == before["info"] | {"version": version, "status": status.word}
+        assert after["prices"][0] == before["prices"][0]
+        assert {n: after[n] for n in ("periods", "digits")} == {n: before[n] for n in ("periods", "digits")}
+        account = await shown(ledger)
+        assert account.status == status.word
+        assert {m.metric: m.settled for m in account.metrics} == {"api_calls": 0, "files": 0, "sms": 12}
+        codes.append((await ledger.usage.hold("tpp-1", "api_calls", 1))[3])
+
+    assert codes == [Code.SUSPENDED, Code.GRANTED, Code.CLOSED, Code.GRANTED]
+    assert await ledger.loader.account_of(A) == "tpp-1"
+
+
+async def test_an_account_whose_period_has_ended_can_be_suspended(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    await ledger.usage.spend("tpp-1", "api_calls", 10)
+    await ledger.usage.age("tpp-1", 2 * YEAR_MS)
+    expected = await shown(ledger)
+
+    await ledger.loader.suspend("tpp-1")
+
+    after = await shown(ledger)
+    assert expected.rollover_pending
+    assert after == replace(expected, version=2, status="suspended", rollover_pending=False)
+
+
+@pytest.mark.parametrize("verb", ["suspend", "resume", "close"])
+async def test_an_account_that_is_not_there_has_no_status(ledger: Ledger, verb: str) -> None:
+    with pytest.raises(UnknownAccount, match="there is no account 'nobody'"):
+        await getattr(ledger.loader, verb)("nobody")
+
+    assert await ledger.loader.show("nobody") is None
+    assert await ledger.loader.list() == ()
+
+
+async def test_api_keys_come_and_go_with_the_loads(ledger: Ledger) -> None:
+    owners = []
+    for digests in ((A, B), (B, C), None, ()):
+        await ledger.loader.load(replace(SPEC, api_keys=digests))
+        owners.append([await ledger.loader.account_of(digest) for digest in (A, B, C)])
+
+    assert owners == [
+        ["tpp-1", "tpp-1", None],
+        [None, "tpp-1", "tpp-1"],
+        [None, "tpp-1", "tpp-1"],
+        [None, None, None],
+    ]
+
+
+async def test_a_key_of_another_account_is_not_taken_over(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, api_keys=(A,)))
+
+    with pytest.raises(ApiKeyTaken, match="aaaaaaaaaaaa… belongs to the account 'tpp-1'"):
+        await ledger.loader.load(replace(SPEC, id="tpp-2", api_keys=(B, A)))
+
+    assert [await ledger.loader.account_of(digest) for digest in (A, B)] == ["tpp-1", None]
+    assert await ledger.loader.show("tpp-2") is None
+
+
+async def test_ids_are_listed_in_order_and_in_pages_whatever_their_partition(ledger: Ledger) -> None:
+    ids = sorted(f"tpp-{n:02d}" for n in range(40))
+    for account in random.Random(1).sample(ids, len(ids)):
+        await ledger.loader.load(replace(SPEC, id=account))
+
+    pages: list[str] = []
+    while page := await ledger.loader.list(after=pages[-1] if pages else "", limit=7):
+        pages += page
+
+    assert pages == ids
+    assert await ledger.loader.list(limit=3) == tuple(ids[:3])
+    assert await ledger.loader.list(after="tpp-39") == ()
+
+
+async def test_twenty_loaders_at_once_all_get_a_version_of_their_own(ledger: Ledger) -> None:
+    specs = [replace(SPEC, funds=Decimal(n), api_keys=(f"{n:064x}",)) for n in range(1, 21)]
+
+    versions = await asyncio.gather(*(AccountLoader(ledger.client, ledger.keys).load(spec) for spec in specs))
+
+    assert sorted(versions) == list(range(1, 21))
+    last = specs[versions.index(20)]
+    account = await shown(ledger)
+    assert account.ceiling == last.funds
+    owners = {spec.api_keys: await ledger.loader.account_of(spec.api_keys[0]) for spec in specs if spec.api_keys}
+    assert [keys for keys, owner in owners.items() if owner == "tpp-1"] == [last.api_keys]
+
+
+async def test_a_script_that_valkey_has_forgotten_is_sent_again(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    await ledger.client.script_flush()
+
+    assert await ledger.loader.load(SPEC) == 2
+
+
+@pytest.mark.parametrize("stored", [b"", b"\xff\xff", b"\x90", b"\x93\x01\x02\x03", b"{}"])
+async def test_an_account_that_cannot_be_read_is_named(ledger: Ledger, stored: bytes) -> None:
+    await ledger.client.hset(ledger.keys.account("tpp-1"), "terms", stored)
+
+    with pytest.raises(MalformedAccount, match="account 'tpp-1' cannot be read"):
+        await ledger.loader.show("tpp-1")
+
+
+async def test_an_account_that_lost_its_terms_keeps_its_counts(ledger: Ledger) -> None:
+    await ledger.usage.spend("tpp-1", "api_calls", 9)
+
+    assert await ledger.loader.show("tpp-1") is None
+    assert await ledger.loader.load(SPEC) == 1
+    assert [(m.metric, m.settled) for m in (await shown(ledger)).metrics] == [("api_calls", 9)]
+
+
+async def test_the_clock_of_the_caller_chooses_the_period(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC, now_ms=3 * YEAR_MS + 5)
+
+    state = (await ledger.usage.stored("tpp-1"))["state"]
+    assert state[1:3] == [3 * YEAR_MS, 4 * YEAR_MS]
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_what_is_shown_of_a_period_that_is_over_is_what_the_script_makes_of_it(ledger: Ledger, seed: int) -> None:
+    choose = random.Random(seed)
+    tables: list[PriceTable] = [
+        Standard(Decimal(choose.randrange(5))),
+        Graduated((Tier(choose.randrange(1, 9), Decimal(1), Decimal(choose.randrange(3))), Tier(None, Decimal(2)))),
+        Volume((Tier(choose.randrange(1, 9), Decimal(3), Decimal(1)), Tier(None, Decimal(2)))),
+        Package(Decimal(4), choose.randrange(1, 5), choose.randrange(4)),
+    ]
+    prices = {f"m{n}": table for n, table in enumerate(choose.sample(tables, choose.randrange(1, 5)))}
+    length = choose.choice([DAY_MS, 7 * DAY_MS])
+    start = time.time_ns() // 1_000_000 - length // 2
+    ends = tuple(start + (n + 2) * length + choose.choice([0, 3_600_000]) for n in range(choose.randrange(4)))
+    spec = replace(SPEC, prices=prices, funds=Decimal(10_000), period=FixedPeriod(start, start + length, ends))
+    await ledger.loader.load(spec)
+    for metric in choose.sample(sorted(prices), choose.randrange(len(prices) + 1)):
+        await ledger.usage.spend("tpp-1", metric, choose.randrange(20))
+        await ledger.usage.hold("tpp-1", metric, choose.randrange(1, 5))
+    if choose.random() < 0.5:  # the plan loses a metric, and the ledger keeps its table for this period
+        kept = dict(list(prices.items())[1:]) or {"m9": Standard(Decimal(1))}
+        await ledger.loader.load(replace(spec, prices=kept))
+    await ledger.usage.age("tpp-1", choose.randrange(length, 6 * length))
+    foretold = await shown(ledger)
+
+    await ledger.usage.touch("tpp-1", next(iter(prices)))
+
+    after = await shown(ledger)
+    assert foretold.rollover_pending
+    assert not after.rollover_pending
+    touched = {m.metric for m in foretold.metrics}
+    met = tuple(m for m in after.metrics if m.metric in touched)  # the touch itself may add a metric without a price
+    assert replace(after, metrics=met) == replace(foretold, rollover_pending=False)
+
+
+async def test_without_a_server_everything_says_that_the_ledger_is_out_of_reach() -> None:
+    class NoStore(Exception):
+        pass
+
+    async with connected(Standalone(Address("127.0.0.1", free_port())), timeout_s=0.5) as client:
+        loader = AccountLoader(client, Keys())
+        for action in (loader.load(SPEC), loader.show("x"), loader.list(), loader.suspend("x"), loader.account_of(A)):
+            with pytest.raises(LedgerUnavailable):
+                await action
+        with pytest.raises(NoStore):
+            await ApiKeys(client, Keys(), unavailable=NoStore).account_of(A)

@@ -1,0 +1,56 @@
+"""What a ledger adds up to, read raw over all partitions: settled units, held units, events. Works on a server and on a cluster."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from sidecar.ledger.keys import Keys
+
+_HEAD = 6
+_PER_METRIC = 7
+
+
+@dataclass(frozen=True)
+class Books:
+    """Units by account. ``events`` sums the outbox; ``ids`` counts how often each event's id occurs."""
+
+    settled: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+    ids: Counter[str] = field(default_factory=Counter)
+    alive: frozenset[str] = frozenset()
+
+    def check(self) -> None:
+        """Every charge has its event and every event its charge; no event is there twice; nothing is held."""
+        assert self.settled == self.events, "N is not the sum of the events"
+        assert set(self.ids.values()) <= {1}, "an event's id occurs twice"
+        assert not any(self.held.values()), f"units are still held: {self.held}"
+
+
+async def read_books(client: Any, keys: Keys, accounts: list[str]) -> Books:
+    """``client``: redis.asyncio's Redis or RedisCluster."""
+    settled: dict[str, int] = {}
+    held: dict[str, int] = {}
+    for account in accounts:
+        raw = await client.hget(keys.account(account), "state")
+        state = msgpack.unpackb(raw) if raw else []
+        metrics = [state[at : at + _PER_METRIC] for at in range(_HEAD, len(state), _PER_METRIC)]
+        if n := sum(metric[1] for metric in metrics):
+            settled[account] = n
+        held[account] = sum(metric[2] for metric in metrics)
+    events: Counter[str] = Counter()
+    ids: Counter[str] = Counter()
+    alive: set[str] = set()
+    for partition in range(keys.partitions):
+        for _, entry in await client.xrange(keys.outbox(partition)):
+            origin, number = entry[b"o"].decode(), int(entry[b"q"])
+            for position, event in enumerate(json.loads(entry[b"e"])):
+                events[event[0]] += event[2]
+                ids[f"{origin}.{number}.{position}"] += 1
+        alive |= {member.decode() for member in await client.zrange(keys.alive(partition), 0, -1)}
+    return Books(settled, held, dict(events), ids, frozenset(alive))

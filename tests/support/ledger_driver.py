@@ -1,0 +1,305 @@
+"""The real scripts on a real Valkey, spoken to in the model's words (tests/reference/messages.py).
+
+The clock can be moved: of the shipped text only lib/clock.lua, which asks Valkey's TIME, is replaced by one that reads a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import redis
+
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.scripts import script
+from tests.reference.messages import (
+    AccountState, Batch, Code, Conflict, Entry, Event, InstanceState, LedgerError, Load, Loaded, MetricState, Outcome,
+    Reply, State, Summary,
+)  # fmt: skip
+
+CLOCK_KEY = "test:clock_us"
+IDEMPOTENCY_TTL_MS = 86_400_000
+HOME = 0
+NO_PERIOD_END_MS = 2**53 - 1
+
+_CLOCK_FILE = Path(__file__).parents[2] / "lua" / "lib" / "clock.lua"
+_MOVABLE_CLOCK = f"""
+local function clock()
+  local us = tonumber(redis.call('GET', '{CLOCK_KEY}'))
+  return us, math.floor(us / 1000)
+end
+"""
+
+Edit = Callable[[str], str]
+
+
+@cache
+def text_of(name: str, movable_clock: bool) -> str:
+    """A script as it is shipped, but for the clock."""
+    text = script(name).text.decode()
+    if not movable_clock:
+        return text
+    clock = _CLOCK_FILE.read_text()
+    assert text.count(clock) == 1, "lib/clock.lua is not in the composed script as it is in the file"
+    return text.replace(clock, _MOVABLE_CLOCK)
+
+
+def pack(value: Any) -> bytes:
+    """As the Lua reads it: cmsgpack does not know the bin type."""
+    return bytes(msgpack.packb(value, use_bin_type=False))
+
+
+def unpack(raw: bytes) -> Any:
+    """Refuses what the scripts must never store or answer: a number that is no integer below 2^53."""
+    value = msgpack.unpackb(raw, raw=False, strict_map_key=False)
+    for number in _numbers(value):
+        assert isinstance(number, int), f"{number!r} is no integer"
+        assert abs(number) < 2**53, f"{number} is not below 2^53"
+    return value
+
+
+def _numbers(value: Any) -> Iterable[int | float]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
+
+
+def integer(text: bytes) -> int:
+    """A number that Valkey keeps as text; 1e+15 is none."""
+    assert re.fullmatch(rb"-?[0-9]+", text), f"{text!r} is no integer"
+    return int(text)
+
+
+class RealLedger:
+    """The scripts. ``edit`` changes their text, for tests that must see a deliberate bug found."""
+
+    def __init__(self, client: redis.Redis, *, movable_clock: bool = True, edit: Edit | None = None) -> None:
+        self.client = client
+        self.keys = Keys()
+        self.last_raw_reply = b""
+        self.last_sender = ""
+        self._movable = movable_clock
+        self._edit = edit
+        self._now_us: int | None = None
+
+    # Instances
+
+    def register(self, name: str, accounts: Iterable[str] = (), now_us: int | None = None) -> tuple[int, int]:
+        keys = [*self._instance_keys(name), *map(self.keys.account, sorted(accounts))]
+        epoch, seq = self._run("register", keys, [name], now_us)
+        return epoch, seq
+
+    def heartbeat(self, name: str, epoch: int, now_us: int | None = None) -> int:
+        return int(self._run("heartbeat", self._instance_keys(name), [name, epoch], now_us))
+
+    def reap(self, name: str, ttl_ms: int, accounts: Iterable[str] = (), now_us: int | None = None) -> int:
+        keys = [*self._instance_keys(name), *map(self.keys.account, sorted(accounts))]
+        return int(self._run("reap", keys, [name, ttl_ms], now_us))
+
+    def _instance_keys(self, name: str) -> list[str]:
+        return [self.keys.instance(HOME, name), self.keys.alive(HOME)]
+
+    # Loader
+
+    def load(self, load: Load, now_us: int | None = None) -> Loaded | Conflict:
+        request = [
+            load.expected_version, load.account, load.status, False if load.ceiling is None else load.ceiling,
+            int(load.count_k), load.rate_interval_us, load.burst, load.day_limit, dict(load.prices), load.info,
+            load.period_start_ms, load.period_end_ms, load.periods,
+            False if load.older_cost is None else load.older_cost, load.digits, load.expected_digits,
+            False if load.expected_start_ms is None else load.expected_start_ms,
+        ]  # fmt: skip
+        account = load.account
+        keys = [self.keys.account(account), self.keys.accounts(self.keys.partition(account))]
+        word, *rest = self._run("load", keys, [pack(request)], now_us)
+        return Loaded(*rest) if word == b"OK" else Conflict(*rest)
+
+    # Batches
+
+    def batch(self, name: str, batch: Batch, now_us: int | None = None) -> Reply:
+        accounts = list(dict.fromkeys([g.account for g in batch.groups] + [s.account for s in batch.singles]))
+        scopes = list(dict.fromkeys((s.account, s.scope) for s in batch.singles))
+        events = b",".join(_json(event) for group in batch.groups for event in group.events)
+        request = [
+            batch.epoch, batch.seq, f"{name}.{HOME:02d}", len(accounts), events,
+            [
+                [accounts.index(g.account) + 1, g.known_version, g.metric, g.settled, g.released, g.late, g.holds]
+                for g in batch.groups
+            ],
+            [
+                [
+                    accounts.index(s.account) + 1, s.known_version, s.metric, s.units,
+                    scopes.index((s.account, s.scope)) + 1, s.kind, _json(s.event) if s.event else b"",
+                ]
+                for s in batch.singles
+            ],
+            IDEMPOTENCY_TTL_MS,
+        ]  # fmt: skip
+        keys = [
+            self.keys.instance(HOME, name),
+            self.keys.outbox(HOME),
+            *map(self.keys.account, accounts),
+            *(self.idempotency_key(account, scope) for account, scope in scopes),
+        ]
+        self.last_raw_reply = self._run("batch", keys, [pack(request)], now_us)
+        self.last_sender = name
+        registered, now, groups, singles = unpack(self.last_raw_reply)
+        return Reply(
+            bool(registered),
+            now,
+            tuple(_summary(group) if group else None for group in groups),
+            tuple(_summary(single) for single in singles),
+        )
+
+    def idempotency_key(self, account: str, scope: str) -> str:
+        return self.keys.idempotency(account, scope.encode())
+
+    def _run(self, name: str, keys: list[str], argv: list[Any], now_us: int | None) -> Any:
+        if self._movable and now_us != self._now_us:
+            assert now_us is not None, "with a movable clock every call says what time it is"
+            self.client.set(CLOCK_KEY, now_us)
+            self._now_us = now_us
+        text = text_of(name, self._movable)
+        if self._edit is not None:
+            text = self._edit(text)
+        try:
+            try:
+                return self.client.evalsha(_sha(text), len(keys), *keys, *argv)
+            except redis.exceptions.NoScriptError:
+                return self.client.eval(text, len(keys), *keys, *argv)
+        except redis.exceptions.ResponseError as error:
+            word = str(error).split(" ", 1)[0]
+            if word not in ("STALE", "LIMIT", "HELD", "INVALID", "OVERFLOW"):
+                raise
+            raise LedgerError(word, str(error)) from None
+
+    # What is stored
+
+    def state(self, accounts: Iterable[str], instances: Iterable[str]) -> State:
+        """Everything about these accounts and instances, read raw, and the whole outbox."""
+        accounts, instances = list(accounts), list(instances)
+        keys = self.keys
+        pipe = self.client.pipeline(transaction=False)
+        for account in accounts:
+            pipe.hgetall(keys.account(account))
+        for instance in instances:
+            pipe.hgetall(keys.instance(HOME, instance))
+            pipe.zscore(keys.alive(HOME), instance)
+        pipe.xrange(keys.outbox(HOME))
+        raw = pipe.execute()
+        names = {keys.account(account).encode(): account for account in accounts}
+        hashes = raw[: len(accounts)]
+        beats = raw[len(accounts) : -1]
+        return State(
+            {name: _account_state(fields) for name, fields in zip(accounts, hashes, strict=True) if fields},
+            {
+                name: _instance_state(beats[2 * at], beats[2 * at + 1], names)
+                for at, name in enumerate(instances)
+                if beats[2 * at]
+            },
+            tuple(_entry(fields) for _, fields in raw[-1]),
+        )
+
+    def account(self, account: str) -> AccountState:
+        return self.state([account], []).accounts[account]
+
+    def instance(self, instance: str, accounts: Iterable[str]) -> InstanceState:
+        return self.state(accounts, [instance]).instances[instance]
+
+    def entries(self) -> tuple[Entry, ...]:
+        return self.state([], []).outbox
+
+
+@cache
+def _sha(text: str) -> str:
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _json(event: Event) -> bytes:
+    return json.dumps(event.as_json(), separators=(",", ":")).encode()
+
+
+def _summary(answer: list[Any]) -> Summary:
+    info, rate_left, day_left, *outcomes = answer
+    return Summary(
+        info or None,
+        rate_left,
+        day_left,
+        tuple(Outcome(Code(outcomes[at]), *outcomes[at + 1 : at + 3]) for at in range(0, len(outcomes), 3)),
+    )
+
+
+def _as_map(value: Any) -> Mapping[str, Any]:
+    """Of a map: Lua cannot tell an empty one from an empty array."""
+    return value or {}
+
+
+def _account_state(fields: dict[bytes, bytes]) -> AccountState:
+    head = 6
+    state = unpack(fields[b"state"]) if b"state" in fields else [0, 0, NO_PERIOD_END_MS, 0, 0, 0]
+    # False would compare equal to a ceiling of 0.
+    terms = tuple(None if v is False else v for v in unpack(fields[b"terms"])) if b"terms" in fields else None
+    live, gone = unpack(fields[b"prices"]) if b"prices" in fields else ({}, {})
+    metrics = {
+        name: MetricState(n, h)
+        for name, n, h, *_piece in (state[at : at + 7] for at in range(head, len(state), 7))
+    }
+    closed: dict[tuple[int, str], tuple[int, int]] = {}
+    for field, value in fields.items():
+        if field.startswith(b"closed:"):
+            _, start, metric = field.split(b":", 2)
+            units, cost = value.split(b" ")
+            closed[integer(start), metric.decode()] = (integer(units), integer(cost))
+    return AccountState(
+        version=terms[0] if terms else 0,
+        older_cost=state[0],
+        start_ms=state[1],
+        end_ms=state[2],
+        tat_us=state[3],
+        day=state[4],
+        day_count=state[5],
+        metrics={name: metric for name, metric in metrics.items() if metric != MetricState(0, 0)},
+        live=_as_map(live),
+        gone=_as_map(gone),
+        periods=tuple(unpack(fields[b"periods"])) if b"periods" in fields else (),
+        closed=closed,
+        terms=terms,
+        digits=integer(fields[b"digits"]) if b"digits" in fields else None,
+        info=fields[b"info"].decode() if b"info" in fields else None,
+    )
+
+
+def _instance_state(fields: dict[bytes, bytes], beat: float | None, names: dict[bytes, str]) -> InstanceState:
+    shares = {}
+    for field, units in fields.items():
+        key, cut, metric = field.partition(b"\0")
+        if cut:
+            shares[names[key], metric.decode()] = integer(units)
+    return InstanceState(
+        epoch=integer(fields.get(b"e", b"0")),
+        seq=integer(fields.get(b"q", b"0")),
+        shares=shares,
+        heartbeat_ms=None if beat is None else int(beat),
+    )
+
+
+def _entry(fields: dict[bytes, bytes]) -> Entry:
+    return Entry(
+        fields[b"o"].decode(),
+        integer(fields[b"q"]),
+        integer(fields[b"t"]),
+        tuple(tuple(event) for event in json.loads(fields[b"e"])),
+    )

@@ -1,0 +1,112 @@
+"""Path templates, statuses and methods of routes."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.config.routes import RouteSettings, parse_template, statuses_of
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "matches"),
+    [
+        ("/a/b", "/a/b", True),
+        ("/a/b", "/a/b/", False),
+        ("/a/b/", "/a/b/", True),
+        ("/a/b", "/a", False),
+        ("/a/b", "/a/B", False),
+        ("/a/{Id}", "/a/1", True),
+        ("/a/{Id}", "/a/", False),
+        ("/a/{Id}", "/a/1/2", False),
+        ("/a/{Id}/b", "/a/1/b", True),
+        ("/a/{Id}/b", "/a//b", False),
+        ("/a/**", "/a", True),
+        ("/a/**", "/a/", True),
+        ("/a/**", "/a/b/c", True),
+        ("/a/**", "/ab", False),
+        ("/a/{Id}/**", "/a/1", True),
+        ("/a/{Id}/**", "/a", False),
+        ("/**", "/", True),
+        ("/**", "/a/b", True),
+        ("/", "/", True),
+        ("/", "/a", False),
+        ("/open-banking/v3.1/aisp/accounts/{AccountId}", "/open-banking/v3.1/aisp/accounts/acc-001", True),
+    ],
+)
+def test_a_template_matches_its_paths_and_no_others(template: str, path: str, matches: bool) -> None:
+    assert parse_template(template).matches(path) is matches
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covers"),
+    [
+        ("/a", "/a", True),
+        ("/a/{X}", "/a/{Y}", True),
+        ("/a/{X}", "/a/b", True),
+        ("/a/b", "/a/{X}", False),
+        ("/a/{X}", "/a/", False),
+        ("/a/**", "/a", True),
+        ("/a/**", "/a/b/{X}", True),
+        ("/a/**", "/a/b/**", True),
+        ("/a/b/**", "/a/**", False),
+        ("/a", "/a/**", False),
+        ("/a/{X}", "/a/**", False),
+        ("/a/{X}/c", "/a/b/**", False),
+        ("/**", "/", True),
+    ],
+)
+def test_a_template_covers_another_when_it_matches_all_its_paths(wide: str, narrow: str, covers: bool) -> None:
+    assert parse_template(wide).covers(parse_template(narrow)) is covers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", "a", "/a//b", "/a/../b", "/a/./b", "/a/*/b", "/**/a", "/a/**/", "/a/{b}c", "/a/{1b}", "/a/{}", "/a/{b}/{b}",
+        "/a%2Fb", "/a?b", "/a#b", "/a b", "/ä", "/a\\b", "/" + "a/" * 70, "/" + "a" * 2048,
+    ],
+)  # fmt: skip
+def test_what_is_no_template_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=r"segment|begin with|parameter"):
+        parse_template(path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (["2xx"], set(range(200, 300))),
+        (["404"], {404}),
+        (["200-203", "5XX"], {200, 201, 202, 203} | set(range(500, 600))),
+        (["100-499"], set(range(100, 500))),
+    ],
+)
+def test_statuses_stand_for_numbers(entries: list[str], expected: set[int]) -> None:
+    assert statuses_of(entries) == expected
+
+
+@pytest.mark.parametrize("entry", ["", "2x", "xx", "0xx", "6xx", "99", "600", "300-200", "200-", "-200", "200,201"])
+def test_what_is_no_status_is_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match=r"neither|ends before"):
+        statuses_of([entry])
+
+
+def test_by_default_every_status_below_500_is_charged() -> None:
+    route = RouteSettings.model_validate({"path": "/a"})
+
+    assert route.charged_statuses == frozenset(range(100, 500))
+
+
+def test_nothing_is_charged_on_a_free_route() -> None:
+    assert RouteSettings.model_validate({"path": "/a", "free": True}).charged_statuses == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("given", "methods"),
+    [("any", ()), ([], ()), ("get", ("GET",)), (["get", "POST"], ("GET", "POST")), ("M-SEARCH", ("M-SEARCH",))],
+)
+def test_methods_are_a_word_or_a_list_in_any_case(given: object, methods: tuple[str, ...]) -> None:
+    assert RouteSettings.model_validate({"path": "/a", "methods": given}).methods == methods
+
+
+def test_statuses_may_be_written_as_numbers() -> None:
+    assert RouteSettings.model_validate({"path": "/a", "charge_statuses": [200, "201"]}).charged_statuses == {200, 201}
