@@ -95,7 +95,7 @@ class _NoKeys:
 
 
 async def _valkey(config: Config) -> list[Finding]:
-    async with open_store(config.valkey, assemble.keys(config)) as store:
+    async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
         began = time.perf_counter()
         await store.client.ping()
         elapsed_ms = (time.perf_counter() - began) * 1000

@@ -103,7 +103,9 @@ async def _demo(
         config = _config(
             valkey or f"embedded://{directory}/valkey", upstream_url, openmeter_url, proxy_port, admin_port
         )
-        store = await stack.enter_async_context(open_store(config.valkey, assemble.keys(config)))
+        store = await stack.enter_async_context(
+            open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync)
+        )
         accounts = demo_accounts(period_s)
         for account in accounts:
             await store.accounts.load(account.spec)

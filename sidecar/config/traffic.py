@@ -142,7 +142,7 @@ class UpstreamSettings(Model):
         description="How long an idle connection is kept for reuse: shorter than the API keeps it, which is often 60 "
         "s.",
     )
-    via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests and answers.")
+    via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests.")
     forwarded: bool = Field(
         default=True,
         description="Set `X-Forwarded-For`, `-Proto` and `-Host`; those that came are kept only from `trusted_peers`.",
@@ -199,10 +199,6 @@ class LimitsSettings(Model):
         default=None,
         description="Requests after which a client connection is closed, so that load balancers spread anew; null: "
         "any number.",
-    )
-    pipelined_requests_max: Annotated[Whole, Field(ge=1, le=1_000)] = Field(
-        default=16,
-        description="Requests of one connection read ahead of their answers; then reading stops until one is answered.",
     )
     header_timeout_ms: Milliseconds = Field(
         default=10_000,

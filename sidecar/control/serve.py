@@ -114,7 +114,7 @@ async def run_data_plane(
 
     ``port`` and ``admin_socket`` are a worker's: the port that it shares, and where its parent asks it.
     """
-    async with open_store(config.valkey, assemble.keys(config)) as store:
+    async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start(port=port, reuse_port=port is not None)
         try:
@@ -132,7 +132,7 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
     """Publishes and reaps until ``stop``. Raises `SetupError`."""
     if config.metering.url is None:
         raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
-    async with open_store(config.valkey, assemble.keys(config)) as store:
+    async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
         publisher = Publisher(store.client, store.keys, config.metering)
         async with admin_server(config, store, None, publisher) as admin_port, asyncio.TaskGroup() as tasks:
             publishing = tasks.create_task(publisher.run())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sidecar.config.valkey_url import Embedded, Topology
 from sidecar.control.assemble import SetupError
-from sidecar.ledger.embedded import EmbeddedError, EmbeddedValkey
+from sidecar.ledger.embedded import Durability, EmbeddedError, EmbeddedValkey
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.loader import AccountLoader
 from sidecar.ledger.topology import Client, TopologyError, connected
@@ -24,13 +24,13 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(topology: Topology, keys: Keys) -> AsyncIterator[Store]:
-    """A store; an embedded server runs for as long as it is open.
+async def open_store(topology: Topology, keys: Keys, appendfsync: Durability = "everysec") -> AsyncIterator[Store]:
+    """A store; an embedded server, if this starts it with ``appendfsync``, runs for as long as it is open.
 
     Raises:
         SetupError: the embedded server cannot be started, or TLS files cannot be used.
     """
-    embedded = EmbeddedValkey(topology) if isinstance(topology, Embedded) else None
+    embedded = EmbeddedValkey(topology, appendfsync=appendfsync) if isinstance(topology, Embedded) else None
     try:
         if embedded is not None:
             await embedded.start()

@@ -101,7 +101,7 @@ class Supervisor:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-")))
             reserved = stack.enter_context(_reserve(config.listen.host, config.listen.port))
             port: int = reserved.getsockname()[1]
-            async with open_store(config.valkey, assemble.keys(config)) as store:
+            async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
                 self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
                 admin = AdminServer(
                     config.admin, health=self._health, metrics=self._metrics, status=self._status,

@@ -114,6 +114,7 @@ class Link:
         self._flight_sent = 0.0
         self._flight_began = 0.0
         self._turned_away_since = 0.0
+        self._answered = False
         self._scheduled = False
         self._failures = 0
         self._open_until = 0.0
@@ -272,6 +273,7 @@ class Link:
         counters.round_trip_s += elapsed
         counters.round_trip_buckets[_bucket(elapsed)] += 1
         self._flight = None
+        self._answered = True
         if now - self._flight_began < self.settings.hold_budget_s:  # an answer that nobody waited for closes no breaker
             self._failures = 0
             self._open_until = 0.0
@@ -435,7 +437,7 @@ class Link:
         delay = RECONNECT_S_MIN
         while not self._closing:
             connection: RespConnection | None = None
-            lasted = False
+            of_use = False
             try:
                 connection = await self._connect()
                 await self._enter(connection)
@@ -446,19 +448,20 @@ class Link:
                 log.exception("cannot connect to Valkey", link=self.origin)
                 self._overdue = True
             else:
-                lasted = await self._serve(connection)
+                of_use = await self._serve(connection)
             finally:
                 if connection is not None:
                     connection.close()
-            if lasted:
+            if of_use:
                 delay = RECONNECT_S_MIN
             elif not self._closing:
                 await asyncio.sleep(delay * (0.5 + random.random()))  # noqa: S311  jitter, not a secret
                 delay = min(delay * 2, RECONNECT_S_MAX)
 
     async def _serve(self, connection: RespConnection) -> bool:
-        """Lets the link use the connection until it is lost. Whether it lasted long enough to be replaced at once."""
+        """Lets the link use the connection until it is lost. Whether it was of use, so that it is replaced at once."""
         began = self._loop.time()
+        self._answered = False
         self.counters.reconnects += 1
         self._connection = connection
         self._turned_away_since = 0.0
@@ -471,7 +474,7 @@ class Link:
         await connection.lost.wait()
         if not self._closing:
             self._complain("connection to Valkey lost", server=str(connection.address))
-        return self._loop.time() - began > RECONNECT_S_MAX
+        return self._answered or self._loop.time() - began > RECONNECT_S_MAX
 
     def _mark_down(self, reason: str) -> None:
         self._complain("Valkey is out of reach", error=reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -40,6 +40,8 @@ class AccountView:
     day_limit: int
     ceiling: int = 0
     """What the account may cost in all, scaled; 0 if unlimited or unknown."""
+    lines: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, compare=False, repr=False)
+    """Room for what a reader derives from the view and a price, so that it need not be made for every request."""
 
     @classmethod
     def from_info(cls, info: dict[str, Any]) -> AccountView:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-from redis.exceptions import ResponseError
 
 from sidecar.ledger.keys import Keys
 from sidecar.metering import scripts
 from sidecar.metering.batches import Entry
-from sidecar.metering.calls import Call, Client, call_each, raise_first, script_call
+from sidecar.metering.calls import Argument, Call, Client, PartitionCalls, is_missing, script_call
 
 GROUP = "publishers"
 
@@ -31,11 +30,10 @@ ENTRY_BYTES_ASSUMED = 32_768
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """``more``: a stream gave as many entries as it was asked for. ``errors``: of streams that could not be read."""
+    """``more``: some stream gave as many entries as it was asked for."""
 
     entries: list[Entry]
     more: bool
-    errors: list[Exception]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +54,46 @@ class _Window:
 class Outbox:
     """Reads, takes over and finishes entries as ``consumer``, a name that no other process may have.
 
-    Every method raises RedisError or OSError when Valkey cannot be reached.
+    Every method raises RedisError or OSError when Valkey cannot be reached. Where only some of the partitions cannot,
+    it does its work on the others, and :meth:`take_errors` tells.
     """
 
     def __init__(self, client: Client, keys: Keys, consumer: str) -> None:
-        self._client = client
+        self._calls = PartitionCalls(client, keys.partitions)
         self._consumer = consumer
         self._outboxes = [keys.outbox(partition) for partition in range(keys.partitions)]
         self._dead = [keys.dead(partition) for partition in range(keys.partitions)]
         self._windows = [_Window() for _ in self._outboxes]
 
     def __repr__(self) -> str:
-        return f"Outbox({self._consumer}, {len(self._outboxes)} partitions)"
+        return f"Outbox({self._consumer}, {self._calls!r})"
+
+    def take_errors(self) -> list[Exception]:
+        """The failures of single partitions since the last time."""
+        return self._calls.take_errors()
 
     async def read(self, room_bytes: int) -> Reading:
         """New entries of all partitions, about ``room_bytes`` of them at most. Makes the group where it is missing."""
         share = room_bytes // len(self._outboxes)
         asked = [min(window.count, max(1, share // window.entry_bytes)) for window in self._windows]
         head = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT")
-        calls = [
-            Call(key, (*head, count, "STREAMS", key, ">")) for key, count in zip(self._outboxes, asked, strict=True)
-        ]
+        calls: list[tuple[int, Call]] = []
+        for partition in self._calls.live():
+            key = self._outboxes[partition]
+            calls.append((partition, Call(key, (*head, asked[partition], "STREAMS", key, ">"))))
         found: list[Entry] = []
-        errors: list[Exception] = []
+        missing: list[int] = []
         more = False
-        for partition, reply in enumerate(await call_each(self._client, calls)):
-            if isinstance(reply, ResponseError) and _is_missing(reply):
-                await self._create_group(self._outboxes[partition])
-                more = True
-            elif isinstance(reply, Exception):
-                errors.append(reply)
-            else:
-                entries = list(_entries(partition, _stream_entries(reply)))
-                more |= self._note(self._windows[partition], asked[partition], entries)
-                found += entries
-        return Reading(found, more, errors)
+        for partition, reply in await self._calls.each(calls):
+            if is_missing(reply):
+                missing.append(partition)
+                continue
+            entries = list(_entries(partition, _stream_entries(reply)))
+            more |= self._note(self._windows[partition], asked[partition], entries)
+            found += entries
+        if missing:
+            await self._create_groups(missing)
+        return Reading(found, more or bool(missing))
 
     def _note(self, window: _Window, asked: int, entries: list[Entry]) -> bool:
         if entries:
@@ -99,88 +102,98 @@ class Outbox:
         window.count = min(COUNT_MAX, max(COUNT_MIN, asked * 2)) if full else COUNT_MIN
         return full
 
-    async def _create_group(self, key: str) -> None:
+    async def _create_groups(self, partitions: Iterable[int]) -> None:
         # From 0: whatever the stream holds is not delivered. A group is missing at the very first start and after
         # Valkey has lost its data.
-        call = Call(key, ("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
-        for reply in await call_each(self._client, [call]):
-            if isinstance(reply, ResponseError) and str(reply).startswith("BUSYGROUP"):
-                continue
-            raise_first([reply])
+        calls: list[tuple[int, Call]] = []
+        for partition in partitions:
+            key = self._outboxes[partition]
+            calls.append((partition, script_call(scripts.CREATE, [key], GROUP)))
+        await self._calls.each(calls)
 
     async def claim(self, idle_ms: int, room_bytes: int) -> list[Entry]:
         """Takes over entries that no publisher has touched for ``idle_ms``, until there is no more room."""
         found: list[Entry] = []
-        cursors: dict[int, bytes] = dict.fromkeys(range(len(self._outboxes)), b"0-0")
+        cursors: dict[int, bytes] = dict.fromkeys(self._calls.live(), b"0-0")
         while cursors and room_bytes > 0:
-            calls = [
-                Call(key, ("XAUTOCLAIM", key, GROUP, self._consumer, idle_ms, cursor, "COUNT", CLAIM_COUNT))
-                for key, cursor in ((self._outboxes[partition], cursors[partition]) for partition in cursors)
-            ]
-            replies = await call_each(self._client, calls)
-            for partition, reply in zip(list(cursors), replies, strict=True):
-                if isinstance(reply, ResponseError) and _is_missing(reply):
-                    del cursors[partition]
+            calls: list[tuple[int, Call]] = []
+            for partition, cursor in cursors.items():
+                key = self._outboxes[partition]
+                args = ("XAUTOCLAIM", key, GROUP, self._consumer, idle_ms, cursor, "COUNT", CLAIM_COUNT)
+                calls.append((partition, Call(key, args)))
+            cursors = {}
+            for partition, reply in await self._calls.each(calls):
+                if is_missing(reply):
                     continue
-                raise_first([reply])
                 entries = list(_entries(partition, reply[1]))
                 found += entries
                 room_bytes -= sum(entry.size_bytes for entry in entries)
-                cursors[partition] = reply[0]
-                if reply[0] == b"0-0":
-                    del cursors[partition]
+                if reply[0] != b"0-0":
+                    cursors[partition] = reply[0]
         return found
 
     async def keep(self, entries: Iterable[Entry]) -> None:
         """Tells the other publishers that these entries are being worked on, unless one has taken them over."""
+        live = frozenset(self._calls.live())
         calls = [
-            script_call(scripts.KEEP, [self._outboxes[partition]], GROUP, self._consumer, _pack(ids))
+            (partition, script_call(scripts.KEEP, [self._outboxes[partition]], GROUP, self._consumer, _pack(ids)))
             for partition, some in _by_partition(entries).items()
+            if partition in live
             for ids in _chunks([entry.id for entry in some])
         ]
-        await self._run(calls)
+        await self._calls.each(calls)
 
-    async def finish(self, entries: Iterable[Entry]) -> None:
+    async def finish(self, entries: Iterable[Entry]) -> list[Entry]:
         """Removes entries whose events are all delivered or condemned, and writes their dead letters.
 
-        Repeating it changes nothing.
+        Answers those of partitions that do not work now. Repeating it changes nothing.
         """
-        calls: list[Call] = []
-        for partition, some in _by_partition(entries).items():
+        live = frozenset(self._calls.live())
+        left = _by_partition(entries)
+        calls: list[tuple[int, Call]] = []
+        for partition, some in left.items():
+            if partition not in live:
+                continue
             keys = [self._outboxes[partition], self._dead[partition]]
             clean = [entry.id for entry in some if not entry.letters]
-            calls += [script_call(scripts.FINISH, keys, GROUP, _pack(ids), _pack([])) for ids in _chunks(clean)]
+            packed = [(_pack(ids), _pack([])) for ids in _chunks(clean)]
             for entry in some:
                 if entry.letters:
-                    condemned = (entry.id, [_flat(letter) for letter in entry.letters])
-                    calls.append(script_call(scripts.FINISH, keys, GROUP, _pack([]), _pack([condemned])))
-        raise_first(await call_each(self._client, calls))
+                    packed.append((_pack([]), _pack([(entry.id, [_flat(letter) for letter in entry.letters])])))
+            calls += [(partition, script_call(scripts.FINISH, keys, GROUP, *args)) for args in packed]
+        done = Counter(partition for partition, _ in await self._calls.each(calls))
+        wanted = Counter(partition for partition, _ in calls)
+        return [entry for p, some in left.items() if not wanted[p] or done[p] < wanted[p] for entry in some]
 
     async def forget(self, silent_ms: int) -> None:
         """Removes the names of publishers that are gone and owe nothing."""
-        await self._run(
-            [script_call(scripts.FORGET, [key], GROUP, self._consumer, silent_ms) for key in self._outboxes]
-        )
+        await self._run(scripts.FORGET, silent_ms)
 
     async def leave(self) -> None:
         """Lets others take over at once whatever this consumer has not finished."""
-        await self._run([script_call(scripts.LEAVE, [key], GROUP, self._consumer) for key in self._outboxes])
+        await self._run(scripts.LEAVE)
 
     async def measure(self) -> Measure:
-        """What is in the streams."""
-        keys = zip(self._outboxes, self._dead, strict=True)
-        replies = await call_each(self._client, [script_call(scripts.MEASURE, pair) for pair in keys])
-        raise_first(replies)
-        oldest_ms = max(0, *(age_ms for _, age_ms, _ in replies))
-        return Measure(sum(reply[0] for reply in replies), oldest_ms / 1000, sum(reply[2] for reply in replies))
+        """What is in the streams of the partitions that work."""
+        replies = await self._calls.each(
+            [
+                (partition, script_call(scripts.MEASURE, [self._outboxes[partition], self._dead[partition]]))
+                for partition in self._calls.live()
+            ]
+        )
+        measures = [reply for _, reply in replies]
+        return Measure(
+            entries=sum(entries for entries, _, _ in measures),
+            oldest_s=max((age_ms for _, age_ms, _ in measures if age_ms > 0), default=0) / 1000,
+            dead_letters=sum(letters for _, _, letters in measures),
+        )
 
-    async def _run(self, calls: Sequence[Call]) -> None:
-        replies = await call_each(self._client, calls)
-        raise_first(r for r in replies if not (isinstance(r, ResponseError) and _is_missing(r)))
-
-
-def _is_missing(error: ResponseError) -> bool:
-    return "NOGROUP" in str(error) or "no such key" in str(error)
+    async def _run(self, script: bytes, *args: Argument) -> None:
+        calls = [
+            (partition, script_call(script, [self._outboxes[partition]], GROUP, self._consumer, *args))
+            for partition in self._calls.live()
+        ]
+        await self._calls.each(calls)
 
 
 def _stream_entries(reply: Any) -> Any:

@@ -6,6 +6,17 @@ versions. Reading is left to plain XREADGROUP, since Lua would copy every event 
 
 from __future__ import annotations
 
+CREATE = b"""
+-- KEYS [1] outbox
+-- ARGV [1] group
+-- reply 1 if the group was made, 0 if another publisher was faster
+local made = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+if type(made) == 'table' and made.err then
+  return string.find(made.err, 'BUSYGROUP', 1, true) and 0 or made
+end
+return 1
+"""
+
 FINISH = b"""
 -- Entries of which every event was accepted or condemned leave the outbox; condemned ones go to the dead letters.
 --

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from sidecar.ledger.keys import Keys
 from sidecar.metering import scripts
-from sidecar.metering.calls import Call, Client, call_each, raise_first, script_call
+from sidecar.metering.calls import Call, Client, call_each, is_missing, raise_first, script_call
 from sidecar.metering.events import count_events
 from sidecar.metering.letters import AT_MS, ENTRY, EVENT, PREFIX, REASON
 from sidecar.metering.outbox import GROUP
@@ -144,7 +142,7 @@ def _partition_status(partition: int, replies: Sequence[Any]) -> PartitionStatus
 
 def _unless_missing(reply: Any) -> Any:
     """A reply; an empty one where stream or group do not exist yet."""
-    if isinstance(reply, ResponseError) and ("NOGROUP" in str(reply) or "no such key" in str(reply)):
+    if is_missing(reply):
         return ()
     raise_first([reply])
     return reply

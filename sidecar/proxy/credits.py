@@ -1,7 +1,7 @@
 """What a decided hold looks like to the caller: credit and rate-limit fields, and refusals.
 
-``RateLimit`` and ``RateLimit-Policy`` follow draft-ietf-httpapi-ratelimit-headers-10: structured lists of policies by name, with ``q`` quota,
-``w`` window in seconds, ``qu`` unit, and of what is left, with ``r`` and ``t`` seconds.
+``RateLimit`` and ``RateLimit-Policy`` follow draft-ietf-httpapi-ratelimit-headers-10: structured lists of policies
+by name, with ``q`` quota, ``w`` window in seconds, ``qu`` unit, and of what is left, with ``r`` and ``t`` seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from sidecar.proxy import errors
 from sidecar.proxy.errors import Refusal
 
 DAY_S = 86_400
+COUNT_MAX = 999_999_999_999_999
+"""Largest integer of a structured field (RFC 9651 section 3.3.1)."""
+PRICES_MAX = 64
+"""Prices of one view for which field lines are kept."""
 
 
 @lru_cache(maxsize=10_000)
@@ -42,12 +46,30 @@ def _rate_fields(hold: Hold, view: AccountView, retry_s: int | None = None, poli
     if hold.code == Code.GRANTED and hold.x >= 0 and hold.y > 0:
         # How many more such calls the credit pays for. It does not come back with time, so it has no window.
         calls = hold.x // hold.y
-        limits.append(f'"credit";r={calls}')
-        credit = f'"credit";q={max(calls + 1, view.ceiling // hold.y)}'
-        policies = f"{policies}, {credit}" if policies else credit
+        limits.append(f'"credit";r={min(calls, COUNT_MAX)}')
+        policies = ", ".join(filter(None, (policies, _credit_policy(view, hold.y))))
     if not limits:
         return []
     return [("RateLimit-Policy", policies), ("RateLimit", ", ".join(limits))]
+
+
+def _credit_policy(view: AccountView, price: int) -> str:
+    """The quota that the account's credit is at this price."""
+    return f'"credit";q={min(max(1, view.ceiling // price), COUNT_MAX)}'
+
+
+def _usual_lines(view: AccountView, price: int) -> tuple[bytes, bytes]:
+    """What stands before and after the policy's count when credit is all that limits; the same until the price
+    changes.
+    """
+    before = (
+        f"X-Credits-Charged: {view.money(price)}\r\nX-Credits-Currency: {view.currency}\r\n"
+        f'RateLimit-Policy: {_credit_policy(view, price)}\r\nRateLimit: "credit";r='
+    )
+    found = (before.encode(), b"\r\n")
+    if len(view.lines) < PRICES_MAX:
+        view.lines[price] = found
+    return found
 
 
 def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True) -> bytes:
@@ -55,6 +77,13 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
     view = hold.view
     if view is None:
         return b""
+    x, y, digits = hold.x, hold.y, view.digits
+    if credits and rate_limit and y > 0 and x >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
+        before, after = view.lines.get(y) or _usual_lines(view, y)
+        whole, part = divmod(x, 10**digits)
+        calls = x // y
+        count = calls if calls < COUNT_MAX else COUNT_MAX
+        return b"X-Credits-Remaining: %d.%0*d\r\n%b%d%b" % (whole, digits, part, before, count, after)
     text = ""
     if credits:
         remaining = "unlimited" if hold.x < 0 else view.money(hold.x)
@@ -82,8 +111,8 @@ def refusal_of(hold: Hold) -> Refusal:
             errors.OUT_OF_CREDIT,
             f"The call costs {need} {view.currency}; {available} {view.currency} is available.",
             extra={
-                "account": hold.account, "balance": available, "needed": need, "missing": view.money(max(0, hold.y - hold.x)),
-                "currency": view.currency, "metric": hold.metric, "units": hold.units,
+                "account": hold.account, "balance": available, "needed": need, "missing": view.money(max(0, hold.y -
+                hold.x)), "currency": view.currency, "metric": hold.metric, "units": hold.units,
             },
             headers=(("X-Credits-Remaining", available), ("X-Credits-Currency", view.currency)),
         )  # fmt: skip

@@ -41,25 +41,25 @@ class Connection:
     names: frozenset[bytes]
 
 
-class _Names(dict[bytes, bytes]):
-    """Field names as spelled, to the lower-case name of a known field, or to b"" for all others."""
+class _Names(dict[bytes, tuple[bytes, bool] | None]):
+    """Field names as spelled. Known ones to their lower-case name and whether they are dropped, all others to None."""
 
-    def __init__(self, known: frozenset[bytes]) -> None:
+    def __init__(self, known: frozenset[bytes], dropped: frozenset[bytes]) -> None:
         super().__init__()
-        self._known = known
+        self._known = {name: (name, name in dropped) for name in known}
         self._folded = {name.replace(b"-", b"_"): name for name in known}
-        self[b""] = b""  # what follows the last CRLF of a block
+        self[b""] = None  # what follows the last CRLF of a block
 
-    def __missing__(self, spelled: bytes) -> bytes:
+    def __missing__(self, spelled: bytes) -> tuple[bytes, bool] | None:
         lower = spelled.lower()
-        known = lower if lower in self._known else b""
-        if not known and (like := self._folded.get(lower.replace(b"-", b"_"))):
+        known = self._known.get(lower)
+        if known is None and (like := self._folded.get(lower.replace(b"-", b"_"))):
             # CGI, WSGI and their like read X_TPP_Id and X-TPP-Id as the same field.
             raise ProtocolError(400, f"A header field's name can be mistaken for {like.decode()}.")
         if len(spelled) <= _REMEMBERED_BYTES_MAX:
             if len(self) >= _NAMES_MAX:
                 self.clear()
-                self[b""] = b""
+                self[b""] = None
             self[spelled] = known
         return known
 
@@ -82,8 +82,7 @@ class FieldReader:
         for name in self.named:
             if name != name.lower() or not TOKEN.fullmatch(name):
                 raise ValueError(f"{name!r} is not a field name in lower case")
-        self._dropped = dropped | HOP_BY_HOP
-        self._names = _Names(self.named | _ALWAYS_READ)
+        self._names = _Names(self.named | _ALWAYS_READ, dropped | HOP_BY_HOP)
         self._protected = (self.named - HOP_BY_HOP) | NEVER_CONNECTION_OPTIONS
         self._connections: dict[bytes, Connection] = {}
 
@@ -95,18 +94,18 @@ class FieldReader:
         """
         fields: dict[bytes, bytes] = {}
         names = self._names
-        dropped = self._dropped
         dropped_lines: list[bytes] = []
         lines = block.split(b"\r\n")
         for line in lines:
             name, _, value = line.partition(b":")
             known = names[name]
-            if known:
+            if known is not None:
+                lower, dropped = known
                 value = value.strip()  # the grammar leaves no other white space than SP and HTAB
-                if known in fields:
-                    value = fields[known] + b", " + value
-                fields[known] = value
-                if known in dropped:
+                if lower in fields:
+                    value = fields[lower] + b", " + value
+                fields[lower] = value
+                if dropped:
                     dropped_lines.append(line)
         if not dropped_lines:
             return fields, block, None
@@ -128,7 +127,7 @@ class FieldReader:
         """Refuse Transfer-Encoding with white space that some parsers (llhttp is one) take for a part of the coding."""
         for line in lines:
             name, _, value = line.partition(b":")
-            if self._names[name] == b"transfer-encoding" and (b"\t" in value or value.endswith(b" ")):
+            if name.lower() == b"transfer-encoding" and (b"\t" in value or value.endswith(b" ")):
                 raise ProtocolError(400, "Transfer-Encoding is malformed.")
 
     def _read_connection(self, text: bytes) -> Connection:

@@ -1,0 +1,243 @@
+"""What servers do: forget scripts, restart, cut clients off, stop for a while, run out of memory, turn into replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from sidecar.ledger import link
+from sidecar.ledger.outcomes import Code
+from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until, valkey_client
+from tests.support.fault_proxy import FaultProxy
+from tests.support.ledger_books import read_books
+from tests.support.valkey_process import ValkeyProcess, valkey_process
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[ValkeyProcess]:
+    """A server to break, with its data on disk."""
+    with valkey_process(tmp_path / "own", appendonly="yes", appendfsync="always") as server:
+        yield server
+
+
+async def test_scripts_that_the_server_forgot_are_loaded_again_without_a_failed_call(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 9})
+    async with client_of(at(proxy.listening_port)) as client:
+        for _ in range(3):
+            await control.script_flush()
+            assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
+            await control.script_flush()
+            await client._links[0].heartbeat()
+        assert client.counters.reconnects == 1, "no connection was given up for it"
+    (await read_books(control, KEYS, ["tpp"])).check()
+
+
+async def test_a_server_killed_and_restarted_finds_its_clients_again(own: ValkeyProcess) -> None:
+    async with valkey_client(own.port) as control:
+        await load(control, {"tpp": 100})
+        async with client_of(at(own.port)) as client:
+            for _ in range(3):
+                held = await ask(client, "tpp")
+                assert await calls(client, "tpp", 5) == [Code.GRANTED] * 5
+                own.kill()
+                calling = asyncio.create_task(asyncio.to_thread(own.start))
+                await until(lambda: client._links[0]._connection.closed, client)
+                client.settle(held, event_of(held))
+                # What asks while it is known to be away is told so; the first that is asked after that passes.
+                await calling
+                await until(lambda: client.is_up, client)
+                assert await calls(client, "tpp", 5) == [Code.GRANTED] * 5
+        books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 33}
+
+
+async def test_a_server_that_still_reads_its_data_is_waited_for(own: ValkeyProcess) -> None:
+    async with valkey_client(own.port) as control, FaultProxy("127.0.0.1", own.port) as proxy:
+        await load(control, {"tpp": 10})
+        await control.execute_command("DEBUG", "POPULATE", "20000", "fill", "100")
+        async with client_of(at(proxy.listening_port)) as client:
+            held = await ask(client, "tpp")
+            client.settle(held, event_of(held))
+            assert await client.drain(5)
+            # DEBUG LOADAOF reads everything again and answers LOADING meanwhile.
+            await control.config_set("key-load-delay", "50")
+            await control.config_set("loading-process-events-interval-bytes", "1024")
+            reading = asyncio.create_task(_reload(own.port))
+            calling = asyncio.create_task(calls(client, "tpp", 5))
+            await reading
+            assert await calling == [Code.GRANTED] * 5
+            assert client.counters.resent > 0, "nothing was turned away"
+        books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 6}
+
+
+async def _reload(port: int) -> None:
+    async with valkey_client(port) as admin:
+        await admin.execute_command("DEBUG", "LOADAOF")
+
+
+async def test_a_server_that_lost_its_data_gets_what_is_settled_and_knows_no_account(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 9})
+    async with client_of(at(proxy.listening_port)) as client:
+        held = await ask(client, "tpp")
+        await control.flushall()
+        client.settle(held, event_of(held))
+        assert await call(client, "tpp") == Code.UNKNOWN
+        assert client.counters.registrations == 2
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 1}
+
+
+async def test_a_client_that_is_killed_off_comes_back_without_a_failed_call(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 40})
+    async with client_of(at(proxy.listening_port)) as client:
+        for _ in range(4):
+            calling = asyncio.create_task(calls(client, "tpp", 10))
+            await control.client_kill_filter(_type="normal", skipme=True)
+            assert await calling == [Code.GRANTED] * 10
+        assert client.counters.registrations == 1, "its epoch stays valid"
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 40}
+
+
+async def test_a_server_that_stands_still_for_a_moment_is_waited_for(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 9})
+    async with client_of(at(proxy.listening_port)) as client:
+        await control.client_pause(200, all=True)
+        assert await calls(client, "tpp", 9) == [Code.GRANTED] * 9
+        assert client.counters.reconnects == 1
+    (await read_books(control, KEYS, ["tpp"])).check()
+
+
+@asynccontextmanager
+async def out_of_memory(server: Redis) -> AsyncIterator[None]:
+    await server.config_set("maxmemory-policy", "noeviction")
+    await server.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        await server.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("give_up", [False, True], ids=["on one connection", "and connections are given up meanwhile"])
+async def test_settles_wait_for_a_server_that_is_out_of_memory(
+    control: Redis, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, give_up: bool
+) -> None:
+    if give_up:
+        monkeypatch.setattr(link, "SILENCE_S", 0.1)
+        monkeypatch.setattr(link, "RECONNECT_S_MAX", 0.1)
+    await load(control, {"tpp": 9})
+    async with client_of(at(proxy.listening_port), heartbeat_s=0.1 if give_up else 60.0) as client:
+        held = [await ask(client, "tpp") for _ in range(3)]
+        async with out_of_memory(control):
+            for hold in held:
+                client.settle(hold, event_of(hold))
+            asking = ask(client, "tpp")
+            seen = client.counters.resent
+            await until(lambda: client.counters.resent > seen + 3 or (give_up and proxy.connections > 4), client)
+            assert client.backlog >= 3
+        if not give_up:
+            assert (await asking).code == Code.GRANTED
+            client.release(await asking)
+        else:
+            await until(lambda: client.is_up, client)
+            await until(asking.done, client)
+            if asking.result().open:
+                client.release(asking.result())
+        assert await client.drain(10)
+        assert proxy.connections < 30, "connections are not made in a loop"
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 3}
+
+
+async def test_connections_that_cannot_be_used_are_closed(
+    control: Redis, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "RECONNECT_S_MAX", 0.05)
+    async with out_of_memory(control), client_of(at(proxy.listening_port), ready=False) as client:
+        await until(lambda: proxy.connections > 10, proxy)
+        assert not client.is_up
+        assert len(proxy._pairs) <= 2
+        assert (await ask(client, "tpp")).code == Code.UNAVAILABLE
+
+
+async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(own: ValkeyProcess, tmp_path: Path) -> None:
+    with valkey_process(tmp_path / "new", repl_diskless_sync_delay="0") as new:
+        async with (
+            valkey_client(own.port) as old_control, valkey_client(new.port) as new_control,
+            FaultProxy("127.0.0.1", own.port) as proxy,
+        ):  # fmt: skip
+            await old_control.config_set("repl-diskless-sync-delay", "0")
+            await load(old_control, {"tpp": 20})
+            await new_control.replicaof("127.0.0.1", own.port)
+            async with client_of(at(proxy.listening_port)) as client:
+                assert await calls(client, "tpp", 5) == [Code.GRANTED] * 5
+                held = await ask(client, "tpp")
+                await _caught_up(old_control, new_control)
+                await new_control.replicaof("NO", "ONE")
+                await old_control.replicaof("127.0.0.1", new.port)
+                client.settle(held, event_of(held))
+                calling = asyncio.create_task(calls(client, "tpp", 5))
+                await until(lambda: client.counters.reconnects > 1 or proxy.connections > 2, client)
+                # Whatever stands for the address (a Sentinel, a service) names the new primary now.
+                proxy.aim("127.0.0.1", new.port)
+                assert await calling == [Code.GRANTED] * 5
+            books = await read_books(new_control, KEYS, ["tpp"])
+            books.check()
+            assert books.settled == {"tpp": 11}
+
+
+async def _caught_up(primary: Redis, replica: Redis) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            there = await replica.info("replication")
+            if there["master_link_status"] == "up":
+                if there["master_repl_offset"] >= (await primary.info("replication"))["master_repl_offset"]:
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def test_one_account_that_the_script_cannot_read_costs_the_others_nothing(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"good": 9, "bad": 9, "fine": 9})
+    async with client_of(at(proxy.listening_port)) as client:
+        await control.hset(KEYS.account("bad"), "state", "no msgpack")
+        good, bad, fine = await asyncio.gather(*(call(client, account) for account in ("good", "bad", "fine")))
+        assert (good, bad, fine) == (Code.GRANTED, Code.UNAVAILABLE, Code.GRANTED)
+        assert await call(client, "good") == Code.GRANTED, "the link is not taken for dead"
+    books = await read_books(control, KEYS, ["good", "fine"])
+    books.check()
+    assert books.settled == {"good": 2, "fine": 1}
+
+
+async def test_a_caller_that_fails_costs_the_others_of_its_batch_nothing(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 9})
+
+    def failing(_hold: object) -> None:
+        raise RuntimeError("a caller's own fault")
+
+    async with client_of(at(proxy.listening_port)) as client:
+        client.hold("tpp", "api_calls", 1, failing)
+        assert await call(client, "tpp") == Code.GRANTED
+        assert client.counters.reconnects == 1
+
+
+async def test_more_operations_of_one_account_than_a_batch_may_have_are_all_done(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 10_000, "other": 10})
+    async with client_of(at(proxy.listening_port)) as client:
+        jobs = [call(client, "tpp", scope=b"%d" % n if n % 2 else None) for n in range(7_000)]
+        jobs.append(call(client, "other"))
+        assert set(await asyncio.gather(*jobs)) == {Code.GRANTED}
+        assert client.counters.script_errors == 0
+    books = await read_books(control, KEYS, ["tpp", "other"])
+    books.check()
+    assert books.settled == {"tpp": 7_000, "other": 1}
