@@ -36,8 +36,8 @@ from sidecar.control.store import open_store
 
 log = structlog.get_logger("sidecar.workers")
 
-WORKER_VARIABLE = "SIDECAR_INTERNAL_WORKER"
-"""``<number>:<port>:<admin socket>``; set by the parent alone."""
+WORKER_VARIABLE = "QUOTA_SIDECAR_WORKER"
+"""``<number>:<port>:<admin socket>``; set by the parent alone. Without the prefix of variables that are configuration."""
 RESTART_S = 1.0
 START_TIMEOUT_S = 30.0
 ASK_TIMEOUT_S = 2.0

@@ -91,8 +91,12 @@ class PartitionCalls:
         now_s = time.monotonic()
         return [partition for partition, until_s in enumerate(self._resting_until_s) if until_s <= now_s]
 
+    def note(self, error: Exception) -> None:
+        """Keeps a failure for the report."""
+        self._errors.append(error)
+
     def take_errors(self) -> list[Exception]:
-        """The failures of single partitions since the last time."""
+        """The failures since the last time that nobody was told of."""
         errors, self._errors = self._errors, []
         return errors
 
@@ -106,7 +110,7 @@ class PartitionCalls:
         answered: list[tuple[int, Any]] = []
         for (partition, _), reply in zip(calls, replies, strict=True):
             if isinstance(reply, Exception) and not is_missing(reply):
-                self._errors.append(reply)
+                self.note(reply)
                 self._rest_s[partition] = min(REST_S_MAX, max(REST_S_MIN, 2 * self._rest_s[partition]))
                 self._resting_until_s[partition] = time.monotonic() + self._rest_s[partition]
             else:

@@ -12,7 +12,15 @@ import msgpack
 from sidecar.ledger.keys import Keys
 from sidecar.metering import scripts
 from sidecar.metering.batches import Entry
-from sidecar.metering.calls import Argument, Call, Client, PartitionCalls, is_missing, script_call
+from sidecar.metering.calls import (
+    VALKEY_ERRORS,
+    Argument,
+    Call,
+    Client,
+    PartitionCalls,
+    is_missing,
+    script_call,
+)
 
 GROUP = "publishers"
 
@@ -68,8 +76,13 @@ class Outbox:
     def __repr__(self) -> str:
         return f"Outbox({self._consumer}, {self._calls!r})"
 
+    @property
+    def is_whole(self) -> bool:
+        """No partition rests after a failure."""
+        return len(self._calls.live()) == len(self._outboxes)
+
     def take_errors(self) -> list[Exception]:
-        """The failures of single partitions since the last time."""
+        """The failures that were not raised since the last time."""
         return self._calls.take_errors()
 
     async def read(self, room_bytes: int) -> Reading:
@@ -143,10 +156,10 @@ class Outbox:
         ]
         await self._calls.each(calls)
 
-    async def finish(self, entries: Iterable[Entry]) -> list[Entry]:
+    async def finish(self, entries: Sequence[Entry]) -> list[Entry]:
         """Removes entries whose events are all delivered or condemned, and writes their dead letters.
 
-        Answers those of partitions that do not work now. Repeating it changes nothing.
+        Answers those that could not be removed, instead of raising. Repeating it changes nothing.
         """
         live = frozenset(self._calls.live())
         left = _by_partition(entries)
@@ -161,7 +174,11 @@ class Outbox:
                 if entry.letters:
                     packed.append((_pack([]), _pack([(entry.id, [_flat(letter) for letter in entry.letters])])))
             calls += [(partition, script_call(scripts.FINISH, keys, GROUP, *args)) for args in packed]
-        done = Counter(partition for partition, _ in await self._calls.each(calls))
+        try:
+            done = Counter(partition for partition, _ in await self._calls.each(calls))
+        except VALKEY_ERRORS as error:
+            self._calls.note(error)
+            return list(entries)
         wanted = Counter(partition for partition, _ in calls)
         return [entry for p, some in left.items() if not wanted[p] or done[p] < wanted[p] for entry in some]
 

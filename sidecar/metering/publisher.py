@@ -23,15 +23,15 @@ import structlog
 
 from sidecar.ledger.keys import Keys
 from sidecar.metering.backoff import Backoff
-from sidecar.metering.batches import Batch, Batcher, Entry
+from sidecar.metering.batches import Batch, Batcher
 from sidecar.metering.calls import VALKEY_ERRORS, Client
 from sidecar.metering.clock import Clock, SystemClock
 from sidecar.metering.delivery import Courier
 from sidecar.metering.endpoint import Endpoint, Stopping
-from sidecar.metering.events import MalformedEntry, Stamp, decode_entry
-from sidecar.metering.letters import letter_of_entry, letter_of_position
+from sidecar.metering.events import Stamp
 from sidecar.metering.metrics import PublisherMetrics
 from sidecar.metering.outbox import Outbox
+from sidecar.metering.progress import Progress
 from sidecar.metering.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 
@@ -77,10 +77,9 @@ class Publisher:
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
         self._consumer = consumer or new_consumer_name()
         self._outbox = Outbox(client, keys, self._consumer)
-        self._stamp = Stamp(settings.source, settings.type)
         self._batcher = Batcher(settings.batch_events_max, settings.batch_bytes_max)
-        self._in_progress: dict[tuple[int, bytes], Entry] = {}
-        self._bytes = 0
+        stamp = Stamp(settings.source, settings.type)
+        self._progress = Progress(self._outbox, self._batcher, stamp, self.metrics)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._slot_freed = asyncio.Event()
@@ -90,10 +89,7 @@ class Publisher:
         self._valkey_failing = False
 
     def __repr__(self) -> str:
-        return (
-            f"Publisher({self._consumer}, {len(self._in_progress)} entries in progress,"
-            f" {len(self._deliveries)} deliveries, {self._batcher!r})"
-        )
+        return f"Publisher({self._consumer}, {len(self._deliveries)} deliveries, {self._progress!r})"
 
     def stop(self) -> None:
         """Reads nothing more; :meth:`run` returns when what was read is delivered, or after ``stop_grace_ms``.
@@ -111,7 +107,9 @@ class Publisher:
         """
         async with Sender(self._settings, self._clock) as sender:
             endpoint = Endpoint(sender, self._settings, self.metrics, self._clock, self._stop)
-            courier = Courier(endpoint, self._settings, self.metrics, self._random, self._finish, self._batcher.shrink)
+            courier = Courier(
+                endpoint, self._settings, self.metrics, self._random, self._progress.finish, self._batcher.shrink
+            )
             log.info("publisher started", consumer=self._consumer, url=self._settings.url)
             try:
                 # A delivery that fails for a reason nobody thought of ends the publisher: better seen than stuck.
@@ -122,66 +120,35 @@ class Publisher:
                     await self._drain(tasks, courier)
             finally:
                 await self._leave()
-        log.info("publisher stopped", consumer=self._consumer, left=len(self._in_progress))
+        log.info("publisher stopped", consumer=self._consumer, left=len(self._progress))
 
     async def _turn(self, tasks: asyncio.TaskGroup, courier: Courier) -> None:
         more = False
         try:
             await self._chores_if_due()
-            room_bytes = self._settings.buffer_bytes_max - self._bytes
-            if room_bytes > 0:
-                reading = await self._outbox.read(room_bytes)
-                await self._take(reading.entries)
+            await self._progress.finish_rest()
+            if not self._is_full():
+                reading = await self._outbox.read(self._settings.buffer_bytes_max - self._progress.bytes)
+                await self._progress.take(reading.entries)
                 more = reading.more
-                if reading.errors:
-                    raise reading.errors[0]
-            self._valkey_works()
         except VALKEY_ERRORS as error:
             self._start_deliveries(tasks, courier, partial=True)
-            self._valkey_fails(error)
+            self._note_valkey([error, *self._outbox.take_errors()])
+            self._chores_due_s = 0.0  # once it is back, first of all say that we are still here
             await self._clock.wait(self._stop, self._valkey_backoff.next_s())
             return
-        except Stopping:
-            return
-        self._start_deliveries(tasks, courier, partial=not more)
-        if not self._has_slot() or self._bytes >= self._settings.buffer_bytes_max:
+        self._note_valkey(self._outbox.take_errors())
+        self._valkey_backoff.reset()
+        self._start_deliveries(tasks, courier, partial=not more or self._is_full())
+        if self._deliveries and (self._is_full() or not self._has_slot()):
             self._slot_freed.clear()
-            # A stop that came in between has set the event for the last time.
-            if not self._stop.is_set() and self._deliveries:
+            if not self._stop.is_set():  # a stop has set the event for the last time
                 await self._clock.wait(self._slot_freed, self._chores_s)
-        elif not more:
+        elif not more or self._is_full():
             await self._clock.wait(self._stop, min(self._settings.linger_ms / 1000, self._chores_s))
 
-    async def _take(self, entries: Sequence[Entry]) -> None:
-        """Decodes entries and queues their events."""
-        finished: list[Entry] = []
-        for entry in entries:
-            if (entry.partition, entry.id) in self._in_progress:
-                continue
-            self._in_progress[entry.partition, entry.id] = entry
-            self._bytes += entry.size_bytes
-            self.metrics.entries_read += 1
-            bodies = self._decode(entry)
-            self.metrics.events_read += len(bodies)
-            if bodies:
-                self._batcher.add(entry, bodies)
-                self.metrics.events_in_progress += entry.events
-            else:
-                finished.append(entry)
-        if finished:
-            await self._finish(finished)
-
-    def _decode(self, entry: Entry) -> list[bytes]:
-        try:
-            decoded = decode_entry(entry.fields, self._stamp)
-        except MalformedEntry as error:
-            log.error("outbox entry cannot be read, kept as a dead letter", reason=str(error), entry=repr(entry))
-            entry.letters.append(letter_of_entry(entry.fields, str(error)))
-            return []
-        for flaw in decoded.flaws:
-            log.error("usage event cannot be sent, kept as a dead letter", reason=flaw.reason, entry=repr(entry))
-            entry.letters.append(letter_of_position(entry.fields, flaw.position, flaw.reason))
-        return decoded.bodies
+    def _is_full(self) -> bool:
+        return self._progress.bytes >= self._settings.buffer_bytes_max
 
     def _has_slot(self) -> bool:
         return len(self._deliveries) < self._settings.requests_in_flight_max
@@ -202,37 +169,19 @@ class Publisher:
         except Stopping:
             log.info("delivery left to another publisher", events=len(batch))
 
-    async def _finish(self, entries: list[Entry]) -> None:
-        """Removes entries from the outbox, however long Valkey takes to come back. Raises :class:`Stopping`."""
-        backoff = Backoff(self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random)
-        while entries:
-            try:
-                await self._outbox.finish(entries)
-                break
-            except VALKEY_ERRORS as error:
-                self._valkey_fails(error)
-                if await self._clock.wait(self._stop, backoff.next_s()):
-                    raise Stopping from None
-        for entry in entries:
-            if self._in_progress.pop((entry.partition, entry.id), None) is not None:
-                self._bytes -= entry.size_bytes
-                self.metrics.events_in_progress -= entry.events
-            self.metrics.entries_finished += 1
-            self.metrics.dead_letters += len(entry.letters)
-
     async def _chores_if_due(self) -> None:
         now_s = self._clock.monotonic_s()
         if now_s < self._chores_due_s:
             return
         self._chores_due_s = now_s + self._chores_s
         idle_ms = self._settings.claim_idle_ms
-        await self._outbox.keep(list(self._in_progress.values()))
-        claimed = await self._outbox.claim(idle_ms, self._settings.buffer_bytes_max - self._bytes)
+        await self._progress.keep()
+        claimed = await self._outbox.claim(idle_ms, self._settings.buffer_bytes_max - self._progress.bytes)
         self.metrics.entries_claimed += len(claimed)
-        await self._take(claimed)
+        await self._progress.take(claimed)
         await self._outbox.forget(2 * idle_ms)
         measure = await self._outbox.measure()
-        self.metrics.note_outbox(measure.entries, len(self._in_progress), measure.oldest_s, measure.dead_letters)
+        self.metrics.note_outbox(measure.entries, len(self._progress), measure.oldest_s, measure.dead_letters)
 
     async def _drain(self, tasks: asyncio.TaskGroup, courier: Courier) -> None:
         try:
@@ -240,6 +189,7 @@ class Publisher:
                 while len(self._batcher) or self._deliveries:
                     self._start_deliveries(tasks, courier, partial=True)
                     await asyncio.wait(self._deliveries, return_when=asyncio.FIRST_COMPLETED)
+                await self._progress.finish_rest()
         except TimeoutError:
             while self._deliveries:
                 for task in self._deliveries:
@@ -253,15 +203,11 @@ class Publisher:
         except (TimeoutError, *VALKEY_ERRORS) as error:
             log.warning("publisher left without a word to valkey", reason=str(error))
 
-    def _valkey_fails(self, error: Exception) -> None:
-        self.metrics.valkey_failures += 1
-        if not self._valkey_failing:
-            log.warning("valkey does not answer as it should", reason=f"{type(error).__name__}: {error}")
-        self._valkey_failing = True
-        self._chores_due_s = 0.0  # once it is back, first of all say that we are still here
-
-    def _valkey_works(self) -> None:
-        if self._valkey_failing:
+    def _note_valkey(self, errors: Sequence[Exception]) -> None:
+        self.metrics.valkey_failures += len(errors)
+        if errors and not self._valkey_failing:
+            log.warning("valkey does not answer as it should", reason=f"{type(errors[0]).__name__}: {errors[0]}")
+            self._valkey_failing = True
+        elif self._valkey_failing and not errors and self._outbox.is_whole:
             log.info("valkey answers again")
-        self._valkey_failing = False
-        self._valkey_backoff.reset()
+            self._valkey_failing = False

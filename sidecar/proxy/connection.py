@@ -122,6 +122,7 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.client_resume()
         elif not self.lingering:
+            self.deadline = self.gateway.loop.time() + self.gateway.settings.idle_timeout_s
             self._next()
 
     def still_taking(self) -> bool:
@@ -184,10 +185,13 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self.end()
             return
-        self.deadline = self.gateway.loop.time() + self.gateway.settings.idle_timeout_s
-        if not self.writing_paused:
-            self._next()
-        # else the client does not take its answers: it gets no more of them until it does
+        settings = self.gateway.settings
+        if self.writing_paused:
+            # The client does not take its answers: it gets no more of them until it does.
+            self.deadline = self.gateway.loop.time() + settings.write_timeout_s
+            return
+        self.deadline = self.gateway.loop.time() + settings.idle_timeout_s
+        self._next()
 
     def _next(self) -> None:
         """Goes on with what was sent ahead, or waits for the next request."""
@@ -259,12 +263,12 @@ class ClientConnection(asyncio.Protocol):
             if exchange.deadline < now:
                 exchange.timed_out()
         elif self.deadline < now:
-            if self.ending:
+            if self.ending or self.writing_paused:
                 if self.still_taking():
                     self.deadline = now + self.gateway.settings.write_timeout_s
                 else:
                     self.abort()
-            elif self._buffer and not self.lingering and not self.writing_paused:
+            elif self._buffer and not self.lingering:
                 self.gateway.counters.refuse(errors.TIMEOUT_CLIENT.name)
                 self.gateway.counters.count("-", "OTHER", "-", errors.TIMEOUT_CLIENT.status)
                 self.transport.write(self.gateway.errors.response(Refusal(errors.TIMEOUT_CLIENT), keep_alive=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sidecar.proxy.grammar import TOKEN, ProtocolError
+from sidecar.proxy.grammar import CONTROL_IN_VALUE, CONTROLS, TOKEN, ProtocolError
 
 __all__ = ["HOP_BY_HOP", "NEVER_CONNECTION_OPTIONS", "Connection", "FieldReader", "list_elements", "without"]
 
@@ -65,7 +65,7 @@ class _Names(dict[bytes, tuple[bytes, bool] | None]):
 
 
 class FieldReader:
-    """Reads blocks of field lines that are valid by the grammar.
+    """Reads blocks of field lines that are valid by the grammar, or by its loose variant.
 
     Args:
         interesting: lower-case names of fields whose values are wanted.
@@ -90,12 +90,15 @@ class FieldReader:
         """The wanted fields of ``block``, the lines of it that are forwarded, and what Connection says.
 
         Raises:
-            ProtocolError: 400, Connection is malformed or names what it may not, or a name imitates a known one.
+            ProtocolError: 400, a value has a control character, a name imitates a known one, Connection is malformed
+                or names what it may not, Transfer-Encoding is written oddly.
         """
         fields: dict[bytes, bytes] = {}
         names = self._names
         dropped_lines: list[bytes] = []
         lines = block.split(b"\r\n")
+        if len(block) - len(block.translate(None, CONTROLS)) != 2 * (len(lines) - 1):
+            raise ProtocolError(400, CONTROL_IN_VALUE)
         for line in lines:
             name, _, value = line.partition(b":")
             known = names[name]

@@ -24,6 +24,7 @@ from sidecar.proxy.grammar import (
     ProtocolError,
     field_lines,
     field_lines_fault,
+    loose_field_lines,
     request_line,
     request_line_fault,
     request_line_prefix,
@@ -107,6 +108,7 @@ class ResponseHead:
 _METHODS_REFUSED = frozenset({b"CONNECT", b"TRACE"})
 
 _SLASH = 0x2F
+_NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 _CONTROL = re.compile(rb"[\x00-\x08\n-\x1f\x7f]")
 # Bytes of an incomplete head after which it is examined even if no line of it ended.
 _EXAMINE_EVERY = 1024
@@ -140,8 +142,8 @@ class HeadParser:
         self._fields = FieldReader(interesting, drop)
         self._upgrades = frozenset(upgrades)
         self._hosts: set[bytes] = set()
-        lines = field_lines(limits.fields_max)
-        self._lines = re.compile(lines)
+        self._lines = re.compile(field_lines(limits.fields_max))
+        lines = loose_field_lines(limits.fields_max)
         self._request_prefix = request_line_prefix(limits.method_bytes_max, limits.target_bytes_max)
         start = request_line(limits.method_bytes_max, limits.target_bytes_max)
         self._request = re.compile(start + rb"(" + lines + rb")\r\n").match
@@ -190,7 +192,8 @@ class HeadParser:
         else:
             path, query, host = split_target(method, target, host)
 
-        kind, length = BodyKind.NONE, 0
+        kind = _NO_BODY
+        length = 0
         coding, length_text = get(b"transfer-encoding"), get(b"content-length")
         if coding is not None or length_text is not None:
             kind, length = _framing(coding, length_text, minor)
@@ -203,7 +206,7 @@ class HeadParser:
         keep_alive = minor == 1
         if connection is not None:
             keep_alive = not connection.close and (keep_alive or connection.keep_alive)
-            if connection.upgrade and minor == 1 and kind is BodyKind.NONE:
+            if connection.upgrade and minor == 1 and kind is _NO_BODY:
                 upgrade = self._allowed_upgrade(get(b"upgrade"))
         head = RequestHead(
             method,
@@ -218,7 +221,7 @@ class HeadParser:
             length,
             keep_alive,
             # RFC 9110 section 10.1.1: the expectation is ignored in HTTP/1.0, and without content.
-            expect is not None and minor == 1 and kind is not BodyKind.NONE,
+            expect is not None and minor == 1 and kind is not _NO_BODY,
             upgrade,
             b"te" in fields and minor == 1 and b"trailers" in list_elements(fields[b"te"]),
         )

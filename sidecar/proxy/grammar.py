@@ -15,12 +15,15 @@ import re
 __all__ = [
     "CHUNK_SIZE_LINE",
     "CONTENT_LENGTH",
+    "CONTROLS",
+    "CONTROL_IN_VALUE",
     "HOST",
     "STATUS_LINE",
     "TOKEN",
     "ProtocolError",
     "field_lines",
     "field_lines_fault",
+    "loose_field_lines",
     "request_line",
     "request_line_fault",
     "request_line_prefix",
@@ -78,12 +81,25 @@ _PARTIAL_FIELD = re.compile(rb"(?:" + _TCHAR + rb"++(?::" + _VALUE_OCTET + rb"*+
 _IS_TCHAR = re.compile(_TCHAR)
 _IS_TARGET = re.compile(_TARGET_OCTET)
 
-_CR, _LF = 0x0D, 0x0A
+_CR = 0x0D
+
+#: All control characters but HTAB.
+CONTROLS = bytes({*range(0x20), 0x7F} - {0x09})
+CONTROL_IN_VALUE = "A header field's value has a control character."
 
 
 def field_lines(count_max: int) -> bytes:
     """Expression for up to ``count_max`` field lines, each with its CRLF, without the empty line after them."""
     return rb"(?:" + _FIELD_LINE + rb"){0,%d}+" % count_max
+
+
+def loose_field_lines(count_max: int) -> bytes:
+    """The same, but a value may hold anything except CR: twice as fast on heads with long tokens in them.
+
+    Since a line has no other CR than that at its end, the lines are those of `field_lines` if all `CONTROLS` in them
+    are two a line. Whoever uses this looks.
+    """
+    return rb"(?:" + _TCHAR + rb"++:[^\r]*+\r\n){0,%d}+" % count_max
 
 
 def request_line(method_bytes_max: int, target_bytes_max: int) -> bytes:
@@ -182,8 +198,7 @@ def field_lines_fault(
     if at == line and buf[at] in b" \t":
         return ProtocolError(400, "A header field is folded over several lines.")
     if b":" in partial[0]:
-        what = "a bare line feed" if buf[at] == _LF else "a control character"
-        return ProtocolError(400, f"A header field's value has {what}.")
+        return ProtocolError(400, CONTROL_IN_VALUE)
     if at > line and buf[at] in b" \t":
         return ProtocolError(400, "There is white space before the colon of a header field.")
     return ProtocolError(400, "A header field's name is malformed.")

@@ -128,6 +128,7 @@ class Instance:
     seq: int = 0
     reply: Reply | None = None
     heartbeat_ms: int | None = None
+    expires: bool = False
 
 
 class Ledger:
@@ -148,6 +149,7 @@ class Ledger:
     def register(self, name: str, accounts: frozenset[str], now_us: int) -> tuple[int, int]:
         instance = self.instances[name]
         instance.epoch = (instance.epoch or 0) + 1
+        instance.expires = False
         if self._give_back(name, accounts, now_us):
             if instance.heartbeat_ms is None:
                 instance.heartbeat_ms = 0
@@ -172,6 +174,7 @@ class Ledger:
             instance.epoch = (instance.epoch or 0) + 1
         if not remain:
             instance.heartbeat_ms = None
+            instance.expires = True
         return remain
 
     def shares(self, instance: str) -> dict[tuple[str, str], int]:
@@ -257,6 +260,8 @@ class Ledger:
         if batch.seq <= instance.seq:
             raise LedgerError("STALE")
         registered = instance.epoch is not None and batch.epoch == instance.epoch
+        if instance.epoch is None:
+            instance.expires = True
         events: list[Event] = []
         groups = tuple(self._group(name, group, registered, now_us, events) for group in batch.groups)
         singles = tuple(self._single(name, single, registered, now_us, events) for single in batch.singles)
@@ -360,7 +365,9 @@ class Ledger:
         return State(
             {name: _account_state(account) for name, account in self.accounts.items() if _is_stored(account)},
             {
-                name: InstanceState(instance.epoch or 0, instance.seq, self.shares(name), instance.heartbeat_ms)
+                name: InstanceState(
+                    instance.epoch or 0, instance.seq, self.shares(name), instance.heartbeat_ms, instance.expires
+                )
                 for name, instance in self.instances.items()
                 if instance.epoch is not None or instance.seq
             },

@@ -202,6 +202,7 @@ class InstanceState:
     seq: int
     shares: Mapping[tuple[str, str], int]
     heartbeat_ms: int | None
+    expires: bool
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,7 @@ class RealLedger:
         for instance in instances:
             pipe.hgetall(keys.instance(HOME, instance))
             pipe.zscore(keys.alive(HOME), instance)
+            pipe.pttl(keys.instance(HOME, instance))
         pipe.xrange(keys.outbox(HOME))
         raw = pipe.execute()
         names = {keys.account(account).encode(): account for account in accounts}
@@ -206,9 +207,9 @@ class RealLedger:
         return State(
             {name: _account_state(fields) for name, fields in zip(accounts, hashes, strict=True) if fields},
             {
-                name: _instance_state(beats[2 * at], beats[2 * at + 1], names)
+                name: _instance_state(*beats[3 * at : 3 * at + 3], names)
                 for at, name in enumerate(instances)
-                if beats[2 * at]
+                if beats[3 * at]
             },
             tuple(_entry(fields) for _, fields in raw[-1]),
         )
@@ -282,7 +283,9 @@ def _account_state(fields: dict[bytes, bytes]) -> AccountState:
     )
 
 
-def _instance_state(fields: dict[bytes, bytes], beat: float | None, names: dict[bytes, str]) -> InstanceState:
+def _instance_state(
+    fields: dict[bytes, bytes], beat: float | None, ttl_ms: int, names: dict[bytes, str]
+) -> InstanceState:
     shares = {}
     for field, units in fields.items():
         key, cut, metric = field.partition(b"\0")
@@ -293,6 +296,7 @@ def _instance_state(fields: dict[bytes, bytes], beat: float | None, names: dict[
         seq=integer(fields.get(b"q", b"0")),
         shares=shares,
         heartbeat_ms=None if beat is None else int(beat),
+        expires=ttl_ms >= 0,
     )
 
 

@@ -21,7 +21,7 @@ from tests.support.valkey_process import ValkeyProcess, valkey_process
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[ValkeyProcess]:
     """A server to break, with its data on disk."""
-    with valkey_process(tmp_path / "own", appendonly="yes", appendfsync="always") as server:
+    with valkey_process(tmp_path / "own", appendonly="yes", appendfsync="always", enable_debug_command="yes") as server:
         yield server
 
 

@@ -171,17 +171,21 @@ async def test_a_cluster_that_has_lost_a_node_still_delivers_what_the_others_hol
     keys = Keys()
     with redis.RedisCluster(host="127.0.0.1", port=nodes[0].port) as valkey:
         lost = {p for p in range(keys.partitions) if valkey.get_node_from_key(keys.outbox(p)).port == nodes[2].port}
-        ids = fill(valkey, keys, 16, origin="before")
-        async with publishing(cluster, keys, settings(url)):
-            await until(lambda: stored_ids(meter).keys() >= ids)
+        ids = fill(valkey, keys, 32, origin="before")
+        meter.faults.always(Fault(status=503))
+        how = settings(url, requests_in_flight_max=1, batch_events_max=10)
+        async with publishing(cluster, keys, how) as publisher:
+            await until(lambda: publisher.metrics.events_in_progress == len(ids))
             nodes[2].terminate()
+            meter.faults.clear()
             for number in range(40):
                 partition = number % keys.partitions
                 if partition not in lost:
                     valkey.xadd(keys.outbox(partition), entry(f"after.{partition}", number, [event()]))
                     ids.add(f"after.{partition}.{number}.0")
-            t0 = time.time()
             await until(lambda: stored_ids(meter).keys() >= ids)
-            print("TOOK", time.time() - t0)
+            await until(lambda: publisher.metrics.valkey_failures)
+            others = {partition for partition in range(keys.partitions) if partition not in lost}
+            await until(lambda: not any(valkey.xlen(keys.outbox(partition)) for partition in others))
     assert lost
     assert stored_ids(meter) == dict.fromkeys(ids, 1)

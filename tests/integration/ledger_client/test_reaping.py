@@ -1,0 +1,160 @@
+"""The holds of a client that died come back; one that only seemed dead works on and corrupts nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgpack
+import pytest
+from redis.asyncio import Redis
+
+from sidecar.ledger.outcomes import Code
+from sidecar.ledger.reaper import keep_reaping, reap
+from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
+from tests.support.fault_proxy import FaultProxy
+from tests.support.ledger_books import read_books
+
+ALL = 0
+"""An age that every heartbeat has."""
+
+
+async def _dead_for_ttl(control: Redis) -> int:
+    await asyncio.sleep(0.002)  # a heartbeat of this very millisecond is younger than any age
+    return await reap(control, KEYS, ALL)
+
+
+async def test_holds_of_a_client_that_crashed_come_back(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"a": 5, "b": 5})
+    async with client_of(at(proxy.listening_port), leave=False) as client:
+        await asyncio.gather(*(ask(client, account) for account in "aabbb"))
+    assert (await read_books(control, KEYS, ["a", "b"])).held == {"a": 2, "b": 3}
+    assert await _dead_for_ttl(control) == 1
+    books = await read_books(control, KEYS, ["a", "b"])
+    assert (books.held, books.settled, books.alive) == ({"a": 0, "b": 0}, {}, frozenset())
+    assert await _dead_for_ttl(control) == 0
+
+
+async def test_a_client_with_holds_on_thousands_of_accounts_is_reaped_in_several_calls(control: Redis, proxy: FaultProxy) -> None:
+    accounts = [f"tpp-{n}" for n in range(1_100)]
+    await load(control, dict.fromkeys(accounts, 1))
+    async with client_of(at(proxy.listening_port), leave=False) as client:
+        await asyncio.gather(*(ask(client, account) for account in accounts))
+    assert await _dead_for_ttl(control) == 1
+    assert not any((await read_books(control, KEYS, accounts)).held.values())
+
+
+async def test_a_client_reaped_while_it_works_registers_again_and_loses_no_call(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 10_000})
+    async with client_of(at(proxy.listening_port)) as client:
+        done = 0
+
+        async def work() -> None:
+            nonlocal done
+            while done < 600:
+                assert await call(client, "tpp") == Code.GRANTED
+                done += 1
+
+        workers = [asyncio.create_task(work()) for _ in range(10)]
+        while not all(worker.done() for worker in workers):
+            await _dead_for_ttl(control)
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*workers)
+        assert client.counters.registrations > 2, "it was never reaped"
+        assert client.counters.reconnects == 1
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": done}
+
+
+async def test_a_zombie_charges_what_it_had_under_way_once_and_gives_back_nothing_twice(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 10})
+    async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as zombie, client_of(at(proxy.listening_port)) as other:
+        settled, released, stays = [await ask(zombie, "tpp") for _ in range(3)]
+        await control.zrem(KEYS.alive(zombie._links[0].home), other.instance)  # this one is not reaped here
+        assert await _dead_for_ttl(control) >= 1
+        others = [await ask(other, "tpp") for _ in range(4)]
+        zombie.settle(settled, event_of(settled))
+        zombie.release(released)
+        assert await call(zombie, "tpp") == Code.GRANTED, "asked again after the registration, within its budget"
+        assert await zombie.drain(5)
+        books = await read_books(control, KEYS, ["tpp"])
+        assert books.settled == {"tpp": 2}
+        assert books.held["tpp"] == sum(hold.epoch == other._links[0].epoch for hold in others)
+        zombie.settle(stays, event_of(stays))
+        for hold in others:
+            other.release(hold)
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 3}
+
+
+@pytest.mark.parametrize("how", ["heartbeat", "hold", "settle", "all at once"])
+async def test_a_zombie_finds_out_however_it_first_speaks_again(control: Redis, proxy: FaultProxy, how: str) -> None:
+    await load(control, {"tpp": 10})
+    async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as client:
+        held = await ask(client, "tpp")
+        assert await _dead_for_ttl(control) == 1
+        jobs: list[asyncio.Future[object]] = []
+        if how in ("heartbeat", "all at once"):
+            jobs += [asyncio.ensure_future(client._links[0].heartbeat()) for _ in range(3)]
+        if how in ("settle", "all at once"):
+            client.settle(held, event_of(held))
+        if how in ("hold", "all at once"):
+            jobs += [asyncio.ensure_future(call(client, "tpp")) for _ in range(3)]
+        await asyncio.gather(*jobs)
+        await until(lambda: client.counters.registrations == 2 and client.is_up, client)
+        assert await client.drain(5)
+        assert client.counters.reconnects == 1
+        if held.open:
+            client.settle(held, event_of(held))
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 4 if how in ("hold", "all at once") else 1}
+
+
+async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_registers(control: Redis, proxy: FaultProxy) -> None:
+    """A registration whose answer was lost, and that arrived late, leaves shares of an epoch that nobody reaped."""
+    await load(control, {"tpp": 10})
+    async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as client:
+        held = await ask(client, "tpp")
+        await control.hincrby(KEYS.instance(client._links[0].home, client.instance), "e", 1)
+        assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
+        client.settle(held, event_of(held))
+    books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 4}
+
+
+async def test_one_dead_client_that_cannot_be_reaped_keeps_no_other_from_it(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"bad": 5, "good": 5})
+    homes = []
+    for instance, account in (("aaa", "bad"), ("zzz", "good")):
+        async with client_of(at(proxy.listening_port), leave=False, instance=instance) as client:
+            await ask(client, account)
+            homes.append(client._links[0].home)
+    state = await control.hget(KEYS.account("bad"), "state")
+    await control.hset(KEYS.account("bad"), "state", msgpack.packb("nonsense"))
+    assert await _dead_for_ttl(control) == 1
+    assert (await read_books(control, KEYS, ["good"])).held == {"good": 0}
+    await control.hset(KEYS.account("bad"), "state", state)
+    assert await _dead_for_ttl(control) == 1
+    assert (await read_books(control, KEYS, ["bad"])).held == {"bad": 0}
+
+
+async def test_the_reaper_outlives_a_server_that_goes_away(proxy: FaultProxy, control: Redis) -> None:
+    await load(control, {"tpp": 5})
+    async with client_of(at(proxy.listening_port), leave=False) as client:
+        await ask(client, "tpp")
+    through_proxy = Redis(port=proxy.listening_port, protocol=2, retry=None)
+    reaping = asyncio.create_task(keep_reaping(through_proxy, KEYS, 20))
+    try:
+        proxy.refuse()
+        await asyncio.sleep(0.1)
+        assert not reaping.done()
+        proxy.accept()
+        async with asyncio.timeout(20):
+            while (await read_books(control, KEYS, ["tpp"])).held["tpp"]:
+                await asyncio.sleep(0.01)
+    finally:
+        reaping.cancel()
+        await through_proxy.aclose()
