@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
 .PHONY: help demo test lint types unit bench docs clean
 

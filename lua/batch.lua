@@ -155,10 +155,10 @@ local function hold(acc, i, field, units, idem)
       ceiling = ceiling - state[1]
     end
     if cost > ceiling then
-      return CREDIT, ceiling - acc.cost, added
+      return CREDIT, math.max(-MAX_INT, ceiling - acc.cost), math.min(added, MAX_INT)
     end
   elseif cost > MAX_INT then
-    return CREDIT, 0, added
+    return CREDIT, 0, math.min(added, MAX_INT)
   end
   state[i + 2] = h + units
   state[4], state[5], state[6] = tat, day, day_limit > 0 and day_count + 1 or day_count

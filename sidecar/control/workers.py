@@ -37,7 +37,9 @@ from sidecar.control.store import open_store
 log = structlog.get_logger("sidecar.workers")
 
 WORKER_VARIABLE = "QUOTA_SIDECAR_WORKER"
-"""``<number>:<port>:<admin socket>``; set by the parent alone. Without the prefix of variables that are configuration."""
+"""``<number>:<port>:<admin socket>``; set by the parent alone. Its name does not begin as those of
+variables that are configuration do.
+"""
 RESTART_S = 1.0
 START_TIMEOUT_S = 30.0
 ASK_TIMEOUT_S = 2.0

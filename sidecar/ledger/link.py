@@ -140,7 +140,11 @@ class Link:
     @property
     def is_up(self) -> bool:
         """Connected, registered, and not overdue with an answer."""
-        return self._connection is not None and not self._connection.closed and self.epoch > 0 and not self._overdue
+        return self.is_connected and self.epoch > 0 and not self._overdue
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.closed
 
     @property
     def backlog(self) -> int:
@@ -274,7 +278,8 @@ class Link:
         counters.round_trip_buckets[_bucket(elapsed)] += 1
         self._flight = None
         self._answered = True
-        if now - self._flight_began < self.settings.hold_budget_s:  # an answer that nobody waited for closes no breaker
+        if batch.asked and now - self._flight_began < self.settings.hold_budget_s:
+            # Only holds answered in time close the breaker: what nobody waits for says nothing about the next hold.
             self._failures = 0
             self._open_until = 0.0
         self._overdue = False

@@ -68,8 +68,10 @@ async def _reap_one(client: Any, keys: Keys, partition: int, instance: str, ttl_
 
 
 async def keep_reaping(client: Any, keys: Keys, ttl_ms: int) -> None:
-    """Reaps for ever, every half of ``ttl_ms``."""
-    while True:
+    """Reaps every half of ``ttl_ms``, until it is cancelled."""
+    task = asyncio.current_task()
+    # redis-py can lose a cancellation that falls together with an answer; who waits for the end must not wait for ever.
+    while task is None or not task.cancelling():
         await asyncio.sleep(ttl_ms / 2000)
         try:
             await reap(client, keys, ttl_ms)

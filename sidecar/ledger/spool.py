@@ -214,6 +214,8 @@ class Spool:
             return
         async with self._writing:
             self._forget_lines(kept)
+            if not self._lines:
+                self._broken = False  # nothing is owed to the disk; the next charge shows whether it takes it
             if self._size == size and self._file is not None:
                 os.ftruncate(self._file, 0)
                 self._size = 0

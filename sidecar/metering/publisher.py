@@ -38,6 +38,7 @@ from sidecar.metering.settings import MeteringSettings
 log = structlog.get_logger("sidecar.metering")
 
 CHORES_S_MAX = 5.0
+VALKEY_BACKOFF_S_MIN, VALKEY_BACKOFF_S_MAX = 0.05, 5.0
 LEAVE_TIMEOUT_S = 2.0
 CANCEL_AGAIN_S = 0.1
 
@@ -85,7 +86,7 @@ class Publisher:
         self._slot_freed = asyncio.Event()
         self._chores_s = min(CHORES_S_MAX, settings.claim_idle_ms / 4000)
         self._chores_due_s = 0.0
-        self._valkey_backoff = Backoff(settings.backoff_ms_min / 1000, settings.backoff_ms_max / 1000, self._random)
+        self._valkey_backoff = Backoff(VALKEY_BACKOFF_S_MIN, VALKEY_BACKOFF_S_MAX, self._random)
         self._valkey_failing = False
 
     def __repr__(self) -> str:

@@ -24,8 +24,9 @@ FINISH = b"""
 -- ARGV [1] group [2] msgpack {id, ...} [3] msgpack {{id, {{field, value, ...}, ...}}, ...}
 -- reply {entries that left, dead letters written}
 --
--- Why a script: letters must be written exactly when their entry goes. XDEL says whether the entry was still there, so
--- the repetition of a call whose reply was lost, or a second publisher with the same entry, writes no second letter.
+-- Why a script: letters must be written exactly when their entry goes. The entry is looked up first, so the repetition
+-- of a call whose reply was lost, or a second publisher with the same entry, writes no second letter. Letters come
+-- before the removal: should the server refuse them, for want of memory say, then nothing is lost.
 local group, clean, condemned = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local left, letters = 0, 0
 if #clean > 0 then
@@ -36,14 +37,14 @@ if #condemned > 0 then
   local time = redis.call('TIME')
   local now_ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
   for _, entry in ipairs(condemned) do
-    redis.call('XACK', KEYS[1], group, entry[1])
-    if redis.call('XDEL', KEYS[1], entry[1]) == 1 then
-      left = left + 1
+    if #redis.call('XRANGE', KEYS[1], entry[1], entry[1]) == 1 then
       for _, letter in ipairs(entry[2]) do
         redis.call('XADD', KEYS[2], '*', 'dead-at-ms', now_ms, 'dead-entry', entry[1], unpack(letter))
         letters = letters + 1
       end
     end
+    redis.call('XACK', KEYS[1], group, entry[1])
+    left = left + redis.call('XDEL', KEYS[1], entry[1])
   end
 end
 return {left, letters}

@@ -18,17 +18,21 @@ if TYPE_CHECKING:
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 LINGER_S = 2.0
-"""How long a connection that was refused with unread data is still read, so that the refusal is not lost in a reset (RFC 9112 section 9.6)."""
+"""How long a connection that was refused with unread data is still read, so that the refusal is not lost in a reset
+(RFC 9112 section 9.6)."""
 LINGER_BYTES_MAX = 16_777_216
-"""What is read and thrown away meanwhile: more than the default limit of bodies, so that a 413 is seen by who sends a little too much."""
+"""What is read and thrown away meanwhile: more than the default limit of bodies, so that who sends a little too much
+sees the 413."""
 
 
 class ClientConnection(asyncio.Protocol):
-    """``deadline`` (loop time) ends it unless an exchange is under way, which has its own. ``keep``: it may carry another request."""
+    """``deadline`` (loop time) ends it unless an exchange is under way, which has its own. ``keep``: it may carry
+    another request."""
 
     __slots__ = (
-        "_buffer", "_forwarded", "_lingered", "_pumping", "_searched", "_unsent", "deadline", "ending", "eof", "exchange", "gateway", "keep",
-        "lingering", "peer", "reading_paused", "requests", "secure", "transport", "writing_paused",
+        "_buffer", "_forwarded", "_lingered", "_pumping", "_searched", "_unsent", "deadline", "ending", "eof",
+        "exchange", "gateway", "keep", "lingering", "peer", "reading_paused", "requests", "secure", "transport",
+        "writing_paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -91,13 +95,14 @@ class ClientConnection(asyncio.Protocol):
         elif exchange.tunnel or (exchange.body is not None and not exchange.body.done):
             exchange.client_data(data)
         else:
-            # The next request, sent before this one's answer (pipelining). It waits; too much of it waits in the kernel.
+            # The next request, sent before this one's answer (pipelining). It waits, too much of it in the kernel.
             self._buffer += data
             if len(self._buffer) > self.gateway.settings.limits.head_bytes_max:
                 self.pause_reading()
 
     def eof_received(self) -> bool:
-        """Half-closed, the client still gets the answers to what it sent (RFC 9112 section 9.6). TLS has no half-close here."""
+        """Half-closed, the client still gets the answers to what it sent (RFC 9112 section 9.6), but over TLS, which
+        has no half-close here."""
         self.eof = True
         if self.exchange is not None:
             self.exchange.client_eof()
@@ -169,7 +174,7 @@ class ClientConnection(asyncio.Protocol):
                 exchange.client_data(rest)
 
     def _refuse_head(self, error: ProtocolError) -> None:
-        """What is no request gets its answer and the end of the connection: where the next one would begin is not known."""
+        """What is no request gets its answer and the end of the connection: where the next one begins is not known."""
         self.gateway.counters.refuse(errors.BAD_REQUEST.name)
         self.gateway.refused_head(self, error)
         refusal = Refusal(errors.BAD_REQUEST, error.reason, error.status)
@@ -191,7 +196,8 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self.gateway.loop.time() + settings.write_timeout_s
             return
         self.deadline = self.gateway.loop.time() + settings.idle_timeout_s
-        self._next()
+        if self._buffer or self.reading_paused or self.eof or self.gateway.draining:
+            self._next()
 
     def _next(self) -> None:
         """Goes on with what was sent ahead, or waits for the next request."""
@@ -210,7 +216,8 @@ class ClientConnection(asyncio.Protocol):
         buffer, self._buffer, self._searched = self._buffer, b"", 0
         if buffer:
             self._read_head(buffer)
-        if self.exchange is None and not self.lingering and (self.eof or (self.gateway.draining and not self._pumping)):
+        idle = self.exchange is None and not self.lingering and not self._pumping
+        if idle and (self.eof or self.gateway.draining):
             self.end()
 
     def take_leftover(self, data: bytes) -> None:
@@ -243,7 +250,8 @@ class ClientConnection(asyncio.Protocol):
         self.transport.abort()
 
     def reset(self) -> None:
-        """Closes at once, with a reset: where the end of the connection is the end of a body, a plain close would make a part pass for all."""
+        """Closes at once, with a reset: where the end of the connection is the end of a body, a plain close would let a
+        part pass for the whole."""
         sock = self.transport.get_extra_info("socket")
         if sock is not None and not self.transport.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

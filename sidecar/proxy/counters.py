@@ -1,4 +1,4 @@
-"""What the proxy counts. Plain numbers and dictionaries: a labelled Prometheus counter costs several of these per request."""
+"""What the proxy counts. Plain numbers and dictionaries: a labelled Prometheus counter costs several of these."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Errors to responses: the only place that knows what a refusal looks like on the wire.
 
-Three dialects: RFC 9457 problem details (default), UK Open Banking's OBErrorResponse1 (Read/Write API v3.1), and the Berlin Group's
-tppMessages (NextGenPSD2 1.3 section 4.13).
+Three dialects: RFC 9457 problem details (default), UK Open Banking's OBErrorResponse1 (Read/Write API v3.1), and the
+Berlin Group's tppMessages (NextGenPSD2 1.3 section 4.13).
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ TOO_FAST = Kind(
     "too-many-requests", 429, "Too many requests", "UK.OBIE.Rules.FailsControlParameters", "ACCESS_EXCEEDED"
 )
 INTERNAL = Kind("internal-error", 500, "The gateway failed", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
-UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API could not be reached or answered nonsense", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")  # fmt: skip
-LEDGER_UNAVAILABLE = Kind("ledger-unavailable", 503, "Credits cannot be checked at the moment", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")  # fmt: skip
-IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "Who calls cannot be checked at the moment", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")  # fmt: skip
-OVERLOADED = Kind("overloaded", 503, "The gateway is at its limit", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
-UPSTREAM_TIMEOUT = Kind("upstream-timeout", 504, "The API did not answer in time", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")  # fmt: skip
+_SERVER_ERROR = ("UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
+UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API could not be reached or answered nonsense", *_SERVER_ERROR)
+LEDGER_UNAVAILABLE = Kind("ledger-unavailable", 503, "Credits cannot be checked at the moment", *_SERVER_ERROR)
+IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "Who calls cannot be checked at the moment", *_SERVER_ERROR)
+OVERLOADED = Kind("overloaded", 503, "The gateway is at its limit", *_SERVER_ERROR)
+UPSTREAM_TIMEOUT = Kind("upstream-timeout", 504, "The API did not answer in time", *_SERVER_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A kind with what is particular to this case. ``extra`` goes into the body, ``headers`` before it, as (name, value)."""
+    """A kind with what is particular to this case. ``extra`` goes into the body, ``headers`` before it."""
 
     kind: Kind
     detail: str = ""
@@ -69,7 +70,8 @@ class ErrorWriter:
 
     Args:
         dialect: ``problem``, ``obie`` or ``berlin_group``.
-        documentation_url: where kinds are explained; types of problems are ``<url>#<kind>``, or ``urn:quota-sidecar:<kind>`` without one.
+        documentation_url: where kinds are explained; types of problems are ``<url>#<kind>``, or without one
+            ``urn:quota-sidecar:<kind>``.
     """
 
     def __init__(self, dialect: str = "problem", documentation_url: str = "") -> None:

@@ -2,9 +2,11 @@
 
     begin ─ identify ─ hold ─ connect ─ send ─ (1xx) ─ respond ─ stream ─ complete
 
-Each step is a callback of the one before; a request costs no task and no future. A step that fails ends in ``refuse`` while nothing of a
-response was written, in ``cut`` after that. However a request ends, its hold ends with it, once: settled when the API did the
-work, given back when it did not.
+Each step is a callback of the one before; a request costs no task and no future. A step that fails ends in ``refuse``
+while nothing of a response was written, in ``cut`` or ``client_gone`` after that, by whose fault it was. However a
+request ends, its hold ends with it, once: settled when the API did the work, given back when it did not.
+
+This module is long because the steps share one state and are understood together.
 """
 
 from __future__ import annotations
@@ -172,7 +174,8 @@ class Exchange:
             self.hold = hold
 
     def _idempotency_scope(self) -> bytes | None:
-        """What makes two requests one logical call. Method and target are in it, so that one key cannot make every call free."""
+        """What makes two requests one logical call. Method and target are in it, so that one key cannot make every call
+        free."""
         head = self.head
         if head.method not in self.route.idempotent_methods:
             return None
@@ -226,7 +229,7 @@ class Exchange:
         request = self._request_head()
         if self.queued:
             if not self.body_done and self.connection is not None:
-                self.connection.resume_reading()  # before the write, which may find the upstream slow and pause it again
+                self.connection.resume_reading()  # before the write, which may find the API slow and pause it again
             pieces = [request, *self.queued]
             self.queued = []
             self.queued_bytes = 0
@@ -443,9 +446,8 @@ class Exchange:
         if upstream is not None:
             self.upstream = None
             # One that answered before it took the whole request may never take the rest.
-            if clean and response.keep_alive and (
-                self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
-            ):
+            took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
+            if clean and response.keep_alive and took_all:
                 self.gateway.pool.release(upstream)
             else:
                 upstream.close()
@@ -487,7 +489,8 @@ class Exchange:
         assert hold is not None
         method = self.head.method
         return (
-            hold.account, hold.metric, hold.units, self.route.name, _methods.get(method) or method.decode(), status, elapsed_ms,
+            hold.account, hold.metric, hold.units, self.route.name, _methods.get(method) or method.decode(), status,
+            elapsed_ms,
             interaction_id[:128].decode("latin-1") if interaction_id else None,
             traceparent[:128].decode("latin-1") if traceparent else None,
         )  # fmt: skip
@@ -595,7 +598,7 @@ class Exchange:
             return
         if self.tunnel:
             self._end_tunnel()
-        elif (connection is not None and connection.still_taking()) or (upstream is not None and upstream.still_taking()):
+        elif any(end is not None and end.still_taking() for end in (connection, upstream)):
             # Slow is not dead: some of what waits to be written went out since the limit was set.
             self.deadline = self.gateway.loop.time() + self.gateway.settings.write_timeout_s
         elif self.response is not None:
@@ -662,7 +665,8 @@ class Exchange:
             self.refuse(Refusal(errors.UPSTREAM_FAILED))
 
     def _may_repeat(self, upstream: UpstreamConnection | None) -> bool:
-        """A pooled connection that the server had closed meanwhile (RFC 9112 section 9.3.1): only what may be done twice is sent again."""
+        """A pooled connection that the server had closed meanwhile (RFC 9112 section 9.3.1): only what may be done
+        twice is sent again."""
         return (
             upstream is not None and not upstream.fresh and not self.retried and not self.upstream_spoke
             and self.connection is not None and self.body is None and self.head.method in _IDEMPOTENT

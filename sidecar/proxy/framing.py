@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sidecar.proxy.body import BodyKind, BodyRules
 from sidecar.proxy.fields import NEVER_CONNECTION_OPTIONS, FieldReader, list_elements, without
@@ -30,79 +29,11 @@ from sidecar.proxy.grammar import (
     request_line_prefix,
     status_line_fault,
 )
+from sidecar.proxy.heads import RequestHead, ResponseHead
 from sidecar.proxy.limits import Limits
 from sidecar.proxy.target import split_target
 
 __all__ = ["BodyKind", "HeadParser", "ProtocolError", "RequestHead", "ResponseHead"]
-
-# The heads are values, yet not frozen: a frozen dataclass of fourteen fields takes 2 µs to make, this one 0.4 µs.
-
-
-@dataclass(slots=True)
-class RequestHead:
-    """The head of a request that may be passed on.
-
-    Attributes:
-        method: as received; methods are case-sensitive.
-        target: as received.
-        path: of the target, without query, not normalised; ``*`` for OPTIONS of the whole server.
-        query: without the question mark.
-        host: the authority asked for, with its port; empty only in HTTP/1.0.
-        version_minor: 0 or 1.
-        block: the field lines to forward, each with its CRLF, without the empty line after them. Content-Length is
-            in it; Transfer-Encoding, Connection, Upgrade and TE are not.
-        fields: values of the fields that the parser was told are interesting or dropped, and of those it needs
-            itself, by lower-case name, without white space around them; values of a repeated field are joined with
-            a comma and a space.
-        body: NONE, LENGTH or CHUNKED.
-        length: bytes, for LENGTH.
-        keep_alive: the client lets the connection stay open.
-        expect_continue: the client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
-        upgrade: value of Upgrade, if Connection names it, all its protocols are let through, and there is no body.
-        te_trailers: the client reads trailers (``TE: trailers``, RFC 9110 section 10.1.4).
-    """
-
-    method: bytes
-    target: bytes
-    path: bytes
-    query: bytes
-    host: bytes
-    version_minor: int
-    block: bytes
-    fields: dict[bytes, bytes]
-    body: BodyKind
-    length: int
-    keep_alive: bool
-    expect_continue: bool
-    upgrade: bytes | None
-    te_trailers: bool
-
-    @property
-    def origin_target(self) -> bytes:
-        """The target for an origin server (RFC 9112 section 3.2.1): as received unless that was absolute-form."""
-        if self.target[0] == _SLASH or self.path == b"*":
-            return self.path if self.path == b"*" else self.target
-        return self.path + b"?" + self.query if b"?" in self.target else self.path
-
-
-@dataclass(slots=True)
-class ResponseHead:
-    """The head of a response that may be passed on; the attributes are those of `RequestHead`.
-
-    ``body`` is NONE for 1xx, 204, 304 and for answers to HEAD, whatever the fields say. ``upgrade`` is the value of
-    Upgrade if Connection names it, for any status.
-    """
-
-    status: int
-    reason: bytes
-    version_minor: int
-    block: bytes
-    fields: dict[bytes, bytes]
-    body: BodyKind
-    length: int
-    keep_alive: bool
-    upgrade: bytes | None
-
 
 # A tunnel would reach the upstream past every check, and TRACE sends back the fields that the gateway added.
 _METHODS_REFUSED = frozenset({b"CONNECT", b"TRACE"})
@@ -184,9 +115,9 @@ class HeadParser:
         get = fields.get
         if method in _METHODS_REFUSED:
             raise ProtocolError(501, "The method is not implemented.")
-        host = get(b"host", b"")
-        if host not in self._hosts:
-            self._check_host(host, minor)
+        host = get(b"host")
+        if host is None or host not in self._hosts:
+            host = self._checked_host(host, minor)
         if target[0] == _SLASH:
             path, _, query = target.partition(b"?")
         else:
@@ -277,16 +208,17 @@ class HeadParser:
             keep_alive = False
         return ResponseHead(status, reason, minor, block, fields, kind, length, keep_alive, upgrade)
 
-    def _check_host(self, host: bytes, minor: int) -> None:
+    def _checked_host(self, host: bytes | None, minor: int) -> bytes:
         """RFC 9112 section 3.2: one valid Host, or none in HTTP/1.0. Repeated ones were joined with a comma."""
-        if not host and minor == 0:
-            return
-        if not HOST.fullmatch(host):
+        if host is None and minor == 0:
+            return b""
+        if host is None or not HOST.fullmatch(host):
             raise ProtocolError(400, "Host is missing, repeated or malformed.")
         if len(host) <= _HOST_BYTES_MAX:
             if len(self._hosts) >= _HOSTS_MAX:
                 self._hosts.clear()
             self._hosts.add(host)
+        return host
 
     def _allowed_upgrade(self, value: bytes | None) -> bytes | None:
         """Upgrade may be ignored at will (RFC 9110 section 7.8), so one that is not allowed is."""

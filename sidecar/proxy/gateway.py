@@ -116,7 +116,7 @@ class Gateway:
         for connection in list(self.connections):
             connection.abort()
         if not clean:
-            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after that
+            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after
                 await asyncio.sleep(0)
             for exchange in list(self.detached):
                 exchange.timed_out()
@@ -174,7 +174,7 @@ class Gateway:
         return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (address, scheme)
 
     def forwarded_by_trusted(self, peer: Peer, fields: dict[bytes, bytes], *, secure: bool) -> bytes:
-        """The same for a trusted peer, whose own fields are believed and extended, with the identity that it vouches for."""
+        """The same for a trusted peer, whose own fields are believed and extended, with the identity it vouches for."""
         lines = b""
         if self.settings.forwarded_headers:
             address = peer.address.encode() or b"unknown"
@@ -226,7 +226,7 @@ class Gateway:
                         "interaction_id": interaction_id[:128].decode("latin-1") if interaction_id else None,
                         "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,
                     }
-                )  # fmt: skip
+                )
             )
 
     def refused_head(self, connection: ClientConnection, error: ProtocolError) -> None:
@@ -241,7 +241,7 @@ class Gateway:
                         "reason": error.reason,
                         "client": connection.peer.address,
                     }
-                )  # fmt: skip
+                )
             )
 
     def note_upstream_failure(self, message: str) -> None:

@@ -1,7 +1,7 @@
 """Connections to the API: a protocol for one, and the pool that keeps them.
 
-The pool's state changes only in synchronous functions; nothing awaits in the middle of a change. A connection belongs either to the
-pool's idle list, or to exactly one exchange.
+The pool's state changes only in synchronous functions; nothing awaits in the middle of a change. A connection belongs
+either to the pool's idle list, or to exactly one exchange.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ Waiter = Callable[[UpstreamConnection | UpstreamError], None]
 
 
 class UpstreamPool:
-    """Keeps connections to one target. ``acquire`` answers at once if one is idle, else when one was opened or came back."""
+    """Keeps connections to one target. ``acquire`` answers at once if one is idle, else when one opens or is back."""
 
     def __init__(self, target: UpstreamTarget, settings: ProxySettings, counters: ProxyCounters) -> None:
         self.target = target
@@ -157,7 +157,7 @@ class UpstreamPool:
         return None
 
     def acquire(self, waiter: Waiter, *, fresh: bool = False) -> None:
-        """Hands ``waiter`` a connection or an error, perhaps before this returns. ``fresh``: not one that was used before."""
+        """Hands ``waiter`` a connection or an error, perhaps before this returns. ``fresh``: one not used before."""
         if not fresh:
             connection = self.take_idle()
             if connection is not None:

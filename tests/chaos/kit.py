@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from sidecar.ledger.pricing import Standard
 
 PATH = "/open-banking/v3.1/aisp/accounts"
 METRIC = "api_calls"
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 KEYS = Keys()
 READ_BYTES = 65_536
 
@@ -117,14 +118,20 @@ class Process:
         return self.process.pid
 
     def send(self, number: signal.Signals) -> None:
+        # Not by send_signal of the process: that looks whether it has ended, and so takes its exit code from who waits.
         if self.process.returncode is None:
-            self.process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ends it by a signal and answers its exit code."""
         self.send(number)
-        async with asyncio.timeout(PATIENCE_S):
-            code = await self.process.wait()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                code = await self.process.wait()
+        except TimeoutError:
+            self.send(signal.SIGKILL)
+            raise AssertionError(f"does not end: {''.join(self.log)}") from None
         if self.reader is not None:
             await self.reader
         return code
@@ -268,7 +275,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
 
 
 async def until(condition: Callable[[], Any], what: object = "") -> None:
-    """Waits for what must come to be; a test that waits in vain fails here. ``condition`` may be a coroutine function."""
+    """Waits for what must come to be; a test that waits in vain fails here. ``condition`` may be a coroutine."""
     try:
         async with asyncio.timeout(PATIENCE_S):
             while True:

@@ -102,9 +102,10 @@ def test_a_body_that_is_cut_short_is_a_fault_of_its_sender(make) -> None:  # typ
     assert caught.value.status == 502
 
 
-def test_what_follows_a_body_with_a_length_is_handed_back() -> None:
-    body = LengthBody(3)
-    assert (body.feed(b"abcGET /"), body.done, body.leftover) == ([b"abc"], True, b"GET /")
+@pytest.mark.parametrize("behind", [b"", b"G", b"GET /"])
+def test_what_follows_a_body_with_a_length_is_handed_back(behind: bytes) -> None:
+    for pieces in two_pieces(b"abc" + behind):
+        assert read_body(LengthBody(3), pieces) == Content(b"abc", behind)
 
 
 def test_a_body_of_no_bytes_is_complete_at_once() -> None:

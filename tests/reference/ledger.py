@@ -340,9 +340,9 @@ class Ledger:
         after = account.exposure(metric, units)
         if available is None:
             if after > MAX_INT:
-                return Outcome(Code.CREDIT, 0, after - exposure)
+                return Outcome(Code.CREDIT, 0, min(after - exposure, MAX_INT))
         elif after > available:
-            return Outcome(Code.CREDIT, available - exposure, after - exposure)
+            return Outcome(Code.CREDIT, max(-MAX_INT, available - exposure), min(after - exposure, MAX_INT))
         account.held[instance, metric] += units
         if terms.rate_interval_us:
             account.tat_us = tat_us

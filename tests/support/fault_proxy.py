@@ -1,7 +1,7 @@
 """A TCP relay that breaks on demand, between a client and its server.
 
-Faults are counted in requests and replies as the wire carries them, so that a test can say "the answer to the next batch is
-lost" and mean that one. A request is recognised by a word in its bytes (``marker``); everything else passes.
+Faults are counted in requests and replies as the wire carries them, so that a test can say "the answer to the next
+batch is lost" and mean that one. A request is recognised by a word in its bytes (``marker``); everything else passes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a ledger adds up to, read raw over all partitions: settled units, held units, events. Works on a server and on a cluster."""
+"""What a ledger adds up to, read raw over all partitions of a server or a cluster: units settled, held, in events."""
 
 from __future__ import annotations
 

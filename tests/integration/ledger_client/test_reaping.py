@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from sidecar.ledger import reaper
 from sidecar.ledger.outcomes import Code
 from sidecar.ledger.reaper import keep_reaping, reap
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
@@ -34,8 +36,11 @@ async def test_holds_of_a_client_that_crashed_come_back(control: Redis, proxy: F
     assert await _dead_for_ttl(control) == 0
 
 
-async def test_a_client_with_holds_on_thousands_of_accounts_is_reaped_in_several_calls(control: Redis, proxy: FaultProxy) -> None:
-    accounts = [f"tpp-{n}" for n in range(1_100)]
+async def test_a_client_with_holds_on_more_accounts_than_one_call_names_is_reaped_in_several(
+    control: Redis, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "SHARES_MAX", 20)
+    accounts = [f"tpp-{n}" for n in range(50)]
     await load(control, dict.fromkeys(accounts, 1))
     async with client_of(at(proxy.listening_port), leave=False) as client:
         await asyncio.gather(*(ask(client, account) for account in accounts))
@@ -43,7 +48,9 @@ async def test_a_client_with_holds_on_thousands_of_accounts_is_reaped_in_several
     assert not any((await read_books(control, KEYS, accounts)).held.values())
 
 
-async def test_a_client_reaped_while_it_works_registers_again_and_loses_no_call(control: Redis, proxy: FaultProxy) -> None:
+async def test_a_client_reaped_while_it_works_registers_again_and_loses_no_call(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"tpp": 10_000})
     async with client_of(at(proxy.listening_port)) as client:
         done = 0
@@ -66,9 +73,14 @@ async def test_a_client_reaped_while_it_works_registers_again_and_loses_no_call(
     assert books.settled == {"tpp": done}
 
 
-async def test_a_zombie_charges_what_it_had_under_way_once_and_gives_back_nothing_twice(control: Redis, proxy: FaultProxy) -> None:
+async def test_a_zombie_charges_what_it_had_under_way_once_and_gives_back_nothing_twice(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"tpp": 10})
-    async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as zombie, client_of(at(proxy.listening_port)) as other:
+    async with (
+        client_of(at(proxy.listening_port), heartbeat_s=60.0) as zombie,
+        client_of(at(proxy.listening_port)) as other,
+    ):
         settled, released, stays = [await ask(zombie, "tpp") for _ in range(3)]
         await control.zrem(KEYS.alive(zombie._links[0].home), other.instance)  # this one is not reaped here
         assert await _dead_for_ttl(control) >= 1
@@ -112,7 +124,9 @@ async def test_a_zombie_finds_out_however_it_first_speaks_again(control: Redis, 
     assert books.settled == {"tpp": 4 if how in ("hold", "all at once") else 1}
 
 
-async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_registers(control: Redis, proxy: FaultProxy) -> None:
+async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_registers(
+    control: Redis, proxy: FaultProxy
+) -> None:
     """A registration whose answer was lost, and that arrived late, leaves shares of an epoch that nobody reaped."""
     await load(control, {"tpp": 10})
     async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as client:
@@ -158,3 +172,23 @@ async def test_the_reaper_outlives_a_server_that_goes_away(proxy: FaultProxy, co
     finally:
         reaping.cancel()
         await through_proxy.aclose()
+
+
+async def test_the_reaper_ends_although_its_client_lost_the_cancellation() -> None:
+    """redis-py can lose one that falls together with an answer or a timeout; a gateway would then never end."""
+
+    class Swallowing:
+        asked = 0
+
+        async def time(self) -> tuple[int, int]:
+            self.asked += 1
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(20)
+            raise TimeoutError
+
+    client = Swallowing()
+    reaping = asyncio.create_task(keep_reaping(client, KEYS, 2))
+    await until(lambda: client.asked == 1, client)
+    reaping.cancel()
+    await asyncio.wait_for(asyncio.gather(reaping, return_exceptions=True), 10)
+    assert client.asked == 1

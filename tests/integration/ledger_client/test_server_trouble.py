@@ -1,4 +1,4 @@
-"""What servers do: forget scripts, restart, cut clients off, stop for a while, run out of memory, turn into replicas."""
+"""What servers do: forget scripts, restart, cut clients off, stand still, run out of memory, turn into replicas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from redis.asyncio import Redis
 
 from sidecar.ledger import link
 from sidecar.ledger.outcomes import Code
-from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until, valkey_client
+from tests.integration.ledger_client.kit import (
+    KEYS,
+    ask,
+    at,
+    call,
+    calls,
+    client_of,
+    event_of,
+    load,
+    until,
+    valkey_client,
+)
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_books import read_books
 from tests.support.valkey_process import ValkeyProcess, valkey_process
@@ -25,7 +36,9 @@ def own(tmp_path: Path) -> Iterator[ValkeyProcess]:
         yield server
 
 
-async def test_scripts_that_the_server_forgot_are_loaded_again_without_a_failed_call(control: Redis, proxy: FaultProxy) -> None:
+async def test_scripts_that_the_server_forgot_are_loaded_again_without_a_failed_call(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"tpp": 9})
     async with client_of(at(proxy.listening_port)) as client:
         for _ in range(3):
@@ -46,7 +59,7 @@ async def test_a_server_killed_and_restarted_finds_its_clients_again(own: Valkey
                 assert await calls(client, "tpp", 5) == [Code.GRANTED] * 5
                 own.kill()
                 calling = asyncio.create_task(asyncio.to_thread(own.start))
-                await until(lambda: client._links[0]._connection.closed, client)
+                await until(lambda: not client._links[0].is_connected, client)
                 client.settle(held, event_of(held))
                 # What asks while it is known to be away is told so; the first that is asked after that passes.
                 await calling
@@ -83,7 +96,9 @@ async def _reload(port: int) -> None:
         await admin.execute_command("DEBUG", "LOADAOF")
 
 
-async def test_a_server_that_lost_its_data_gets_what_is_settled_and_knows_no_account(control: Redis, proxy: FaultProxy) -> None:
+async def test_a_server_that_lost_its_data_gets_what_is_settled_and_knows_no_account(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"tpp": 9})
     async with client_of(at(proxy.listening_port)) as client:
         held = await ask(client, "tpp")
@@ -201,13 +216,15 @@ async def _caught_up(primary: Redis, replica: Redis) -> None:
     async with asyncio.timeout(20):
         while True:
             there = await replica.info("replication")
-            if there["master_link_status"] == "up":
-                if there["master_repl_offset"] >= (await primary.info("replication"))["master_repl_offset"]:
-                    return
+            here = await primary.info("replication")
+            if there["master_link_status"] == "up" and there["master_repl_offset"] >= here["master_repl_offset"]:
+                return
             await asyncio.sleep(0.02)
 
 
-async def test_one_account_that_the_script_cannot_read_costs_the_others_nothing(control: Redis, proxy: FaultProxy) -> None:
+async def test_one_account_that_the_script_cannot_read_costs_the_others_nothing(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"good": 9, "bad": 9, "fine": 9})
     async with client_of(at(proxy.listening_port)) as client:
         await control.hset(KEYS.account("bad"), "state", "no msgpack")
@@ -231,7 +248,9 @@ async def test_a_caller_that_fails_costs_the_others_of_its_batch_nothing(control
         assert client.counters.reconnects == 1
 
 
-async def test_more_operations_of_one_account_than_a_batch_may_have_are_all_done(control: Redis, proxy: FaultProxy) -> None:
+async def test_more_operations_of_one_account_than_a_batch_may_have_are_all_done(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"tpp": 10_000, "other": 10})
     async with client_of(at(proxy.listening_port)) as client:
         jobs = [call(client, "tpp", scope=b"%d" % n if n % 2 else None) for n in range(7_000)]

@@ -25,7 +25,7 @@ Valkey = Any
 """A client that waits. Its library's annotations leave open whether text or bytes come back, so they are of no use."""
 
 T_MS = 1_767_225_600_123
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 
 #: Nothing in the tests waits long: what takes seconds in production takes milliseconds here.
 FAST: dict[str, Any] = {
@@ -139,6 +139,7 @@ class Gatekeeper:
     hint: bool = True
     refuse_all: bool = False
     refuse_empty: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[int, int]] = field(default_factory=list)
     content_types: set[str] = field(default_factory=set)
 
@@ -165,7 +166,8 @@ class Gatekeeper:
         return middleware
 
     def _problem(self, detail: str) -> web.Response:
-        return web.json_response({"status": self.status, "detail": detail}, status=self.status)
+        body = {"status": self.status, "detail": detail}
+        return web.json_response(body, status=self.status, headers=self.headers)
 
 
 def first_poisoned(batch: list[Any]) -> int | None:

@@ -171,6 +171,19 @@ async def test_a_server_that_refuses_everything_gets_no_event_condemned(
     assert await dead_letters(client, keys) == []
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed_as_it_might_end_in_a_page_that_stores_nothing(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, status: int
+) -> None:
+    gatekeeper = Gatekeeper(status=status, refuse_all=True, headers={"Location": "/api/v1/meters"})
+    ids = fill(valkey, keys, 8)
+    async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
+        await until(lambda: publisher.metrics.requests[Verdict.PAUSE] > 2)
+        gatekeeper.refuse_all = False
+        await until(lambda: outbox_is_empty(valkey, keys))
+    assert stored_ids(meter) == dict.fromkeys(ids, 1)
+
+
 async def test_where_empty_batches_are_refused_a_poisoned_event_waits_for_another_to_be_accepted(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter
 ) -> None:

@@ -164,6 +164,23 @@ async def test_finishing_twice_or_by_two_writes_each_dead_letter_once(
     assert {fields[b"dead-entry"] for _, fields in letters} <= {id_ for _, id_ in chosen}
 
 
+async def test_an_entry_whose_dead_letters_cannot_be_written_stays_where_it_is(
+    valkey: Valkey, keys: Keys, first: Outbox
+) -> None:
+    fill(valkey, keys, 4)
+    valkey.set(keys.dead(1), "not a stream")
+    entries = await read_all(first)
+    for each in entries:
+        each.letters.append({b"o": b"gw", b"dead-reason": b"no"})
+    left = await first.finish(entries)
+    assert [each.partition for each in left] == [1]
+    assert [valkey.xlen(keys.outbox(partition)) for partition in range(4)] == [0, 1, 0, 0]
+    assert "WRONGTYPE" in str(first.take_errors()[0])
+    assert not first.is_whole
+    assert await first.finish(left) == left  # the partition rests
+    assert first.take_errors() == []
+
+
 async def test_an_entry_is_finished_even_if_its_group_has_vanished(valkey: Valkey, keys: Keys, first: Outbox) -> None:
     fill(valkey, keys, 4)
     entries = await read_all(first)

@@ -76,6 +76,18 @@ async def test_events_of_many_entries_travel_together(
     assert meter.counts.requests == 1
 
 
+async def test_a_backlog_travels_in_full_batches(valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter) -> None:
+    gatekeeper = Gatekeeper()
+    ids = fill(valkey, keys, 1_000, lambda number: 2)
+    async with (
+        Server(gatekeeper.app(meter)) as server,
+        publishing(client, keys, settings(server.url, batch_events_max=100)),
+    ):
+        await until(lambda: outbox_is_empty(valkey, keys))
+    assert len(stored_ids(meter)) == len(ids)
+    assert [events for events, _ in gatekeeper.requests] == [100] * 20
+
+
 async def test_a_publisher_that_has_delivered_everything_leaves_no_consumer_behind(
     valkey: Valkey, client: Redis, keys: Keys, url: str
 ) -> None:

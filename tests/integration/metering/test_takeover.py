@@ -67,7 +67,7 @@ async def test_publishers_killed_in_the_middle_of_their_batches_lose_and_double_
     for partition in range(keys.partitions):
         valkey.xgroup_create(keys.outbox(partition), GROUP, "0")
     meter.faults.always(Fault(status=503))
-    how = settings(url, batch_events_max=15, requests_in_flight_max=2, buffer_bytes_max=65_536, claim_idle_ms=300)
+    how = settings(url, batch_events_max=15, requests_in_flight_max=2, buffer_bytes_max=65_536, claim_idle_ms=1_000)
     processes = [await start_process(valkey, keys, how) for _ in range(4)]
     try:
         await until(lambda: all(owed(valkey, keys, process) for process in processes))
@@ -106,6 +106,31 @@ async def test_two_publishers_at_once_deliver_everything_and_nothing_twice(
     delivered = [publisher.metrics.events_delivered for publisher in both]
     assert sum(delivered) == len(ids)
     assert all(delivered)
+
+
+async def test_a_publisher_that_lives_but_cannot_deliver_keeps_its_entries(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
+) -> None:
+    ids = fill(valkey, keys, 12)
+    meter.faults.always(Fault(status=503))
+    idle_ms: dict[bytes, int] = {}
+    renewed = 0
+
+    def look() -> bool:
+        nonlocal renewed
+        for row in valkey.xpending_range(keys.outbox(1), GROUP, "-", "+", 10):
+            assert row["times_delivered"] == 1  # a takeover would count, even one by itself
+            renewed += row["time_since_delivered"] < idle_ms.get(row["message_id"], 0)
+            idle_ms[row["message_id"]] = row["time_since_delivered"]
+        return renewed > 5
+
+    async with publishing(client, keys, settings(url, claim_idle_ms=100)) as publisher:
+        await until(lambda: publisher.metrics.events_in_progress == len(ids))
+        await until(look)
+        meter.faults.clear()
+        await until(lambda: outbox_is_empty(valkey, keys))
+    assert publisher.metrics.entries_claimed == 0
+    assert stored_ids(meter) == dict.fromkeys(ids, 1)
 
 
 async def test_what_a_stopping_publisher_cannot_deliver_the_next_one_takes_at_once(

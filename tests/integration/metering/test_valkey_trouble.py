@@ -29,6 +29,7 @@ from tests.integration.metering.kit import (
     fill,
     first_poisoned,
     outbox_is_empty,
+    pending,
     publishing,
     settings,
     stored_ids,
@@ -70,11 +71,14 @@ async def test_a_destroyed_group_costs_and_doubles_nothing(
     meter.faults.always(Fault(status=503))
     async with publishing(client, keys, settings(url)) as publisher:
         await until(lambda: publisher.metrics.events_in_progress == len(ids))
-        for partition in range(keys.partitions):
-            valkey.xgroup_destroy(keys.outbox(partition), GROUP)
+        outboxes = [keys.outbox(partition) for partition in range(keys.partitions)]
+        for outbox in outboxes:
+            valkey.xgroup_destroy(outbox, GROUP)
+        await until(lambda: all(pending(valkey, outbox) == valkey.xlen(outbox) for outbox in outboxes))
         meter.faults.clear()
         await until(lambda: outbox_is_empty(valkey, keys))
     assert stored_ids(meter) == dict.fromkeys(ids, 1)
+    assert meter.counts.duplicates == 0
 
 
 async def test_valkey_may_be_gone_for_a_while_before_and_while_events_are_delivered(

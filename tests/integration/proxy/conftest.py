@@ -1,4 +1,4 @@
-"""Every test of the proxy runs on both event loops: they differ in what a transport allows when it closes."""
+"""Tests of the proxy run on both event loops: they differ in what a transport allows when it closes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ import uvloop
 
 from tests.integration.proxy.rig import running
 
+BYTES_ONLY = frozenset({"test_transparency", "test_refusals", "test_other_clients"})
+
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Where only bytes are looked at, the loop of production is enough."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"uvloop": uvloop.new_event_loop}
+    if item.path.stem not in BYTES_ONLY:
+        loops["asyncio"] = asyncio.SelectorEventLoop
+    return loops
 
 
 @pytest.fixture

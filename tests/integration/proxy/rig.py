@@ -19,7 +19,7 @@ from sidecar.config.routes import parse_template
 from sidecar.config.valkey_url import parse_valkey_url
 from sidecar.identity.build import build_chain
 from sidecar.identity.peers import TrustedPeers
-from sidecar.identity.settings import ApiKeySettings, MtlsSettings, TrustedHeaderSettings
+from sidecar.identity.settings import ApiKeySettings, MtlsSettings, ResolverSettings, TrustedHeaderSettings
 from sidecar.identity.types import KeyStoreUnavailable
 from sidecar.ledger.account_spec import AccountSpec
 from sidecar.ledger.api_keys import ApiKeys, digest_of
@@ -30,6 +30,7 @@ from sidecar.ledger.link import LinkSettings
 from sidecar.ledger.loader import AccountLoader
 from sidecar.ledger.periods import CalendarPeriods
 from sidecar.ledger.pricing import Standard
+from sidecar.ledger.spool import Spool, SpoolSettings
 from sidecar.proxy.gateway import Gateway
 from sidecar.proxy.limits import Limits
 from sidecar.proxy.routes import Route, RouteTable
@@ -114,12 +115,14 @@ class Rig:
 
     async def events(self) -> list[tuple[str, str, int, str, str, int]]:
         """(account, metric, units, route, method, status) of every event in the outbox, in order."""
-        return [tuple(event[:6]) for event in await self.whole_events()]  # type: ignore[misc]
+        return [tuple(event[:6]) for event in await self.whole_events()]
 
     async def whole_events(self) -> list[list[Any]]:
         await self.idle()
         keys = self.ledger.keys
-        entries = [e for p in range(keys.partitions) for e in await self.client.xrange(keys.outbox(p))]
+        entries: list[Any] = []
+        for partition in range(keys.partitions):
+            entries += await self.client.xrange(keys.outbox(partition)) or []
         return [event for _, fields in entries for event in orjson.loads(fields[b"e"])]
 
     async def charged(self) -> list[int]:
@@ -139,6 +142,11 @@ class Rig:
                 assert usage.settled == counted.get((name, usage.metric), 0), f"{name}: N is not the sum of its events"
 
 
+def _at(port: int, target: UpstreamTarget) -> UpstreamTarget:
+    """The scripted API, unless the test names a port or path of its own."""
+    return target if target.path or target.port != UpstreamTarget().port else replace(target, port=port)
+
+
 @asynccontextmanager
 async def running(
     valkey: redis.Redis,
@@ -155,6 +163,7 @@ async def running(
     api_path: Path | None = None,
     tls: ssl.SSLContext | None = None,
     hold_budget_s: float = PATIENCE_S,
+    spool_directory: Path | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
     """A rig; ``changes`` are settings. Its end checks the books, and that nothing failed unseen."""
@@ -179,16 +188,25 @@ async def running(
         )
         ledger.start()
         assert await ledger.wait_ready(PATIENCE_S)
-        resolvers = [TrustedHeaderSettings(type="trusted_header"), MtlsSettings(type="mtls"), ApiKeySettings(type="api_key")]
+        resolvers: list[ResolverSettings] = [
+            TrustedHeaderSettings(type="trusted_header"),
+            MtlsSettings(type="mtls"),
+            ApiKeySettings(type="api_key"),
+        ]
         identity = build_chain(resolvers, ApiKeys(client, keys, unavailable=KeyStoreUnavailable))
         await identity.start()
+        spool = None
+        if spool_directory is not None:
+            spool = Spool(SpoolSettings(spool_directory, allowance_units=2, bytes_max=1_000_000), ledger)
+            spool.start()
         gateway = Gateway(
             settings=settings,
-            upstream=upstream or UpstreamTarget(port=api_port),
+            upstream=_at(api_port, upstream or UpstreamTarget()),
             routes=RouteTable(routes, default or Route("(other)")),
             identity=identity,
             ledger=ledger,
             trusts=TrustedPeers(trusted).trusts,
+            spool=spool,
             access_log=lambda line: log.append(orjson.loads(line)),
         )
         port = await gateway.listen("127.0.0.1", 0, tls=tls)
@@ -203,6 +221,8 @@ async def running(
         finally:
             await gateway.drain(0.0)
             await ledger.close()
+            if spool is not None:
+                await spool.close()
             await identity.close()
             await api.close()
     assert not faults, faults

@@ -108,7 +108,7 @@ async def test_an_api_that_refuses_connections_is_a_502_and_costs_nothing(gatewa
 @pytest.mark.parametrize(
     "said",
     [
-        b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"ICY 200 OK\r\n\r\n", b"\x15\x03\x01\x00\x02",
+        b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"ICY 200 OK\r\n\r\n", b"\x15\x03\x01\0",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", b"HTTP/2.0 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", b"HTTP/1.1 99 Low\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: a\r\n folded\r\n\r\n", b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
@@ -302,6 +302,15 @@ async def test_a_client_that_half_closes_gets_its_answers(gateway: Any) -> None:
         assert starts == [b"GET /1 HTTP/1.1", b"POST /2 HTTP/1.1", b"GET /3 HTTP/1.1"]
         assert await wire.ended() == b""
         assert await rig.charged() == [200, 200, 200]
+
+
+async def test_a_client_that_half_closes_hears_every_refusal(gateway: Any) -> None:
+    async with gateway(echo) as rig:
+        wire = await rig.connect()
+        await wire.send(get(key=b"") * 5 + get())
+        wire.half_close()
+        assert [(await wire.response()).status for _ in range(6)] == [401] * 5 + [200]
+        assert await wire.ended() == b""
 
 
 # One call under one key

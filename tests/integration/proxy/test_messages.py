@@ -159,8 +159,10 @@ async def test_a_chunked_body_passes_however_it_is_cut(gateway: Any) -> None:
 
 @pytest.mark.parametrize("size", [10_000, 50, 3])
 async def test_pipelined_requests_are_answered_in_order(gateway: Any, size: int) -> None:
-    requests = [get(b"/1"), post(b"two", target=b"/2"), get(b"/p", CHUNKED, method=b"PUT") + chunked(b"th", b"ree"),
-                get(b"/4", method=b"HEAD"), get(b"/5", key=b""), get(b"/6"), get(b"/7", b"Connection: close"), get(b"/8")]  # fmt: skip
+    requests = [
+        get(b"/1"), post(b"two", target=b"/2"), get(b"/p", CHUNKED, method=b"PUT") + chunked(b"th", b"ree"),
+        get(b"/4", method=b"HEAD"), get(b"/5", key=b""), get(b"/6"), get(b"/7", b"Connection: close"), get(b"/8"),
+    ]  # fmt: skip
     methods = [request.partition(b" ")[0] for request in requests]
     whole = b"".join(requests)
     async with gateway(echo) as rig:
@@ -202,7 +204,7 @@ async def test_what_follows_a_refusal_that_may_go_on_is_served(gateway: Any) -> 
         (b"HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
         (b"HEAD", b"HTTP/1.1 200 OK\r\n\r\n"),
         (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
-        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\nETag: \"a\"\r\n\r\n"),
+        (b"GET", b'HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\nETag: "a"\r\n\r\n'),
         (b"POST", b"HTTP/1.1 205 Reset\r\nContent-Length: 0\r\n\r\n"),
     ],
 )
@@ -241,7 +243,8 @@ async def test_http_1_0_keeps_its_connection_only_if_it_asks(gateway: Any, lines
 
 
 async def test_http_1_0_gets_a_chunked_answer_without_chunks(gateway: Any) -> None:
-    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hello ", b"world", trailers=b"X-T: 1\r\n")
+    body = chunked(b"hello ", b"world", trailers=b"X-T: 1\r\n")
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body
     async with gateway(always(said)) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/1", b"Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"))

@@ -23,7 +23,7 @@ def drain(batcher: Batcher, *, partial: bool) -> list[Batch]:
     return batches
 
 
-sizes = st.lists(st.lists(st.integers(3, 400), max_size=12), max_size=12)
+sizes = st.lists(st.lists(st.integers(3, 400), max_size=8), max_size=8)
 
 
 @given(sizes, st.integers(1, 10), st.integers(2, 1000))

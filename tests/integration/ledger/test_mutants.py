@@ -1,0 +1,46 @@
+"""The state machine finds mistakes: each of these, made on purpose in the scripts' text, is caught within a few runs."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.integration.ledger.machine import LedgerMachine
+from tests.support.ledger_driver import text_of
+
+RUNS_MAX = 300
+
+MUTANTS = [
+    ("funds are spent one short", "if cost > ceiling then", "if cost >= ceiling then"),
+    ("a settle keeps the instance's share", "share_set(field, share - units)", "acc.dirty = true"),
+    ("a late settle has an event but no charge", "charge(acc, i, settled + late)", "charge(acc, i, settled)"),
+    ("a tier ends one unit early", "if n <= to then\n        if below == 0", "if n < to then\n        if below == 0"),
+    ("a piece is used below its beginning", "if top <= state[i + 4] and n >= lo then", "if top <= state[i + 4] then"),
+    ("a period's cost is forgotten", "kept[1] = bounded(kept[1] + cost)", "kept[1] = kept[1]"),
+    ("holds do not outlive their period", "kept[at + 2] = h", "kept[at + 2] = 0"),
+    ("a zombie may hold", "if not registered then\n    return UNREGISTERED", "if false then\n    return UNREGISTERED"),
+    ("a refused call uses up the rate", "local wait = tat - interval", "state[4] = tat\n    local wait = tat - interval"),
+    ("a restart keeps its former holds", "local remain = shares_return(now_ms)\nif remain", "local remain = 0\nif remain"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS])
+def test_a_deliberate_mistake_is_caught(valkey: redis.Redis, right: str, wrong: str) -> None:
+    shipped = [text_of(name, movable_clock=True) for name in ("batch", "load", "reap", "register", "heartbeat")]
+    assert any(text.count(right) == 1 for text in shipped), "the mistake is not possible any more; think of another"
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            lambda: LedgerMachine(valkey, edit=lambda text: text.replace(right, wrong)),
+            settings=settings(
+                max_examples=RUNS_MAX,
+                stateful_step_count=40,
+                derandomize=True,
+                database=None,
+                print_blob=False,
+                phases=[Phase.generate],  # found is enough; the smallest example is of no interest
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
