@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -46,12 +46,11 @@ class Flaw:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """``bodies``: the JSON of each sound event, in order. ``flaws``: the others."""
 
     bodies: list[bytes]
-    flaws: tuple[Flaw, ...]
+    flaws: list[Flaw]
 
 
 def decode_entry(fields: Mapping[bytes, bytes], stamp: Stamp) -> Decoded:
@@ -102,7 +101,7 @@ def decode_entry(fields: Mapping[bytes, bytes], stamp: Stamp) -> Decoded:
             bodies.append(dumps(cloud_event))
         except orjson.JSONEncodeError as error:
             flaws.append(Flaw(position, f"cannot be written as JSON: {error}"))
-    return Decoded(bodies, tuple(flaws))
+    return Decoded(bodies, flaws)
 
 
 def count_events(fields: Mapping[bytes, bytes]) -> int:

@@ -39,6 +39,7 @@ class Progress:
     async def take(self, entries: Iterable[Entry]) -> None:
         """Decodes entries and queues their events. One that is in progress already is left as it is."""
         finished: list[Entry] = []
+        events_before, entries_before = len(self._batcher), len(self._entries)
         for entry in entries:
             if (entry.partition, entry.id) in self._entries:
                 continue
@@ -46,11 +47,12 @@ class Progress:
             self.bytes += entry.size_bytes
             bodies = self._decode(entry)
             self._batcher.add(entry, bodies)
-            self._metrics.entries_read += 1
-            self._metrics.events_read += entry.events
-            self._metrics.events_in_progress += entry.events
             if not bodies:
                 finished.append(entry)
+        events = len(self._batcher) - events_before
+        self._metrics.entries_read += len(self._entries) - entries_before
+        self._metrics.events_read += events
+        self._metrics.events_in_progress += events
         if finished:
             await self.finish(finished)
 
