@@ -159,7 +159,7 @@ class DefaultRouteSettings(Model):
         min_length=1,
         max_length=64,
         description='Statuses of the answer that are charged: `"2xx"`, `"404"`, `"200-499"`. Others release the hold. '
-        "499 stands for a client that went away.",
+        "It is the status that the API gave, also for a client that went away meanwhile (its event says 499).",
     )
     idempotency: Literal["auto", "on", "off"] = Field(
         default="auto",

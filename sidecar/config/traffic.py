@@ -142,7 +142,7 @@ class UpstreamSettings(Model):
         description="How long an idle connection is kept for reuse: shorter than the API keeps it, which is often 60 "
         "s.",
     )
-    via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests.")
+    via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests and answers.")
     forwarded: bool = Field(
         default=True,
         description="Set `X-Forwarded-For`, `-Proto` and `-Host`; those that came are kept only from `trusted_peers`.",
@@ -176,7 +176,7 @@ class LimitsSettings(Model):
     fields_max: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
         default=100, description="Most header fields, else 431. A field costs more than its bytes."
     )
-    body_bytes_max: Annotated[Whole, Field(ge=0)] | None = Field(
+    body_bytes_max: Annotated[Whole, Field(ge=1)] | None = Field(
         default=10_485_760,
         description="Largest request body, else 413; null: any. Bodies are streamed, so this protects the API and not "
         "the gateway: the largest in Open Banking are payment files of some MB.",
