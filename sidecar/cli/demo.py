@@ -22,7 +22,7 @@ from sidecar.config.problems import ConfigError
 from sidecar.control import assemble, logs
 from sidecar.control.assemble import SetupError
 from sidecar.control.dataplane import DataPlane
-from sidecar.control.serve import admin_server, key_store
+from sidecar.control.serve import admin_server, key_store, publish_until
 from sidecar.control.signals import stop_event
 from sidecar.control.store import open_store
 from sidecar.metering.publisher import Publisher
@@ -112,21 +112,25 @@ async def _demo(
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start()
         publisher = Publisher(store.client, store.keys, config.metering)
-        publishing = asyncio.create_task(publisher.run())
         admin = await stack.enter_async_context(admin_server(config, store, plane, publisher))
-        running = Running(
-            proxy=f"http://127.0.0.1:{port}",
-            admin=f"http://127.0.0.1:{admin}",
-            openmeter=openmeter_url,
-            upstream=upstream_url,
-            valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
-            accounts=accounts,
+        tell(
+            Running(
+                proxy=f"http://127.0.0.1:{port}",
+                admin=f"http://127.0.0.1:{admin}",
+                openmeter=openmeter_url,
+                upstream=upstream_url,
+                valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
+                accounts=accounts,
+            )
         )
-        tell(running)
-        ended = asyncio.create_task(stop.wait())
-        await asyncio.wait({ended, publishing}, return_when=asyncio.FIRST_COMPLETED)
+        # The publisher outlives the gateway, so that what the last requests were charged is counted too.
+        no_more = asyncio.Event()
+        publishing = asyncio.create_task(publish_until(publisher, no_more))
+        told = asyncio.create_task(stop.wait())
+        await asyncio.wait({told, publishing}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
         clean = await plane.stop()
-        publisher.stop()
+        no_more.set()
         await publishing
         return clean
 

@@ -28,6 +28,7 @@ from sidecar.ledger.api_keys import ApiKeys
 from sidecar.ledger.reaper import keep_reaping
 from sidecar.metering.metrics import PublisherCollector
 from sidecar.metering.publisher import Publisher
+from sidecar.metering.sender import MeteringError
 from sidecar.metering.status import outbox_status
 
 log = structlog.get_logger("sidecar")
@@ -134,13 +135,27 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
     async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
         publisher = Publisher(store.client, store.keys, config.metering)
-        async with admin_server(config, store, None, publisher) as admin_port, asyncio.TaskGroup() as tasks:
-            publishing = tasks.create_task(publisher.run())
-            reaping = tasks.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
+        async with admin_server(config, store, None, publisher) as admin_port:
+            reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
             ready(0, admin_port)
             log.info("publishing", to=config.metering.url, admin_port=admin_port)
-            await stop.wait()
-            publisher.stop()
-            await publishing
-            reaping.cancel()
+            try:
+                await publish_until(publisher, stop)
+            finally:
+                reaping.cancel()
+                await asyncio.gather(reaping, return_exceptions=True)
     return True
+
+
+async def publish_until(publisher: Publisher, stop: asyncio.Event) -> None:
+    """Runs the publisher until ``stop``. Raises `SetupError`: a file that its settings name cannot be used."""
+    publishing = asyncio.create_task(publisher.run())
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({publishing, told}, return_when=asyncio.FIRST_COMPLETED)
+        publisher.stop()
+        await publishing
+    except MeteringError as error:
+        raise SetupError(f"metering: {error}") from None
+    finally:
+        told.cancel()

@@ -590,4 +590,3 @@ def _bucket(elapsed_s: float) -> int:
         if elapsed_s <= bound:
             return index
     return len(ROUND_TRIP_BOUNDS_S)
-

@@ -1,125 +1,38 @@
-"""The ledger as docs/ledger.md describes it, in plain Python and exact integers; one account at a time, one call at a time.
+"""The ledger as docs/ledger.md describes it, in plain Python and exact integers, one call at a time.
 
-It keeps what the rules talk about (who holds what, what was used in this period) rather than what the scripts store: H is always
-the sum of the instances' shares, the rate limit's "how many would still pass" is counted by letting them pass.
+It keeps what the rules talk about (who holds what, what was used in this period) rather than what the scripts store: H
+is always the sum of the instances' shares, and how many calls a rate limit leaves is counted by letting them pass.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tests.reference.account import DAY_US, Account
 from tests.reference.messages import (
-    HOLD, SETTLE, AccountState, Batch, Code, Conflict, Entry, Event, Group, InstanceState, LedgerError, Load, Loaded,
-    MetricState, Outcome, Reply, Single, State, Summary,
-)  # fmt: skip
-from tests.reference.pricing import MAX_INT, Table, cost, worst
+    HOLD,
+    SETTLE,
+    Batch,
+    Code,
+    Conflict,
+    Entry,
+    Event,
+    Group,
+    InstanceState,
+    LedgerError,
+    Load,
+    Loaded,
+    Outcome,
+    Reply,
+    Single,
+    State,
+    Summary,
+)
+from tests.reference.pricing import MAX_INT, scaled
 
-DAY_US = 86_400 * 1_000_000
 PARTS_MAX = 3000
-
-
-@dataclass
-class Account:
-    name: str
-    terms: Load | None = None
-    version: int = 0
-    older_cost: int = 0
-    start_ms: int = 0
-    end_ms: int = MAX_INT
-    following_ms: list[int] = field(default_factory=list)
-    tat_us: int = 0
-    day: int = 0
-    day_count: int = 0
-    digits: int | None = None
-    used: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    held: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    """(instance, metric) to units."""
-    live: dict[str, Table] = field(default_factory=dict)
-    gone: dict[str, Table] = field(default_factory=dict)
-    closed: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
-
-    # Prices and money
-
-    def h(self, metric: str) -> int:
-        return sum(units for (_, of), units in self.held.items() if of == metric)
-
-    def exposure(self, extra_metric: str = "", extra: int = 0) -> int:
-        """What is used and held costs at worst, with ``extra`` units of a metric held beside."""
-        return sum(
-            worst(table, self.used[metric], self.h(metric) + (extra if metric == extra_metric else 0))
-            for metric, table in (self.live | self.gone).items()
-        )
-
-    def available(self) -> int | None:
-        """What used and held units may cost in all; None without a limit."""
-        assert self.terms is not None
-        if self.terms.ceiling is None:
-            return None
-        return self.terms.ceiling - (self.older_cost if self.terms.count_k else 0)
-
-    # Periods
-
-    def roll(self, now_ms: int) -> None:
-        if now_ms < self.end_ms:
-            return
-        asleep_since: int | None = None
-        while now_ms >= self.end_ms:
-            length = self.end_ms - self.start_ms
-            self.close_period(self.end_ms, record_at=asleep_since)
-            while self.following_ms and self.following_ms[0] <= self.start_ms:
-                self.following_ms.pop(0)
-            if self.following_ms:
-                self.end_ms = self.following_ms.pop(0)
-            else:
-                self.end_ms = self.start_ms + length
-                # From here on nothing can have been used: all further periods share the first one's record.
-                asleep_since = self.start_ms if asleep_since is None else asleep_since
-
-    def close_period(self, new_start_ms: int, record_at: int | None = None) -> None:
-        record = self.start_ms if record_at is None else record_at
-        for metric in sorted(set(self.used) | set(self.live) | set(self.gone)):
-            table = self.live.get(metric) or self.gone.get(metric)
-            units = self.used[metric]
-            price = 0 if table is None else min(cost(table, units), MAX_INT)
-            if units or price:
-                before = self.closed.get((record, metric), (0, 0)) if record_at is not None else (0, 0)
-                self.closed[record, metric] = (units + before[0], price + before[1])
-            self.older_cost = min(self.older_cost + price, MAX_INT)
-            if metric in self.gone and not self.h(metric):
-                del self.gone[metric]
-        self.used.clear()
-        self.start_ms = new_start_ms
-
-    # Limits
-
-    def next_tat(self, now_us: int) -> tuple[int, int]:
-        """The theoretical arrival time after one more request, and for how long that request would have to wait."""
-        assert self.terms is not None
-        interval = self.terms.rate_interval_us
-        tat = max(self.tat_us, now_us) + interval
-        return tat, max(0, tat - now_us - interval * self.terms.burst)
-
-    def rate_left(self, now_us: int) -> int:
-        assert self.terms is not None
-        if not self.terms.rate_interval_us:
-            return -1
-        before, passed = self.tat_us, 0
-        while True:
-            self.tat_us, wait_us = self.next_tat(now_us)
-            if wait_us:
-                break
-            passed += 1
-        self.tat_us = before
-        return passed
-
-    def counted_today(self, now_us: int) -> int:
-        return self.day_count if self.day == now_us // DAY_US else 0
-
-    def day_left(self, now_us: int) -> int:
-        assert self.terms is not None
-        return max(0, self.terms.day_limit - self.counted_today(now_us)) if self.terms.day_limit else -1
 
 
 @dataclass
@@ -228,7 +141,7 @@ class Ledger:
         if abs(older) > MAX_INT:
             raise LedgerError("OVERFLOW")
         account.gone = {
-            metric: [table[0], *self.scaled(table, scale)]
+            metric: scaled(table, scale)
             for metric, table in (account.gone | account.live).items()
             if metric not in load.prices
         }
@@ -241,13 +154,6 @@ class Ledger:
         account.terms = load
         self.accounts[load.account] = account
         return Loaded(account.version)
-
-    @staticmethod
-    def scaled(table: Table, scale: int) -> list[int]:
-        """The numbers of a table with its money, and nothing else, multiplied."""
-        numbers = [int(value) for value in table[1:]]
-        is_money = {"s": [True], "p": [False, False, True]}.get(str(table[0]), [False, True, True] * len(numbers))
-        return [value * scale if money else value for value, money in zip(numbers, is_money, strict=False)]
 
     # Batches
 
@@ -355,7 +261,7 @@ class Ledger:
     def _summary(account: Account, known_version: int, outcomes: tuple[Outcome, ...], now_us: int) -> Summary:
         if account.terms is None:
             return Summary(None, -1, -1, outcomes)
-        info = None if known_version == account.version else _info(account)
+        info = None if known_version == account.version else account.info()
         return Summary(info, account.rate_left(now_us), account.day_left(now_us), outcomes)
 
     # What is stored
@@ -363,7 +269,7 @@ class Ledger:
     def state(self) -> State:
         """Everything, in the form in which the driver reads it from Valkey."""
         return State(
-            {name: _account_state(account) for name, account in self.accounts.items() if _is_stored(account)},
+            {name: account.state() for name, account in self.accounts.items() if account.is_stored()},
             {
                 name: InstanceState(
                     instance.epoch or 0, instance.seq, self.shares(name), instance.heartbeat_ms, instance.expires
@@ -373,48 +279,3 @@ class Ledger:
             },
             tuple(self.outbox),
         )
-
-
-def _is_stored(account: Account) -> bool:
-    return account.terms is not None or any(account.used.values())
-
-
-def _info(account: Account) -> str:
-    assert account.terms is not None
-    return account.terms.info.replace('"version":0', f'"version":{account.version}', 1)
-
-
-def _account_state(account: Account) -> AccountState:
-    terms = account.terms
-    metrics = {metric: MetricState(account.used.get(metric, 0), account.h(metric)) for metric in _metrics(account)}
-    return AccountState(
-        version=account.version,
-        older_cost=account.older_cost,
-        start_ms=account.start_ms,
-        end_ms=account.end_ms,
-        tat_us=account.tat_us,
-        day=account.day,
-        day_count=account.day_count,
-        metrics={metric: state for metric, state in metrics.items() if state != MetricState(0, 0)},
-        live=account.live,
-        gone=account.gone,
-        periods=tuple(account.following_ms),
-        closed=account.closed,
-        terms=None
-        if terms is None
-        else (
-            account.version,
-            terms.status,
-            terms.ceiling,
-            int(terms.count_k),
-            terms.rate_interval_us,
-            terms.burst,
-            terms.day_limit,
-        ),
-        digits=account.digits,
-        info=None if terms is None else _info(account),
-    )
-
-
-def _metrics(account: Account) -> set[str]:
-    return set(account.used) | {metric for _, metric in account.held}

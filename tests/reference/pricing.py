@@ -47,6 +47,13 @@ def cost(table: Table, n: int) -> int:
     raise AssertionError(f"no such model: {model}")
 
 
+def scaled(table: Table, factor: int) -> list[str | int]:
+    """The table for an account with more decimals: its money, and nothing else, times ``factor``."""
+    model, *numbers = table
+    is_money = {"s": [True], "p": [False, False, True]}.get(str(model), [False, True, True] * len(numbers))
+    return [model, *(int(n) * factor if money else n for n, money in zip(numbers, is_money, strict=False))]
+
+
 def _graduated(tiers: list[Step], n: int) -> int:
     total = tiers[0].flat
     total += min(n, tiers[0].to) * tiers[0].unit
@@ -73,7 +80,7 @@ def corners(table: Table, lo: int, hi: int) -> set[int]:
 
 
 def marginal_walk(table: Table, n: int) -> int:
-    """``cost`` once more, unit by unit, as one would on paper; for small ``n``, to hold ``cost`` itself to something."""
+    """``cost`` once more, unit by unit as on paper; for small ``n``, to hold ``cost`` itself to something."""
     model, *numbers = table
     match model:
         case "s":

@@ -1,32 +1,43 @@
 """The real scripts on a real Valkey, spoken to in the model's words (tests/reference/messages.py).
 
-The clock can be moved: of the shipped text only lib/clock.lua, which asks Valkey's TIME, is replaced by one that reads a key.
+The clock can be moved: of the shipped text only lib/clock.lua, which asks Valkey's TIME, is replaced by one that
+reads a key.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import redis
 
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.scripts import script
 from tests.reference.messages import (
-    AccountState, Batch, Code, Conflict, Entry, Event, InstanceState, LedgerError, Load, Loaded, MetricState, Outcome,
-    Reply, State, Summary,
-)  # fmt: skip
+    AccountState,
+    Batch,
+    Code,
+    Conflict,
+    Entry,
+    Event,
+    InstanceState,
+    LedgerError,
+    Load,
+    Loaded,
+    Outcome,
+    Reply,
+    State,
+    Summary,
+)
+from tests.support.ledger_state import account_state, entry_of, instance_state, pack, unpack
 
 CLOCK_KEY = "test:clock_us"
 IDEMPOTENCY_TTL_MS = 86_400_000
 HOME = 0
-NO_PERIOD_END_MS = 2**53 - 1
 
 _CLOCK_FILE = Path(__file__).parents[2] / "lua" / "lib" / "clock.lua"
 _MOVABLE_CLOCK = f"""
@@ -48,39 +59,6 @@ def text_of(name: str, movable_clock: bool) -> str:
     clock = _CLOCK_FILE.read_text()
     assert text.count(clock) == 1, "lib/clock.lua is not in the composed script as it is in the file"
     return text.replace(clock, _MOVABLE_CLOCK)
-
-
-def pack(value: Any) -> bytes:
-    """As the Lua reads it: cmsgpack does not know the bin type."""
-    return bytes(msgpack.packb(value, use_bin_type=False))
-
-
-def unpack(raw: bytes) -> Any:
-    """Refuses what the scripts must never store or answer: a number that is no integer below 2^53."""
-    value = msgpack.unpackb(raw, raw=False, strict_map_key=False)
-    for number in _numbers(value):
-        assert isinstance(number, int), f"{number!r} is no integer"
-        assert abs(number) < 2**53, f"{number} is not below 2^53"
-    return value
-
-
-def _numbers(value: Any) -> Iterable[int | float]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _numbers(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _numbers(inner)
-
-
-def integer(text: bytes) -> int:
-    """A number that Valkey keeps as text; 1e+15 is none."""
-    assert re.fullmatch(rb"-?[0-9]+", text), f"{text!r} is no integer"
-    return int(text)
 
 
 class RealLedger:
@@ -205,13 +183,13 @@ class RealLedger:
         hashes = raw[: len(accounts)]
         beats = raw[len(accounts) : -1]
         return State(
-            {name: _account_state(fields) for name, fields in zip(accounts, hashes, strict=True) if fields},
+            {name: account_state(fields) for name, fields in zip(accounts, hashes, strict=True) if fields},
             {
-                name: _instance_state(*beats[3 * at : 3 * at + 3], names)
+                name: instance_state(beats[3 * at], beats[3 * at + 1], beats[3 * at + 2], names)
                 for at, name in enumerate(instances)
                 if beats[3 * at]
             },
-            tuple(_entry(fields) for _, fields in raw[-1]),
+            tuple(entry_of(fields) for _, fields in raw[-1]),
         )
 
     def account(self, account: str) -> AccountState:
@@ -240,70 +218,4 @@ def _summary(answer: list[Any]) -> Summary:
         rate_left,
         day_left,
         tuple(Outcome(Code(outcomes[at]), *outcomes[at + 1 : at + 3]) for at in range(0, len(outcomes), 3)),
-    )
-
-
-def _as_map(value: Any) -> Mapping[str, Any]:
-    """Of a map: Lua cannot tell an empty one from an empty array."""
-    return value or {}
-
-
-def _account_state(fields: dict[bytes, bytes]) -> AccountState:
-    head = 6
-    state = unpack(fields[b"state"]) if b"state" in fields else [0, 0, NO_PERIOD_END_MS, 0, 0, 0]
-    # False would compare equal to a ceiling of 0.
-    terms = tuple(None if v is False else v for v in unpack(fields[b"terms"])) if b"terms" in fields else None
-    live, gone = unpack(fields[b"prices"]) if b"prices" in fields else ({}, {})
-    metrics = {
-        name: MetricState(n, h)
-        for name, n, h, *_piece in (state[at : at + 7] for at in range(head, len(state), 7))
-    }
-    closed: dict[tuple[int, str], tuple[int, int]] = {}
-    for field, value in fields.items():
-        if field.startswith(b"closed:"):
-            _, start, metric = field.split(b":", 2)
-            units, cost = value.split(b" ")
-            closed[integer(start), metric.decode()] = (integer(units), integer(cost))
-    return AccountState(
-        version=terms[0] if terms else 0,
-        older_cost=state[0],
-        start_ms=state[1],
-        end_ms=state[2],
-        tat_us=state[3],
-        day=state[4],
-        day_count=state[5],
-        metrics={name: metric for name, metric in metrics.items() if metric != MetricState(0, 0)},
-        live=_as_map(live),
-        gone=_as_map(gone),
-        periods=tuple(unpack(fields[b"periods"])) if b"periods" in fields else (),
-        closed=closed,
-        terms=terms,
-        digits=integer(fields[b"digits"]) if b"digits" in fields else None,
-        info=fields[b"info"].decode() if b"info" in fields else None,
-    )
-
-
-def _instance_state(
-    fields: dict[bytes, bytes], beat: float | None, ttl_ms: int, names: dict[bytes, str]
-) -> InstanceState:
-    shares = {}
-    for field, units in fields.items():
-        key, cut, metric = field.partition(b"\0")
-        if cut:
-            shares[names[key], metric.decode()] = integer(units)
-    return InstanceState(
-        epoch=integer(fields.get(b"e", b"0")),
-        seq=integer(fields.get(b"q", b"0")),
-        shares=shares,
-        heartbeat_ms=None if beat is None else int(beat),
-        expires=ttl_ms >= 0,
-    )
-
-
-def _entry(fields: dict[bytes, bytes]) -> Entry:
-    return Entry(
-        fields[b"o"].decode(),
-        integer(fields[b"q"]),
-        integer(fields[b"t"]),
-        tuple(tuple(event) for event in json.loads(fields[b"e"])),
     )

@@ -142,6 +142,14 @@ def test_a_port_in_use_is_told_as_that(tmp_path: Path, url: str) -> None:
         assert "Traceback" not in ended.stderr
 
 
+def test_control_says_what_file_is_missing_and_ends(tmp_path: Path, url: str) -> None:
+    metering = {"url": "http://127.0.0.1:9", "token_file": str(tmp_path / "nowhere")}
+    ended = sidecar("control", "-c", gateway(tmp_path, url, metering=metering))
+    assert ended.returncode == 1
+    assert "nowhere" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 COMMANDS = [
     "demo", "run", "control", "check", "account load", "account list", "account show", "account suspend",
     "account resume", "outbox status", "outbox dead-letters",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,10 +13,10 @@ from tests.support.ledger_driver import RealLedger
 
 
 @pytest.fixture(params=["scripts", "model"])
-def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
+def desk(request: pytest.FixtureRequest) -> Desk:
     """Every behaviour is shown by both. The clock stands until the test moves it."""
     ledger: Any = Ledger() if request.param == "model" else RealLedger(request.getfixturevalue("valkey"))
-    yield Desk(ledger)
+    return Desk(ledger)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Short words for readable tests of the ledger. They run on the shipped scripts and on the model, which must both pass."""
+"""Short words for readable tests of the ledger, which run on the shipped scripts and on the model alike."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from typing import Any
 
 from tests.reference.ledger import Ledger
 from tests.reference.messages import (
-    HOLD, SETTLE, AccountState, Batch, Code, Conflict, Entry, Group, InstanceState, Load, Loaded, Outcome, Reply, Single,
+    HOLD,
+    SETTLE,
+    AccountState,
+    Batch,
+    Code,
+    Conflict,
+    Entry,
+    Group,
+    InstanceState,
+    Load,
+    Loaded,
+    Outcome,
+    Reply,
+    Single,
     Summary,
-)  # fmt: skip
+)
 from tests.reference.pricing import Table
 from tests.support.ledger_driver import RealLedger
 
@@ -22,7 +35,7 @@ CENT: dict[str, Table] = {"api_calls": ["s", 1]}
 
 
 class Desk:
-    """One ledger, its clock, and whoever talks to it. Batches are numbered and epochs kept for each instance by name."""
+    """One ledger, its clock, and whoever talks to it. Numbers and epochs are kept for each instance by name."""
 
     def __init__(self, ledger: RealLedger | Ledger, accounts: tuple[str, ...] = ("tpp", "other")) -> None:
         self.ledger = ledger
@@ -34,14 +47,15 @@ class Desk:
 
     # Loader
 
-    def load(self, account: str = "tpp", prices: dict[str, Table] | None = None, **changes: Any) -> Loaded | Conflict:
-        """Loads ``account``: what is not said stays as it is, or is a plain prepaid account with 10.00 at one cent a call."""
+    def load(self, account: str = "tpp", **changes: Any) -> Loaded | Conflict:
+        """Loads ``account``: what is not said stays as it was, or is prepaid with 10.00 at one cent a call."""
         stored = self._known().get(account)
-        fresh = Load(account, prices or CENT, START_MS, END_MS, ceiling=1000)
+        fresh = Load(account, CENT, START_MS, END_MS, ceiling=1000)
         if stored is not None and stored.terms is not None:
             version, status, ceiling, count_k, interval, burst, day_limit = stored.terms
+            assert stored.digits is not None
             fresh = replace(
-                fresh, prices=prices or stored.live, period_start_ms=stored.start_ms, period_end_ms=stored.end_ms,
+                fresh, prices=stored.live, period_start_ms=stored.start_ms, period_end_ms=stored.end_ms,
                 ceiling=ceiling, expected_version=version, status=status, count_k=bool(count_k),
                 rate_interval_us=interval, burst=burst, day_limit=day_limit, periods=stored.periods,
                 digits=stored.digits, expected_digits=stored.digits,

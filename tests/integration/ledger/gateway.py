@@ -1,4 +1,4 @@
-"""A gateway process as the scripts see one: it numbers its batches, remembers its holds, and does not know when it was reaped."""
+"""A gateway process as the scripts see one: it numbers its batches, remembers its holds, and is told of no reaping."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Gateway:
     last: Batch | None = None
 
     def compose(self, ops: Iterable[Op], *, merge: bool, versions: dict[str, int]) -> Batch:
-        """The next batch. With ``merge``, one group for each metric of an account, as the client builds it; else one for each operation."""
+        """The next batch. ``merge``: one group for each metric of an account, as the client has it; else one each."""
         groups: list[Group] = []
         singles: list[Single] = []
         for op in ops:

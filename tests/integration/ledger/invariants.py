@@ -12,7 +12,7 @@ from tests.reference.pricing import worst
 
 @dataclass
 class Calendar:
-    """Which period of an account an instant belongs to: rising instants, each with the start by which the period is known."""
+    """Which period of an account an instant belongs to: rising instants, each with the start that names the period."""
 
     instants: list[int] = field(default_factory=lambda: [0])
     starts: list[int] = field(default_factory=lambda: [0])
@@ -26,7 +26,7 @@ class Calendar:
         self.starts.append(start_ms)
 
     def rename_first(self, start_ms: int, now_ms: int) -> None:
-        """The account had no terms until now: all that was used so far goes into its first period, even if that is over."""
+        """It had no terms until now: all that was used so far goes into its first period, even if that is over."""
         self.instants, self.starts, self.loaded_ms = [0], [start_ms], now_ms
 
 
@@ -77,3 +77,21 @@ def remaining(account: AccountState) -> int | None:
 def never_falls(account: AccountState) -> bool:
     """No table in force has a price that may fall when a tier is entered."""
     return all(table[0] != "v" for table in (*account.live.values(), *account.gone.values()))
+
+
+def assert_money(
+    *, before: AccountState | None, after: AccountState, may_overdraw: bool, may_free: bool, was_granted: bool
+) -> None:
+    """Rules 2 and 4: holds never overspend, and nothing but a known cause makes more available.
+
+    What may overdraw is listed in docs/ledger.md, "When a prepaid account can be overdrawn".
+    """
+    left = remaining(after)
+    if left is None:
+        return
+    had = remaining(before) if before is not None else None
+    if not may_overdraw:
+        assert left >= 0 or (had is not None and left >= had), f"overdrawn by {-left}, had {had}"
+        assert left >= 0 or not was_granted, f"a hold was granted at {left}"
+    if not may_free and had is not None and never_falls(after):
+        assert left <= had, f"{left} are left of {had}, and nobody gave anything back"

@@ -1,7 +1,9 @@
 """Gateways, a loader, a reaper and a clock at random, against the real scripts and the model at once.
 
-Every reply, and after every step everything that is stored, must be what the model says; beside that the invariants are checked
-on the raw data alone, so that a mistake that scripts and model share would still show.
+Every reply, and after every step everything that is stored, must be what the model says; beside that the invariants are
+checked on the raw data alone, so that a mistake that scripts and model share would still show.
+
+The module is long because all rules of a state machine must be methods of one class.
 """
 
 from __future__ import annotations
@@ -16,82 +18,36 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.integration.ledger.gateway import Gateway, Op
 from tests.integration.ledger.invariants import (
-    Calendar, assert_conserved, assert_no_hold_is_lost, never_falls, remaining,
-)  # fmt: skip
-from tests.reference.ledger import Ledger
-from tests.reference.messages import Batch, Code, LedgerError, Load, Loaded, Reply, State
-from tests.reference.pricing import MAX_INT, Table
-from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger
-
-ACCOUNTS = ("prepaid", "overage", "postpaid", "limited", "stranger")
-METRICS = ("api_calls", "payments", "reports")
-GATEWAYS = ("gw-a", "gw-b", "gw-c")
-SCOPES = ("k1", "k2", "k3")
-
-DAY_MS = 86_400_000
-LENGTH_MS = 3 * DAY_MS
-START_MS = 1_800_000_000_000 // DAY_MS * DAY_MS
-DIGITS = 2
-DIGITS_MAX = 5
-UNITS_MAX = 5000
-
-# Money in cents; small numbers, so that ends of tiers, of packages and of funds are met often.
-TABLES: tuple[Table, ...] = (
-    ("s", 3),
-    ("s", 0),
-    ("g", 5, 0, 0, 20, 7, 10, MAX_INT, 2, 0),
-    ("g", 10, 1, 25, MAX_INT, 4, 0),
-    ("v", 10, 10, 0, 30, 6, 5, MAX_INT, 2, 0),
-    ("v", 5, 0, 3, MAX_INT, 9, 4),
-    ("p", 10, 5, 40),
-    ("p", 3, 0, 7),
+    Calendar,
+    assert_conserved,
+    assert_money,
+    assert_no_hold_is_lost,
 )
+from tests.integration.ledger.world import (
+    ACCOUNTS,
+    DAY_MS,
+    GATEWAYS,
+    KNOWS_NOT,
+    LENGTH_MS,
+    METRICS,
+    PERIODS,
+    SCOPES,
+    START_MS,
+    TABLES,
+    changes,
+    compose_load,
+    most_units,
+    ops,
+)
+from tests.reference.ledger import Ledger
+from tests.reference.messages import Batch, Code, LedgerError, Loaded, Reply, State
+from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger
 
 T = TypeVar("T")
 
 
-def scaled(table: Table, digits: int) -> list[str | int]:
-    """A table of the pool for an account with more digits."""
-    factor = 10 ** (digits - DIGITS)
-    model, *numbers = table
-    is_money = {"s": [1], "p": [0, 0, 1]}.get(str(model), [0, 1, 1] * len(numbers))
-    return [model, *(int(n) * factor if money else int(n) for n, money in zip(numbers, is_money, strict=False))]
-
-
-tables = st.none() | st.sampled_from(TABLES)
-price_lists = st.tuples(*[tables] * len(METRICS)).map(
-    lambda row: {metric: table for metric, table in zip(METRICS, row, strict=True) if table is not None}
-)
-ceilings = st.one_of(st.none(), st.integers(-50, 120), st.integers(100, 900), st.just(10**6))
-units = st.one_of(st.just(1), st.integers(1, 6), st.integers(1, 40))
-ops = st.builds(
-    Op,
-    kind=st.sampled_from(
-        ["hold"] * 5 + ["settle"] * 4 + ["hold once"] * 3 + ["settle once"] * 3 + ["release", "late", "late once"]
-    ),
-    account=st.sampled_from(ACCOUNTS),
-    metric=st.sampled_from(METRICS[:1] * 3 + METRICS),
-    units=units,
-    pick=st.integers(0, 7),
-    scope=st.sampled_from(SCOPES),
-)
-changes = st.fixed_dictionaries(
-    {},
-    optional={
-        "ceiling": ceilings,
-        "count_k": st.booleans(),
-        "prices": price_lists,
-        "status": st.sampled_from([0, 0, 1, 2]),
-        "rate": st.sampled_from([(0, 0), (250_000, 3), (1_000_000, 1), (1_000_000, 8)]),
-        "day_limit": st.sampled_from([0, 2, 7]),
-        "older_cost": st.integers(0, 80),
-        "digits": st.integers(DIGITS, DIGITS_MAX),
-    },
-)  # fmt: skip
-
-
 class LedgerMachine(RuleBasedStateMachine):
-    """``client``: of an otherwise unused server. ``edit`` changes the scripts' text (tests/integration/ledger/test_mutants.py)."""
+    """``client``: of an otherwise unused server. ``edit`` changes the scripts' text (test_mutants.py)."""
 
     def __init__(self, client: redis.Redis, edit: Edit | None = None) -> None:
         super().__init__()
@@ -109,7 +65,7 @@ class LedgerMachine(RuleBasedStateMachine):
     # Both at once
 
     def both(self, call: Callable[[Any], T]) -> T | str:
-        """The same call to the scripts and to the model; what they both answer, or the word of the error that both gave."""
+        """The same call to the scripts and to the model; what they both answer, or the word of both errors."""
         answers: list[T | str] = []
         for ledger in (self.real, self.model):
             try:
@@ -195,21 +151,9 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def spend_to_the_limit(self, name: str, account: str, metric: str, off: int, then: list[Op]) -> None:
         """Asks for all that remains, for one unit more, or for one less."""
-        most = self._most_units(account, metric)
+        most = most_units(self.model.accounts[account], metric)
         if most is not None and most + off > 0:
             self._send(name, [Op("hold", account, metric, most + off), *then])
-
-    def _most_units(self, account: str, metric: str) -> int | None:
-        """The largest hold that the funds allow; None if there is no such limit."""
-        of = self.model.accounts[account]
-        available = of.available()
-        if available is None or metric not in of.live or of.exposure(metric, UNITS_MAX) <= available:
-            return None
-        low, high = 0, UNITS_MAX
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if of.exposure(metric, middle) <= available else (low, middle)
-        return low
 
     @rule(
         name=st.sampled_from(GATEWAYS[:2]),
@@ -319,10 +263,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         account=st.sampled_from(ACCOUNTS),
         change=changes,
-        period=st.sampled_from(["as stored"] * 4 + ["new one now", "new one in the past", "before the stored one", "other end"]),
+        period=st.sampled_from(["as stored"] * 4 + PERIODS),
         following=st.sampled_from([[], [], [1], [0, 2]]),
-        knows=st.sampled_from(["all", "all", "all", "all but the start", "an old version", "other digits", "an old start"]),
-    )  # fmt: skip
+        knows=st.sampled_from(["all"] * 3 + KNOWS_NOT),
+    )
     def load(self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str) -> None:
         self._load(account, change, period, following, knows)
 
@@ -331,11 +275,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """The ordinary life of a loader: it knows everything, and a few things are new."""
         self._load(account, change, "as stored", [], "all")
 
-    def _load(
-        self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None
-    ) -> None:
+    def _load(self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None) -> None:
         self.now_us += 1000  # so that what happens in one millisecond happens in one period
-        load = self._compose_load(account, change, period, following, knows)
+        load = compose_load(account, self.model.accounts.get(account), self.now_ms, change, period, following, knows)
         was_known = account in self.model.accounts and self.model.accounts[account].terms is not None
         answer = self.both(lambda ledger: ledger.load(load, now_us=self.now_us))
         self.overdrawn_for_a_reason.add(account)
@@ -346,58 +288,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.calendars[account].rename_first(start_ms, self.now_ms)
             elif start_ms != self.calendars[account].starts[-1]:
                 self.calendars[account].begin(self.now_ms, start_ms)
-
-    def _compose_load(
-        self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None
-    ) -> Load:
-        stored = self.model.accounts.get(account)
-        terms = stored.terms if stored else None
-        if stored is None or terms is None:
-            version, stored_digits, start, end = 0, DIGITS, START_MS, START_MS + LENGTH_MS
-            terms = Load(account, {"api_calls": TABLES[0]}, start, end, ceiling=200)
-        else:
-            assert stored.digits is not None
-            version, stored_digits, start, end = stored.version, stored.digits, stored.start_ms, stored.end_ms
-        digits = max(stored_digits, change.get("digits", stored_digits))
-        scale = 10 ** (digits - DIGITS)
-        ceiling = change["ceiling"] * scale if change.get("ceiling") is not None else None
-        if "ceiling" not in change and terms.ceiling is not None:
-            ceiling = terms.ceiling * 10 ** (digits - terms.digits)
-        if "prices" in change:
-            prices = {metric: scaled(table, digits) for metric, table in change["prices"].items()}
-        else:
-            prices = {m: [t[0], *Ledger.scaled(t, 10 ** (digits - terms.digits))] for m, t in terms.prices.items()}
-        rate_interval_us, burst = change.get("rate", (terms.rate_interval_us, terms.burst))
-        period_start, period_end = {
-            "as stored": (start, end),
-            "new one now": (self.now_ms, self.now_ms + LENGTH_MS),
-            "new one in the past": (max(start, self.now_ms - 700), self.now_ms + 2 * LENGTH_MS),
-            "before the stored one": (start - LENGTH_MS, start),
-            "other end": (start, end + LENGTH_MS),
-        }[period]
-        expected_start: int | None = start
-        if knows == "an old start":
-            expected_start = start - LENGTH_MS
-        elif knows in (None, "all but the start"):
-            expected_start = None
-        return Load(
-            account=account,
-            prices=prices,
-            period_start_ms=period_start,
-            period_end_ms=period_end,
-            ceiling=ceiling,
-            expected_version=version - 1 if knows == "an old version" else version,
-            status=change.get("status", 0),
-            count_k=change.get("count_k", terms.count_k),
-            rate_interval_us=rate_interval_us,
-            burst=burst,
-            day_limit=change.get("day_limit", terms.day_limit),
-            periods=tuple(period_end + (k + 1) * LENGTH_MS // 2 for k in following),
-            older_cost=change["older_cost"] * scale if "older_cost" in change else None,
-            digits=digits,
-            expected_digits=stored_digits + (1 if knows == "other digits" else 0),
-            expected_start_ms=expected_start,
-        )
 
     def _expire_an_idempotency_key(self, account: str, scope: str) -> None:
         gone = self.real.client.delete(self.real.idempotency_key(account, scope))
@@ -415,7 +305,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert_conserved(state, self.calendars)
         assert_no_hold_is_lost(state)
         for name in state.accounts:
-            self._check_money(name, self.seen, state)
+            assert_money(
+                before=self.seen.accounts.get(name),
+                after=state.accounts[name],
+                may_overdraw=name in self.overdrawn_for_a_reason,
+                may_free=name in self.freed_for_a_reason,
+                was_granted=name in self.granted,
+            )
         self.seen = state
         self.overdrawn_for_a_reason.clear()
         self.freed_for_a_reason.clear()
@@ -429,19 +325,6 @@ class LedgerMachine(RuleBasedStateMachine):
                 calendar.begin(account.start_ms, account.start_ms)
                 self.overdrawn_for_a_reason.add(name)
                 self.freed_for_a_reason.add(name)
-
-    def _check_money(self, name: str, before: State, after: State) -> None:
-        """Rules 2 and 4: holds never overspend, and nothing but a known cause makes more available."""
-        old, new = before.accounts.get(name), after.accounts[name]
-        left = remaining(new)
-        if left is None:
-            return
-        had = remaining(old) if old is not None else None
-        if name not in self.overdrawn_for_a_reason:
-            assert left >= 0 or (had is not None and left >= had), f"{name} is overdrawn by {-left}, had {had}"
-            assert left >= 0 or name not in self.granted, f"{name} was granted a hold at {left}"
-        if name not in self.freed_for_a_reason and had is not None and never_falls(new):
-            assert left <= had, f"{name} has {left} left and had {had}, and nobody gave anything back"
 
     def teardown(self) -> None:
         """No key is left that the document does not name."""

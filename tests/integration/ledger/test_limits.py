@@ -10,7 +10,7 @@ from tests.integration.ledger.desk import CENT, DAY_MS, Desk
 from tests.reference.messages import Code, Outcome
 
 DAY_US = DAY_MS * 1000
-FOUR_A_SECOND = {"rate_interval_us": 250_000, "burst": 3}
+FOUR_A_SECOND: dict[str, Any] = {"rate_interval_us": 250_000, "burst": 3}
 
 
 def test_a_burst_passes_and_then_one_call_every_interval(desk: Desk) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.ledger.desk import CENT, END_MS, LENGTH_MS, START_MS, Desk
-from tests.reference.messages import Code, Conflict, Load, Loaded, LedgerError, MetricState, Outcome
+from tests.reference.messages import Code, Conflict, LedgerError, Load, Loaded, MetricState, Outcome
 from tests.reference.pricing import MAX_INT, Table
 from tests.support.ledger_driver import RealLedger
 
@@ -28,7 +28,9 @@ def test_a_gateway_is_told_the_info_only_when_it_knows_another_version(desk: Des
     assert desk.ask(1, known=1).info == '{"version":2,"currency":"EUR"}'
 
 
-@pytest.mark.parametrize("stale", [{"expected_version": 0}, {"expected_version": 2}, {"expected_digits": 3, "digits": 3}])
+@pytest.mark.parametrize(
+    "stale", [{"expected_version": 0}, {"expected_version": 2}, {"expected_digits": 3, "digits": 3}]
+)
 def test_who_read_something_else_than_is_stored_must_read_again(desk: Desk, stale: dict[str, Any]) -> None:
     desk.load()
     before = desk.account()
@@ -200,9 +202,7 @@ def test_k_that_was_computed_before_a_rollover_gives_nothing_back(desk: Desk, ro
     if rolled_before:
         desk.hold(1)
     held = 1 if rolled_before else 0
-    answer = desk.load(
-        period_start_ms=START_MS, period_end_ms=END_MS, older_cost=0, expected_start_ms=START_MS
-    )
+    answer = desk.load(period_start_ms=START_MS, period_end_ms=END_MS, older_cost=0, expected_start_ms=START_MS)
     assert answer == Conflict(1, 2), "with the start that it had read, it is told to read again"
     assert desk.account().start_ms == END_MS, "and finds the new period when it does"
     assert isinstance(desk.load(period_start_ms=START_MS, period_end_ms=END_MS, older_cost=0), Loaded)
@@ -234,8 +234,10 @@ def test_k_given_with_an_upgrade_is_joined_by_what_the_upgrade_closes(desk: Desk
     desk.load(ceiling=1000, older_cost=5)
     desk.spend(6)
     now_ms = desk.now_us // 1000
-    upgrade = {"period_start_ms": now_ms, "period_end_ms": now_ms + LENGTH_MS}
-    desk.load(older_cost=300, digits=3, expected_start_ms=START_MS, prices={"api_calls": ["s", 10]}, **upgrade)
+    desk.load(
+        older_cost=300, digits=3, expected_start_ms=START_MS, prices={"api_calls": ["s", 10]},
+        period_start_ms=now_ms, period_end_ms=now_ms + LENGTH_MS,
+    )  # fmt: skip
     assert desk.account().older_cost == 300 + 60
 
 

@@ -1,4 +1,4 @@
-"""The ledger as a whole under random use (machine.py). LEDGER_EXAMPLES raises the number of runs, e.g. to 5000 over night."""
+"""The ledger as a whole under random use (machine.py). LEDGER_EXAMPLES: the number of runs, e.g. 5000 over night."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "100"))
 
 
 def test_the_scripts_do_what_the_document_says_whatever_happens(valkey: redis.Redis) -> None:
+    class Machine(LedgerMachine):
+        def __init__(self) -> None:
+            super().__init__(valkey)
+
     run_state_machine_as_test(
-        lambda: LedgerMachine(valkey),
+        Machine,
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=40,
+            print_blob=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         ),
     )
