@@ -118,10 +118,8 @@ local function hold(acc, i, field, units, idem)
   if terms[2] ~= 0 then
     return terms[2] == 1 and SUSPENDED or CLOSED, 0, 0
   end
-  if idem and redis.call('EXISTS', idem) == 1 then
-    return REPEAT, account_remains(acc), 0
-  end
-  if not metric_is_live(acc, i) then
+  local repeated = idem and redis.call('EXISTS', idem) == 1
+  if not repeated and not metric_is_live(acc, i) then
     return UNPRICED, 0, 0
   end
   local state = acc.state
@@ -143,6 +141,17 @@ local function hold(acc, i, field, units, idem)
       return RATE, wait, 0
     end
   end
+  if day_limit > 0 then
+    day_count = day_count + 1
+  end
+  if repeated then
+    -- It costs nothing, but it is a request: one key must not open the API to any number of them.
+    if day_limit > 0 or interval > 0 then
+      state[4], state[5], state[6] = tat, day, day_count
+      acc.dirty = true
+    end
+    return REPEAT, account_remains(acc), 0
+  end
   if not acc.cost then
     acc.cost = account_cost(acc)
   end
@@ -161,7 +170,7 @@ local function hold(acc, i, field, units, idem)
     return CREDIT, 0, math.min(added, MAX_INT)
   end
   state[i + 2] = h + units
-  state[4], state[5], state[6] = tat, day, day_limit > 0 and day_count + 1 or day_count
+  state[4], state[5], state[6] = tat, day, day_count
   share_set(field, share_get(field) + units)
   acc.cost = cost
   acc.dirty = true

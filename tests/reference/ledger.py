@@ -234,15 +234,17 @@ class Ledger:
             return Outcome(Code.SUSPENDED if terms.status == 1 else Code.CLOSED)
         available = account.available()
         exposure = account.exposure()
-        if key is not None and key in self.charged:
-            return Outcome(Code.REPEAT, -1 if available is None else max(0, available - exposure))
-        if metric not in account.live:
+        repeated = key is not None and key in self.charged
+        if not repeated and metric not in account.live:
             return Outcome(Code.UNPRICED)
         if terms.day_limit and account.counted_today(now_us) >= terms.day_limit:
             return Outcome(Code.DAILY, DAY_US - now_us % DAY_US)
         tat_us, wait_us = account.next_tat(now_us)
         if terms.rate_interval_us and wait_us:
             return Outcome(Code.RATE, wait_us)
+        if repeated:
+            self._count_request(account, tat_us, now_us)
+            return Outcome(Code.REPEAT, -1 if available is None else max(0, available - exposure))
         after = account.exposure(metric, units)
         if available is None:
             if after > MAX_INT:
@@ -250,12 +252,17 @@ class Ledger:
         elif after > available:
             return Outcome(Code.CREDIT, max(-MAX_INT, available - exposure), min(after - exposure, MAX_INT))
         account.held[instance, metric] += units
-        if terms.rate_interval_us:
+        self._count_request(account, tat_us, now_us)
+        return Outcome(Code.GRANTED, -1 if available is None else available - after, after - exposure)
+
+    @staticmethod
+    def _count_request(account: Account, tat_us: int, now_us: int) -> None:
+        assert account.terms is not None
+        if account.terms.rate_interval_us:
             account.tat_us = tat_us
-        if terms.day_limit:
+        if account.terms.day_limit:
             account.day_count = account.counted_today(now_us) + 1
             account.day = now_us // DAY_US
-        return Outcome(Code.GRANTED, -1 if available is None else available - after, after - exposure)
 
     @staticmethod
     def _summary(account: Account, known_version: int, outcomes: tuple[Outcome, ...], now_us: int) -> Summary:

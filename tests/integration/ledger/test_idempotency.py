@@ -106,6 +106,14 @@ def test_a_repeat_of_an_overdrawn_account_never_looks_unlimited(desk: Desk) -> N
     assert desk.once("key") == Outcome(Code.REPEAT, -1)
 
 
+def test_a_repeat_counts_towards_the_limits_though_it_costs_nothing(desk: Desk) -> None:
+    desk.load(day_limit=3)
+    desk.once("key")
+    desk.settle_once("key")
+    codes = [desk.once("key").code for _ in range(3)]
+    assert codes == [Code.REPEAT, Code.REPEAT, Code.DAILY]
+
+
 def test_events_of_groups_come_before_those_of_singles(desk: Desk) -> None:
     """The id of an event is its place in the entry, so the order is for ever."""
     desk.load()
