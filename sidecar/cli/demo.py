@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.table import Table
 
 from sidecar.cli.output import console, errors, run_async
 from sidecar.config.loading import load_config
@@ -152,15 +151,15 @@ def _print_json(running: Running) -> None:
 
 
 def _print_guide(running: Running) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("account", "X-API-Key", "what it is"):
-        table.add_column(column, overflow="fold")
-    for account in running.accounts:
-        table.add_row(account.spec.id, account.api_key, account.about)
     key = running.accounts[0].api_key
     path = "/open-banking/v3.1/aisp/accounts"
-    console.print(f"\n[bold]quota-sidecar demo[/bold]   gateway {running.proxy}   admin {running.admin}\n")
-    console.print(table)
+    console.print("\n[bold]quota-sidecar demo[/bold]\n")
+    for what, url in (("gateway", running.proxy), ("admin", running.admin), ("OpenMeter", running.openmeter)):
+        print(f"  {what:13} {url}")
+    console.print()
+    for account in running.accounts:
+        print(f"  {account.spec.id:13} X-API-Key: {account.api_key}")
+        console.print(f"  {'':13} [dim]{account.about}[/dim]", soft_wrap=True)
     console.print("\nIn another shell:\n")
     commands = (
         ("one call", f"curl -i -H 'X-API-Key: {key}' {running.proxy}{path}"),

@@ -32,7 +32,7 @@ def demo_accounts(period_s: int | None) -> tuple[DemoAccount, ...]:
     period = EqualPeriods(period_s * 1000) if period_s else CalendarPeriods("month")
 
     def make(name: str, about: str, **options: object) -> DemoAccount:
-        key = f"demo-{name}-{secrets.token_hex(12)}"
+        key = f"demo-{name}-{secrets.token_hex(8)}"
         spec = AccountSpec(
             id=f"tpp-{name}", mode=name, currency=CURRENCY, period=period, api_keys=(digest_of(key),), **options,  # type: ignore[arg-type]
         )  # fmt: skip
