@@ -26,6 +26,7 @@ from statistics import median
 
 import orjson
 import redis
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -152,7 +153,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--json", type=Path, help="also write the result there")
     arguments = parser.parse_args()
-    console = Console()
+    # Wide enough for the table wherever the output goes.
+    console = Console(width=max(150, shutil.get_terminal_size().columns))
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-bench-")))
         upstream = stack.enter_context(running(sys.executable, "-m", "loadtests.upstream"))
@@ -164,12 +166,13 @@ def main() -> None:
         total = len(arguments.connections) * arguments.rounds * len(contenders)
         results: dict[tuple[int, str], list[dict[str, float]]] = {}
         done = 0
+        progress = stack.enter_context(Console(stderr=True).status("starting"))
         for number in range(arguments.rounds):
             for connections in arguments.connections:
                 for contender in contenders:
                     done += 1
                     what = f"{contender.name}, {connections} connections"
-                    console.print(f"round {number + 1}: {what} ({done}/{total})", end="\r", soft_wrap=True)
+                    progress.update(f"round {number + 1}: {what} ({done}/{total})")
                     found = measure(contender, connections, arguments.seconds)
                     results.setdefault((connections, contender.name), []).append(found)
     show(console, results)
@@ -180,9 +183,9 @@ def main() -> None:
 
 
 def show(console: Console, results: dict[tuple[int, str], list[dict[str, float]]]) -> None:
-    table = Table(title="medians (lowest to highest)", title_justify="left")
-    for column in ("connections", "contender", "requests/s", "CPU µs/request", "Valkey µs/request", "p50 ms", "p99 ms"):
-        table.add_column(column, justify="left" if column == "contender" else "right")
+    table = Table(title="medians (lowest to highest)", title_justify="left", box=box.SIMPLE)
+    for column in ("conn.", "contender", "requests/s", "CPU µs/req.", "Valkey µs/req.", "p50 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for (connections, name), rounds in results.items():
         cells = []
         for key, form in (("requests_per_s", ".0f"), ("cpu_us", ".1f"), ("valkey_cpu_us", ".1f"), ("p50_ms", ".2f"),
@@ -191,7 +194,7 @@ def show(console: Console, results: dict[tuple[int, str], list[dict[str, float]]
             if key == "valkey_cpu_us" and not any(values):
                 cells.append("")
             else:
-                cells.append(f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})")
+                cells.append(f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})")
         table.add_row(str(connections), name, *cells)
     console.print(table)
 
