@@ -124,7 +124,7 @@ async def run_data_plane(
                 log.info("serving", host=config.listen.host, port=port, admin_port=admin_port)
                 await stop.wait()
                 return await plane.stop()
-        except BaseException:
+        except BaseException:  # whatever it was, holds are settled before it is told
             await plane.stop()
             raise
 

@@ -205,7 +205,7 @@ def _reserve(host: str, port: int) -> socket.socket:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserved.bind(address)
-        except BaseException:
+        except BaseException:  # a cancellation too must not keep the port
             reserved.close()
             raise
     except OSError as error:

@@ -82,7 +82,7 @@ class EmbeddedValkey:
                 self.started = True
             try:
                 await self._until_ready()
-            except BaseException:
+            except BaseException:  # a cancellation too must not leave a server behind
                 if self._process is not None:
                     self._process.terminate()  # nobody else knows of it
                     self._process.wait()
