@@ -121,24 +121,30 @@ def start_nginx(stack: ExitStack, directory: Path, upstream: int) -> list[Conten
     return [Contender("nginx, plain proxy", port, CHARGED, (process.pid, *map(int, children)))]
 
 
+def await_line(client: subprocess.Popen[str], word: str) -> None:
+    assert client.stdout is not None
+    line = client.stdout.readline().strip()
+    if line != word:
+        raise SystemExit(f"the load generator said {line!r} instead of {word!r}")
+
+
 def measure(contender: Contender, connections: int, seconds: float) -> dict[str, float]:
     valkey = (contender.valkey,) if contender.valkey else ()
     with running(
         sys.executable, "-m", "loadtests.client", str(contender.port), contender.path, str(connections), str(seconds),
         f"X-API-Key: {KEY}",
     ) as client:  # fmt: skip
-        time.sleep(0.7)  # past the client's warm-up, so that both clocks cover steady load
-        before, valkey_before, began = cpu_s(contender.pids), cpu_s(valkey), time.perf_counter()
         assert client.stdout is not None
-        time.sleep(max(0.1, seconds - 0.4))
-        after, valkey_after, ended = cpu_s(contender.pids), cpu_s(valkey), time.perf_counter()
+        await_line(client, "began")
+        before, valkey_before = cpu_s(contender.pids), cpu_s(valkey)
+        await_line(client, "ended")
+        after, valkey_after = cpu_s(contender.pids), cpu_s(valkey)
         result = json.loads(client.stdout.readline())
     if result["failed"]:
         raise SystemExit(f"{contender.name}: {result['failed']} answers were not 200")
-    rate = result["requests"] / seconds
-    requests = rate * (ended - began)
+    requests = result["requests"]
     return {
-        "requests_per_s": rate,
+        "requests_per_s": requests / seconds,
         "cpu_us": (after - before) / requests * 1e6,
         "valkey_cpu_us": (valkey_after - valkey_before) / requests * 1e6,
         "p50_ms": result["p50_ms"],

@@ -1,4 +1,7 @@
-"""A closed-loop HTTP client: so many connections, each with one request under way. Prints latencies as JSON.
+"""A closed-loop HTTP client: so many connections, each with one request under way.
+
+Prints ``began`` when its warm-up is over, ``ended`` when the time is, then what it measured in between as JSON, so that
+whoever reads it can take other readings at the same two moments.
 
 ``python -m loadtests.client PORT PATH CONNECTIONS SECONDS [NAME:VALUE ...]``
 """
@@ -50,7 +53,7 @@ class Connection(asyncio.Protocol):
         if self.received < self.size:
             return
         now = time.perf_counter()
-        if now > self.began:
+        if self.began < now <= self.until:
             self.latencies.append(now - self.sent_at)
         if now >= self.until:
             self.transport.close()
@@ -68,14 +71,18 @@ async def main(port: int, path: str, connections: int, seconds: float, fields: l
     lines = [f"GET {path} HTTP/1.1", "Host: localhost", "User-Agent: loadtest", "Accept: */*", *fields]
     request = "\r\n".join([*lines, "", ""]).encode()
     latencies: array[float] = array("d")
-    began = time.perf_counter() + WARM_UP_S
     loop = asyncio.get_running_loop()
+    began = time.perf_counter() + WARM_UP_S
     made = [
-        (await loop.create_connection(
-            lambda: Connection(request, latencies, began, began + seconds), "127.0.0.1", port
-        ))[1]
+        (
+            await loop.create_connection(
+                lambda: Connection(request, latencies, began, began + seconds), "127.0.0.1", port
+            )
+        )[1]
         for _ in range(connections)
-    ]  # fmt: skip
+    ]
+    loop.call_later(began - time.perf_counter(), print, "began")
+    loop.call_later(began + seconds - time.perf_counter(), print, "ended")
     await asyncio.gather(*(connection.done for connection in made))
     ordered = sorted(latencies)
     print(json.dumps({
@@ -87,4 +94,5 @@ async def main(port: int, path: str, connections: int, seconds: float, fields: l
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     uvloop.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:]))

@@ -32,7 +32,6 @@ class ProxyCounters:
         self.requests: dict[tuple[str, str, str, int], int] = {}
         self.remaining: dict[str, tuple[int, int]] = {}
         self.latency = Histogram(LATENCY_BOUNDS_S)
-        self.overhead = Histogram(LATENCY_BOUNDS_S)
         self.hold = Histogram(LATENCY_BOUNDS_S)
         self.refusals: dict[str, int] = {}
         self.charged_units: dict[str, int] = {}
@@ -44,8 +43,6 @@ class ProxyCounters:
         self.connections_accepted = 0
         self.connections_refused = 0
         self.tunnels = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
         self._accounts: set[str] = set()
 
     def label(self, account: str) -> str:
