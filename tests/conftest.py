@@ -34,7 +34,9 @@ def start_valkey(**config: str) -> ValkeyServer:
     """
     options = {name.replace("_", "-"): value for name, value in config.items()}
     for attempt in range(1, STARTS_MAX + 1):
-        server = ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no", **options})
+        # By default the bus of a cluster is 10,000 above the port, which a free port need not leave room for.
+        bus = {"cluster-port": str(free_port())} if options.get("cluster-enabled") == "yes" else {}
+        server = ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no", **bus, **options})
         try:
             server.start()
         except ValkeyServerStartupError:

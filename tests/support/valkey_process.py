@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -20,8 +21,13 @@ START_TIMEOUT_S = 20.0
 
 
 def free_port() -> int:
-    """Below the ephemeral ports, and with room for the cluster bus, 10,000 above."""
-    for port in range(20_100, 32_000):
+    """Below the ephemeral ports, and with room for the cluster bus, 10,000 above.
+
+    Where the search begins depends on the process, so that test processes that run at once do not race for the same.
+    """
+    ports = range(20_100, 22_700)
+    first = os.getpid() * 97 % len(ports)
+    for port in (*ports[first:], *ports[:first]):
         with socket.socket() as probe, socket.socket() as bus:
             try:
                 probe.bind(("127.0.0.1", port))
