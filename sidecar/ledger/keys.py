@@ -41,6 +41,40 @@ class Keys:
     def dead(self, partition: int) -> str:
         return f"{self._tags[partition]}dead"
 
+    def sent(self, partition: int) -> str:
+        """Outbox entries that OpenMeter has accepted, kept for a while."""
+        return f"{self._tags[partition]}sent"
+
+    def hour(self, partition: int, hour: int) -> str:
+        """Units settled in an hour, by account and metric. ``hour``: hours since the Unix epoch."""
+        return f"{self._tags[partition]}hour:{hour}"
+
+    def billing(self, account: str) -> str:
+        """What the reconciler remembers of an account's invoices."""
+        return f"{self._tags[self.partition(account)]}billing:{account}"
+
+    def sync(self, account: str) -> str:
+        """What has been pushed to Lago for an account, and what is about to be."""
+        return f"{self._tags[self.partition(account)]}sync:{account}"
+
+    def absent(self, account: str) -> str:
+        """A mark that Lago does not know the account; it goes by itself."""
+        return f"{self._tags[self.partition(account)]}absent:{account}"
+
+    def bells(self) -> str:
+        return f"{self._tags[0]}bells"
+
+    def alarms(self) -> str:
+        """Bells that will ring at an instant."""
+        return f"{self._tags[0]}alarms"
+
+    def lease(self, name: str) -> str:
+        return f"{self._tags[0]}lease:{name}"
+
+    def webhook(self, digest: str) -> str:
+        """A webhook that has been taken."""
+        return f"{self._tags[0]}webhook:{digest}"
+
     def idempotency(self, account: str, scope: bytes) -> str:
         """``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is the
         caller's to choose."""

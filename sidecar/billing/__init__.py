@@ -1,0 +1,1 @@
+"""Billing: what Lago knows, brought into the ledger, and what was metered, brought to Lago."""

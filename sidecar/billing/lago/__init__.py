@@ -1,0 +1,1 @@
+"""Lago's REST API: values, client, errors."""

@@ -1,0 +1,177 @@
+"""Configuration of billing: where Lago is, what its webhooks are signed with, and how often the books are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from sidecar.ledger.account_spec import BURST_MAX, DAY_LIMIT_MAX, RATE_MAX, RATE_MIN, Mode
+from sidecar.metering.settings import BaseUrl, Token
+
+Money = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanTerms(_Model):
+    """What the bank enforces for the subscribers of a plan, beyond what Lago knows of it."""
+
+    mode: Mode | None = Field(
+        default=None,
+        description="`prepaid`, `overage` or `postpaid`. By default an account with a wallet is prepaid, one"
+        " without is `overage` if its plan has a fee, else `postpaid`.",
+    )
+    overdraft: Money | None = Field(default=None, description="Prepaid: money that may be spent beyond the wallets.")
+    spending_cap: Money | None = Field(default=None, description="Overage: the most that usage may cost in a period.")
+    credit_limit: Money | None = Field(
+        default=None, description="Postpaid: the most that may be open, unpaid invoices included."
+    )
+    requests_per_second: Annotated[Decimal, Field(ge=RATE_MIN, le=RATE_MAX)] | None = Field(
+        default=None, description="Requests per second on average."
+    )
+    burst: int = Field(default=0, ge=0, le=BURST_MAX, description="Requests at once; 0: what one second lets pass.")
+    requests_per_day: int = Field(default=0, ge=0, le=DAY_LIMIT_MAX, description="Requests per day of UTC; 0: no limit.")
+
+
+class WebhookSettings(_Model):
+    """``POST /webhooks/lago`` on the admin port of the control plane."""
+
+    hmac_key: SecretStr | None = Field(
+        default=None, min_length=1, description="Key of Lago's `hmac` signatures (Lago: Developers, Webhooks)."
+    )
+    hmac_key_file: Path | None = Field(default=None, description="File with that key, instead of hmac_key.")
+    jwt: bool = Field(
+        default=False,
+        description="Accept `jwt` signatures too. The public key is fetched from Lago with the API key. HMAC is better:"
+        " a JWT carries the whole body in a header.",
+    )
+    jwt_issuer: str | None = Field(
+        default=None, max_length=2048, description="The `iss` of the JWTs: Lago's LAGO_API_URL. By default lago.url."
+    )
+    body_bytes_max: int = Field(default=1_048_576, ge=1_024, le=33_554_432, description="Largest body in bytes.")
+    requests_per_second_max: int = Field(
+        default=200, ge=1, le=100_000, description="Webhooks per second; more are answered 429, and Lago tries again."
+    )
+    remember_s: int = Field(
+        default=86_400, ge=60, le=2_592_000, description="Seconds for which a webhook seen is not acted upon again."
+    )
+
+
+class ReconcileSettings(_Model):
+    """How funds and prices are brought from Lago into the ledger."""
+
+    interval_s: int = Field(
+        default=300, ge=1, le=86_400, description="Seconds between two sweeps over all customers, give or take a tenth."
+    )
+    full_interval_s: int = Field(
+        default=21_600, ge=1, le=604_800,
+        description="Seconds after which an account is read in full though the lists show no change.",
+    )  # fmt: skip
+    concurrency: int = Field(default=8, ge=1, le=128, description="Accounts that are read from Lago at once.")
+    lease_ttl_ms: int = Field(
+        default=5_000, ge=500, le=60_000,
+        description="Milliseconds after which another control plane takes over from a leader that is gone.",
+    )  # fmt: skip
+    poll_ms: int = Field(default=50, ge=10, le=5_000, description="Milliseconds between two looks for rung doorbells.")
+    absent_s: int = Field(
+        default=30, ge=1, le=3_600, description="Seconds for which an account that Lago does not know is not asked for."
+    )
+    voided_open_s: int = Field(
+        default=604_800, ge=0, le=31_536_000,
+        description="Seconds for which a voided invoice's period counts as unpaid again, waiting for the corrected one.",
+    )  # fmt: skip
+    closed_kept_s: int = Field(
+        default=8_640_000, ge=86_400, le=315_360_000,
+        description="Seconds for which a period whose invoice is final is remembered.",
+    )  # fmt: skip
+    funds_age_s_max: int | None = Field(
+        default=None, ge=10, le=31_536_000,
+        description="Seconds after which accounts that could not be read from Lago are suspended. By default never:"
+        " the last funds stay in force.",
+    )  # fmt: skip
+
+
+class SyncSettings(_Model):
+    """How metered usage is brought from OpenMeter to Lago."""
+
+    enabled: bool = Field(default=True, description="Whether usage is pushed to Lago at all.")
+    interval_s: int = Field(default=3_600, ge=1, le=86_400, description="Seconds between two pushes.")
+    window_s: Literal[60, 300, 900, 3600] = Field(
+        default=3_600, description="Length in seconds of the windows of usage, each of which is one event in Lago."
+    )
+    settle_s: int = Field(
+        default=10, ge=0, le=3_600,
+        description="Seconds after which a window is taken to be complete in OpenMeter; what comes later is pushed as a"
+        " difference.",
+    )  # fmt: skip
+    rescan_s: int = Field(
+        default=86_400, ge=3_600, le=2_678_400, description="Seconds back for which windows are compared again."
+    )
+    final_flush_s: int = Field(
+        default=60, ge=0, le=3_600,
+        description="Seconds before a period ends from which its usage is pushed at every look, and again right after it"
+        " has ended: Lago makes the invoice ten minutes past the hour, and what comes later is not on it.",
+    )  # fmt: skip
+    batch_events_max: int = Field(
+        default=100, ge=1, le=100, description="Most events in one request to Lago, which takes 100."
+    )
+    late_usage: Literal["report", "carry"] = Field(
+        default="report",
+        description="What becomes of usage that missed its invoice: `report` it (metric and table), or `carry` it into"
+        " the next period, at that period's price.",
+    )
+
+
+class AuditSettings(_Model):
+    """The comparison of the ledger with OpenMeter."""
+
+    enabled: bool = Field(default=True, description="Whether the ledger is compared with OpenMeter.")
+    interval_s: int = Field(default=900, ge=1, le=86_400, description="Seconds between two comparisons.")
+    settle_s: int = Field(
+        default=300, ge=1, le=7_200, description="Seconds after which an hour is taken to be complete in OpenMeter."
+    )
+    hours: int = Field(default=48, ge=1, le=840, description="Hours back that are compared until they agree.")
+
+
+class LagoSettings(_Model):
+    """Where Lago is. Without ``url`` accounts come from files (`sidecar account load`)."""
+
+    url: BaseUrl | None = Field(default=None, description="Base URL of Lago's API; requests go to <url>/api/v1/….")
+    api_key: Token | None = Field(default=None, description="API key of Lago.")
+    api_key_file: Path | None = Field(
+        default=None, description="File with the API key, instead of api_key. Read at the start and after each 401."
+    )
+    ca_file: Path | None = Field(default=None, description="PEM file with the CAs for url, instead of the system's.")
+    timeout_ms: int = Field(default=10_000, ge=100, le=120_000, description="Milliseconds that one request may take.")
+    requests_per_second: float = Field(
+        default=40.0, gt=0, le=10_000,
+        description="Requests per second to Lago, all together. Lago's cloud allows 50 of most kinds.",
+    )  # fmt: skip
+    requests_in_flight_max: int = Field(default=8, ge=1, le=128, description="Most requests at a time.")
+    attempts_max: int = Field(default=4, ge=1, le=20, description="Attempts at a request that fails for a passing reason.")
+    answer_bytes_max: int = Field(
+        default=16_777_216, ge=65_536, le=268_435_456, description="Largest answer of Lago in bytes."
+    )
+    plans: Mapping[str, PlanTerms] = Field(
+        default={}, description="Terms by plan code. Metadata of the customer in Lago comes before them."
+    )
+    webhooks: WebhookSettings = Field(default=WebhookSettings(), description="Lago's webhooks.")
+    reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="From Lago into the ledger.")
+    sync: SyncSettings = Field(default=SyncSettings(), description="From OpenMeter to Lago.")
+    audit: AuditSettings = Field(default=AuditSettings(), description="Between ledger and OpenMeter.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> LagoSettings:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("only one of api_key and api_key_file can be given")
+        if self.url is not None and self.api_key is None and self.api_key_file is None:
+            raise ValueError("url needs api_key or api_key_file")
+        if self.webhooks.hmac_key is not None and self.webhooks.hmac_key_file is not None:
+            raise ValueError("only one of webhooks.hmac_key and webhooks.hmac_key_file can be given")
+        return self
