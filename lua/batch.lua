@@ -4,6 +4,8 @@
 -- ARGV  [1] msgpack {epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms}
 --       groups   {a, known_version, metric, settled, released, late, {units, ...}} ...
 --       singles  {a, known_version, metric, units, k, kind, event} ...            kind: 1 hold, 2 settle, 3 late settle
+-- It also writes <home>hour:<hour>, which KEYS cannot name since the clock is read here. It has the outbox's tag, so it lies in
+-- the outbox's slot.
 -- reply msgpack {registered, now_us, groups, singles}; see docs/ledger.md
 --
 -- Why one script: the check, the debit and the usage event must be one atomic step, and one call for many requests is what makes
@@ -13,6 +15,8 @@ local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGI
 local DAY_US = 86400000000
 local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
 local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
+local HOUR_MS = 3600000
+local HOUR_KEPT_MS = 3456000000  -- 40 days: longer than the longest month, with room to look at it
 
 local req = cmsgpack.unpack(ARGV[1])
 local epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms = unpack(req)
@@ -83,9 +87,13 @@ local function give_back(acc, i, field, units)
   end
 end
 
-local function charge(acc, i, units)
+-- What this batch charges, by the field of the share, to be added to the hour's counts: the one place where N grows is the one
+-- place where they do.
+local charged = {}
+local function charge(acc, i, field, units)
   acc.state[i + 1] = acc.state[i + 1] + units
   acc.dirty = true
+  charged[field] = (charged[field] or 0) + units
 end
 
 local function metric_of(acc, name)
@@ -208,7 +216,7 @@ for g = 1, #groups do
     give_back(acc, i, field, settled + released)
   end
   if settled + late > 0 then
-    charge(acc, i, settled + late)
+    charge(acc, i, field, settled + late)
   end
   if settled + released + late > 0 then
     acc.cost = nil
@@ -246,7 +254,7 @@ for s = 1, #singles do
       give_back(acc, i, field, units)
     end
     if redis.call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
-      charge(acc, i, units)
+      charge(acc, i, field, units)
       single_events[#single_events + 1] = event
       code = GRANTED
     end
@@ -266,6 +274,15 @@ if #single_events > 0 then
 end
 if #events > 0 then
   redis.call('XADD', KEYS[2], '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
+end
+if next(charged) then
+  local hour = string.sub(KEYS[2], 1, -#'outbox' - 1) .. 'hour:' .. math.floor(now_ms / HOUR_MS)
+  for field, units in pairs(charged) do
+    -- A field that is new gets the hash its end; asking at every charge would cost a command each time.
+    if units > 0 and redis.call('HINCRBY', hour, field, units) == units then
+      redis.call('PEXPIRE', hour, HOUR_KEPT_MS)
+    end
+  end
 end
 local reply = cmsgpack.pack({registered and 1 or 0, now_us, group_replies, single_replies})
 local set, gone = {'q', seq, 'r', reply}, {}

@@ -1,21 +1,30 @@
 -- Funds, prices, limits and period bounds of one account, from whoever knows them (an accounts file, the Lago reconciler).
 -- KEYS [1] account hash [2] accounts index
 -- ARGV [1] msgpack {expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
---                   period_start_ms, period_end_ms, periods, K, digits, expected_digits, expected_start_ms}
--- reply {'OK', version} or {'CONFLICT', version, digits}, or an error that says what cannot be taken; then nothing is changed
+--                   period_start_ms, period_end_ms, periods, K, digits, expected_digits, expected_start_ms, fence, counted}
+-- reply {'OK', version}, {'CONFLICT', version, digits} or {'FENCED', fence}, or an error that says what cannot be taken; then
+-- nothing is changed
 -- Why the expected version: digits and prices were computed from what the caller read; if another loader came between, it must read again.
 -- Why the expected start: K was computed from the periods that had ended when the caller read; if another one has ended since, writing
 -- that K would give back what it cost.
--- N is never written but by closing a period, H never at all: the request path owns them.
+-- Why the fence: a reconciler that stood still since it read Lago must not write old funds over those of its successor.
+-- N is never written but by closing a period, H never at all: the request path owns them. Only an account that the ledger has
+-- never had, or has lost, takes over what was counted elsewhere in its period (`counted`, metric to units).
 local req = cmsgpack.unpack(ARGV[1])
 local expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
-  period_start, period_end, periods, older_cost, digits, expected_digits, expected_start = unpack(req)
+  period_start, period_end, periods, older_cost, digits, expected_digits, expected_start, fence, counted = unpack(req, 1, 19)
 local _, now_ms = clock()
 local acc = account_read(KEYS[1])
 local version = acc.terms and acc.terms[1] or 0
 local stored_digits = tonumber(redis.call('HGET', KEYS[1], 'digits') or digits)
 if version ~= expected_version or (version > 0 and stored_digits ~= expected_digits) then
   return {'CONFLICT', version, stored_digits}
+end
+if fence then
+  local highest = tonumber(redis.call('HGET', KEYS[1], 'fence') or 0)
+  if fence < highest then
+    return {'FENCED', highest}
+  end
 end
 if period_end <= period_start then
   return redis.error_reply('INVALID the period of account ' .. id .. ' does not end after its start')
@@ -93,8 +102,18 @@ for name in pairs(prices) do
   end
 end
 
+if version == 0 and counted then
+  for name, units in pairs(counted) do
+    local i = metric_at(state, name) or metric_add(state, name)
+    state[i + 1] = math.max(state[i + 1], units)
+  end
+end
+
 version = version + 1
 account_write_pending(acc)
+if fence then
+  redis.call('HSET', KEYS[1], 'fence', fence)
+end
 redis.call('HSET', KEYS[1],
   'terms', cmsgpack.pack({version, status, ceiling, count_k, rate_interval_us, burst, day_limit}),
   'state', cmsgpack.pack(state),

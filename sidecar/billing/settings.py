@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from sidecar.ledger.account_spec import BURST_MAX, DAY_LIMIT_MAX, RATE_MAX, RATE_MIN, Mode
 from sidecar.metering.settings import BaseUrl, Token
+
+# The ledger's own bounds (sidecar.ledger.account_spec), repeated since reading a configuration loads nothing that runs.
+Mode = Literal["prepaid", "overage", "postpaid"]
+RATE_MIN, RATE_MAX = Decimal("0.001"), Decimal(1_000_000)
+BURST_MAX = 1_000_000
+DAY_LIMIT_MAX = 10**12
 
 Money = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
 
@@ -22,6 +26,7 @@ class _Model(BaseModel):
 class PlanTerms(_Model):
     """What the bank enforces for the subscribers of a plan, beyond what Lago knows of it."""
 
+    code: str = Field(min_length=1, max_length=255, description="The plan's code in Lago.")
     mode: Mode | None = Field(
         default=None,
         description="`prepaid`, `overage` or `postpaid`. By default an account with a wallet is prepaid, one"
@@ -36,7 +41,9 @@ class PlanTerms(_Model):
         default=None, description="Requests per second on average."
     )
     burst: int = Field(default=0, ge=0, le=BURST_MAX, description="Requests at once; 0: what one second lets pass.")
-    requests_per_day: int = Field(default=0, ge=0, le=DAY_LIMIT_MAX, description="Requests per day of UTC; 0: no limit.")
+    requests_per_day: int = Field(
+        default=0, ge=0, le=DAY_LIMIT_MAX, description="Requests per day of UTC; 0: no limit."
+    )
 
 
 class WebhookSettings(_Model):
@@ -84,7 +91,7 @@ class ReconcileSettings(_Model):
     )
     voided_open_s: int = Field(
         default=604_800, ge=0, le=31_536_000,
-        description="Seconds for which a voided invoice's period counts as unpaid again, waiting for the corrected one.",
+        description="Seconds for which the period of a voided invoice is unpaid again, waiting for another one.",
     )  # fmt: skip
     closed_kept_s: int = Field(
         default=8_640_000, ge=86_400, le=315_360_000,
@@ -115,8 +122,8 @@ class SyncSettings(_Model):
     )
     final_flush_s: int = Field(
         default=60, ge=0, le=3_600,
-        description="Seconds before a period ends from which its usage is pushed at every look, and again right after it"
-        " has ended: Lago makes the invoice ten minutes past the hour, and what comes later is not on it.",
+        description="Seconds before a period ends from which its usage is pushed at every look, and again right after"
+        " it has ended: Lago makes the invoice ten minutes past the hour, and what comes later is not on it.",
     )  # fmt: skip
     batch_events_max: int = Field(
         default=100, ge=1, le=100, description="Most events in one request to Lago, which takes 100."
@@ -154,12 +161,14 @@ class LagoSettings(_Model):
         description="Requests per second to Lago, all together. Lago's cloud allows 50 of most kinds.",
     )  # fmt: skip
     requests_in_flight_max: int = Field(default=8, ge=1, le=128, description="Most requests at a time.")
-    attempts_max: int = Field(default=4, ge=1, le=20, description="Attempts at a request that fails for a passing reason.")
+    attempts_max: int = Field(
+        default=4, ge=1, le=20, description="Attempts at a request that fails for a passing reason."
+    )
     answer_bytes_max: int = Field(
         default=16_777_216, ge=65_536, le=268_435_456, description="Largest answer of Lago in bytes."
     )
-    plans: Mapping[str, PlanTerms] = Field(
-        default={}, description="Terms by plan code. Metadata of the customer in Lago comes before them."
+    plans: tuple[PlanTerms, ...] = Field(
+        default=(), max_length=1_000, description="Terms of plans. Metadata of the customer in Lago comes before them."
     )
     webhooks: WebhookSettings = Field(default=WebhookSettings(), description="Lago's webhooks.")
     reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="From Lago into the ledger.")
@@ -172,6 +181,9 @@ class LagoSettings(_Model):
             raise ValueError("only one of api_key and api_key_file can be given")
         if self.url is not None and self.api_key is None and self.api_key_file is None:
             raise ValueError("url needs api_key or api_key_file")
+        codes = [terms.code for terms in self.plans]
+        if len(set(codes)) < len(codes):
+            raise ValueError("plans has two entries for one code")
         if self.webhooks.hmac_key is not None and self.webhooks.hmac_key_file is not None:
             raise ValueError("only one of webhooks.hmac_key and webhooks.hmac_key_file can be given")
         return self

@@ -1,4 +1,5 @@
 """Configuration: one YAML file and ``SIDECAR_…`` variables, turned into frozen models or into errors that say where.
 
-It imports nothing of the rest but the settings models of identity and metering, which import nothing that runs.
+It imports nothing of the rest but the settings models of identity, metering and billing; those import nothing that
+runs.
 """

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from sidecar.billing.settings import LagoSettings
 from sidecar.config.fields import FilePath, Model, conflict
 from sidecar.config.operations import AdminSettings, CreditHeadersSettings, LogSettings, check_documentation_url
 from sidecar.config.routes import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, Routes
@@ -53,6 +54,7 @@ class Config(Model):
     metering: MeteringSettings = Field(
         default=MeteringSettings.model_validate({}), description="Delivery of usage events to OpenMeter."
     )
+    lago: LagoSettings = Field(default=LagoSettings.model_validate({}), description="Billing: accounts, funds, usage.")
     admin: AdminSettings = Field(default=AdminSettings(), description="Health, metrics and the state of accounts.")
     log: LogSettings = Field(default=LogSettings(), description="Lines on standard error.")
     credit_headers: CreditHeadersSettings = Field(
@@ -67,7 +69,7 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        problems = [*self._valkey_problems(), *self._identity_problems()]
+        problems = [*self._valkey_problems(), *self._identity_problems(), *self._lago_problems()]
         if problems:
             raise conflict(problems)
         return self
@@ -88,6 +90,14 @@ class Config(Model):
             problems.append(
                 ("valkey_tls", "is set, but the URL's scheme uses no TLS (valkeys://, valkeys+cluster://, …)")
             )
+        return problems
+
+    def _lago_problems(self) -> list[tuple[str, str]]:
+        webhooks, problems = self.lago.webhooks, []
+        if self.lago.url is None and (webhooks.jwt or webhooks.hmac_key or webhooks.hmac_key_file):
+            problems.append(("lago.webhooks", "is set, but lago.url is not: there is nothing to read when they ring"))
+        if self.lago.url is not None and self.lago.sync.enabled and self.metering.url is None:
+            problems.append(("lago.sync", "needs metering.url, since what is pushed to Lago is read from OpenMeter"))
         return problems
 
     def _identity_problems(self) -> list[tuple[str, str]]:

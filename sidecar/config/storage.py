@@ -82,6 +82,11 @@ class LedgerSettings(Model):
     hold_budget_ms: Milliseconds = Field(
         default=250, description="How long a request waits for its hold, then `on_ledger_failure` decides."
     )
+    first_sight_ms: Milliseconds = Field(
+        default=1_500,
+        description="With Lago: how long a request of an account that the ledger does not know waits for it to be"
+        " brought; then it is answered 503.",
+    )
     breaker_failures: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
         default=5, description="Holds failed in a row after which nobody waits any more."
     )

@@ -15,7 +15,8 @@ from sidecar.control.assemble import SetupError
 from sidecar.control.dataplane import Health
 
 ACCOUNTS_PAGE_MAX = 500
-_OPEN = frozenset({"/livez", "/readyz"})
+WEBHOOKS = "/webhooks/lago"
+_OPEN = frozenset({"/livez", "/readyz", WEBHOOKS})
 
 
 class Accounts(Protocol):
@@ -34,6 +35,8 @@ class AdminServer:
         metrics: the exposition text.
         status: what ``/v1/status`` shows.
         accounts: None where there is no ledger to ask.
+        webhooks: handler of ``POST /webhooks/lago``, which checks signatures itself and so needs no bearer token.
+        field_bytes_max: longest header field.
         socket_path: a Unix socket instead of the configured address.
     """
 
@@ -45,6 +48,8 @@ class AdminServer:
         metrics: Callable[[], Awaitable[bytes]],
         status: Callable[[], Awaitable[Mapping[str, Any]]],
         accounts: Accounts | None = None,
+        webhooks: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
+        field_bytes_max: int = 8190,
         socket_path: str | None = None,
     ) -> None:
         self._settings = settings
@@ -53,6 +58,8 @@ class AdminServer:
         self._metrics = metrics
         self._status = status
         self._accounts = accounts
+        self._webhooks = webhooks
+        self._field_bytes_max = field_bytes_max
         # A worker's socket lies in a directory that only its parent can enter; the parent asks for the token.
         wanted = settings.token if socket_path is None else None
         self._token = wanted.get_secret_value() if wanted is not None else None
@@ -71,7 +78,9 @@ class AdminServer:
         app.router.add_get("/v1/status", self._serve_status)
         app.router.add_get("/v1/accounts", self._list)
         app.router.add_get("/v1/accounts/{id}", self._show)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        if self._webhooks is not None:
+            app.router.add_post(WEBHOOKS, self._webhooks)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, max_field_size=self._field_bytes_max)
         await self._runner.setup()
         site: web.BaseSite
         if self._socket_path is not None:

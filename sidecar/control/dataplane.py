@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from sidecar.billing.bells import Bells
 from sidecar.config.models import Config
 from sidecar.control import assemble
 from sidecar.control.assemble import SetupError
@@ -16,6 +17,8 @@ from sidecar.identity.peers import TrustedPeers
 from sidecar.identity.types import IdentitySetupError, KeyStore
 from sidecar.ledger.client import LedgerClient
 from sidecar.ledger.endpoints import endpoints
+from sidecar.ledger.first_sight import FirstSight, FirstSightSettings
+from sidecar.ledger.keys import Keys
 from sidecar.ledger.reaper import keep_reaping
 from sidecar.ledger.spool import Spool, SpoolError
 from sidecar.ledger.topology import Client, TopologyError
@@ -59,6 +62,7 @@ class DataPlane:
             raise SetupError(str(error)) from None
         spool = assemble.spool_settings(config)
         self.spool = Spool(spool, self.ledger) if spool is not None else None
+        self.first_sight = self._first_sight(keys) if config.lago.url is not None else None
         self._tls = assemble.listen_tls(config)
         self.gateway = Gateway(
             settings=assemble.proxy_settings(config),
@@ -68,8 +72,21 @@ class DataPlane:
             ledger=self.ledger,
             trusts=TrustedPeers(config.trusted_peers).trusts,
             spool=self.spool,
+            first_sight=self.first_sight,
             access_log=self._access_log,
         )
+
+    def _first_sight(self, keys: Keys) -> FirstSight:
+        """A control plane answers the doorbell that an unknown account rings."""
+        bells = Bells(self._client, keys)
+
+        async def ring(name: str) -> None:
+            await bells.ring([name])
+
+        waits = FirstSightSettings(
+            wait_s=self.config.ledger.first_sight_ms / 1000, refused_s=self.config.lago.reconcile.absent_s
+        )
+        return FirstSight(self._client, keys, ring, waits)
 
     async def start(self, *, port: int | None = None, reuse_port: bool = False) -> int:
         """Connects and listens; returns the port. Valkey may be away: then requests are refused until it is back.
@@ -117,6 +134,8 @@ class DataPlane:
         """Drains: no new requests, those under way end, holds settle. False if something had to be cut off."""
         config = self.config
         clean = await self.gateway.drain(config.limits.drain_timeout_ms / 1000)
+        if self.first_sight is not None:
+            await self.first_sight.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -16,10 +16,11 @@ from prometheus_client.exposition import generate_latest
 
 from sidecar import __version__
 from sidecar.config.models import Config
-from sidecar.control import assemble
+from sidecar.control import assemble, billing_metrics
 from sidecar.control.accounts_view import AccountsView
 from sidecar.control.admin import AdminServer
 from sidecar.control.assemble import SetupError
+from sidecar.control.billing import Billing, open_billing
 from sidecar.control.dataplane import DataPlane, Health
 from sidecar.control.metrics import DataPlaneCollector
 from sidecar.control.store import Store, open_store
@@ -42,8 +43,10 @@ def key_store(store: Store) -> KeyStore:
     return ApiKeys(store.client, store.keys, unavailable=KeyStoreUnavailable)
 
 
-def _registry(plane: DataPlane | None, publisher: Publisher | None) -> CollectorRegistry:
+def _registry(plane: DataPlane | None, publisher: Publisher | None, billing: Billing | None) -> CollectorRegistry:
     registry = CollectorRegistry()
+    if billing is not None:
+        billing_metrics.register(registry, billing)
     if plane is not None:
         registry.register(DataPlaneCollector(plane))
     if publisher is not None:
@@ -51,7 +54,7 @@ def _registry(plane: DataPlane | None, publisher: Publisher | None) -> Collector
     return registry
 
 
-async def status_document(store: Store, plane: DataPlane | None) -> dict[str, Any]:
+async def status_document(store: Store, plane: DataPlane | None, billing: Billing | None = None) -> dict[str, Any]:
     """What ``/v1/status`` shows."""
     document: dict[str, Any] = {"version": __version__, "pid": os.getpid()}
     if plane is not None:
@@ -70,7 +73,24 @@ async def status_document(store: Store, plane: DataPlane | None) -> dict[str, An
         "oldest_seconds": status.oldest_s,
         "dead_letters": status.dead_letters,
     }
+    if billing is not None:
+        document["billing"] = billing_status(billing)
     return document
+
+
+def billing_status(billing: Billing) -> dict[str, Any]:
+    """Who leads, when everybody was looked at last, what is wrong."""
+    metrics, lease = billing.metrics, billing.lease.state
+    return {
+        "lago": billing.settings.url,
+        "leads": lease.held,
+        "leader": lease.leader,
+        "swept_at": metrics.swept_at_s or None,
+        "doorbells_waiting": metrics.bells_waiting,
+        "alerts": dict(metrics.alerts_by_kind()),
+        "synced_at": billing.sync.metrics.finished_at_ms if billing.sync is not None else None,
+        "sync_refused": dict(billing.sync.metrics.refused) if billing.sync is not None else {},
+    }
 
 
 @contextlib.asynccontextmanager
@@ -80,9 +100,11 @@ async def admin_server(
     plane: DataPlane | None,
     publisher: Publisher | None,
     socket_path: str | None = None,
+    *,
+    billing: Billing | None = None,
 ) -> AsyncIterator[int]:
     """The admin side of one process; yields its port. Raises `SetupError`."""
-    registry = _registry(plane, publisher)
+    registry = _registry(plane, publisher, billing)
 
     async def health() -> Health:
         return plane.health() if plane is not None else Health(True)
@@ -91,7 +113,7 @@ async def admin_server(
         return generate_latest(registry)
 
     async def status() -> Mapping[str, Any]:
-        return await status_document(store, plane)
+        return await status_document(store, plane, billing)
 
     server = AdminServer(
         config.admin,
@@ -99,6 +121,8 @@ async def admin_server(
         metrics=metrics,
         status=status,
         accounts=AccountsView(store.accounts),
+        webhooks=billing.handle_webhook if billing is not None else None,
+        field_bytes_max=billing.receiver.field_bytes_max if billing is not None else 8190,
         socket_path=socket_path,
     )
     port = await server.start()
@@ -130,21 +154,45 @@ async def run_data_plane(
 
 
 async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -> bool:
-    """Publishes and reaps until ``stop``. Raises `SetupError`."""
+    """Publishes, reaps, and keeps the ledger and Lago's books together until ``stop``. Raises `SetupError`."""
     if config.metering.url is None:
         raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
-    async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
+    async with (
+        open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
+        open_billing(config, store) as billing,
+    ):
         publisher = Publisher(store.client, store.keys, config.metering)
-        async with admin_server(config, store, None, publisher) as admin_port:
+        async with admin_server(config, store, None, publisher, billing=billing) as admin_port:
             reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
             ready(0, admin_port)
-            log.info("publishing", to=config.metering.url, admin_port=admin_port)
+            log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=admin_port)
             try:
-                await publish_until(publisher, stop)
+                await control_until(publisher, billing, stop)
             finally:
                 reaping.cancel()
                 await asyncio.gather(reaping, return_exceptions=True)
     return True
+
+
+async def control_until(publisher: Publisher, billing: Billing | None, stop: asyncio.Event) -> None:
+    """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`publish_until`."""
+    if billing is None:
+        await publish_until(publisher, stop)
+        return
+    ended = asyncio.Event()
+    keeping = asyncio.create_task(billing.run(ended))
+    told = asyncio.create_task(stop.wait())
+    publishing = asyncio.create_task(publish_until(publisher, ended))
+    try:
+        # Whichever ends on its own has failed, and the process with it: another control plane takes over.
+        await asyncio.wait({keeping, publishing, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.set()
+        told.cancel()
+        results = await asyncio.gather(keeping, publishing, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def publish_until(publisher: Publisher, stop: asyncio.Event) -> None:

@@ -29,3 +29,7 @@ class UnknownAccount(LoadError):
 
 class ApiKeyTaken(LoadError):
     """An API key already belongs to another account; the message names that account and the hash's first digits."""
+
+
+class Fenced(LoadError):
+    """A leader that came later has written the account: this process does not lead any more."""

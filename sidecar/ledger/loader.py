@@ -7,7 +7,8 @@ two loaders never mix their prices and funds. N and H are the request path's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from typing import Any, Final, cast
@@ -18,12 +19,13 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from sidecar.ledger.account_snapshot import AccountSnapshot, MetricSnapshot, snapshot_of
 from sidecar.ledger.account_spec import AMOUNTS_OF, AccountSpec, Status
-from sidecar.ledger.account_state import AccountState, decode_account
+from sidecar.ledger.account_state import AccountState, ClosedPeriod, decode_account
 from sidecar.ledger.api_keys import ApiKeys
 from sidecar.ledger.currencies import exponent
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.load_errors import (
     ApiKeyTaken,
+    Fenced,
     LedgerUnavailable,
     LoadError,
     LoadRefused,
@@ -39,6 +41,7 @@ __all__ = [
     "AccountLoader",
     "AccountSnapshot",
     "ApiKeyTaken",
+    "Fenced",
     "LedgerUnavailable",
     "LoadError",
     "LoadRefused",
@@ -55,6 +58,16 @@ ATTEMPTS_MAX: Final = 32
 LIST_MAX: Final = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a rewrite changes of an account; the rest stays."""
+
+    status: Status
+    info: Mapping[str, Any]
+    period_end_ms: int
+    next_ends_ms: Sequence[int]
+
+
 class AccountLoader:
     """Accounts of one ledger. Safe to use from several tasks and several processes at once."""
 
@@ -63,16 +76,29 @@ class AccountLoader:
         self._keys = keys
         self._api_keys = ApiKeys(client, keys)
 
-    async def load(self, spec: AccountSpec, now_ms: int | None = None, *, period_start_ms: int | None = None) -> int:
+    async def load(
+        self,
+        spec: AccountSpec,
+        now_ms: int | None = None,
+        *,
+        period_start_ms: int | None = None,
+        fence: int | None = None,
+        counted: Mapping[str, int] | None = None,
+        keep_operator_status: bool = False,
+    ) -> int:
         """Write an account, new or not; answer its new version.
 
         ``now_ms`` chooses the period (None: Valkey's clock). ``period_start_ms`` says to which period at hand
         ``spec.unsettled`` belongs: it counts what was due before that; without it, that of the moment is taken.
+        ``fence`` is a leader's token (``sidecar.billing.lease``). ``counted``: units by metric that an account which is
+        new to the ledger has used in its period already. With ``keep_operator_status`` an account that was suspended
+        or closed by hand stays so.
 
         Raises:
             PriceError: an amount cannot be represented.
             ApiKeyTaken: a key is another account's.
             PeriodMoved: the period at hand starts elsewhere than ``period_start_ms``.
+            Fenced: a later leader has written the account.
             LoadRefused: the script cannot take it.
             LedgerUnavailable: Valkey cannot be reached; whether the account was written is not known.
         """
@@ -81,7 +107,9 @@ class AccountLoader:
             now = await self._now_ms() if now_ms is None else now_ms
             new = [] if spec.api_keys is None else await self._api_keys.give(spec.id, spec.api_keys)
             try:
-                version, removed = await self._write(spec, now, period_start_ms)
+                version, removed = await self._write(
+                    spec, now, period_start_ms, fence, counted or {}, keep_operator_status
+                )
             except (LoadError, PriceError):
                 await self._api_keys.take(spec.id, new)
                 raise
@@ -91,7 +119,15 @@ class AccountLoader:
                 await self._api_keys.take(spec.id, [digest for digest in removed if digest not in kept])
             return version
 
-    async def _write(self, spec: AccountSpec, now_ms: int, period_start_ms: int | None) -> tuple[int, Sequence[str]]:
+    async def _write(
+        self,
+        spec: AccountSpec,
+        now_ms: int,
+        period_start_ms: int | None,
+        fence: int | None,
+        counted: Mapping[str, int],
+        keep_operator_status: bool,
+    ) -> tuple[int, Sequence[str]]:
         bounds = spec.period.at(now_ms)
         for _ in range(ATTEMPTS_MAX):
             state = await self._read(spec.id)
@@ -105,19 +141,24 @@ class AccountLoader:
             stored_keys = _api_keys_in(state.info)
             digests = stored_keys if spec.api_keys is None else spec.api_keys
             expected_start = state.period_start_ms if period_start_ms is None else period_start_ms
+            info = _info(spec, digits, digests)
+            status = spec.status
+            if keep_operator_status and (word := state.info.get("by_operator")):
+                status = max(status, Status.of(word))
+                info |= {"by_operator": word, "status": status.word}
             version = await self._run_load(
                 spec.id,
                 [
                     state.version,
                     spec.id,
-                    int(spec.status),
+                    int(status),
                     _or_false(spec.scaled_ceiling(digits)),
                     int(spec.counts_unsettled),
                     spec.limits.interval_us,
                     spec.limits.burst_allowed if spec.limits.per_second else 0,
                     spec.limits.per_day,
                     spec.packed_prices(digits),
-                    orjson.dumps(_info(spec, digits, digests)).decode(),
+                    orjson.dumps(info).decode(),
                     bounds.start_ms,
                     bounds.end_ms,
                     list(bounds.next_ends_ms),
@@ -125,6 +166,8 @@ class AccountLoader:
                     digits,
                     state.digits,
                     expected_start if state.version > 0 and spec.unsettled is not None else False,
+                    _or_false(fence),
+                    dict(counted) or False,
                 ],
             )
             if version is not None:
@@ -145,20 +188,83 @@ class AccountLoader:
         return await self._set_status(account, Status.CLOSED)
 
     async def _set_status(self, account: str, status: Status) -> int:
+        def changed(state: AccountState) -> _Change:
+            info = {**state.info, "status": status.word, "by_operator": status.word}
+            if status is Status.ACTIVE:
+                del info["by_operator"]
+            return _Change(status, info, state.period_end_ms, state.next_ends_ms)
+
+        return await self._rewrite(account, changed)
+
+    async def cut(
+        self,
+        account: str,
+        at_ms: int,
+        next_ends_ms: Sequence[int],
+        fence: int | None = None,
+        *,
+        close: bool = False,
+    ) -> int:
+        """End the account's period at ``at_ms`` instead of later; the next one then ends with the first of
+        ``next_ends_ms`` after it. A period that ends before that anyway is left as it is. With ``close`` nothing is
+        held any more from now on. Answers the new version.
+
+        This is how a period ends at an instant that nobody knew in advance, such as an upgrade: at a whole second yet
+        to come, so that every event is on one side of it by its time.
+
+        Raises as ``suspend``, and ``Fenced``.
+        """
+
+        def changed(state: AccountState) -> _Change:
+            status = Status.CLOSED if close else state.status
+            info = {**state.info, "status": status.word}
+            if at_ms < state.period_end_ms:
+                return _Change(status, info, at_ms, tuple(next_ends_ms))
+            return _Change(status, info, state.period_end_ms, state.next_ends_ms)
+
+        return await self._rewrite(account, changed, fence)
+
+    async def lapse(self, account: str, fence: int | None = None) -> int:
+        """Suspend the account until it is loaded again, as what is known of it is too old. Raises as ``cut``."""
+
+        def changed(state: AccountState) -> _Change:
+            status = max(state.status, Status.SUSPENDED)
+            return _Change(status, {**state.info, "status": status.word}, state.period_end_ms, state.next_ends_ms)
+
+        return await self._rewrite(account, changed, fence)
+
+    async def forget_closed(self, account: str, periods: Iterable[ClosedPeriod]) -> None:
+        """Drop records of periods that are over and paid for. Raises ``LedgerUnavailable``."""
+        fields = [f"closed:{period.start_ms}:{period.metric}" for period in periods]
+        if fields:
+            with _translated():
+                await self._client.hdel(self._keys.account(account), *fields)
+
+    async def state(self, account: str) -> AccountState:
+        """The account as stored, version 0 if it was never loaded. Raises as ``show``."""
+        with _translated():
+            return await self._read(account)
+
+    async def now_ms(self) -> int:
+        """Valkey's clock, by which periods end. Raises ``LedgerUnavailable``."""
+        with _translated():
+            return await self._now_ms()
+
+    async def _rewrite(self, account: str, changed: Callable[[AccountState], _Change], fence: int | None = None) -> int:
         # Everything else is passed through as it is stored, scaled and packed, so that it cannot change on the way.
         with _translated():
             for _ in range(ATTEMPTS_MAX):
-                state = await self._read(account)
+                state = (await self._read(account)).rolled_over(await self._now_ms())
                 if state.version == 0:
                     raise UnknownAccount(f"there is no account {account!r}")
-                info = {"version": 0} | {name: value for name, value in state.info.items() if name != "version"}
-                info["status"] = status.word
+                change = changed(state)
+                info = {"version": 0} | {name: value for name, value in change.info.items() if name != "version"}
                 version = await self._run_load(
                     account,
                     [
                         state.version,
                         account,
-                        int(status),
+                        int(change.status),
                         _or_false(state.ceiling),
                         int(state.count_k),
                         state.rate_interval_us,
@@ -167,11 +273,13 @@ class AccountLoader:
                         dict(state.prices),
                         orjson.dumps(info).decode(),
                         state.period_start_ms,
-                        state.period_end_ms,
-                        list(state.next_ends_ms),
+                        change.period_end_ms,
+                        list(change.next_ends_ms),
                         False,
                         state.digits,
                         state.digits,
+                        False,
+                        _or_false(fence),
                         False,
                     ],
                 )
@@ -234,6 +342,8 @@ class AccountLoader:
             if str(error).startswith(("INVALID", "OVERFLOW")):
                 raise LoadRefused(str(error).partition(" ")[2]) from None
             raise
+        if reply[0] == b"FENCED":
+            raise Fenced(f"account {request[1]}: a later leader ({int(reply[1])}) has written it")
         return int(reply[1]) if reply[0] == b"OK" else None
 
     def __repr__(self) -> str:

@@ -21,14 +21,21 @@ from sidecar.metering.calls import (
     is_missing,
     script_call,
 )
+from sidecar.metering.letters import EVENT
 
 GROUP = "publishers"
+
+NUMBER, SKIPPED = b"i", b"x"
+"""Fields of an entry: the number of its first event, and, in the tail, the numbers of those that were not accepted."""
 
 COUNT_MIN, COUNT_MAX = 8, 256
 """Entries asked of a stream at once: few of one that was empty, twice as many each time that it gave all."""
 
 IDS_MAX = 250
 """Ids in one call of a script, which keeps every call well below a millisecond of the server's only thread."""
+
+FINISH_ENTRIES_MAX, FINISH_BYTES_MAX = 100, 262_144
+"""Entries, and their bytes, that one call moves to the tail, to the same end."""
 
 CLAIM_COUNT = 16
 
@@ -45,12 +52,24 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long, in ms, and how many accepted entries are kept in each partition's tail. 0 ms: none."""
+
+    keep_ms: int = 0
+    entries_max: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Measure:
-    """``entries`` in all outboxes, read by a publisher or not; age of the oldest in seconds, 0 if there is none."""
+    """``entries`` in all outboxes, read by a publisher or not; age of the oldest in seconds, 0 if there is none.
+
+    ``sent_entries``: those that were accepted and are kept.
+    """
 
     entries: int
     oldest_s: float
     dead_letters: int
+    sent_entries: int
 
 
 @dataclass(slots=True)
@@ -66,11 +85,13 @@ class Outbox:
     it does its work on the others, and :meth:`take_errors` tells.
     """
 
-    def __init__(self, client: Client, keys: Keys, consumer: str) -> None:
+    def __init__(self, client: Client, keys: Keys, consumer: str, retention: Retention | None = None) -> None:
         self._calls = PartitionCalls(client, keys.partitions)
         self._consumer = consumer
+        self._retention = retention or Retention()
         self._outboxes = [keys.outbox(partition) for partition in range(keys.partitions)]
         self._dead = [keys.dead(partition) for partition in range(keys.partitions)]
+        self._sent = [keys.sent(partition) for partition in range(keys.partitions)]
         self._windows = [_Window() for _ in self._outboxes]
 
     def __repr__(self) -> str:
@@ -157,7 +178,8 @@ class Outbox:
         await self._calls.each(calls)
 
     async def finish(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Removes entries whose events are all delivered or condemned, and writes their dead letters.
+        """Removes entries whose events are all delivered or condemned, writes their dead letters, keeps what was
+        accepted for as long as ``retention`` says.
 
         Answers those that could not be removed, instead of raising. Repeating it changes nothing.
         """
@@ -167,13 +189,14 @@ class Outbox:
         for partition, some in left.items():
             if partition not in live:
                 continue
-            keys = [self._outboxes[partition], self._dead[partition]]
-            clean = [entry.id for entry in some if not entry.letters]
-            packed = [(_pack(ids), _pack([])) for ids in _chunks(clean)]
-            for entry in some:
-                if entry.letters:
-                    packed.append((_pack([]), _pack([(entry.id, [_flat(letter) for letter in entry.letters])])))
-            calls += [(partition, script_call(scripts.FINISH, keys, GROUP, *args)) for args in packed]
+            keys = [self._outboxes[partition], self._dead[partition], self._sent[partition]]
+            packed = [(_pack(ids), _pack([])) for ids in _finishable([entry for entry in some if not entry.letters])]
+            packed += [(_pack([]), _pack([_condemned(entry)])) for entry in some if entry.letters]
+            how = self._retention
+            calls += [
+                (partition, script_call(scripts.FINISH, keys, GROUP, *args, how.keep_ms, how.entries_max))
+                for args in packed
+            ]
         try:
             done = Counter(partition for partition, _ in await self._calls.each(calls))
         except VALKEY_ERRORS as error:
@@ -186,6 +209,14 @@ class Outbox:
         """Removes the names of publishers that are gone and owe nothing."""
         await self._run(scripts.FORGET, silent_ms)
 
+    async def trim(self) -> None:
+        """Drops what has been kept long enough, also where nothing is sent any more."""
+        calls = [
+            (partition, script_call(scripts.TRIM, [self._sent[partition]], self._retention.keep_ms))
+            for partition in self._calls.live()
+        ]
+        await self._calls.each(calls)
+
     async def leave(self) -> None:
         """Lets others take over at once whatever this consumer has not finished."""
         await self._run(scripts.LEAVE)
@@ -194,15 +225,16 @@ class Outbox:
         """What is in the streams of the partitions that work."""
         replies = await self._calls.each(
             [
-                (partition, script_call(scripts.MEASURE, [self._outboxes[partition], self._dead[partition]]))
-                for partition in self._calls.live()
+                (p, script_call(scripts.MEASURE, [self._outboxes[p], self._dead[p], self._sent[p]]))
+                for p in self._calls.live()
             ]
         )
         measures = [reply for _, reply in replies]
         return Measure(
-            entries=sum(entries for entries, _, _ in measures),
-            oldest_s=max((age_ms for _, age_ms, _ in measures if age_ms > 0), default=0) / 1000,
-            dead_letters=sum(letters for _, _, letters in measures),
+            entries=sum(entries for entries, *_ in measures),
+            oldest_s=max((age_ms for _, age_ms, *_ in measures if age_ms > 0), default=0) / 1000,
+            dead_letters=sum(letters for _, _, letters, _ in measures),
+            sent_entries=sum(sent for *_, sent in measures),
         )
 
     async def _run(self, script: bytes, *args: Argument) -> None:
@@ -239,6 +271,27 @@ def _by_partition(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), IDS_MAX):
         yield items[start : start + IDS_MAX]
+
+
+def _finishable(entries: Iterable[Entry]) -> Iterator[list[bytes]]:
+    ids: list[bytes] = []
+    size_bytes = 0
+    for entry in entries:
+        if ids and (len(ids) == FINISH_ENTRIES_MAX or size_bytes + entry.size_bytes > FINISH_BYTES_MAX):
+            yield ids
+            ids, size_bytes = [], 0
+        ids.append(entry.id)
+        size_bytes += entry.size_bytes
+    if ids:
+        yield ids
+
+
+def _condemned(entry: Entry) -> tuple[bytes, int, bytes, list[list[bytes]]]:
+    """An entry with dead letters as FINISH takes it. A letter without a number is that of an unreadable entry."""
+    refused = sum(EVENT in letter for letter in entry.letters)
+    numbers = [letter[NUMBER] for letter in entry.letters if NUMBER in letter]
+    letters = [_flat(letter) for letter in entry.letters]
+    return entry.id, int(entry.events > refused), b",".join(numbers), letters
 
 
 def _flat(letter: dict[bytes, bytes]) -> list[bytes]:

@@ -3,7 +3,8 @@
 One loop: look after what is in progress, read, cut batches, start deliveries. An entry leaves the outbox only when
 each of its events was accepted or condemned (``Courier``), so whatever happens to a publisher, its entries are still
 there; the ids of the events are fixed, so sending them again counts once, as long as OpenMeter removes duplicates
-(``sink.dedupe.enabled``, for longer than the longest outage).
+(``sink.dedupe.enabled``, for longer than the longest outage). What was accepted is kept for a while
+(``retain_s``), since OpenMeter may still lose it (``sidecar.metering.audit``).
 
 Any number of publishers may run at once: the consumer group gives every entry to one of them. One that goes silent
 for ``claim_idle_ms`` loses its entries to the others. One that is alive but cannot deliver keeps them; one that merely
@@ -30,7 +31,7 @@ from sidecar.metering.delivery import Courier
 from sidecar.metering.endpoint import Endpoint, Stopping
 from sidecar.metering.events import Stamp
 from sidecar.metering.metrics import PublisherMetrics
-from sidecar.metering.outbox import Outbox
+from sidecar.metering.outbox import Outbox, Retention
 from sidecar.metering.progress import Progress
 from sidecar.metering.sender import Sender
 from sidecar.metering.settings import MeteringSettings
@@ -77,7 +78,8 @@ class Publisher:
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
         self._consumer = consumer or new_consumer_name()
-        self._outbox = Outbox(client, keys, self._consumer)
+        retention = Retention(settings.retain_s * 1000, settings.retain_entries_max)
+        self._outbox = Outbox(client, keys, self._consumer, retention)
         self._batcher = Batcher(settings.batch_events_max, settings.batch_bytes_max)
         stamp = Stamp(settings.source, settings.type)
         self._progress = Progress(self._outbox, self._batcher, stamp, self.metrics)
@@ -181,6 +183,7 @@ class Publisher:
         self.metrics.entries_claimed += len(claimed)
         await self._progress.take(claimed)
         await self._outbox.forget(2 * idle_ms)
+        await self._outbox.trim()
         measure = await self._outbox.measure()
         self.metrics.note_outbox(measure.entries, len(self._progress), measure.oldest_s, measure.dead_letters)
 

@@ -18,34 +18,95 @@ return 1
 """
 
 FINISH = b"""
--- Entries of which every event was accepted or condemned leave the outbox; condemned ones go to the dead letters.
+-- Entries of which every event was accepted or condemned leave the outbox; condemned ones go to the dead letters, and
+-- what was accepted is kept for a while in the tail.
 --
--- KEYS [1] outbox [2] dead letters
--- ARGV [1] group [2] msgpack {id, ...} [3] msgpack {{id, {{field, value, ...}, ...}}, ...}
+-- KEYS [1] outbox [2] dead letters [3] tail
+-- ARGV [1] group [2] msgpack {id, ...} [3] msgpack {{id, accepted, skip, {{field, value, ...}, ...}}, ...}
+--      [4] ms to keep, 0: nothing [5] most entries to keep
+--      accepted: 0 if no event of the entry was; skip: the numbers of those that were not, or ''
 -- reply {entries that left, dead letters written}
 --
--- Why a script: letters must be written exactly when their entry goes. The entry is looked up first, so the repetition
--- of a call whose reply was lost, or a second publisher with the same entry, writes no second letter. Letters come
--- before the removal: should the server refuse them, for want of memory say, then nothing is lost.
+-- Why a script: letters must be written exactly when their entry goes, and so must the tail. The entry is looked up
+-- first, so the repetition of a call whose reply was lost, or a second publisher with the same entry, writes nothing
+-- twice. Letters come before the removal: should the server refuse them, for want of memory say, then nothing is lost.
 local group, clean, condemned = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
+local keep_ms, keep_max = tonumber(ARGV[4]), ARGV[5]
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local keeping = keep_ms > 0
+local KEPT = {o = true, q = true, t = true, e = true, i = true}
+
+-- The tail is there for comfort. If the server has no memory for it, then it needs the memory for the ledger, which
+-- refuses every hold without; what the tail would have been needed for is reported.
+local function drop_tail()
+  keeping = false
+  redis.call('UNLINK', KEYS[3])
+end
+
+local function keep(fields, skip)
+  if #fields > 10 then
+    -- No gateway wrote that, and Lua cannot pass thousands of values on.
+    local known = {}
+    for i = 1, #fields, 2 do
+      if KEPT[fields[i]] then
+        known[#known + 1] = fields[i]
+        known[#known + 1] = fields[i + 1]
+      end
+    end
+    fields = known
+  end
+  if skip ~= '' then
+    fields[#fields + 1] = 'x'
+    fields[#fields + 1] = skip
+  end
+  -- It must be the first command that writes: after one, Valkey lets a script write without memory.
+  local added = redis.pcall('XADD', KEYS[3], '*', unpack(fields))
+  if type(added) == 'table' and added.err then
+    drop_tail()
+  end
+end
+
 local left, letters = 0, 0
 if #clean > 0 then
+  local found = {}
+  if keeping then
+    -- One look finds most, as what leaves together was mostly written together.
+    for _, entry in ipairs(redis.call('XRANGE', KEYS[1], clean[1], clean[#clean], 'COUNT', #clean)) do
+      found[entry[1]] = entry[2]
+    end
+  end
+  for n = 1, #clean do
+    local fields = found[clean[n]]
+    if keeping and not fields then
+      local entry = redis.call('XRANGE', KEYS[1], clean[n], clean[n])[1]
+      fields = entry and entry[2]
+    end
+    if keeping and fields then
+      keep(fields, '')
+    end
+  end
   redis.call('XACK', KEYS[1], group, unpack(clean))
   left = redis.call('XDEL', KEYS[1], unpack(clean))
 end
-if #condemned > 0 then
-  local time = redis.call('TIME')
-  local now_ms = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-  for _, entry in ipairs(condemned) do
-    if #redis.call('XRANGE', KEYS[1], entry[1], entry[1]) == 1 then
-      for _, letter in ipairs(entry[2]) do
-        redis.call('XADD', KEYS[2], '*', 'dead-at-ms', now_ms, 'dead-entry', entry[1], unpack(letter))
-        letters = letters + 1
-      end
+for _, item in ipairs(condemned) do
+  local id, accepted, skip = item[1], item[2], item[3]
+  local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+  if entry then
+    for _, letter in ipairs(item[4]) do
+      redis.call('XADD', KEYS[2], '*', 'dead-at-ms', string.format('%.0f', now_ms), 'dead-entry', id, unpack(letter))
+      letters = letters + 1
     end
-    redis.call('XACK', KEYS[1], group, entry[1])
-    left = left + redis.call('XDEL', KEYS[1], entry[1])
+    if keeping and accepted == 1 then
+      keep(entry[2], skip)
+    end
   end
+  redis.call('XACK', KEYS[1], group, id)
+  left = left + redis.call('XDEL', KEYS[1], id)
+end
+if keeping then
+  redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', keep_max)
+  redis.call('XTRIM', KEYS[3], 'MINID', '~', string.format('%.0f', now_ms - keep_ms))
 end
 return {left, letters}
 """
@@ -123,9 +184,23 @@ end
 return left
 """
 
+TRIM = b"""
+-- The tail ends by itself where nothing is sent any more, and where nothing is to be kept any more.
+--
+-- KEYS [1] tail
+-- ARGV [1] ms to keep, 0: nothing
+-- reply how many entries went
+if tonumber(ARGV[1]) == 0 then
+  return redis.call('UNLINK', KEYS[1])
+end
+local time = redis.call('TIME')
+local before_ms = time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1]
+return redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', before_ms))
+"""
+
 MEASURE = b"""
--- KEYS [1] outbox [2] dead letters
--- reply {entries, ms since the oldest was written or -1, dead letters}
+-- KEYS [1] outbox [2] dead letters [3] tail
+-- reply {entries, ms since the oldest was written or -1, dead letters, entries of the tail}
 local age_ms = -1
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if oldest then
@@ -133,7 +208,7 @@ if oldest then
   age_ms = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(oldest[1], '^%d+'))
   age_ms = math.max(0, age_ms)
 end
-return {redis.call('XLEN', KEYS[1]), age_ms, redis.call('XLEN', KEYS[2])}
+return {redis.call('XLEN', KEYS[1]), age_ms, redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3])}
 """
 
 REQUEUE = b"""

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
 from types import TracebackType
 
 import aiohttp
-import structlog
 
+from sidecar.metering.access import Access, MeteringError
 from sidecar.metering.backoff import retry_after_s
 from sidecar.metering.clock import Clock
-from sidecar.metering.settings import MeteringSettings, check_token
+from sidecar.metering.settings import MeteringSettings
 from sidecar.metering.verdict import REASON_CHARS_MAX, Answer, Verdict, answer_of
 
-log = structlog.get_logger("sidecar.metering")
+__all__ = ["CONTENT_TYPE", "PATH", "MeteringError", "Sender"]
 
 CONTENT_TYPE = "application/cloudevents-batch+json"
 """OpenMeter's v1 compares the whole header: even a charset parameter makes it a 400."""
 
 PATH = "/api/v1/events"
 ANSWER_BYTES_MAX = 16_384
-TOKEN_BYTES_MAX = 16_384
-
-
-class MeteringError(Exception):
-    """Metering cannot start as configured. The message names the setting."""
 
 
 class Sender:
@@ -39,22 +32,16 @@ class Sender:
         self._settings = settings
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
+        self._access: Access | None = None
         self._headers: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"Sender({self._settings.url}, {'open' if self._session else 'closed'})"
 
     async def __aenter__(self) -> Sender:
-        settings = self._settings
-        if settings.url is None:
-            raise MeteringError("metering.url is not set")
-        self._set_token(self._read_token())
-        tls = _tls(settings.ca_file) if settings.ca_file else True
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.requests_in_flight_max, ssl=tls),
-            timeout=aiohttp.ClientTimeout(total=settings.timeout_ms / 1000),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._access = Access(self._settings)
+        self._session = self._access.session(self._settings.timeout_ms)
+        self._set_headers()
         return self
 
     async def __aexit__(
@@ -82,35 +69,13 @@ class Sender:
 
     def reload_token(self) -> None:
         """Reads the token's file again, since it may have been replaced. Keeps the old token if it cannot be read."""
-        try:
-            self._set_token(self._read_token())
-        except MeteringError as error:
-            log.warning("metering token kept", reason=str(error))
+        assert self._access is not None
+        self._access.reload_token()
+        self._set_headers()
 
-    def _read_token(self) -> str | None:
-        if self._settings.token is not None:
-            return self._settings.token.get_secret_value()
-        path = self._settings.token_file
-        if path is None:
-            return None
-        try:
-            with path.open("rb") as file:
-                raw = file.read(TOKEN_BYTES_MAX + 1)
-        except OSError as error:
-            raise MeteringError(f"metering.token_file: {path}: {error.strerror}") from None
-        if len(raw) > TOKEN_BYTES_MAX:
-            raise MeteringError(f"metering.token_file: {path} is larger than {TOKEN_BYTES_MAX} bytes")
-        token = raw.decode("latin-1").strip()
-        try:
-            check_token(token)
-        except ValueError as error:
-            raise MeteringError(f"metering.token_file: {path}: {error}") from None
-        return token
-
-    def _set_token(self, token: str | None) -> None:
-        self._headers = {"Content-Type": CONTENT_TYPE, "Accept-Encoding": "identity"}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+    def _set_headers(self) -> None:
+        assert self._access is not None
+        self._headers = {"Content-Type": CONTENT_TYPE, **self._access.headers}
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:
@@ -119,12 +84,3 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
     while len(read) < ANSWER_BYTES_MAX and (chunk := await content.read(ANSWER_BYTES_MAX - len(read))):
         read += chunk
     return read
-
-
-def _tls(ca_file: Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError:
-        raise MeteringError(f"metering.ca_file: {ca_file} holds no certificate in PEM") from None
-    except OSError as error:
-        raise MeteringError(f"metering.ca_file: {ca_file}: {error.strerror}") from None

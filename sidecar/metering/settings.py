@@ -125,6 +125,24 @@ class MeteringSettings(BaseModel):
     stop_grace_ms: int = Field(
         default=10_000, ge=0, le=300_000, description="Milliseconds that a stop waits for what has been read already."
     )
+    retain_s: int = Field(
+        default=10_800,
+        ge=0,
+        le=604_800,
+        description="Seconds for which accepted events are kept in Valkey, so that the audit can send again what"
+        " OpenMeter has lost; 0: not at all. Keep it well below sink.dedupe.config.expiration, 24 h by default: sent"
+        " again after that, an event counts twice. An event takes about 300 bytes: at 100 requests per second three"
+        " hours are some 300 MB. Where Valkey runs out of memory, what is kept is dropped first.",
+    )
+    retain_entries_max: int = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="Most outbox entries that are kept for each partition, of one to several hundred events each.",
+    )
+    query_timeout_ms: int = Field(
+        default=30_000, ge=100, le=600_000, description="Milliseconds that one question for usage may take."
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> MeteringSettings:

@@ -36,7 +36,8 @@ class ConsumerStatus:
 class PartitionStatus:
     """One stream. ``entries`` are in it, of which ``pending`` are with a publisher and ``lag`` are not yet.
 
-    ``events``: an estimate, by the mean of a few entries from both ends.
+    ``events``: an estimate, by the mean of a few entries from both ends. ``sent_entries``: those that OpenMeter has
+    accepted and that are kept for the audit.
     """
 
     partition: int
@@ -46,6 +47,7 @@ class PartitionStatus:
     pending: int
     oldest_s: float
     dead_letters: int
+    sent_entries: int
     consumers: tuple[ConsumerStatus, ...]
 
 
@@ -80,6 +82,10 @@ class OutboxStatus:
         return sum(each.dead_letters for each in self.partitions)
 
     @property
+    def sent_entries(self) -> int:
+        return sum(each.sent_entries for each in self.partitions)
+
+    @property
     def consumers(self) -> tuple[str, ...]:
         """Names of all publishers, sorted."""
         return tuple(sorted({consumer.name for each in self.partitions for consumer in each.consumers}))
@@ -110,7 +116,7 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
     for partition in partitions:
         outbox = keys.outbox(partition)
         calls += [
-            script_call(scripts.MEASURE, [outbox, keys.dead(partition)]),
+            script_call(scripts.MEASURE, [outbox, keys.dead(partition), keys.sent(partition)]),
             Call(outbox, ("XPENDING", outbox, GROUP)),
             Call(outbox, ("XINFO CONSUMERS", outbox, GROUP)),
             Call(outbox, ("XRANGE", outbox, "-", "+", "COUNT", SAMPLE_ENTRIES)),
@@ -123,7 +129,7 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
 
 def _partition_status(partition: int, replies: Sequence[Any]) -> PartitionStatus:
     measure, pending, consumers, first, last = (_unless_missing(reply) for reply in replies)
-    entries, age_ms, dead_letters = measure
+    entries, age_ms, dead_letters, sent_entries = measure
     sample = [count_events(fields) for _, fields in (*first, *last)]
     taken = _pending_count(pending)
     return PartitionStatus(
@@ -134,6 +140,7 @@ def _partition_status(partition: int, replies: Sequence[Any]) -> PartitionStatus
         pending=taken,
         oldest_s=max(0, age_ms) / 1000,
         dead_letters=dead_letters,
+        sent_entries=sent_entries,
         consumers=tuple(
             ConsumerStatus(_text(item["name"]), item["pending"], item["idle"] / 1000) for item in consumers
         ),

@@ -15,6 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
+from sidecar.ledger.first_sight import Sight
 from sidecar.ledger.outcomes import Code, Event, Hold
 from sidecar.proxy import errors
 from sidecar.proxy.body import Body, BodyKind, Piece, open_body
@@ -57,6 +58,7 @@ class Exchange:
 
     __slots__ = (
         "account",
+        "asked",
         "body",
         "charged_units",
         "connection",
@@ -112,6 +114,7 @@ class Exchange:
         self.decoder: Body | None = None
         self.tunnel = False
         self.finished = False
+        self.asked = False
         if head.body is not BodyKind.NONE:
             self.body = open_body(head.body, head.length, gateway.request_parser.request_rules, chunked=True)
 
@@ -167,9 +170,13 @@ class Exchange:
             self.refuse(Refusal(errors.UNIDENTIFIED, outcome.reason, headers=headers))
             return
         assert isinstance(outcome, Identity)
-        self.account = account = outcome.account
+        self.account = outcome.account
+        self._take_hold()
+
+    def _take_hold(self) -> None:
         route = self.route
-        hold = self.gateway.ledger.hold(account, route.metric, route.units, self._held, self._idempotency_scope())
+        scope = self._idempotency_scope()
+        hold = self.gateway.ledger.hold(self.account, route.metric, route.units, self._held, scope)
         if self.hold is None:  # else it was decided at once, and _held has it
             self.hold = hold
 
@@ -196,8 +203,26 @@ class Exchange:
         elif code == Code.UNAVAILABLE and gateway.spool is not None and gateway.spool.admit(self.account, hold.units):
             self.spooled = True
             self._connect()
+        elif code == Code.UNKNOWN and gateway.first_sight is not None and not self.asked:
+            self.asked = True
+            gateway.first_sight.ask(self.account, self._sighted)
         else:
             self.refuse(refusal_of(hold))
+
+    def _sighted(self, sight: Sight) -> None:
+        """The account was not in the ledger; whoever knows it was asked to bring it."""
+        hold = self.hold
+        if self.finished or hold is None:
+            return
+        if sight is Sight.KNOWN:
+            self.hold = None
+            self._take_hold()
+        elif sight is Sight.ABSENT:
+            self.refuse(refusal_of(hold))
+        else:
+            self.refuse(
+                Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=(("Retry-After", "1"),))
+            )
 
     # connect, send
 

@@ -13,6 +13,7 @@ import structlog
 from sidecar.identity.chain import IdentityChain
 from sidecar.identity.types import Peer
 from sidecar.ledger.client import LedgerClient
+from sidecar.ledger.first_sight import Sight
 from sidecar.ledger.outcomes import Code, Event, Hold
 from sidecar.proxy import errors
 from sidecar.proxy.connection import ClientConnection
@@ -37,6 +38,12 @@ class Spool(Protocol):
     def give_back(self, account: str, units: int) -> None: ...
 
 
+class Arrivals(Protocol):
+    """Where accounts are asked for that the ledger does not know (``sidecar.ledger.first_sight``)."""
+
+    def ask(self, account: str, done: Callable[[Sight], None]) -> None: ...
+
+
 class Gateway:
     """Serves connections with one ledger client, one upstream pool, one identity chain."""
 
@@ -50,6 +57,7 @@ class Gateway:
         ledger: LedgerClient,
         trusts: Callable[[str], bool],
         spool: Spool | None = None,
+        first_sight: Arrivals | None = None,
         access_log: Callable[[bytes], None] | None = None,
     ) -> None:
         self.settings = settings
@@ -58,6 +66,7 @@ class Gateway:
         self.ledger = ledger
         self.trusts = trusts
         self.spool = spool
+        self.first_sight = first_sight
         self.loop = asyncio.get_running_loop()
         self.counters = ProxyCounters()
         self.errors = ErrorWriter(settings.error_format, settings.error_documentation_url)

@@ -6,7 +6,7 @@ is always the sum of the instances' shares, and how many calls a rate limit leav
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ from tests.reference.messages import (
 from tests.reference.pricing import MAX_INT, scaled
 
 PARTS_MAX = 3000
+HOUR_MS = 3_600_000
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Ledger:
         self.charged: set[tuple[str, str]] = set()
         """Idempotency keys: (account, scope)."""
         self.outbox: list[Entry] = []
+        self.hours: Counter[tuple[int, str, str]] = Counter()
+        """(hour, account, metric) to units."""
 
     def account(self, name: str) -> Account:
         return self.accounts.setdefault(name, Account(name))
@@ -185,7 +188,7 @@ class Ledger:
 
     def _group(self, instance: str, group: Group, registered: bool, now_us: int, events: list[Event]) -> Summary | None:
         account = self._enter(group.account, now_us)
-        account.used[group.metric] += group.settled + group.late
+        self._charge(account, group.metric, group.settled + group.late, now_us)
         events += group.events
         if registered:
             self._take_share(account, instance, group.metric, group.settled + group.released)
@@ -205,10 +208,14 @@ class Ledger:
         if key in self.charged:
             return Summary(None, -1, -1, (Outcome(Code.REPEAT),))
         self.charged.add(key)
-        account.used[single.metric] += single.units
+        self._charge(account, single.metric, single.units, now_us)
         assert single.event is not None
         events.append(single.event)
         return Summary(None, -1, -1, (Outcome(Code.GRANTED),))
+
+    def _charge(self, account: Account, metric: str, units: int, now_us: int) -> None:
+        account.used[metric] += units
+        self.hours[now_us // 1000 // HOUR_MS, account.name, metric] += units
 
     @staticmethod
     def _take_share(account: Account, instance: str, metric: str, units: int) -> None:
@@ -285,4 +292,5 @@ class Ledger:
                 if instance.epoch is not None or instance.seq
             },
             tuple(self.outbox),
+            +self.hours,
         )

@@ -210,3 +210,5 @@ class State:
     accounts: Mapping[str, AccountState]
     instances: Mapping[str, InstanceState]
     outbox: tuple[Entry, ...]
+    hours: Mapping[tuple[int, str, str], int]
+    """(hour since 1970, account, metric) to the units settled in it."""

@@ -33,7 +33,7 @@ from tests.reference.messages import (
     State,
     Summary,
 )
-from tests.support.ledger_state import account_state, entry_of, instance_state, pack, unpack
+from tests.support.ledger_state import account_state, entry_of, hour_units, instance_state, integer, pack, unpack
 
 CLOCK_KEY = "test:clock_us"
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -167,7 +167,7 @@ class RealLedger:
     # What is stored
 
     def state(self, accounts: Iterable[str], instances: Iterable[str]) -> State:
-        """Everything about these accounts and instances, read raw, and the whole outbox."""
+        """Everything about these accounts and instances, read raw, with the whole outbox and what every hour counts."""
         accounts, instances = list(accounts), list(instances)
         keys = self.keys
         pipe = self.client.pipeline(transaction=False)
@@ -190,7 +190,18 @@ class RealLedger:
                 if beats[3 * at]
             },
             tuple(entry_of(fields) for _, fields in raw[-1]),
+            self.hours(),
         )
+
+    def hours(self) -> dict[tuple[int, str, str], int]:
+        """(hour, account, metric) to the units settled in it, of all hours that are kept."""
+        prefix = self.keys.hour(HOME, 0)[:-1].encode()
+        found: dict[tuple[int, str, str], int] = {}
+        for key in self.client.keys(prefix + b"*"):
+            hour = integer(key.removeprefix(prefix))
+            assert key.decode() == self.keys.hour(HOME, hour)
+            found |= hour_units(hour, self.client.hgetall(key), _AccountNames(self.keys))
+        return found
 
     def account(self, account: str) -> AccountState:
         return self.state([account], []).accounts[account]
@@ -200,6 +211,19 @@ class RealLedger:
 
     def entries(self) -> tuple[Entry, ...]:
         return self.state([], []).outbox
+
+
+class _AccountNames(dict[bytes, str]):
+    """An account's key to its id, whichever accounts there are."""
+
+    def __init__(self, keys: Keys) -> None:
+        super().__init__()
+        self._keys = keys
+
+    def __missing__(self, key: bytes) -> str:
+        name = key.decode().split(":", 3)[3]
+        assert self._keys.account(name).encode() == key
+        return name
 
 
 @cache

@@ -107,6 +107,18 @@ def instance_state(
     )
 
 
+def hour_units(
+    hour: int, fields: dict[bytes, bytes], names: Mapping[bytes, str]
+) -> dict[tuple[int, str, str], int]:
+    """What was settled in an hour, by account and metric."""
+    found = {}
+    for field, units in fields.items():
+        key, _, metric = field.partition(b"\0")
+        assert integer(units) > 0, f"{field!r} of hour {hour} has {units!r} units"
+        found[hour, names[key], metric.decode()] = integer(units)
+    return found
+
+
 def entry_of(fields: dict[bytes, bytes]) -> Entry:
     return Entry(
         fields[b"o"].decode(),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from tests.reference.messages import AccountState, State
 from tests.reference.pricing import worst
 
+HOUR_MS = 3_600_000
+
 
 @dataclass
 class Calendar:
@@ -43,6 +45,15 @@ def assert_conserved(state: State, calendars: dict[str, Calendar]) -> None:
         for (start, metric), (units, _cost) in account.closed.items():
             in_ledger[name, metric, start] += units
     assert +in_events == +in_ledger
+
+
+def assert_hours(state: State) -> None:
+    """What an hour counts of an account and metric is the sum of the units of all events whose time lies in it."""
+    in_events: Counter[tuple[int, str, str]] = Counter()
+    for entry in state.outbox:
+        for account, metric, units, *_ in entry.events:
+            in_events[entry.t_ms // HOUR_MS, account, metric] += units
+    assert in_events == state.hours
 
 
 def assert_no_hold_is_lost(state: State) -> None:

@@ -18,8 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.integration.ledger.gateway import Gateway, Op
 from tests.integration.ledger.invariants import (
+    HOUR_MS,
     Calendar,
     assert_conserved,
+    assert_hours,
     assert_money,
     assert_no_hold_is_lost,
 )
@@ -243,15 +245,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(
         account=st.sampled_from(ACCOUNTS[:4]),
-        until=st.sampled_from(["midnight", "the end of the period"]),
+        until=st.sampled_from(["midnight", "the next hour", "the end of the period"]),
         off=st.sampled_from([-1, 0, 1]),
         periods=st.sampled_from([0, 0, 0, 1, 2, 25]),
     )
     def wait(self, account: str, until: str, off: int, periods: int) -> None:
         """To where a limit restarts or a period ends, and a tick before and after."""
-        if until == "midnight":
-            day_us = DAY_MS * 1000
-            self.now_us = max(self.now_us, (self.now_us // day_us + 1) * day_us + off)
+        if until != "the end of the period":
+            length_us = (DAY_MS if until == "midnight" else HOUR_MS) * 1000
+            self.now_us = max(self.now_us, (self.now_us // length_us + 1) * length_us + off)
             return
         state = self.seen.accounts.get(account)
         if state is not None and state.terms is not None:
@@ -303,6 +305,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert state == expected, f"stored is\n{state}\nthe model has\n{expected}"
         self._follow_rollovers(state)
         assert_conserved(state, self.calendars)
+        assert_hours(state)
         assert_no_hold_is_lost(state)
         for name in state.accounts:
             assert_money(
@@ -333,6 +336,7 @@ class LedgerMachine(RuleBasedStateMachine):
         known |= {keys.account(name).encode() for name in ACCOUNTS}
         known |= {keys.accounts(keys.partition(name)).encode() for name in ACCOUNTS}
         known |= {keys.instance(0, name).encode() for name in GATEWAYS}
+        known |= {keys.hour(0, hour).encode() for hour, _, _ in self.model.hours}
         charged = {self.real.idempotency_key(*key).encode() for key in self.model.charged}
         stored = set(self.real.client.keys("*"))
         assert stored - known == charged

@@ -15,13 +15,15 @@ RUNS_MAX = 300
 MUTANTS = [
     ("funds are spent one short", "if cost > ceiling then", "if cost >= ceiling then"),
     ("a settle keeps the instance's share", "share_set(field, share - units)", "acc.dirty = true"),
-    ("a late settle has an event but no charge", "charge(acc, i, settled + late)", "charge(acc, i, settled)"),
+    ("a late settle has an event but no charge", "charge(acc, i, field, settled + late)", "charge(acc, i, field, settled)"),
     ("a tier ends one unit early", "if n <= to then\n        if below == 0", "if n < to then\n        if below == 0"),
     ("a piece is used below its beginning", "if top <= state[i + 4] and n >= lo then", "if top <= state[i + 4] then"),
     ("a period's cost is forgotten", "kept[1] = bounded(kept[1] + cost)", "kept[1] = kept[1]"),
     ("holds do not outlive their period", "kept[at + 2] = h", "kept[at + 2] = 0"),
     ("a zombie may hold", "if not registered then\n    return UNREGISTERED", "if false then\n    return UNREGISTERED"),
     ("a refused call uses up the rate", "local wait = tat", "state[4] = tat\n    local wait = tat"),
+    ("an hour ends one too late", "math.floor(now_ms / HOUR_MS)", "math.floor((now_ms - 1) / HOUR_MS)"),
+    ("an hour forgets what came before", "redis.call('HINCRBY', hour", "redis.call('HSET', hour"),
     ("a restart keeps former holds", "local remain = shares_return(now_ms)\nif remain", "local remain = 0\nif remain"),
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from sidecar.ledger.loader import (
     AccountLoader,
     AccountSnapshot,
     ApiKeyTaken,
+    Fenced,
     LedgerUnavailable,
     LoadRefused,
     MalformedAccount,
@@ -240,7 +241,8 @@ async def test_suspending_and_resuming_keeps_everything_else(ledger: Ledger) -> 
 
         after = await ledger.usage.stored("tpp-1")
         assert after["terms"] == [version, int(status), *before["terms"][2:]]
-        assert after["info"] == before["info"] | {"version": version, "status": status.word}
+        by_operator = {} if status is Status.ACTIVE else {"by_operator": status.word}
+        assert after["info"] == before["info"] | {"version": version, "status": status.word} | by_operator
         assert after["prices"][0] == before["prices"][0]
         assert {n: after[n] for n in ("periods", "digits")} == {n: before[n] for n in ("periods", "digits")}
         account = await shown(ledger)
@@ -400,3 +402,68 @@ async def test_without_a_server_everything_says_that_the_ledger_is_out_of_reach(
                 await action
         with pytest.raises(NoStore):
             await ApiKeys(client, Keys(), unavailable=NoStore).account_of(A)
+
+
+async def test_a_leader_that_has_been_succeeded_writes_nothing(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC, fence=7)
+    await ledger.loader.load(replace(SPEC, funds=Decimal(20)), fence=8)
+    before = await ledger.usage.stored("tpp-1")
+
+    with pytest.raises(Fenced, match="later leader"):
+        await ledger.loader.load(replace(SPEC, funds=Decimal(99)), fence=7)
+    with pytest.raises(Fenced):
+        await ledger.loader.cut("tpp-1", await ledger.loader.now_ms() + 1000, (), fence=7)
+
+    assert await ledger.usage.stored("tpp-1") == before
+    await ledger.loader.load(replace(SPEC, funds=Decimal(21)), fence=8)
+    await ledger.loader.suspend("tpp-1")  # an operator has no token
+
+
+async def test_units_counted_elsewhere_are_taken_over_only_by_an_account_that_is_new(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC, counted={"api_calls": 30})
+    await ledger.usage.spend("tpp-1", "api_calls", 1)
+
+    await ledger.loader.load(SPEC, counted={"api_calls": 500})
+
+    account = await shown(ledger)
+    assert [(m.metric, m.settled) for m in account.metrics] == [("api_calls", 31)]
+    assert account.available == Decimal("10.00") - 31 * Decimal("0.05")
+
+
+async def test_an_operator_s_suspension_outlasts_the_reconciler_but_not_a_file(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    await ledger.loader.suspend("tpp-1")
+
+    await ledger.loader.load(SPEC, keep_operator_status=True)
+    assert (await shown(ledger)).status == "suspended"
+    await ledger.loader.load(replace(SPEC, status=Status.CLOSED), keep_operator_status=True)
+    assert (await shown(ledger)).status == "closed"
+    await ledger.loader.load(SPEC, keep_operator_status=True)
+    assert (await shown(ledger)).status == "suspended"
+    await ledger.loader.resume("tpp-1")
+    await ledger.loader.load(SPEC, keep_operator_status=True)
+    assert (await shown(ledger)).status == "active"
+    await ledger.loader.suspend("tpp-1")
+    await ledger.loader.load(SPEC)
+    assert (await shown(ledger)).status == "active"
+
+
+async def test_a_period_that_is_cut_short_ends_then_and_owes_what_it_cost(ledger: Ledger) -> None:
+    now = await ledger.loader.now_ms()
+    await ledger.loader.load(replace(SPEC, period=FixedPeriod(now - 5000, now + DAY_MS, (now + 2 * DAY_MS,))))
+    await ledger.usage.spend("tpp-1", "api_calls", 10)
+    end = now + 200
+
+    await ledger.loader.cut("tpp-1", end, (now + DAY_MS, now + 2 * DAY_MS))
+    await ledger.loader.cut("tpp-1", now + DAY_MS + 1, ())  # later than it ends anyway
+    await asyncio.sleep(0.25)
+
+    account = await shown(ledger)
+    assert (account.period_start_ms, account.period_end_ms) == (end, now + DAY_MS)
+    assert account.unsettled == Decimal("0.50")
+    assert [(p.start_ms, p.units) for p, _ in account.closed] == [(now - 5000, 10)]
+    await ledger.usage.spend("tpp-1", "api_calls", 1)  # rolls the stored account over
+    state = await ledger.loader.state("tpp-1")
+    await ledger.loader.forget_closed("tpp-1", state.closed)
+    assert (await shown(ledger)).closed == ()
+    assert (await shown(ledger)).unsettled == Decimal("0.50")

@@ -1,0 +1,1 @@
+"""The catalog: one file of metrics, prices and customers, brought into Lago and OpenMeter."""

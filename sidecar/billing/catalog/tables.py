@@ -1,0 +1,81 @@
+"""Price tables as Lago's charges have them, and for people to read.
+
+Ranges are written in one style: each begins one after the last one's end, which every version of Lago takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Tier, Volume
+
+_RANGES: Final[Mapping[str, str]] = {"graduated": "graduated_ranges", "volume": "volume_ranges"}
+
+
+def model_of(table: PriceTable) -> str:
+    """Lago's ``charge_model``."""
+    return type(table).__name__.lower()
+
+
+def properties_of(table: PriceTable) -> dict[str, Any]:
+    """Lago's ``properties``; amounts are texts."""
+    match table:
+        case Standard(amount):
+            return {"amount": _text(amount)}
+        case Package(amount, size, free):
+            return {"amount": _text(amount), "package_size": size, "free_units": free}
+        case Graduated(tiers) | Volume(tiers):
+            return {_RANGES[model_of(table)]: _ranges(tiers)}
+
+
+def _ranges(tiers: tuple[Tier, ...]) -> list[dict[str, Any]]:
+    rows, start = [], 0
+    for tier in tiers:
+        amounts = {"per_unit_amount": _text(tier.unit), "flat_amount": _text(tier.flat)}
+        rows.append({"from_value": start, "to_value": tier.up_to, **amounts})
+        start = (tier.up_to or 0) + 1
+    return rows
+
+
+def describe(table: PriceTable) -> str:
+    """One line, such as ``graduated: to 10000 0, then 0.001``."""
+    match table:
+        case Standard(amount):
+            return f"standard: {_text(amount)}"
+        case Package(amount, size, free):
+            return f"package: {_text(amount)} for {size}" + (f" after {free} free" if free else "")
+        case Graduated(tiers) | Volume(tiers):
+            return f"{model_of(table)}: " + ", ".join(map(_tier_text, tiers))
+
+
+def _tier_text(tier: Tier) -> str:
+    reach = "then" if tier.up_to is None else f"to {tier.up_to}"
+    return f"{reach} {_text(tier.unit)}" + (f" + {_text(tier.flat)} flat" if tier.flat else "")
+
+
+def snippet(table: PriceTable, metric: str) -> str:
+    """The charge as a catalog file has it, in one line of YAML."""
+    match table:
+        case Standard(amount):
+            rest = f'amount: "{_text(amount)}"'
+        case Package(amount, size, free):
+            rest = f'amount: "{_text(amount)}", size: {size}, free: {free}'
+        case Graduated(tiers) | Volume(tiers):
+            rest = f"tiers: [{', '.join(map(_tier_yaml, tiers))}]"
+    return f"{{metric: {metric}, model: {model_of(table)}, {rest}}}"
+
+
+def _tier_yaml(tier: Tier) -> str:
+    parts = [] if tier.up_to is None else [f"up_to: {tier.up_to}"]
+    parts.append(f'unit: "{_text(tier.unit)}"')
+    if tier.flat:
+        parts.append(f'flat: "{_text(tier.flat)}"')
+    return f"{{{', '.join(parts)}}}"
+
+
+def _text(amount: Decimal) -> str:
+    """Without an exponent, and without zeros that say nothing: 0.001, 5, 0."""
+    text = format(amount, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

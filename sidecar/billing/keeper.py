@@ -1,0 +1,319 @@
+"""Keeps the ledger's accounts as Lago has them: answers doorbells as they ring, sweeps over everybody in between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Protocol
+
+import orjson
+import structlog
+
+from sidecar.billing.bells import SWEEP, Bells, Ring
+from sidecar.billing.lago.errors import LagoError
+from sidecar.billing.lago.metrics import LagoMetrics
+from sidecar.billing.lago.models import Subscription, Wallet
+from sidecar.billing.memory import LastReading, decode_last
+from sidecar.billing.reconciler import Outcome, Reconciler
+from sidecar.billing.settings import ReconcileSettings
+from sidecar.billing.sweep import Lists, read_lists
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.loader import AccountLoader, LedgerUnavailable, LoadError
+from sidecar.ledger.topology import CLIENT_ERRORS, Client
+from sidecar.metering.calls import Call, call_each
+
+log = structlog.get_logger("sidecar.billing")
+
+RINGS_MAX: Final = 256
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.25, 30.0
+BACKOFFS_MAX: Final = 10_000
+LEDGER_PAGE: Final = 500
+JITTER: Final = 0.1
+SWEEP_RETRY_S: Final = 15.0
+
+
+class Directory(Lists, Protocol):
+    """The part of ``LagoClient`` that is needed here."""
+
+    async def wallet(self, lago_id: str) -> Wallet | None: ...
+
+    async def subscription(self, external_id: str) -> Subscription | None: ...
+
+    @property
+    def metrics(self) -> LagoMetrics: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """``outcomes`` of the accounts that were read in full; ``accounts`` is how many there are."""
+
+    accounts: int
+    read: int
+    failed: int
+    requests: int
+    seconds: float
+
+
+class Keeper:
+    """``await run(token, stop)`` while this process leads."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        lago: Directory,
+        loader: AccountLoader,
+        client: Client,
+        keys: Keys,
+        settings: ReconcileSettings,
+        *,
+        random: Random | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
+    ) -> None:
+        self._reconciler = reconciler
+        self._lago = lago
+        self._loader = loader
+        self._client = client
+        self._keys = keys
+        self._bells = Bells(client, keys)
+        self._settings = settings
+        self._on_outcome = on_outcome or (lambda _: None)
+        self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
+        self._metrics = reconciler.metrics
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._at_work: set[str] = set()
+        self._backoff: dict[str, tuple[float, float]] = {}
+        self._sweep_wanted = asyncio.Event()
+        self._swept_rings: list[Ring] = []
+
+    def __repr__(self) -> str:
+        return f"Keeper({len(self._at_work)} at work)"
+
+    async def run(self, token: int, stop: asyncio.Event) -> None:
+        """Until ``stop`` or cancellation, through every failure of Lago and Valkey."""
+        async with asyncio.TaskGroup() as tasks:
+            sweeping = tasks.create_task(self._keep_sweeping(token, stop))
+            await self._answer_bells(tasks, token, stop)
+            sweeping.cancel()
+
+    # doorbells
+
+    async def _answer_bells(self, tasks: asyncio.TaskGroup, token: int, stop: asyncio.Event) -> None:
+        failing = False
+        while not stop.is_set():
+            try:
+                rings = await self._bells.waiting(RINGS_MAX + len(self._backoff))
+                self._metrics.bells_waiting = await self._bells.count() if len(rings) >= RINGS_MAX else len(rings)
+                failing = False
+            except CLIENT_ERRORS as error:
+                if not failing:
+                    log.warning("doorbells cannot be read", reason=f"{type(error).__name__}: {error}")
+                failing = True
+                rings = ()
+            self._metrics.bells_oldest_s = max((ring.age_s for ring in rings), default=0.0)
+            now_s = time.monotonic()
+            for ring in rings:
+                if ring.name in self._at_work or self._backoff.get(ring.name, (0.0, 0.0))[0] > now_s:
+                    continue
+                if len(self._at_work) >= RINGS_MAX:
+                    break
+                self._at_work.add(ring.name)
+                tasks.create_task(self._answer(ring, token))
+            await _wait(stop, self._settings.poll_ms / 1000)
+
+    async def _answer(self, ring: Ring, token: int) -> None:
+        try:
+            done = await self._attend(ring, token)
+            if done:
+                self._backoff.pop(ring.name, None)
+                await self._bells.answer([ring])
+            else:
+                self._back_off(ring.name)
+        except LagoError as error:
+            log.warning("doorbell not answered", bell=ring.name, reason=str(error))
+            if error.transient:
+                self._back_off(ring.name)
+            else:
+                await self._drop(ring)
+        except (LedgerUnavailable, *CLIENT_ERRORS) as error:
+            log.warning("doorbell not answered", bell=ring.name, reason=f"{type(error).__name__}: {error}")
+            self._back_off(ring.name)
+        finally:
+            self._at_work.discard(ring.name)
+
+    async def _drop(self, ring: Ring) -> None:
+        """A sweep finds what there is to find."""
+        try:
+            await self._bells.answer([ring])
+        except CLIENT_ERRORS:
+            self._back_off(ring.name)
+
+    async def _attend(self, ring: Ring, token: int) -> bool:
+        """Whether it is done."""
+        kind, _, name = ring.name.partition(":")
+        if kind == "account":
+            return (await self._reconcile(name, token)).is_final
+        if kind == "wallet":
+            wallet = await self._lago.wallet(name)
+            return wallet is None or (await self._reconcile(wallet.customer, token)).is_final
+        if kind == "subscription":
+            subscription = await self._lago.subscription(name)
+            return subscription is None or (await self._reconcile(subscription.customer, token)).is_final
+        if kind == "plan":
+            async for accounts in self._subscribers(name):
+                await self._bells.ring(f"account:{account}" for account in accounts)
+            return True
+        if ring.name == SWEEP:
+            self._sweep_wanted.set()
+            return True
+        log.warning("doorbell of an unknown kind", bell=ring.name[:80])
+        return True
+
+    async def _reconcile(self, account: str, token: int) -> Outcome:
+        async with self._slots:
+            outcome = await self._reconciler.reconcile(account, token)
+        self._on_outcome(outcome)
+        return outcome
+
+    async def _subscribers(self, plan_code: str) -> AsyncIterator[list[str]]:
+        page: int | None = 1
+        while page is not None:
+            answer = await self._lago.subscriptions_page(page, statuses=("active",), plan_code=plan_code)
+            yield [each.customer for each in answer.items]
+            page = answer.next_page if answer.next_page is None or answer.next_page > page else None
+
+    def _back_off(self, name: str) -> None:
+        if len(self._backoff) >= BACKOFFS_MAX:
+            self._backoff.clear()
+        _, last_s = self._backoff.get(name, (0.0, 0.0))
+        bound_s = min(BACKOFF_S_MAX, max(BACKOFF_S_MIN, last_s * 2))
+        self._backoff[name] = (time.monotonic() + self._random.uniform(bound_s / 2, bound_s), bound_s)
+
+    # sweeps
+
+    async def _keep_sweeping(self, token: int, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            self._sweep_wanted.clear()
+            wait_s = self._settings.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+            try:
+                await self.sweep(token)
+                await self._lapse_old(token)
+            except LagoError as error:
+                log.warning("sweep broken off", reason=str(error))
+                wait_s = min(wait_s, SWEEP_RETRY_S)
+            except (LedgerUnavailable, *CLIENT_ERRORS) as error:
+                log.warning("sweep broken off", reason=f"{type(error).__name__}: {error}")
+                wait_s = min(wait_s, SWEEP_RETRY_S)
+            await _wait(self._sweep_wanted, wait_s)
+
+    async def sweep(
+        self,
+        token: int | None,
+        *,
+        everybody: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+        each: Callable[[Outcome], None] | None = None,
+    ) -> SweepReport:
+        """Look at every customer of Lago and every account of the ledger once.
+
+        Raises:
+            LagoError: a list cannot be read.
+            LedgerUnavailable: Valkey cannot be reached.
+        """
+        started_s, requests = time.monotonic(), self._lago.metrics.requests.total()
+        prints = await read_lists(self._lago, progress)
+        async for page in self._accounts():
+            for account in page:
+                prints.by_account.setdefault(account, 0)
+        accounts = list(prints.by_account)
+        read = failed = done = 0
+        oldest_ms: int | None = None
+        for start in range(0, len(accounts), LEDGER_PAGE):
+            chunk = accounts[start : start + LEDGER_PAGE]
+            lasts = await self._last_readings(chunk)
+            now_ms = await self._loader.now_ms()
+            due = [
+                account
+                for account, last in zip(chunk, lasts, strict=True)
+                if everybody or self._is_due(last, prints.of(account), now_ms)
+            ]
+            ages = [last.read_at_ms for account, last in zip(chunk, lasts, strict=True) if last and account not in due]
+            oldest_ms = min([*ages, *([oldest_ms] if oldest_ms is not None else [])], default=None)
+            outcomes = await asyncio.gather(*(self._read_in_full(a, token, prints.of(a), everybody) for a in due))
+            for outcome in outcomes:
+                if each is not None:
+                    each(outcome)
+            read += len(outcomes)
+            failed += sum(outcome.result not in ("loaded", "absent") for outcome in outcomes)
+            done += len(chunk)
+            if progress is not None:
+                progress("accounts", done, len(accounts))
+        metrics, now_s = self._metrics, time.time()
+        report = SweepReport(
+            len(accounts), read, failed, self._lago.metrics.requests.total() - requests, time.monotonic() - started_s
+        )
+        metrics.sweeps += 1
+        metrics.sweep_seconds, metrics.sweep_requests = report.seconds, report.requests
+        metrics.sweep_accounts, metrics.sweep_read, metrics.swept_at_s = report.accounts, report.read, now_s
+        metrics.oldest_reading_s = max(0.0, now_s - oldest_ms / 1000) if oldest_ms is not None else 0.0
+        log.info("swept", accounts=report.accounts, read=read, failed=failed, requests=report.requests)
+        return report
+
+    async def _read_in_full(self, account: str, token: int | None, fingerprint: str, thorough: bool) -> Outcome:
+        async with self._slots:
+            outcome = await self._reconciler.reconcile(account, token, fingerprint=fingerprint, thorough=thorough)
+        self._on_outcome(outcome)
+        return outcome
+
+    def _is_due(self, last: LastReading | None, fingerprint: str, now_ms: int) -> bool:
+        if last is None or last.is_open or last.fingerprint != fingerprint:
+            return True
+        return now_ms - last.read_at_ms > self._settings.full_interval_s * 1000
+
+    async def _accounts(self) -> AsyncIterator[tuple[str, ...]]:
+        after = ""
+        while page := await self._loader.list(after, LEDGER_PAGE):
+            yield page
+            after = page[-1]
+
+    async def _last_readings(self, accounts: Iterable[str]) -> list[LastReading | None]:
+        try:
+            keys = [self._keys.billing(account) for account in accounts]
+            rows = await call_each(self._client, [Call(key, ("HGET", key, "last")) for key in keys])
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+        return [_last(row) for row in rows]
+
+    async def _lapse_old(self, token: int) -> None:
+        """Suspends whoever could not be read from Lago for longer than the bank allows."""
+        limit_s = self._settings.funds_age_s_max
+        if limit_s is None:
+            return
+        now_ms = await self._loader.now_ms()
+        async for page in self._accounts():
+            for account, last in zip(page, await self._last_readings(page), strict=True):
+                if last is not None and now_ms - last.read_at_ms > limit_s * 1000:
+                    log.warning("account suspended: its funds are too old", account=account)
+                    try:
+                        await self._loader.lapse(account, token)
+                    except LoadError as error:
+                        log.warning("account not suspended", account=account, reason=str(error))
+
+
+def _last(row: object) -> LastReading | None:
+    if not isinstance(row, bytes):
+        return None
+    try:
+        return decode_last(orjson.loads(row))
+    except (ValueError, KeyError, TypeError, ArithmeticError):
+        return None
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

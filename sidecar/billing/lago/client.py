@@ -1,0 +1,411 @@
+"""Lago's REST API, as far as the gateway needs it (``/api/v1``; lago-api ``app/controllers/api/v1/``).
+
+One method per request, which is what makes this module long. Whatever is not there is None or empty, everything else
+that goes wrong is a ``LagoError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from sidecar.billing.lago import parsing, parsing_invoices
+from sidecar.billing.lago.errors import LagoMalformed, LagoRejected, LagoUnavailable
+from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.metrics import LagoMetrics
+from sidecar.billing.lago.models import (
+    BillableMetric,
+    CurrentUsage,
+    Customer,
+    Event,
+    Invoice,
+    Page,
+    Plan,
+    Subscription,
+    Tax,
+    Wallet,
+    WalletTransaction,
+    WebhookEndpoint,
+)
+from sidecar.billing.lago.transport import Query, Transport, segment
+from sidecar.billing.settings import LagoSettings
+from sidecar.metering.clock import Clock, SystemClock
+
+T = TypeVar("T")
+
+PER_PAGE: Final = 100
+"""Lago's own default."""
+
+PAGES_MAX: Final = 1_000
+LIST_ATTEMPTS_MAX: Final = 4
+"""How often a list of several pages is read that changes while it is read."""
+
+
+class LagoClient:
+    """Reads and writes Lago; an async context manager that holds the connections. Many tasks may use it at once.
+
+    Raises:
+        LagoSetupError: on entering: ``url`` is not set, a file cannot be read or is not what it should be.
+    """
+
+    def __init__(self, settings: LagoSettings, *, clock: Clock | None = None, random: Random | None = None) -> None:
+        self.metrics = LagoMetrics()
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
+        self._transport: Transport | None = None
+
+    def __repr__(self) -> str:
+        return f"LagoClient({self._settings.url}, {'open' if self._transport else 'closed'})"
+
+    async def __aenter__(self) -> LagoClient:
+        self._transport = Transport(self._settings, self._clock, self._random, self.metrics)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    # Customers and their money
+
+    async def customer(self, external_id: str) -> Customer | None:
+        """A customer with its taxes."""
+        return await self._find("/customers/{id}", external_id, "customer", parsing.customer)
+
+    async def customers(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Customer]:
+        return await self._page("/customers", "customers", parsing.customer, page, per_page)
+
+    async def wallets(self, customer: str) -> tuple[Wallet, ...]:
+        """All of a customer's, terminated ones too; empty for an unknown customer."""
+        query = [("external_customer_id", customer)]
+        absent = ("customer_not_found",)
+        return await self._all("/wallets", "wallets", parsing.wallet, lambda each: each.lago_id, query, absent=absent)
+
+    async def wallets_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Wallet]:
+        """Those of all customers."""
+        return await self._page("/wallets", "wallets", parsing.wallet, page, per_page)
+
+    async def wallet(self, lago_id: str) -> Wallet | None:
+        return await self._find("/wallets/{id}", lago_id, "wallet", parsing.wallet)
+
+    async def wallet_transactions(
+        self,
+        wallet_id: str,
+        *,
+        status: str | None = None,
+        transaction_type: str | None = None,
+        transaction_status: str | None = None,
+    ) -> tuple[WalletTransaction, ...]:
+        """All of a wallet's, newest first; empty for an unknown wallet."""
+        filters = {"status": status, "transaction_type": transaction_type, "transaction_status": transaction_status}
+        return await self._all(
+            "/wallets/{id}/wallet_transactions",
+            "wallet_transactions",
+            parsing.wallet_transaction,
+            lambda each: each.lago_id,
+            [(name, value) for name, value in filters.items() if value is not None],
+            of=wallet_id,
+            absent=("wallet_not_found",),
+        )
+
+    async def taxes(self) -> tuple[Tax, ...]:
+        """All of the organisation's."""
+        return await self._all("/taxes", "taxes", parsing.tax, lambda each: each.code)
+
+    # Subscriptions and what they cost
+
+    async def subscriptions(
+        self, customer: str, *, statuses: Sequence[str] = ("active", "pending", "terminated")
+    ) -> tuple[Subscription, ...]:
+        """A customer's, without plans; empty for an unknown customer."""
+        query = [("external_customer_id", customer), *_listed("status", statuses)]
+        return await self._all(
+            "/subscriptions", "subscriptions", parsing.subscription, lambda each: each.lago_id, query
+        )
+
+    async def subscriptions_page(
+        self,
+        page: int = 1,
+        statuses: Sequence[str] = ("active",),
+        plan_code: str | None = None,
+        per_page: int = PER_PAGE,
+    ) -> Page[Subscription]:
+        """Those of all customers, or of the subscribers of one plan."""
+        query = [*_listed("status", statuses), *([("plan_code", plan_code)] if plan_code is not None else [])]
+        return await self._page("/subscriptions", "subscriptions", parsing.subscription, page, per_page, query)
+
+    async def subscription(self, external_id: str, *, status: str | None = None) -> Subscription | None:
+        """A subscription with its effective plan; without ``status`` the active one."""
+        query = [("status", status)] if status is not None else []
+        return await self._find("/subscriptions/{id}", external_id, "subscription", parsing.subscription, query)
+
+    async def plan(self, code: str) -> Plan | None:
+        """A plan, without what subscriptions override."""
+        return await self._find("/plans/{id}", code, "plan", parsing.plan)
+
+    async def plans_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Plan]:
+        return await self._page("/plans", "plans", parsing.plan, page, per_page)
+
+    async def metric(self, code: str) -> BillableMetric | None:
+        return await self._find("/billable_metrics/{id}", code, "billable_metric", parsing.metric)
+
+    async def billable_metrics(self) -> tuple[BillableMetric, ...]:
+        return await self._all("/billable_metrics", "billable_metrics", parsing.metric, lambda each: each.lago_id)
+
+    async def current_usage(
+        self, customer: str, external_subscription_id: str, *, apply_taxes: bool = True
+    ) -> CurrentUsage | None:
+        """What has been ingested in the period at hand; None without such a customer or an active subscription."""
+        return await self._find(
+            "/customers/{id}/current_usage",
+            customer,
+            "customer_usage",
+            parsing_invoices.current_usage,
+            [
+                ("external_subscription_id", external_subscription_id),
+                ("apply_taxes", "true" if apply_taxes else "false"),
+            ],
+            absent=("customer_not_found", "subscription_not_found", "no_active_subscription"),
+        )
+
+    async def invoices(
+        self, customer: str, *, statuses: Sequence[str] = (), type: str | None = "subscription", limit: int = PER_PAGE
+    ) -> tuple[Invoice, ...]:
+        """A customer's newest by date of issue, at most ``limit``, without periods and fees. ``type`` None: any."""
+        assert limit > 0, "a limit of something"
+        query = [("external_customer_id", customer), *_listed("statuses", statuses)]
+        if type is not None:
+            query.append(("invoice_type", type))
+        found: dict[str, Invoice] = {}
+        page: int | None = 1
+        per_page = min(limit, PER_PAGE)
+        while page is not None and len(found) < limit and page <= PAGES_MAX:
+            answer = await self._page("/invoices", "invoices", parsing_invoices.invoice, page, per_page, query)
+            # One made meanwhile moves the others back, so that they come twice.
+            found |= {each.lago_id: found.get(each.lago_id, each) for each in answer.items}
+            page = answer.next_page if answer.items else None
+        return tuple(found.values())[:limit]
+
+    async def invoice(self, lago_id: str) -> Invoice | None:
+        """An invoice with its periods and fees."""
+        return await self._find("/invoices/{id}", lago_id, "invoice", parsing_invoices.invoice)
+
+    # Events
+
+    async def send_events(self, events: Sequence[Event]) -> None:
+        """Send usage, all or nothing; at most 100 events by Lago's default.
+
+        It is safe to send events again: Lago knows them by their ids.
+
+        Raises:
+            LagoRejected: none was taken; ``events`` says why, by position. ``value_already_exist`` of a
+                ``transaction_id`` is also the answer if an earlier attempt got through and its answer was lost.
+        """
+
+        def check(answer: Fields) -> None:
+            taken = len(answer.listed("events"))
+            if taken != len(events):
+                answer.refuse("events", f"a list of {len(events)} events", f"one of {taken}")
+
+        await self._post("/events/batch", {"events": [_event(each) for each in events]}, check, repeatable=True)
+
+    async def send_event(self, event: Event) -> None:
+        """Send one event. Raises as ``send_events``, with the reasons in ``codes``."""
+        await self._post("/events", {"event": _event(event)}, lambda answer: answer.row("event"), repeatable=True)
+
+    async def event(self, transaction_id: str) -> Event | None:
+        return await self._find("/events/{id}", transaction_id, "event", parsing.event)
+
+    # Webhooks
+
+    async def public_key(self) -> bytes:
+        """The key of Lago's ``jwt`` signatures, in PEM."""
+        return await self._get("/webhooks/json_public_key", parsing.public_key)
+
+    async def webhook_endpoints(self) -> tuple[WebhookEndpoint, ...]:
+        return await self._all(
+            "/webhook_endpoints", "webhook_endpoints", parsing.webhook_endpoint, lambda each: each.lago_id
+        )
+
+    # Writing. Bodies are as Lago documents them, without the outermost object. Decimals become whole numbers or texts.
+    # What Lago would do twice is not sent a second time unless the first certainly had no effect.
+
+    async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
+        """POST ``body`` as it is; answer the JSON object that came back. ``path`` begins with a slash."""
+        return await self._post(path, body, lambda answer: answer.values, repeatable=repeatable)
+
+    async def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """PUT the same way. Ids in ``path`` are made fit for it with ``transport.segment``."""
+        endpoint = f"PUT /{path.split('/')[1]}/{{id}}"
+        return await self._open.request(endpoint, path, lambda answer: answer.values, body=body)
+
+    async def create_customer(self, customer: Mapping[str, Any]) -> Customer:
+        """Create a customer, or change the one with this ``external_id``."""
+        return await self._post(
+            "/customers", {"customer": customer}, _in("customer", parsing.customer), repeatable=True
+        )
+
+    async def create_wallet(self, wallet: Mapping[str, Any]) -> Wallet:
+        """Create a wallet. Credits granted with it may not be there yet in the answer."""
+        return await self._post("/wallets", {"wallet": wallet}, _in("wallet", parsing.wallet))
+
+    async def top_up(self, top_up: Mapping[str, Any]) -> tuple[WalletTransaction, ...]:
+        """Put credits into a wallet, or void some. Lago has no idempotency here: a call that fails may have worked."""
+        return await self._post(
+            "/wallet_transactions",
+            {"wallet_transaction": top_up},
+            lambda answer: tuple(map(parsing.wallet_transaction, answer.listed("wallet_transactions"))),
+        )
+
+    async def create_subscription(self, subscription: Mapping[str, Any]) -> Subscription:
+        """Subscribe a customer, or change the plan of the subscription with this ``external_id``."""
+        return await self._post(
+            "/subscriptions", {"subscription": subscription}, _in("subscription", parsing.subscription)
+        )
+
+    async def create_metric(self, metric: Mapping[str, Any]) -> BillableMetric:
+        return await self._post(
+            "/billable_metrics", {"billable_metric": metric}, _in("billable_metric", parsing.metric)
+        )
+
+    async def update_metric(self, code: str, metric: Mapping[str, Any]) -> BillableMetric:
+        return await self._put(
+            "/billable_metrics/{id}", code, {"billable_metric": metric}, _in("billable_metric", parsing.metric)
+        )
+
+    async def create_plan(self, plan: Mapping[str, Any]) -> Plan:
+        return await self._post("/plans", {"plan": plan}, _in("plan", parsing.plan))
+
+    async def update_plan(self, code: str, plan: Mapping[str, Any]) -> Plan:
+        """Change a plan. If it has ``charges``, those that are not among them are removed."""
+        return await self._put("/plans/{id}", code, {"plan": plan}, _in("plan", parsing.plan))
+
+    async def create_tax(self, tax: Mapping[str, Any]) -> Tax:
+        return await self._post("/taxes", {"tax": tax}, _in("tax", parsing.tax))
+
+    async def create_webhook_endpoint(self, endpoint: Mapping[str, Any]) -> WebhookEndpoint:
+        body = {"webhook_endpoint": endpoint}
+        return await self._post("/webhook_endpoints", body, _in("webhook_endpoint", parsing.webhook_endpoint))
+
+    async def update_webhook_endpoint(self, lago_id: str, endpoint: Mapping[str, Any]) -> WebhookEndpoint:
+        body = {"webhook_endpoint": endpoint}
+        parse = _in("webhook_endpoint", parsing.webhook_endpoint)
+        return await self._put("/webhook_endpoints/{id}", lago_id, body, parse)
+
+    # How requests are made
+
+    @property
+    def _open(self) -> Transport:
+        if self._transport is None:
+            raise LagoUnavailable("the client of Lago is closed", kind="network", unsent=True)
+        return self._transport
+
+    async def _get(self, template: str, parse: Callable[[Fields], T], *, of: str = "", query: Query = ()) -> T:
+        return await self._open.request(f"GET {template}", template.replace("{id}", of), parse, query=query)
+
+    async def _post(
+        self, path: str, body: Mapping[str, Any], parse: Callable[[Fields], T], *, repeatable: bool = False
+    ) -> T:
+        return await self._open.request(f"POST {path}", path, parse, body=body, repeatable=repeatable)
+
+    async def _put(self, template: str, of: str, body: Mapping[str, Any], parse: Callable[[Fields], T]) -> T:
+        part = segment(of)
+        if part is None:
+            raise LagoRejected(f"PUT {template}: no path can hold this id", status=404)
+        return await self._open.request(f"PUT {template}", template.replace("{id}", part), parse, body=body)
+
+    async def _find(
+        self,
+        template: str,
+        of: str,
+        name: str,
+        parse: Callable[[Fields], T],
+        query: Query = (),
+        absent: tuple[str, ...] = (),
+    ) -> T | None:
+        """One object. Only Lago's own word for it means that there is none: a proxy may answer 404 too."""
+        part = segment(of)
+        if part is None:
+            return None
+        try:
+            return await self._get(template, _in(name, parse), of=part, query=query)
+        except LagoRejected as error:
+            if error.code in (absent or (f"{name}_not_found",)):
+                return None
+            raise
+
+    async def _page(
+        self,
+        template: str,
+        name: str,
+        parse: Callable[[Fields], T],
+        page: int,
+        per_page: int = PER_PAGE,
+        query: Query = (),
+        of: str = "",
+    ) -> Page[T]:
+        assert page >= 1, "pages are counted from 1"
+        paged = [*query, ("page", str(page)), ("per_page", str(per_page))]
+        return await self._get(template, lambda answer: parsing.page_of(answer, name, parse, page), of=of, query=paged)
+
+    async def _all(
+        self,
+        template: str,
+        name: str,
+        parse: Callable[[Fields], T],
+        id_of: Callable[[T], str],
+        query: Query = (),
+        *,
+        of: str | None = None,
+        absent: tuple[str, ...] = (),
+    ) -> tuple[T, ...]:
+        """A whole list. Pages are cut by position, so what comes or goes between two of them may hide something: the
+        list is read again until as many were seen as are said to be there.
+        """
+        part = "" if of is None else segment(of)
+        if part is None:
+            return ()
+        for _ in range(LIST_ATTEMPTS_MAX):
+            found: dict[str, T] = {}
+            page: int | None = 1
+            last: Page[T] | None = None
+            while page is not None:
+                if page > PAGES_MAX:
+                    raise LagoMalformed(f"GET {template}: more than {PAGES_MAX} pages")
+                try:
+                    last = await self._page(template, name, parse, page, query=query, of=part)
+                except LagoRejected as error:
+                    if error.code in absent:
+                        return ()
+                    raise
+                found |= {id_of(each): each for each in last.items}
+                page = last.next_page
+            assert last is not None
+            if len(found) == last.total_count:
+                return tuple(found.values())
+        raise LagoUnavailable(f"GET {template}: the list keeps changing while it is read", kind="malformed")
+
+
+def _in(name: str, parse: Callable[[Fields], T]) -> Callable[[Fields], T]:
+    """``parse`` for what an answer holds under ``name``."""
+    return lambda answer: parse(answer.row(name))
+
+
+def _listed(name: str, values: Sequence[str]) -> list[tuple[str, str]]:
+    return [(f"{name}[]", value) for value in values]
+
+
+def _event(event: Event) -> dict[str, Any]:
+    """As Lago takes it. The time is a text: BigDecimal reads it as it stands, and no float lies in between."""
+    return {
+        "transaction_id": event.transaction_id,
+        "external_subscription_id": event.external_subscription_id,
+        "code": event.code,
+        "timestamp": f"{event.timestamp:f}",
+        "properties": event.properties,
+    }

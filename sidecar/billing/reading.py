@@ -1,0 +1,133 @@
+"""Everything that is read from Lago for one account, in the order that makes it safe.
+
+Invoices, then wallets, then invoices again: Lago debits a wallet in the transaction that makes an invoice final, so
+with the same invoices before and after, the wallets read in between either contain a debit or its invoice is not
+final. A debit between the two would count twice (strict), never not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from sidecar.billing.lago.models import CurrentUsage, Customer, Invoice, Subscription, Tax, Wallet, WalletTransaction
+
+INVOICES_MAX: Final = 60
+"""Newest invoices looked at: years of monthly ones. What a period owes counts until its invoice is seen."""
+
+DETAILS_MAX: Final = 24
+ATTEMPTS_MAX: Final = 4
+TRANSACTIONS_WALLETS_MAX: Final = 6
+
+
+class Lago(Protocol):
+    """The part of ``LagoClient`` that is needed here."""
+
+    async def customer(self, external_id: str) -> Customer | None: ...
+
+    async def subscriptions(self, customer: str, *, statuses: Sequence[str] = ...) -> tuple[Subscription, ...]: ...
+
+    async def subscription(self, external_id: str) -> Subscription | None: ...
+
+    async def wallets(self, customer: str) -> tuple[Wallet, ...]: ...
+
+    async def wallet_transactions(self, wallet_id: str) -> tuple[WalletTransaction, ...]: ...
+
+    async def current_usage(self, customer: str, external_subscription_id: str) -> CurrentUsage | None: ...
+
+    async def invoices(self, customer: str, *, limit: int = ...) -> tuple[Invoice, ...]: ...
+
+    async def invoice(self, lago_id: str) -> Invoice | None: ...
+
+    async def taxes(self) -> tuple[Tax, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AccountReading:
+    """``subscriptions``: all that are or were, the active ones with their effective plan. ``invoices``: the newest,
+    those from ``oldest_ms`` on with periods and fees. ``usages`` by external subscription id. ``is_stable`` False: the
+    invoices kept changing. ``transactions`` by wallet, only where they were asked for.
+    """
+
+    account: str
+    read_at_ms: int
+    customer: Customer | None
+    subscriptions: tuple[Subscription, ...] = ()
+    wallets: tuple[Wallet, ...] = ()
+    invoices: tuple[Invoice, ...] = ()
+    usages: Mapping[str, CurrentUsage] = field(default_factory=dict)
+    default_taxes: tuple[Tax, ...] = ()
+    transactions: Mapping[str, tuple[WalletTransaction, ...]] = field(default_factory=dict)
+    is_stable: bool = True
+
+
+async def read_account(
+    lago: Lago,
+    account: str,
+    default_taxes: tuple[Tax, ...],
+    now_ms: int,
+    oldest_ms: int,
+    *,
+    with_transactions: bool = False,
+) -> AccountReading:
+    """Read one account. ``oldest_ms``: invoices older than that are not needed in detail.
+
+    Raises:
+        LagoError: as the client does.
+    """
+    customer, subscriptions = await asyncio.gather(
+        lago.customer(account), lago.subscriptions(account, statuses=("active", "pending", "terminated"))
+    )
+    if customer is None:
+        return AccountReading(account, now_ms, None)
+    actives = {each.external_id for each in subscriptions if each.is_active}
+    whole = [each for each in await asyncio.gather(*map(lago.subscription, sorted(actives))) if each is not None]
+    plans = {each.lago_id: each for each in whole}
+    subscriptions = tuple(plans.pop(each.lago_id, each) for each in subscriptions) + tuple(plans.values())
+    details: dict[tuple[str, str, str, int], Invoice] = {}
+    before = await _invoices(lago, account, oldest_ms, details)
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        usages = {
+            external_id: usage
+            for external_id, usage in zip(
+                sorted(actives),
+                await asyncio.gather(*(lago.current_usage(account, each) for each in sorted(actives))),
+                strict=True,
+            )
+            if usage is not None
+        }
+        wallets = await lago.wallets(account)
+        after = await _invoices(lago, account, oldest_ms, details)
+        stable = {_mark(each) for each in before} == {_mark(each) for each in after}
+        if stable or attempt == ATTEMPTS_MAX:
+            break
+        before = after
+    transactions: dict[str, tuple[WalletTransaction, ...]] = {}
+    if with_transactions:
+        for wallet in [each for each in wallets if each.is_active][:TRANSACTIONS_WALLETS_MAX]:
+            transactions[wallet.lago_id] = await lago.wallet_transactions(wallet.lago_id)
+    return AccountReading(
+        account, now_ms, customer, subscriptions, wallets, before, usages, default_taxes, transactions, stable
+    )
+
+
+def _mark(invoice: Invoice) -> tuple[str, str, str, int]:
+    """Changes when a wallet may have been debited or repaid for the invoice."""
+    return invoice.lago_id, invoice.status, invoice.payment_status, invoice.prepaid_cents
+
+
+async def _invoices(
+    lago: Lago, account: str, oldest_ms: int, details: dict[tuple[str, str, str, int], Invoice]
+) -> tuple[Invoice, ...]:
+    listed = await lago.invoices(account, limit=INVOICES_MAX)
+    wanted = [each for each in listed if each.created_at_ms >= oldest_ms and each.type == "subscription"][:DETAILS_MAX]
+    missing = [each for each in wanted if _mark(each) not in details]
+    for row, whole in zip(
+        missing, await asyncio.gather(*(lago.invoice(each.lago_id) for each in missing)), strict=True
+    ):
+        if whole is not None:
+            details[_mark(row)] = whole
+    # What the list says of a status counts: the details may already be those of a later one.
+    return tuple(details.get(_mark(each), each) for each in listed)

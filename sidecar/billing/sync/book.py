@@ -1,0 +1,182 @@
+"""What has been brought to Lago for one metric of one period of the ledger, without I/O.
+
+A book is a row of segments of time, each with the units for which events were frozen. Whether a frozen event has
+reached Lago yet is told by ``outgoing``; for what is still owed it makes no difference. Finished stretches are merged,
+which keeps a book small: an hour's windows into the hour, everything older than the rescan into one segment, a whole
+period into one when it is over. A merged segment keeps the revisions of the one that started where it starts, so no
+transaction id is ever used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+
+HOUR_S: Final = 3_600
+BOOK_BYTES_MAX: Final = 4_194_304
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """From ``start_s`` to just before ``end_s`` (Unix seconds).
+
+    ``pushed``: units of events with timestamps of this period. ``carried``: units of events that bill this segment in
+    a later period. ``late``: units that missed their invoice and are only reported. ``next_rev``: revision that the
+    next event gets.
+    """
+
+    start_s: int
+    end_s: int
+    pushed: int = 0
+    carried: int = 0
+    late: int = 0
+    next_rev: int = 0
+
+    @property
+    def frozen(self) -> int:
+        """Units that Lago has been told of, or is about to be."""
+        return self.pushed + self.carried
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """One metric in the period of the ledger that starts at ``start_s``.
+
+    ``subscription_id`` is Lago's own id of the subscription that it was pushed to. ``through_s``: everything before
+    was compared with OpenMeter at least once after it was complete. ``carried_in``: units of older periods billed in
+    this one. ``was_open``: its invoice was not final yet when the book was begun. ``is_done``: never to be looked at
+    again.
+    """
+
+    start_s: int
+    metric: str
+    subscription_id: str
+    through_s: int
+    segments: tuple[Segment, ...] = ()
+    carried_in: int = 0
+    was_open: bool = True
+    is_done: bool = False
+
+    @property
+    def pushed(self) -> int:
+        return sum(segment.pushed for segment in self.segments)
+
+    @property
+    def carried_out(self) -> int:
+        return sum(segment.carried for segment in self.segments)
+
+    @property
+    def late(self) -> int:
+        return sum(segment.late for segment in self.segments)
+
+    def with_segments(self, changed: Iterable[Segment]) -> Book:
+        """The book with these in the place of those that have the same starts."""
+        by_start = {segment.start_s: segment for segment in self.segments}
+        by_start.update((segment.start_s, segment) for segment in changed)
+        return replace(self, segments=tuple(by_start[start] for start in sorted(by_start)))
+
+    def adjusted(self, at_s: int, *, pushed: int = 0, carried: int = 0) -> Book:
+        """The book after the units frozen for the segment at an instant have turned out to be others."""
+        found = next((each for each in self.segments if each.start_s <= at_s < each.end_s), None)
+        segment = found or Segment(at_s, at_s + 1, next_rev=1)
+        return self.with_segments([replace(segment, pushed=segment.pushed + pushed, carried=segment.carried + carried)])
+
+    def clipped(self, end_s: int) -> Book:
+        """The book of a period that turned out to end earlier than planned. What was frozen for later counts in the
+        last segment, so that it is seen as too much."""
+        if all(segment.end_s <= end_s for segment in self.segments):
+            return self
+        last = Segment(self.start_s, end_s)
+        kept: list[Segment] = []
+        for segment in self.segments:
+            if segment.start_s < end_s:
+                kept.append(replace(segment, end_s=min(segment.end_s, end_s)))
+            else:
+                last = kept.pop() if kept else last
+                kept.append(
+                    replace(
+                        last,
+                        pushed=last.pushed + segment.pushed,
+                        carried=last.carried + segment.carried,
+                        late=last.late + segment.late,
+                    )
+                )
+        return replace(self, segments=tuple(kept))
+
+    def compacted(self, end_s: int, now_s: int, rescan_s: int) -> Book:
+        """The book with finished stretches merged; ``end_s`` is where the period ends."""
+        if self.through_s >= end_s:
+            return self._merged(self.start_s, end_s)
+        old_s = min(self.through_s, (now_s - rescan_s) // HOUR_S * HOUR_S)
+        book = self._merged(self.start_s, old_s) if old_s > self.start_s else self
+        parts = (each for each in book.segments if each.start_s >= old_s and each.end_s - each.start_s < HOUR_S)
+        for hour in {segment.start_s // HOUR_S for segment in parts}:
+            start, end = max(hour * HOUR_S, self.start_s), (hour + 1) * HOUR_S
+            if end <= self.through_s:
+                book = book._merged(start, end)
+        return book
+
+    def _merged(self, start_s: int, end_s: int) -> Book:
+        """All segments of a stretch as one, also where there are none. One that reaches over its bounds is left, and
+        ends the stretch."""
+        for segment in self.segments:
+            if segment.start_s < start_s < segment.end_s:
+                start_s = segment.end_s
+            if segment.start_s < end_s < segment.end_s:
+                end_s = segment.start_s
+        if end_s <= start_s:
+            return self
+        inside = [each for each in self.segments if start_s <= each.start_s < end_s]
+        merged = Segment(
+            start_s,
+            end_s,
+            pushed=sum(each.pushed for each in inside),
+            carried=sum(each.carried for each in inside),
+            late=sum(each.late for each in inside),
+            next_rev=inside[0].next_rev if inside and inside[0].start_s == start_s else 0,
+        )
+        outside = [each for each in self.segments if not start_s <= each.start_s < end_s]
+        return replace(self, segments=tuple(sorted([*outside, merged], key=lambda each: each.start_s)))
+
+
+def encode_book(book: Book) -> bytes:
+    """What is stored of a book under its start and metric."""
+    row: dict[str, Any] = {
+        "subscription": book.subscription_id,
+        "through_s": book.through_s,
+        "segments": [
+            [each.start_s, each.end_s, each.pushed, each.carried, each.late, each.next_rev] for each in book.segments
+        ],
+        "carried_in": book.carried_in,
+        "open": book.was_open,
+        "done": book.is_done,
+    }
+    return orjson.dumps(row)
+
+
+def decode_book(start_s: int, metric: str, data: bytes) -> Book:
+    """A book as ``encode_book`` has written it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(data) > BOOK_BYTES_MAX:
+        raise ValueError(f"{len(data)} bytes, more than {BOOK_BYTES_MAX}")
+    row = orjson.loads(data)
+    try:
+        segments = tuple(Segment(*map(int, each)) for each in row["segments"])
+        return Book(
+            start_s,
+            metric,
+            str(row["subscription"]),
+            int(row["through_s"]),
+            segments,
+            int(row["carried_in"]),
+            bool(row["open"]),
+            bool(row["done"]),
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None

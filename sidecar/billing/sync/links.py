@@ -1,0 +1,120 @@
+"""Which billing period of Lago a period of the ledger belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+import orjson
+
+LINK_BYTES_MAX: Final = 65_536
+METRICS_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodLink:
+    """A period of the ledger, and the subscription and billing period of Lago that bill it.
+
+    All bounds are Unix milliseconds, ends exclusive; ``ledger_end_ms`` of the current period is its planned end. The
+    timestamps of events must lie from ``lago_from_ms`` to just before ``lago_to_ms``. ``is_final``: the invoice is
+    finalised, nothing more can be billed on it.
+
+    Raises:
+        ValueError: a bound of the ledger's is no whole second, or an end does not follow its start.
+    """
+
+    ledger_start_ms: int
+    ledger_end_ms: int
+    subscription_id: str
+    external_subscription_id: str
+    lago_from_ms: int
+    lago_to_ms: int
+    metrics: tuple[str, ...]
+    is_final: bool
+    is_current: bool
+
+    def __post_init__(self) -> None:
+        if self.ledger_start_ms % 1000 or self.ledger_end_ms % 1000 or self.ledger_start_ms < 0:
+            raise ValueError(
+                f"a ledger period from {self.ledger_start_ms} to {self.ledger_end_ms} has no whole seconds"
+            )
+        if self.ledger_end_ms <= self.ledger_start_ms:
+            raise ValueError(f"the ledger period from {self.ledger_start_ms} ends at {self.ledger_end_ms}")
+        if self.lago_to_ms <= self.lago_from_ms:
+            raise ValueError(f"Lago's period from {self.lago_from_ms} ends at {self.lago_to_ms}")
+
+    @property
+    def start_s(self) -> int:
+        return self.ledger_start_ms // 1000
+
+    @property
+    def end_s(self) -> int:
+        return self.ledger_end_ms // 1000
+
+    def instant_within(self, wanted_s: int) -> Decimal:
+        """The timestamp, in Unix seconds, that Lago counts in this period: ``wanted_s``, or the nearest whole second
+        inside Lago's bounds. The same arguments always give the same instant."""
+        first_s, last_s = -(-self.lago_from_ms // 1000), (self.lago_to_ms - 1) // 1000
+        if first_s > last_s:  # shorter than a second, between two whole ones
+            return Decimal(self.lago_from_ms) / 1000
+        return Decimal(min(max(wanted_s, first_s), last_s))
+
+
+@dataclass(frozen=True, slots=True)
+class SyncAccount:
+    """An account, by the id that is Lago's customer and OpenMeter's subject, and its periods."""
+
+    id: str
+    links: tuple[PeriodLink, ...]
+
+    def claims(self) -> Iterator[tuple[PeriodLink, str]]:
+        """Each period with each of its metrics, oldest first."""
+        for link in sorted(self.links, key=lambda each: (each.ledger_start_ms, each.subscription_id)):
+            for metric in link.metrics:
+                yield link, metric
+
+    def current(self, metric: str) -> PeriodLink | None:
+        """The period that is open for a metric now."""
+        open_now = (link for link in self.links if link.is_current and not link.is_final and metric in link.metrics)
+        return next(open_now, None)
+
+
+def encode_link(link: PeriodLink) -> str:
+    """A link as JSON."""
+    return orjson.dumps(asdict(link)).decode()
+
+
+def decode_link(data: bytes | str) -> PeriodLink:
+    """A link as ``encode_link`` has written it; members that a later version adds are passed over.
+
+    Raises:
+        ValueError: it is no link; the message says what is wrong.
+    """
+    if len(data) > LINK_BYTES_MAX:
+        raise ValueError(f"a link of {len(data)} bytes, more than {LINK_BYTES_MAX}")
+    row = orjson.loads(data)
+    if not isinstance(row, dict):
+        raise ValueError("a link is not a JSON object")
+    metrics = row.get("metrics")
+    if not isinstance(metrics, list) or len(metrics) > METRICS_MAX or not all(type(each) is str for each in metrics):
+        raise ValueError("metrics of a link is not a list of names")
+    return PeriodLink(
+        ledger_start_ms=_member(row, "ledger_start_ms", int),
+        ledger_end_ms=_member(row, "ledger_end_ms", int),
+        subscription_id=_member(row, "subscription_id", str),
+        external_subscription_id=_member(row, "external_subscription_id", str),
+        lago_from_ms=_member(row, "lago_from_ms", int),
+        lago_to_ms=_member(row, "lago_to_ms", int),
+        metrics=tuple(metrics),
+        is_final=_member(row, "is_final", bool),
+        is_current=_member(row, "is_current", bool),
+    )
+
+
+def _member(row: dict[str, Any], name: str, kind: type) -> Any:
+    value = row.get(name)
+    if type(value) is not kind:
+        raise ValueError(f"{name} of a link is missing or not of the type {kind.__name__}")
+    return value

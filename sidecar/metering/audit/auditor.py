@@ -1,0 +1,207 @@
+"""The audit: counts, judges what differs, sends again what is missing, and remembers what agrees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Final
+
+import structlog
+
+from sidecar.ledger.hours import Hours
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.topology import CLIENT_ERRORS
+from sidecar.metering.audit.census import Census, Progress
+from sidecar.metering.audit.comparison import (
+    AuditRow,
+    AuditSettings,
+    Cell,
+    Past,
+    RowState,
+    complete_hours,
+    judge,
+    lacking,
+)
+from sidecar.metering.audit.memory import remember_agreed, remember_past
+from sidecar.metering.audit.metrics import AuditMetrics
+from sidecar.metering.audit.report import AuditReport, HourReport, HourState, hour_state, hour_text
+from sidecar.metering.audit.resend import Resender
+from sidecar.metering.audit.streams import Streams, TailUnits
+from sidecar.metering.calls import Client
+from sidecar.metering.clock import Clock, SystemClock
+from sidecar.metering.events import Stamp
+from sidecar.metering.query import MeterQuery
+from sidecar.metering.sender import Sender
+from sidecar.metering.settings import MeteringSettings
+
+log = structlog.get_logger("sidecar.metering")
+
+LOGGED_ROWS_MAX: Final = 20
+DOUBLED: Final = (
+    "OpenMeter counts events twice that were sent again, so nothing more is sent again: sink.dedupe.enabled must be on,"
+    " and sink.dedupe.config.expiration well above metering.retain_s"
+)
+
+
+class Auditor:
+    """Compares a ledger with OpenMeter. ``metrics`` may be read at any time; neither client nor ``query`` is closed.
+
+    Several may be at work at once: they do the same work twice and change nothing by it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        settings: AuditSettings,
+        metering: MeteringSettings,
+        query: MeterQuery,
+        clock: Clock | None = None,
+        *,
+        metrics: AuditMetrics | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.metrics = metrics or AuditMetrics()
+        self._settings = settings
+        self._metering = metering
+        self._query = query
+        self._clock = clock or SystemClock()
+        self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
+        self._hours = Hours(client, keys)
+        self._streams = Streams(client, keys, Stamp(metering.source, metering.type))
+        self._stop = asyncio.Event()
+        self._logged: frozenset[tuple[Cell, RowState]] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"Auditor({self._hours!r}, {self.metrics.hours_open} hours open)"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Audits every ``interval_s``, give or take a tenth, until ``stop``, through every failure.
+
+        Raises:
+            MeteringError: the settings cannot be used.
+        """
+        self._stop = stop
+        while not stop.is_set():
+            try:
+                await self.audit(int(self._clock.now_s() * 1000))
+            except CLIENT_ERRORS as error:
+                self.metrics.failures += 1
+                log.warning("audit broken off: valkey does not answer", reason=f"{type(error).__name__}: {error}")
+            await self._clock.wait(stop, self._settings.interval_s * self._random.uniform(0.9, 1.1))
+
+    async def audit(self, now_ms: int, progress: Progress | None = None) -> AuditReport:
+        """Compare every complete hour of the last ``hours`` that is not known to agree; send again what is missing.
+
+        Raises:
+            RedisError, OSError: Valkey cannot be reached. What was sent again stays sent.
+            MeteringError: the settings cannot be used.
+        """
+        census = Census(self._hours, self._streams, self._query, self._metering.type)
+        await census.take(complete_hours(now_ms, self._settings), progress)
+        tail = await self._tail(census, now_ms)
+        past = {cell: each for hour in census.open for cell, each in hour.memory.past.items()}
+        rows = self._judge(census, tail, past, now_ms)
+        resent = await self._resend(census, tail, rows, past, now_ms)
+        report = await self._conclude(census, rows, past, now_ms, resent)
+        self.metrics.note(report, self._clock.now_s())
+        self._log(report)
+        return report
+
+    async def _tail(self, census: Census, now_ms: int) -> TailUnits | None:
+        """What could be sent again; None if nothing is missing, or it is not known what is."""
+        hours = frozenset(c.hour for each in census.open for c, counts in each.counts.items() if lacking(counts))
+        if not hours or not census.whole:
+            return None
+        tail = await self._streams.tail_units(hours, now_ms - self._settle_ms)
+        if not tail.whole:
+            census.problems.append("too much is kept of what was sent to look at all of it")
+        return tail
+
+    def _judge(self, census: Census, tail: TailUnits | None, past: Mapping[Cell, Past], now_ms: int) -> list[AuditRow]:
+        rows = [
+            judge(cell, counts, tail.of(cell) if tail else None, past.get(cell), now_ms, self._settle_ms)
+            for each in census.open
+            for cell, counts in each.counts.items()
+        ]
+        return sorted((row for row in rows if row.state is not RowState.AGREED), key=lambda row: row.cell)
+
+    async def _resend(
+        self,
+        census: Census,
+        tail: TailUnits | None,
+        rows: list[AuditRow],
+        past: dict[Cell, Past],
+        now_ms: int,
+    ) -> int:
+        """Sends again what is missing and kept, and notes it in ``rows`` and ``past``. Answers how many events."""
+        for row in rows:
+            if row.state in (RowState.MISSING, RowState.UNRECOVERABLE):
+                past.setdefault(row.cell, Past(0, now_ms))
+        chosen = {row.cell for row in rows if row.state is RowState.MISSING and tail and tail.settled[row.cell]}
+        if any(row.state is RowState.SURPLUS and row.cell in past and past[row.cell].attempts for row in rows):
+            census.problems.append(DOUBLED)
+            return 0
+        if not chosen or tail is None:
+            return 0
+        async with Sender(self._metering, self._clock) as sender:
+            resender = Resender(sender, self._metering, self._clock, self._random, self._stop)
+            await resender.send(self._streams.tail(chosen, now_ms - self._settle_ms))
+        log.info("usage events sent again", events=resender.sent, refused=resender.refused, cells=len(chosen))
+        if resender.failure is not None:
+            census.problems.append(f"OpenMeter does not take events that are sent again: {resender.failure}")
+            return resender.sent
+        for number, row in enumerate(rows):
+            if row.cell in chosen:
+                before, events = past[row.cell], tail.events[row.cell]
+                past[row.cell] = Past(before.attempts + 1, now_ms, before.events + events)
+                rows[number] = replace(row, resent=row.resent + events)
+        return resender.sent
+
+    async def _conclude(
+        self, census: Census, rows: Sequence[AuditRow], past: Mapping[Cell, Past], now_ms: int, resent: int
+    ) -> AuditReport:
+        """Remembers what agrees and what was sent again, and sums up."""
+        hours = [HourReport(hour, HourState.AGREED, total.units, total.units) for hour, total in census.agreed.items()]
+        for each in census.open:
+            state = hour_state([row for row in rows if row.hour == each.hour]) if each.answered else HourState.UNKNOWN
+            openmeter = each.openmeter_units if each.answered else None
+            hours.append(HourReport(each.hour, state, each.total.units, openmeter))
+            if state is HourState.AGREED and census.whole and each.steady:
+                await remember_agreed(self._hours, each.hour, each.total)
+            mine = {cell: one for cell, one in past.items() if cell.hour == each.hour}
+            if mine != each.memory.past:
+                await remember_past(self._hours, each.hour, mine)
+        return AuditReport(
+            now_ms,
+            tuple(sorted(hours, key=lambda one: one.hour)),
+            tuple(rows),
+            tuple(dict.fromkeys(census.problems)),
+            resent,
+        )
+
+    def _log(self, report: AuditReport) -> None:
+        differing = [row for row in report.rows if row.difference]
+        fresh = [row for row in differing if (row.cell, row.state) not in self._logged]
+        for row in fresh[:LOGGED_ROWS_MAX]:
+            tell = log.error if row.state is RowState.UNRECOVERABLE else log.warning
+            tell(
+                "openmeter and the ledger differ",
+                state=row.state.value,
+                hour=hour_text(row.hour),
+                account=row.account,
+                metric=row.metric,
+                ledger_units=row.ledger_units,
+                openmeter_units=row.openmeter_units,
+            )
+        if len(fresh) > LOGGED_ROWS_MAX:
+            log.warning("openmeter and the ledger differ elsewhere too", cells=len(fresh) - LOGGED_ROWS_MAX)
+        for problem in report.problems:
+            log.warning("audit is not complete", reason=problem)
+        self._logged = frozenset((row.cell, row.state) for row in differing)
+
+    @property
+    def _settle_ms(self) -> int:
+        return self._settings.settle_s * 1000

@@ -1,0 +1,147 @@
+"""What becomes of one account and metric in one hour, from the counts of both sides. Without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
+
+from sidecar.ledger.hours import HOUR_MS
+
+ATTEMPTS_MAX: Final = 3
+"""So often the same events are sent again. What OpenMeter lacks even then it refuses to count: it knows the ids, say,
+but lost the events (openmeter issue 5118, ``dedupe.enabled`` of its API server)."""
+
+
+class AuditSettings(Protocol):
+    """``sidecar.billing.settings.AuditSettings``."""
+
+    @property
+    def interval_s(self) -> int: ...
+    @property
+    def settle_s(self) -> int: ...
+    @property
+    def hours(self) -> int: ...
+
+
+class Cell(NamedTuple):
+    """What is compared: units of an account and metric in an hour, counted from 1970."""
+
+    hour: int
+    account: str
+    metric: str
+
+
+class RowState(Enum):
+    """How a cell stands. Only MISSING, UNRECOVERABLE and SURPLUS are differences."""
+
+    AGREED = "agreed"
+    PENDING = "pending"
+    """What OpenMeter lacks is on its way, or waits among the dead letters."""
+    MISSING = "missing"
+    UNRECOVERABLE = "unrecoverable"
+    """Missing, and nothing is left to send again, or sending it again did not help."""
+    SURPLUS = "surplus"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Units of a cell: in the ledger, in OpenMeter, in the outbox, among the dead letters."""
+
+    ledger: int
+    openmeter: int
+    outbox: int = 0
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Units of a cell in the tail: those that OpenMeter must show by now, and those accepted a moment ago."""
+
+    settled: int = 0
+    arriving: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What earlier audits did about a cell that was missing: ``attempts`` to send it again, the last look or attempt
+    at ``at_ms``. ``events``: how many were sent again."""
+
+    attempts: int
+    at_ms: int
+    events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One cell that does not agree. ``difference``: units that OpenMeter lacks, negative where it has too many.
+
+    ``unrecoverable_units`` are part of the difference. ``resent``: events that were sent again, now or before.
+    """
+
+    cell: Cell
+    state: RowState
+    counts: Counts
+    difference: int
+    unrecoverable_units: int = 0
+    resent: int = 0
+
+    @property
+    def hour(self) -> int:
+        return self.cell.hour
+
+    @property
+    def account(self) -> str:
+        return self.cell.account
+
+    @property
+    def metric(self) -> str:
+        return self.cell.metric
+
+    @property
+    def ledger_units(self) -> int:
+        return self.counts.ledger
+
+    @property
+    def openmeter_units(self) -> int:
+        return self.counts.openmeter
+
+    @property
+    def pending_units(self) -> int:
+        """On the way, or waiting for somebody's decision."""
+        return self.counts.outbox + self.counts.dead
+
+
+def complete_hours(now_ms: int, settings: AuditSettings) -> range:
+    """The hours to compare: those of the last ``hours`` that OpenMeter must know in full."""
+    end = (now_ms - settings.settle_s * 1000) // HOUR_MS
+    return range(max(0, now_ms // HOUR_MS - settings.hours), end)
+
+
+def lacking(counts: Counts) -> int:
+    """Units that OpenMeter has not got and nobody is about to deliver. The outbox may hold events that OpenMeter
+    has already, so this is the least that it can be."""
+    return max(0, counts.ledger - counts.openmeter - counts.outbox - counts.dead)
+
+
+def judge(cell: Cell, counts: Counts, tail: Tail | None, past: Past | None, now_ms: int, settle_ms: int) -> AuditRow:
+    """``tail`` None: it was not, or not wholly, looked at; what is missing is not known to be so then."""
+    missing = lacking(counts)
+    resent = past.events if past else 0
+    if not missing:
+        surplus = counts.openmeter - counts.ledger
+        if surplus > 0:
+            return AuditRow(cell, RowState.SURPLUS, counts, -surplus, resent=resent)
+        waits = counts.outbox or counts.dead
+        return AuditRow(cell, RowState.PENDING if waits else RowState.AGREED, counts, 0, resent=resent)
+    if tail is None or missing <= tail.arriving or (past and past.attempts and now_ms - past.at_ms < settle_ms):
+        return AuditRow(cell, RowState.PENDING, counts, 0, resent=resent)
+    missing -= tail.arriving
+    # One look may come between an event's leaving the outbox and its arrival elsewhere: nothing is given up at once.
+    seen = past is not None and (past.attempts > 0 or now_ms - past.at_ms >= settle_ms)
+    if tail.settled and (past is None or past.attempts < ATTEMPTS_MAX):
+        beyond = max(0, missing - tail.settled) if seen else 0
+        return AuditRow(cell, RowState.MISSING, counts, missing, beyond, resent)
+    if seen:
+        return AuditRow(cell, RowState.UNRECOVERABLE, counts, missing, missing, resent)
+    return AuditRow(cell, RowState.MISSING, counts, missing, 0, resent)

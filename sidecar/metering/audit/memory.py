@@ -1,0 +1,60 @@
+"""What audits remember of an hour, beside its counts in Valkey: whether it agreed, and what was sent again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from sidecar.ledger.hours import Hours, HourTotal
+from sidecar.metering.audit.comparison import Cell, Past
+
+AGREED: Final = "agreed"
+RESENT: Final = "resent"
+PAST_MAX: Final = 20_000
+"""Cells remembered of an hour. Those beyond begin anew with each audit, so they are never given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class HourMemory:
+    """``agreed``: the sums with which the hour agreed. ``past``: cells that were missing."""
+
+    agreed: HourTotal | None = None
+    past: Mapping[Cell, Past] = field(default_factory=dict)
+
+
+async def recall(hours: Hours, hour: int) -> HourMemory:
+    """What is known of an hour. What cannot be read is as good as forgotten."""
+    agreed, past = await hours.notes(hour, AGREED, RESENT)
+    return HourMemory(_total(agreed), _past(hour, past))
+
+
+async def remember_agreed(hours: Hours, hour: int, total: HourTotal) -> None:
+    """The hour agreed, with these sums: it need not be compared again while it has them."""
+    await hours.note(hour, {AGREED: f"{total.counts} {total.units}"})
+
+
+async def remember_past(hours: Hours, hour: int, past: Mapping[Cell, Past]) -> None:
+    """Replaces what is known of the hour's cells."""
+    rows = [
+        [cell.account, cell.metric, each.attempts, each.at_ms, each.events]
+        for cell, each in list(past.items())[:PAST_MAX]
+    ]
+    await hours.note(hour, {RESENT: orjson.dumps(rows)})
+
+
+def _total(note: bytes | None) -> HourTotal | None:
+    numbers = (note or b"").split()
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        return None
+    return HourTotal(int(numbers[0]), int(numbers[1]))
+
+
+def _past(hour: int, note: bytes | None) -> dict[Cell, Past]:
+    try:
+        rows: Any = orjson.loads(note or b"[]")
+        return {Cell(hour, account, metric): Past(*numbers) for account, metric, *numbers in rows}
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        return {}

@@ -1,0 +1,104 @@
+"""Sends events again, within limits: what cannot be sent now is found missing by the next audit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Final
+
+import structlog
+
+from sidecar.metering.backoff import Backoff
+from sidecar.metering.batches import Batch
+from sidecar.metering.clock import Clock
+from sidecar.metering.narrowing import Narrowing
+from sidecar.metering.sender import Sender
+from sidecar.metering.settings import MeteringSettings
+from sidecar.metering.verdict import Answer, Verdict
+
+log = structlog.get_logger("sidecar.metering")
+
+TRIES_MAX: Final = 5
+RETRY_AFTER_S_MAX: Final = 30.0
+REFUSED_MAX: Final = 20
+"""OpenMeter has accepted all of these events once. More refusals than this mean that something else is wrong."""
+
+
+class Resender:
+    """``sent`` and ``refused`` count events. ``failure``: why it gave up, None if it did not."""
+
+    def __init__(
+        self, sender: Sender, settings: MeteringSettings, clock: Clock, random: Random, stop: asyncio.Event
+    ) -> None:
+        self.sent = 0
+        self.refused = 0
+        self.failure: str | None = None
+        self._sender = sender
+        self._settings = settings
+        self._clock = clock
+        self._random = random
+        self._stop = stop
+
+    def __repr__(self) -> str:
+        return f"Resender({self.sent} sent, {self.refused} refused, failure={self.failure!r})"
+
+    async def send(self, pages: AsyncIterator[list[bytes]]) -> None:
+        """Sends what comes, in batches, until the end or the first failure."""
+        waiting: list[bytes] = []
+        async for page in pages:
+            waiting += page
+            while self._is_full(waiting):
+                await self._deliver(self._cut(waiting))
+                if self.failure:
+                    return
+        while waiting and not self.failure:
+            await self._deliver(self._cut(waiting))
+
+    def _is_full(self, waiting: list[bytes]) -> bool:
+        settings = self._settings
+        return len(waiting) >= settings.batch_events_max or sum(map(len, waiting)) >= settings.batch_bytes_max
+
+    def _cut(self, waiting: list[bytes]) -> Batch:
+        count, size = 0, 2
+        for body in waiting[: self._settings.batch_events_max]:
+            size += len(body) + 1
+            if count and size > self._settings.batch_bytes_max:
+                break
+            count += 1
+        batch = Batch(waiting[:count], [])
+        del waiting[:count]
+        return batch
+
+    async def _deliver(self, batch: Batch) -> None:
+        work = Narrowing(len(batch))
+        while (part := work.part) is not None and not self.failure:
+            answer = await self._post(batch.body(part))
+            if answer.verdict is Verdict.ACCEPTED:
+                self.sent += len(work.accept())
+            elif answer.verdict in (Verdict.RETRY, Verdict.PAUSE):
+                self.failure = answer.reason
+            elif len(part) > 1:
+                work.divide(answer.position)
+            else:
+                work.condemn()
+                self._note_refusal(answer)
+
+    def _note_refusal(self, answer: Answer) -> None:
+        self.refused += 1
+        log.warning("openmeter refuses an event that it has accepted before", reason=answer.reason)
+        if self.refused > REFUSED_MAX:
+            self.failure = answer.reason
+
+    async def _post(self, body: bytes) -> Answer:
+        backoff = Backoff(self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random)
+        for _ in range(TRIES_MAX):
+            answer = await self._sender.post(body)
+            if answer.status in (401, 403):
+                self._sender.reload_token()
+            elif answer.verdict is not Verdict.RETRY:
+                return answer
+            wait_s = max(backoff.next_s(), answer.retry_after_s or 0.0)
+            if wait_s > RETRY_AFTER_S_MAX or await self._clock.wait(self._stop, wait_s):
+                return answer
+        return answer

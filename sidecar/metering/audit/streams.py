@@ -1,0 +1,159 @@
+"""What lies in the streams of the ledger, cell by cell: the outbox, the dead letters, and the tail of what was sent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from sidecar.ledger.hours import HOUR_MS
+from sidecar.ledger.keys import Keys
+from sidecar.metering.audit.comparison import Cell, Tail
+from sidecar.metering.calls import Client
+from sidecar.metering.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox import SKIPPED
+
+PAGE_ENTRIES: Final = 32
+"""Entries of one look; an entry of a busy gateway holds hundreds of events, all decoded in one go."""
+
+ENTRIES_MAX: Final = {"outbox": 200_000, "dead": 50_000, "sent": 2_000_000}
+"""Entries of all partitions that one audit looks at."""
+
+Fields = Mapping[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """Units by cell that OpenMeter is not to have yet. ``whole``: nothing was left out."""
+
+    outbox: Counter[Cell] = field(default_factory=Counter)
+    dead: Counter[Cell] = field(default_factory=Counter)
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """An event that was, or will be, sent: its cell, units and JSON."""
+
+    cell: Cell
+    units: int
+    body: bytes
+
+
+@dataclass(slots=True)
+class TailUnits:
+    """Units of the tail by cell, and ``events``, how many of them are settled. ``whole``: nothing was left out."""
+
+    settled: Counter[Cell] = field(default_factory=Counter)
+    arriving: Counter[Cell] = field(default_factory=Counter)
+    events: Counter[Cell] = field(default_factory=Counter)
+    whole: bool = True
+
+    def of(self, cell: Cell) -> Tail:
+        return Tail(self.settled[cell], self.arriving[cell])
+
+
+class Streams:
+    """Reads the streams of one ledger. All methods raise what redis-py raises when Valkey cannot be reached."""
+
+    def __init__(self, client: Client, keys: Keys, stamp: Stamp) -> None:
+        self._client = client
+        self._keys = keys
+        self._stamp = stamp
+
+    def __repr__(self) -> str:
+        return f"Streams({self._keys.prefix})"
+
+    async def waiting(self, hours: Collection[int]) -> Waiting:
+        """What of these hours is in the outbox or among the dead letters.
+
+        Take it before OpenMeter is asked: an event that OpenMeter does not show was in the outbox then, or it is
+        missing. Dead letters come first, since putting one back moves it to the outbox; one that is written
+        between the two looks goes unseen, which the next audit mends.
+        """
+        found = Waiting()
+        looks = (("dead", self._keys.dead, found.dead), ("outbox", self._keys.outbox, found.outbox))
+        for name, key_of, units in looks:
+            left = ENTRIES_MAX[name]
+            for partition in range(self._keys.partitions):
+                async for page in self._pages(key_of(partition)):
+                    left -= len(page)
+                    if left < 0:
+                        found.whole = False
+                        break
+                    for _, fields in page:
+                        for event in self._events(fields, hours):
+                            units[event.cell] += event.units
+        return found
+
+    async def tail_units(self, hours: Collection[int], settled_before_ms: int) -> TailUnits:
+        """What of these hours is in the tail, accepted before ``settled_before_ms`` or since."""
+        found = TailUnits()
+        seen = 0
+        async for page in self._tail_pages(hours):
+            seen += len(page)
+            for accepted_ms, fields in page:
+                for event in self._events(fields, hours):
+                    if accepted_ms < settled_before_ms:
+                        found.settled[event.cell] += event.units
+                        found.events[event.cell] += 1
+                    else:
+                        found.arriving[event.cell] += event.units
+        found.whole = seen < ENTRIES_MAX["sent"]
+        return found
+
+    async def tail(self, cells: Collection[Cell], settled_before_ms: int) -> AsyncIterator[list[bytes]]:
+        """The events of these cells, as they were sent, that were accepted before ``settled_before_ms``."""
+        hours = frozenset(cell.hour for cell in cells)
+        async for page in self._tail_pages(hours):
+            yield [
+                event.body
+                for accepted_ms, fields in page
+                if accepted_ms < settled_before_ms
+                for event in self._events(fields, hours)
+                if event.cell in cells
+            ]
+
+    async def _tail_pages(self, hours: Collection[int]) -> AsyncIterator[list[tuple[int, Fields]]]:
+        """``ENTRIES_MAX`` entries at most, with the time of their acceptance in ms."""
+        # Nothing is accepted before the hour in which it was charged.
+        start = f"{min(hours) * HOUR_MS}-0"
+        left = ENTRIES_MAX["sent"]
+        for partition in range(self._keys.partitions):
+            async for page in self._pages(self._keys.sent(partition), start):
+                page = page[:left]
+                left -= len(page)
+                yield [(int(id_.partition(b"-")[0]), fields) for id_, fields in page]
+                if not left:
+                    return
+
+    async def _pages(self, key: str, start: str = "-") -> AsyncIterator[list[tuple[bytes, Fields]]]:
+        while True:
+            reply: Any = await self._client.xrange(key, start, "+", PAGE_ENTRIES)
+            if reply:
+                yield reply
+                start = "(" + reply[-1][0].decode()
+            if len(reply) < PAGE_ENTRIES:
+                return
+
+    def _events(self, fields: Fields, hours: Collection[int]) -> list[Sound]:
+        """The events of an entry if it lies in one of the hours; none if it cannot be read."""
+        time = fields.get(b"t", b"")
+        hour = int(time) // HOUR_MS if time.isdigit() and len(time) <= 20 else -1
+        if hour not in hours:
+            return []
+        try:
+            bodies = decode_entry(fields, self._stamp).bodies
+        except MalformedEntry:
+            return []
+        skipped = frozenset(fields.get(SKIPPED, b"").decode("latin-1").split(","))
+        found = []
+        for body in bodies:
+            event = orjson.loads(body)
+            if event["id"].rpartition(".")[2] not in skipped:
+                data = event["data"]
+                found.append(Sound(Cell(hour, event["subject"], str(data["metric"])), data["units"], body))
+        return found

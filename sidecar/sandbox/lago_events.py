@@ -1,0 +1,131 @@
+"""Usage events of the Lago stand-in, and what a metric makes of them.
+
+Source: lago-api ``app/services/events/``, ``app/services/billable_metrics/aggregations/``. Events belong to a
+subscription by its external id and their timestamp alone, so a successor under the same external id goes on where
+its predecessor stopped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal, localcontext
+
+from sidecar.sandbox.lago_clock import unix_us
+from sidecar.sandbox.lago_fields import DECIMAL_MAX, decimal_of
+from sidecar.sandbox.lago_money import WIDE
+from sidecar.sandbox.lago_periods import Span
+from sidecar.sandbox.lago_records import Event, Metric
+from sidecar.sandbox.lago_wire import Json
+
+AGGREGATIONS = ("count_agg", "sum_agg", "max_agg", "unique_count_agg", "latest_agg")
+_ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """``units`` of a span, ``count`` of its events, and their ``values`` one by one."""
+
+    units: Decimal
+    count: int
+    values: tuple[Decimal, ...] = ()
+
+
+@dataclass(slots=True)
+class _Series:
+    """Events of one subscription and code in the order of their timestamps."""
+
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        key = (event.at_us, event.seq)
+        if not self.keys or key > self.keys[-1]:
+            self.keys.append(key)
+            self.events.append(event)
+            return
+        insort(self.keys, key)
+        self.events.insert(bisect_left(self.keys, key), event)
+
+    def within(self, span: Span) -> list[Event]:
+        first = bisect_left(self.keys, (unix_us(span.start), -1))
+        return self.events[first : bisect_left(self.keys, (unix_us(span.until), -1))]
+
+
+class EventStore:
+    """Events by subscription and code. Ids are unique for each subscription."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, str], Event] = {}
+        self._by_transaction: dict[str, Event] = {}
+        self._series: dict[tuple[str, str], _Series] = {}
+        self.all: list[Event] = []
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __repr__(self) -> str:
+        return f"EventStore({len(self.all)} events)"
+
+    def knows(self, external_subscription_id: str, transaction_id: str) -> bool:
+        return (external_subscription_id, transaction_id) in self._ids
+
+    def find(self, transaction_id: str) -> Event | None:
+        return self._by_transaction.get(transaction_id)
+
+    def add(self, event: Event) -> None:
+        self._ids[event.external_subscription_id, event.transaction_id] = event
+        self._by_transaction.setdefault(event.transaction_id, event)
+        self._series.setdefault((event.external_subscription_id, event.code), _Series()).add(event)
+        self.all.append(event)
+
+    def within(self, external_subscription_id: str, code: str, span: Span) -> list[Event]:
+        series = self._series.get((external_subscription_id, code))
+        return [] if series is None or span.is_empty else series.within(span)
+
+
+def matches(event: Event, values: Mapping[str, object]) -> bool:
+    """Whether an event's properties are among a charge filter's values."""
+    for key, allowed in values.items():
+        given = event.properties.get(key)
+        if given is None or not isinstance(allowed, list):
+            return False
+        if str(given) not in allowed and "__ALL_FILTER_VALUES__" not in allowed:
+            return False
+    return True
+
+
+def aggregate(metric: Metric, events: Iterable[Event]) -> Aggregate:
+    """Events without a usable value of the metric's field count for nothing, as in Lago."""
+    if metric.aggregation == "count_agg":
+        count = sum(1 for _ in events)
+        return Aggregate(_rounded(metric, Decimal(count)), count, (Decimal(1),) * count)
+    if metric.aggregation == "unique_count_agg":
+        given = [event.properties.get(metric.field_name or "") for event in events]
+        texts = [str(value) for value in given if value is not None]
+        return Aggregate(_rounded(metric, Decimal(len(set(texts)))), len(texts))
+    values = tuple(value for event in events if (value := number(metric, event.properties)) is not None)
+    with localcontext(WIDE):
+        units = _NUMERIC[metric.aggregation](values) if values else Decimal(0)
+    return Aggregate(_rounded(metric, units), len(values), values)
+
+
+def number(metric: Metric, properties: Json) -> Decimal | None:
+    """The value of the metric's field; None if it is missing or no number."""
+    value = decimal_of(properties.get(metric.field_name or ""))
+    return value if value is not None and abs(value) <= DECIMAL_MAX else None
+
+
+_NUMERIC: Mapping[str, Callable[[tuple[Decimal, ...]], Decimal]] = {
+    "sum_agg": lambda values: sum(values, Decimal(0)),
+    "max_agg": max,
+    "latest_agg": lambda values: values[-1],
+}
+
+
+def _rounded(metric: Metric, units: Decimal) -> Decimal:
+    if metric.rounding is None:
+        return units
+    with localcontext(WIDE):
+        return units.quantize(Decimal(1).scaleb(-(metric.rounding_places or 0)), _ROUNDINGS[metric.rounding])

@@ -1,0 +1,528 @@
+"""From Lago's figures to the ledger's, without either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from sidecar.billing.alerts import BillingRefused
+from sidecar.billing.lago.models import Tax
+from sidecar.billing.reconcile import Books
+from sidecar.billing.settings import LagoSettings
+from sidecar.ledger.account_spec import Status
+from sidecar.ledger.account_state import Usage
+from sidecar.ledger.periods import FixedPeriod
+from sidecar.ledger.pricing import Standard
+from tests.unit.billing.world import (
+    AUGUST,
+    DAY_MS,
+    JULY,
+    NOW,
+    SEPTEMBER,
+    World,
+    customer,
+    invoice,
+    plan,
+    standard,
+    subscription,
+    usage,
+    wallet,
+)
+
+
+def kinds(books: Books) -> list[str]:
+    return [alert.kind for alert in books.alerts]
+
+
+def in_august(world: World | None = None) -> World:
+    """A ledger that has had the account since July and has rolled over into August; nothing used in August."""
+    world = world or World()
+    now = world.now_ms
+    world.now_ms = JULY + DAY_MS
+    actives = tuple(replace(each, period_start_ms=JULY, period_end_ms=AUGUST) for each in world.reading.subscriptions)
+    kept = world.reading.subscriptions
+    world.lago(subscriptions=actives).load()
+    world.use(100)
+    world.now_ms = now
+    world.lago(subscriptions=kept)
+    return world
+
+
+# A new account
+
+
+def test_a_new_account_gets_prices_period_and_the_sum_of_its_wallets() -> None:
+    world = World().lago(wallets=(wallet("100"), wallet("20.50", "w2"), wallet("9", "w3", status="terminated")))
+
+    books = world.load()
+
+    assert books.spec is not None
+    assert books.spec.mode == "prepaid"
+    assert books.spec.prices == {"api_calls": Standard(Decimal("0.10"))}
+    assert books.spec.period.at(NOW).start_ms == AUGUST
+    assert books.spec.period.at(NOW).end_ms == SEPTEMBER
+    assert world.available == Decimal("120.50")
+    assert kinds(books) == []
+
+
+def test_what_lago_has_counted_already_is_taken_over_by_an_account_that_is_new() -> None:
+    world = World().lago(usages={"ext-1": usage("30.0", 300)})
+
+    world.load()
+
+    assert world.state.usages == (Usage("api_calls", 30, 0),)
+    assert world.available == Decimal("97.00")
+
+
+def test_a_customer_whom_lago_does_not_know_is_not_loaded() -> None:
+    books = World().lago(customer=None, subscriptions=(), wallets=()).books()
+
+    assert books.spec is None
+    assert "does not know" in books.why
+
+
+def test_a_customer_without_a_subscription_is_not_loaded() -> None:
+    books = World().lago(subscriptions=()).books()
+
+    assert (books.spec, books.cut) == (None, None)
+    assert "no active subscription" in books.why
+
+
+# Wallets
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"currency": "USD"}, "currency is USD"),
+        ({"expires_at_ms": NOW - 1}, "expired"),
+        ({"metric_codes": ("payments",)}, "does not pay for api_calls"),
+        ({"fee_types": ("subscription",)}, "does not pay for api_calls"),
+    ],
+)
+def test_a_wallet_that_would_not_pay_is_not_counted_and_said(options: dict[str, object], why: str) -> None:
+    world = World().lago(wallets=(wallet("5"), wallet("100", "w2", **options)))
+
+    books = world.load()
+
+    assert world.available == Decimal("5")
+    assert kinds(books) == ["wallet"]
+    assert why in books.alerts[0].message
+
+
+@pytest.mark.parametrize(
+    "options", [{"fee_types": ("charge",)}, {"metric_codes": ("api_calls", "other")}, {"expires_at_ms": NOW + 1}]
+)
+def test_a_wallet_whose_scope_covers_the_account_s_metrics_counts(options: dict[str, object]) -> None:
+    world = World().lago(wallets=(wallet("100", **options),))
+
+    world.load()
+
+    assert world.available == Decimal("100")
+
+
+def test_the_account_is_looked_at_again_when_a_wallet_expires_and_when_the_period_ends() -> None:
+    books = World().lago(wallets=(wallet(expires_at_ms=NOW + 5000),)).books()
+
+    expiry, end = books.wake_at_ms
+    assert expiry == NOW + 5000
+    assert SEPTEMBER <= end < SEPTEMBER + 1_800_000
+
+
+def test_the_plan_s_own_fee_is_set_aside_where_a_wallet_would_pay_it() -> None:
+    pro = plan(amount_cents=3_000)
+    unrestricted = World().lago(subscriptions=(subscription(pro),))
+    scoped = World().lago(subscriptions=(subscription(pro),), wallets=(wallet("100", fee_types=("charge",)),))
+    trial = World().lago(
+        subscriptions=(subscription(plan(amount_cents=3_000, trial_days=Decimal(90)), started_at_ms=JULY),)
+    )
+
+    for world in (unrestricted, scoped, trial):
+        world.load()
+
+    assert (unrestricted.available, scoped.available, trial.available) == (Decimal(70), Decimal(100), Decimal(100))
+
+
+def test_prices_are_those_with_tax_and_a_cent_is_kept_for_its_rounding() -> None:
+    taxed = replace(customer(), taxes=(Tax("vat", Decimal(20)),))
+    world = World().lago(customer=taxed)
+
+    books = world.load()
+
+    assert books.spec is not None
+    assert books.spec.prices == {"api_calls": Standard(Decimal("0.1200"))}
+    assert world.available == Decimal("99.99")
+
+
+def test_a_wallet_whose_figures_contradict_each_other_is_an_alert_and_no_failure() -> None:
+    books = World().lago(wallets=(wallet("100", credits_balance=Decimal(7)),)).books()
+
+    assert kinds(books) == ["identity"]
+    assert "7 credits at 1 are 7 EUR, but its balance is 100" in books.alerts[0].message
+
+
+# Modes
+
+
+def test_mode_comes_from_metadata_then_from_the_plan_s_terms_then_from_the_wallet() -> None:
+    terms = LagoSettings.model_validate({"plans": [{"code": "pro", "mode": "overage", "spending_cap": "7"}]})
+
+    def mode(world: World) -> str:
+        books = world.books()
+        assert books.spec is not None
+        return books.spec.mode
+
+    assert mode(World(settings=terms).lago(customer=customer(quota_mode="postpaid"))) == "postpaid"
+    assert mode(World(settings=terms)) == "overage"
+    assert mode(World()) == "prepaid"
+    assert mode(World().lago(wallets=())) == "postpaid"
+    assert mode(World().lago(wallets=(), subscriptions=(subscription(plan(amount_cents=9900)),))) == "overage"
+
+
+def test_metadata_suspends_limits_and_identifies() -> None:
+    digest = "ab" * 32
+    metadata = {"quota_status": "suspended", "quota_rate": "5", "quota_burst": "9", "quota_per_day": "1000",
+                "quota_overdraft": "2.5", "quota_api_key": digest, "colour": "blue"}  # fmt: skip
+    books = World().lago(customer=customer(**metadata)).books()
+
+    assert books.spec is not None
+    assert books.spec.status is Status.SUSPENDED
+    assert (books.spec.limits.per_second, books.spec.limits.burst, books.spec.limits.per_day) == (Decimal(5), 9, 1000)
+    assert books.spec.overdraft == Decimal("2.5")
+    assert books.spec.api_keys == (digest,)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"quota_mode": "free"}, {"quota_status": "gone"}, {"quota_overdraft": "-1"}, {"quota_credit_limit": "NaN"},
+        {"quota_rate": "0"}, {"quota_burst": "1.5"}, {"quota_api_key": "secret"}, {"quota_speed": "1"},
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_used_is_named_and_never_shows_a_key(metadata: dict[str, str]) -> None:
+    (key,) = metadata
+
+    with pytest.raises(BillingRefused, match=f"metadata {key}") as refused:
+        World().lago(customer=customer(**metadata)).books()
+
+    assert "secret" not in str(refused.value)
+
+
+def test_a_postpaid_account_s_unpaid_invoices_count_against_its_credit_limit() -> None:
+    unpaid = invoice(payment_status="failed", due_cents=2_500)
+    world = World().lago(
+        wallets=(), invoices=(unpaid, invoice(lago_id="i2")), customer=customer(quota_credit_limit="100")
+    )
+
+    world.load()
+
+    assert world.available == Decimal(75)
+
+
+# Periods that are over
+
+
+def test_what_a_period_cost_is_owed_until_its_invoice_is_final() -> None:
+    world = in_august()
+    assert world.available == Decimal(90)
+
+    for status in ("draft", "pending", "failed"):
+        world.lago(invoices=(invoice(status),)).load()
+        assert world.available == Decimal(90)
+
+    books = world.lago(invoices=(invoice("finalized"),), wallets=(wallet("90"),)).load()
+    assert world.available == Decimal(90)
+    assert [standing.stage for standing in books.standings] == ["final"]
+    assert books.forget
+    assert kinds(books) == []
+
+
+def test_a_final_invoice_that_was_paid_in_cash_frees_what_was_owed() -> None:
+    world = in_august()
+    world.load()
+
+    books = world.lago(invoices=(invoice("finalized"),)).load()
+
+    assert world.available == Decimal(100)
+    assert kinds(books) == []
+
+
+def test_a_debit_that_is_seen_before_its_invoice_counts_twice_rather_than_not_at_all() -> None:
+    world = in_august()
+
+    world.lago(wallets=(wallet("90"),)).load()
+
+    assert world.available == Decimal(80)
+
+
+def test_a_draft_that_is_higher_than_the_ledger_s_figure_counts() -> None:
+    world = in_august()
+
+    world.lago(invoices=(invoice("draft", cents=1_250),)).load()
+
+    assert world.available == Decimal("87.50")
+
+
+def test_an_invoice_of_another_period_or_for_a_start_frees_nothing() -> None:
+    world = in_august()
+    others = (
+        invoice(lago_id="i2", start=JULY - 31 * DAY_MS, end=JULY),
+        invoice(lago_id="i3", sub="sub-9"),
+        invoice(lago_id="i4", reason="subscription_starting"),
+    )
+
+    world.lago(invoices=others).load()
+
+    assert world.available == Decimal(90)
+
+
+def test_a_voided_invoice_s_period_is_owed_again_until_it_is_billed_again_or_time_has_passed() -> None:
+    world = in_august()
+    world.lago(invoices=(invoice(),), wallets=(wallet("90"),)).load()
+
+    # Lago gives the money back to the wallet.
+    world.lago(invoices=(invoice("voided"),), wallets=(wallet("100"),)).load()
+    assert world.available == Decimal(90)
+    corrected = invoice(lago_id="i2", cents=900)
+    again = World(world.reading, world.state, world.memory, world.settings, world.now_ms)
+    again.lago(invoices=(corrected, invoice("voided")), wallets=(wallet("91"),)).load()
+    assert again.available == Decimal(91)
+
+    world.now_ms += 7 * DAY_MS
+    books = world.load()
+    assert world.available == Decimal(100)
+    assert [standing.stage for standing in books.standings] == ["forgiven"]
+
+
+def test_a_period_without_usage_owes_the_plan_s_fee_until_that_is_billed() -> None:
+    pro = plan(amount_cents=3_000)
+    world = World().lago(subscriptions=(subscription(pro),))
+    in_august(world)
+    world.state = replace(world.state, usages=(Usage("api_calls", 0, 0),))
+    world.load()
+    assert world.available == Decimal(40)
+
+    world.lago(invoices=(invoice(cents=3000, units="0"),), wallets=(wallet("70"),)).load()
+    assert world.available == Decimal(40)
+
+
+def test_a_period_that_is_long_over_and_has_no_invoice_is_an_alert() -> None:
+    books = in_august().load()
+
+    assert "unsettled" in kinds(books)
+
+
+def test_a_period_during_which_lago_was_out_of_reach_is_found_by_its_subscription() -> None:
+    world = in_august()
+    world.load()
+    world.use(50)
+    world.now_ms = SEPTEMBER + 40 * DAY_MS  # both August and September are over
+    october = SEPTEMBER + 30 * DAY_MS
+    current = subscription(period_start_ms=october, period_end_ms=october + 31 * DAY_MS)
+    bills = (invoice(), invoice(lago_id="i2", start=AUGUST, end=SEPTEMBER, cents=500))
+
+    books = world.lago(subscriptions=(current,), invoices=bills, wallets=(wallet("85"),)).load()
+
+    assert world.available == Decimal(85)
+    assert all(standing.is_final for standing in books.standings if standing.period.units)
+
+
+def test_a_draft_for_a_time_before_the_ledger_is_owed() -> None:
+    world = World().lago(invoices=(invoice("draft", cents=4_000),))
+
+    world.load()
+
+    assert world.available == Decimal(60)
+
+
+# Lago's own figure
+
+
+def test_usage_that_only_lago_has_is_set_aside_and_said() -> None:
+    world = World()
+    world.load()
+    world.use(10)
+
+    books = world.lago(usages={"ext-1": usage("50", 500)}).load()
+
+    assert world.available == Decimal(95)
+    assert kinds(books) == ["foreign"]
+
+
+def test_usage_that_lago_has_not_yet_counts_by_the_ledger() -> None:
+    world = World()
+    world.load()
+    world.use(10)
+
+    books = world.lago(usages={"ext-1": usage("3", 30)}).load()
+
+    assert world.available == Decimal(99)
+    assert kinds(books) == []
+
+
+# Upgrades, terminations
+
+
+def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices() -> None:
+    world = in_august()
+    world.lago(invoices=(invoice(),), wallets=(wallet("90"),)).load()
+    world.use(20)
+    new = subscription(
+        plan(standard("0.20"), code="max"), "sub-2", started_at_ms=NOW - 3000, period_start_ms=NOW - 3000
+    )
+    old = subscription(status="terminated", terminated_at_ms=NOW - 3000, period_start_ms=None, period_end_ms=None)
+    final = invoice(lago_id="i2", start=AUGUST, end=NOW - 3000, cents=200, reason="subscription_terminating")
+
+    books = world.lago(subscriptions=(new, replace(old, plan=None)), invoices=(final, invoice()), wallets=(wallet("88"),)).load()
+
+    assert books.spec is not None
+    start = books.spec.period.at(world.now_ms).start_ms
+    assert start % 1000 == 0
+    assert NOW < start <= NOW + 1000
+    assert books.spec.prices == {"api_calls": Standard(Decimal("0.20"))}
+    assert world.available == Decimal(88)
+    (link,) = [link for (begin, _), link in world.memory.links.items() if begin == start]
+    assert (link.subscription_id, link.lago_from_ms, link.lago_to_ms) == ("sub-2", NOW - 3000, SEPTEMBER)
+    (before,) = world.memory.links_of(AUGUST)
+    assert (before.ledger_end_ms, before.is_final, before.is_current) == (start, True, False)
+
+
+def test_a_terminated_subscription_closes_the_account_and_leaves_what_it_owes() -> None:
+    world = World()
+    world.load()
+    world.use(20)
+    ended = subscription(status="terminated", terminated_at_ms=NOW, plan=None, period_start_ms=None, period_end_ms=None)
+
+    books = world.lago(subscriptions=(ended,)).books()
+    assert books.cut is not None
+    assert books.cut.close
+    world.load()
+
+    assert world.state.status is Status.CLOSED
+    assert world.state.money(world.state.unsettled) == Decimal(2)
+    final = invoice(start=AUGUST, end=NOW, cents=200)
+    world.lago(invoices=(final,), wallets=(wallet("98"),)).load()
+    assert world.state.unsettled == 0
+
+
+def test_a_customer_who_comes_back_begins_a_new_period() -> None:
+    world = World()
+    world.load()
+    ended = subscription(status="terminated", terminated_at_ms=NOW, plan=None, period_start_ms=None, period_end_ms=None)
+    world.lago(subscriptions=(ended,)).load()
+    world.now_ms += DAY_MS
+    back = subscription(lago_id="sub-2", started_at_ms=world.now_ms, period_start_ms=world.now_ms)
+
+    world.lago(subscriptions=(back, ended)).load()
+
+    assert world.state.status is Status.ACTIVE
+    assert world.available == Decimal(100)
+    assert world.state.period_end_ms == SEPTEMBER
+
+
+def test_a_customer_whom_lago_has_forgotten_is_closed() -> None:
+    world = World()
+    world.load()
+
+    books = world.lago(customer=None, subscriptions=(), wallets=()).load()
+
+    assert world.state.status is Status.CLOSED
+    assert "missing" in kinds(books)
+
+
+def test_a_ledger_that_is_ahead_of_lago_keeps_its_period() -> None:
+    world = World()
+    world.load()
+    world.use(10)
+    world.now_ms = SEPTEMBER + 2000
+
+    books = world.load()
+
+    assert books.spec is not None
+    assert books.spec.period == FixedPeriod(SEPTEMBER, SEPTEMBER + 30 * DAY_MS, world.state.next_ends_ms)
+    assert world.available == Decimal(99)
+
+
+# Two subscriptions, plans that cannot be enforced
+
+
+def test_two_subscriptions_with_one_period_share_the_account() -> None:
+    calls = subscription(plan())
+    pays = subscription(plan(standard("1", "payments"), code="pay"), "sub-2", external_id="ext-2")
+
+    books = World().lago(subscriptions=(calls, pays)).books()
+
+    assert books.spec is not None
+    assert set(books.spec.prices) == {"api_calls", "payments"}
+    assert {link.external_subscription_id: link.metrics for link in books.memory.links.values()} == {
+        "ext-1": ("api_calls",),
+        "ext-2": ("payments",),
+    }
+    assert kinds(books) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (subscription(plan(standard("9")), "sub-2", external_id="ext-2", started_at_ms=NOW), "charged by the"),
+        (
+            subscription(
+                plan(standard("9", "b")), "sub-2", external_id="ext-2", started_at_ms=NOW, period_start_ms=JULY
+            ),
+            "other billing periods",
+        ),
+        (
+            subscription(
+                plan(standard("9", "b"), currency="USD"), "sub-2", external_id="ext-2", started_at_ms=NOW
+            ),
+            "currency is USD",
+        ),
+    ],
+)
+def test_a_second_subscription_that_does_not_fit_is_said_and_the_first_stands(second: object, why: str) -> None:
+    books = World().lago(subscriptions=(subscription(), second)).books()
+
+    assert books.spec is not None
+    assert books.spec.prices == {"api_calls": Standard(Decimal("0.10"))}
+    assert [why in alert.message for alert in books.alerts] == [True]
+
+
+def test_a_plan_that_cannot_be_enforced_leaves_what_the_ledger_has_in_force() -> None:
+    world = World()
+    world.load()
+    percentage = replace(standard(), model="percentage", properties={"rate": "1"})
+
+    with pytest.raises(BillingRefused, match="pro"):
+        world.lago(subscriptions=(subscription(plan(percentage)),)).books()
+
+
+def test_a_charge_that_cannot_be_enforced_leaves_the_others() -> None:
+    percentage = replace(standard(metric="transfers"), model="percentage", properties={"rate": "1"})
+
+    books = World().lago(subscriptions=(subscription(plan(standard(), percentage)),)).books()
+
+    assert books.spec is not None
+    assert set(books.spec.prices) == {"api_calls"}
+    assert kinds(books) == ["plan"]
+
+
+def test_an_amount_that_cannot_be_represented_is_refused_by_name() -> None:
+    world = World()
+    world.load()
+    with pytest.raises(BillingRefused, match="pro"):
+        world.lago(subscriptions=(subscription(plan(standard("0.0000000000001"))),)).books()
+    with pytest.raises(BillingRefused, match="funds"):
+        World().lago(wallets=(wallet("99999999999999"),)).books()
+
+
+def test_more_available_without_new_money_or_a_final_invoice_is_an_alert() -> None:
+    world = in_august()
+    world.load()
+    world.memory = replace(world.memory, links={}, fees={}, settled={})
+    world.state = replace(world.state, closed=())  # as if the records of July had been lost
+
+    books = world.load()
+
+    assert "raise" in kinds(books)

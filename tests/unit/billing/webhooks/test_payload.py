@@ -1,0 +1,297 @@
+"""From the bytes of a webhook to the bells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.billing.bells import NAME_BYTES_MAX
+from sidecar.billing.webhooks.event_types import EVENT_TYPES, Action
+from sidecar.billing.webhooks.payload import EnvelopeError, Finding, Reading, parse, read
+
+# lago-api config/webhook_event_types.yml
+LAGO_TYPES = """
+alert.triggered billable_metric.{created,updated,deleted}
+customer.{created,updated,accounting_provider_created,accounting_provider_error,crm_provider_created,crm_provider_error,payment_provider_created,payment_provider_error,checkout_url_generated,tax_provider_error,vies_check}
+credit_note.{created,generated,provider_refund_failure} dunning_campaign.finished event.error events.errors
+feature.{created,updated,deleted} fee.{created,tax_provider_error}
+invoice.{created,one_off_created,paid_credit_added,generated,drafted,ready_to_finalize,voided,deleted,payment_dispute_lost,payment_status_updated,payment_overdue,payment_failure,resynced}
+integration.provider_error order.{created,executed} order_form.{created,signed,expired,voided}
+payment.{succeeded,requires_action} payment_provider.error payment_receipt.{created,generated}
+payment_request.{created,payment_failure,payment_status_updated} plan.{created,updated,deleted}
+quote.{created,approved,voided}
+subscription.{canceled,incomplete,terminated,started,updated,termination_alert,trial_ended,usage_threshold_reached}
+wallet.{created,updated,terminated,depleted_ongoing_balance} wallet_transaction.{created,updated,payment_failure}
+"""  # noqa: E501
+
+
+def _spread(text: str) -> Iterator[str]:
+    for word in text.split():
+        prefix, brace, events = word.partition("{")
+        yield from (prefix + event for event in events.rstrip("}").split(",")) if brace else (prefix,)
+
+
+def webhook(type_: str, object_type: str, content: Any) -> bytes:
+    return json.dumps(
+        {"webhook_type": type_, "object_type": object_type, "organization_id": "o1", object_type: content}
+    ).encode()
+
+
+def reading(type_: str, object_type: str, content: Any) -> Reading:
+    return read(parse(webhook(type_, object_type, content)))
+
+
+def rings(*bells: str) -> Reading:
+    return Reading(Finding.RING, bells)
+
+
+@pytest.mark.parametrize("type_", list(_spread(LAGO_TYPES)))
+def test_every_type_of_lago_has_a_rule(type_: str) -> None:
+    assert type_ in EVENT_TYPES
+    assert parse(webhook(type_, "x", {})).label == type_
+
+
+@pytest.mark.parametrize(
+    "type_", ["credit.exhausted", "invoice.created", "invoice.payment_status_updated", "subscription.terminated"]
+)
+def test_every_type_of_the_platform_s_page_has_a_rule(type_: str) -> None:
+    assert EVENT_TYPES[type_].action is Action.RING
+
+
+CUSTOMER = {"external_id": "tpp-1"}
+
+
+@pytest.mark.parametrize(
+    ("type_", "object_type", "content", "bell"),
+    [
+        ("wallet.updated", "wallet", {"lago_id": "w1", "external_customer_id": "tpp-1"}, "account:tpp-1"),
+        ("wallet.depleted_ongoing_balance", "wallet", {"lago_id": "w1"}, "wallet:w1"),
+        (
+            "wallet_transaction.updated",
+            "wallet_transaction",
+            {"lago_wallet_id": "w1", "wallet": {"lago_id": "w1", "external_customer_id": "tpp-1"}},
+            "account:tpp-1",
+        ),
+        ("wallet_transaction.created", "wallet_transaction", {"lago_wallet_id": "w1"}, "wallet:w1"),
+        ("wallet_transaction.created", "wallet_transaction", {"wallet": {"lago_id": "w2"}}, "wallet:w2"),
+        (
+            "wallet_transaction.payment_failure",
+            "payment_provider_wallet_transaction_payment_error",
+            {"lago_wallet_transaction_id": "t1", "external_customer_id": "tpp-1"},
+            "account:tpp-1",
+        ),
+        ("invoice.created", "invoice", {"customer": CUSTOMER}, "account:tpp-1"),
+        ("invoice.drafted", "invoice", {"customer": CUSTOMER}, "account:tpp-1"),
+        ("invoice.voided", "invoice", {"customer": CUSTOMER}, "account:tpp-1"),
+        ("invoice.payment_dispute_lost", "payment_dispute_lost", {"customer": CUSTOMER}, "account:tpp-1"),
+        (
+            "invoice.payment_failure",
+            "payment_provider_invoice_payment_error",
+            {"external_customer_id": "tpp-1"},
+            "account:tpp-1",
+        ),
+        ("subscription.started", "subscription", {"external_customer_id": "tpp-1"}, "account:tpp-1"),
+        ("subscription.terminated", "subscription", {"external_id": "sub-1"}, "subscription:sub-1"),
+        ("customer.updated", "customer", CUSTOMER, "account:tpp-1"),
+        ("customer.vies_check", "customer", CUSTOMER, "account:tpp-1"),
+        ("alert.triggered", "triggered_alert", {"external_customer_id": "tpp-1"}, "account:tpp-1"),
+        ("alert.triggered", "triggered_alert", {"external_subscription_id": "sub-1"}, "subscription:sub-1"),
+        ("fee.created", "fee", {"external_subscription_id": "sub-1"}, "subscription:sub-1"),
+        ("plan.updated", "plan", {"code": "pro"}, "plan:pro"),
+        ("plan.deleted", "plan", {"code": "Pro plan / 2"}, "plan:Pro plan / 2"),
+        ("credit_note.created", "credit_note", {"customer": CUSTOMER}, "account:tpp-1"),
+        ("payment.succeeded", "payment", {"external_customer_id": "tpp-1"}, "account:tpp-1"),
+        ("payment_request.payment_status_updated", "payment_request", {"customer": CUSTOMER}, "account:tpp-1"),
+        ("billable_metric.updated", "billable_metric", {"code": "api_calls"}, "sweep"),
+        ("billable_metric.deleted", "billable_metric", None, "sweep"),
+        ("credit.exhausted", "wallet", {"lago_id": "w1", "external_customer_id": "tpp-1"}, "account:tpp-1"),
+        ("credit.exhausted", "wallet", {"lago_id": "w1"}, "wallet:w1"),
+        ("credit.exhausted", "customer", CUSTOMER, "account:tpp-1"),
+    ],
+)
+def test_a_webhook_rings_for_whom_it_names(type_: str, object_type: str, content: Any, bell: str) -> None:
+    assert reading(type_, object_type, content) == rings(bell)
+
+
+@pytest.mark.parametrize("type_", sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is Action.IGNORE))
+def test_what_changes_no_funds_or_prices_is_ignored_whatever_is_in_it(type_: str) -> None:
+    assert reading(type_, "x", {"external_customer_id": "tpp-1"}) == Reading(Finding.IGNORE)
+    assert reading(type_, "x", None) == Reading(Finding.IGNORE)
+
+
+RINGING = sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is Action.RING)
+
+
+@pytest.mark.parametrize("type_", RINGING)
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        "tpp-1",
+        {},
+        {"external_customer_id": 7, "external_id": None, "code": "", "lago_id": ["w1"], "customer": "tpp-1"},
+        {"external_customer_id": "", "lago_wallet_id": "a\nb", "code": "x" * 300, "external_subscription_id": "\x00"},
+    ],
+)
+def test_a_type_that_names_nobody_is_malformed_not_ignored(type_: str, content: Any) -> None:
+    assert reading(type_, "x", content) == Reading(Finding.MALFORMED)
+
+
+def test_an_object_under_another_name_than_announced_is_not_looked_at() -> None:
+    body = json.dumps({"webhook_type": "customer.updated", "object_type": "customer", "client": CUSTOMER})
+    assert read(parse(body.encode())) == Reading(Finding.MALFORMED)
+
+
+@pytest.mark.parametrize("id_", ["ACME Corp", "a/b", "ü", "x" * 129])
+def test_a_customer_whose_id_no_caller_can_have_is_foreign(id_: str) -> None:
+    assert reading("customer.updated", "customer", {"external_id": id_}) == Reading(Finding.FOREIGN)
+
+
+def test_an_unknown_type_counts_as_other_and_rings_where_it_names_an_account() -> None:
+    parsed = parse(webhook("gift.given", "gift", {"external_customer_id": "tpp-1"}))
+    assert (parsed.label, read(parsed)) == ("other", rings("account:tpp-1"))
+    assert reading("gift.given", "gift", {"wallet": {"external_customer_id": "tpp-1"}}) == rings("account:tpp-1")
+    assert reading("gift.given", "gift", {"external_id": "not-a-customer-s"}) == Reading(Finding.IGNORE)
+    assert reading("gift.given", "gift", {"external_customer_id": "ACME Corp"}) == Reading(Finding.IGNORE)
+    assert reading("gift.given", "gift", None) == Reading(Finding.IGNORE)
+
+
+def test_errors_of_events_are_noted_by_kind_with_how_many_and_a_few_examples() -> None:
+    content = {
+        "invalid_code": ["om:1", "om:2", "om:3", "om:4"],
+        "missing_aggregation_property": ["om:5"],
+        "invalid_filter_values": [],
+    }
+    assert reading("events.errors", "events_errors", content) == Reading(
+        Finding.NOTE, notes=("invalid_code: 4 (om:1, om:2, om:3, …)", "missing_aggregation_property: 1 (om:5)")
+    )
+    assert reading("event.error", "event_error", {"error": "no_metric", "status": 422}) == Reading(
+        Finding.NOTE, notes=("error: no_metric",)
+    )
+
+
+def test_notes_stay_short_whatever_is_sent() -> None:
+    content = {f"{'k' * 500}{n}": ["v" * 500] * 20 for n in range(100)}
+    notes = reading("events.errors", "events_errors", content).notes
+    assert len(notes) == 16
+    assert max(map(len, notes)) < 400
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"webhook_type":"wallet.updated"', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"webhook_type":"\\ud800"}', "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b'"wallet.updated"', "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"{}", "webhook_type"),
+        (b'{"webhook_type":1,"object_type":"wallet"}', "webhook_type"),
+        (b'{"webhook_type":"","object_type":"wallet"}', "webhook_type"),
+        (b'{"webhook_type":"%s","object_type":"wallet"}' % (b"w" * 129), "webhook_type"),
+        (b'{"webhook_type":"wallet.updated"}', "object_type"),
+        (b'{"webhook_type":"wallet.updated","object_type":["wallet"]}', "object_type"),
+        (b'{"webhook_type":"wallet.updated","object_type":""}', "object_type"),
+    ],
+)
+def test_what_is_no_envelope_is_refused_by_saying_what_is_wrong(body: bytes, words: str) -> None:
+    with pytest.raises(EnvelopeError, match=words):
+        parse(body)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["external_customer_id", "customer", "external_id", "wallet", "lago_id", "code", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from([*EVENT_TYPES, "new.type"]), _JSON)
+def test_whatever_the_object_is_a_webhook_is_read_and_its_bells_are_fit_to_ring(type_: str, content: Any) -> None:
+    try:
+        found = reading(type_, "thing", content)
+    except EnvelopeError:
+        return  # a lone surrogate, which is no JSON text
+    assert bool(found.bells) == (found.finding is Finding.RING)
+    assert all(0 < len(bell.encode()) <= NAME_BYTES_MAX for bell in found.bells)
+
+
+# Against Lago's OpenAPI document, which lies beside the repository, not in it.
+
+DOCUMENT = Path(__file__).resolve().parents[5] / "shared" / "contracts" / "lago-openapi.yaml"
+
+
+def _documented() -> list[tuple[str, str, Any]]:
+    if not DOCUMENT.exists():
+        return []
+    document = yaml.load(DOCUMENT.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+    def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+        while "$ref" in schema:
+            at: Any = document
+            for step in schema["$ref"].split("/")[1:]:
+                at = at[step]
+            schema = at
+        return schema
+
+    def example(schema: dict[str, Any], depth: int = 0) -> Any:
+        schema = resolved(schema)
+        merged: dict[str, Any] = {}
+        for part in schema.get("allOf", ()):
+            value = example(part, depth)
+            merged |= value if isinstance(value, dict) else {}
+        if "properties" in schema and depth < 6:
+            merged |= {name: example(each, depth + 1) for name, each in schema["properties"].items()}
+        if merged:
+            return merged
+        for choice in (*schema.get("oneOf", ()), *schema.get("anyOf", ())):
+            return example(choice, depth)
+        if schema.get("type") == "array":
+            return schema.get("example") or [example(schema.get("items", {}), depth + 1)]
+        return schema.get("enum", [schema.get("example")])[0]
+
+    found = []
+    for each in document["webhooks"].values():
+        body = example(each["post"]["requestBody"]["content"]["application/json"]["schema"])
+        found.append((body["webhook_type"], body["object_type"], body))
+    return found
+
+
+DOCUMENTED = _documented()
+
+
+@pytest.mark.skipif(not DOCUMENTED, reason="Lago's OpenAPI document is not beside the repository")
+@pytest.mark.parametrize(("type_", "body"), [pytest.param(type_, body, id=type_) for type_, _, body in DOCUMENTED])
+def test_every_documented_webhook_is_understood_in_its_documented_form(type_: str, body: Any) -> None:
+    rule = EVENT_TYPES[type_]
+    found = read(parse(json.dumps(body, default=str).encode()))
+    expected = {
+        Action.RING: Finding.RING,
+        Action.SWEEP: Finding.RING,
+        Action.NOTE: Finding.NOTE,
+        Action.IGNORE: Finding.IGNORE,
+    }
+    assert found.finding is expected[rule.action]
+    if rule.action is Action.RING:
+        (bell,) = found.bells
+        # A transaction is the one thing whose documented form need not say whose it is.
+        wanted = ("plan:",) if type_.startswith("plan.") else ("account:",)
+        assert bell.startswith(("wallet:", *wanted) if type_.startswith("wallet_transaction.") else wanted)

@@ -1,0 +1,180 @@
+"""A small Lago and a small ledger as values, for tests of what is computed from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
+
+from sidecar.billing.lago.models import (
+    BillingPeriod,
+    Charge,
+    ChargeUsage,
+    CurrentUsage,
+    Customer,
+    Fee,
+    Invoice,
+    Plan,
+    Subscription,
+    Wallet,
+)
+from sidecar.billing.memory import Memory
+from sidecar.billing.reading import AccountReading
+from sidecar.billing.reconcile import Books, reconcile
+from sidecar.billing.settings import LagoSettings
+from sidecar.ledger.account_spec import AccountSpec, Status
+from sidecar.ledger.account_state import AccountState, ClosedPeriod, Usage
+from sidecar.ledger.pricing import MAX_INT
+
+DAY_MS = 86_400_000
+JULY = 1_782_864_000_000  # 2026-07-01T00:00:00Z
+AUGUST = JULY + 31 * DAY_MS
+SEPTEMBER = AUGUST + 31 * DAY_MS
+NOW = AUGUST + 10 * DAY_MS
+
+
+def standard(amount: str = "0.10", metric: str = "api_calls", **options: Any) -> Charge:
+    return Charge(f"charge-{metric}", metric, "standard", {"amount": amount}, **options)
+
+
+def plan(*charges: Charge, code: str = "pro", amount_cents: int = 0, **options: Any) -> Plan:
+    values: dict[str, Any] = {"interval": "monthly", "currency": "EUR", "pay_in_advance": False} | options
+    return Plan(f"plan-{code}", code, code, amount_cents=amount_cents, charges=charges or (standard(),), **values)
+
+
+def subscription(of: Plan | None = None, lago_id: str = "sub-1", **options: Any) -> Subscription:
+    of = of or plan()
+    values: dict[str, Any] = {
+        "external_id": "ext-1", "customer": "tpp-1", "plan_code": of.code, "status": "active",
+        "billing_time": "calendar", "created_at_ms": JULY, "started_at_ms": JULY, "period_start_ms": AUGUST,
+        "period_end_ms": SEPTEMBER, "plan": of,
+    } | options  # fmt: skip
+    return Subscription(lago_id, **values)
+
+
+def wallet(euros: str = "100", lago_id: str = "w1", **options: Any) -> Wallet:
+    values: dict[str, Any] = {
+        "customer": "tpp-1", "status": "active", "currency": "EUR", "balance_cents": int(Decimal(euros) * 100),
+        "credits_balance": Decimal(euros), "consumed_credits": Decimal(0), "rate_amount": Decimal(1), "priority": 50,
+        "created_at_ms": JULY,
+    } | options  # fmt: skip
+    return Wallet(lago_id, **values)
+
+
+def customer(**metadata: str) -> Customer:
+    return Customer("c1", "tpp-1", "EUR", "UTC", metadata, ())
+
+
+def invoice(
+    status: str = "finalized", start: int = JULY, end: int = AUGUST, *, lago_id: str = "i1", cents: int = 1000,
+    units: str = "100", sub: str = "sub-1", reason: str = "subscription_periodic", **options: Any,
+) -> Invoice:  # fmt: skip
+    values: dict[str, Any] = {
+        "number": lago_id, "type": "subscription", "status": status, "payment_status": "succeeded", "currency": "EUR",
+        "fees_cents": cents, "taxes_cents": 0, "prepaid_cents": cents, "total_cents": 0, "due_cents": 0,
+        "issuing_date": "2026-08-01", "created_at_ms": end + 600_000, "customer": "tpp-1",
+        "periods": (BillingPeriod(sub, "ext-1", "pro", start, end, reason),),
+        "fees": (Fee("f1", "charge", "api_calls", sub, Decimal(units), cents, 0),),
+    } | options  # fmt: skip
+    return Invoice(lago_id, **values)
+
+
+def usage(units: str, cents: int, start: int = AUGUST, end: int = SEPTEMBER) -> CurrentUsage:
+    return CurrentUsage(
+        start, end, cents, 0, cents, (ChargeUsage("api_calls", "charge-api_calls", Decimal(units), cents, 1),)
+    )
+
+
+EMPTY = AccountState(
+    version=0, status=Status.ACTIVE, ceiling=None, count_k=False, rate_interval_us=0, burst=0, day_limit=0,
+    unsettled=0, period_start_ms=0, period_end_ms=MAX_INT, next_ends_ms=(), usages=(), prices={}, former_prices={},
+    closed=(), digits=0, info={},
+)  # fmt: skip
+
+
+@dataclass
+class World:
+    """One account, ``tpp-1``: what Lago says, what the ledger has, what is remembered. ``load`` does what the ledger's
+    script would.
+    """
+
+    reading: AccountReading = field(
+        default_factory=lambda: AccountReading("tpp-1", NOW, customer(), (subscription(),), (wallet(),))
+    )
+    state: AccountState = EMPTY
+    memory: Memory = field(default_factory=Memory)
+    settings: LagoSettings = field(default_factory=lambda: LagoSettings.model_validate({}))
+    now_ms: int = NOW
+
+    def lago(self, **changes: Any) -> World:
+        """Lago now says something else."""
+        self.reading = replace(self.reading, **changes)
+        return self
+
+    def books(self) -> Books:
+        return reconcile(self.reading, self.state.rolled_over(self.now_ms), self.memory, self.settings, self.now_ms)
+
+    def load(self) -> Books:
+        """Reconcile, and bring it into the ledger, cuts included."""
+        for _ in range(3):
+            self.state = self.state.rolled_over(self.now_ms)
+            books = self.books()
+            if books.cut is not None:
+                self.now_ms = self.now_ms // 1000 * 1000 + 1000
+                status = Status.CLOSED if books.cut.close else self.state.status
+                self.state = replace(
+                    self.state, period_end_ms=self.now_ms, next_ends_ms=books.cut.next_ends_ms, status=status
+                )
+                continue
+            assert books.spec is not None, books.why
+            self.state = loaded(self.state, books.spec, dict(books.counted), books.forget)
+            self.memory = books.memory
+            return books
+        raise AssertionError("it goes on cutting")
+
+    def use(self, units: int, metric: str = "api_calls") -> None:
+        """Settle units."""
+        self.state = self.state.rolled_over(self.now_ms)
+        rows = {each.metric: each for each in self.state.usages}
+        old = rows.get(metric, Usage(metric, 0, 0))
+        rows[metric] = replace(old, settled=old.settled + units)
+        self.state = replace(self.state, usages=tuple(rows.values()))
+
+    @property
+    def available(self) -> Decimal | None:
+        state = self.state.rolled_over(self.now_ms)
+        left = state.available()
+        return None if left is None else state.money(left)
+
+
+def loaded(
+    state: AccountState, spec: AccountSpec, counted: dict[str, int], forget: tuple[ClosedPeriod, ...]
+) -> AccountState:
+    """A state after ``load.lua``, as far as these tests look at it: twelve decimals throughout."""
+    digits = 10
+    factor = 10 ** (digits - state.digits) if state.version else 1
+    bounds = spec.period.at(0)
+    rows = {each.metric: each for each in state.usages}
+    for metric in spec.prices:
+        rows.setdefault(metric, Usage(metric, counted.get(metric, 0) if state.version == 0 else 0, 0))
+    former = {metric: table for metric, table in state.prices.items() if metric not in spec.prices}
+    unsettled = spec.scaled_unsettled(digits)
+    return replace(
+        state,
+        version=state.version + 1,
+        status=spec.status,
+        ceiling=spec.scaled_ceiling(digits),
+        count_k=spec.counts_unsettled,
+        unsettled=unsettled if unsettled is not None else state.unsettled * factor,
+        period_start_ms=bounds.start_ms,
+        period_end_ms=bounds.end_ms,
+        next_ends_ms=bounds.next_ends_ms,
+        usages=tuple(rows.values()),
+        prices=spec.packed_prices(digits),
+        former_prices=former,
+        closed=tuple(
+            replace(each, cost=each.cost * factor) for each in state.closed if each not in forget
+        ),
+        digits=digits,
+        info={"currency": spec.currency, "mode": spec.mode},
+    )
