@@ -21,6 +21,7 @@ from sidecar.billing.memory import Memory, SettledPeriod
 from sidecar.billing.sync.comparison import ComparisonRow, LedgerUsage
 from sidecar.billing.sync.store import SyncStateError
 from sidecar.billing.sync.sync import Sync
+from sidecar.ledger.account_state import AccountState
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import Client
 from sidecar.metering.query import QueryError
@@ -76,6 +77,24 @@ class InvoiceChecks:
         self._show(account, rows)
         return tuple(rows)
 
+    async def open_periods(self, account: str, memory: Memory, state: AccountState) -> tuple[ComparisonRow, ...]:
+        """The periods that are not billed yet, oldest first, with nothing invoiced; ``state`` is rolled over."""
+        nothing = _no_invoice(str(state.info.get("currency", "")))
+        rows: list[ComparisonRow] = []
+        for (start_ms, _), link in sorted(memory.links.items()):
+            if start_ms in memory.settled:
+                continue
+            if start_ms == state.period_start_ms:
+                counts = [(usage.metric, usage.settled, state.cost_of(usage)) for usage in state.usages]
+            else:
+                counts = [(each.metric, each.units, each.cost) for each in state.closed if each.start_ms == start_ms]
+            usages = [LedgerUsage(m, units, state.money(cost)) for m, units, cost in counts if m in link.metrics]
+            try:
+                rows += await self._sync.compare(account, link, usages, nothing)
+            except (QueryError, SyncStateError, ValueError) as error:
+                log.warning("period not compared", account=account, reason=str(error))
+        return tuple(rows)
+
     async def _compare(self, account: str, memory: Memory, settled: SettledPeriod) -> tuple[ComparisonRow, ...] | None:
         assert settled.invoice_id is not None
         links = memory.links_of(settled.start_ms)
@@ -126,6 +145,14 @@ class InvoiceChecks:
         for key, value in sums.items():
             if (value[0] or value[1]) and len(shown) < ACCOUNTS_SHOWN_MAX:
                 shown[key] = value
+
+
+def _no_invoice(currency: str) -> Invoice:
+    return Invoice(
+        lago_id="", number="", type="subscription", status="draft", payment_status="pending", currency=currency,
+        fees_cents=0, taxes_cents=0, prepaid_cents=0, total_cents=0, due_cents=0, issuing_date="", created_at_ms=0,
+        periods=(), fees=(),
+    )  # fmt: skip
 
 
 def encode_rows(rows: Iterable[ComparisonRow]) -> str:

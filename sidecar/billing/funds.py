@@ -17,6 +17,7 @@ from decimal import Decimal
 
 from sidecar.billing.lago.models import Wallet
 from sidecar.ledger.currencies import exponent
+from sidecar.ledger.pricing import PriceTable, amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +83,15 @@ def identity_faults(wallet: Wallet) -> Iterable[str]:
         )
 
 
-def rounding_margin(metrics: int, taxes: int, currency: str) -> Decimal:
-    """By how much an invoice may exceed the exact cost by rounding each fee, and each tax, to the coin.
+def rounding_margin(tables: Iterable[PriceTable], taxes: int, currency: str) -> Decimal:
+    """By how much an invoice may exceed the exact cost, as each fee, and the taxes on it, are rounded to the coin.
 
-    A single fee without tax needs none: what it costs before rounding cannot exceed funds in whole coins, and rounding
-    half up cannot lift it above them.
+    ``tables``: prices with taxes. One in whole coins rounds nothing. A single rounding needs no margin: what a fee
+    costs cannot exceed funds in whole coins before it is rounded, and rounding half up cannot lift it above them.
     """
-    roundings = metrics + taxes
-    return money(max(0, roundings - 1), currency)
+    coin = money(1, currency)
+    fractional = sum(any(amount % coin for amount in amounts(table)) for table in tables)
+    return money(max(0, fractional * (1 + taxes) - 1), currency)
 
 
 def _why_not(wallet: Wallet, metrics: Sequence[str], currency: str, now_ms: int) -> str | None:

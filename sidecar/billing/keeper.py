@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Final, Protocol
@@ -19,7 +19,7 @@ from sidecar.billing.lago.models import Subscription, Wallet
 from sidecar.billing.memory import LastReading, decode_last
 from sidecar.billing.reconciler import Outcome, Reconciler
 from sidecar.billing.settings import ReconcileSettings
-from sidecar.billing.sweep import Lists, read_lists
+from sidecar.billing.sweep import Fingerprints, Lists, read_lists
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.loader import AccountLoader, LedgerUnavailable, LoadError
 from sidecar.ledger.topology import CLIENT_ERRORS, Client
@@ -27,10 +27,16 @@ from sidecar.metering.calls import Call, call_each
 
 log = structlog.get_logger("sidecar.billing")
 
+FLUSH: Final = "flush"
+"""The kind of bell that asks for usage to be pushed at once: `flush` for everybody, `flush:<account>`."""
+
 RINGS_MAX: Final = 256
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.25, 30.0
 BACKOFFS_MAX: Final = 10_000
 LEDGER_PAGE: Final = 500
+MISSING_MAX: Final = 10
+"""So many accounts may vanish from Lago at once, or half of them, whichever is more."""
+
 JITTER: Final = 0.1
 SWEEP_RETRY_S: Final = 15.0
 
@@ -71,6 +77,7 @@ class Keeper:
         *,
         random: Random | None = None,
         on_outcome: Callable[[Outcome], None] | None = None,
+        flush: Callable[[int, str | None], Awaitable[None]] | None = None,
     ) -> None:
         self._reconciler = reconciler
         self._lago = lago
@@ -79,6 +86,7 @@ class Keeper:
         self._keys = keys
         self._bells = Bells(client, keys)
         self._settings = settings
+        self._flush = flush
         self._on_outcome = on_outcome or (lambda _: None)
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
         self._metrics = reconciler.metrics
@@ -168,6 +176,10 @@ class Keeper:
         if ring.name == SWEEP:
             self._sweep_wanted.set()
             return True
+        if kind == FLUSH:
+            if self._flush is not None:
+                await self._flush(token, name or None)
+            return True
         log.warning("doorbell of an unknown kind", bell=ring.name[:80])
         return True
 
@@ -213,6 +225,7 @@ class Keeper:
         token: int | None,
         *,
         everybody: bool = False,
+        dry_run: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
         each: Callable[[Outcome], None] | None = None,
     ) -> SweepReport:
@@ -224,9 +237,8 @@ class Keeper:
         """
         started_s, requests = time.monotonic(), self._lago.metrics.requests.total()
         prints = await read_lists(self._lago, progress)
-        async for page in self._accounts():
-            for account in page:
-                prints.by_account.setdefault(account, 0)
+        for account in await self._missing(prints):
+            prints.by_account[account] = 0
         accounts = list(prints.by_account)
         read = failed = done = 0
         oldest_ms: int | None = None
@@ -241,7 +253,10 @@ class Keeper:
             ]
             ages = [last.read_at_ms for account, last in zip(chunk, lasts, strict=True) if last and account not in due]
             oldest_ms = min([*ages, *([oldest_ms] if oldest_ms is not None else [])], default=None)
-            outcomes = await asyncio.gather(*(self._read_in_full(a, token, prints.of(a), everybody) for a in due))
+            if dry_run:
+                outcomes = await asyncio.gather(*(self._preview(account) for account in due))
+            else:
+                outcomes = await asyncio.gather(*(self._read_in_full(a, token, prints.of(a), everybody) for a in due))
             for outcome in outcomes:
                 if each is not None:
                     each(outcome)
@@ -266,6 +281,28 @@ class Keeper:
             outcome = await self._reconciler.reconcile(account, token, fingerprint=fingerprint, thorough=thorough)
         self._on_outcome(outcome)
         return outcome
+
+    async def _missing(self, prints: Fingerprints) -> list[str]:
+        """Accounts that came from Lago and that its lists do not have any more; they are looked up one by one.
+
+        If that is most of them, the lists are not to be believed: an empty Lago, or another one, must not close a
+        bank's accounts.
+        """
+        missing: list[str] = []
+        known = 0
+        async for page in self._accounts():
+            for account, last in zip(page, await self._last_readings(page), strict=True):
+                known += last is not None
+                if last is not None and account not in prints.by_account:
+                    missing.append(account)
+        if len(missing) > max(MISSING_MAX, known // 2):
+            log.error("most accounts are missing in lago: is lago.url right?", known=known, missing=len(missing))
+            return []
+        return missing
+
+    async def _preview(self, account: str) -> Outcome:
+        async with self._slots:
+            return await self._reconciler.preview(account)
 
     def _is_due(self, last: LastReading | None, fingerprint: str, now_ms: int) -> bool:
         if last is None or last.is_open or last.fingerprint != fingerprint:

@@ -84,11 +84,21 @@ def price_table(charge: Charge, plan: Plan, taxes: Sequence[Tax]) -> PriceTable:
     if reason := _unenforceable(charge, plan):
         raise _refusal(charge, plan, reason)
     try:
-        table = _with_taxes(_net_table(charge), taxes)
-        pack(table, max(map(decimals, amounts(table))), "with taxes")
+        net = _MODELS[charge.model](charge.properties)
+        table = _with_taxes(net, taxes)
+        _check_packable(table)
     except PriceError as error:
         raise _refusal(charge, plan, str(error)) from None
     return table
+
+
+def _check_packable(table: PriceTable) -> None:
+    """Raises ``PriceError`` for what no account can hold, however few digits its other amounts need."""
+    try:
+        digits = max(map(decimals, amounts(table)))
+    except PriceError as error:
+        raise PriceError(f"with taxes: {error}") from None
+    pack(table, digits, "with taxes")
 
 
 def _refusal(charge: Charge, plan: Plan, reason: str) -> Unenforceable:
@@ -135,9 +145,7 @@ def _taxed(tiers: tuple[Tier, ...], taxes: Sequence[Tax]) -> tuple[Tier, ...]:
     return tuple(Tier(tier.up_to, gross(tier.unit, taxes), gross(tier.flat, taxes)) for tier in tiers)
 
 
-def _net_table(charge: Charge) -> PriceTable:
-    """Raises ``PriceError``, here and below, with a message about the properties alone."""
-    return _MODELS[charge.model](charge.properties)
+# Tables before taxes. These raise ``PriceError`` with messages about the properties alone.
 
 
 def _standard(properties: Mapping[str, Any]) -> Standard:

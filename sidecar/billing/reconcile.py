@@ -117,13 +117,14 @@ def reconcile(
     alerts = _Alerts(reading.account)
     customer = reading.customer
     if customer is None:
-        if state.version == 0:
+        # An account that never came from Lago is a file's, and none of our business.
+        if state.version == 0 or memory.last is None:
             return Books(reading.account, None, None, memory, "Lago does not know this customer")
         alerts.add("missing", "Lago does not know this customer any more; the account is closed")
         return _closed(reading, state, memory, settings, alerts, now_ms)
     actives = [each for each in reading.subscriptions if each.is_active and each.plan is not None]
     if not actives:
-        if state.version == 0:
+        if state.version == 0 or memory.last is None:
             return Books(reading.account, None, None, memory, "the customer has no active subscription")
         return _closed(reading, state, memory, settings, alerts, now_ms)
     offer = _offer(actives, customer, reading.default_taxes, alerts)
@@ -248,7 +249,7 @@ def _open(
         counted = {}
         foreign = Decimal(0) if ahead else _foreign(reading, offer, state, currency, alerts)
     taxes = len(customer.taxes or reading.default_taxes)
-    margin = rounding_margin(len(offer.prices), taxes, currency) if terms.mode == "prepaid" else Decimal(0)
+    margin = rounding_margin(offer.prices.values(), taxes, currency) if terms.mode == "prepaid" else Decimal(0)
     available = funds.balance - plan_fee - margin - foreign
     unsettled += unpaid
     spec = AccountSpec(
@@ -512,15 +513,20 @@ def _links(
     offer: _Offer, start_ms: int, end_ms: int, lago_from_ms: int, lago_to_ms: int, ahead: bool
 ) -> dict[tuple[int, str], PeriodLink]:
     sellers = {each.lago_id: each for each in offer.sold_by.values()} or {offer.primary.lago_id: offer.primary}
-    bounds = (start_ms, end_ms) if ahead else (lago_from_ms, lago_to_ms)
+
+    def bounds(each: Subscription) -> tuple[int, int]:
+        # Lago tells its periods in whole seconds, and yet counts no event before the millisecond of the start.
+        first, last = (start_ms, end_ms) if ahead else (lago_from_ms, lago_to_ms)
+        return max(first, each.started_at_ms or first), last
+
     return {
         (start_ms, lago_id): PeriodLink(
             ledger_start_ms=start_ms,
             ledger_end_ms=end_ms,
             subscription_id=lago_id,
             external_subscription_id=each.external_id,
-            lago_from_ms=bounds[0],
-            lago_to_ms=bounds[1],
+            lago_from_ms=bounds(each)[0],
+            lago_to_ms=bounds(each)[1],
             metrics=tuple(sorted(metric for metric, seller in offer.sold_by.items() if seller.lago_id == lago_id)),
             is_final=False,
             is_current=True,

@@ -121,9 +121,10 @@ class SyncSettings(_Model):
         default=86_400, ge=3_600, le=2_678_400, description="Seconds back for which windows are compared again."
     )
     final_flush_s: int = Field(
-        default=60, ge=0, le=3_600,
+        default=60, ge=0, le=2_678_400,
         description="Seconds before a period ends from which its usage is pushed at every look, and again right after"
-        " it has ended: Lago makes the invoice ten minutes past the hour, and what comes later is not on it.",
+        " it has ended: Lago makes the invoice ten minutes past the hour, and what comes later is not on it. 2678400"
+        " pushes all usage at every look, so that upgrades and terminations find it there.",
     )  # fmt: skip
     batch_events_max: int = Field(
         default=100, ge=1, le=100, description="Most events in one request to Lago, which takes 100."

@@ -15,6 +15,9 @@ _MODULES = {
     "check": "check",
     "account": "account",
     "outbox": "outbox",
+    "reconcile": "billing",
+    "sync": "billing",
+    "catalog": "catalog",
     "version": "version",
 }
 """Commands in the order of the help, and the modules that have them."""

@@ -1,18 +1,21 @@
-"""``sidecar demo``: the whole system on loopback, with three accounts to try."""
+"""``sidecar demo``: the whole system on loopback, Lago and OpenMeter included, with three accounts to try."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
+from aiohttp import web
 
 from sidecar.cli.output import console, errors, run_async
 from sidecar.config.loading import load_config
@@ -20,15 +23,27 @@ from sidecar.config.models import Config
 from sidecar.config.problems import ConfigError
 from sidecar.control import assemble, logs
 from sidecar.control.assemble import SetupError
+from sidecar.control.billing import open_billing
 from sidecar.control.dataplane import DataPlane
-from sidecar.control.serve import admin_server, key_store, publish_until
+from sidecar.control.serve import admin_server, control_until, key_store
 from sidecar.control.signals import stop_event
-from sidecar.control.store import open_store
+from sidecar.control.store import Store, open_store
 from sidecar.metering.publisher import Publisher
-from sidecar.sandbox.demo import DemoAccount, demo_accounts, demo_settings
+from sidecar.sandbox.demo import (
+    LAGO_KEY_BYTES,
+    DemoAccount,
+    demo_accounts,
+    demo_lago,
+    demo_meters,
+    demo_settings,
+    seed_lago,
+)
+from sidecar.sandbox.lago import Lago
 from sidecar.sandbox.openbanking import SampleApi
-from sidecar.sandbox.openmeter import OpenMeter
+from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server, ServerError
+
+LOADED_S_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +52,26 @@ class Running:
 
     proxy: str
     admin: str
+    lago: str
     openmeter: str
     upstream: str
     valkey: str
     accounts: tuple[DemoAccount, ...]
+    lago_api_key: str = field(repr=False)
+    webhook_hmac_key: str = field(repr=False)
 
     def document(self) -> dict[str, Any]:
-        """The line of ``--json``. Lago's part is null until the gateway is connected to one."""
+        """The line of ``--json``."""
         return {
             "proxy": self.proxy,
             "admin": self.admin,
-            "lago": None,
+            "lago": self.lago,
             "openmeter": self.openmeter,
             "upstream": self.upstream,
             "valkey": self.valkey,
-            "accounts": [{"id": a.spec.id, "mode": a.spec.mode, "api_key": a.api_key} for a in self.accounts],
-            "lago_api_key": None,
-            "webhook_hmac_key": None,
+            "accounts": [{"id": a.id, "mode": a.mode, "api_key": a.api_key} for a in self.accounts],
+            "lago_api_key": self.lago_api_key,
+            "webhook_hmac_key": self.webhook_hmac_key,
         }
 
 
@@ -72,7 +90,8 @@ def demo(
         int | None, typer.Option(min=1, max=31_536_000, help="Length of a billing period in seconds; else a month.")
     ] = None,
 ) -> None:
-    """Run the whole system on loopback: gateway, sample Open Banking API, Valkey, OpenMeter stand-in, three accounts.
+    """Run the whole system on loopback: gateway, sample Open Banking API, Valkey, stand-ins of OpenMeter and Lago, and
+    three accounts.
 
     Everything is gone when it ends (Ctrl-C), but for what is in a Valkey of your own.
 
@@ -93,49 +112,74 @@ async def _demo(
     stop = stop_event()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-demo-")))
-        upstream = Server(SampleApi().app())
-        upstream_url = await upstream.start()
-        stack.push_async_callback(upstream.close)
-        openmeter = Server(OpenMeter().app())
-        openmeter_url = await openmeter.start()
-        stack.push_async_callback(openmeter.close)
+
+        async def serve(app: web.Application) -> str:
+            server = Server(app)
+            url = await server.start()
+            stack.push_async_callback(server.close)
+            return url
+
+        api_key, hmac_key = secrets.token_hex(LAGO_KEY_BYTES), secrets.token_hex(LAGO_KEY_BYTES)
+        upstream_url = await serve(SampleApi().app())
+        openmeter_url = await serve(OpenMeter(OpenMeterConfig(meters=demo_meters())).app())
+        lago_url = await serve(Lago(demo_lago(api_key, hmac_key, period_s)).app())
+        where = valkey or f"embedded://{directory}/valkey"
         config = _config(
-            valkey or f"embedded://{directory}/valkey", upstream_url, openmeter_url, proxy_port, admin_port
+            demo_settings(where, upstream_url, openmeter_url, lago_url, api_key, hmac_key, proxy_port, admin_port)
         )
         store = await stack.enter_async_context(
             open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync)
         )
-        accounts = demo_accounts(period_s)
-        for account in accounts:
-            await store.accounts.load(account.spec)
+        billing = await stack.enter_async_context(open_billing(config, store))
+        assert billing is not None
+        accounts = demo_accounts()
+        await seed_lago(billing.lago, accounts)
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start()
         publisher = Publisher(store.client, store.keys, config.metering)
-        admin = await stack.enter_async_context(admin_server(config, store, plane, publisher))
-        tell(
-            Running(
-                proxy=f"http://127.0.0.1:{port}",
-                admin=f"http://127.0.0.1:{admin}",
-                openmeter=openmeter_url,
-                upstream=upstream_url,
-                valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
-                accounts=accounts,
-            )
+        admin = await stack.enter_async_context(admin_server(config, store, plane, publisher, billing=billing))
+        await billing.lago.create_webhook_endpoint(
+            {"webhook_url": f"http://127.0.0.1:{admin}/webhooks/lago", "signature_algo": "hmac", "name": "gateway"}
         )
         # The publisher outlives the gateway, so that what the last requests were charged is counted too.
         no_more = asyncio.Event()
-        publishing = asyncio.create_task(publish_until(publisher, no_more))
+        controlling = asyncio.create_task(control_until(publisher, billing, no_more))
         told = asyncio.create_task(stop.wait())
-        await asyncio.wait({told, publishing}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        clean = await plane.stop()
-        no_more.set()
-        await publishing
+        try:
+            await _loaded(store, accounts, controlling)
+            tell(
+                Running(
+                    proxy=f"http://127.0.0.1:{port}",
+                    admin=f"http://127.0.0.1:{admin}",
+                    lago=lago_url,
+                    openmeter=openmeter_url,
+                    upstream=upstream_url,
+                    valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
+                    accounts=accounts,
+                    lago_api_key=api_key,
+                    webhook_hmac_key=hmac_key,
+                )
+            )
+            await asyncio.wait({told, controlling}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+            clean = await plane.stop()
+            no_more.set()
+            await controlling
         return clean
 
 
-def _config(valkey: str, upstream: str, openmeter: str, proxy_port: int, admin_port: int) -> Config:
-    settings = demo_settings(valkey, upstream, openmeter, proxy_port, admin_port)
+async def _loaded(store: Store, accounts: tuple[DemoAccount, ...], controlling: asyncio.Task[None]) -> None:
+    """Until the control plane has brought the accounts from Lago. Raises `SetupError`: it does not."""
+    end_s = time.monotonic() + LOADED_S_MAX
+    for account in accounts:
+        while (await store.accounts.state(account.id)).version == 0:
+            if controlling.done() or time.monotonic() > end_s:
+                raise SetupError(f"{account.id} was not loaded from Lago within {LOADED_S_MAX} s")
+            await asyncio.sleep(0.02)
+
+
+def _config(settings: dict[str, object]) -> Config:
     with tempfile.NamedTemporaryFile("wb", suffix=".yaml", prefix="sidecar-demo-") as file:
         file.write(orjson.dumps(settings))  # JSON is YAML
         file.flush()
@@ -154,11 +198,12 @@ def _print_guide(running: Running) -> None:
     key = running.accounts[0].api_key
     path = "/open-banking/v3.1/aisp/accounts"
     console.print("\n[bold]quota-sidecar demo[/bold]\n")
-    for what, url in (("gateway", running.proxy), ("admin", running.admin), ("OpenMeter", running.openmeter)):
+    places = (("gateway", running.proxy), ("admin", running.admin), ("OpenMeter", running.openmeter))
+    for what, url in (*places, ("Lago", running.lago)):
         print(f"  {what:13} {url}")
     console.print()
     for account in running.accounts:
-        print(f"  {account.spec.id:13} X-API-Key: {account.api_key}")
+        print(f"  {account.id:13} X-API-Key: {account.api_key}")
         console.print(f"  {'':13} [dim]{account.about}[/dim]", soft_wrap=True)
     console.print("\nIn another shell:\n")
     commands = (
@@ -170,6 +215,15 @@ def _print_guide(running: Running) -> None:
         ),
         ("what is missing", f"curl -s -H 'X-API-Key: {key}' {running.proxy}{path}"),
         ("what OpenMeter counted", f"curl -s '{running.openmeter}/api/v1/meters/api_calls/query?groupBy=subject'"),
+        (
+            "top the wallet up in Lago: the next call passes",
+            f"W=$(curl -s -H 'Authorization: Bearer {running.lago_api_key}' "
+            f"'{running.lago}/api/v1/wallets?external_customer_id=tpp-prepaid' "
+            '| sed \'s/.*"lago_id":"\\([^"]*\\)".*/\\1/\'); '
+            f"curl -s -H 'Authorization: Bearer {running.lago_api_key}' -H 'Content-Type: application/json' "
+            '-d "{"wallet_transaction":{"wallet_id":"$W","granted_credits":"5.0"}}" '
+            f"{running.lago}/api/v1/wallet_transactions",
+        ),
         ("the account", f"curl -s {running.admin}/v1/accounts/tpp-prepaid"),
     )
     for what, command in commands:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from sidecar.billing.bells import Bells
 from sidecar.billing.checks import InvoiceChecks
-from sidecar.billing.keeper import Keeper
+from sidecar.billing.keeper import FLUSH, Keeper
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoSetupError
 from sidecar.billing.lease import Lease, lead
@@ -47,6 +47,7 @@ FLUSH_AFTER_MS: Final = 900_000
 """For so long after its end a period is pushed at every look; Lago makes the invoice ten minutes past the hour."""
 
 PAGE: Final = 200
+RINGS_SEEN_MAX: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -69,6 +70,14 @@ class Schedule:
             for account, ends in self.ends_ms.items()
             if any(end - before_ms <= now_ms <= end + FLUSH_AFTER_MS for end in ends)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """``billed``: periods with a final invoice. ``waiting``: those without; nothing is invoiced in their rows."""
+
+    billed: tuple[ComparisonRow, ...]
+    waiting: tuple[ComparisonRow, ...]
 
 
 class Billing:
@@ -115,6 +124,7 @@ class Billing:
             store.keys,
             settings.reconcile,
             on_outcome=self._note,
+            flush=self._flush,
         )
         self.sync: Sync | None = None
         self.checks: InvoiceChecks | None = None
@@ -164,6 +174,34 @@ class Billing:
             self.metrics.is_leader = False
 
     # sync
+
+    async def _flush(self, token: int, account: str | None) -> None:
+        if self.sync is not None:
+            await self.sync_round(token, flush=True, only=account)
+
+    async def ask_leader_to_flush(self, account: str | None, timeout_s: float) -> bool:
+        """Ring, and wait until the leader has pushed."""
+        name = FLUSH if account is None else f"{FLUSH}:{account}"
+        await self.bells.ring([name])
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s:
+            await asyncio.sleep(0.05)
+            if all(ring.name != name for ring in await self.bells.waiting(RINGS_SEEN_MAX)):
+                return True
+        return False
+
+    async def overview(self, only: str | None) -> Overview:
+        """Every period that is remembered, beside what ledger, OpenMeter, sync and Lago's invoices have of it."""
+        assert self.sync is not None
+        assert self.checks is not None
+        now_ms = await self.store.accounts.now_ms()
+        billed: list[ComparisonRow] = []
+        waiting: list[ComparisonRow] = []
+        async for account, memory in self._memories(only):
+            billed += await self.checks.check(account, memory, now_ms)
+            state = (await self.store.accounts.state(account)).rolled_over(now_ms)
+            waiting += await self.checks.open_periods(account, memory, state)
+        return Overview(tuple(billed), tuple(waiting))
 
     async def _keep_syncing(self, token: int, stop: asyncio.Event) -> None:
         settings = self.settings.sync

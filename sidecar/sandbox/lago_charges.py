@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, localcontext
+from itertools import pairwise
 from typing import Any
 
 from sidecar.sandbox.lago_fields import DECIMAL_MAX, decimal_of
@@ -57,8 +58,7 @@ def _graduated(properties: Properties, usage: Usage) -> Cost:
     """Each range entered costs its flat amount and its units; with no usage at all that is the first one's flat."""
     ranges = properties["graduated_ranges"]
     overlaps = len(ranges) > 1 and all(
-        Decimal(after["from_value"]) == Decimal(range_["to_value"] or 0)
-        for range_, after in zip(ranges, ranges[1:], strict=False)
+        Decimal(after["from_value"]) == Decimal(range_["to_value"] or 0) for range_, after in pairwise(ranges)
     )
     total, details = _ZERO, []
     for range_ in ranges:

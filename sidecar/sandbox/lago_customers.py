@@ -116,7 +116,11 @@ class CustomersApi:
         found = [item for item in self._store.customers.values() if not item.deleted]
         term = (call.one("search_term") or "").lower()
         if term:
-            found = [item for item in found if term in item.external_id.lower() or term in (item.texts.get("name") or "").lower()]
+            found = [
+                item
+                for item in found
+                if term in item.external_id.lower() or term in (item.texts.get("name") or "").lower()
+            ]
         currencies = call.many("currencies")
         if currencies:
             found = [item for item in found if item.currency in currencies]

@@ -117,6 +117,15 @@ def number(metric: Metric, properties: Json) -> Decimal | None:
     return value if value is not None and abs(value) <= DECIMAL_MAX else None
 
 
+def is_usable(metric: Metric, properties: Json) -> bool:
+    """Whether an event counts for the metric."""
+    if metric.field_name is None:
+        return True
+    if metric.aggregation == "unique_count_agg":
+        return properties.get(metric.field_name) is not None
+    return number(metric, properties) is not None
+
+
 _NUMERIC: Mapping[str, Callable[[tuple[Decimal, ...]], Decimal]] = {
     "sum_agg": lambda values: sum(values, Decimal(0)),
     "max_agg": max,

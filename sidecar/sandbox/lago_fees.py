@@ -186,7 +186,15 @@ class Fees:
     def _applied(self, tax: Tax, base_cents: int, precise_cents: Decimal) -> AppliedTax:
         amount = round_fraction(Fraction(tax.rate) * base_cents / 100)
         return AppliedTax(
-            self._store.new_id(), tax.id, tax.code, tax.name, tax.description, tax.rate, precise_cents, amount, base_cents
+            self._store.new_id(),
+            tax.id,
+            tax.code,
+            tax.name,
+            tax.description,
+            tax.rate,
+            precise_cents,
+            amount,
+            base_cents,
         )
 
 

@@ -28,7 +28,8 @@ class Fields:
         return name in self.given
 
     def error(self, name: str, *codes: str) -> None:
-        self.errors.setdefault(name, []).extend(codes)
+        noted = self.errors.setdefault(name, [])
+        noted += [code for code in codes if code not in noted]
 
     def check(self) -> None:
         """Raises :class:`Refusal` 422 if anything was noted."""

@@ -193,15 +193,27 @@ def fee_view(fee: Fee) -> Json:
 def _item_view(fee: Fee) -> Json:
     if fee.charge is not None:
         metric = fee.charge.metric
-        code, name, description, item_id, type_ = metric.code, metric.name, metric.description, metric.id, "BillableMetric"
+        code, name, description, item_id, type_ = (
+            metric.code,
+            metric.name,
+            metric.description,
+            metric.id,
+            "BillableMetric",
+        )
         shown = fee.charge.display_name or name
     elif fee.transaction is not None:
         code, name, description, item_id, type_ = "credit", "credit", "credit", fee.transaction.id, "WalletTransaction"
-        shown = fee.transaction.name or name
+        shown = fee.transaction.label.name or name
     else:
         assert fee.subscription is not None, "a fee is of a charge, a top-up or a subscription"
         plan = fee.subscription.plan
-        code, name, description, item_id, type_ = plan.code, plan.name, plan.description, fee.subscription.id, "Subscription"
+        code, name, description, item_id, type_ = (
+            plan.code,
+            plan.name,
+            plan.description,
+            fee.subscription.id,
+            "Subscription",
+        )
         shown = fee.subscription.name or plan.display_name or name
     return {
         "type": fee.kind,

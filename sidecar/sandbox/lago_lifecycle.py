@@ -146,9 +146,7 @@ class Lifecycle:
         unused = min(Fraction(fee.amount_cents), subscription.plan.amount_cents * share)
         with_tax = round_fraction(unused * (1 + Fraction(fee.taxes_rate) / 100))
         if with_tax > 0:
-            note = CreditNote(
-                **self._store.new(), currency=fee.currency, amount_cents=with_tax, balance_cents=with_tax
-            )
+            note = CreditNote(**self._store.new(), currency=fee.currency, amount_cents=with_tax, balance_cents=with_tax)
             subscription.customer.credit_notes.append(note)
 
     def _pays_at_start(self, subscription: Subscription) -> bool:

@@ -50,7 +50,9 @@ class MetricsApi:
 
     def _assign(self, metric: Metric, fields: Fields) -> None:
         """Sets the rest. ``count_agg`` has no field: one that is given is dropped without a word."""
-        aggregation = fields.choice("aggregation_type", AGGREGATIONS, None if metric.code not in self._store.metrics else metric.aggregation)
+        aggregation = fields.choice(
+            "aggregation_type", AGGREGATIONS, None if metric.code not in self._store.metrics else metric.aggregation
+        )
         field_name = fields.text("field_name", metric.field_name)
         recurring = fields.boolean("recurring", metric.recurring)
         if aggregation == "count_agg":
@@ -96,4 +98,7 @@ class MetricsApi:
 
 
 def _filters(fields: Fields) -> list[Json]:
-    return [{"key": Fields(item).required("key"), "values": list(Fields(item).texts("values"))} for item in fields.objects("filters")]
+    return [
+        {"key": Fields(item).required("key"), "values": list(Fields(item).texts("values"))}
+        for item in fields.objects("filters")
+    ]

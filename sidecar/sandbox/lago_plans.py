@@ -142,7 +142,9 @@ class PlansApi:
             if charge.code in taken:
                 if item.get("code"):
                     raise invalid({"code": ["value_already_exist"]})
-                charge.code = next(f"{charge.code}_{n}" for n in range(1, CHARGES_MAX + 1) if f"{charge.code}_{n}" not in taken)
+                charge.code = next(
+                    f"{charge.code}_{n}" for n in range(1, CHARGES_MAX + 1) if f"{charge.code}_{n}" not in taken
+                )
             made.append(charge)
         return made
 
@@ -172,7 +174,13 @@ class PlansApi:
         else:
             taxes = known.taxes if known else []
         charge = known or Charge(**self._store.new(), code=code, metric=metric, model=model, properties=properties)
-        charge.code, charge.model, charge.properties, charge.filters, charge.taxes = code, model, properties, filters, taxes
+        charge.code, charge.model, charge.properties, charge.filters, charge.taxes = (
+            code,
+            model,
+            properties,
+            filters,
+            taxes,
+        )
         charge.display_name, charge.pay_in_advance, charge.invoiceable = display_name, in_advance, invoiceable
         charge.prorated, charge.min_amount_cents = prorated, minimum or 0
         return charge
@@ -221,7 +229,7 @@ def _filters(fields: Fields, model: str) -> list[Json]:
             fields.error("filters", "value_is_invalid")
         for name, codes in property_errors(model, properties).items():
             fields.error(name, *codes)
-        name = one.text("invoice_display_name")
+        display_name = one.text("invoice_display_name")
         fields.errors.update(one.errors)
-        made.append({"invoice_display_name": name, "properties": properties, "values": values})
+        made.append({"invoice_display_name": display_name, "properties": properties, "values": values})
     return made

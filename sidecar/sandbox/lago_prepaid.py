@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, localcontext
 
 from sidecar.sandbox.lago_money import WIDE, from_cents, round_half_away, to_cents
-from sidecar.sandbox.lago_records import Fee, Invoice, Transaction, Wallet
+from sidecar.sandbox.lago_records import Fee, Invoice, Label, Transaction, Wallet
 from sidecar.sandbox.lago_store import Store
 from sidecar.sandbox.lago_views import transaction_view, wallet_view
 from sidecar.sandbox.lago_wire import Json
 
 CREDIT_PLACES = 5
 FeeKey = tuple[str, str]
+_PLAIN = Label()
 
 
 def fee_key(fee: Fee) -> FeeKey:
@@ -41,9 +42,20 @@ class Prepaid:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def inbound(self, wallet: Wallet, kind: str, cents: int, credits: Decimal, **more: object) -> Transaction:
+    def inbound(
+        self,
+        wallet: Wallet,
+        kind: str,
+        cents: int,
+        credits: Decimal,
+        *,
+        label: Label = _PLAIN,
+        voided_invoice: Invoice | None = None,
+    ) -> Transaction:
         """A pending transaction; :meth:`settle` makes it money."""
-        return self._record(wallet, "inbound", kind, "pending", cents, credits, **more)
+        transaction = self._record(wallet, "inbound", kind, cents, credits, label)
+        transaction.voided_invoice = voided_invoice
+        return transaction
 
     def settle(self, transaction: Transaction, *, uncount: bool = False) -> None:
         """Adds to the balance. ``uncount``: takes back from what was consumed, but not below 0, as for a void."""
@@ -70,16 +82,17 @@ class Prepaid:
         cents: int,
         credits: Decimal,
         *,
+        label: Label = _PLAIN,
         source: Transaction | None = None,
-        **more: object,
+        invoice: Invoice | None = None,
     ) -> tuple[Transaction, dict[str, int]]:
         """Takes money out, settled at once. Also answers how much of it was granted and purchased.
 
         ``source``: of one inbound transaction only, which has as much left.
         """
         now = self._store.now()
-        transaction = self._record(wallet, "outbound", kind, "settled", cents, credits, **more)
-        transaction.settled_at = now
+        transaction = self._record(wallet, "outbound", kind, cents, credits, label)
+        transaction.status, transaction.settled_at, transaction.invoice = "settled", now, invoice
         parts = _consume([source] if source is not None else wallet.transactions, cents)
         wallet.balance_cents -= cents
         wallet.credits -= credits
@@ -91,9 +104,7 @@ class Prepaid:
     def pay(self, invoice: Invoice) -> None:
         """Applies wallets to an invoice that becomes final; what they cannot pay remains its total."""
         for wallet, cents in self.allocate(invoice).items():
-            transaction, parts = self.outbound(
-                wallet, "invoiced", cents, credits_of(wallet, cents), invoice=invoice
-            )
+            transaction, parts = self.outbound(wallet, "invoiced", cents, credits_of(wallet, cents), invoice=invoice)
             invoice.prepaid_cents += transaction.amount_cents
             invoice.total_cents -= transaction.amount_cents
             invoice.prepaid_granted_cents = (invoice.prepaid_granted_cents or 0) + parts["granted"] or None
@@ -143,13 +154,10 @@ class Prepaid:
     def _wallet_updated(self, wallet: Wallet) -> None:
         self._store.emit("wallet.updated", "wallet", lambda: wallet_view(wallet))
 
-    def _record(
-        self, wallet: Wallet, type: str, kind: str, status: str, cents: int, credits: Decimal, **more: object
-    ) -> Transaction:
+    def _record(self, wallet: Wallet, type: str, kind: str, cents: int, credits: Decimal, label: Label) -> Transaction:
         transaction = Transaction(
-            **self._store.new(),
-            wallet=wallet, type=type, kind=kind, status=status, amount_cents=cents, credits=credits,
-            **more,  # type: ignore[arg-type]
+            **self._store.new(), wallet=wallet, type=type, kind=kind, status="pending", amount_cents=cents,
+            credits=credits, label=label,
         )  # fmt: skip
         wallet.transactions.append(transaction)
         self._store.transactions[transaction.id] = transaction
@@ -174,7 +182,7 @@ def _consume(transactions: Sequence[Transaction], cents: int) -> dict[str, int]:
     """Takes from what remains: by priority, grants before purchases, oldest first."""
     parts = dict.fromkeys(("granted", "purchased"), 0)
     open_ones = [item for item in transactions if item.type == "inbound" and item.remaining_cents]
-    open_ones.sort(key=lambda item: (item.priority, item.kind != "granted", item.created, item.seq))
+    open_ones.sort(key=lambda item: (item.label.priority, item.kind != "granted", item.created, item.seq))
     for item in open_ones:
         part = min(cents, item.remaining_cents or 0)
         item.remaining_cents = (item.remaining_cents or 0) - part
@@ -183,5 +191,3 @@ def _consume(transactions: Sequence[Transaction], cents: int) -> dict[str, int]:
         if not cents:
             break
     return parts
-
-

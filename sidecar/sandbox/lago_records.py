@@ -210,6 +210,15 @@ class Wallet(Record):
         return kind in self.fee_types or (kind == "charge" and any(item is metric for item in self.metrics))
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a request may put on the transactions that it makes."""
+
+    name: str | None = None
+    metadata: tuple[Json, ...] = ()
+    priority: int = 50
+
+
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Transaction(Record):
     """``kind`` is Lago's ``transaction_status``; ``remaining_cents`` is what is left of an inbound one."""
@@ -223,9 +232,7 @@ class Transaction(Record):
     remaining_cents: int | None = None
     invoice: Invoice | None = None
     voided_invoice: Invoice | None = None
-    priority: int = 50
-    name: str | None = None
-    metadata: list[Json] = field(default_factory=list)
+    label: Label = Label()
     settled_at: datetime | None = None
     failed_at: datetime | None = None
 

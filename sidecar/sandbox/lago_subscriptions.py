@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from sidecar.sandbox.lago_customers import CustomersApi
@@ -11,9 +12,15 @@ from sidecar.sandbox.lago_plans import PlansApi
 from sidecar.sandbox.lago_records import Customer, Plan, Subscription
 from sidecar.sandbox.lago_store import Store, newest_first
 from sidecar.sandbox.lago_views import subscription_view
-from sidecar.sandbox.lago_wire import Call, Json, forbidden, invalid, not_found, page
+from sidecar.sandbox.lago_wire import Call, Json, filtered, forbidden, invalid, not_found, page
 
 STATUSES = ("pending", "active", "terminated", "canceled", "incomplete")
+_FILTERS: Mapping[str, Callable[[Subscription], str | None]] = {
+    "external_customer_id": lambda item: item.customer.external_id,
+    "plan_code": lambda item: item.plan.code,
+    "external_id": lambda item: item.external_id,
+    "currency": lambda item: item.plan.currency,
+}
 
 
 class SubscriptionsApi:
@@ -115,15 +122,7 @@ class SubscriptionsApi:
         wanted = call.many("status") or ["active"]
         if all(item in STATUSES for item in wanted):
             found = [item for item in found if item.status in wanted]
-        for name, value in (
-            ("external_customer_id", lambda item: item.customer.external_id),
-            ("plan_code", lambda item: item.plan.code),
-            ("external_id", lambda item: item.external_id),
-            ("currency", lambda item: item.plan.currency),
-        ):
-            asked = call.one(name)
-            if asked is not None:
-                found = [item for item in found if value(item) == asked]
+        found = filtered(call, found, _FILTERS)
         ordered = sorted(newest_first(found), key=lambda item: item.subscription_at, reverse=True)
         return page(call, "subscriptions", ordered, lambda item: subscription_view(self._store, item))
 
@@ -195,5 +194,3 @@ class SubscriptionsApi:
         if ending_at.date() <= latest.date() if by_days else ending_at <= latest:
             fields.error("ending_at", "invalid_date")
         return ending_at
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from sidecar.sandbox.lago_fields import Fields
-from sidecar.sandbox.lago_records import Tax
+from sidecar.sandbox.lago_records import Customer, Plan, Tax
 from sidecar.sandbox.lago_store import Store, newest_first
 from sidecar.sandbox.lago_views import tax_view
 from sidecar.sandbox.lago_wire import Call, Json, not_found, page
@@ -66,7 +66,7 @@ class TaxesApi:
         """It is gone from all that had it; invoices that are final keep it."""
         tax = self._find(call)
         del self._store.taxes[tax.code]
-        holders = [*self._store.customers.values(), *self._store.plans.values()]
+        holders: list[Customer | Plan] = [*self._store.customers.values(), *self._store.plans.values()]
         holders += [item.plan for item in self._store.subscriptions]
         for holder in holders:
             holder.taxes = [item for item in holder.taxes if item is not tax]

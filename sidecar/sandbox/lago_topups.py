@@ -6,14 +6,14 @@ no protection against repetition: the same request twice is two top-ups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 
 from sidecar.sandbox.lago_fields import Fields
 from sidecar.sandbox.lago_invoicing import Invoicing
 from sidecar.sandbox.lago_money import floor_places
 from sidecar.sandbox.lago_prepaid import CREDIT_PLACES, Prepaid, cents_of, credits_of
-from sidecar.sandbox.lago_records import Transaction, Wallet
+from sidecar.sandbox.lago_records import Label, Transaction, Wallet
 from sidecar.sandbox.lago_store import Store, newest_first
 from sidecar.sandbox.lago_usage import UsageApi
 from sidecar.sandbox.lago_views import transaction_view
@@ -24,7 +24,7 @@ METADATA_KEY_CHARS_MAX = 20
 METADATA_VALUE_CHARS_MAX = 100
 NAME_CHARS_MAX = 255
 PRIORITY_DEFAULT = 50
-_FILTERS = {
+_FILTERS: Mapping[str, tuple[tuple[str, ...], Callable[[Transaction], str]]] = {
     "status": (("pending", "settled", "failed"), lambda item: item.status),
     "transaction_status": (("purchased", "granted", "voided", "invoiced"), lambda item: item.kind),
     "transaction_type": (("inbound", "outbound"), lambda item: item.type),
@@ -60,25 +60,25 @@ class TopUps:
         name = fields.text("name", chars_max=NAME_CHARS_MAX) or None
         priority = fields.integer("priority") or PRIORITY_DEFAULT
         fields.check()
-        more = {"metadata": metadata, "name": name, "priority": priority}
+        label = Label(name, metadata, priority)
         made: list[Transaction] = []
         paid, granted = _credits(fields, "paid_credits"), _credits(fields, "granted_credits")
         if paid:
-            made.append(self._buy(wallet, cents_of(wallet, paid), more))
+            made.append(self._buy(wallet, cents_of(wallet, paid), label))
         if granted:
             cents = cents_of(wallet, granted)
-            made.append(self._prepaid.inbound(wallet, "granted", cents, credits_of(wallet, cents), **more))
+            made.append(self._prepaid.inbound(wallet, "granted", cents, credits_of(wallet, cents), label=label))
             self._prepaid.settle(made[-1])
         if voided or source is not None:
-            made += self._void(wallet, voided, source, more)
+            made += self._void(wallet, voided, source, label)
         for transaction in made:
             self._prepaid.created(transaction)
         self._store.later(lambda: self._usage.refresh(wallet.customer))
         return made
 
-    def _buy(self, wallet: Wallet, cents: int, more: Json) -> Transaction:
+    def _buy(self, wallet: Wallet, cents: int, label: Label) -> Transaction:
         """Pending until the invoice that a job makes of it is paid."""
-        transaction = self._prepaid.inbound(wallet, "purchased", cents, credits_of(wallet, cents), **more)
+        transaction = self._prepaid.inbound(wallet, "purchased", cents, credits_of(wallet, cents), label=label)
         self._store.later(lambda: self._bill(transaction))
         return transaction
 
@@ -86,7 +86,7 @@ class TopUps:
         self._invoicing.bill_top_up(transaction)
 
     def _void(
-        self, wallet: Wallet, credits: Decimal | None, source: Transaction | None, more: Json
+        self, wallet: Wallet, credits: Decimal | None, source: Transaction | None, label: Label
     ) -> Sequence[Transaction]:
         """Takes credits off, or all that is left of one inbound transaction."""
         if credits is None and source is not None:
@@ -97,7 +97,7 @@ class TopUps:
             cents = min(cents_of(wallet, credits), wallet.balance_cents)
         if not credits:
             return []
-        transaction, _ = self._prepaid.outbound(wallet, "voided", cents, credits, source=source, **more)
+        transaction, _ = self._prepaid.outbound(wallet, "voided", cents, credits, label=label, source=source)
         return [transaction]
 
     def _voided_source(self, wallet: Wallet, fields: Fields) -> Transaction | None:
@@ -134,20 +134,18 @@ class TopUps:
         for name, text in call.query:
             if name.startswith("metadata[") and name.endswith("]") and text:
                 pair = {"key": name[9:-1], "value": text}
-                found = [item for item in found if pair in item.metadata]
+                found = [item for item in found if pair in item.label.metadata]
         return page(call, "wallet_transactions", newest_first(found), transaction_view)
 
 
 def check_amounts(wallet: Wallet, fields: Fields) -> None:
     """Notes what is wrong with credits to be added: amounts must be text, worth a coin, within the wallet's limits."""
-    for name in ("paid_credits", "granted_credits"):
+    for name in ("paid_credits", "granted_credits", "voided_credits"):
         credits = fields.amount(name)
         if name in fields.errors:
             fields.errors[name] = [f"invalid_{name}", "invalid_amount"]
-        elif credits and not cents_of(wallet, floor_places(credits, CREDIT_PLACES)):
+        elif credits and name != "voided_credits" and not cents_of(wallet, floor_places(credits, CREDIT_PLACES)):
             fields.error(name, "amount_rounds_to_zero")
-    if "voided_credits" in fields and fields.amount("voided_credits") is None and "voided_credits" in fields.errors:
-        fields.errors["voided_credits"] = ["invalid_voided_credits", "invalid_amount"]
     paid = _credits(fields, "paid_credits") if "paid_credits" not in fields.errors else None
     if not paid or fields.boolean("ignore_paid_top_up_limits"):
         return
@@ -163,14 +161,14 @@ def _credits(fields: Fields, name: str) -> Decimal | None:
     return None if credits is None else floor_places(credits, CREDIT_PLACES)
 
 
-def _metadata(fields: Fields) -> list[Json]:
+def _metadata(fields: Fields) -> tuple[Json, ...]:
     """Key and value pairs (lago-api ``metadata_validator.rb``)."""
     given = fields.given.get("metadata")
     if given is None or given == {}:
-        return []
+        return ()
     if not isinstance(given, list):
         fields.errors["metadata"] = ["invalid_type"]
-        return []
+        return ()
     if len(given) > METADATA_MAX:
         fields.errors["metadata"] = ["too_many_keys"]
     for item in given:
@@ -182,4 +180,4 @@ def _metadata(fields: Fields) -> list[Json]:
             fields.errors["metadata"] = ["key_too_long"]
         elif len(str(item["value"])) > METADATA_VALUE_CHARS_MAX:
             fields.errors["metadata"] = ["value_too_long"]
-    return given
+    return tuple(given)

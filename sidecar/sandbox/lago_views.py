@@ -295,14 +295,14 @@ def transaction_view(transaction: Transaction, *, with_wallet: bool = False) -> 
         "credit_amount": decimal_text(transaction.credits),
         "remaining_amount_cents": remaining,
         "remaining_credit_amount": left,
-        "priority": transaction.priority,
+        "priority": transaction.label.priority,
         "purchase_order_number": None,
         "settled_at": iso_or_none(transaction.settled_at),
         "failed_at": iso_or_none(transaction.failed_at),
         "created_at": iso(transaction.created),
         "invoice_requires_successful_payment": wallet.needs_payment,
-        "metadata": transaction.metadata,
-        "name": transaction.name,
+        "metadata": list(transaction.label.metadata),
+        "name": transaction.label.name,
         "payment_method": dict(PAYMENT_METHOD),
     }
     if with_wallet:

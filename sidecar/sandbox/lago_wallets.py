@@ -49,7 +49,8 @@ class WalletsApi:
         if not currency:
             fields.error("currency", "value_is_invalid")
         fields.check()
-        assert rate is not None and currency, "a missing one was refused"
+        assert rate is not None, "a missing one was refused"
+        assert currency, "a missing one was refused"
         customer.currency = customer.currency or currency
         wallet = Wallet(
             **self._store.new(), customer=customer, currency=currency, rate=rate,

@@ -6,7 +6,7 @@ Source: lago-api ``app/controllers/concerns/api_errors.rb``, ``pagination.rb``; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -86,6 +86,16 @@ class Call:
         if not isinstance(given, dict) or not given:
             raise bad_request(f"param is missing or the value is empty or invalid: {name}")
         return given
+
+
+def filtered(call: Call, items: Iterable[T], values: Mapping[str, Callable[[T], str | None]]) -> list[T]:
+    """The items whose values are those that the query asks for, ``values`` by parameter."""
+    found = list(items)
+    for name, value in values.items():
+        asked = call.one(name)
+        if asked is not None:
+            found = [item for item in found if value(item) == asked]
+    return found
 
 
 def page(call: Call, collection: str, items: Sequence[T], view: Callable[[T], Json]) -> Json:

@@ -107,9 +107,7 @@ def instance_state(
     )
 
 
-def hour_units(
-    hour: int, fields: dict[bytes, bytes], names: Mapping[bytes, str]
-) -> dict[tuple[int, str, str], int]:
+def hour_units(hour: int, fields: dict[bytes, bytes], names: Mapping[bytes, str]) -> dict[tuple[int, str, str], int]:
     """What was settled in an hour, by account and metric."""
     found = {}
     for field, units in fields.items():

@@ -18,8 +18,6 @@ from sidecar.config.fields import Model, Whole
 from sidecar.ledger.account_fields import PackagePrice, StandardPrice, TieredPrice
 from sidecar.ledger.pricing import Graduated, PriceError, PriceTable, Tier, Volume, pack
 
-CHARGES_MAX: Final = 100
-ENFORCEABLE: Final = ("standard", "graduated", "package", "volume")
 _PLACEHOLDER: Final = '{{metric: {metric}, model: standard, amount: "<price of a call>"}}'
 _NO_PLAN: Final = Plan("", "", "", "monthly", 0, "USD", False, ())
 
@@ -59,7 +57,7 @@ class LagoCharge(_Terms):
 
     billable_metric_code: MetricCode
     charge_model: str
-    properties: dict[str, Any] = {}
+    properties: dict[str, Any] = Field(default_factory=dict)
     amount: Any = None
     package_size: Any = None
     free_units: Any = None

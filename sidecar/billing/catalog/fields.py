@@ -25,7 +25,8 @@ def _metric(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    if _CODE.fullmatch(text) is None:
+    # Dots alone mean another path.
+    if _CODE.fullmatch(text) is None or text in (".", ".."):
         raise ValueError("should be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ + -")
     return text
 

@@ -23,9 +23,9 @@ def properties_of(table: PriceTable) -> dict[str, Any]:
     """Lago's ``properties``; amounts are texts."""
     match table:
         case Standard(amount):
-            return {"amount": _text(amount)}
+            return {"amount": text_of(amount)}
         case Package(amount, size, free):
-            return {"amount": _text(amount), "package_size": size, "free_units": free}
+            return {"amount": text_of(amount), "package_size": size, "free_units": free}
         case Graduated(tiers) | Volume(tiers):
             return {_RANGES[model_of(table)]: _ranges(tiers)}
 
@@ -33,7 +33,7 @@ def properties_of(table: PriceTable) -> dict[str, Any]:
 def _ranges(tiers: tuple[Tier, ...]) -> list[dict[str, Any]]:
     rows, start = [], 0
     for tier in tiers:
-        amounts = {"per_unit_amount": _text(tier.unit), "flat_amount": _text(tier.flat)}
+        amounts = {"per_unit_amount": text_of(tier.unit), "flat_amount": text_of(tier.flat)}
         rows.append({"from_value": start, "to_value": tier.up_to, **amounts})
         start = (tier.up_to or 0) + 1
     return rows
@@ -43,25 +43,25 @@ def describe(table: PriceTable) -> str:
     """One line, such as ``graduated: to 10000 0, then 0.001``."""
     match table:
         case Standard(amount):
-            return f"standard: {_text(amount)}"
+            return f"standard: {text_of(amount)}"
         case Package(amount, size, free):
-            return f"package: {_text(amount)} for {size}" + (f" after {free} free" if free else "")
+            return f"package: {text_of(amount)} for {size}" + (f" after {free} free" if free else "")
         case Graduated(tiers) | Volume(tiers):
             return f"{model_of(table)}: " + ", ".join(map(_tier_text, tiers))
 
 
 def _tier_text(tier: Tier) -> str:
     reach = "then" if tier.up_to is None else f"to {tier.up_to}"
-    return f"{reach} {_text(tier.unit)}" + (f" + {_text(tier.flat)} flat" if tier.flat else "")
+    return f"{reach} {text_of(tier.unit)}" + (f" + {text_of(tier.flat)} flat" if tier.flat else "")
 
 
 def snippet(table: PriceTable, metric: str) -> str:
     """The charge as a catalog file has it, in one line of YAML."""
     match table:
         case Standard(amount):
-            rest = f'amount: "{_text(amount)}"'
+            rest = f'amount: "{text_of(amount)}"'
         case Package(amount, size, free):
-            rest = f'amount: "{_text(amount)}", size: {size}, free: {free}'
+            rest = f'amount: "{text_of(amount)}", size: {size}, free: {free}'
         case Graduated(tiers) | Volume(tiers):
             rest = f"tiers: [{', '.join(map(_tier_yaml, tiers))}]"
     return f"{{metric: {metric}, model: {model_of(table)}, {rest}}}"
@@ -69,13 +69,13 @@ def snippet(table: PriceTable, metric: str) -> str:
 
 def _tier_yaml(tier: Tier) -> str:
     parts = [] if tier.up_to is None else [f"up_to: {tier.up_to}"]
-    parts.append(f'unit: "{_text(tier.unit)}"')
+    parts.append(f'unit: "{text_of(tier.unit)}"')
     if tier.flat:
-        parts.append(f'flat: "{_text(tier.flat)}"')
+        parts.append(f'flat: "{text_of(tier.flat)}"')
     return f"{{{', '.join(parts)}}}"
 
 
-def _text(amount: Decimal) -> str:
+def text_of(amount: Decimal) -> str:
     """Without an exponent, and without zeros that say nothing: 0.001, 5, 0."""
     text = format(amount, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

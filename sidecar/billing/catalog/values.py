@@ -89,7 +89,9 @@ class WantedWallet:
         return f"{self.customer}/{self.code or self.name}"
 
 
-Wanted = WantedTax | WantedMetric | Meter | WantedPlan | WantedEndpoint | WantedCustomer | WantedSubscription | WantedWallet
+Wanted = (
+    WantedTax | WantedMetric | Meter | WantedPlan | WantedEndpoint | WantedCustomer | WantedSubscription | WantedWallet
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class LagoClient:
     async def metric(self, code: str) -> BillableMetric | None:
         return await self._find("/billable_metrics/{id}", code, "billable_metric", parsing.metric)
 
-    async def billable_metrics(self) -> tuple[BillableMetric, ...]:
+    async def metrics_all(self) -> tuple[BillableMetric, ...]:
         return await self._all("/billable_metrics", "billable_metrics", parsing.metric, lambda each: each.lago_id)
 
     async def current_usage(
@@ -235,14 +235,13 @@ class LagoClient:
     # Writing. Bodies are as Lago documents them, without the outermost object. Decimals become whole numbers or texts.
     # What Lago would do twice is not sent a second time unless the first certainly had no effect.
 
-    async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
-        """POST ``body`` as it is; answer the JSON object that came back. ``path`` begins with a slash."""
-        return await self._post(path, body, lambda answer: answer.values, repeatable=repeatable)
+    async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> Fields:
+        """POST ``body`` as it is; answer the JSON object that came back. For what has no method of its own."""
+        return await self._post(path, body, _as_it_is, repeatable=repeatable)
 
-    async def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """PUT the same way. Ids in ``path`` are made fit for it with ``transport.segment``."""
-        endpoint = f"PUT /{path.split('/')[1]}/{{id}}"
-        return await self._open.request(endpoint, path, lambda answer: answer.values, body=body)
+    async def update(self, path: str, of: str, body: Mapping[str, Any]) -> Fields:
+        """PUT the same way to ``path``, in which ``{id}`` stands for ``of``."""
+        return await self._put(path, of, body, _as_it_is)
 
     async def create_customer(self, customer: Mapping[str, Any]) -> Customer:
         """Create a customer, or change the one with this ``external_id``."""
@@ -389,6 +388,10 @@ class LagoClient:
             if len(found) == last.total_count:
                 return tuple(found.values())
         raise LagoUnavailable(f"GET {template}: the list keeps changing while it is read", kind="malformed")
+
+
+def _as_it_is(answer: Fields) -> Fields:
+    return answer
 
 
 def _in(name: str, parse: Callable[[Fields], T]) -> Callable[[Fields], T]:

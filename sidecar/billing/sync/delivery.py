@@ -77,7 +77,8 @@ class Courier:
                     self._error = error
 
         size = self._batch_events_max
-        await all_of((deliver_batch(events[at : at + size]) for at in range(0, len(events), size)), REQUESTS_MAX)
+        batches = [events[at : at + size] for at in range(0, len(events), size)]
+        await all_of(deliver_batch, batches, REQUESTS_MAX)
         return Deliveries(outcomes, self._error)
 
     async def look_up(self, outgoing: Outgoing) -> Outcome | None:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
-async def all_of(work: Iterable[Coroutine[Any, Any, T]], at_once_max: int) -> list[T]:
-    """The results, in order.
+async def all_of(do: Callable[[A], Awaitable[T]], items: Iterable[A], at_once_max: int) -> list[T]:
+    """What ``do`` answers for each, in order.
 
     Raises:
-        Exception: the first that was raised, by order of ``work``; by then everything has come to its end.
+        Exception: the first that was raised, by order of ``items``; by then everything has come to its end.
     """
     slots = asyncio.Semaphore(at_once_max)
 
-    async def in_turn(one: Coroutine[Any, Any, T]) -> T:
+    async def in_turn(item: A) -> T:
         async with slots:
-            return await one
+            return await do(item)
 
-    results = await asyncio.gather(*(in_turn(one) for one in work), return_exceptions=True)
+    results = await asyncio.gather(*(in_turn(item) for item in items), return_exceptions=True)
     done: list[T] = []
     for result in results:
         if isinstance(result, BaseException):

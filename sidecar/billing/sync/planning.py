@@ -110,7 +110,7 @@ def _end_of_window(at_s: int, link: PeriodLink, book: Book, window_s: int) -> in
     more detail."""
     step_s = HOUR_S if at_s < book.through_s // HOUR_S * HOUR_S else window_s
     next_s = next((each.start_s for each in book.segments if each.start_s > at_s), link.end_s)
-    return min((at_s // step_s + 1) * step_s, next_s, link.end_s)
+    return min((at_s // step_s + 1) * step_s, next_s)
 
 
 def settle(
@@ -169,7 +169,7 @@ def _settle_span(
         external_subscription_id=target.external_subscription_id,
         metric=metric,
         field_name=field_name,
-        timestamp=target.instant_within(target.start_s if is_carried else segment.start_s),
+        timestamp=target.instant_within(segment.start_s),
         units=owed,
         period_start_ms=link.ledger_start_ms,
         target_start_ms=target.ledger_start_ms,

@@ -88,7 +88,7 @@ class Round:
                 raise Fenced(f"account {account.id} was synchronised by a leader later than {self._token}")
             return work
 
-        works = await all_of((read(account) for account in accounts), VALKEY_CALLS_MAX)
+        works = await all_of(read, accounts, VALKEY_CALLS_MAX)
         return [work for work in works if not work.has_failed]
 
     async def _learn_metrics(self, works: Sequence[Work]) -> None:
@@ -132,7 +132,7 @@ class Round:
             return await self._courier.look_up(outgoing) or Outcome("void")
 
         try:
-            found = await all_of((look_up(each) for _, each in missed), LOOK_UPS_MAX)
+            found = await all_of(look_up, [each for _, each in missed], LOOK_UPS_MAX)
         except LagoError as error:
             raise _Stopped(str(error)) from error
         outcomes = {each.transaction_id: outcome for (_, each), outcome in zip(missed, found, strict=True)}
@@ -168,7 +168,10 @@ class Round:
         return units
 
     async def _freeze(self, works: Sequence[Work]) -> None:
-        await all_of((self._apply(work, work.change) for work in works if not work.has_failed), VALKEY_CALLS_MAX)
+        async def freeze(work: Work) -> None:
+            await self._apply(work, work.change)
+
+        await all_of(freeze, [work for work in works if not work.has_failed], VALKEY_CALLS_MAX)
 
     async def _send(self, events: Sequence[tuple[Work, Outgoing]]) -> None:
         if not events:
@@ -179,9 +182,12 @@ class Round:
             raise _Stopped(str(deliveries.error)) from deliveries.error
 
     async def _remember(self, works: Sequence[Work], outcomes: Mapping[str, Outcome]) -> None:
+        async def remember(work: Work) -> None:
+            await self._apply(work, absorb(work.remembered, outcomes))
+
         for work in works:
             work.note(outcomes, self._tally)
-        await all_of((self._apply(work, absorb(work.remembered, outcomes)) for work in works), VALKEY_CALLS_MAX)
+        await all_of(remember, works, VALKEY_CALLS_MAX)
 
     async def _apply(self, work: Work, change: Change) -> None:
         if change.is_empty:

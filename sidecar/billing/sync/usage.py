@@ -8,10 +8,11 @@ account alone, neighbouring hours with one query.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from sidecar.billing.sync.book import HOUR_S
 from sidecar.billing.sync.gathering import all_of
@@ -113,16 +114,16 @@ class UsageReader:
         unknown = {cell: accounts for cell, accounts in cells.items() if cell not in self._cells}
         shared = [cell for cell, accounts in unknown.items() if len(accounts) > 1]
         own = [(next(iter(accounts)), cell) for cell, accounts in unknown.items() if len(accounts) == 1]
-        queries: list[Coroutine[Any, Any, None]] = [
-            *(self._fetch_cells(run) for run in _runs(shared, SHARED_CELLS_MAX)),
-            *(self._fetch_own_cells(account, run) for account, run in _own_runs(own)),
+        queries: list[Callable[[], Awaitable[None]]] = [
+            *(partial(self._fetch_cells, run) for run in _runs(shared, SHARED_CELLS_MAX)),
+            *(partial(self._fetch_own_cells, account, run) for account, run in _own_runs(own)),
             *(
-                self._fetch_stretch(stretch, None if len(accounts) > 1 else next(iter(accounts)))
+                partial(self._fetch_stretch, stretch, None if len(accounts) > 1 else next(iter(accounts)))
                 for stretch, accounts in stretches.items()
                 if stretch not in self._stretches
             ),
         ]
-        await all_of(queries, QUERIES_MAX)
+        await all_of(lambda query: query(), queries, QUERIES_MAX)
 
     def units(self, need: Need) -> int:
         """Units of a need that was loaded last. OpenMeter has no row for what has no usage."""

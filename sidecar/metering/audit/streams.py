@@ -52,7 +52,10 @@ class TailUnits:
     events: Counter[Cell] = field(default_factory=Counter)
     whole: bool = True
 
-    def of(self, cell: Cell) -> Tail:
+    def of(self, cell: Cell) -> Tail | None:
+        """None if it is not known whether there is something."""
+        if not self.whole and not self.settled[cell]:
+            return None
         return Tail(self.settled[cell], self.arriving[cell])
 
 

@@ -10,6 +10,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis as blocking
@@ -116,7 +117,9 @@ async def test_only_the_token_of_the_term_that_goes_on_is_current(pair: tuple[Le
     assert not await one.is_current(first)
 
 
-async def test_the_token_rises_even_when_valkey_has_lost_its_data(pair: tuple[Lease, Lease], any_client: Client) -> None:
+async def test_the_token_rises_even_when_valkey_has_lost_its_data(
+    pair: tuple[Lease, Lease], any_client: Client
+) -> None:
     one, two = pair
     first = await one.acquire()
     await any_client.flushall()
@@ -247,7 +250,9 @@ async def test_cancelling_the_leading_cancels_the_work_and_frees_the_lease(clien
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_work_that_is_slow_to_end_keeps_the_next_term_waiting(client: Redis, keys: Keys, valkey: blocking.Redis) -> None:
+async def test_work_that_is_slow_to_end_keeps_the_next_term_waiting(
+    client: Redis, keys: Keys, valkey: blocking.Redis
+) -> None:
     running = most = 0
     terms = 0
 
@@ -276,7 +281,10 @@ async def test_the_work_ends_before_the_lease_does_when_valkey_is_out_of_reach(
     client: Redis, keys: Keys, valkey: blocking.Redis
 ) -> None:
     where = valkey.connection_pool.connection_kwargs
-    async with FaultProxy(where["host"], where["port"]) as proxy, Redis(port=proxy.listening_port, socket_timeout=30) as through:
+    async with (
+        FaultProxy(where["host"], where["port"]) as proxy,
+        Redis(port=proxy.listening_port, socket_timeout=30) as through,
+    ):
         lease, work = Lease(through, keys, "r", "one", TTL_MS), Work()
         async with leading(lease, work):
             await asyncio.wait_for(work.started.wait(), PATIENCE_S)
@@ -387,7 +395,7 @@ async def test_a_leader_that_stood_still_sees_that_it_is_none_any_more(two: Two,
     await one.says("lost")
     await asyncio.sleep(2 * TTL_S)
 
-    rows = [row.decode().split() for row in valkey.lrange("work", 0, -1)]
+    rows = [row.decode().split() for row in cast("list[bytes]", valkey.lrange("work", 0, -1))]
     late = [token for name, token in rows[before:] if name == "one"]
     assert len(late) <= 10, "a zombie may finish its step, and not go on"
     assert all(int(token) == first < second for token in late)

@@ -60,7 +60,6 @@ def test_the_ready_line_has_every_field_of_the_contract(demo: Running) -> None:
     assert [(a["id"], a["mode"]) for a in demo.ready["accounts"]] == [
         ("tpp-prepaid", "prepaid"), ("tpp-overage", "overage"), ("tpp-postpaid", "postpaid"),
     ]  # fmt: skip
-    assert demo.ready["lago"] is None
 
 
 def test_credits_fall_until_402_and_exactly_the_charged_calls_are_counted(demo: Running) -> None:

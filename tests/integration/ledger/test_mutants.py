@@ -15,7 +15,7 @@ RUNS_MAX = 300
 MUTANTS = [
     ("funds are spent one short", "if cost > ceiling then", "if cost >= ceiling then"),
     ("a settle keeps the instance's share", "share_set(field, share - units)", "acc.dirty = true"),
-    ("a late settle has an event but no charge", "charge(acc, i, field, settled + late)", "charge(acc, i, field, settled)"),
+    ("a late settle has an event but no charge", "i, field, settled + late)", "i, field, settled)"),
     ("a tier ends one unit early", "if n <= to then\n        if below == 0", "if n < to then\n        if below == 0"),
     ("a piece is used below its beginning", "if top <= state[i + 4] and n >= lo then", "if top <= state[i + 4] then"),
     ("a period's cost is forgotten", "kept[1] = bounded(kept[1] + cost)", "kept[1] = kept[1]"),

@@ -36,11 +36,11 @@ class Audit:
 
 @dataclass
 class Books:
-    """Charges through the shipped script. Without ``now_ms`` Valkey's own clock says when."""
+    """Charges through the shipped script, at ``now_ms``; None: when Valkey's own clock says."""
 
     valkey: Valkey
     keys: Keys
-    now_ms: int | None = None
+    now_ms: int | None = field(default_factory=lambda: int(time.time() * 1000) // HOUR_MS * HOUR_MS)
     seq: int = 0
     charged: dict[tuple[str, str], int] = field(default_factory=dict)
 

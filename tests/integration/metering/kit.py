@@ -151,6 +151,8 @@ class Gatekeeper:
     def _middleware(self) -> Middleware:
         @web.middleware
         async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if request.method != "POST":
+                return await handler(request)
             body = await request.read()
             batch = orjson.loads(body)
             self.requests.append((len(batch), len(body)))

@@ -20,6 +20,7 @@ from sidecar.sandbox.openmeter import OpenMeter
 from sidecar.sandbox.openmeter_faults import Fault
 from sidecar.sandbox.server import Server
 from tests.conftest import free_port, start_valkey
+from tests.integration.metering.audit_kit import SETTLE_S, Books, auditing
 from tests.integration.metering.kit import (
     PATIENCE_S,
     Gatekeeper,
@@ -167,6 +168,30 @@ async def test_on_a_cluster_every_event_arrives_once_and_dead_letters_can_be_req
     assert stored_ids(meter) == dict.fromkeys(ids | {"bad.1.0"}, 1)
     status = await outbox_status(cluster, keys)
     assert (status.entries, status.pending, status.dead_letters, status.consumers) == (0, 0, 0, ())
+
+
+async def test_on_a_cluster_what_openmeter_has_lost_comes_back(
+    nodes: list[ValkeyServer], cluster: RedisCluster, meter: OpenMeter, url: str
+) -> None:
+    keys = Keys(prefix="audited")
+    with redis.RedisCluster(host="127.0.0.1", port=nodes[0].port) as valkey:
+        books = Books(valkey, keys, now_ms=None)
+        for number in range(40):
+            books.charge(f"tpp-{number % 20}", 1, 2, number)
+        meter.faults.script(*[Fault(lose=True), Fault()] * 3)
+        async with publishing(cluster, keys, settings(url, batch_events_max=15)):
+            await until(lambda: outbox_is_empty(valkey, keys))
+    async with auditing(cluster, keys, settings(url)) as world:
+        first = await world.audit()
+        assert first.missing_units > 0
+        assert first.resent_events >= 45
+        second = await world.audit(SETTLE_S)
+        assert second.agrees
+        assert sum(hour.ledger_units for hour in second.hours) == sum(books.charged.values())
+        assert (await world.audit(1)).hours == second.hours
+    assert set(stored_ids(meter).values()) == {1}
+    assert len(meter.store) == 120
+    assert (await outbox_status(cluster, keys)).sent_entries == 40
 
 
 async def test_a_cluster_that_has_lost_a_node_still_delivers_what_the_others_hold(

@@ -147,13 +147,25 @@ def test_the_plan_s_own_fee_is_set_aside_where_a_wallet_would_pay_it() -> None:
 
 def test_prices_are_those_with_tax_and_a_cent_is_kept_for_its_rounding() -> None:
     taxed = replace(customer(), taxes=(Tax("vat", Decimal(20)),))
-    world = World().lago(customer=taxed)
+    whole = World().lago(customer=taxed)
+    parts = World().lago(customer=taxed, subscriptions=(subscription(plan(standard("0.101"))),))
 
-    books = world.load()
+    whole.load()
+    books = parts.load()
 
     assert books.spec is not None
-    assert books.spec.prices == {"api_calls": Standard(Decimal("0.1200"))}
-    assert world.available == Decimal("99.99")
+    assert books.spec.prices == {"api_calls": Standard(Decimal("0.1212"))}
+    assert (whole.available, parts.available) == (Decimal(100), Decimal("99.99"))
+
+
+def test_each_further_price_in_parts_of_a_coin_keeps_a_cent_more() -> None:
+    tenth, cent = plan(standard("0.001"), standard("0.002", "b")), plan(standard("0.01"), standard("0.002", "b"))
+    two, one = (World().lago(subscriptions=(subscription(each),)) for each in (tenth, cent))
+
+    two.load()
+    one.load()
+
+    assert (two.available, one.available) == (Decimal("99.99"), Decimal(100))
 
 
 def test_a_wallet_whose_figures_contradict_each_other_is_an_alert_and_no_failure() -> None:
@@ -375,7 +387,9 @@ def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices()
     old = subscription(status="terminated", terminated_at_ms=NOW - 3000, period_start_ms=None, period_end_ms=None)
     final = invoice(lago_id="i2", start=AUGUST, end=NOW - 3000, cents=200, reason="subscription_terminating")
 
-    books = world.lago(subscriptions=(new, replace(old, plan=None)), invoices=(final, invoice()), wallets=(wallet("88"),)).load()
+    books = world.lago(
+        subscriptions=(new, replace(old, plan=None)), invoices=(final, invoice()), wallets=(wallet("88"),)
+    ).load()
 
     assert books.spec is not None
     start = books.spec.period.at(world.now_ms).start_ms
@@ -383,7 +397,7 @@ def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices()
     assert NOW < start <= NOW + 1000
     assert books.spec.prices == {"api_calls": Standard(Decimal("0.20"))}
     assert world.available == Decimal(88)
-    (link,) = [link for (begin, _), link in world.memory.links.items() if begin == start]
+    (link,) = world.memory.links_of(start)
     assert (link.subscription_id, link.lago_from_ms, link.lago_to_ms) == ("sub-2", NOW - 3000, SEPTEMBER)
     (before,) = world.memory.links_of(AUGUST)
     assert (before.ledger_end_ms, before.is_final, before.is_current) == (start, True, False)
@@ -474,9 +488,7 @@ def test_two_subscriptions_with_one_period_share_the_account() -> None:
             "other billing periods",
         ),
         (
-            subscription(
-                plan(standard("9", "b"), currency="USD"), "sub-2", external_id="ext-2", started_at_ms=NOW
-            ),
+            subscription(plan(standard("9", "b"), currency="USD"), "sub-2", external_id="ext-2", started_at_ms=NOW),
             "currency is USD",
         ),
     ],

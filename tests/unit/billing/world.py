@@ -172,9 +172,7 @@ def loaded(
         usages=tuple(rows.values()),
         prices=spec.packed_prices(digits),
         former_prices=former,
-        closed=tuple(
-            replace(each, cost=each.cost * factor) for each in state.closed if each not in forget
-        ),
+        closed=tuple(replace(each, cost=each.cost * factor) for each in state.closed if each not in forget),
         digits=digits,
         info={"currency": spec.currency, "mode": spec.mode},
     )

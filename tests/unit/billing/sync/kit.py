@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 from sidecar.billing.lago.errors import LagoError, LagoRejected, LagoUnavailable
@@ -242,7 +241,3 @@ class Bank:
 
 def unavailable() -> LagoUnavailable:
     return LagoUnavailable("POST /events/batch: no answer in 10000 ms", kind="timeout")
-
-
-def at(event: Event) -> Decimal:
-    return event.timestamp

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
+import orjson
 import pytest
 
 from sidecar.billing.lago.errors import LagoRejected
@@ -15,7 +16,15 @@ from tests.unit.billing.sync.kit import T0, LagoFake, unavailable
 
 def outgoing(n: int, units: int = 5) -> Outgoing:
     return Outgoing(
-        f"om:api_calls:s1:{T0 + n}:0", "sub-1", "api_calls", "calls", Decimal(T0 + n), units, T0 * 1000, T0 * 1000, T0 + n
+        f"om:api_calls:s1:{T0 + n}:0",
+        "sub-1",
+        "api_calls",
+        "calls",
+        Decimal(T0 + n),
+        units,
+        T0 * 1000,
+        T0 * 1000,
+        T0 + n,
     )
 
 
@@ -137,7 +146,8 @@ async def test_what_was_taken_before_a_failure_is_known() -> None:
     ("value", "units"),
     [
         ("12", 12), (12, 12), (Decimal("12.0"), 12), ("0", 0), (" 7 ", 7),
-        ("1.5", None), (-1, None), (True, None), (None, None), ("x", None), ("NaN", None), ("1E+999999999", None), ([], None),
+        ("1.5", None), (-1, None), (True, None), (None, None), ("x", None), ("NaN", None), ("1E+999999999", None),
+        ([], None),
     ],
 )  # fmt: skip
 def test_units_are_whole_numbers(value: object, units: int | None) -> None:
@@ -157,8 +167,6 @@ def test_what_is_no_frozen_event_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["timestamp", "units", "state"])
 def test_a_frozen_event_with_a_wrong_member_is_refused(name: str) -> None:
-    import orjson
-
     row = orjson.loads(encode_outgoing(outgoing(0))) | {name: "?"}
     with pytest.raises(ValueError):
         decode_outgoing("om:x", orjson.dumps(row))

@@ -54,7 +54,9 @@ def test_a_period_about_to_end_is_looked_at_up_to_this_second() -> None:
 
 def test_a_period_without_an_invoice_is_looked_at_as_a_whole_right_after_its_end() -> None:
     each = link(T0, T0 + HOUR + 100, is_current=False)
-    book = replace(new_book(each, "api_calls"), through_s=each.end_s, segments=(Segment(T0, each.end_s, 5, next_rev=1),))
+    book = replace(
+        new_book(each, "api_calls"), through_s=each.end_s, segments=(Segment(T0, each.end_s, 5, next_rev=1),)
+    )
     assert bounds(each, new_book(each, "api_calls"), Moment(each.end_s)) == [(0, HOUR), (HOUR, HOUR + 100)]
     assert bounds(each, book, Moment(each.end_s + 5 * DAY)) == [(0, HOUR + 100)]
 
@@ -84,7 +86,10 @@ def test_a_rescan_goes_back_so_far_and_the_rest_waits_for_the_end() -> None:
 
 def test_what_was_never_compared_is_looked_at_however_old() -> None:
     settings = SyncSettings(rescan_s=HOUR)
-    assert bounds(MONTH, new_book(MONTH, "api_calls"), Moment(T0 + 3 * HOUR + 10, rescan=False), settings)[0] == (0, HOUR)
+    assert bounds(MONTH, new_book(MONTH, "api_calls"), Moment(T0 + 3 * HOUR + 10, rescan=False), settings)[0] == (
+        0,
+        HOUR,
+    )
 
 
 def test_a_segment_keeps_its_bounds_when_the_window_is_changed() -> None:
@@ -111,10 +116,14 @@ def test_one_round_looks_at_so_many_stretches_and_the_next_goes_on() -> None:
     assert len(found) == SPANS_MAX
     settled = settle(MONTH, book, found, [0] * SPANS_MAX, moment, minute, "calls")
     assert settled.book.through_s == found[-1].segment.end_s
-    assert spans(MONTH, settled.book, replace(moment, rescan=False), minute)[0].segment.start_s == found[-1].segment.end_s
+    assert (
+        spans(MONTH, settled.book, replace(moment, rescan=False), minute)[0].segment.start_s == found[-1].segment.end_s
+    )
 
 
-def look(each: PeriodLink, book: Book, moment: Moment, units: Mapping[int, int], current: PeriodLink | None = None) -> Settled:
+def look(
+    each: PeriodLink, book: Book, moment: Moment, units: Mapping[int, int], current: PeriodLink | None = None
+) -> Settled:
     found = spans(each, book, moment, SETTINGS)
     counted = [units.get(span.segment.start_s - T0, 0) for span in found]
     return settle(each, book, found, counted, moment, SETTINGS, "calls", current)
@@ -123,8 +132,12 @@ def look(each: PeriodLink, book: Book, moment: Moment, units: Mapping[int, int],
 def test_a_window_becomes_one_event_with_a_fixed_id_and_time() -> None:
     settled = look(MONTH, new_book(MONTH, "api_calls"), Moment(T0 + 2 * HOUR + 10), {0: 3, HOUR: 4})
     first, second = settled.events
-    assert (first.transaction_id, first.timestamp, first.units) == (f"om:api_calls:s1:{T0}:0", T0, 3)
-    assert (second.transaction_id, second.timestamp, second.units) == (f"om:api_calls:s1:{T0 + HOUR}:0", T0 + HOUR, 4)
+    assert (first.transaction_id, int(first.timestamp), first.units) == (f"om:api_calls:s1:{T0}:0", T0, 3)
+    assert (second.transaction_id, int(second.timestamp), second.units) == (
+        f"om:api_calls:s1:{T0 + HOUR}:0",
+        T0 + HOUR,
+        4,
+    )
     assert first.event().properties == {"calls": "3"}
     assert first.external_subscription_id == "sub-1"
 
@@ -164,7 +177,7 @@ def test_less_than_was_pushed_is_reported_and_nothing_is_taken_back() -> None:
 def test_usage_after_lagos_cut_gets_the_last_second_of_the_old_subscription() -> None:
     cut = link(T0, T0 + 3 * HOUR, lago_to_ms=(T0 + HOUR) * 1000 + 456, is_current=False)
     settled = look(cut, new_book(cut, "api_calls"), Moment(T0 + 3 * HOUR), {2 * HOUR: 5})
-    assert [(each.units, each.timestamp) for each in settled.events] == [(5, T0 + HOUR)]
+    assert [(each.units, int(each.timestamp)) for each in settled.events] == [(5, T0 + HOUR)]
 
 
 FINAL = replace(MONTH, ledger_end_ms=(T0 + HOUR) * 1000, lago_to_ms=(T0 + HOUR) * 1000, is_final=True, is_current=False)
@@ -217,3 +230,26 @@ def test_late_usage_of_a_final_period_is_looked_for_when_it_has_settled(settle_s
     settings = SyncSettings(settle_s=settle_s)
     expected = [(0, HOUR)] if settle_s == 0 else []
     assert bounds(FINAL, OPEN_BOOK, Moment(FINAL.end_s + 300), settings) == expected
+
+
+def test_a_window_that_has_not_settled_is_looked_at_again() -> None:
+    settled = look(MONTH, new_book(MONTH, "api_calls"), Moment(T0 + HOUR + 9, flush=True), {0: 3})
+    assert settled.book.through_s == T0
+    assert bounds(MONTH, settled.book, Moment(T0 + HOUR + 10, rescan=False)) == [(0, HOUR)]
+
+
+def test_a_final_period_is_looked_at_from_its_start_on_however_long_it_was() -> None:
+    final = replace(FINAL, ledger_end_ms=(T0 + 5 * DAY) * 1000)
+    book = replace(OPEN_BOOK, through_s=T0 + 4 * DAY, segments=(Segment(T0, T0 + 4 * DAY, 1, next_rev=1),))
+    found = bounds(final, book, Moment(final.end_s + 10, rescan=False))
+    assert found[0] == (0, 4 * DAY)
+    assert found[-1] == (5 * DAY - HOUR, 5 * DAY)
+
+
+def test_a_new_segment_ends_where_a_stored_one_begins() -> None:
+    book = compared(T0, Segment(T0 + 600, T0 + HOUR + 600, 5, next_rev=1))
+    assert bounds(MONTH, book, Moment(T0 + 2 * HOUR + 10)) == [
+        (0, 600),
+        (600, HOUR + 600),
+        (HOUR + 600, 2 * HOUR),
+    ]

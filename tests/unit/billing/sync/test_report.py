@@ -40,7 +40,12 @@ def test_a_round_that_saw_only_a_part_does_not_replace_what_stands() -> None:
     metrics.note(SyncReport(Counts(events=1), stopped="Lago is away"), 2_000, 1.0)
     metrics.note(SyncReport(Counts(), refused={"api_calls": "count_agg"}), 3_000, 1.0)
     metrics.note(SyncReport(Counts(accounts_failed=1)), 4_000, 1.0)
-    assert (metrics.last.pending, metrics.finished_at_ms, metrics.rounds_failed, metrics.total.events) == (5, 1_000, 3, 1)
+    assert (metrics.last.pending, metrics.finished_at_ms, metrics.rounds_failed, metrics.total.events) == (
+        5,
+        1_000,
+        3,
+        1,
+    )
 
 
 def test_a_report_is_clean_when_nothing_is_left() -> None:

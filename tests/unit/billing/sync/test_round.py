@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
 from sidecar.billing.lago.errors import LagoUnauthorized
+from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.sync.links import SyncAccount
+from sidecar.billing.sync.links import PeriodLink, SyncAccount
 from sidecar.billing.sync.store import Fenced
 from sidecar.billing.sync.work import BOOKS_DONE_MAX
 from sidecar.metering.query import QueryError
@@ -15,6 +17,7 @@ from tests.unit.billing.sync.kit import DAY, HOUR, T0, Bank, Crash, link, metric
 MONTH = link(T0, T0 + 30 * DAY)
 NOW = T0 + HOUR + 10
 FIRST = f"om:api_calls:s1:{T0}:0"
+THREE = Event(FIRST, "sub-1", "api_calls", Decimal(T0), {"calls": "3"})
 
 
 @pytest.fixture
@@ -120,11 +123,11 @@ async def test_a_leader_that_was_succeeded_is_stopped(bank: Bank) -> None:
     ],
 )
 async def test_a_metric_that_sums_cannot_be_pushed_to_is_refused_alone(
-    bank: Bank, metric: object, words: str
+    bank: Bank, metric: BillableMetric | None, words: str
 ) -> None:
     bank.lago.metrics = {"payments": metric_of("payments", field_name="amount_of_calls")}
     if metric is not None:
-        bank.lago.metrics["api_calls"] = metric  # type: ignore[assignment]
+        bank.lago.metrics["api_calls"] = metric
     bank.meter.use("tpp-1", T0 + 5, 3, "payments")
     report = await bank.round(NOW, replace(MONTH, metrics=("api_calls", "payments")))
     assert words in report.refused["api_calls"]
@@ -181,21 +184,15 @@ async def test_a_refused_event_is_set_aside_and_tried_again_by_a_flush(bank: Ban
 
 
 async def test_a_conflict_is_reported_and_set_aside(bank: Bank) -> None:
-    other = replace(bank_event(bank), external_subscription_id="sub-of-others")
+    other = replace(THREE, external_subscription_id="sub-of-others")
     bank.lago.events = {FIRST: other}
     report = await bank.round(NOW, MONTH)
     assert (report.counts.conflicts, report.counts.adopted, report.counts.set_aside) == (1, 0, 1)
     assert bank.lago.events == {FIRST: other}
 
 
-def bank_event(bank: Bank):  # type: ignore[no-untyped-def]
-    from sidecar.billing.lago.models import Event
-
-    return Event(FIRST, "sub-1", "api_calls", T0 + 0 * bank.store.writes, {"calls": "3"})  # type: ignore[arg-type]
-
-
 async def test_units_that_lago_has_under_the_same_id_are_taken_over_and_the_rest_is_pushed(bank: Bank) -> None:
-    bank.lago.events = {FIRST: bank_event(bank)}
+    bank.lago.events = {FIRST: THREE}
     report = await bank.round(NOW, MONTH)
     assert (report.counts.adopted, report.counts.conflicts, report.counts.set_aside) == (1, 1, 0)
     await bank.round(NOW, MONTH)
@@ -283,7 +280,9 @@ async def test_a_carried_event_that_missed_its_invoice_too_is_carried_on(bank: B
     assert bank.lago.units(newer) == 2
     assert bank.lago.units(missed) == 0
     assert (report.counts.voided, report.counts.carried_units) == (1, 2)
-    assert bank.remembered().books[T0 + HOUR, "api_calls"].carried_in == 0
+    books = bank.remembered().books
+    assert books[T0 + HOUR, "api_calls"].carried_in == 0
+    assert (books[T0, "api_calls"].pushed, books[T0, "api_calls"].carried_out) == (7, 2)
 
 
 async def test_a_metric_that_two_subscriptions_charge_is_pushed_to_one_of_them(bank: Bank) -> None:
@@ -332,7 +331,7 @@ async def test_what_is_remembered_stays_small() -> None:
 async def test_periods_that_are_done_are_summed_up_when_there_are_many() -> None:
     bank = Bank(SyncSettings(rescan_s=3600))
     count = BOOKS_DONE_MAX + 20
-    links = []
+    links: list[PeriodLink] = []
     for n in range(count):
         each = link(T0 + n * HOUR, T0 + (n + 1) * HOUR, is_current=False)
         bank.meter.use("tpp-1", each.start_s, 1)
@@ -346,3 +345,47 @@ async def test_periods_that_are_done_are_summed_up_when_there_are_many() -> None
     assert remembered.past.pushed["api_calls"] + sum(book.pushed for book in remembered.books.values()) == count
     assert sum(bank.sent().values()) == count
     assert remembered.past.until_s >= T0
+
+
+async def test_a_refused_event_gets_another_chance_before_the_invoice_is_made(bank: Bank) -> None:
+    day = link(T0, T0 + DAY)
+    bank.lago.odd = {FIRST: ("invalid_format",)}
+    await bank.round(NOW, day)
+    bank.lago.odd = {}
+    await bank.round(T0 + DAY - 61, day)
+    assert bank.sent() == {}
+    await bank.round(T0 + DAY - 60, day)
+    assert bank.sent() == {FIRST: 7}
+
+
+async def test_a_period_that_is_cut_short_ends_where_the_next_one_begins(bank: Bank) -> None:
+    await bank.round(T0 + 100, MONTH, flush=True)
+    old = link(T0, T0 + 200, is_current=False)
+    new = link(T0 + 200, T0 + DAY, sub="s2")
+    bank.meter.use("tpp-1", T0 + 199, 1)
+    bank.meter.use("tpp-1", T0 + 200, 2)
+    await bank.round(NOW, old, new)
+    assert (bank.lago.units(old), bank.lago.units(new)) == (8, 2)
+    (segment,) = bank.remembered().books[T0, "api_calls"].segments
+    assert (segment.start_s, segment.end_s) == (T0, T0 + 200)
+
+
+async def test_a_final_period_that_is_old_is_not_looked_at_any_more(bank: Bank) -> None:
+    final = replace(OLD, is_final=True)
+    await bank.round(NOW, OLD)
+    await bank.round(NOW + 2 * DAY, final)
+    assert bank.remembered().books[T0, "api_calls"].is_done
+    bank.meter.queries.clear()
+    await bank.round(NOW + 2 * DAY, final)
+    assert bank.meter.queries == []
+
+
+async def test_a_final_period_with_an_event_under_way_is_looked_at_until_that_is_settled(bank: Bank) -> None:
+    bank.lago.error = unavailable()
+    await bank.round(NOW, OLD)
+    bank.lago.error = None
+    bank.lago.metrics = {"api_calls": metric_of("api_calls", field_name="units")}
+    await bank.round(NOW + 2 * DAY, replace(OLD, is_final=True))
+    bank.lago.metrics = {"api_calls": metric_of("api_calls")}
+    report = await bank.round(NOW + 2 * DAY, replace(OLD, is_final=True))
+    assert (report.counts.voided, report.counts.late_units) == (1, 7)

@@ -9,8 +9,10 @@ from typing import Literal
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from sidecar.billing.lago.errors import LagoUnavailable
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.sync.links import PeriodLink, SyncAccount
+from sidecar.billing.sync.report import SyncReport
 from tests.unit.billing.sync.kit import DAY, HOUR, T0, Bank, Crash, link, unavailable
 
 ACCOUNTS = ("tpp-1", "tpp-2", "tpp-3")
@@ -56,7 +58,9 @@ uses = st.builds(
     back_s=st.one_of(st.integers(0, 120), st.integers(0, 2 * HOUR), st.integers(0, 2 * DAY)),
     units=st.integers(1, 50),
 )
-passes = st.builds(Pass, st.one_of(st.integers(1, 90), st.integers(1, 2 * HOUR), st.sampled_from([HOUR, 5 * HOUR, DAY])))
+passes = st.builds(
+    Pass, st.one_of(st.integers(1, 90), st.integers(1, 2 * HOUR), st.sampled_from([HOUR, 5 * HOUR, DAY]))
+)
 runs = st.builds(
     Run,
     flush=st.booleans(),
@@ -108,9 +112,7 @@ class World:
         lago_ms = max(self.now_s * 1000 - late_ms, last.lago_from_ms + 1000, last.ledger_start_ms + 1)
         if not last.start_s < self.now_s < last.end_s or lago_ms > self.now_s * 1000:
             return
-        self.links[account][-1] = replace(
-            last, ledger_end_ms=self.now_s * 1000, lago_to_ms=lago_ms, is_current=False
-        )
+        self.links[account][-1] = replace(last, ledger_end_ms=self.now_s * 1000, lago_to_ms=lago_ms, is_current=False)
         number = len(self.links[account])
         self.links[account].append(
             link(self.now_s, self.now_s + PERIOD_S, sub=f"{account}-s{number}", external=account, lago_from_ms=lago_ms)
@@ -127,15 +129,15 @@ class World:
     async def run(self, how: Run) -> None:
         self.bank.fate.at = how.fails_at
         self.bank.fate.error = Crash() if how.how == "crash" else unavailable()
+        report: SyncReport | None
         try:
             report = await self.bank.round(self.now_s, accounts=self.accounts(), flush=how.flush, rescan=how.rescan)
-        except Exception as error:
-            assert how.fails_at is not None, repr(error)
-            assert isinstance(error, Crash) or how.how == "outage", repr(error)
-        else:
-            if how.fails_at is None:
-                assert report.stopped is None
-                assert report.counts.accounts_failed == 0
+        except (Crash, LagoUnavailable):
+            report = None
+        if how.fails_at is None:
+            assert report is not None
+            assert report.stopped is None
+            assert report.counts.accounts_failed == 0
         self.bank.fate.at = None
         self.check_always()
 
@@ -187,7 +189,7 @@ def world_with(window_s: int, late_usage: str = "report", batch: int = 100) -> W
     )
 
 
-@settings(max_examples=250)
+@settings(max_examples=100)
 @given(
     st.lists(st.one_of(uses, uses, passes, runs, cuts), max_size=30),
     st.sampled_from([60, 900, 3600]),
@@ -204,7 +206,7 @@ def test_each_period_is_billed_what_openmeter_has_counted_in_it(
         assert not world.bank.remembered(account).outgoing
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(st.one_of(uses, uses, passes, runs, cuts, finalisings), max_size=30), st.sampled_from([60, 3600]))
 def test_a_final_invoice_is_left_alone_and_what_it_lacks_is_known_as_late(
     actions: list[Use | Pass | Run | Cut | Finalise], window_s: int
@@ -225,7 +227,7 @@ def test_a_final_invoice_is_left_alone_and_what_it_lacks_is_known_as_late(
                 assert billed + (book.late if book else 0) == used
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.lists(st.one_of(uses, uses, passes, runs, cuts, finalisings), max_size=30), st.sampled_from([60, 3600]))
 def test_late_usage_that_is_carried_is_billed_once_in_a_later_period(
     actions: list[Use | Pass | Run | Cut | Finalise], window_s: int

@@ -29,7 +29,7 @@ payment_request.{created,payment_failure,payment_status_updated} plan.{created,u
 quote.{created,approved,voided}
 subscription.{canceled,incomplete,terminated,started,updated,termination_alert,trial_ended,usage_threshold_reached}
 wallet.{created,updated,terminated,depleted_ongoing_balance} wallet_transaction.{created,updated,payment_failure}
-"""  # noqa: E501
+"""
 
 
 def _spread(text: str) -> Iterator[str]:

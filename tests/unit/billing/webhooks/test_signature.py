@@ -150,7 +150,7 @@ async def test_a_public_key_used_as_a_secret_signs_nothing(verifier: Verifier, s
 
 
 async def test_a_jwt_without_signature_is_refused(verifier: Verifier, signing: SigningKey) -> None:
-    unsigned = jwt.encode({"data": BODY.decode(), "iss": ISSUER}, None, algorithm="none")
+    unsigned = jwt.encode({"data": BODY.decode(), "iss": ISSUER}, "", algorithm="none")
     head, claims, _ = signing.sign(BODY).split(".")
     for token in (unsigned, f"{head}.{claims}.", f"{unsigned.split('.')[0]}.{claims}.AAAA", f"{head}.{claims}"):
         assert await refuses(verifier, "jwt", token)

@@ -1,0 +1,510 @@
+"""The ledger and OpenMeter compared: what is lost comes back, and what cannot come back is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import orjson
+import pytest
+from aiohttp import web
+from redis.asyncio import Redis
+
+from sidecar.ledger.hours import HOUR_MS
+from sidecar.ledger.keys import Keys
+from sidecar.metering.audit.comparison import ATTEMPTS_MAX, RowState
+from sidecar.metering.audit.report import HourState
+from sidecar.metering.status import drop_dead_letters
+from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.openmeter_events import CloudEvent
+from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter_meters import DEFAULT_METERS
+from sidecar.sandbox.server import Server
+from tests.integration.metering.audit_kit import SETTLE_S, Audit, Books, auditing
+from tests.integration.metering.kit import (
+    Gatekeeper,
+    Valkey,
+    first_poisoned,
+    outbox_is_empty,
+    publishing,
+    settings,
+    stored_ids,
+    until,
+)
+from tests.integration.metering.test_takeover import has_accepted, start_process
+
+LOSE = Fault(lose=True)
+ACCOUNTS = [f"tpp-{number}" for number in range(9)]
+
+
+@pytest.fixture
+def books(valkey: Valkey, keys: Keys) -> Books:
+    return Books(valkey, keys)
+
+
+def metered(meter: OpenMeter) -> dict[tuple[str, str], int]:
+    """Units by account and metric, of which every event counts as often as it is stored."""
+    found = Counter[tuple[str, str]]()
+    for stored in meter.store.events():
+        data = orjson.loads(stored.data)
+        found[stored.subject, data["metric"]] += data["units"]
+    return dict(found)
+
+
+async def deliver(client: Redis, valkey: Valkey, keys: Keys, url: str, **changes: int) -> None:
+    async with publishing(client, keys, settings(url, **changes)):
+        await until(lambda: outbox_is_empty(valkey, keys))
+
+
+async def test_what_was_delivered_agrees_and_is_not_asked_for_again(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    for number, account in enumerate(ACCOUNTS):
+        books.charge(account, 1, 2, number + 1)
+        books.charge(account, 7, home=(number + 1) % keys.partitions)
+    await deliver(client, valkey, keys, url)
+    queries: list[str] = []
+    async with Server(noting_queries(meter, queries)) as server, auditing(client, keys, settings(server.url)) as world:
+        report = await world.audit()
+        assert report.agrees
+        assert report.rows == ()
+        assert sum(hour.ledger_units for hour in report.hours) == sum(books.charged.values())
+        asked = len(queries)
+        assert asked
+        again = await world.audit(900)
+        assert (again.hours, again.agrees) == (report.hours, True)
+        assert len(queries) == asked, "what agreed is remembered"
+        books.charge("tpp-1", 5)
+        await deliver(client, valkey, keys, url)
+        assert (await world.audit(900)).agrees
+        assert len(queries) > asked, "an hour that has changed is compared again"
+    assert world.auditor.metrics.hours_open == 0
+
+
+def noting_queries(meter: OpenMeter, queries: list[str]) -> web.Application:
+    app = meter.app()
+
+    async def note(request: web.Request, response: web.StreamResponse) -> None:
+        if request.path.endswith("/query"):
+            queries.append(request.path)
+
+    app.on_response_prepare.append(note)
+    return app
+
+
+async def test_events_lost_after_they_were_accepted_come_back_and_none_counts_twice(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    for account in ACCOUNTS:
+        for _ in range(20):
+            books.charge(account, 1, 2, 3)
+    meter.faults.chance(0.3, LOSE)
+    await deliver(client, valkey, keys, url, batch_events_max=25)
+    meter.faults.clear()
+    lost = sum(books.charged.values()) - sum(metered(meter).values())
+    assert lost > 0
+    async with auditing(client, keys, settings(url, batch_events_max=25)) as world:
+        first = await world.audit()
+        assert first.missing_units == lost
+        assert {row.state for row in first.rows} == {RowState.MISSING}
+        assert first.resent_events == sum(row.resent for row in first.rows) > 0
+        assert not first.agrees
+        assert metered(meter) == books.charged
+        second = await world.audit(SETTLE_S)
+        assert second.agrees
+        assert second.resent_events == 0
+    assert set(stored_ids(meter).values()) == {1}
+    assert meter.counts.duplicates > 0, "what was not lost was sent again too, and counted once"
+    metrics = world.auditor.metrics
+    assert (metrics.missing_units, metrics.resent_events, metrics.failures) == (0, first.resent_events, 0)
+
+
+async def test_only_events_of_what_is_missing_are_sent_again(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    books.charge("tpp-1", 1, 1)
+    await deliver(client, valkey, keys, url)
+    books.charge("tpp-2", 3, 4)
+    meter.faults.script(LOSE)
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url)) as world:
+        report = await world.audit()
+    [row] = report.rows
+    assert (row.account, row.metric, row.ledger_units, row.openmeter_units) == ("tpp-2", "api_calls", 7, 0)
+    assert (row.difference, row.resent, report.resent_events) == (7, 2, 2)
+    assert meter.counts.duplicates == 0
+
+
+async def test_what_still_waits_in_the_outbox_is_not_missing(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    books.charge("tpp-1", 5)
+    await deliver(client, valkey, keys, url)
+    books.charge("tpp-1", 6)
+    books.charge("tpp-2", 7)
+    async with auditing(client, keys, settings(url)) as world:
+        report = await world.audit()
+        assert [(row.account, row.state, row.pending_units, row.difference) for row in report.rows] == [
+            ("tpp-1", RowState.PENDING, 6, 0),
+            ("tpp-2", RowState.PENDING, 7, 0),
+        ]
+        assert (report.missing_units, report.pending_units, report.resent_events) == (0, 13, 0)
+        assert {hour.state for hour in report.hours} == {HourState.PENDING}
+        await deliver(client, valkey, keys, url)
+        assert (await world.audit()).agrees
+    assert meter.counts.duplicates == 0
+
+
+async def test_what_openmeter_has_but_the_outbox_too_waits_until_the_outbox_has_let_it_go(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    """A publisher that was killed between OpenMeter's answer and the removal of the entry."""
+    books.charge("tpp-1", 5)
+    [(_, fields)] = valkey.xrange(keys.outbox(keys.partition("tpp-1")))
+    await deliver(client, valkey, keys, url)
+    valkey.delete(keys.sent(keys.partition("tpp-1")))
+    valkey.xadd(keys.outbox(keys.partition("tpp-1")), fields)
+    async with auditing(client, keys, settings(url)) as world:
+        [row] = (await world.audit()).rows
+        assert (row.state, row.difference) == (RowState.PENDING, 0)
+        await deliver(client, valkey, keys, url)
+        assert (await world.audit()).agrees
+    assert metered(meter) == books.charged
+    assert meter.counts.duplicates == 1
+
+
+async def test_what_was_accepted_a_moment_ago_is_not_missing_yet(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    """A backlog of an earlier hour that has just been delivered: OpenMeter's sink takes seconds."""
+    now_ms = server_ms(valkey)
+    books.now_ms = now_ms - 3 * HOUR_MS
+    books.charge("tpp-1", 5)
+    meter.faults.script(LOSE)
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url)) as world:
+        world.now_ms = now_ms + 1_000
+        [row] = (await world.audit()).rows
+        assert (row.state, row.difference) == (RowState.PENDING, 0)
+        [row] = (await world.audit(SETTLE_S + 60)).rows
+        assert (row.state, row.difference) == (RowState.MISSING, 5)
+    assert metered(meter) == books.charged
+
+
+async def test_dead_letters_are_not_missing_but_dropped_ones_are(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, books: Books
+) -> None:
+    books.charge("tpp-1", 2, 3)
+    books.charge("poison-1", 4)
+    gatekeeper = Gatekeeper(first_poisoned)
+    async with Server(gatekeeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as world:
+        await deliver(client, valkey, keys, server.url)
+        [row] = (await world.audit()).rows
+        assert (row.account, row.state, row.pending_units) == ("poison-1", RowState.PENDING, 4)
+        partition = keys.partition("poison-1")
+        [(id_, _)] = valkey.xrange(keys.dead(partition))
+        assert await drop_dead_letters(client, keys, [f"{partition}/{id_.decode()}"]) == 1
+        states = [(await world.audit(SETTLE_S)).rows[0].state for _ in range(2)]
+    assert states == [RowState.MISSING, RowState.UNRECOVERABLE]
+    assert world.auditor.metrics.unrecoverable_units == 4
+
+
+async def test_an_event_that_became_a_dead_letter_is_not_sent_again_with_its_neighbours(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, books: Books
+) -> None:
+    books.charge("tpp-1", 2)
+    keeper = Gatekeeper(lambda batch: next((i for i, one in enumerate(batch) if one["data"]["units"] == 9), None))
+    books.charge("tpp-1", 3, 9, 4)
+    meter.faults.script(*[Fault(lose=True)] * 10)
+    async with Server(keeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as world:
+        await deliver(client, valkey, keys, server.url)
+        meter.faults.clear()
+        refusals = len(keeper.requests)
+        [row] = (await world.audit()).rows
+        assert (row.difference, row.pending_units, row.resent) == (2 + 3 + 4, 9, 3)
+        assert len(keeper.requests) == refusals + 1
+        [row] = (await world.audit(SETTLE_S)).rows
+        assert (row.state, row.pending_units) == (RowState.PENDING, 9)
+    assert metered(meter) == {("tpp-1", "api_calls"): 9}
+
+
+async def test_what_is_no_longer_kept_is_unrecoverable_and_stays_so_for_all_to_see(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    books.charge("tpp-1", 5)
+    meter.faults.script(LOSE)
+    await deliver(client, valkey, keys, url)
+    valkey.delete(keys.sent(keys.partition("tpp-1")))
+    async with auditing(client, keys, settings(url)) as world:
+        assert [(row.state, row.difference) for row in (await world.audit()).rows] == [(RowState.MISSING, 5)]
+        for _ in range(3):
+            report = await world.audit(SETTLE_S)
+            [row] = report.rows
+            assert (row.state, row.difference, report.unrecoverable_units) == (RowState.UNRECOVERABLE, 5, 5)
+            assert {hour.state for hour in report.hours} == {HourState.DIFFERS}
+    metrics = world.auditor.metrics
+    assert (metrics.missing_units, metrics.unrecoverable_units, metrics.hours_agreed) == (5, 5, 0)
+
+
+async def test_of_what_is_partly_kept_the_rest_is_unrecoverable(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    meter.faults.script(LOSE, LOSE)
+    books.charge("tpp-1", 5)
+    await deliver(client, valkey, keys, url)
+    valkey.delete(keys.sent(keys.partition("tpp-1")))
+    books.charge("tpp-1", 2)
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url)) as world:
+        assert (await world.audit()).resent_events == 1
+        for _ in range(ATTEMPTS_MAX - 1):
+            report = await world.audit(SETTLE_S)
+            assert (report.missing_units, report.unrecoverable_units) == (5, 3)
+        report = await world.audit(SETTLE_S)
+        assert (report.missing_units, report.unrecoverable_units, report.resent_events) == (5, 5, 0)
+    assert metered(meter) == {("tpp-1", "api_calls"): 2}
+
+
+async def test_what_is_lost_again_is_sent_again_and_what_was_sent_outlives_a_restart(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    books.charge("tpp-1", 5, 6)
+    meter.faults.always(LOSE)
+    await deliver(client, valkey, keys, url)
+    now_ms = 0
+    for attempt in range(1, ATTEMPTS_MAX + 2):
+        async with auditing(client, keys, settings(url)) as world:
+            world.now_ms = max(world.now_ms, now_ms)
+            [row] = (await world.audit()).rows
+            assert row.resent == 2 * min(attempt, ATTEMPTS_MAX)
+            [row] = (await world.audit(1)).rows
+            assert row.state is (RowState.PENDING if attempt <= ATTEMPTS_MAX else RowState.UNRECOVERABLE)
+            now_ms = world.now_ms + SETTLE_S * 1000
+    assert meter.counts.lost == 2 + 2 * ATTEMPTS_MAX
+
+
+async def test_publishers_killed_while_openmeter_loses_events_cost_and_double_nothing_after_the_audit(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    for number in range(600):
+        books.charge(ACCOUNTS[number % 9], 1, number)
+    meter.faults.chance(0.1, LOSE)
+    meter.faults.chance(0.1, Fault(drop="after"))
+    meter.faults.chance(0.8, Fault(delay_ms=10))
+    how = settings(url, batch_events_max=20, requests_in_flight_max=2, buffer_bytes_max=65_536, claim_idle_ms=500)
+    for kills in (200, 600):
+        process = await start_process(valkey, keys, how)
+        try:
+            await until(partial(has_accepted, meter, kills))
+        finally:
+            process.kill()
+            await process.wait()
+    async with publishing(client, keys, how):
+        await until(lambda: outbox_is_empty(valkey, keys))
+    assert meter.counts.lost > 0
+    meter.faults.clear()
+    async with auditing(client, keys, how) as world:
+        assert (await world.audit()).resent_events > 0
+        assert (await world.audit(SETTLE_S)).agrees
+    assert metered(meter) == books.charged
+    assert set(stored_ids(meter).values()) == {1}
+
+
+async def test_surplus_is_reported_and_left_alone(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    books.charge("tpp-1", 5)
+    [(_, fields)] = valkey.xrange(keys.outbox(keys.partition("tpp-1")))
+    time_s = int(fields[b"t"]) // 1000
+    data = b'{"units":4,"metric":"api_calls"}'
+    for subject in ("tpp-1", "stranger"):
+        meter.keep([CloudEvent(f"other.{subject}", "other", "api.call", subject, time_s, data)])
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url)) as world:
+        report = await world.audit()
+    found = [(row.account, row.state, row.ledger_units, row.openmeter_units, row.difference) for row in report.rows]
+    assert found == [("stranger", RowState.SURPLUS, 0, 4, -4), ("tpp-1", RowState.SURPLUS, 5, 9, -4)]
+    metrics = world.auditor.metrics
+    assert (metrics.surplus_units, metrics.missing_units, report.resent_events) == (8, 0, 0)
+
+
+async def test_an_openmeter_that_counts_twice_is_found_out_and_sent_nothing_more(
+    valkey: Valkey, client: Redis, keys: Keys, books: Books
+) -> None:
+    meter = OpenMeter(OpenMeterConfig(dedupe=False))
+    async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as world:
+        books.charge("tpp-1", 5)
+        await deliver(client, valkey, keys, server.url)
+        books.charge("tpp-1", 6)
+        books.charge("tpp-2", 7)
+        meter.faults.script(LOSE)
+        await deliver(client, valkey, keys, server.url)
+        assert (await world.audit()).resent_events == 3
+        books.charge("tpp-3", 8)
+        meter.faults.script(LOSE)
+        await deliver(client, valkey, keys, server.url)
+        report = await world.audit(SETTLE_S)
+        assert {(row.account, row.state) for row in report.rows} == {
+            ("tpp-1", RowState.SURPLUS),
+            ("tpp-3", RowState.MISSING),
+        }
+        assert report.resent_events == 0
+        assert any("sink.dedupe.enabled must be on" in problem for problem in report.problems)
+
+
+async def test_every_hour_is_compared_by_itself_and_those_too_old_or_not_counted_are_not(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    now_ms = server_ms(valkey)
+    this_hour = now_ms // HOUR_MS
+    for back in (6, 4, 3, 1):
+        books.now_ms = (this_hour - back) * HOUR_MS
+        books.charge("tpp-1", back)
+        books.now_ms += HOUR_MS - 1
+        books.charge("tpp-1", 10 * back)
+    valkey.delete(keys.hour(keys.partition("tpp-1"), this_hour - 4))
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url), Audit(hours=5)) as world:
+        world.now_ms = this_hour * HOUR_MS + SETTLE_S * 1000
+        report = await world.audit()
+    assert [(hour.hour - this_hour, hour.ledger_units, hour.openmeter_units) for hour in report.hours] == [
+        (-3, 33, 33),
+        (-1, 11, 11),
+    ]
+    assert report.agrees
+
+
+async def test_an_hour_is_not_compared_before_it_is_over_and_has_settled(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+) -> None:
+    books.now_ms = (server_ms(valkey) // HOUR_MS - 1) * HOUR_MS
+    books.charge("tpp-1", 5)
+    async with auditing(client, keys, settings(url)) as world:
+        world.now_ms = books.now_ms + HOUR_MS + SETTLE_S * 1000 - 1
+        assert (await world.audit()).hours == ()
+        world.now_ms += 1
+        assert len((await world.audit()).hours) == 1
+
+
+async def test_several_metrics_are_compared_by_their_own_meters_and_one_without_is_a_problem(
+    valkey: Valkey, client: Redis, keys: Keys, books: Books
+) -> None:
+    meters = (DEFAULT_METERS[0], replace(DEFAULT_METERS[0], slug="payments"), replace(DEFAULT_METERS[1], slug="calls"))
+    meter = OpenMeter(OpenMeterConfig(meters=meters))
+    async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as world:
+        books.charge("tpp-1", 5)
+        books.charge("tpp-1", 6, metric="payments")
+        await deliver(client, valkey, keys, server.url)
+        books.charge("tpp-2", 7, metric="payments")
+        meter.faults.script(LOSE)
+        await deliver(client, valkey, keys, server.url)
+        [row] = (await world.audit()).rows
+        assert (row.account, row.metric, row.difference) == ("tpp-2", "payments", 7)
+        assert (await world.audit(SETTLE_S)).agrees
+        books.charge("tpp-1", 1, metric="reports")
+        books.charge("tpp-1", 1, metric="calls")
+        await deliver(client, valkey, keys, server.url)
+        report = await world.audit(SETTLE_S)
+    assert report.problems == (
+        "OpenMeter's meter calls is not the SUM of $.units of api.call, so it cannot be compared",
+        "OpenMeter has no meter reports; `sidecar catalog apply` makes it",
+    )
+    assert report.rows == ()
+    assert {hour.state for hour in report.hours} == {HourState.UNKNOWN}
+    assert not report.agrees
+
+
+async def test_while_openmeter_is_away_nothing_is_known_and_nothing_is_sent(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+) -> None:
+    books.charge("tpp-1", 5)
+    await deliver(client, valkey, keys, url)
+    away = settings("http://127.0.0.1:9")
+    async with auditing(client, keys, away) as world:
+        report = await world.audit()
+    assert [hour.state for hour in report.hours] == [HourState.UNKNOWN]
+    assert [hour.openmeter_units for hour in report.hours] == [None]
+    assert "cannot be reached" in report.problems[0]
+    metrics = world.auditor.metrics
+    assert (metrics.failures, metrics.last_audit_s, metrics.missing_units) == (1, None, 0)
+    async with auditing(client, keys, settings(url)) as world:
+        assert (await world.audit()).agrees
+    assert world.auditor.metrics.last_audit_s is not None
+
+
+async def test_events_that_openmeter_does_not_take_again_are_tried_at_the_next_audit(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+) -> None:
+    books.charge("tpp-1", 5)
+    meter.faults.script(LOSE)
+    await deliver(client, valkey, keys, url)
+    meter.faults.always(Fault(status=503))
+    async with auditing(client, keys, settings(url)) as world:
+        report = await world.audit()
+        assert report.resent_events == 0
+        assert "does not take events that are sent again: 503" in report.problems[0]
+        meter.faults.clear()
+        assert (await world.audit(1)).resent_events == 1
+        assert (await world.audit(SETTLE_S)).agrees
+
+
+async def test_a_backlog_too_large_to_be_counted_makes_nothing_missing(
+    valkey: Valkey,
+    client: Redis,
+    keys: Keys,
+    url: str,
+    meter: OpenMeter,
+    books: Books,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
+    for _ in range(40):
+        books.charge("tpp-1", 1)
+    async with auditing(client, keys, settings(url)) as world:
+        report = await world.audit()
+    assert [(row.state, row.difference) for row in report.rows] == [(RowState.PENDING, 0)]
+    assert "too much waits in the outbox" in report.problems[0]
+
+
+async def test_the_loop_audits_until_it_is_stopped_and_outlives_a_valkey_that_is_away(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+) -> None:
+    books.now_ms = server_ms(valkey) - 2 * HOUR_MS
+    books.charge("tpp-1", 5)
+    await deliver(client, valkey, keys, url)
+    stop = asyncio.Event()
+    async with (
+        auditing(client, keys, settings(url), Audit(interval_s=0)) as world,
+        Redis(host="127.0.0.1", port=9, retry=None) as nowhere,
+        auditing(nowhere, keys, settings(url), Audit(interval_s=0)) as lost,
+    ):
+        loops = asyncio.gather(world.auditor.run(stop), lost.auditor.run(stop))
+        await until(lambda: world.auditor.metrics.audits > 2 and lost.auditor.metrics.failures > 2)
+        stop.set()
+        await asyncio.wait_for(loops, 10)
+    assert world.auditor.metrics.hours_agreed == 1
+
+
+async def test_progress_is_told_hour_by_hour(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+) -> None:
+    for back in (3, 2, 1):
+        books.now_ms = server_ms(valkey) - (back + 1) * HOUR_MS
+        books.charge("tpp-1", 1)
+    told: list[tuple[int, int]] = []
+    async with auditing(client, keys, settings(url)) as world:
+        await world.auditor.audit(world.now_ms, lambda done, of: told.append((done, of)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def server_ms(valkey: Valkey) -> int:
+    seconds, micros = valkey.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+async def test_no_query_is_needed_where_nothing_was_charged(client: Redis, keys: Keys, valkey: Valkey) -> None:
+    async with auditing(client, keys, settings("http://127.0.0.1:9")) as world:
+        report = await world.audit()
+    assert (report.hours, report.rows, report.problems, report.agrees) == ((), (), (), True)

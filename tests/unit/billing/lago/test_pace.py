@@ -1,0 +1,154 @@
+"""Requests follow each other at a pace, in order, and stop when Lago asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.billing.lago.errors import LagoUnavailable
+from sidecar.billing.lago.metrics import LagoMetrics
+from sidecar.billing.lago.pace import BURST_S, Pace
+
+
+class TurningClock:
+    """Time passes only by waiting. ``on_wait`` runs before each wait."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.on_wait = lambda seconds: None
+
+    def now_s(self) -> float:
+        return self.now
+
+    def monotonic_s(self) -> float:
+        return self.now
+
+    async def wait(self, event: asyncio.Event, timeout_s: float) -> bool:
+        self.on_wait(timeout_s)
+        await asyncio.sleep(0)
+        if not event.is_set():
+            self.now += timeout_s
+        return event.is_set()
+
+
+def paced(rate: float) -> tuple[Pace, TurningClock, LagoMetrics]:
+    clock, metrics = TurningClock(), LagoMetrics()
+    return Pace(rate, clock, metrics), clock, metrics
+
+
+async def times(pace: Pace, clock: TurningClock, count: int) -> list[float]:
+    passed = []
+    for _ in range(count):
+        await pace.turn()
+        passed.append(clock.now - 1000)
+    return passed
+
+
+async def test_a_tenth_of_the_rate_may_come_at_once_and_then_it_is_steady() -> None:
+    pace, clock, metrics = paced(40)
+    passed = await times(pace, clock, 10)
+    assert passed[:4] == [0, 0, 0, 0]
+    assert [round(later - earlier, 6) for earlier, later in zip(passed[3:], passed[4:], strict=False)] == [0.025] * 6
+    assert metrics.throttled_s == pytest.approx(0.15)
+
+
+async def test_a_slow_pace_has_no_burst() -> None:
+    pace, clock, _ = paced(2)
+    assert await times(pace, clock, 4) == pytest.approx([0, 0.5, 1, 1.5])
+
+
+async def test_time_that_passes_unused_is_saved_up_to_the_burst() -> None:
+    pace, clock, metrics = paced(40)
+    await times(pace, clock, 4)
+    clock.now += 100
+    held_s = metrics.throttled_s
+    assert [round(at, 6) for at in await times(pace, clock, 5)] == [100, 100, 100, 100, 100.025]
+    assert metrics.throttled_s == pytest.approx(held_s + 0.025)
+
+
+async def test_a_pause_holds_everything_and_what_waited_goes_at_the_pace() -> None:
+    pace, clock, metrics = paced(40)
+    pace.pause(3)
+    assert await times(pace, clock, 3) == pytest.approx([3, 3.025, 3.05])
+    assert metrics.pauses == 1
+    assert metrics.throttled_s == pytest.approx(3.05)
+
+
+async def test_a_pause_during_a_wait_prolongs_it() -> None:
+    pace, clock, _ = paced(1)
+    await pace.turn()
+    clock.on_wait = lambda seconds: pace.pause(10) if clock.now == 1000 else None
+    await pace.turn()
+    assert clock.now == pytest.approx(1010)
+
+
+async def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
+    pace, clock, _ = paced(40)
+    pace.pause(5)
+    pace.pause(1)
+    await pace.turn()
+    assert clock.now == pytest.approx(1005)
+
+
+async def test_many_tasks_share_one_pace_in_their_order() -> None:
+    pace, clock, _ = paced(40)
+    order: list[tuple[int, float]] = []
+
+    async def one(number: int) -> None:
+        await pace.turn()
+        order.append((number, clock.now - 1000))
+
+    await asyncio.gather(*map(one, range(24)))
+    assert [number for number, _ in order] == list(range(24))
+    assert order[-1][1] == pytest.approx(20 * 0.025)
+
+
+async def test_one_who_gives_up_does_not_hold_up_the_others() -> None:
+    pace, clock, _ = paced(40)
+    pace.pause(1)
+    gone = asyncio.create_task(pace.turn())
+    await asyncio.sleep(0)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    await pace.turn()
+    assert clock.now == pytest.approx(1001)
+
+
+async def test_closing_ends_all_waits() -> None:
+    pace, clock, _ = paced(40)
+    pace.pause(3600)
+    waiting = [asyncio.create_task(pace.turn()) for _ in range(3)]
+    await asyncio.sleep(0)
+    pace.close()
+    for found in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(found, LagoUnavailable)
+        assert found.unsent
+    with pytest.raises(LagoUnavailable):
+        await pace.wait(1)
+
+
+@given(st.floats(min_value=0.1, max_value=10_000), st.lists(st.floats(min_value=0, max_value=2), max_size=40))
+def test_no_second_has_more_requests_than_the_rate_and_its_burst(rate: float, gaps: list[float]) -> None:
+    async def run() -> list[float]:
+        pace, clock, _ = paced(rate)
+        passed = []
+        for gap in gaps:
+            clock.now += gap
+            await pace.turn()
+            passed.append(clock.now)
+        return passed
+
+    passed = asyncio.run(run())
+    for first in range(len(passed)):
+        within = [at for at in passed[first:] if at < passed[first] + 1]
+        assert len(within) <= rate * (1 + BURST_S) + 2
+
+
+def test_it_tells_how_it_is_doing() -> None:
+    pace, _, _ = paced(40)
+    pace.pause(3)
+    assert repr(pace) == "Pace(40/s, paused for 3.0 s)"
