@@ -111,6 +111,16 @@ end
 
 version = version + 1
 account_write_pending(acc)
+-- Records of periods that are over are money of the account too.
+if factor > 1 then
+  local fields = redis.call('HGETALL', KEYS[1])
+  for f = 1, #fields, 2 do
+    local units, cost = string.match(fields[f + 1], '^(%d+) (%d+)$')
+    if units and string.sub(fields[f], 1, 7) == 'closed:' then
+      redis.call('HSET', KEYS[1], fields[f], string.format('%s %d', units, bounded(cost * factor)))
+    end
+  end
+end
 if fence then
   redis.call('HSET', KEYS[1], 'fence', fence)
 end

@@ -133,7 +133,7 @@ class Keeper:
 
     async def _answer(self, ring: Ring, token: int) -> None:
         try:
-            done = await self._attend(ring, token)
+            done = await self.attend(ring, token)
             if done:
                 self._backoff.pop(ring.name, None)
                 await self._bells.answer([ring])
@@ -158,8 +158,9 @@ class Keeper:
         except CLIENT_ERRORS:
             self._back_off(ring.name)
 
-    async def _attend(self, ring: Ring, token: int) -> bool:
-        """Whether it is done."""
+    async def attend(self, ring: Ring, token: int) -> bool:
+        """Do what a ring asks for; whether it is done. Raises ``LagoError``, ``LedgerUnavailable`` and what redis-py
+        does."""
         kind, _, name = ring.name.partition(":")
         if kind == "account":
             return (await self._reconcile(name, token)).is_final
@@ -211,7 +212,7 @@ class Keeper:
             wait_s = self._settings.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
             try:
                 await self.sweep(token)
-                await self._lapse_old(token)
+                await self.lapse_old(token)
             except LagoError as error:
                 log.warning("sweep broken off", reason=str(error))
                 wait_s = min(wait_s, SWEEP_RETRY_S)
@@ -323,7 +324,7 @@ class Keeper:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
         return [_last(row) for row in rows]
 
-    async def _lapse_old(self, token: int) -> None:
+    async def lapse_old(self, token: int) -> None:
         """Suspends whoever could not be read from Lago for longer than the bank allows."""
         limit_s = self._settings.funds_age_s_max
         if limit_s is None:

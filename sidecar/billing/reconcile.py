@@ -206,7 +206,7 @@ def _open(
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, plan, customer.timezone)
     is_new = state.version == 0
-    if not is_new and _must_cut(state, memory, offer, lago_from):
+    if not is_new and _must_cut(state, lago_from):
         following = (lago_to, *ends)
         return Books(reading.account, None, None, memory, "the period at hand ends first",
                      cut=Cut(following, close=False), alerts=tuple(alerts.rows))  # fmt: skip
@@ -314,17 +314,11 @@ def _check_currency(state: AccountState, currency: str) -> None:
         )
 
 
-def _must_cut(state: AccountState, memory: Memory, offer: _Offer, lago_from_ms: int) -> bool:
-    """Whether the ledger's period began for another subscription, or before the one that Lago is in, or at no whole
-    second, as one from an accounts file may.
+def _must_cut(state: AccountState, lago_from_ms: int) -> bool:
+    """Whether the ledger's period began before the one that Lago is in, or at no whole second, as one from an accounts
+    file may. If Lago is in a period of another subscription, but the ledger's lies in it, it has always been that one.
     """
-    if state.period_start_ms % 1000:
-        return True
-    links = memory.links_of(state.period_start_ms)
-    wanted = {each.lago_id for each in offer.sold_by.values()} or {offer.primary.lago_id}
-    if links and not wanted & {link.subscription_id for link in links}:
-        return True
-    return state.period_start_ms < lago_from_ms // 1000 * 1000
+    return state.period_start_ms % 1000 != 0 or state.period_start_ms < lago_from_ms // 1000 * 1000
 
 
 def _plan_fee(offer: _Offer, customer: Customer, defaults: tuple[Tax, ...], now_ms: int) -> Decimal:

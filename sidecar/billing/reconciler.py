@@ -189,7 +189,7 @@ class Reconciler:
                 else:
                     await self._keep(books, memory, fingerprint)
                     if not reading.is_stable:
-                        await self._bells.wake(f"account:{account}", now_ms + AGAIN_MS)
+                        await self.wake(f"account:{account}", now_ms + AGAIN_MS)
                     after = await self._rolled_over(account)
                     return Outcome(account, "loaded", "", True, books, before, after, books.alerts)
             state = await self._rolled_over(account)
@@ -224,10 +224,14 @@ class Reconciler:
                 await self._client.hdel(key, *gone)
             await self._client.delete(self._keys.absent(books.account))
             for at_ms in books.wake_at_ms:
-                await self._bells.wake(f"account:{books.account}", at_ms)
+                await self.wake(f"account:{books.account}", at_ms)
         except CLIENT_ERRORS as error:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
         await self._loader.forget_closed(books.account, books.forget)
+
+    async def wake(self, name: str, at_ms: int) -> None:
+        """Ring a bell at an instant. Raises what redis-py raises."""
+        await self._bells.wake(name, at_ms)
 
     async def memory(self, account: str) -> Memory:
         """What is remembered of an account. Raises ``LedgerUnavailable``, ``MalformedMemory``."""

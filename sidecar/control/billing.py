@@ -94,6 +94,7 @@ class Billing:
         query: MeterQuery | None,
         *,
         sleep_until: Callable[[int], Awaitable[None]] | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
         holder: str | None = None,
     ) -> None:
         settings = config.lago
@@ -131,6 +132,7 @@ class Billing:
         if query is not None and settings.sync.enabled:
             self.sync = Sync(store.client, store.keys, lago, query, settings.sync)
             self.checks = InvoiceChecks(store.client, store.keys, lago, self.sync)
+        self._on_outcome = on_outcome
         self.schedule = Schedule()
         self.last_sync: SyncReport | None = None
         name = holder or f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -143,6 +145,8 @@ class Billing:
     def _note(self, outcome: Outcome) -> None:
         if outcome.books is not None and outcome.result == "loaded":
             self.schedule.note(outcome.account, outcome.books.memory)
+        if self._on_outcome is not None:
+            self._on_outcome(outcome)
 
     async def _counted(self, account: str, metrics: tuple[str, ...], from_ms: int, to_ms: int) -> Mapping[str, int]:
         assert self.query is not None

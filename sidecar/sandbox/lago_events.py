@@ -17,7 +17,6 @@ from sidecar.sandbox.lago_fields import DECIMAL_MAX, decimal_of
 from sidecar.sandbox.lago_money import WIDE
 from sidecar.sandbox.lago_periods import Span
 from sidecar.sandbox.lago_records import Event, Metric
-from sidecar.sandbox.lago_wire import Json
 
 AGGREGATIONS = ("count_agg", "sum_agg", "max_agg", "unique_count_agg", "latest_agg")
 _ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
@@ -105,25 +104,28 @@ def aggregate(metric: Metric, events: Iterable[Event]) -> Aggregate:
         given = [event.properties.get(metric.field_name or "") for event in events]
         texts = [str(value) for value in given if value is not None]
         return Aggregate(_rounded(metric, Decimal(len(set(texts)))), len(texts))
-    values = tuple(value for event in events if (value := number(metric, event.properties)) is not None)
+    field_name = metric.field_name or ""
+    values = tuple(value for event in events if (value := number(event, field_name)) is not None)
     with localcontext(WIDE):
         units = _NUMERIC[metric.aggregation](values) if values else Decimal(0)
     return Aggregate(_rounded(metric, units), len(values), values)
 
 
-def number(metric: Metric, properties: Json) -> Decimal | None:
-    """The value of the metric's field; None if it is missing or no number."""
-    value = decimal_of(properties.get(metric.field_name or ""))
-    return value if value is not None and abs(value) <= DECIMAL_MAX else None
+def number(event: Event, field_name: str) -> Decimal | None:
+    """A property as a number; None if it is missing or no number."""
+    if field_name not in event.numbers:
+        value = decimal_of(event.properties.get(field_name))
+        event.numbers[field_name] = value if value is not None and abs(value) <= DECIMAL_MAX else None
+    return event.numbers[field_name]
 
 
-def is_usable(metric: Metric, properties: Json) -> bool:
+def is_usable(metric: Metric, event: Event) -> bool:
     """Whether an event counts for the metric."""
     if metric.field_name is None:
         return True
     if metric.aggregation == "unique_count_agg":
-        return properties.get(metric.field_name) is not None
-    return number(metric, properties) is not None
+        return event.properties.get(metric.field_name) is not None
+    return number(event, metric.field_name) is not None
 
 
 _NUMERIC: Mapping[str, Callable[[tuple[Decimal, ...]], Decimal]] = {

@@ -149,7 +149,7 @@ class EventsApi:
             metric = self._store.metrics.get(event.code)
             if metric is None:
                 unknown.append(event.transaction_id)
-            elif not is_usable(metric, event.properties):
+            elif not is_usable(metric, event):
                 missing.append(event.transaction_id)
         if unknown or missing:
             found: Json = {

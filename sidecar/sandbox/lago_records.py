@@ -357,6 +357,8 @@ class Invoice(Record):
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Event(Record):
+    """``numbers`` are properties read as numbers before: a period's events are added up many times."""
+
     transaction_id: str
     external_subscription_id: str
     code: str
@@ -364,6 +366,7 @@ class Event(Record):
     properties: Json
     precise_cents: str | None = None
     subscription: Subscription | None = None
+    numbers: dict[str, Decimal | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)

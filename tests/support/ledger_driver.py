@@ -197,10 +197,12 @@ class RealLedger:
         """(hour, account, metric) to the units settled in it, of all hours that are kept."""
         prefix = self.keys.hour(HOME, 0)[:-1].encode()
         found: dict[tuple[int, str, str], int] = {}
-        for key in self.client.keys(prefix + b"*"):
+        stored: Any = self.client.keys(prefix + b"*")
+        for key in stored:
             hour = integer(key.removeprefix(prefix))
             assert key.decode() == self.keys.hour(HOME, hour)
-            found |= hour_units(hour, self.client.hgetall(key), _AccountNames(self.keys))
+            fields: Any = self.client.hgetall(key)
+            found |= hour_units(hour, fields, _AccountNames(self.keys))
         return found
 
     def account(self, account: str) -> AccountState:

@@ -111,7 +111,10 @@ def hour_units(hour: int, fields: dict[bytes, bytes], names: Mapping[bytes, str]
     """What was settled in an hour, by account and metric."""
     found = {}
     for field, units in fields.items():
-        key, _, metric = field.partition(b"\0")
+        key, cut, metric = field.partition(b"\0")
+        if not cut:
+            assert field == b"table"
+            continue
         assert integer(units) > 0, f"{field!r} of hour {hour} has {units!r} units"
         found[hour, names[key], metric.decode()] = integer(units)
     return found

@@ -107,7 +107,7 @@ class _Applier:
                 raise AssertionError("a change that writes says what")
 
     async def _tax(self, change: Change, wanted: WantedTax) -> None:
-        body = bodies.tax_body(wanted)
+        body = bodies.tax_body(wanted, new=change.action == "create")
         if change.action == "create":
             answer = await self._lago.create_tax(body)
         else:
@@ -115,7 +115,7 @@ class _Applier:
         _check(tax_fields(wanted, answer))
 
     async def _metric(self, change: Change, wanted: WantedMetric) -> None:
-        body = bodies.metric_body(wanted)
+        body = bodies.metric_body(wanted, new=change.action == "create")
         if change.action == "create":
             answer = await self._lago.create_metric(body)
         else:

@@ -20,26 +20,24 @@ from sidecar.billing.lago.fields import Fields
 from sidecar.billing.lago.models import Plan
 
 
-def tax_body(wanted: WantedTax) -> dict[str, Any]:
+def tax_body(wanted: WantedTax, *, new: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "code": wanted.tax.code,
-        "name": wanted.name,
         "rate": text_of(wanted.tax.rate),
         "applied_to_organization": wanted.tax.is_default,
     }
-    return _described(body, wanted.description)
+    return _described(body, wanted.tax.code if new else None, wanted.name, wanted.description)
 
 
-def metric_body(wanted: WantedMetric) -> dict[str, Any]:
+def metric_body(wanted: WantedMetric, *, new: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "code": wanted.code,
-        "name": wanted.name,
         "aggregation_type": "sum_agg",
         "field_name": wanted.field_name,
         "recurring": False,
         "expression": None,
     }
-    return _described(body, wanted.description)
+    return _described(body, wanted.code if new else None, wanted.name, wanted.description)
 
 
 def plan_body(wanted: WantedPlan, metric_ids: Mapping[str, str], found: Plan | None) -> dict[str, Any]:
@@ -64,7 +62,6 @@ def plan_body(wanted: WantedPlan, metric_ids: Mapping[str, str], found: Plan | N
         charges.append(row)
     body: dict[str, Any] = {
         "code": plan.code,
-        "name": plan.name,
         "interval": plan.interval,
         "amount_cents": plan.amount_cents,
         "amount_currency": plan.currency,
@@ -74,7 +71,7 @@ def plan_body(wanted: WantedPlan, metric_ids: Mapping[str, str], found: Plan | N
         "tax_codes": [tax.code for tax in plan.taxes],
         "charges": charges,
     }
-    return _described(body, wanted.description)
+    return _described(body, plan.code if found is None else None, plan.name or None, wanted.description)
 
 
 def endpoint_body(wanted: WantedEndpoint) -> dict[str, Any]:
@@ -142,5 +139,7 @@ def wallet_changes(wanted: WantedWallet, names: Iterable[str]) -> dict[str, Any]
     return {name: values[name] for name in names if values[name] is not None}
 
 
-def _described(body: dict[str, Any], description: str | None) -> dict[str, Any]:
-    return body if description is None else {**body, "description": description}
+def _described(body: dict[str, Any], new_name: str | None, name: str | None, description: str | None) -> dict[str, Any]:
+    """With name and description where there are any; what is new has to have a name."""
+    texts = {"name": name or new_name, "description": description}
+    return {**body, **{key: text for key, text in texts.items() if text is not None}}

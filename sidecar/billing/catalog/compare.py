@@ -43,7 +43,8 @@ def tax_fields(wanted: WantedTax, found: Tax | None) -> tuple[FieldChange, ...]:
 
 
 def metric_fields(wanted: WantedMetric, found: BillableMetric | None) -> tuple[FieldChange, ...]:
-    target = BillableMetric("", wanted.code, wanted.name, "sum_agg", wanted.field_name, False)
+    name = wanted.name or (found.name if found is not None else wanted.code)
+    target = BillableMetric("", wanted.code, name, "sum_agg", wanted.field_name, False)
     return _differences(
         target,
         found,
@@ -74,7 +75,7 @@ def plan_fields(wanted: Plan, found: Plan | None) -> tuple[FieldChange, ...]:
         wanted,
         found,
         {
-            "name": lambda plan: plan.name,
+            "name": lambda plan: plan.name or (found.name if found is not None else plan.code),
             "interval": lambda plan: plan.interval,
             "amount": lambda plan: coins(plan.amount_cents, plan.currency),
             "currency": lambda plan: plan.currency,

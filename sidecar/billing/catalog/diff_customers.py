@@ -27,7 +27,7 @@ def customer(wanted: WantedCustomer, observed: Observed) -> Change:
         note = "Lago does not change the currency of a customer with subscriptions or wallets: make another customer"
         return Change("refuse", "customer", wanted.id, fields, (note,))
     pairs = {**found.metadata, **wanted.metadata}
-    if len(pairs) > METADATA_MAX:
+    if len(pairs) >= METADATA_MAX:
         note = f"with those that Lago has there would be {len(pairs)} pairs of metadata; it keeps {METADATA_MAX}"
         return Change("refuse", "customer", wanted.id, fields, (note,))
     return Change("update", "customer", wanted.id, fields, wanted=wanted)

@@ -63,14 +63,14 @@ class _Reader:
         self._file = file
         self._refusals: list[Refusal] = []
         self._problems: list[Problem] = []
+        self._currencies = tuple(map(self._currency, range(len(file.customers))))
 
     def catalog(self) -> Catalog:
         file = self._file
         endpoint = file.webhook_endpoint
         catalog = Catalog(
             taxes=tuple(
-                WantedTax(Tax(each.code, each.rate, each.default), each.name or each.code, each.description)
-                for each in file.taxes
+                WantedTax(Tax(each.code, each.rate, each.default), each.name, each.description) for each in file.taxes
             ),
             metrics=tuple(self._metrics()),
             plans=tuple(self._plans()),
@@ -98,8 +98,7 @@ class _Reader:
                 where = self._where("metrics", index, key)
                 self._refusals.append(Refusal("metric", section.code, where, reason, wanted))
             else:
-                name = section.name or section.code
-                yield WantedMetric(section.code, name, section.field_name, section.description)
+                yield WantedMetric(section.code, section.field_name, section.name, section.description)
 
     def _plans(self) -> Iterator[WantedPlan]:
         for index, section in enumerate(self._file.plans):
@@ -125,7 +124,7 @@ class _Reader:
 
     def _customer(self, index: int) -> WantedCustomer:
         section = self._file.customers[index]
-        currency = self._currency(index)
+        currency = self._currencies[index]
         wanted = WantedCustomer(section.id, section.name, currency, section.timezone, section.metadata)
         try:
             terms_of(Customer("", section.id, currency, "UTC", section.metadata), None, bool(section.wallets), ())
@@ -155,9 +154,8 @@ class _Reader:
 
     def _wallets(self) -> Iterator[WantedWallet]:
         for index, section in enumerate(self._file.customers):
-            fallback = section.currency or self._plan_currency(section)
             for number, each in enumerate(section.wallets):
-                currency = each.currency or fallback
+                currency = each.currency or self._currencies[index]
                 if currency is None:
                     self._problem(("customers", index, "wallets", number, "currency"), "is missing")
                     continue
@@ -195,7 +193,7 @@ def _refused_plan(section: PlanSection) -> Iterator[tuple[str, str]]:
 
 def _plan(section: PlanSection, charges: tuple[Charge, ...]) -> WantedPlan:
     plan = Plan(
-        "", section.code, section.name or section.code, section.interval, section.cents(), section.currency,
+        "", section.code, section.name or "", section.interval, section.cents(), section.currency,
         section.pay_in_advance, charges, Decimal(section.trial_days), section.bill_charges_monthly,
     )  # fmt: skip
     codes = {metric_of(each): each.taxes for each in section.charges if each.taxes}

@@ -1,5 +1,5 @@
 """What a catalog file asks for, as values. Amounts in cents are of the currency's smallest coin, instants are Unix
-milliseconds; a field that is None is left as it is in Lago.
+milliseconds; a field that is None is left as it is in Lago, and a name that is None is the code for what is new.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["tax", "metric", "meter", "plan", "webhook endpoint", "customer",
 @dataclass(frozen=True, slots=True)
 class WantedTax:
     tax: Tax
-    name: str
+    name: str | None = None
     description: str | None = None
 
 
@@ -27,14 +27,16 @@ class WantedMetric:
     """A sum over ``field_name``: hourly pushes carry many calls in one event, and a count would bill each as one."""
 
     code: str
-    name: str
     field_name: str
+    name: str | None = None
     description: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WantedPlan:
-    """``plan`` is as Lago would show it, but for ids and taxes; ``charge_tax_codes`` are by metric."""
+    """``plan`` is as Lago would show it, but for ids and taxes, and its name is "" where the file has none;
+    ``charge_tax_codes`` are by metric.
+    """
 
     plan: Plan
     tax_codes: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ from sidecar.billing.settings import LagoSettings
 from sidecar.metering.clock import Clock, SystemClock
 
 T = TypeVar("T")
+Owned = TypeVar("Owned", Wallet, Subscription, Invoice)
 
 PER_PAGE: Final = 100
 """Lago's own default."""
@@ -84,7 +85,8 @@ class LagoClient:
         """All of a customer's, terminated ones too; empty for an unknown customer."""
         query = [("external_customer_id", customer)]
         absent = ("customer_not_found",)
-        return await self._all("/wallets", "wallets", parsing.wallet, lambda each: each.lago_id, query, absent=absent)
+        found = await self._all("/wallets", "wallets", parsing.wallet, lambda each: each.lago_id, query, absent=absent)
+        return _all_of(customer, "GET /wallets", found)
 
     async def wallets_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Wallet]:
         """Those of all customers."""
@@ -124,9 +126,10 @@ class LagoClient:
     ) -> tuple[Subscription, ...]:
         """A customer's, without plans; empty for an unknown customer."""
         query = [("external_customer_id", customer), *_listed("status", statuses)]
-        return await self._all(
+        found = await self._all(
             "/subscriptions", "subscriptions", parsing.subscription, lambda each: each.lago_id, query
         )
+        return _all_of(customer, "GET /subscriptions", found)
 
     async def subscriptions_page(
         self,
@@ -154,7 +157,7 @@ class LagoClient:
     async def metric(self, code: str) -> BillableMetric | None:
         return await self._find("/billable_metrics/{id}", code, "billable_metric", parsing.metric)
 
-    async def metrics_all(self) -> tuple[BillableMetric, ...]:
+    async def billable_metrics(self) -> tuple[BillableMetric, ...]:
         return await self._all("/billable_metrics", "billable_metrics", parsing.metric, lambda each: each.lago_id)
 
     async def current_usage(
@@ -189,7 +192,7 @@ class LagoClient:
             # One made meanwhile moves the others back, so that they come twice.
             found |= {each.lago_id: found.get(each.lago_id, each) for each in answer.items}
             page = answer.next_page if answer.items else None
-        return tuple(found.values())[:limit]
+        return _all_of(customer, "GET /invoices", tuple(found.values())[:limit])
 
     async def invoice(self, lago_id: str) -> Invoice | None:
         """An invoice with its periods and fees."""
@@ -235,13 +238,14 @@ class LagoClient:
     # Writing. Bodies are as Lago documents them, without the outermost object. Decimals become whole numbers or texts.
     # What Lago would do twice is not sent a second time unless the first certainly had no effect.
 
-    async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> Fields:
+    async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """POST ``body`` as it is; answer the JSON object that came back. For what has no method of its own."""
         return await self._post(path, body, _as_it_is, repeatable=repeatable)
 
-    async def update(self, path: str, of: str, body: Mapping[str, Any]) -> Fields:
-        """PUT the same way to ``path``, in which ``{id}`` stands for ``of``."""
-        return await self._put(path, of, body, _as_it_is)
+    async def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """PUT the same way. Ids in ``path`` are made fit for it with ``transport.segment``."""
+        endpoint = f"PUT /{path.split('/')[1]}/{{id}}"
+        return await self._open.request(endpoint, path, _as_it_is, body=body)
 
     async def create_customer(self, customer: Mapping[str, Any]) -> Customer:
         """Create a customer, or change the one with this ``external_id``."""
@@ -390,8 +394,16 @@ class LagoClient:
         raise LagoUnavailable(f"GET {template}: the list keeps changing while it is read", kind="malformed")
 
 
-def _as_it_is(answer: Fields) -> Fields:
-    return answer
+def _all_of(customer: str, endpoint: str, found: tuple[Owned, ...]) -> tuple[Owned, ...]:
+    """``found``, if it is all of one customer: a Lago that overlooked the filter would add up everybody's money."""
+    for each in found:
+        if each.customer is not None and each.customer != customer:
+            raise LagoMalformed(f"{endpoint}: {each.lago_id} is of customer {each.customer!r}, not of {customer!r}")
+    return found
+
+
+def _as_it_is(answer: Fields) -> dict[str, Any]:
+    return answer.values
 
 
 def _in(name: str, parse: Callable[[Fields], T]) -> Callable[[Fields], T]:

@@ -77,6 +77,11 @@ class Fields:
     def __repr__(self) -> str:
         return f"Fields({self._endpoint} {self._path or '.'})"
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The object itself."""
+        return self._values
+
     def has(self, name: str) -> bool:
         """Whether the answer says anything about it, be it null."""
         return name in self._values

@@ -40,6 +40,7 @@ class Pace:
             while (wait_s := self._due_s() - self._clock.monotonic_s()) > _EPSILON_S:
                 self._metrics.throttled_s += wait_s
                 await self.wait(wait_s)
+            self._check_open()
             self._free_at_s = max(self._free_at_s, self._clock.monotonic_s()) + self._interval_s
 
     def pause(self, seconds: float) -> None:
@@ -50,12 +51,16 @@ class Pace:
 
     async def wait(self, seconds: float) -> None:
         """Wait outside the queue. Raises ``LagoUnavailable`` if the client is closed."""
-        if await self._clock.wait(self._closed, seconds):
-            raise LagoUnavailable("the client of Lago is closed", kind="network", unsent=True)
+        await self._clock.wait(self._closed, seconds)
+        self._check_open()
 
     def close(self) -> None:
         """End all waits with an error."""
         self._closed.set()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise LagoUnavailable("the client of Lago is closed", kind="network", unsent=True)
 
     def _due_s(self) -> float:
         return max(self._free_at_s - self._slack_s, self._paused_until_s)

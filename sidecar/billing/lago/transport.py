@@ -136,15 +136,22 @@ class Transport:
                 continue
             except LagoError as error:
                 self._note(error, key)
+                wait_s = backoff.next_s()
+                if error.kind == "throttled":
+                    # For everyone, and a little longer than asked for: other clients were told the same.
+                    self._pace.pause(wait_s + (THROTTLED_S if error.after_s is None else error.after_s))
+                    wait_s = 0.0
+                else:
+                    wait_s = max(wait_s, error.after_s or 0.0)
                 if not error.transient or not (repeatable or error.unsent) or attempt >= self._settings.attempts_max:
                     raise
-                wait_s = max(backoff.next_s(), error.after_s or 0.0)
             else:
                 self._recovered()
                 return result
             attempt += 1
             self._metrics.retries += 1
-            await self._pace.wait(wait_s)
+            if wait_s:
+                await self._pace.wait(wait_s)
 
     async def _send(self, endpoint: str, url: str, content: bytes | None, key: str) -> Answer:
         async with self._slots:
@@ -157,7 +164,7 @@ class Transport:
                 what = f"{endpoint}: no answer in {self._settings.timeout_ms} ms"
                 raise LagoUnavailable(what, kind="timeout", unsent=isinstance(error, _UNSENT)) from None
             except (httpx.HTTPError, OSError) as error:
-                what = f"{endpoint}: {type(error).__name__}: {excerpt(str(error))}"
+                what = f"{endpoint}: {type(error).__name__}: {excerpt(str(error))}".rstrip(": ")
                 raise LagoUnavailable(what, kind="network", unsent=isinstance(error, _UNSENT)) from None
 
     async def _exchange(self, endpoint: str, url: str, content: bytes | None, key: str) -> Answer:
@@ -180,8 +187,6 @@ class Transport:
     def _note(self, error: LagoError, key: str) -> None:
         error.args = (str(error).replace(key, "***"),)
         self._metrics.failures[error.kind] += 1
-        if error.kind == "throttled":
-            self._pace.pause(error.after_s if error.after_s is not None else THROTTLED_S)
         if error.kind != "rejected" and not self._is_failing:
             log.warning("lago does not answer as it should", reason=str(error))
             self._is_failing = True

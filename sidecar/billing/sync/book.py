@@ -17,6 +17,9 @@ import orjson
 
 HOUR_S: Final = 3_600
 BOOK_BYTES_MAX: Final = 4_194_304
+DETAILED_S: Final = 7_200
+"""Seconds for which windows are not merged: an upgrade that is noticed so late still tells by a window's start on which
+side of Lago's cut its events lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,18 @@ class Segment:
 class Book:
     """One metric in the period of the ledger that starts at ``start_s``.
 
-    ``subscription_id`` is Lago's own id of the subscription that it was pushed to. ``through_s``: everything before
-    was compared with OpenMeter at least once after it was complete. ``carried_in``: units of older periods billed in
-    this one. ``was_open``: its invoice was not final yet when the book was begun. ``is_done``: never to be looked at
-    again.
+    ``subscription_id`` is Lago's own id of the subscription that it was pushed to, ``lago_to_ms`` the end of Lago's
+    period as it was known then. ``through_s``: everything before was compared with OpenMeter at least once after it was
+    complete; ``hourly_s``: windows before were merged into hours. ``carried_in``: units of older periods billed in this
+    one. ``was_open``: its invoice was not final yet when the book was begun. ``is_done``: never to be looked at again.
     """
 
     start_s: int
     metric: str
     subscription_id: str
+    lago_to_ms: int
     through_s: int
+    hourly_s: int = 0
     segments: tuple[Segment, ...] = ()
     carried_in: int = 0
     was_open: bool = True
@@ -110,14 +115,15 @@ class Book:
         """The book with finished stretches merged; ``end_s`` is where the period ends."""
         if self.through_s >= end_s:
             return self._merged(self.start_s, end_s)
-        old_s = min(self.through_s, (now_s - rescan_s) // HOUR_S * HOUR_S)
+        old_s = min(self.through_s, (now_s - max(rescan_s, DETAILED_S)) // HOUR_S * HOUR_S)
         book = self._merged(self.start_s, old_s) if old_s > self.start_s else self
+        hourly_s = max(self.hourly_s, min(self.through_s, now_s - DETAILED_S) // HOUR_S * HOUR_S)
         parts = (each for each in book.segments if each.start_s >= old_s and each.end_s - each.start_s < HOUR_S)
         for hour in {segment.start_s // HOUR_S for segment in parts}:
             start, end = max(hour * HOUR_S, self.start_s), (hour + 1) * HOUR_S
-            if end <= self.through_s:
+            if end <= hourly_s:
                 book = book._merged(start, end)
-        return book
+        return replace(book, hourly_s=hourly_s)
 
     def _merged(self, start_s: int, end_s: int) -> Book:
         """All segments of a stretch as one, also where there are none. One that reaches over its bounds is left, and
@@ -146,7 +152,9 @@ def encode_book(book: Book) -> bytes:
     """What is stored of a book under its start and metric."""
     row: dict[str, Any] = {
         "subscription": book.subscription_id,
+        "lago_to_ms": book.lago_to_ms,
         "through_s": book.through_s,
+        "hourly_s": book.hourly_s,
         "segments": [
             [each.start_s, each.end_s, each.pushed, each.carried, each.late, each.next_rev] for each in book.segments
         ],
@@ -172,7 +180,9 @@ def decode_book(start_s: int, metric: str, data: bytes) -> Book:
             start_s,
             metric,
             str(row["subscription"]),
+            int(row["lago_to_ms"]),
             int(row["through_s"]),
+            int(row["hourly_s"]),
             segments,
             int(row["carried_in"]),
             bool(row["open"]),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Final, Literal
 
 from sidecar.billing.settings import SyncSettings
@@ -47,7 +48,7 @@ class Finding:
     """Units that were not pushed, and why.
 
     ``late``: they missed the invoice; ``is_new`` tells those that were not reported before. ``excess``: OpenMeter has
-    fewer than were pushed, and nothing can be taken back.
+    fewer than were pushed, and nothing can be taken back; whether that was reported is not remembered.
     """
 
     kind: Literal["late", "excess"]
@@ -68,7 +69,14 @@ class Settled:
 
 def new_book(link: PeriodLink, metric: str) -> Book:
     """The book of a period that was not looked at before."""
-    return Book(link.start_s, metric, link.subscription_id, through_s=link.start_s, was_open=not link.is_final)
+    return Book(
+        link.start_s,
+        metric,
+        link.subscription_id,
+        link.lago_to_ms,
+        through_s=link.start_s,
+        was_open=not link.is_final,
+    )
 
 
 def is_flushing(link: PeriodLink, moment: Moment, settings: SyncSettings) -> bool:
@@ -106,11 +114,23 @@ def spans(link: PeriodLink, book: Book, moment: Moment, settings: SyncSettings) 
 
 
 def _end_of_window(at_s: int, link: PeriodLink, book: Book, window_s: int) -> int:
-    """Where a new segment ends. Hours that were looked at are windows of their own; what comes late for one needs no
-    more detail."""
-    step_s = HOUR_S if at_s < book.through_s // HOUR_S * HOUR_S else window_s
+    """Where a new segment ends. What comes late for an hour whose windows were merged needs no more detail."""
+    step_s = HOUR_S if at_s < book.hourly_s else window_s
     next_s = next((each.start_s for each in book.segments if each.start_s > at_s), link.end_s)
     return min((at_s // step_s + 1) * step_s, next_s)
+
+
+def strays(link: PeriodLink, book: Book) -> tuple[tuple[Segment, Decimal], ...]:
+    """Segments whose events lie beyond the end of Lago's period, with their timestamps.
+
+    They were pushed after Lago had cut the subscription, by an upgrade say, and before that was noticed: Lago bills
+    them by the subscription that follows.
+    """
+    if book.lago_to_ms <= link.lago_to_ms:
+        return ()
+    before = replace(link, lago_to_ms=book.lago_to_ms)
+    timed = ((segment, before.instant_within(segment.start_s)) for segment in book.segments if segment.pushed)
+    return tuple((segment, at_s) for segment, at_s in timed if at_s * 1000 >= link.lago_to_ms)
 
 
 def settle(
@@ -146,8 +166,9 @@ def settle(
         if is_complete and segment.start_s <= through_s:
             through_s = max(through_s, segment.end_s)
     settled = replace(book.with_segments(changed), through_s=through_s)
-    compact = settled.compacted(link.end_s, moment.now_s, settings.rescan_s)
-    return Settled(compact, tuple(events), tuple(findings), carried)
+    if book.lago_to_ms <= link.lago_to_ms:  # what may have strayed must be told apart still
+        settled = settled.compacted(link.end_s, moment.now_s, settings.rescan_s)
+    return Settled(settled, tuple(events), tuple(findings), carried)
 
 
 def _settle_span(
@@ -156,7 +177,7 @@ def _settle_span(
     segment = span.segment
     owed = counted - segment.frozen
     if owed < 0:
-        return replace(segment, late=0), None, Finding("excess", segment.start_s, -owed)
+        return replace(segment, late=0), None, Finding("excess", segment.start_s, -owed, is_new=False)
     if owed == 0:
         return replace(segment, late=0), None, None
     if link.is_final and carries_into is None:

@@ -16,7 +16,7 @@ RowKind = Literal[
 @dataclass(frozen=True, slots=True)
 class SyncRow:
     """One thing that happened, or stands: so many units of a metric of an account, in the ledger period that starts at
-    ``period_start_ms``. ``detail`` says more where there is more to say."""
+    ``period_start_ms``. ``detail`` says more where there is more to say; ``is_new``: no earlier round has said it."""
 
     account: str
     period_start_ms: int
@@ -25,6 +25,7 @@ class SyncRow:
     units: int
     events: int = 0
     detail: str = ""
+    is_new: bool = True
 
 
 @dataclass(slots=True)
@@ -113,8 +114,8 @@ class Tally:
 
 @dataclass(slots=True)
 class SyncMetrics:
-    """``total``: sums since the start, of what happens in rounds. ``last``: the last round that saw every account and
-    metric, for what stands. ``finished_at_ms``: when that began. ``refused``: metrics, by the last round's word."""
+    """``total``: sums since the start, of what happens in rounds. ``last``: the last round that came to its end, for
+    what stands. ``finished_at_ms``: when that began. ``refused``: metrics, by the last round's word."""
 
     rounds: int = 0
     rounds_failed: int = 0
@@ -131,7 +132,7 @@ class SyncMetrics:
             setattr(self.total, each.name, getattr(self.total, each.name) + getattr(report.counts, each.name))
         self.duration_s = duration_s
         self.refused = report.refused
-        if report.is_complete:
+        if report.stopped is None:
             self.last = replace(report.counts)
             self.finished_at_ms = now_ms
         else:

@@ -72,7 +72,7 @@ class Round:
             await self._send_again(works)
             await self._plan(works)
             await self._freeze(works)
-            await self._send([(work, event) for work in works if not work.has_failed for event in work.change.outgoing])
+            await self._send([(work, event) for work in works if not work.has_failed for event in work.fresh])
         finally:
             for work in works:
                 work.standing(self._tally.counts)

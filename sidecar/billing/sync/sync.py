@@ -80,8 +80,8 @@ class Sync:
             report = await one.run(accounts)
             if rescan and report.stopped is None:
                 self._rescan_due_s = now_s + RESCAN_EVERY_S
+            _log(report, self.metrics)
             self.metrics.note(report, now_ms, self._clock.monotonic_s() - began_s)
-            _log(report)
             return report
 
     async def compare(
@@ -136,15 +136,19 @@ def _plus(sums: Accounted, counted: int, remembered: Remembered, link: PeriodLin
     )
 
 
-def _log(report: SyncReport) -> None:
+def _log(report: SyncReport, before: SyncMetrics) -> None:
+    """What is new. A period that is about to end is looked at every second, and what stands is in the metrics."""
     counts = report.counts
-    if counts.events or counts.deltas:
+    if counts.events:
         log.info("usage pushed to lago", events=counts.events, units=counts.units, deltas=counts.deltas)
     if report.stopped is not None:
         log.warning("sync stopped early", reason=report.stopped)
     for metric, reason in report.refused.items():
-        log.warning("metric not pushed", metric=metric, reason=reason)
-    troubles = [row for row in report.rows if row.kind not in ("pushed", "carried", "duplicate")]
+        if before.refused.get(metric) != reason:
+            log.warning("metric not pushed", metric=metric, reason=reason)
+    if counts.excess_units != before.last.excess_units and report.stopped is None:
+        log.warning("openmeter has fewer units than were pushed", units=counts.excess_units)
+    troubles = [row for row in report.rows if row.is_new and row.kind not in ("pushed", "carried", "duplicate")]
     for row in troubles[:LOGGED_ROWS_MAX]:
         log.warning(
             f"sync {row.kind}",

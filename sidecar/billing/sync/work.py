@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Final
 
 from sidecar.billing.settings import SyncSettings
@@ -21,6 +22,7 @@ from sidecar.billing.sync.planning import (
     new_book,
     settle,
     spans,
+    strays,
 )
 from sidecar.billing.sync.report import Counts, RowKind, SyncRow, Tally
 from sidecar.billing.sync.store import Change, Remembered
@@ -31,13 +33,24 @@ BOOKS_DONE_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Stray:
+    """Units that were pushed for a period, and that Lago bills in another one, ``home``."""
+
+    segment_s: int
+    units: int
+    home: PeriodLink
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
-    """A metric of a period that is looked at, and the stretches of it."""
+    """A metric of a period that is looked at, and the stretches of it. ``strayed``: units of it that Lago bills in
+    other periods, which was not known before."""
 
     link: PeriodLink
     metric: str
     book: Book
     spans: tuple[Span, ...]
+    strayed: tuple[Stray, ...] = ()
 
     def needs(self, account: str) -> Iterator[Need]:
         for span in self.spans:
@@ -46,12 +59,14 @@ class Claim:
 
 @dataclass(slots=True)
 class Work:
-    """``has_failed``: the account is left for the next round."""
+    """``change`` is what to write before ``fresh`` events are sent. ``has_failed``: the account is left for the next
+    round."""
 
     account: SyncAccount
     remembered: Remembered
     claims: list[Claim] = field(default_factory=list)
     change: Change = field(default_factory=Change)
+    fresh: Sequence[Outgoing] = ()
     has_failed: bool = False
 
     def target_of(self, outgoing: Outgoing) -> PeriodLink | None:
@@ -95,7 +110,8 @@ class Work:
             book = (book or new_book(link, metric)).clipped(link.end_s)
             if metric in refused or book.is_done or link.start_s > moment.now_s:
                 continue
-            self.claims.append(Claim(link, metric, book, spans(link, book, moment, settings)))
+            book, strayed = self._without_strays(link, metric, book)
+            self.claims.append(Claim(link, metric, book, spans(link, book, moment, settings), strayed))
 
     def plan(
         self,
@@ -107,8 +123,9 @@ class Work:
     ) -> None:
         """Decide what to write: events to freeze, and the books with them."""
         events: list[Outgoing] = []
+        retargeted: list[Outgoing] = []
         books: dict[tuple[int, str], Book] = {}
-        carried: dict[tuple[int, str], int] = {}
+        carried: list[tuple[PeriodLink, str, int]] = []
         for claim in self.claims:
             counted = [units[need] for need in claim.needs(self.account.id)]
             current = self.account.current(claim.metric) if settings.late_usage == "carry" else None
@@ -121,17 +138,16 @@ class Work:
                 self._note_finding(claim, finding, tally)
             tally.counts.late_units_known += settled.book.late
             if current is not None and settled.carried:
-                key = current.start_s, claim.metric
-                carried[key] = carried.get(key, 0) + settled.carried
-        for (start_s, metric), more in carried.items():
-            into = books.get((start_s, metric)) or self.remembered.books.get((start_s, metric))
-            if into is None:
-                current = self.account.current(metric)
-                assert current is not None, "units were carried into a period that is listed"
-                into = new_book(current, metric)
-            books[start_s, metric] = replace(into, carried_in=into.carried_in + more)
+                carried.append((current, claim.metric, settled.carried))
+            carried += [(stray.home, claim.metric, stray.units) for stray in claim.strayed]
+            retargeted += self._retargeted(claim)
+        for home, metric, more in carried:
+            key = home.start_s, metric
+            into = books.get(key) or self.remembered.books.get(key) or new_book(home, metric)
+            books[key] = replace(into, carried_in=into.carried_in + more)
         changed = [book for key, book in books.items() if book != self.remembered.books.get(key)]
-        self.change = self._forgetting(Change(books=changed, outgoing=events))
+        self.change = self._forgetting(Change(books=changed, outgoing=[*events, *retargeted]))
+        self.fresh = events
 
     def standing(self, counts: Counts) -> None:
         """Count what is left."""
@@ -175,6 +191,36 @@ class Work:
         tally.counts.accounts_failed += 1
         tally.add(SyncRow(self.account.id, 0, "", "error", 0, detail=reason))
 
+    def _without_strays(self, link: PeriodLink, metric: str, book: Book) -> tuple[Book, tuple[Stray, ...]]:
+        """The book, with what turned out to lie beyond the end of Lago's period booked as carried out."""
+        changed, strayed = [], []
+        for segment, at_s in strays(link, book):
+            home = self._home(link, metric, at_s)
+            if home is not None:
+                strayed.append(Stray(segment.start_s, segment.pushed, home))
+                changed.append(replace(segment, pushed=0, carried=segment.carried + segment.pushed))
+            elif link.is_final:  # nobody bills it: it is late usage
+                changed.append(replace(segment, pushed=0))
+            else:  # what follows is not listed yet
+                return book, ()
+        return replace(book.with_segments(changed), lago_to_ms=link.lago_to_ms), tuple(strayed)
+
+    def _home(self, link: PeriodLink, metric: str, at_s: Decimal) -> PeriodLink | None:
+        """The other period in which Lago bills an event of this one's subscription at an instant."""
+        for each, name in self.account.claims():
+            is_same = each.external_subscription_id == link.external_subscription_id and name == metric
+            if is_same and each is not link and each.lago_from_ms <= at_s * 1000 < each.lago_to_ms:
+                return each
+        return None
+
+    def _retargeted(self, claim: Claim) -> Iterator[Outgoing]:
+        """Events of strayed segments that are still on their way, told where they will be billed."""
+        homes = {stray.segment_s: stray.home for stray in claim.strayed}
+        for outgoing in self.remembered.outgoing.values():
+            is_own = (outgoing.period_start_ms, outgoing.metric) == (claim.link.ledger_start_ms, claim.metric)
+            if is_own and not outgoing.is_carried and outgoing.segment_s in homes:
+                yield replace(outgoing, target_start_ms=homes[outgoing.segment_s].ledger_start_ms)
+
     def _marked(self, link: PeriodLink, settled: Settled, moment: Moment, settings: SyncSettings) -> Book:
         """The book, done if nothing can come any more."""
         awaited = {each.period_start_ms for each in self.remembered.outgoing.values()}
@@ -210,13 +256,22 @@ class Work:
                 finding.kind,
                 finding.units,
                 detail=f"segment {finding.segment_s}: {detail}",
+                is_new=finding.is_new,
             )
         )
 
     def _row(
-        self, period_ms: int, metric: str, kind: RowKind, units: int, events: int = 0, *, detail: str = ""
+        self,
+        period_ms: int,
+        metric: str,
+        kind: RowKind,
+        units: int,
+        events: int = 0,
+        *,
+        detail: str = "",
+        is_new: bool = True,
     ) -> SyncRow:
-        return SyncRow(self.account.id, period_ms, metric, kind, units, events, detail)
+        return SyncRow(self.account.id, period_ms, metric, kind, units, events, detail, is_new)
 
 
 def _two_subscriptions(link: PeriodLink, other: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.topology import keyslot
 from tests.integration.ledger.desk import Desk
 from tests.integration.ledger.invariants import HOUR_MS
 from tests.reference.messages import LATE_SETTLE, Group, Single
@@ -84,6 +86,7 @@ def test_the_work_of_a_gateway_that_was_taken_for_dead_is_counted(desk: Desk) ->
 def test_a_settle_of_no_units_leaves_no_count(desk: Desk) -> None:
     desk.load()
     desk.settle(0)
+    desk.settle_once("key", units=0)
     assert hours(desk) == {}
 
 
@@ -101,8 +104,18 @@ def test_an_hour_is_kept_for_forty_days_after_its_last_new_account(real_desk: De
     assert client.pttl(key) > 39 * DAY_MS
 
 
-def test_an_hour_lies_in_the_slot_of_its_outbox(real_desk: Desk) -> None:
+def test_an_hour_of_many_accounts_is_kept_as_a_table_and_one_of_a_few_is_not(real_desk: Desk) -> None:
     assert isinstance(real_desk.ledger, RealLedger)
-    client, keys = real_desk.ledger.client, real_desk.ledger.keys
-    slots = {client.execute_command("CLUSTER KEYSLOT", key) for key in (keys.hour(7, 500_000), keys.outbox(7))}
-    assert len(slots) == 1
+    client, key = real_desk.ledger.client, real_desk.ledger.keys.hour(HOME, this_hour(real_desk))
+    real_desk.send("gw", *[Group.of(f"tpp-{number}", late=(1,)) for number in range(31)])
+    assert client.object("encoding", key) == b"listpack"
+    real_desk.send("gw", *[Group.of(f"tpp-{number}", late=(1,)) for number in range(100)])
+    assert client.object("encoding", key) == b"hashtable"
+    assert hours(real_desk) == {
+        (this_hour(real_desk), f"tpp-{number}", METRIC): 2 if number < 31 else 1 for number in range(100)
+    }
+
+
+def test_an_hour_lies_in_the_slot_of_its_outbox() -> None:
+    keys = Keys()
+    assert keyslot(keys.hour(7, 500_000)) == keyslot(keys.outbox(7))

@@ -467,3 +467,18 @@ async def test_a_period_that_is_cut_short_ends_then_and_owes_what_it_cost(ledger
     await ledger.loader.forget_closed("tpp-1", state.closed)
     assert (await shown(ledger)).closed == ()
     assert (await shown(ledger)).unsettled == Decimal("0.50")
+
+
+async def test_records_of_closed_periods_keep_their_worth_when_prices_need_more_decimals(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    await ledger.usage.spend("tpp-1", "api_calls", 10)
+    await ledger.usage.age("tpp-1", 2 * YEAR_MS)
+    await ledger.usage.touch("tpp-1", "api_calls")
+    finer = replace(SPEC, prices={"api_calls": Standard(Decimal("0.00005"))})
+
+    await ledger.loader.load(finer)
+
+    account = await shown(ledger)
+    assert account.digits == 5
+    assert [(period.units, cost) for period, cost in account.closed] == [(10, Decimal("0.50"))]
+    assert account.unsettled == Decimal("0.50")

@@ -47,8 +47,7 @@ async def test_pages_of_any_size_become_batches_within_the_limits(meter: OpenMet
         assert [events for events, _ in keeper.requests] == [40, 40, 40, 14]
         assert (resender.sent, resender.refused, resender.failure) == (134, 0, None)
     keeper.requests.clear()
-    how = {"batch_events_max": 500, "batch_bytes_max": 40 * size}
-    async with Server(keeper.app(meter)) as server, resending(server.url, **how) as resender:
+    async with Server(keeper.app(meter)) as server, resending(server.url, batch_bytes_max=40 * size) as resender:
         await resender.send(pages(bodies(200, first=1000)))
     assert all(size_bytes <= 40 * size for _, size_bytes in keeper.requests)
     assert 5 <= len(keeper.requests) <= 8

@@ -128,7 +128,7 @@ class Client:
         found = await self.get(f"/customers/tpp/current_usage?external_subscription_id={sub}")
         return found["customer_usage"]  # type: ignore[no-any-return]
 
-    async def invoices(self, query: str = "invoice_type=subscription") -> list[Json]:
+    async def invoices(self, query: str = "invoice_type=subscription") -> list[Any]:
         """In full, oldest first."""
         listed = (await self.get(f"/invoices?{query}"))["invoices"]
         return [(await self.get(f"/invoices/{item['lago_id']}"))["invoice"] for item in reversed(listed)]
@@ -146,7 +146,7 @@ async def running(given: LagoConfig | None = None) -> AsyncIterator[Client]:
 
 
 @asynccontextmanager
-async def metered(given: LagoConfig | None = None, *, price: str = "0.05", **plan: object) -> AsyncIterator[Client]:
+async def metered(given: LagoConfig | None = None, *, price: str = "0.05", **plan: Any) -> AsyncIterator[Client]:
     """With a customer, a metric and the plan ``basic``, which has one charge at a price a call."""
     async with running(given) as client:
         await client.customer()
@@ -159,9 +159,10 @@ def standard(metric_id: str, amount: str, **more: object) -> Json:
 
 
 def fees(invoice: Json) -> list[tuple[str, str, int]]:
-    """Kind, units and cents of an invoice's fees."""
+    """Kind, units and cents of an invoice's fees; a plan that costs nothing has one of nothing, which is left out."""
     listed: Any = invoice["fees"]
-    return [(fee["item"]["type"], fee["units"], fee["amount_cents"]) for fee in listed]
+    found = [(fee["item"]["type"], fee["units"], fee["amount_cents"]) for fee in listed]
+    return [fee for fee in found if fee != ("subscription", "1.0", 0)]
 
 
 @dataclass(slots=True)

@@ -403,6 +403,25 @@ def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices()
     assert (before.ledger_end_ms, before.is_final, before.is_current) == (start, True, False)
 
 
+def test_a_downgrade_that_lago_carries_out_minutes_after_the_period_began_needs_no_other_period() -> None:
+    world = in_august()
+    world.load()
+    world.use(3)
+    (before,) = world.memory.links_of(AUGUST)
+    new = subscription(plan(standard("0.05"), code="basic"), "sub-2", started_at_ms=AUGUST)
+    old = subscription(
+        status="terminated", terminated_at_ms=AUGUST, plan=None, period_start_ms=None, period_end_ms=None
+    )
+
+    books = world.lago(subscriptions=(new, old)).load()
+
+    assert books.spec is not None
+    assert books.spec.period.at(world.now_ms).start_ms == AUGUST
+    (after,) = world.memory.links_of(AUGUST)
+    assert (before.subscription_id, after.subscription_id) == ("sub-1", "sub-2")
+    assert [standing.period.start_ms for standing in books.standings] == [JULY]
+
+
 def test_a_terminated_subscription_closes_the_account_and_leaves_what_it_owes() -> None:
     world = World()
     world.load()

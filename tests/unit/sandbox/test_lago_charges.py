@@ -115,7 +115,7 @@ def test_a_percentage_is_of_the_units_plus_an_amount_for_each_event() -> None:
     [
         ({"free_units_per_events": 1}, "2.25"),
         ({"free_units_per_events": 5}, "0"),
-        ({"free_units_per_total_aggregation": "250"}, "1.0"),
+        ({"free_units_per_total_aggregation": "250"}, "0.75"),
     ],
 )
 def test_a_percentage_may_leave_the_first_events_or_units_free(free: dict[str, Any], expected: str) -> None:

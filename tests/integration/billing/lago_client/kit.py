@@ -95,8 +95,9 @@ class SkippingClock:
         return event.is_set()
 
 
-def settings(url: str, **changes: Any) -> LagoSettings:
-    return LagoSettings(**{"url": url, "api_key": KEY, "timeout_ms": 5_000, "requests_per_second": 10_000} | changes)
+def settings(url: str, /, **changes: Any) -> LagoSettings:
+    values = {"url": url, "api_key": KEY, "timeout_ms": 5_000, "requests_per_second": 10_000}
+    return LagoSettings.model_validate(values | changes)
 
 
 @asynccontextmanager

@@ -25,7 +25,6 @@ from sidecar.billing.lago.errors import (
     LagoUnavailable,
 )
 from sidecar.billing.lago.models import Event
-from sidecar.billing.settings import LagoSettings
 from sidecar.sandbox.server import Server
 from tests.conftest import free_port
 from tests.integration.billing.lago_client.kit import (
@@ -47,7 +46,7 @@ EVENT = Event("om:1", "sub-1", "api_calls", Decimal(1), {})
 # Whether a request may be sent a second time though the first one may have had an effect.
 SAFE: dict[str, Callable[[LagoClient], Any]] = {
     "GET": lambda c: c.wallet("w1"),
-    "PUT": lambda c: c.update("/plans/{id}", "pro", {}),
+    "PUT": lambda c: c.update("/plans/pro", {}),
     "events": lambda c: c.send_event(EVENT),
     "upsert": lambda c: c.create_customer({}),
 }
@@ -124,7 +123,8 @@ async def test_what_never_left_is_sent_again_whatever_it_is(ask: Callable[[LagoC
 
 
 @pytest.mark.parametrize(
-    "reply", [(422, {"code": "validation_errors"}), (404, {"code": "x"}), (400, {"error": "BadRequest: no"}), (413, b"")]
+    "reply",
+    [(422, {"code": "validation_errors"}), (404, {"code": "x"}), (400, {"error": "BadRequest: no"}), (413, b"")],
 )
 async def test_a_refusal_is_final(reply: Reply) -> None:
     async with talking([reply, (200, EVERYTHING)]) as (client, lago):
@@ -186,10 +186,11 @@ async def test_after_too_many_requests_the_whole_client_pauses(headers: dict[str
         while not client.metrics.pauses:
             await asyncio.sleep(0.001)
         await asyncio.gather(first, *(client.wallet("w2") for _ in range(5)))
-    assert [round(at - began_s) >= pause_s for at in starts] == [False] + [True] * 6
+    assert [at - began_s >= pause_s for at in starts] == [False] + [True] * 6
+    assert max(starts) - began_s < pause_s + 0.25, "a little more than asked for, and not all over again"
     assert client.metrics.pauses == 1
     assert client.metrics.failures == {"throttled": 1}
-    assert client.metrics.throttled_s == pytest.approx(pause_s, abs=0.01)
+    assert client.metrics.throttled_s == pytest.approx(pause_s, abs=0.25)
 
 
 async def test_requests_keep_to_the_pace_of_the_settings() -> None:
@@ -207,9 +208,7 @@ async def test_a_field_of_the_wrong_type_is_not_asked_for_again() -> None:
     async with talking([(200, {"wallet": samples.wallet(balance_cents="much")})]) as (client, lago):
         error = await failure(client)
     assert isinstance(error, LagoMalformed)
-    assert str(error) == (
-        "GET /wallets/{id}: wallet.balance_cents is not a whole number up to 10^18: it is 'much'"
-    )
+    assert str(error) == ("GET /wallets/{id}: wallet.balance_cents is not a whole number up to 10^18: it is 'much'")
     assert not error.transient
     assert len(lago.requests) == 1
     assert client.metrics.failures == {"malformed": 1}
@@ -359,7 +358,9 @@ async def test_a_key_that_was_replaced_is_read_again_and_used_at_once(tmp_path: 
         file.write_text("new-key\n")
         found = await asyncio.gather(*(client.wallet("w1") for _ in range(5)))
     assert all(found)
-    assert {each.headers["authorization"] for each in lago.requests[-5:]} == {"Bearer new-key"}
+    keys = [each.headers["authorization"] for each in lago.requests]
+    assert keys.count("Bearer new-key") == 5
+    assert set(keys[-2:]) == {"Bearer new-key"}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"two words", b"x" * 20_000])
@@ -442,7 +443,7 @@ async def test_no_cookie_is_kept_and_no_proxy_of_the_environment_used(monkeypatc
 
 
 async def test_a_client_that_is_closed_fails_at_once_and_ends_what_waits() -> None:
-    client = LagoClient(LagoSettings(url="http://127.0.0.1:9", api_key=KEY))
+    client = LagoClient(settings("http://127.0.0.1:9"))
     assert isinstance(await failure(client), LagoUnavailable)
     assert repr(client) == "LagoClient(http://127.0.0.1:9, closed)"
     hold = asyncio.Event()

@@ -13,7 +13,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import Client
 
 T0 = 1_784_160_000
-BOOK = Book(T0, "api:calls", "s1", T0, (Segment(T0, T0 + 3600, 5, next_rev=1),))
+BOOK = Book(T0, "api:calls", "s1", T0 * 2000, T0, segments=(Segment(T0, T0 + 3600, 5, next_rev=1),))
 EVENT = Outgoing(f"om:api:calls:s1:{T0}:0", "sub-1", "api:calls", "calls", Decimal(T0), 5, T0 * 1000, T0 * 1000, T0)
 FREEZE = Change(books=[BOOK], outgoing=[EVENT])
 

@@ -227,3 +227,28 @@ async def test_late_usage_is_looked_for_every_quarter_of_an_hour(books: Books) -
     books.use("tpp-1", T0 + 5, 7)
     assert (await sync.run_once(accounts, 1, (T0 + 900) * 1000)).counts.units == 0
     assert (await sync.run_once(accounts, 1, (T0 + 1_020) * 1000)).counts.units == 7
+
+
+async def test_calls_pushed_after_lagos_cut_are_compared_with_the_invoice_that_bills_them(books: Books) -> None:
+    """An upgrade that nobody notices for ten minutes, in which usage is pushed every minute. The eleven calls of the
+    minute in which Lago made its cut came after its invoice, with a time before it: no invoice has them."""
+    books.settings = SyncSettings(window_s=60)
+    old = await books.subscribe("tpp-1")
+    for minute in range(20):
+        books.use("tpp-1", T0 + 60 * minute, minute + 1)
+    await books.run(T0 + 610, link_of(old, T0, MONTH_END))
+    books.at(T0 + 615)
+    new = await books.subscribe("tpp-1", "pro")
+    await books.run(T0 + 1_210, link_of(old, T0, MONTH_END))
+    before = link_of(old, T0, T0 + 1_215, lago_to_ms=new.started_at_ms, is_current=False, is_final=True)
+    after = link_of(new, T0 + 1_215, MONTH_END)
+    await books.run(T0 + 1_230, before, after, flush=True)
+    books.at(MONTH_END + 700)
+    rows: list[ComparisonRow] = []
+    for link, ledger in ((before, 210), (after, 0)):
+        invoice = await books.invoice_of("tpp-1", link.subscription_id)
+        rows += await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
+    assert [(int(row.difference), row.carried_out, row.carried_in, int(row.invoiced)) for row in rows] == [
+        (11, 144, 0, 55),
+        (0, 0, 144, 144),
+    ]

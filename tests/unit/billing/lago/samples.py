@@ -19,7 +19,7 @@ def page(name: str, *rows: Row, next_page: int | None = None, total: int | None 
 
 
 def tax(code: str = "vat", rate: Any = 20.0, **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": f"id-{code}",
         "name": code.upper(),
         "code": code,
@@ -32,7 +32,7 @@ def tax(code: str = "vat", rate: Any = 20.0, **changes: Any) -> Row:
 
 
 def customer(external_id: str = "tpp-1", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": f"c-{external_id}",
         "sequential_id": 1,
         "slug": "BANK-0001-001",
@@ -41,6 +41,7 @@ def customer(external_id: str = "tpp-1", **changes: Any) -> Row:
         "currency": "EUR",
         "timezone": None,
         "created_at": "2026-07-01T08:59:51Z",
+        "updated_at": "2026-07-01T08:59:51Z",
         "billing_configuration": {},
         "metadata": [
             {"lago_id": "m1", "key": "quota_mode", "value": "prepaid", "display_in_invoice": False,
@@ -52,7 +53,7 @@ def customer(external_id: str = "tpp-1", **changes: Any) -> Row:
 
 
 def wallet(lago_id: str = "w1", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": lago_id,
         "lago_customer_id": "c-tpp-1",
         "external_customer_id": "tpp-1",
@@ -80,7 +81,7 @@ def wallet(lago_id: str = "w1", **changes: Any) -> Row:
 
 
 def wallet_transaction(lago_id: str = "t1", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": lago_id,
         "lago_wallet_id": "w1",
         "lago_invoice_id": "i1",
@@ -105,7 +106,7 @@ def wallet_transaction(lago_id: str = "t1", **changes: Any) -> Row:
 
 
 def charge(metric: str = "api_calls", model: str = "standard", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": f"ch-{metric}",
         "lago_billable_metric_id": f"bm-{metric}",
         "code": f"{metric}_charge",
@@ -128,7 +129,7 @@ def charge(metric: str = "api_calls", model: str = "standard", **changes: Any) -
 
 
 def plan(code: str = "pro", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": f"p-{code}",
         "name": code.title(),
         "invoice_display_name": None,
@@ -149,7 +150,7 @@ def plan(code: str = "pro", **changes: Any) -> Row:
 
 
 def subscription(external_id: str = "sub-1", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": f"s-{external_id}",
         "external_id": external_id,
         "lago_customer_id": "c-tpp-1",
@@ -177,7 +178,7 @@ def subscription(external_id: str = "sub-1", **changes: Any) -> Row:
 
 
 def metric(code: str = "api_calls", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": f"bm-{code}",
         "name": code,
         "code": code,
@@ -196,7 +197,7 @@ def metric(code: str = "api_calls", **changes: Any) -> Row:
 
 
 def fee(**changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": "f1",
         "lago_subscription_id": "s-sub-1",
         "item": {"type": "charge", "code": "api_calls", "name": "Calls", "lago_item_id": "bm1",
@@ -275,7 +276,7 @@ def invoice(lago_id: str = "i2", *, is_whole: bool = False, **changes: Any) -> R
 
 
 def current_usage(**changes: Any) -> Row:
-    row = {
+    row: Row = {
         "from_datetime": "2026-08-01T00:00:00Z",
         "to_datetime": "2026-08-31T23:59:59Z",
         "issuing_date": "2026-09-01",
@@ -303,7 +304,7 @@ def current_usage(**changes: Any) -> Row:
 
 
 def event(transaction_id: str = "om:1", **changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": "e1",
         "transaction_id": transaction_id,
         "lago_customer_id": "c-tpp-1",
@@ -319,7 +320,7 @@ def event(transaction_id: str = "om:1", **changes: Any) -> Row:
 
 
 def webhook_endpoint(**changes: Any) -> Row:
-    row = {
+    row: Row = {
         "lago_id": "we1",
         "lago_organization_id": "o1",
         "webhook_url": "https://quota.bank.example/webhooks/lago",

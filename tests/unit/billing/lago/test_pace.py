@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ class TurningClock:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.on_wait = lambda seconds: None
+        self.on_wait: Callable[[float], object] = float
 
     def now_s(self) -> float:
         return self.now
@@ -51,7 +53,7 @@ async def test_a_tenth_of_the_rate_may_come_at_once_and_then_it_is_steady() -> N
     pace, clock, metrics = paced(40)
     passed = await times(pace, clock, 10)
     assert passed[:4] == [0, 0, 0, 0]
-    assert [round(later - earlier, 6) for earlier, later in zip(passed[3:], passed[4:], strict=False)] == [0.025] * 6
+    assert [round(later - earlier, 6) for earlier, later in pairwise(passed[3:])] == [0.025] * 6
     assert metrics.throttled_s == pytest.approx(0.15)
 
 
@@ -119,7 +121,7 @@ async def test_one_who_gives_up_does_not_hold_up_the_others() -> None:
 
 
 async def test_closing_ends_all_waits() -> None:
-    pace, clock, _ = paced(40)
+    pace, _, _ = paced(40)
     pace.pause(3600)
     waiting = [asyncio.create_task(pace.turn()) for _ in range(3)]
     await asyncio.sleep(0)

@@ -162,7 +162,7 @@ def test_a_plan() -> None:
     assert (found.amount_cents, found.trial_days, found.bill_charges_monthly) == (10000, Decimal("7.5"), True)
     assert found.taxes == (VAT,)
     assert [charge.metric_code for charge in found.charges] == ["api_calls"]
-    assert not (found.has_usage_thresholds or found.has_minimum_commitment or found.has_fixed_charges)
+    assert not any((found.has_usage_thresholds, found.has_minimum_commitment, found.has_fixed_charges))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_downgrade_to_come_is_kept() -> None:
 def test_the_thresholds_of_a_subscription_come_before_those_of_its_plan(
     of_plan: list[Any], of_subscription: list[Any] | None, expected: bool
 ) -> None:
-    extra = {} if of_subscription is None else {"applicable_usage_thresholds": of_subscription}
+    extra: dict[str, Any] = {} if of_subscription is None else {"applicable_usage_thresholds": of_subscription}
     whole = samples.subscription(plan=samples.plan(usage_thresholds=of_plan), **extra)
     plan = parsing.subscription(row(whole)).plan
     assert plan is not None

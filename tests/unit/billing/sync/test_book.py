@@ -7,20 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.billing.sync.book import BOOK_BYTES_MAX, Book, Segment, decode_book, encode_book
+from sidecar.billing.sync.book import BOOK_BYTES_MAX, DETAILED_S, Book, Segment, decode_book, encode_book
 from tests.unit.billing.sync.kit import DAY, HOUR, T0
 
-BOOK = Book(T0, "api_calls", "s1", T0)
+BOOK = Book(T0, "api_calls", "s1", (T0 + 30 * DAY) * 1000, T0)
 
 
 def test_a_book_is_read_as_it_was_written() -> None:
     book = replace(
-        BOOK, segments=(Segment(T0, T0 + HOUR, 5, 1, 2, 3),), carried_in=7, was_open=False, is_done=True, through_s=9
+        BOOK,
+        segments=(Segment(T0, T0 + HOUR, 5, 1, 2, 3),),
+        carried_in=7,
+        was_open=False,
+        is_done=True,
+        through_s=9,
+        hourly_s=8,
     )
     assert decode_book(T0, "api_calls", encode_book(book)) == book
 
 
-@pytest.mark.parametrize("name", ["subscription", "through_s", "segments", "carried_in", "open", "done"])
+@pytest.mark.parametrize(
+    "name", ["subscription", "lago_to_ms", "through_s", "hourly_s", "segments", "carried_in", "open", "done"]
+)
 def test_what_lacks_something_is_no_book(name: str) -> None:
     row = orjson.loads(encode_book(BOOK))
     del row[name]
@@ -57,23 +65,25 @@ def test_a_period_that_is_over_and_compared_becomes_one_segment() -> None:
     )
 
 
-def test_the_windows_of_an_hour_that_is_over_become_one_segment() -> None:
+def test_the_windows_of_an_hour_become_one_segment_when_no_cut_of_lagos_may_lie_in_it() -> None:
     minutes = (Segment(T0 + 60, T0 + 120, 1, next_rev=1), Segment(T0 + 600, T0 + 660, 2, 1, 3, next_rev=4))
     now = Segment(T0 + HOUR, T0 + HOUR + 60, 9, next_rev=1)
     book = replace(BOOK, segments=(*minutes, now), through_s=T0 + HOUR + 60)
-    compact = book.compacted(T0 + 30 * DAY, T0 + HOUR + 70, DAY)
+    assert book.compacted(T0 + 30 * DAY, T0 + HOUR + DETAILED_S - 1, DAY).segments == book.segments
+    compact = book.compacted(T0 + 30 * DAY, T0 + HOUR + DETAILED_S, DAY)
+    assert compact.hourly_s == T0 + HOUR
     assert compact.segments == (Segment(T0, T0 + HOUR, 3, 1, 3, 0), now)
 
 
 def test_a_merged_segment_does_not_begin_again_with_its_revisions() -> None:
     minutes = (Segment(T0, T0 + 60, 1, next_rev=3), Segment(T0 + 600, T0 + 660, 2, next_rev=1))
-    compact = replace(BOOK, segments=minutes, through_s=T0 + HOUR).compacted(T0 + DAY, T0 + HOUR + 9, DAY)
+    compact = replace(BOOK, segments=minutes, through_s=T0 + HOUR).compacted(T0 + DAY, T0 + HOUR + DETAILED_S, DAY)
     assert compact.segments[0].next_rev == 3
 
 
 def test_a_period_that_starts_in_an_hour_keeps_its_start() -> None:
     book = replace(BOOK, start_s=T0 + 100, segments=(Segment(T0 + 100, T0 + 120, 1, next_rev=1),), through_s=T0 + HOUR)
-    compact = book.compacted(T0 + DAY, T0 + HOUR + 9, DAY)
+    compact = book.compacted(T0 + DAY, T0 + HOUR + DETAILED_S, DAY)
     assert compact.segments == (Segment(T0 + 100, T0 + HOUR, 1, next_rev=1),)
 
 
@@ -117,4 +127,5 @@ def test_compacting_loses_no_unit_and_leaves_no_overlap(
     for segment in compact.segments:
         same = [each for each in made if each.start_s == segment.start_s]
         assert segment.next_rev == (same[0].next_rev if same else 0)
+    assert (compact.hourly_s, compact.through_s) <= (max(book.hourly_s, book.through_s), book.through_s)
     assert compact.compacted(max(at_s, T0 + 10_000), T0 + 700 + now, rescan_s) == compact

@@ -102,9 +102,10 @@ def test_a_segment_keeps_its_bounds_when_the_window_is_changed() -> None:
     ]
 
 
-def test_hours_that_were_compared_are_looked_at_as_hours() -> None:
+def test_hours_that_were_merged_are_looked_at_as_hours() -> None:
     minute = SyncSettings(window_s=60)
-    found = bounds(MONTH, compared(T0 + HOUR + 60), Moment(T0 + HOUR + 70), minute)
+    book = replace(compared(T0 + HOUR + 60), hourly_s=T0 + HOUR)
+    found = bounds(MONTH, book, Moment(T0 + HOUR + 70), minute)
     assert found == [(0, HOUR), (HOUR, HOUR + 60)]
 
 
@@ -170,7 +171,7 @@ def test_less_than_was_pushed_is_reported_and_nothing_is_taken_back() -> None:
     first = look(MONTH, new_book(MONTH, "api_calls"), Moment(T0 + HOUR + 10), {0: 3})
     second = look(MONTH, first.book, Moment(T0 + HOUR + 10), {0: 1})
     assert not second.events
-    assert second.findings == (Finding("excess", T0, 2),)
+    assert second.findings == (Finding("excess", T0, 2, is_new=False),)
     assert second.book == first.book
 
 

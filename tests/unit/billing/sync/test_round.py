@@ -9,10 +9,10 @@ from sidecar.billing.lago.errors import LagoUnauthorized
 from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.sync.links import PeriodLink, SyncAccount
-from sidecar.billing.sync.store import Fenced
+from sidecar.billing.sync.store import Change, Changed, Fenced, Remembered
 from sidecar.billing.sync.work import BOOKS_DONE_MAX
 from sidecar.metering.query import QueryError
-from tests.unit.billing.sync.kit import DAY, HOUR, T0, Bank, Crash, link, metric_of, unavailable
+from tests.unit.billing.sync.kit import DAY, HOUR, T0, Bank, Crash, MemoryStore, link, metric_of, unavailable
 
 MONTH = link(T0, T0 + 30 * DAY)
 NOW = T0 + HOUR + 10
@@ -389,3 +389,66 @@ async def test_a_final_period_with_an_event_under_way_is_looked_at_until_that_is
     bank.lago.metrics = {"api_calls": metric_of("api_calls")}
     report = await bank.round(NOW + 2 * DAY, replace(OLD, is_final=True))
     assert (report.counts.voided, report.counts.late_units) == (1, 7)
+
+
+async def test_what_could_not_be_frozen_is_not_sent(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = bank.store.apply
+
+    async def apply_to_others(account: str, remembered: Remembered, change: Change, token: int) -> Remembered:
+        if account == "tpp-1":
+            raise Changed(f"account {account}: changed by another process")
+        return await apply(account, remembered, change, token)
+
+    monkeypatch.setattr(MemoryStore, "apply", lambda _, *each: apply_to_others(*each))
+    bank.meter.use("tpp-2", T0 + 5, 3)
+    other = link(T0, T0 + DAY, sub="s2", external="sub-2")
+    report = await bank.round(NOW, accounts=[SyncAccount("tpp-1", (MONTH,)), SyncAccount("tpp-2", (other,))])
+    assert bank.sent() == {f"om:api_calls:s2:{T0}:0": 3}
+    assert report.counts.accounts_failed == 1
+
+
+MINUTES = SyncSettings(window_s=60)
+CUT_OLD = link(T0, T0 + 700, lago_to_ms=(T0 + 330) * 1000, is_current=False)
+CUT_NEW = link(T0 + 700, T0 + DAY, sub="s2", lago_from_ms=(T0 + 330) * 1000)
+
+
+async def test_what_was_pushed_before_a_cut_was_noticed_is_booked_where_lago_bills_it() -> None:
+    bank = Bank(MINUTES)
+    for minute in range(10):
+        bank.meter.use("tpp-1", T0 + minute * 60, 1 << minute)
+    await bank.round(T0 + 610, MONTH)
+    bank.meter.use("tpp-1", T0 + 690, 5_000)
+    report = await bank.round(T0 + 710, CUT_OLD, CUT_NEW)
+    old, new = (bank.remembered().books[start, "api_calls"] for start in (T0, T0 + 700))
+    assert bank.lago.units(CUT_OLD) == 0b111111 + 5_000
+    assert bank.lago.units(CUT_NEW) == 0b1111000000
+    assert (old.pushed, old.carried_out, new.carried_in) == (0b111111 + 5_000, 0b1111000000, 0b1111000000)
+    assert report.counts.excess_units == 0
+    again = await bank.round(T0 + 720, CUT_OLD, CUT_NEW)
+    assert (again.counts.events, bank.remembered().books[T0 + 700, "api_calls"].carried_in) == (0, 0b1111000000)
+
+
+async def test_a_cut_without_a_successor_leaves_what_was_pushed_after_it_as_late_usage() -> None:
+    bank = Bank(MINUTES)
+    bank.meter.use("tpp-1", T0, 1)
+    bank.meter.use("tpp-1", T0 + 420, 2)
+    await bank.round(T0 + 610, MONTH)
+    await bank.round(T0 + 711, CUT_OLD)
+    assert bank.sent() == {FIRST: 1, f"om:api_calls:s1:{T0 + 420}:0": 2}
+    report = await bank.round(T0 + 720, replace(CUT_OLD, is_final=True))
+    assert (report.counts.late_units, report.counts.events) == (2, 0)
+
+
+async def test_an_event_on_its_way_when_a_cut_is_noticed_is_told_where_it_will_be_billed() -> None:
+    bank = Bank(MINUTES)
+    bank.meter.use("tpp-1", T0 + 420, 2)
+    name = f"om:api_calls:s1:{T0 + 420}:0"
+    bank.lago.odd = {name: ("invalid_format",)}
+    await bank.round(T0 + 610, MONTH)
+    await bank.round(T0 + 710, CUT_OLD, CUT_NEW)
+    assert bank.remembered().outgoing[name].target_start_ms == CUT_NEW.ledger_start_ms
+    await bank.round(T0 + DAY + 10, replace(CUT_OLD, is_final=True), replace(CUT_NEW, is_final=True, is_current=False))
+    books = bank.remembered().books
+    assert (books[T0, "api_calls"].pushed, books[T0, "api_calls"].carried_out) == (0, 0)
+    assert books[T0 + 700, "api_calls"].carried_in == 0
+    assert books[T0, "api_calls"].late == 2

@@ -94,3 +94,10 @@ async def test_a_query_that_fails_is_the_callers_to_handle(meter: OpenMeterFake)
     meter.error = QueryError("OpenMeter is away", transient=True)
     with pytest.raises(QueryError):
         await UsageReader(meter).load([need(0, 0, HOUR)])
+
+
+async def test_an_hour_that_does_not_begin_on_the_hour_is_asked_for_exactly(meter: OpenMeterFake) -> None:
+    reader = UsageReader(meter)
+    await reader.load([need(0, 60, HOUR + 60), need(1, 60, HOUR + 60)])
+    assert meter.queries == [("api_calls", T0 + 60, T0 + HOUR + 60, None, None)]
+    assert reader.units(need(1, 60, HOUR + 60)) == 0

