@@ -34,6 +34,9 @@ UNBILLED_MS_MAX: Final = 2 * 86_400_000
 """A period that owes something, is over for so long and has not even a draft, is worth a look."""
 
 SPREAD_MS_MAX: Final = 1_800_000
+ADOPTED_MS_MAX: Final = 3_600_000
+"""By how much a subscription may start after the ledger's period and still take all of it over."""
+DOWNGRADE_LOOK_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
 
 
@@ -95,6 +98,12 @@ class _Offer:
     prices: Mapping[str, PriceTable]
     sold_by: Mapping[str, Subscription]
     refused: int
+
+    @property
+    def sellers(self) -> tuple[Subscription, ...]:
+        """Those that bill usage; the primary one if none does."""
+        by_id = {each.lago_id: each for each in self.sold_by.values()}
+        return tuple(by_id.values()) or (self.primary,)
 
 
 class _Alerts:
@@ -206,7 +215,7 @@ def _open(
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, plan, customer.timezone)
     is_new = state.version == 0
-    if not is_new and _must_cut(state, lago_from):
+    if not is_new and _must_cut(state, memory, offer, lago_from):
         following = (lago_to, *ends)
         return Books(reading.account, None, None, memory, "the period at hand ends first",
                      cut=Cut(following, close=False), alerts=tuple(alerts.rows))  # fmt: skip
@@ -276,14 +285,20 @@ def _open(
     is_open = any(not standing.is_final for standing in standings)
     last = LastReading(now_ms, funds.balance, mark, memory.last.fingerprint if memory.last else "", is_open)
     kept, forget = _remembered(memory, standings, state, settings, now_ms)
-    current = _links(offer, start_ms, end_ms, lago_from, lago_to, ahead)
+    waits = not is_new and _downgrade_is_due(reading, primary, start_ms, now_ms)
+    current = {} if waits else _links(offer, start_ms, end_ms, lago_from, lago_to, ahead)
     kept = replace(
         kept,
         links={**{key: link for key, link in kept.links.items() if key[0] != start_ms}, **current},
         fees={**kept.fees, start_ms: plan_fee},
         last=last,
     )
-    wakes = [at for at in (funds.next_expiry_ms, _after(reading.account, start_ms, end_ms)) if at and at > now_ms]
+    moments = (
+        funds.next_expiry_ms,
+        _after(reading.account, start_ms, end_ms),
+        now_ms + DOWNGRADE_LOOK_MS if waits else None,
+    )
+    wakes = [at for at in moments if at is not None and at > now_ms]
     return Books(
         account=reading.account,
         spec=spec,
@@ -314,11 +329,28 @@ def _check_currency(state: AccountState, currency: str) -> None:
         )
 
 
-def _must_cut(state: AccountState, lago_from_ms: int) -> bool:
+def _must_cut(state: AccountState, memory: Memory, offer: _Offer, lago_from_ms: int) -> bool:
     """Whether the ledger's period began before the one that Lago is in, or at no whole second, as one from an accounts
     file may. If Lago is in a period of another subscription, but the ledger's lies in it, it has always been that one.
+
+    Lago starts the plan after a downgrade ten minutes into the day, and bills what is used until then to nobody
+    (lago-api ``plan_downgrade_service.rb``). A period of which nothing was pushed yet goes to the new plan as a whole.
     """
-    return state.period_start_ms % 1000 != 0 or state.period_start_ms < lago_from_ms // 1000 * 1000
+    start_ms, from_ms = state.period_start_ms, lago_from_ms // 1000 * 1000
+    if start_ms % 1000 or from_ms - start_ms > ADOPTED_MS_MAX:
+        return True
+    others = {link.subscription_id for link in memory.links_of(start_ms)} - {each.lago_id for each in offer.sellers}
+    return start_ms < from_ms and bool(others)
+
+
+def _downgrade_is_due(reading: AccountReading, primary: Subscription, start_ms: int, now_ms: int) -> bool:
+    """Whether another plan should have begun with the period, and Lago has not got to it yet."""
+    if primary.next_plan_code is None or now_ms - start_ms > ADOPTED_MS_MAX:
+        return False
+    return any(
+        each.status == "pending" and each.external_id == primary.external_id and each.created_at_ms < start_ms
+        for each in reading.subscriptions
+    )
 
 
 def _plan_fee(offer: _Offer, customer: Customer, defaults: tuple[Tax, ...], now_ms: int) -> Decimal:
@@ -506,7 +538,6 @@ def _remembered(
 def _links(
     offer: _Offer, start_ms: int, end_ms: int, lago_from_ms: int, lago_to_ms: int, ahead: bool
 ) -> dict[tuple[int, str], PeriodLink]:
-    sellers = {each.lago_id: each for each in offer.sold_by.values()} or {offer.primary.lago_id: offer.primary}
 
     def bounds(each: Subscription) -> tuple[int, int]:
         # Lago tells its periods in whole seconds, and yet counts no event before the millisecond of the start.
@@ -514,18 +545,18 @@ def _links(
         return max(first, each.started_at_ms or first), last
 
     return {
-        (start_ms, lago_id): PeriodLink(
+        (start_ms, each.lago_id): PeriodLink(
             ledger_start_ms=start_ms,
             ledger_end_ms=end_ms,
-            subscription_id=lago_id,
+            subscription_id=each.lago_id,
             external_subscription_id=each.external_id,
             lago_from_ms=bounds(each)[0],
             lago_to_ms=bounds(each)[1],
-            metrics=tuple(sorted(metric for metric, seller in offer.sold_by.items() if seller.lago_id == lago_id)),
+            metrics=tuple(sorted(metric for metric, seller in offer.sold_by.items() if seller.lago_id == each.lago_id)),
             is_final=False,
             is_current=True,
         )
-        for lago_id, each in sellers.items()
+        for each in offer.sellers
     }
 
 
@@ -542,7 +573,7 @@ def _closed(
 ) -> Books:
     """What it has used is billed on its last invoice; it takes no new holds."""
     currency = str(state.info.get("currency", ""))
-    if memory.links_of(state.period_start_ms):
+    if memory.links_of(state.period_start_ms) or any(usage.settled for usage in state.usages):
         return Books(reading.account, None, None, memory, "the period at hand ends first",
                      cut=Cut((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
     standings = _standings(reading, state, memory, currency, settings, now_ms)

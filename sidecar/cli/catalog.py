@@ -88,8 +88,9 @@ def apply_(
 ) -> None:
     """Make Lago and OpenMeter as the file has it. Nothing is ever deleted but charges of plans in the file.
 
-    What is there already stays; run twice, the second run has nothing to do. While something is refused, nothing is
-    written at all. It stops at the first failure and goes on from there when it is run again.
+    What is there already stays; a second run has nothing to do. While something is refused, nothing is written.
+
+    It stops at the first failure, and goes on from there when it is run again.
 
     Example: [bold]sidecar catalog apply examples/catalog.yaml -c gateway.yaml[/bold]
     """

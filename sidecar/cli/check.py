@@ -12,6 +12,8 @@ from typing import Any
 import aiohttp
 import typer
 
+from sidecar.billing.lago.client import LagoClient
+from sidecar.billing.sync.targets import MetricRefused, field_of
 from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, run_async
 from sidecar.config.loading import load_config
 from sidecar.config.models import Config
@@ -40,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Validate a configuration, connect to Valkey, the API and OpenMeter, and report. Changes nothing.
+    """Validate a configuration, connect to Valkey, the API, OpenMeter and Lago, and report. Changes nothing.
 
     Example: [bold]sidecar check -c gateway.yaml[/bold]
     """
@@ -63,6 +65,7 @@ async def _check(config: Config) -> list[Finding]:
     findings += await _attempt("valkey", _valkey, config)
     findings += await _attempt("upstream", _upstream, config)
     findings += await _attempt("openmeter", _openmeter, config)
+    findings += await _attempt("lago", _lago, config)
     return findings
 
 
@@ -151,11 +154,44 @@ async def _openmeter(config: Config) -> list[Finding]:
         if response.status != 200:
             return [Finding("openmeter", False, f"{url} answers {response.status} to GET /api/v1/meters")]
         meters = [str(meter.get("slug")) for meter in await response.json()]
-    wanted = {route.metric for route in config.routes if not route.free}
-    if not isinstance(config.default_route, str) and not config.default_route.free:
-        wanted.add(config.default_route.metric)
-    missing = sorted(wanted - set(meters))
+    missing = sorted(_metrics(config) - set(meters))
     findings = [Finding("openmeter", True, f"{url} answers; meters: {', '.join(meters) or 'none'}")]
     if missing:
         findings.append(Finding("openmeter meters", None, f"there is no meter for {', '.join(missing)}"))
+    return findings
+
+
+def _metrics(config: Config) -> set[str]:
+    """Metrics that routes charge."""
+    wanted = {route.metric for route in config.routes if not route.free}
+    if not isinstance(config.default_route, str) and not config.default_route.free:
+        wanted.add(config.default_route.metric)
+    return wanted
+
+
+async def _lago(config: Config) -> list[Finding]:
+    settings = config.lago
+    if settings.url is None:
+        return [Finding("lago", None, "lago.url is not set; accounts come from files (`sidecar account load`)")]
+    async with LagoClient(settings) as lago:
+        customers = await lago.customers(1, 1)
+        findings = [Finding("lago", True, f"{settings.url} answers; {customers.total_count} customers")]
+        for code in sorted(_metrics(config)):
+            try:
+                field_of(code, await lago.metric(code))
+            except MetricRefused as error:
+                findings.append(Finding(f"lago metric {code}", False, str(error)))
+        endpoints = [each for each in await lago.webhook_endpoints() if each.url.endswith("/webhooks/lago")]
+    webhooks = settings.webhooks
+    accepted = {"hmac"} if webhooks.hmac_key or webhooks.hmac_key_file else set[str]()
+    accepted |= {"jwt"} if webhooks.jwt else set[str]()
+    if not accepted:
+        findings.append(Finding("lago webhooks", None, "neither hmac_key nor jwt is set: top-ups are seen at the next"
+                                f" sweep, up to {settings.reconcile.interval_s} s later"))  # fmt: skip
+    elif not endpoints:
+        findings.append(Finding("lago webhooks", None, "Lago has no endpoint that ends with /webhooks/lago"))
+    for endpoint in endpoints:
+        if accepted and endpoint.signature not in accepted:
+            findings.append(Finding("lago webhooks", False, f"{endpoint.url} is signed with {endpoint.signature}, and"
+                                    f" only {' and '.join(sorted(accepted))} is accepted"))  # fmt: skip
     return findings

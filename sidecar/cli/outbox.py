@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.progress import Progress
 
 from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
     ValkeyOption,
     console,
+    errors,
     fail,
     print_json,
     print_table,
     run_async,
     where,
 )
+from sidecar.config.loading import load_config
+from sidecar.control import assemble, logs
 from sidecar.control.store import open_store
+from sidecar.metering.audit.auditor import Auditor
+from sidecar.metering.audit.report import COLUMNS, AuditReport, audit_table
+from sidecar.metering.query import MeterQuery
+from sidecar.metering.sender import MeteringError
 from sidecar.metering.status import (
     DeadLetter,
     OutboxStatus,
@@ -111,3 +120,48 @@ def dead_letters_(
         for letter in letters
     ]  # fmt: skip
     print_table("", ("id", "since", "reason", "event"), rows)
+
+
+@app.command()
+def audit(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Compare the ledger with OpenMeter, hour by hour and account by account, and send again what is missing there.
+
+    The leading control plane does so by itself.
+
+    Example: [bold]sidecar outbox audit -c gateway.yaml[/bold]
+    """
+    loaded = load_config(config, os.environ)
+    logs.configure("error", loaded.log.format)
+    if loaded.metering.url is None:
+        fail("metering.url is not set: there is nothing to compare with", 1)
+
+    async def work() -> AuditReport:
+        async with (
+            open_store(loaded.valkey, assemble.keys(loaded), loaded.valkey_embedded.appendfsync) as store,
+            MeterQuery(loaded.metering) as query,
+        ):
+            auditor = Auditor(store.client, store.keys, loaded.lago.audit, loaded.metering, query)
+            with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+                task = progress.add_task("hours", total=None)
+                now_ms = await store.accounts.now_ms()
+                return await auditor.audit(
+                    now_ms, lambda done, total: progress.update(task, completed=done, total=total)
+                )
+
+    try:
+        report = run_async(work())
+    except MeteringError as error:
+        fail(f"metering: {error}", 1)
+    if json:
+        print_json(report)
+    else:
+        if report.rows:
+            print_table("", COLUMNS, audit_table(report))
+        console.print(
+            f"{len(report.hours)} hours, {report.missing_units} units missing in OpenMeter,"
+            f" {report.surplus_units} too many; {report.resent_events} events sent again"
+        )
+        for problem in report.problems:
+            errors.print(f"[red]{problem}[/red]", soft_wrap=True)
+    if not report.agrees:
+        raise typer.Exit(1)

@@ -38,9 +38,10 @@ def run(config: ConfigOption = None, json: ReadyJson = False) -> None:
 
 
 def control(config: ConfigOption = None, json: ReadyJson = False) -> None:
-    """Run the control plane: deliver usage events to OpenMeter, give back holds of dead gateways.
+    """Run the control plane: deliver usage events to OpenMeter, keep accounts as Lago has them, receive its webhooks,
+    push usage to Lago, give back holds of dead gateways.
 
-    Several may run at once; one takes over what another left.
+    Several may run at once: all publish and receive webhooks, one leads the rest; one takes over what another left.
 
     Example: [bold]sidecar control -c gateway.yaml[/bold]
     """

@@ -37,6 +37,7 @@ from sidecar.control.assemble import SetupError
 from sidecar.control.store import Store
 from sidecar.ledger.loader import LedgerUnavailable
 from sidecar.ledger.topology import CLIENT_ERRORS
+from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.query import MeterQuery, QueryError
 from sidecar.metering.sender import MeteringError
 
@@ -133,6 +134,9 @@ class Billing:
             self.sync = Sync(store.client, store.keys, lago, query, settings.sync)
             self.checks = InvoiceChecks(store.client, store.keys, lago, self.sync)
         self._on_outcome = on_outcome
+        self.auditor: Auditor | None = None
+        if query is not None and settings.audit.enabled:
+            self.auditor = Auditor(store.client, store.keys, settings.audit, config.metering, query)
         self.schedule = Schedule()
         self.last_sync: SyncReport | None = None
         name = holder or f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -171,6 +175,8 @@ class Billing:
         try:
             async with asyncio.TaskGroup() as tasks:
                 work = [tasks.create_task(self._keep_syncing(token, stop))] if self.sync is not None else []
+                if self.auditor is not None:
+                    work.append(tasks.create_task(self.auditor.run(stop)))
                 await self.keeper.run(token, stop)
                 for task in work:
                     task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from sidecar.billing.metrics import BillingCollector
 from sidecar.billing.webhooks.metrics import WebhookCollector
+from sidecar.metering.audit.metrics import AuditCollector
 
 if TYPE_CHECKING:
     from sidecar.control.billing import Billing
@@ -105,6 +107,8 @@ def register(registry: CollectorRegistry, billing: Billing) -> None:
     registry.register(BillingCollector(billing.metrics))
     registry.register(WebhookCollector(billing.receiver.metrics))
     registry.register(LagoCollector(billing))
+    if billing.auditor is not None:
+        registry.register(AuditCollector(billing.auditor.metrics, time.time))
 
 
 def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:

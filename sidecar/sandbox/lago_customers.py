@@ -13,7 +13,6 @@ from sidecar.sandbox.lago_wire import Call, Json, invalid, page
 METADATA_MAX = 5
 METADATA_KEY_CHARS_MAX = 20
 METADATA_VALUE_CHARS_MAX = 100
-CURRENCY_CHARS = 3
 
 
 class CustomersApi:
@@ -46,9 +45,7 @@ class CustomersApi:
         external_id = fields.required("external_id")
         pairs = self._metadata(fields)
         texts = {name: fields.text(name) for name in CUSTOMER_TEXTS if name in fields}
-        timezone, currency = fields.timezone("timezone"), fields.text("currency")
-        if currency is not None and not _is_currency(currency):
-            fields.error("currency", "value_is_invalid")
+        timezone, currency = fields.timezone("timezone"), fields.currency("currency")
         term = fields.integer("net_payment_term", low=0)
         zero = fields.choice("finalize_zero_amount_invoice", ("inherit", "skip", "finalize"), "inherit")
         billing = Fields(fields.object("billing_configuration"))
@@ -61,17 +58,14 @@ class CustomersApi:
         customer = self.find_or_create(external_id)
         customer.texts.update(texts)
         customer.updated = self._store.now()
-        for name in ("timezone", "currency", "net_payment_term", "finalize_zero_amount_invoice"):
-            if name not in fields:
-                continue
-            if name == "timezone":
-                customer.timezone = timezone
-            elif name == "currency":
-                customer.currency = currency
-            elif name == "net_payment_term":
-                customer.net_payment_term = term
-            else:
-                customer.finalize_zero = zero
+        if "timezone" in fields:
+            customer.timezone = timezone
+        if "currency" in fields:
+            customer.currency = currency
+        if "net_payment_term" in fields:
+            customer.net_payment_term = term
+        if "finalize_zero_amount_invoice" in fields:
+            customer.finalize_zero = zero
         if "invoice_grace_period" in billing:
             customer.grace_days = grace_days
         if "payment_provider" in billing:
@@ -132,7 +126,3 @@ class CustomersApi:
         if self.on_delete is not None:
             self.on_delete(customer)
         return {"customer": customer_view(customer, full=True)}
-
-
-def _is_currency(text: str) -> bool:
-    return len(text) == CURRENCY_CHARS and text.isascii() and text.isalpha() and text.isupper()

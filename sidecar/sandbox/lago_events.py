@@ -33,10 +33,15 @@ class Aggregate:
 
 @dataclass(slots=True)
 class _Series:
-    """Events of one subscription and code in the order of their timestamps."""
+    """Events of one subscription and code in the order of their timestamps.
+
+    ``sums`` are by property: the sum and the count of usable values in the first n events, for each n. A period is
+    added up again and again, so it must not take longer the more events it has.
+    """
 
     keys: list[tuple[int, int]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    sums: dict[str, list[tuple[Decimal, int]]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         key = (event.at_us, event.seq)
@@ -46,10 +51,19 @@ class _Series:
             return
         insort(self.keys, key)
         self.events.insert(bisect_left(self.keys, key), event)
+        self.sums.clear()
 
-    def within(self, span: Span) -> list[Event]:
-        first = bisect_left(self.keys, (unix_us(span.start), -1))
-        return self.events[first : bisect_left(self.keys, (unix_us(span.until), -1))]
+    def bounds(self, span: Span) -> tuple[int, int]:
+        return bisect_left(self.keys, (unix_us(span.start), -1)), bisect_left(self.keys, (unix_us(span.until), -1))
+
+    def total(self, field_name: str, span: Span) -> Aggregate:
+        sums = self.sums.setdefault(field_name, [(Decimal(0), 0)])
+        with localcontext(WIDE):
+            for event in self.events[len(sums) - 1 :]:
+                value, (units, count) = number(event, field_name), sums[-1]
+                sums.append((units, count) if value is None else (units + value, count + 1))
+            (before, skipped), (units, count) = (sums[at] for at in self.bounds(span))
+            return Aggregate(units - before, count - skipped)
 
 
 class EventStore:
@@ -81,7 +95,18 @@ class EventStore:
 
     def within(self, external_subscription_id: str, code: str, span: Span) -> list[Event]:
         series = self._series.get((external_subscription_id, code))
-        return [] if series is None or span.is_empty else series.within(span)
+        if series is None or span.is_empty:
+            return []
+        first, last = series.bounds(span)
+        return series.events[first:last]
+
+    def measure(self, metric: Metric, external_subscription_id: str, span: Span) -> Aggregate:
+        """As :func:`aggregate` of what is within a span, without the values one by one where that is quicker."""
+        series = self._series.get((external_subscription_id, metric.code))
+        if series is None or span.is_empty or metric.aggregation != "sum_agg":
+            return aggregate(metric, self.within(external_subscription_id, metric.code, span))
+        found = series.total(metric.field_name or "", span)
+        return Aggregate(_rounded(metric, found.units), found.count)
 
 
 def matches(event: Event, values: Mapping[str, object]) -> bool:
@@ -113,10 +138,8 @@ def aggregate(metric: Metric, events: Iterable[Event]) -> Aggregate:
 
 def number(event: Event, field_name: str) -> Decimal | None:
     """A property as a number; None if it is missing or no number."""
-    if field_name not in event.numbers:
-        value = decimal_of(event.properties.get(field_name))
-        event.numbers[field_name] = value if value is not None and abs(value) <= DECIMAL_MAX else None
-    return event.numbers[field_name]
+    value = decimal_of(event.properties.get(field_name))
+    return value if value is not None and abs(value) <= DECIMAL_MAX else None
 
 
 def is_usable(metric: Metric, event: Event) -> bool:

@@ -19,7 +19,6 @@ from sidecar.sandbox.lago_periods import Span
 from sidecar.sandbox.lago_records import (
     AppliedTax,
     Charge,
-    Event,
     Fee,
     InvoicePeriod,
     Subscription,
@@ -49,7 +48,7 @@ class Fees:
     def charges(self, subscription: Subscription, span: Span, *, with_unused: bool) -> list[Fee]:
         """Usage fees of a span; ``with_unused`` also those of charges without any usage, as current usage shows them.
 
-        Charges paid in advance are kept and shown but never billed: Lago would bill each of their events by itself.
+        Charges paid in advance are left out: Lago bills each of their events by itself, which is not done here.
         """
         fees = []
         for charge in subscription.plan.charges:
@@ -63,6 +62,9 @@ class Fees:
         """One fee, or one for each filter and one for what none of them matches; the first that matches takes it."""
         since = subscription.first_started_at or span.start
         usage_span = Span(since, span.until, span.shown_to) if charge.metric.recurring else span
+        if not charge.filters and charge.model != "percentage":
+            used = self._store.events.measure(charge.metric, subscription.external_id, usage_span)
+            return [self._usage_fee(subscription, charge, span, used, charge.properties, None)]
         rest = self._store.events.within(subscription.external_id, charge.metric.code, usage_span)
         fees = []
         for filter_ in charge.filters:
@@ -71,19 +73,20 @@ class Fees:
                 continue
             taken = [event for event in rest if matches(event, values)]
             rest = [event for event in rest if not matches(event, values)]
-            fees.append(self._usage_fee(subscription, charge, span, taken, properties, filter_))
-        return [*fees, self._usage_fee(subscription, charge, span, rest, charge.properties, None)]
+            used = aggregate(charge.metric, taken)
+            fees.append(self._usage_fee(subscription, charge, span, used, properties, filter_))
+        used = aggregate(charge.metric, rest)
+        return [*fees, self._usage_fee(subscription, charge, span, used, charge.properties, None)]
 
     def _usage_fee(
         self,
         subscription: Subscription,
         charge: Charge,
         span: Span,
-        events: Sequence[Event],
+        used: Aggregate,
         properties: Json,
         filter_: Json | None,
     ) -> Fee:
-        used = aggregate(charge.metric, events)
         if used.units < 0:
             used = Aggregate(Decimal(0), used.count, used.values)
         found = cost(charge.model, properties, Usage(used.units, used.values))

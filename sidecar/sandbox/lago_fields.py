@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -15,6 +16,7 @@ DECIMAL_CHARS_MAX = 40
 DECIMAL_MAX = Decimal(10) ** 15
 INTEGER_MAX = 2**63 - 1
 LIST_MAX = 1000
+_CURRENCY = re.compile("[A-Z]{3}")
 
 
 class Fields:
@@ -113,6 +115,14 @@ class Fields:
             self.error(name, code)
             return default
         return found
+
+    def currency(self, name: str) -> str | None:
+        """An ISO 4217 code, by its form."""
+        value = self.text(name)
+        if value is not None and not _CURRENCY.fullmatch(value):
+            self.error(name, "value_is_invalid")
+            return None
+        return value
 
     def timezone(self, name: str) -> str | None:
         value = self.text(name)

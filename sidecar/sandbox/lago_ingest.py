@@ -15,6 +15,7 @@ from sidecar.sandbox.lago_wire import Call, Json, bad_request, invalid, not_foun
 
 TEXT_CHARS_MAX = 256
 PROPERTIES_MAX = 100
+EVENTS_MAX = 5_000_000
 #: The year 9999; later timestamps are no valid times.
 TIMESTAMP_MAX = Decimal(253_402_300_800)
 Errors = dict[str, list[str]]
@@ -115,6 +116,8 @@ class EventsApi:
         return int(seconds * 1_000_000)
 
     def _keep(self, events: Sequence[Event]) -> None:
+        if len(self._store.events) + len(events) > EVENTS_MAX:
+            raise invalid({"events": ["stand_in_is_full"]})
         for event in events:
             self._store.events.add(event)
         self._unchecked += events

@@ -30,9 +30,11 @@ class PlansApi:
         if code in self._store.plans:
             fields.error("code", "value_already_exist")
         interval = fields.choice("interval", INTERVALS)
-        amount, currency = fields.integer("amount_cents", low=0), fields.required("amount_currency")
+        amount, currency = fields.integer("amount_cents", low=0), fields.currency("amount_currency") or ""
         if amount is None and "amount_cents" not in fields.errors:
             fields.error("amount_cents", "value_is_mandatory")
+        if not currency:
+            fields.error("amount_currency", "value_is_invalid")
         if not isinstance(fields.given.get("pay_in_advance"), bool):
             fields.error("pay_in_advance", "value_is_invalid")
         plan = Plan(
@@ -61,7 +63,7 @@ class PlansApi:
             if code != plan.code and code in self._store.plans:
                 fields.error("code", "value_already_exist")
             interval = fields.choice("interval", INTERVALS, plan.interval)
-            currency = fields.text("amount_currency") or plan.currency
+            currency = fields.currency("amount_currency") or plan.currency
             self._assign_terms(plan, fields)
             fields.check()
             plan.interval, plan.currency = interval, currency
@@ -87,7 +89,7 @@ class PlansApi:
         copy = Plan(
             **self._store.new(), code=plan.code, name=plan.name, interval=plan.interval,
             amount_cents=plan.amount_cents if amount is None else amount,
-            currency=fields.text("amount_currency") or plan.currency, pay_in_advance=plan.pay_in_advance,
+            currency=fields.currency("amount_currency") or plan.currency, pay_in_advance=plan.pay_in_advance,
             display_name=plan.display_name, description=plan.description, trial_days=plan.trial_days,
             charges_monthly=plan.charges_monthly, taxes=list(plan.taxes), parent=plan,
         )  # fmt: skip

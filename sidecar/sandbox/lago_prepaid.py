@@ -13,7 +13,7 @@ from decimal import Decimal, localcontext
 from sidecar.sandbox.lago_money import WIDE, from_cents, round_half_away, to_cents
 from sidecar.sandbox.lago_records import Fee, Invoice, Label, Transaction, Wallet
 from sidecar.sandbox.lago_store import Store
-from sidecar.sandbox.lago_views import transaction_view, wallet_view
+from sidecar.sandbox.lago_wallet_views import transaction_view, wallet_view
 from sidecar.sandbox.lago_wire import Json
 
 CREDIT_PLACES = 5

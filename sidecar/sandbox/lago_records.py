@@ -1,6 +1,7 @@
 """What the Lago stand-in keeps. Records change in place, as rows do; values that never change are frozen.
 
-``seq`` is the order of creation, which breaks ties between equal ``created`` times in lists.
+``seq`` is the order of creation, which breaks ties between equal ``created`` times in lists. All are in one module, as
+they point at each other in circles.
 """
 
 from __future__ import annotations
@@ -357,8 +358,6 @@ class Invoice(Record):
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Event(Record):
-    """``numbers`` are properties read as numbers before: a period's events are added up many times."""
-
     transaction_id: str
     external_subscription_id: str
     code: str
@@ -366,7 +365,6 @@ class Event(Record):
     properties: Json
     precise_cents: str | None = None
     subscription: Subscription | None = None
-    numbers: dict[str, Decimal | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)

@@ -30,6 +30,8 @@ from sidecar.sandbox.lago_wire import Json, not_found
 
 R = TypeVar("R", bound=Record)
 JOBS_MAX = 1_000_000
+#: While nothing sends them, the oldest are lost.
+NOTICES_MAX = 100_000
 
 
 class NewRecord(TypedDict):
@@ -64,7 +66,7 @@ class Store:
         self.invoices: dict[str, Invoice] = {}
         self.endpoints: dict[str, Endpoint] = {}
         self.events = EventStore()
-        self.notices: deque[Notice] = deque()
+        self.notices: deque[Notice] = deque(maxlen=NOTICES_MAX)
         self.on_notice: Callable[[], None] | None = None
         self._by_external_id: dict[str, list[Subscription]] = {}
         self._jobs: deque[Callable[[], None]] = deque()

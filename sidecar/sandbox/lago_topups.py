@@ -16,7 +16,7 @@ from sidecar.sandbox.lago_prepaid import CREDIT_PLACES, Prepaid, cents_of, credi
 from sidecar.sandbox.lago_records import Label, Transaction, Wallet
 from sidecar.sandbox.lago_store import Store, newest_first
 from sidecar.sandbox.lago_usage import UsageApi
-from sidecar.sandbox.lago_views import transaction_view
+from sidecar.sandbox.lago_wallet_views import transaction_view
 from sidecar.sandbox.lago_wire import Call, Json, invalid, not_found, page
 
 METADATA_MAX = 15
@@ -73,7 +73,8 @@ class TopUps:
             made += self._void(wallet, voided, source, label)
         for transaction in made:
             self._prepaid.created(transaction)
-        self._store.later(lambda: self._usage.refresh(wallet.customer))
+        if any(transaction.status == "settled" for transaction in made):
+            self._store.later(lambda: self._usage.refresh(wallet.customer))
         return made
 
     def _buy(self, wallet: Wallet, cents: int, label: Label) -> Transaction:

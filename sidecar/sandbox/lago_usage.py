@@ -14,7 +14,7 @@ from sidecar.sandbox.lago_periods import MICROSECOND
 from sidecar.sandbox.lago_prepaid import FeeKey, fee_key
 from sidecar.sandbox.lago_records import CurrentUsage, Customer, Fee, Metric, Subscription, Wallet
 from sidecar.sandbox.lago_store import Store
-from sidecar.sandbox.lago_views import wallet_view
+from sidecar.sandbox.lago_wallet_views import wallet_view
 from sidecar.sandbox.lago_wire import Call, Json, not_allowed
 
 

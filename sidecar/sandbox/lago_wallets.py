@@ -11,7 +11,7 @@ from sidecar.sandbox.lago_records import Customer, Metric, Wallet
 from sidecar.sandbox.lago_store import Store, newest_first
 from sidecar.sandbox.lago_topups import TopUps, check_amounts
 from sidecar.sandbox.lago_usage import UsageApi
-from sidecar.sandbox.lago_views import wallet_view
+from sidecar.sandbox.lago_wallet_views import wallet_view
 from sidecar.sandbox.lago_wire import Call, Json, invalid, not_found, page
 
 ACTIVE_MAX = 6
@@ -42,7 +42,7 @@ class WalletsApi:
             raise invalid({"customer": ["customer_not_found"]})
         if sum(1 for _ in self._store.wallets_of(customer)) >= ACTIVE_MAX:
             fields.error("customer", "wallet_limit_reached")
-        currency = fields.text("currency") or customer.currency
+        currency = fields.currency("currency") or customer.currency
         rate = fields.number("rate_amount")
         if rate is None or rate <= 0:
             fields.errors["rate_amount"] = ["value_is_out_of_range"]
@@ -67,7 +67,7 @@ class WalletsApi:
             first |= {"priority": given.get("transaction_priority")}
             first["ignore_paid_top_up_limits"] = given.get("ignore_paid_top_up_limits_on_creation")
             self._store.later(lambda: self._top_up(wallet, first))
-        self._store.later(lambda: self._usage.refresh(customer))
+        customer.awaits_refresh = True
         return {"wallet": wallet_view(wallet, full=True)}
 
     def _top_up(self, wallet: Wallet, given: Json) -> None:

@@ -88,7 +88,7 @@ class Webhooks:
         timeout = aiohttp.ClientTimeout(total=self._store.config.webhook_timeout_s)
         self._session = aiohttp.ClientSession(timeout=timeout)
         self._lines, self._slots = {}, asyncio.Semaphore(AT_ONCE_MAX)
-        self._store.on_notice = self._wake
+        self._store.on_notice, self._is_due = self._wake, False
         self._wake()
 
     async def stop(self) -> None:

@@ -27,7 +27,7 @@ def customer(wanted: WantedCustomer, observed: Observed) -> Change:
         note = "Lago does not change the currency of a customer with subscriptions or wallets: make another customer"
         return Change("refuse", "customer", wanted.id, fields, (note,))
     pairs = {**found.metadata, **wanted.metadata}
-    if len(pairs) >= METADATA_MAX:
+    if len(pairs) > METADATA_MAX:
         note = f"with those that Lago has there would be {len(pairs)} pairs of metadata; it keeps {METADATA_MAX}"
         return Change("refuse", "customer", wanted.id, fields, (note,))
     return Change("update", "customer", wanted.id, fields, wanted=wanted)
@@ -54,7 +54,7 @@ def subscription(wanted: WantedSubscription, catalog: Catalog, observed: Observe
         return Change("create", "subscription", wanted.external_id, tuple(fields), wanted=wanted)
     if current.plan_code == wanted.plan_code:
         return Change("keep", "subscription", wanted.external_id, notes=tuple(_kept(current, wanted)))
-    if current.is_active and current.next_plan_code == wanted.plan_code:
+    if current.next_plan_code == wanted.plan_code:
         note = f"changes from {current.plan_code} to {wanted.plan_code} on {_day(current)}"
         return Change("keep", "subscription", wanted.external_id, notes=(note,))
     fields = [FieldChange("plan", current.plan_code, wanted.plan_code)]

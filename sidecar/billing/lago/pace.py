@@ -27,11 +27,10 @@ class Pace:
         self._queue = asyncio.Lock()
         self._closed = asyncio.Event()
         self._free_at_s = clock.monotonic_s()
-        self._paused_until_s = self._free_at_s
 
     def __repr__(self) -> str:
-        paused_s = max(0.0, self._paused_until_s - self._clock.monotonic_s())
-        return f"Pace({1 / self._interval_s:g}/s, paused for {paused_s:.1f} s)"
+        due_s = max(0.0, self._due_s() - self._clock.monotonic_s())
+        return f"Pace({1 / self._interval_s:g}/s, the next in {due_s:.1f} s)"
 
     async def turn(self) -> None:
         """Wait until one more request may be sent. Raises ``LagoUnavailable`` if the client is closed."""
@@ -45,8 +44,7 @@ class Pace:
 
     def pause(self, seconds: float) -> None:
         """Let nothing pass for so long. What has waited then goes at the pace, and not all at once."""
-        self._paused_until_s = max(self._paused_until_s, self._clock.monotonic_s() + seconds)
-        self._free_at_s = max(self._free_at_s, self._paused_until_s + self._slack_s)
+        self._free_at_s = max(self._free_at_s, self._clock.monotonic_s() + seconds + self._slack_s)
         self._metrics.pauses += 1
 
     async def wait(self, seconds: float) -> None:
@@ -63,4 +61,4 @@ class Pace:
             raise LagoUnavailable("the client of Lago is closed", kind="network", unsent=True)
 
     def _due_s(self) -> float:
-        return max(self._free_at_s - self._slack_s, self._paused_until_s)
+        return self._free_at_s - self._slack_s

@@ -250,6 +250,17 @@ async def test_a_ring_that_fails_makes_it_pending(open_sight: Open) -> None:
     assert await ask(open_sight(FirstSightSettings(wait_s=PATIENCE_S), ring=broken), "tpp-1") is Sight.PENDING
 
 
+async def test_many_accounts_at_once_leave_connections_of_the_client_to_others(
+    open_sight: Open, lago: Lago, keys: Keys, valkey_server: Any
+) -> None:
+    for n in range(200):
+        await lago.load(f"tpp-{n}")
+    async with Redis(host=valkey_server.host, port=valkey_server.port, max_connections=20) as narrow:
+        sight = open_sight(FirstSightSettings(wait_s=PATIENCE_S, asks_per_second_max=300), client=narrow)
+        answers = await asyncio.gather(*(ask(sight, f"tpp-{n}") for n in range(200)))
+        assert set(answers) == {Sight.KNOWN}
+
+
 async def test_closing_tells_everyone_and_ends_every_search(open_sight: Open) -> None:
     sight = open_sight(FirstSightSettings(wait_s=PATIENCE_S))
     answers = [ask(sight, f"tpp-{n % 5}") for n in range(20)]

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from sidecar.ledger.hours import HOUR_MS
+from sidecar.ledger.hours import HOUR_MS, Hours
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.comparison import ATTEMPTS_MAX, RowState
 from sidecar.metering.audit.report import HourState
@@ -484,6 +484,54 @@ async def test_a_backlog_too_large_to_be_counted_makes_nothing_missing(
         report = await world.audit()
     assert [(row.state, row.difference) for row in report.rows] == [(RowState.PENDING, 0)]
     assert "too much waits in the outbox" in report.problems[0]
+
+
+async def test_an_hour_that_agrees_while_not_all_that_waits_was_seen_is_compared_again(
+    valkey: Valkey,
+    client: Redis,
+    keys: Keys,
+    url: str,
+    meter: OpenMeter,
+    books: Books,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert books.now_ms is not None
+    books.now_ms -= HOUR_MS
+    books.charge("tpp-1", 5)
+    await deliver(client, valkey, keys, url)
+    books.now_ms += HOUR_MS
+    for _ in range(40):
+        books.charge("tpp-1", 1)
+    last_hour = books.now_ms // HOUR_MS - 1
+    async with auditing(client, keys, settings(url)) as world:
+        world.now_ms = books.now_ms + SETTLE_S * 1000
+        with monkeypatch.context() as limited:
+            limited.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
+            assert (await world.audit()).problems
+        assert await Hours(client, keys).notes(last_hour, "agreed") == [None]
+        assert (await world.audit()).agrees
+        assert await Hours(client, keys).notes(last_hour, "agreed") == [b"1 5"]
+
+
+async def test_what_was_accepted_hours_ago_is_found_in_the_tail(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+) -> None:
+    assert books.now_ms is not None
+    meter.faults.always(LOSE)
+    books.now_ms -= 3 * HOUR_MS
+    for _ in range(2):
+        books.charge("tpp-1", 5)
+        books.now_ms += HOUR_MS
+    await deliver(client, valkey, keys, url)
+    meter.faults.clear()
+    tail = keys.sent(keys.partition("tpp-1"))
+    entries = valkey.xrange(tail)
+    valkey.delete(tail)
+    for _, fields in entries:
+        valkey.xadd(tail, fields, id=f"{int(fields[b't']) + 1_000}-0")
+    async with auditing(client, keys, settings(url)) as world:
+        assert (await world.audit()).resent_events == 2
+    assert metered(meter) == books.charged
 
 
 async def test_the_loop_audits_until_it_is_stopped_and_outlives_a_valkey_that_is_away(

@@ -61,6 +61,7 @@ async def test_an_event_that_is_refused_now_is_left_out_and_its_neighbours_arriv
     async with Server(keeper.app(meter)) as server, resending(server.url) as resender:
         await resender.send(pages(events))
     assert (resender.sent, resender.refused, resender.failure) == (40, 1, None)
+    assert (len(keeper.requests) == 4) == hint
     assert len(stored_ids(meter)) == 40
 
 

@@ -116,6 +116,32 @@ async def test_an_upgrade_ends_the_old_one_with_an_invoice_and_starts_anew() -> 
         assert fees((await client.invoices())[-1]) == [("subscription", "1.0", 3300), ("charge", "100.0", 100)]
 
 
+async def test_an_upgrade_before_the_billing_of_the_day_leaves_the_period_before_unbilled() -> None:
+    """A trap: the old subscription is no more when the hour of billing comes, and its last invoice starts today."""
+    async with metered() as client:
+        await with_plans(client)
+        await client.subscribe()
+        await client.use(100, "2025-06-12 10:00")
+        client.advance("2025-07-01 00:05")
+        await client.subscribe("pro")
+        client.advance("2025-08-01 00:10")
+        assert [row for invoice in await client.invoices() for row in fees(invoice) if row[0] == "charge"] == []
+
+
+async def test_what_is_used_while_a_downgrade_takes_place_is_billed_to_no_one() -> None:
+    """A trap: the new plan starts at ten past, the old one is billed up to midnight."""
+    async with metered(amount_cents=3000) as client:
+        await with_plans(client)
+        await client.subscribe()
+        await client.subscribe("free")
+        await client.use(1, "2025-06-30 23:59")
+        await client.use(2, "2025-07-01 00:05")
+        await client.use(4, "2025-07-01 00:10")
+        client.advance("2025-08-01 00:10")
+        billed = [row for invoice in await client.invoices() for row in fees(invoice) if row[0] == "charge"]
+        assert billed == [("charge", "1.0", 5), ("charge", "4.0", 200)]
+
+
 async def test_an_upgrade_of_a_plan_in_advance_bills_the_new_and_credits_the_old() -> None:
     async with metered(amount_cents=3000, pay_in_advance=True) as client:
         metric = (await client.get("/billable_metrics/api_calls"))["billable_metric"]["lago_id"]
@@ -323,5 +349,21 @@ async def test_a_running_server_bills_by_itself() -> None:
         await client.customer()
         await client.plan(charges=[standard(await client.metric(), "0.05")], amount_cents=100)
         await client.subscribe()
+        await client.subscribe("basic")
         now[0] += 5
         assert [fees(item) for item in await client.invoices()] == [[("subscription", "1.0", 100)]] * 2
+
+
+async def test_periods_of_seconds_upgrade_downgrade_and_end_by_the_second() -> None:
+    async with metered(config("2025-06-10 12:00:00", period_s=10), amount_cents=100) as client:
+        await with_plans(client)
+        await client.subscribe()
+        client.advance("2025-06-10 12:00:04")
+        await client.subscribe("pro")
+        assert [fees(item) for item in await client.invoices()] == [[("subscription", "1.0", 40)]]
+        await client.subscribe("free", ending_at="2025-06-10T12:00:20Z")
+        client.advance("2025-06-10 12:00:10")
+        assert await listed(client) == [("free", "active")]
+        assert fees((await client.invoices())[-1]) == [("subscription", "1.0", 5400)]
+        client.advance("2025-06-10 12:00:20")
+        assert await listed(client) == []

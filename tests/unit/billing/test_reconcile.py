@@ -41,7 +41,11 @@ def in_august(world: World | None = None) -> World:
     world = world or World()
     now = world.now_ms
     world.now_ms = JULY + DAY_MS
-    actives = tuple(replace(each, period_start_ms=JULY, period_end_ms=AUGUST) for each in world.reading.subscriptions)
+    actives = tuple(
+        replace(each, period_start_ms=JULY, period_end_ms=AUGUST)
+        for each in world.reading.subscriptions
+        if each.is_active
+    )
     kept = world.reading.subscriptions
     world.lago(subscriptions=actives).load()
     world.use(100)
@@ -403,23 +407,50 @@ def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices()
     assert (before.ledger_end_ms, before.is_final, before.is_current) == (start, True, False)
 
 
-def test_a_downgrade_that_lago_carries_out_minutes_after_the_period_began_needs_no_other_period() -> None:
-    world = in_august()
-    world.load()
+@pytest.mark.parametrize("looked_in_between", [True, False])
+def test_what_is_used_before_lago_carries_out_a_downgrade_goes_to_the_new_plan(looked_in_between: bool) -> None:
+    # Asked for in July. Lago tells the end of August as its date as soon as August has begun.
+    waiting = subscription(
+        plan(code="basic"), "sub-2", status="pending", created_at_ms=JULY + DAY_MS, period_start_ms=None,
+        period_end_ms=None, plan=None,
+    )  # fmt: skip
+    current = subscription(next_plan_code="basic", downgrade_date="2026-09-01")
+    world = World().lago(subscriptions=(current, waiting))
+    world.now_ms = AUGUST + 300_000
+    in_august(world)
     world.use(3)
-    (before,) = world.memory.links_of(AUGUST)
-    new = subscription(plan(standard("0.05"), code="basic"), "sub-2", started_at_ms=AUGUST)
+    if looked_in_between:
+        books = world.load()
+        assert world.memory.links_of(AUGUST) == ()
+        assert world.now_ms + 60_000 in books.wake_at_ms
+    ten_past = AUGUST + 600_000
+    world.now_ms = ten_past + 5_000
+    new = subscription(plan(standard("0.05"), code="basic"), "sub-2", started_at_ms=ten_past, period_start_ms=ten_past)
     old = subscription(
-        status="terminated", terminated_at_ms=AUGUST, plan=None, period_start_ms=None, period_end_ms=None
+        status="terminated", terminated_at_ms=ten_past, plan=None, period_start_ms=None, period_end_ms=None
     )
 
     books = world.lago(subscriptions=(new, old)).load()
 
     assert books.spec is not None
     assert books.spec.period.at(world.now_ms).start_ms == AUGUST
-    (after,) = world.memory.links_of(AUGUST)
-    assert (before.subscription_id, after.subscription_id) == ("sub-1", "sub-2")
+    (link,) = world.memory.links_of(AUGUST)
+    assert (link.subscription_id, link.lago_from_ms) == ("sub-2", ten_past)
+    world.now_ms += 60_000
+    assert world.books().cut is None
     assert [standing.period.start_ms for standing in books.standings] == [JULY]
+
+
+def test_a_downgrade_that_is_for_later_changes_nothing_now() -> None:
+    waiting = subscription(
+        plan(code="basic"), "sub-2", status="pending", created_at_ms=AUGUST + DAY_MS, period_start_ms=None,
+        period_end_ms=None, plan=None,
+    )  # fmt: skip
+    world = World().lago(subscriptions=(subscription(next_plan_code="basic"), waiting))
+
+    world.load()
+
+    assert [link.subscription_id for link in world.memory.links_of(AUGUST)] == ["sub-1"]
 
 
 def test_a_terminated_subscription_closes_the_account_and_leaves_what_it_owes() -> None:

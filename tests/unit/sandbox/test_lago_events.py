@@ -75,6 +75,25 @@ def test_a_span_finds_its_events_whatever_order_they_came_in(times: list[int], f
     assert [item.at_us for item in found] == sorted(at_us for at_us in times if first <= at_us < first + length)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([1, "2.5", None, "x", 7])), max_size=30),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+def test_sums_kept_along_the_way_are_those_of_the_events(
+    given: list[tuple[int, object]], first: int, length: int
+) -> None:
+    store, start = EventStore(), instant(0) + timedelta(microseconds=first)
+    span = Span(start, start + timedelta(microseconds=length), start)
+    for number, (at_us, calls) in enumerate(given):
+        store.add(event(number, at_us, calls=calls))
+        found, expected = (
+            store.measure(metric("sum_agg"), "s", span),
+            aggregate(metric("sum_agg"), store.within("s", "m", span)),
+        )
+        assert (found.units, found.count) == (expected.units, expected.count)
+
+
 def test_an_id_is_known_for_its_subscription_only() -> None:
     store = EventStore()
     store.add(event(1))

@@ -100,6 +100,12 @@ def test_the_name_of_a_metric_is_changed_even_while_it_is_used_but_only_if_the_f
     assert (found.action, fields(found)) == ("update", {"name": ("Old", "New")})
 
 
+def test_a_metric_in_use_whose_name_is_not_all_that_differs_is_refused(tmp_path: Path) -> None:
+    named = catalog(tmp_path, FILE.replace("code: api_calls\n", "code: api_calls\n    name: New\n"))
+    there = observed(metrics={"api_calls": metric(name="Old", recurring=True)})
+    assert changes(named, there)["metric api_calls"].action == "refuse"
+
+
 def test_a_meter_of_another_definition_is_refused_with_what_to_do(wanted: Catalog) -> None:
     there = replace(meter_of("api_calls", EVENT_TYPE), aggregation="COUNT", value_property=None)
     found = changes(wanted, observed(meters={"api_calls": there}))["meter api_calls"]
@@ -276,6 +282,8 @@ def test_a_price_that_cannot_be_represented_with_its_taxes_is_refused(tmp_path: 
     found = changes(catalog(tmp_path, text), observed(taxes={"vat": vat}))["plan pro"]
     assert found.action == "refuse"
     assert "decimals" in found.notes[0]
+    of_others = observed(taxes={"vat": replace(vat, is_default=False)})
+    assert changes(catalog(tmp_path, text), of_others)["plan pro"].action == "update"
 
 
 ENDPOINT = "webhook_endpoint: {url: 'https://x/h', event_types: [wallet.updated, plan.updated]}"

@@ -38,7 +38,25 @@ def test_a_text_that_is_taken_for_a_number_is_that_number_in_plain_digits(text: 
 
 
 @pytest.mark.parametrize(
-    "text", ["", " 1", "1 ", "1_000", "1,5", "0x10", "NaN", "Infinity", "-", ".5", "5.", "+1", "١", "1e5000", "1" * 65, "0" * 65]
+    "text",
+    [
+        "",
+        " 1",
+        "1 ",
+        "1_000",
+        "1,5",
+        "0x10",
+        "NaN",
+        "Infinity",
+        "-",
+        ".5",
+        "5.",
+        "+1",
+        "١",
+        "1e5000",
+        "1" * 65,
+        "0" * 65,
+    ],
 )
 def test_what_only_looks_like_a_number_is_none(text: str) -> None:
     assert number_of(text) is None

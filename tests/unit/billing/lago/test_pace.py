@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sidecar.billing.lago.errors import LagoUnavailable
 from sidecar.billing.lago.metrics import LagoMetrics
 from sidecar.billing.lago.pace import BURST_S, Pace
+from sidecar.metering.clock import SystemClock
 
 
 class TurningClock:
@@ -96,7 +98,7 @@ async def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
 
 
 async def test_many_tasks_share_one_pace_in_their_order() -> None:
-    pace, clock, _ = paced(40)
+    pace, clock, metrics = paced(40)
     order: list[tuple[int, float]] = []
 
     async def one(number: int) -> None:
@@ -106,6 +108,7 @@ async def test_many_tasks_share_one_pace_in_their_order() -> None:
     await asyncio.gather(*map(one, range(24)))
     assert [number for number, _ in order] == list(range(24))
     assert order[-1][1] == pytest.approx(20 * 0.025)
+    assert metrics.throttled_s == pytest.approx(20 * 0.025), "the time passes once, however many wait"
 
 
 async def test_one_who_gives_up_does_not_hold_up_the_others() -> None:
@@ -153,4 +156,12 @@ def test_no_second_has_more_requests_than_the_rate_and_its_burst(rate: float, ga
 def test_it_tells_how_it_is_doing() -> None:
     pace, _, _ = paced(40)
     pace.pause(3)
-    assert repr(pace) == "Pace(40/s, paused for 3.0 s)"
+    assert repr(pace) == "Pace(40/s, the next in 3.0 s)"
+
+
+async def test_those_who_wait_together_are_counted_as_one_wait() -> None:
+    metrics = LagoMetrics()
+    pace = Pace(200, SystemClock(), metrics)
+    started = time.monotonic()
+    await asyncio.gather(*(pace.turn() for _ in range(40)))
+    assert metrics.throttled_s <= time.monotonic() - started + 0.01

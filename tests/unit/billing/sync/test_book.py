@@ -129,3 +129,8 @@ def test_compacting_loses_no_unit_and_leaves_no_overlap(
         assert segment.next_rev == (same[0].next_rev if same else 0)
     assert (compact.hourly_s, compact.through_s) <= (max(book.hourly_s, book.through_s), book.through_s)
     assert compact.compacted(max(at_s, T0 + 10_000), T0 + 700 + now, rescan_s) == compact
+
+
+def test_a_short_rescan_merges_nothing_in_which_a_cut_of_lagos_may_lie() -> None:
+    book = replace(BOOK, segments=hours(1, 2, 3, 4), through_s=T0 + 4 * HOUR)
+    assert book.compacted(T0 + 30 * DAY, T0 + 4 * HOUR, HOUR).segments[0].end_s == T0 + 4 * HOUR - DETAILED_S

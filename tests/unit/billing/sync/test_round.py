@@ -408,8 +408,8 @@ async def test_what_could_not_be_frozen_is_not_sent(bank: Bank, monkeypatch: pyt
 
 
 MINUTES = SyncSettings(window_s=60)
-CUT_OLD = link(T0, T0 + 700, lago_to_ms=(T0 + 330) * 1000, is_current=False)
-CUT_NEW = link(T0 + 700, T0 + DAY, sub="s2", lago_from_ms=(T0 + 330) * 1000)
+CUT_OLD = link(T0, T0 + 700, lago_to_ms=(T0 + 360) * 1000, is_current=False)
+CUT_NEW = link(T0 + 700, T0 + DAY, sub="s2", lago_from_ms=(T0 + 360) * 1000)
 
 
 async def test_what_was_pushed_before_a_cut_was_noticed_is_booked_where_lago_bills_it() -> None:
@@ -447,6 +447,7 @@ async def test_an_event_on_its_way_when_a_cut_is_noticed_is_told_where_it_will_b
     await bank.round(T0 + 610, MONTH)
     await bank.round(T0 + 710, CUT_OLD, CUT_NEW)
     assert bank.remembered().outgoing[name].target_start_ms == CUT_NEW.ledger_start_ms
+    assert len(bank.lago.payloads[name]) == 2
     await bank.round(T0 + DAY + 10, replace(CUT_OLD, is_final=True), replace(CUT_NEW, is_final=True, is_current=False))
     books = bank.remembered().books
     assert (books[T0, "api_calls"].pushed, books[T0, "api_calls"].carried_out) == (0, 0)
