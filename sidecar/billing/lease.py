@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from sidecar.billing.patience import within
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import CLIENT_ERRORS, Client
 from sidecar.metering.clock import Clock, SystemClock
@@ -99,6 +100,7 @@ class Lease:
         self._ttl_us = ttl_ms * 1000
         self._token: int | None = None
         self._safe_until_s = 0.0
+        self._question = 0
         self._leader: str | None = None
         self._terms = 0
         self._failures = 0
@@ -124,7 +126,10 @@ class Lease:
     async def acquire(self) -> int | None:
         """Take the lease if it is free, or go on with it; answer the term's token, None if another holds it."""
         asked_at_s = self.clock.monotonic_s()
+        question = self._ask()
         token, leader = await self._eval(_ACQUIRE, self.holder, self._ttl_us)
+        if question != self._question:
+            return None
         self._leader = leader.decode(errors="replace")
         if not token:
             self._token = None
@@ -138,7 +143,11 @@ class Lease:
     async def renew(self) -> bool:
         """Make the term last from now; False if it has ended, by time or because another has begun."""
         asked_at_s = self.clock.monotonic_s()
-        if not await self._extend(self._token, self._ttl_us):
+        question = self._ask()
+        goes_on = await self._extend(self._token, self._ttl_us)
+        if question != self._question:
+            return False
+        if not goes_on:
             self._token = None
             return False
         self._safe_until_s = asked_at_s + self.ttl_s * SAFE_SHARE
@@ -146,6 +155,7 @@ class Lease:
 
     async def release(self) -> bool:
         """End the term, so that another can begin at once; False if it had ended."""
+        self._ask()
         token, self._token = self._token, None
         return await self._extend(token, 0)
 
@@ -153,6 +163,11 @@ class Lease:
         """Whether ``token`` is that of this contender's term, which goes on: Valkey's word, for before a write that
         must not come from a leader of the past."""
         return await self._extend(token, -1)
+
+    def _ask(self) -> int:
+        """Numbers the questions: an answer that comes when a later one has been asked must not change anything."""
+        self._question += 1
+        return self._question
 
     async def _extend(self, token: int | None, ttl_us: int) -> bool:
         return token is not None and await self._eval(_EXTEND, self.holder, token, ttl_us) == 1
@@ -176,8 +191,7 @@ async def lead(lease: Lease, work: Callable[[int], Awaitable[None]], stop: async
     while not stop.is_set():
         _notice_cancellation()
         try:
-            async with asyncio.timeout(lease.ttl_s):
-                token = await lease.acquire()
+            token = await within(lease.ttl_s, lease.acquire())
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
                 log.warning("the lease cannot be asked for", lease=lease.name, reason=_reason(error))
@@ -232,10 +246,9 @@ async def _keep(lease: Lease, changed: asyncio.Event) -> None:
             log.warning("the lease could not be renewed in time", lease=lease.name, holder=lease.holder)
             return
         try:
-            async with asyncio.timeout(min(pause_s, remaining_s)):
-                if not await lease.renew():
-                    log.warning("another may lead: the lease has ended", lease=lease.name, holder=lease.holder)
-                    return
+            if not await within(min(pause_s, remaining_s), lease.renew()):
+                log.warning("another may lead: the lease has ended", lease=lease.name, holder=lease.holder)
+                return
             failing = False
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
@@ -258,8 +271,7 @@ async def _end(task: asyncio.Task[None], name: str) -> None:
 
 async def _release(lease: Lease) -> None:
     try:
-        async with asyncio.timeout(RELEASE_TIMEOUT_S):
-            await lease.release()
+        await within(RELEASE_TIMEOUT_S, lease.release())
     except (TimeoutError, *CLIENT_ERRORS) as error:
         log.warning("the lease is left to run out", lease=lease.name, reason=_reason(error))
 

@@ -284,7 +284,7 @@ def _open(
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
     is_open = any(not standing.is_final for standing in standings)
     last = LastReading(now_ms, funds.balance, mark, memory.last.fingerprint if memory.last else "", is_open)
-    kept, forget = _remembered(memory, standings, state, settings, now_ms)
+    kept, forget = _remembered(reading, memory, standings, state, settings, now_ms)
     waits = not is_new and _downgrade_is_due(reading, primary, start_ms, now_ms)
     current = {} if waits else _links(offer, start_ms, end_ms, lago_from, lago_to, ahead)
     kept = replace(
@@ -498,10 +498,16 @@ def _check_age(standings: Sequence[Standing], alerts: _Alerts, now_ms: int) -> N
 
 
 def _remembered(
-    memory: Memory, standings: Sequence[Standing], state: AccountState, settings: LagoSettings, now_ms: int
+    reading: AccountReading,
+    memory: Memory,
+    standings: Sequence[Standing],
+    state: AccountState,
+    settings: LagoSettings,
+    now_ms: int,
 ) -> tuple[Memory, tuple[ClosedPeriod, ...]]:
     """What is kept of periods that are over, and which of the ledger's records are not needed any more."""
     kept_ms = settings.reconcile.closed_kept_s * 1000
+    ends = {each.lago_id: each.terminated_at_ms for each in reading.subscriptions if each.terminated_at_ms is not None}
     links, fees = dict(memory.links), dict(memory.fees)
     settled, checks = dict(memory.settled), dict(memory.checks)
     forget: list[ClosedPeriod] = []
@@ -510,8 +516,11 @@ def _remembered(
         start = period.start_ms
         at_ms = period.settled.at_ms if period.settled is not None else now_ms
         for link in period.links:
+            # No event counts for a subscription that has ended, and the ledger heard of its end a moment later.
+            ended = ends.get(link.subscription_id, link.lago_to_ms)
+            lago_to_ms = min(link.lago_to_ms, ended) if ended > link.lago_from_ms else link.lago_to_ms
             links[start, link.subscription_id] = replace(
-                link, ledger_end_ms=period.end_ms, is_final=standing.is_final, is_current=False
+                link, ledger_end_ms=period.end_ms, lago_to_ms=lago_to_ms, is_final=standing.is_final, is_current=False
             )
         voided_at = period.settled.voided_at_ms if period.settled is not None else None
         if standing.stage == "voided":
@@ -578,7 +587,7 @@ def _closed(
                      cut=Cut((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
     standings = _standings(reading, state, memory, currency, settings, now_ms)
     unsettled = sum((standing.owed for standing in standings), Decimal(0))
-    kept, forget = _remembered(memory, standings, state, settings, now_ms)
+    kept, forget = _remembered(reading, memory, standings, state, settings, now_ms)
     mode = state.info.get("mode")
     balance = funds_of(reading.wallets, (), currency, now_ms).balance
     spec = AccountSpec(

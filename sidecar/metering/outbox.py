@@ -61,10 +61,8 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """``entries`` in all outboxes, read by a publisher or not; age of the oldest in seconds, 0 if there is none.
-
-    ``sent_entries``: those that were accepted and are kept.
-    """
+    """``entries`` in all outboxes, read by a publisher or not; age of the oldest in seconds, 0 if there is none;
+    ``sent_entries`` that were accepted and are kept."""
 
     entries: int
     oldest_s: float

@@ -146,8 +146,7 @@ class Billing:
         periods = self._store.charge_periods(item)
         start = periods.containing(at).start
         today = periods.day_start(at)
-        ends_today = item.ending_at is not None and periods.day_start(item.ending_at) == today
-        return start == today and item.started_at < today and start not in item.billed and not ends_today
+        return start == today and item.started_at < today and start not in item.billed
 
     def _periodic(self, item: Subscription, at: datetime) -> InvoicePeriod:
         item.billed.add(self._store.charge_periods(item).containing(at).start)

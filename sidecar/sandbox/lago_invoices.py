@@ -145,8 +145,8 @@ class InvoicesApi:
     def regenerate(self, call: Call) -> Json:
         """The stand-in's own, for Lago's screen: ``{"recount": true}`` counts usage and prices anew."""
         invoice = self.find(call)
-        if invoice.status != "voided":
-            raise not_allowed("not_voided")
+        if invoice.status != "voided" or invoice.kind != "subscription":
+            raise not_allowed("not_regenerable")
         recount = call.body.get("recount") is True if isinstance(call.body, dict) else False
         return self._show(self._invoicing.regenerate(invoice, recount=recount))
 

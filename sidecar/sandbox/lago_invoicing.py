@@ -116,8 +116,7 @@ class Invoicing:
     def _complete(self, invoice: Invoice) -> None:
         """Credit notes and wallets pay what they can, the rest is due."""
         self._apply_credit_notes(invoice)
-        if invoice.kind != "credit":
-            self._prepaid.pay(invoice)
+        self._prepaid.pay(invoice)
         invoice.payment_status = "pending" if invoice.total_cents > 0 else "succeeded"
         invoice.updated = self._store.now()
         self._usage_after(invoice)

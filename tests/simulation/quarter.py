@@ -347,7 +347,7 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
                 "metering": {"url": urls[1], "linger_ms": 2, "backoff_ms_min": 5, "backoff_ms_max": 50,
                              "retain_s": 0},
                 "lago": {
-                    "url": urls[0], "api_key": API_KEY, "requests_per_second": 5000,
+                    "url": urls[0], "api_key": API_KEY, "requests_per_second": 5000, "attempts_max": 1,
                     "webhooks": {"hmac_key": HMAC_KEY, "requests_per_second_max": 10_000},
                     "reconcile": {"full_interval_s": 1}, "sync": {"settle_s": 0},
                 },

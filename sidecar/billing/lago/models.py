@@ -152,6 +152,7 @@ class Subscription:
 class Fee:
     """One line of an invoice. ``kind`` is ``item.type``: charge, subscription, …; ``metric_code`` is the item's code
     for charges. ``from_ms`` and ``to_ms`` bound what it covers, the end exclusive; None where the answer says nothing.
+    ``taxes_rate`` is the sum of its taxes in per cent.
     """
 
     lago_id: str | None
@@ -164,6 +165,7 @@ class Fee:
     precise_amount: Decimal | None = None
     from_ms: int | None = None
     to_ms: int | None = None
+    taxes_rate: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ def _fee(row: Fields) -> Fee:
         precise_amount=row.number_or_none("precise_amount"),
         from_ms=row.instant_ms_or_none("from_date"),
         to_ms=row.end_ms_or_none("to_date"),
+        taxes_rate=row.number_or_none("taxes_rate") or Decimal(0),
     )
 
 

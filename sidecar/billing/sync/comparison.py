@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
+from fractions import Fraction
 
 from sidecar.billing.lago.models import Fee, Invoice
 from sidecar.billing.sync.links import PeriodLink
@@ -112,7 +114,7 @@ def compare(
                 carried_out=sums.carried_out,
                 late=sums.late,
                 difference=debited + sums.carried_in - sums.carried_out - invoiced,
-                ledger_cents=_cents(costs.get(metric, Decimal(0)), invoice.currency),
+                ledger_cents=_cents(costs.get(metric, Decimal(0)), invoice.currency, _rate(billed)),
                 invoiced_cents=sum(fee.amount_cents + fee.taxes_cents for fee in billed),
             )
         )
@@ -127,6 +129,21 @@ def _bills(fee: Fee, link: PeriodLink) -> bool:
     return fee.from_ms < link.lago_to_ms and link.lago_from_ms < fee.to_ms
 
 
-def _cents(money: Decimal, currency: str) -> int:
-    # Lago rounds a fee once, half away from zero (lago-api app/services/fees/charge_service.rb); costs are not below 0.
-    return int(money.scaleb(exponent(currency)).quantize(Decimal(1), ROUND_HALF_UP))
+def _rate(fees: Sequence[Fee]) -> Decimal:
+    """Of the taxes on a metric's fees, which have the same."""
+    return max((fee.taxes_rate for fee in fees), default=Decimal(0))
+
+
+def _cents(cost: Decimal, currency: str, taxes_rate: Decimal) -> int:
+    """What a fee of this cost, taxes included, comes to on an invoice.
+
+    Lago rounds the fee once, half away from zero (lago-api ``app/services/fees/charge_service.rb``), and the taxes on
+    what it was rounded to once more (``app/services/fees/apply_taxes_service.rb``); costs are not below 0.
+    """
+    rate = Fraction(taxes_rate) / 100
+    fee = _rounded(Fraction(cost) * 10 ** exponent(currency) / (1 + rate))
+    return fee + _rounded(fee * rate)
+
+
+def _rounded(amount: Fraction) -> int:
+    return math.floor(amount + Fraction(1, 2))

@@ -24,6 +24,7 @@ import structlog
 from aiohttp import web
 
 from sidecar.billing.bells import SWEEP, Bells
+from sidecar.billing.patience import within
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.body import BodyReader
 from sidecar.billing.webhooks.metrics import WebhookMetrics
@@ -148,12 +149,15 @@ class WebhookReceiver:
         if not bells:
             return reading.finding.value
         try:
-            async with asyncio.timeout(RING_TIMEOUT_S), self._slots:
-                return await self._ring(reading, bells, mark)
+            return await within(RING_TIMEOUT_S, self._ring(reading, bells, mark))
         except (TimeoutError, *CLIENT_ERRORS):
             raise Refused(Refusal.LEDGER) from None
 
     async def _ring(self, reading: Reading, bells: tuple[str, ...], mark: str) -> str:
+        async with self._slots:
+            return await self._ring_now(reading, bells, mark)
+
+    async def _ring_now(self, reading: Reading, bells: tuple[str, ...], mark: str) -> str:
         now_s = self._clock.monotonic_s()
         if SWEEP in bells and now_s < self._sweep_from_s:
             await self._bells.wake(SWEEP, round((self._clock.now_s() + self._sweep_from_s - now_s) * 1000))

@@ -206,7 +206,7 @@ async def test_two_take_turns_and_never_work_at_once(client: Redis, keys: Keys) 
     stops = []
     async with AsyncExitStack() as stack:
         for name in ("one", "two", "three"):
-            _, stop = await stack.enter_async_context(leading(Lease(client, keys, "r", name, TTL_MS), work))
+            _, stop = await stack.enter_async_context(leading(Lease(client, keys, "r", name, 10_000), work))
             stops.append(stop)
             await asyncio.wait_for(work.started.wait(), PATIENCE_S)
         for turn, stop in enumerate(stops):
@@ -216,7 +216,7 @@ async def test_two_take_turns_and_never_work_at_once(client: Redis, keys: Keys) 
             stop.set()
             if turn < 2:
                 await asyncio.wait_for(work.started.wait(), PATIENCE_S)
-                assert time.monotonic() - stopped_at_s < LOOK_S + TTL_S / 2  # not after the ttl
+                assert time.monotonic() - stopped_at_s < LOOK_S + 4  # not after the ttl
     assert work.tokens == sorted(set(work.tokens))
     assert (len(work.tokens), work.most_running) == (3, 1)
 
@@ -307,6 +307,24 @@ async def test_the_work_ends_before_the_lease_does_when_valkey_is_out_of_reach(
             assert work.tokens == sorted(set(work.tokens))
 
 
+async def test_an_answer_that_comes_after_a_later_one_changes_nothing(
+    client: Redis, keys: Keys, valkey: blocking.Redis
+) -> None:
+    where = valkey.connection_pool.connection_kwargs
+    async with FaultProxy(where["host"], where["port"]) as proxy, Redis(port=proxy.listening_port) as through:
+        lease = Lease(through, keys, "r", "one", 60_000)
+        token = await lease.acquire()
+        proxy.stall()
+        renewing, acquiring = asyncio.create_task(lease.renew()), asyncio.create_task(lease.acquire())
+        await asyncio.sleep(0.05)
+        await Lease(client, keys, "r", "one", 60_000).acquire()
+        await client.hset(keys.lease("r"), "holder", "robber")
+        lease._ask()  # what a further question does first
+        proxy.flow()
+        assert (await renewing, await acquiring) == (False, None)
+        assert lease.state.token == token
+
+
 async def test_a_short_failure_of_valkey_costs_no_term(keys: Keys, valkey: blocking.Redis) -> None:
     where = valkey.connection_pool.connection_kwargs
     async with FaultProxy(where["host"], where["port"]) as proxy, Redis(port=proxy.listening_port) as through:
@@ -339,15 +357,18 @@ class Contender:
 
 
 @pytest.fixture
-async def two(valkey: blocking.Redis) -> AsyncIterator[tuple[Contender, Contender, int]]:
-    """A leader, one that waits, and the leader's token."""
+async def two(
+    valkey: blocking.Redis, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Contender, Contender, int]]:
+    """A leader, one that waits, and the leader's token. The parameter is the ttl in milliseconds."""
+    ttl_ms = getattr(request, "param", TTL_MS)
     where = valkey.connection_pool.connection_kwargs
     found = []
     try:
         for name in ("one", "two"):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.integration.billing.contender",
-                where["host"], str(where["port"]), name, str(TTL_MS), cwd=ROOT, stdout=PIPE, stderr=DEVNULL,
+                where["host"], str(where["port"]), name, str(ttl_ms), cwd=ROOT, stdout=PIPE, stderr=DEVNULL,
             )  # fmt: skip
             found.append(Contender(process, name))
             if name == "one":
@@ -373,13 +394,14 @@ async def test_another_leads_within_ttl_and_a_second_after_a_kill(two: Two) -> N
     assert time.monotonic() - killed_at_s < TTL_S + 1
 
 
+@pytest.mark.parametrize("two", [10_000], indirect=True)
 async def test_another_leads_at_once_after_a_graceful_end(two: Two) -> None:
     one, other, token = two
     await asyncio.sleep(0.7)
     one.process.terminate()
     ended_at_s = time.monotonic()
     assert await other.leads() > token
-    assert time.monotonic() - ended_at_s < TTL_S
+    assert time.monotonic() - ended_at_s < LOOK_S + 4  # not after the ttl
     await one.says("lost")
     await one.says("end")
     assert await asyncio.wait_for(one.process.wait(), PATIENCE_S) == 0

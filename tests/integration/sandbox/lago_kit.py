@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -167,12 +168,15 @@ def fees(invoice: Json) -> list[tuple[str, str, int]]:
 
 @dataclass(slots=True)
 class Receiver:
-    """Takes webhooks. ``answers`` are the statuses of the next answers, then 200."""
+    """Takes webhooks. ``answers`` are the next statuses, then 200; ``at_once_most`` were open at once."""
 
     url: str = ""
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    first_takes_s: float = 0.0
+    at_once_most: int = 0
+    _at_once: int = 0
 
     @property
     def received(self) -> list[Json]:
@@ -187,6 +191,11 @@ class Receiver:
     async def take(self, request: web.Request) -> web.Response:
         self.bodies.append(await request.read())
         self.headers.append(dict(request.headers))
+        self._at_once += 1
+        self.at_once_most = max(self.at_once_most, self._at_once)
+        if self.first_takes_s and len(self.bodies) == 1:
+            await asyncio.sleep(self.first_takes_s)
+        self._at_once -= 1
         return web.Response(status=self.answers.pop(0) if self.answers else 200)
 
 

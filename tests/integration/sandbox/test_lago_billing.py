@@ -163,6 +163,27 @@ async def test_a_fee_in_advance_is_billed_when_the_trial_ends() -> None:
         assert [fees(item) for item in await client.invoices() if item["fees"]] == [[("subscription", "1.0", 2200)]]
 
 
+async def test_a_trial_counts_from_the_first_subscription_and_goes_on_after_an_upgrade() -> None:
+    async with metered(amount_cents=3000, trial_period=30) as client:
+        await client.plan("pro", amount_cents=9300, trial_period=30)
+        await client.subscribe()
+        client.advance("2025-07-05 12:00")
+        await client.subscribe("pro")
+        client.advance("2025-08-01 00:10")
+        # From the 10th to the 31st of July: 22 of 31 days.
+        assert fees((await client.invoices())[-1]) == [("subscription", "1.0", 6600)]
+
+
+async def test_a_fee_in_advance_is_billed_once_on_a_day_on_which_a_trial_ends() -> None:
+    for minute in (10, 50):
+        given = config("2025-06-01 00:00", bill_minute=minute)
+        async with metered(given, amount_cents=3100, pay_in_advance=True, trial_period=30) as client:
+            await client.subscribe()
+            client.advance("2025-07-01 23:59")
+            billed = [fees(invoice) for invoice in await client.invoices()]
+            assert [rows for rows in billed if rows] == [[("subscription", "1.0", 3100)]]
+
+
 async def test_each_fee_is_rounded_once_half_away_from_zero() -> None:
     async with metered(price="0.005") as client:
         other = await client.metric("payments")
@@ -367,7 +388,7 @@ async def test_a_voided_invoice_can_be_made_anew_as_it_was_or_counted_again() ->
         client.advance("2025-07-01 00:10")
         (invoice,) = await client.invoices()
         path = f"/sandbox/invoices/{invoice['lago_id']}/regenerate"
-        assert (await client.call("POST", path))[0] == 405
+        assert (await client.call("POST", path))[0] == 405  # It is not void yet.
         await client.post(f"/invoices/{invoice['lago_id']}/void")
         await client.use(5, "2025-06-21 10:00")
         same = (await client.post(path))["invoice"]

@@ -94,6 +94,7 @@ async def test_an_upgrade_ends_the_old_one_with_an_invoice_and_starts_anew() -> 
         old = await client.subscribe()
         await client.use(100, "2025-06-12 10:00")
         client.advance("2025-06-20 12:00")
+        await client.use(7, "2025-06-20 12:00", id="just-now")
         new = await client.subscribe("pro")
         assert (new["external_id"], new["previous_plan_code"]) == ("sub", "basic")
         assert new["lago_id"] != old["lago_id"]
@@ -105,8 +106,8 @@ async def test_an_upgrade_ends_the_old_one_with_an_invoice_and_starts_anew() -> 
         period: Any = invoice["billing_periods"][0]
         assert period["invoicing_reason"] == "subscription_terminating"
         assert period["charges_to_datetime"] == "2025-06-20T12:00:00Z"
-        assert (await client.usage())["amount_cents"] == 0
-        await client.use(100, "2025-06-20 12:00")
+        assert (await client.usage())["amount_cents"] == 7
+        await client.use(93, "2025-06-20 12:00")
         assert (await client.usage())["amount_cents"] == 100
         assert await listed(client, "external_customer_id=tpp&status[]=terminated") == [("basic", "terminated")]
         ended = (await client.get("/subscriptions/sub?status=terminated"))["subscription"]
@@ -234,6 +235,17 @@ async def test_termination_before_the_billing_of_the_day_bills_the_period_before
         assert fees(invoice) == [("subscription", "1.0", 3000), ("charge", "100.0", 500)]
         client.advance("2025-07-01 00:10")
         assert len(await client.invoices()) == 1
+
+
+async def test_termination_cancels_what_was_to_follow() -> None:
+    async with metered(amount_cents=3000) as client:
+        await with_plans(client)
+        await client.subscribe()
+        await client.subscribe("free")
+        await client.delete("/subscriptions/sub")
+        assert await listed(client, "status[]=pending") == []
+        client.advance("2025-07-02 00:00")
+        assert await listed(client) == []
 
 
 async def test_termination_need_not_bill() -> None:

@@ -302,6 +302,69 @@ async def test_grants_are_consumed_before_purchases_and_the_invoice_says_how_muc
         await assert_books_balance(client, wallet)
 
 
+async def test_a_wallet_pays_the_largest_fees_first() -> None:
+    async with running() as client:
+        await client.customer()
+        charges = [standard(await client.metric(code), "1") for code in ("small", "large")]
+        await client.plan(charges=charges)
+        first = await client.wallet(code="first", granted_credits="10", priority=1)
+        scope = {"billable_metric_codes": ["small"]}
+        second = await client.wallet(code="second", granted_credits="10", applies_to=scope)
+        await client.subscribe()
+        await client.use(3, "2025-06-20 10:00", code="small")
+        await client.use(10, "2025-06-20 10:00", code="large")
+        client.advance("2025-07-01 00:10")
+        assert (await client.balance(first), await client.balance(second)) == (0, 700)
+
+
+async def test_a_cent_that_rounding_has_added_is_paid_too() -> None:
+    async with running() as client:
+        await client.post(
+            "/taxes", {"tax": {"code": "double", "name": "x", "rate": 100, "applied_to_organization": True}}
+        )
+        await client.customer()
+        await client.plan(charges=[standard(await client.metric(code), "0.105") for code in ("a", "b")])
+        wallet = await client.wallet(granted_credits="10")
+        await client.subscribe()
+        for code in ("a", "b"):
+            await client.use(1, "2025-06-20 10:00", code=code)
+        client.advance("2025-07-01 00:10")
+        # 11 cents each and as much tax; unrounded it would be 10.5 cents of tax each, 43 in all.
+        (invoice,) = await client.invoices()
+        assert (invoice["prepaid_credit_amount_cents"], invoice["total_amount_cents"]) == (44, 0)
+        assert await client.balance(wallet) == 956
+
+
+async def test_a_wallet_in_its_scope_pays_what_credit_notes_have_left() -> None:
+    async with metered(amount_cents=3000, pay_in_advance=True) as client:
+        scope = {"fee_types": ["charge"]}
+        await client.subscribe(external_id="given-up", subscription_at="2025-06-10T00:00:00Z")
+        await client.subscribe(subscription_at="2025-05-31T00:00:00Z")
+        client.advance("2025-06-20 12:00")
+        await client.delete("/subscriptions/given-up")
+        wallet = await client.wallet(granted_credits="100", applies_to=scope)
+        await client.use(100, "2025-06-25 10:00")
+        client.advance("2025-07-01 00:10")
+        invoice = (await client.invoices())[-1]
+        assert fees(invoice) == [("subscription", "1.0", 3000), ("charge", "100.0", 500)]
+        # The credit of 10.00 is spread over 35.00 of fees: 1.43 of the charge's 5.00.
+        assert (invoice["credit_notes_amount_cents"], invoice["prepaid_credit_amount_cents"]) == (1000, 357)
+        assert await client.balance(wallet) == 9643
+
+
+async def test_the_ongoing_balance_subtracts_drafts() -> None:
+    async with metered(config(invoice_grace_period_days=3), price="1.00") as client:
+        wallet = await client.wallet(granted_credits="10")
+        await client.subscribe()
+        await client.use(7, "2025-06-20 10:00")
+        client.advance("2025-07-01 00:15")
+        found = (await client.get(f"/wallets/{wallet['lago_id']}"))["wallet"]
+        assert (found["balance_cents"], found["ongoing_balance_cents"]) == (1000, 300)
+        client.advance("2025-07-04 00:20")
+        found = (await client.get(f"/wallets/{wallet['lago_id']}"))["wallet"]
+        assert (found["balance_cents"], found["ongoing_balance_cents"]) == (300, 300)
+
+
 async def test_wallets_pay_totals_with_tax() -> None:
     async with running() as client:
         await client.post("/taxes", {"tax": {"code": "vat", "name": "VAT", "rate": "20"}})

@@ -230,6 +230,40 @@ async def test_webhooks_can_be_mixed_up_doubled_and_lost() -> None:
         assert len(logged) == 60 - len(set(told))
 
 
+async def test_a_repeated_payload_is_the_first_one_even_if_things_have_changed_since() -> None:
+    slow, types = config(webhook_retry_waits_s=(0.3,)), ["customer.created"]
+    async with running(slow) as client, receiving(client, event_types=types) as receiver:
+        receiver.answers = [500]
+        await client.customer(name="before")
+        while not receiver.bodies:
+            await asyncio.sleep(0.01)
+        await client.customer(name="after")
+        await client.lago.webhooks.drain()
+        assert [item["name"] for item in receiver.of_type("customer.created")] == ["before", "before"]
+
+
+@pytest.mark.parametrize(("order", "overlap"), [("fifo", False), ("shuffle", True)])
+async def test_in_order_a_slow_answer_holds_up_what_follows(order: str, overlap: bool) -> None:
+    async with running() as client, receiving(client) as receiver:
+        await client.post("/sandbox/webhooks", {"order": order})
+        receiver.first_takes_s = 0.3
+        for number in range(5):
+            await client.customer(f"c{number}")
+        await client.lago.webhooks.drain()
+        assert len(receiver.bodies) == 5
+        assert (receiver.at_once_most > 1) is overlap
+
+
+async def test_a_payment_status_that_stays_the_same_is_not_told_again() -> None:
+    async with metered(config(payments="hold")) as client:
+        await client.wallet(paid_credits="5")
+        (invoice,) = await client.invoices("invoice_type=credit")
+        async with receiving(client, event_types=["invoice.payment_status_updated"]) as receiver:
+            for _ in range(3):
+                await client.put(f"/invoices/{invoice['lago_id']}", {"invoice": {"payment_status": "succeeded"}})
+            assert await drained(client, receiver) == ["invoice.payment_status_updated"]
+
+
 async def test_in_order_means_in_order() -> None:
     async with running() as client, receiving(client) as receiver:
         names = [f"c{number}" for number in range(30)]

@@ -405,6 +405,7 @@ def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices()
     assert (link.subscription_id, link.lago_from_ms, link.lago_to_ms) == ("sub-2", NOW - 3000, SEPTEMBER)
     (before,) = world.memory.links_of(AUGUST)
     assert (before.ledger_end_ms, before.is_final, before.is_current) == (start, True, False)
+    assert before.lago_to_ms == NOW - 3000
 
 
 @pytest.mark.parametrize("looked_in_between", [True, False])

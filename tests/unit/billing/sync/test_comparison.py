@@ -50,6 +50,23 @@ def test_an_invoice_of_what_was_debited_differs_in_nothing() -> None:
     assert (row.ledger_cents, row.invoiced_cents) == (123, 123)
 
 
+@pytest.mark.parametrize(
+    ("net", "rate", "fee_cents", "tax_cents"),
+    [("17.1765", "20", 1718, 344), ("10.005", "20", 1001, 200), ("0.004", "20", 0, 0), ("5", "7.7", 500, 39)],
+)
+def test_fee_and_taxes_are_rounded_one_after_the_other_as_on_the_invoice(
+    net: str, rate: str, fee_cents: int, tax_cents: int
+) -> None:
+    cost = Decimal(net) * (1 + Decimal(rate) / 100)
+    billed = replace(fee("api_calls", 7, fee_cents, taxes=tax_cents), taxes_rate=Decimal(rate))
+
+    (row,) = compare(
+        "tpp-1", [LINK], [LedgerUsage("api_calls", 7, cost)], {"api_calls": Accounted(7, 7)}, invoice(billed)
+    )
+
+    assert (row.ledger_cents, row.cents_difference) == (fee_cents + tax_cents, 0)
+
+
 def test_a_missing_unit_is_seen() -> None:
     (row,) = compare(
         "tpp-1", [LINK], [LedgerUsage("api_calls", 100, Decimal(1))], {}, invoice(fee("api_calls", 99, 99))
