@@ -130,7 +130,11 @@ async def seed_lago(lago: LagoClient, accounts: Sequence[DemoAccount]) -> None:
 
 def demo_lago(api_key: str, hmac_key: str, period_s: int | None) -> LagoConfig:
     """How the demo's Lago behaves: it bills by itself, in periods of ``period_s`` if given."""
-    return LagoConfig(api_key=api_key, hmac_key=hmac_key, period_s=period_s, auto_bill=True)
+    # Time for the usage of the last seconds to arrive, as in Lago's ten minutes.
+    delay_s = min(10, (period_s or 1) // 2)
+    return LagoConfig(
+        api_key=api_key, hmac_key=hmac_key, period_s=period_s, period_delay_s=delay_s if period_s else 0, auto_bill=True
+    )
 
 
 def demo_meters() -> tuple[Meter, ...]:

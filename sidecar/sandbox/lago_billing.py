@@ -73,18 +73,19 @@ class Billing:
         bill_us = self._store.config.bill_minute * MINUTE_US
         marks.append((after_us - bill_us) // HOUR_US * HOUR_US + HOUR_US + bill_us)
         if self._store.config.period_s is not None:
-            length_us = self._store.config.period_s * 1_000_000
-            marks.append((after_us // length_us + 1) * length_us)
+            length_us, delay_us = self._store.config.period_s * 1_000_000, self._store.config.period_delay_s * 1_000_000
+            marks.append(((after_us - delay_us) // length_us + 1) * length_us + delay_us)
         return min(marks)
 
     def _run(self, at: datetime, due_us: int) -> None:
         """Jobs find nothing left to do when they run twice at one time."""
-        period_s = self._store.config.period_s
-        if period_s is not None and due_us % (period_s * 1_000_000) == 0:
+        period_s, delay_s = self._store.config.period_s, self._store.config.period_delay_s
+        if period_s is not None and (due_us - delay_s * 1_000_000) % (period_s * 1_000_000) == 0:
             self._activate(at)
+            ended = instant_us(due_us - delay_s * 1_000_000)
             jobs = (self._end_subscriptions, self._bill, self._finalize_drafts, self._end_trials, self._expire_wallets)
             for work in jobs:
-                work(at)
+                work(ended)
                 self._store.run_jobs()
         if due_us % STEP_US == 0:
             self._activate(at)

@@ -28,7 +28,7 @@ class LagoConfig:
     request arrives.
 
     ``period_s``: an extension that Lago lacks. Every plan bills in periods of so many seconds, aligned to the Unix
-    epoch, right when a period ends; fees are prorated by seconds.
+    epoch, ``period_delay_s`` after a period's end, as Lago bills ten minutes into the day; fees are prorated by seconds.
 
     ``bill_minute`` is the minute of the hour at which periods that have ended are billed (Lago: ``clock.rb``, 10).
     ``auto_bill``: jobs that are due run each second of real time while the application is up.
@@ -49,6 +49,7 @@ class LagoConfig:
     issuer: str = ""
     invoice_grace_period_days: int = 0
     period_s: int | None = None
+    period_delay_s: int = 0
     timezone: str = "UTC"
     taxes: tuple[DefaultTax, ...] = ()
     bill_minute: int = 10
@@ -69,6 +70,8 @@ class LagoConfig:
             raise ValueError(f"bill_minute: {self.bill_minute} is not from 0 to 59")
         if self.period_s is not None and self.period_s < 1:
             raise ValueError(f"period_s: {self.period_s} is not at least 1")
+        if not 0 <= self.period_delay_s < (self.period_s or 1):
+            raise ValueError(f"period_delay_s: {self.period_delay_s} is not from 0 to less than period_s")
         if self.invoice_grace_period_days < 0:
             raise ValueError(f"invoice_grace_period_days: {self.invoice_grace_period_days} is negative")
         if self.refresh_wallets_s and self.refresh_wallets_s % 300:

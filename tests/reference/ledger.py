@@ -143,6 +143,7 @@ class Ledger:
         account.older_cost = older
         if abs(older) > MAX_INT:
             raise LedgerError("OVERFLOW")
+        account.closed = {of: (units, min(price * scale, MAX_INT)) for of, (units, price) in account.closed.items()}
         account.gone = {
             metric: scaled(table, scale)
             for metric, table in (account.gone | account.live).items()

@@ -55,7 +55,7 @@ def plan_body(wanted: WantedPlan, metric_ids: Mapping[str, str], found: Plan | N
             "invoiceable": True,
             "min_amount_cents": 0,
             "filters": [],
-            "tax_codes": [],
+            "tax_codes": [tax.code for tax in charge.taxes],
         }
         if charge.metric_code in known:
             row["id"] = known[charge.metric_code].lago_id

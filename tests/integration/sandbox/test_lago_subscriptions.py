@@ -267,6 +267,17 @@ async def test_unused_days_of_a_plan_in_advance_become_a_credit_for_the_next_inv
         assert invoice["total_amount_cents"] == 100
 
 
+@pytest.mark.parametrize(("in_advance", "query"), [(False, ""), (True, "?on_termination_credit_note=skip")])
+async def test_there_is_no_credit_for_a_plan_in_arrears_or_if_none_is_wanted(in_advance: bool, query: str) -> None:
+    async with metered(amount_cents=3000, pay_in_advance=in_advance) as client:
+        await client.subscribe(subscription_at="2025-05-31T00:00:00Z")
+        client.advance("2025-07-05 00:00")
+        await client.delete(f"/subscriptions/sub{query}")
+        await client.subscribe(external_id="again")
+        client.advance("2025-08-01 00:10")
+        assert [item["credit_notes_amount_cents"] for item in await client.invoices() if item["credits"]] == []
+
+
 async def test_a_subscription_ends_on_the_day_it_was_given() -> None:
     async with metered(amount_cents=3000) as client:
         await client.subscribe(ending_at="2025-06-15T10:00:00Z")
@@ -331,6 +342,7 @@ async def test_lists_are_filtered_and_paged() -> None:
         assert [item["external_id"] for item in answer["subscriptions"]] == ["s2", "s1"]
         assert len(await listed(client, "external_customer_id=c0")) == 3
         assert await listed(client, "external_id=s3") == [("basic", "active")]
+        assert await listed(client, "external_id=none&external_id=s3") == [("basic", "active")]
         assert await listed(client, "plan_code=none") == []
         assert (await client.get("/subscriptions?external_id=none"))["meta"] == {
             "current_page": 0, "next_page": None, "prev_page": None, "total_pages": 0, "total_count": 0,

@@ -120,6 +120,26 @@ async def test_charges_come_and_go_with_the_file(world: World) -> None:
     assert [(each.metric_code, each.model) for each in plan.charges] == [("payments", "package")]
 
 
+async def test_a_charge_that_lago_has_on_other_terms_is_put_right(world: World) -> None:
+    made = await world.client.create_metric(
+        {"code": "api_calls", "name": "c", "aggregation_type": "sum_agg", "field_name": "calls"}
+    )
+    price = {"amount": "0.01"}
+    charge = {
+        "billable_metric_id": made.lago_id, "charge_model": "standard", "properties": price, "min_amount_cents": 100,
+        "pay_in_advance": True, "filters": [{"values": {"bank": ["a"]}, "properties": price}],
+    }  # fmt: skip
+    await world.client.create_plan(
+        {"code": "pro", "name": "pro", "interval": "monthly", "amount_cents": 9900, "amount_currency": "USD",
+         "pay_in_advance": False, "charges": [charge]}
+    )  # fmt: skip
+    assert (await world.apply(FILE)).failed is None
+    plan = await world.client.plan("pro")
+    assert plan is not None
+    (found,) = plan.charges
+    assert (found.has_filters, found.min_amount_cents, found.pay_in_advance) == (False, 0, False)
+
+
 async def test_taxes_of_plans_and_charges_arrive_and_are_taken_off_again(world: World) -> None:
     taxed = FILE.replace("currency: USD", "currency: USD\n    taxes: [vat]").replace(
         'amount: "0.01"', 'amount: "0.01", taxes: [vat]'
