@@ -13,6 +13,7 @@ AlertKind = Literal[
     "terms",  # metadata or plan terms that cannot be used
     "amount",  # a price or balance that cannot be represented
     "foreign",  # Lago has usage that the ledger has not
+    "short",  # a final invoice lacks usage
     "unsettled",  # a period that is over for long without a final invoice
     "raise",  # more became available without new money or a final invoice
     "unstable",  # invoices kept changing while the account was read

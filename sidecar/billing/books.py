@@ -47,12 +47,15 @@ class OldPeriod:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """``owed`` is what a period still takes from the funds. ``invoice`` is the one that bills it, if there is one."""
+    """``owed`` is what a period still takes from the funds. ``invoice`` is the one that bills it, if there is one, and
+    ``billed`` what a final one has for its usage where units are missing on it.
+    """
 
     period: OldPeriod
     stage: Stage
     owed: Decimal
     invoice: Invoice | None
+    billed: Decimal | None = None
 
     @property
     def is_final(self) -> bool:
@@ -87,10 +90,12 @@ def standing_of(
     # Subscriptions of one account may be billed on invoices of their own; all of them must be final.
     final = [invoice for invoice in of_period if invoice.status == "finalized"]
     if final and all(any(_bills_link(invoice, link) for invoice in final) for link in period.links):
-        return Standing(period, "final", Decimal(0), final[0])
+        billed = _billed_short(final, period, currency)
+        return Standing(period, "final", shortfall(period, billed, currency), final[0], billed)
     draft = [invoice for invoice in of_period if invoice.status in _NOT_YET]
     if draft:
-        billed = sum((_usage_total(invoice, period, currency) for invoice in draft), Decimal(0))
+        kinds = ("charge", "subscription") if period.fee else ("charge",)
+        billed = sum((_usage_total(invoice, period, currency, kinds) for invoice in draft), Decimal(0))
         return Standing(period, "draft", max(period.cost + period.fee, billed), draft[0])
     settled = period.settled
     voided = [invoice for invoice in of_period if invoice.status == "voided"]
@@ -103,8 +108,35 @@ def standing_of(
             return Standing(period, "forgiven", Decimal(0), invoice)
         return Standing(period, "voided", period.cost + period.fee, invoice)
     if settled is not None:
-        return Standing(period, "final", Decimal(0), None)
+        return Standing(period, "final", shortfall(period, settled.billed, currency), None, settled.billed)
     return Standing(period, "unbilled", period.cost + period.fee, None)
+
+
+def _billed_short(final: Sequence[Invoice], period: OldPeriod, currency: str) -> Decimal | None:
+    """What final invoices have for the period's usage if units are missing on them, else None: what a bank asks for
+    the units is its own affair.
+    """
+    subscriptions = {link.subscription_id for link in period.links}
+    invoiced: dict[str | None, Decimal] = {}
+    for invoice in final:
+        for fee in invoice.fees or ():
+            if fee.kind == "charge" and fee.subscription_id in subscriptions:
+                invoiced[fee.metric_code] = invoiced.get(fee.metric_code, Decimal(0)) + fee.units
+    if all(invoiced.get(metric, Decimal(0)) >= units for metric, units in period.units.items()):
+        return None
+    return sum((_usage_total(invoice, period, currency, ("charge",)) for invoice in final), Decimal(0))
+
+
+def shortfall(period: OldPeriod, billed: Decimal | None, currency: str) -> Decimal:
+    """What a final invoice lacks of what its period has cost: usage that came too late for it.
+
+    It was served and never taken from a wallet, so it must not become funds again. What fees and taxes lose by being
+    rounded is none.
+    """
+    if billed is None:
+        return Decimal(0)
+    missing = period.cost - billed
+    return missing if missing > money(2 * max(1, len(period.units)), currency) else Decimal(0)
 
 
 def unmatched_drafts(periods: Iterable[OldPeriod], invoices: Iterable[Invoice], currency: str) -> Decimal:
@@ -138,10 +170,9 @@ def _bills_link(invoice: Invoice, link: PeriodLink) -> bool:
     )
 
 
-def _usage_total(invoice: Invoice, period: OldPeriod, currency: str) -> Decimal:
-    """Fees for usage of this period's subscriptions, with taxes, and the plan's fee if a wallet pays that."""
+def _usage_total(invoice: Invoice, period: OldPeriod, currency: str, kinds: Sequence[str]) -> Decimal:
+    """Fees of these kinds of this period's subscriptions, with taxes."""
     subscriptions = {link.subscription_id for link in period.links}
-    kinds = ("charge", "subscription") if period.fee else ("charge",)
     cents = sum(
         fee.amount_cents + fee.taxes_cents
         for fee in invoice.fees or ()

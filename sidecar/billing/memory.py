@@ -18,8 +18,8 @@ from sidecar.billing.sync.links import PeriodLink, decode_link, encode_link
 
 @dataclass(frozen=True, slots=True)
 class SettledPeriod:
-    """A period of the ledger whose invoice is final. ``units`` and ``costs`` are the ledger's, by metric;
-    ``invoice_id`` None: nothing was due.
+    """A period of the ledger whose invoice is final. ``units`` and ``costs`` are the ledger's, by metric; ``billed`` is
+    what the invoice has for them, taxes included, where units are missing on it. ``invoice_id`` None: nothing was due.
     """
 
     start_ms: int
@@ -30,6 +30,7 @@ class SettledPeriod:
     fee: Decimal
     at_ms: int
     voided_at_ms: int | None = None
+    billed: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ def _settled(row: Any) -> SettledPeriod:
         fee=Decimal(row["fee"]),
         at_ms=int(row["at_ms"]),
         voided_at_ms=row["voided_at_ms"],
+        billed=Decimal(row["billed"]) if row.get("billed") is not None else None,
     )
 
 

@@ -237,7 +237,7 @@ def _open(
 
     standings = _standings(reading, state, memory, currency, settings, now_ms)
     periods = [standing.period for standing in standings]
-    unsettled = sum((standing.owed for standing in standings), Decimal(0))
+    unsettled = _owed(standings, settings, currency, alerts)
     unsettled += unmatched_drafts(periods, reading.invoices, currency)
     unpaid = Decimal(0)
     if terms.mode == "postpaid":
@@ -390,6 +390,19 @@ def _standings(
     )
 
 
+def _owed(standings: Sequence[Standing], settings: LagoSettings, currency: str, alerts: _Alerts) -> Decimal:
+    """With ``carry`` a shortfall is billed in the current period, and Lago's own figure for that has it."""
+    total = Decimal(0)
+    for standing in standings:
+        if not standing.is_final:
+            total += standing.owed
+        elif standing.owed and settings.sync.late_usage == "report":
+            total += standing.owed
+            alerts.add("short", f"the final invoice of a period has {standing.billed} {currency} for usage, the ledger"
+                       f" {standing.period.cost}: the difference stays set aside")  # fmt: skip
+    return total
+
+
 def _linked(period: OldPeriod, reading: AccountReading) -> OldPeriod:
     """A period that nobody has linked, as Lago was out of reach all through it, belongs to whom it lies with."""
     if period.links or not period.units or period.start_ms % 1000 or period.end_ms % 1000:
@@ -531,7 +544,7 @@ def _remembered(
                 invoice = period.settled.invoice_id
             settled[start] = SettledPeriod(
                 start, period.end_ms, invoice, period.units, period.costs, period.fee, at_ms,
-                None if standing.stage == "final" else voided_at,
+                None if standing.stage == "final" else voided_at, standing.billed,
             )  # fmt: skip
             forget += [closed for closed in state.closed if closed.start_ms == start]
         # A period without usage and without a fee owes nothing, whether Lago makes an invoice of it or not.
@@ -586,7 +599,7 @@ def _closed(
         return Books(reading.account, None, None, memory, "the period at hand ends first",
                      cut=Cut((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
     standings = _standings(reading, state, memory, currency, settings, now_ms)
-    unsettled = sum((standing.owed for standing in standings), Decimal(0))
+    unsettled = _owed(standings, settings, currency, alerts)
     kept, forget = _remembered(reading, memory, standings, state, settings, now_ms)
     mode = state.info.get("mode")
     balance = funds_of(reading.wallets, (), currency, now_ms).balance

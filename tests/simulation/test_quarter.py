@@ -138,8 +138,7 @@ async def live(sim: Quarter, grace_days: int) -> int:
         if not sim.lago_away:
             await money_comes(sim)
         await sim.settle()
-        if random.random() < 0.7:
-            await sim.sync()
+        await sim.sync()
         if day == 20 and is_new_day:
             await sim.move(at_s + 2)
             await sim.sync(flush=True)

@@ -190,7 +190,7 @@ class LagoClient:
         while page is not None and len(found) < limit and page <= PAGES_MAX:
             answer = await self._page("/invoices", "invoices", parsing_invoices.invoice, page, per_page, query)
             # One made meanwhile moves the others back, so that they come twice.
-            found |= {each.lago_id: found.get(each.lago_id, each) for each in answer.items}
+            found |= {each.lago_id: each for each in answer.items}
             page = answer.next_page if answer.items else None
         return _all_of(customer, "GET /invoices", tuple(found.values())[:limit])
 

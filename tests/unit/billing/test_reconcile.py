@@ -265,6 +265,37 @@ def test_a_final_invoice_that_was_paid_in_cash_frees_what_was_owed() -> None:
     assert kinds(books) == []
 
 
+def test_usage_that_missed_its_final_invoice_does_not_become_funds_again() -> None:
+    world = in_august()
+    world.load()
+
+    books = world.lago(invoices=(invoice(cents=700, units="70"),), wallets=(wallet("93"),)).load()
+
+    assert world.available == Decimal(90)
+    assert kinds(books) == ["short"]
+    assert kinds(world.load()) == ["short"]  # the invoice is not read in detail any more
+    assert world.available == Decimal(90)
+
+
+def test_what_rounding_loses_is_no_shortfall() -> None:
+    world = in_august()
+
+    books = world.lago(invoices=(invoice(cents=999),), wallets=(wallet("90.01"),)).load()
+
+    assert world.available == Decimal("90.01")
+    assert kinds(books) == []
+
+
+def test_usage_that_is_carried_over_counts_by_lago_s_figure_for_the_current_period() -> None:
+    world = in_august(World(settings=LagoSettings.model_validate({"sync": {"late_usage": "carry"}})))
+    short = invoice(cents=700, units="70")
+
+    books = world.lago(invoices=(short,), wallets=(wallet("93"),), usages={"ext-1": usage("30", 300)}).load()
+
+    assert world.available == Decimal(90)
+    assert kinds(books) == ["foreign"]
+
+
 def test_a_debit_that_is_seen_before_its_invoice_counts_twice_rather_than_not_at_all() -> None:
     world = in_august()
 

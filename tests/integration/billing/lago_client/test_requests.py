@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Callable
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -448,6 +449,23 @@ async def test_what_is_written_goes_as_lago_documents_it(
         with pytest.raises(LagoRejected, match="plan_not_found"):
             await write(client)
     assert len(lago.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("amount", "sent"), [("0.00000001", "0.00000001"), ("1E-8", "0.00000001"), ("1E+2", 100), ("-0.50", "-0.50")]
+)
+async def test_decimals_are_sent_in_plain_digits(amount: str, sent: object) -> None:
+    async with talking([(200, {})]) as (client, lago):
+        await client.create("/plans", {"plan": MappingProxyType({"amount": Decimal(amount)})})
+    assert lago.requests[0].body == {"plan": {"amount": sent}}
+
+
+@pytest.mark.parametrize("value", [Decimal("NaN"), Decimal("Infinity"), object(), b"bytes"])
+async def test_what_json_cannot_hold_is_not_sent(value: object) -> None:
+    async with talking([(200, {})]) as (client, lago):
+        with pytest.raises(TypeError, match="cannot be sent to Lago"):
+            await client.create("/plans", {"plan": {"amount": value}})
+    assert lago.requests == []
 
 
 async def test_the_parsed_values_come_through() -> None:

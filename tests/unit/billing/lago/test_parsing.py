@@ -256,7 +256,19 @@ def test_a_whole_invoice_has_periods_with_exclusive_ends_and_fees() -> None:
     july, august = ms("2026-07-01T00:00:00Z"), ms("2026-08-01T00:00:00Z")
     assert found.periods == (BillingPeriod("s-sub-1", "sub-1", "pro", july, august, "subscription_periodic"),)
     assert found.fees == (
-        Fee("f1", "charge", "api_calls", "s-sub-1", Decimal("200.0"), 1000, 200, Decimal("10.0012"), july, august),
+        Fee(
+            "f1",
+            "charge",
+            "api_calls",
+            "s-sub-1",
+            Decimal("200.0"),
+            1000,
+            200,
+            Decimal("10.0012"),
+            july,
+            august,
+            Decimal(20),
+        ),
     )
 
 
