@@ -16,7 +16,7 @@ local DAY_US = 86400000000
 local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
 local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
 local HOUR_MS = 3600000
-local HOUR_KEPT_MS = 3456000000  -- 40 days: longer than the longest month, with room to look at it
+local HOUR_KEPT_MS = 777600000   -- 9 days: what an audit may look back, and some
 local TABLE_AT = 32              -- counts of an hour: Valkey searches a hash of up to 512 short fields from end to end, which would
                                  -- cost a charge more than all the rest; one value of more than 64 bytes makes it a table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Keeper:
         self._metrics = reconciler.metrics
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._at_work: set[str] = set()
-        self._backoff: dict[str, tuple[float, float]] = {}
+        self._waits_s: dict[str, float] = {}
         self._sweep_wanted = asyncio.Event()
         self._swept_rings: list[Ring] = []
 
@@ -111,8 +112,9 @@ class Keeper:
     async def _answer_bells(self, tasks: asyncio.TaskGroup, token: int, stop: asyncio.Event) -> None:
         failing = False
         while not stop.is_set():
+            notice_cancellation()
             try:
-                rings = await self._bells.waiting(RINGS_MAX + len(self._backoff))
+                rings = await self._bells.waiting(RINGS_MAX + len(self._at_work))
                 self._metrics.bells_waiting = await self._bells.count() if len(rings) >= RINGS_MAX else len(rings)
                 failing = False
             except CLIENT_ERRORS as error:
@@ -121,9 +123,8 @@ class Keeper:
                 failing = True
                 rings = ()
             self._metrics.bells_oldest_s = max((ring.age_s for ring in rings), default=0.0)
-            now_s = time.monotonic()
             for ring in rings:
-                if ring.name in self._at_work or self._backoff.get(ring.name, (0.0, 0.0))[0] > now_s:
+                if ring.name in self._at_work:
                     continue
                 if len(self._at_work) >= RINGS_MAX:
                     break
@@ -135,28 +136,32 @@ class Keeper:
         try:
             done = await self.attend(ring, token)
             if done:
-                self._backoff.pop(ring.name, None)
+                self._waits_s.pop(ring.name, None)
                 await self._bells.answer([ring])
             else:
-                self._back_off(ring.name)
+                await self._postpone(ring)
         except LagoError as error:
             log.warning("doorbell not answered", bell=ring.name, reason=str(error))
-            if error.transient:
-                self._back_off(ring.name)
-            else:
-                await self._drop(ring)
+            # Asking again at once would come to the same; a sweep finds what there is to find.
+            await (self._postpone(ring) if error.transient else self._drop(ring))
         except (LedgerUnavailable, *CLIENT_ERRORS) as error:
             log.warning("doorbell not answered", bell=ring.name, reason=f"{type(error).__name__}: {error}")
-            self._back_off(ring.name)
+            await asyncio.sleep(BACKOFF_S_MIN)
         finally:
             self._at_work.discard(ring.name)
 
     async def _drop(self, ring: Ring) -> None:
-        """A sweep finds what there is to find."""
-        try:
+        with contextlib.suppress(*CLIENT_ERRORS):
             await self._bells.answer([ring])
-        except CLIENT_ERRORS:
-            self._back_off(ring.name)
+
+    async def _postpone(self, ring: Ring) -> None:
+        """It rings again after a while, longer each time, and does not stand in the way of others until then."""
+        if len(self._waits_s) >= BACKOFFS_MAX:
+            self._waits_s.clear()
+        bound_s = min(BACKOFF_S_MAX, max(BACKOFF_S_MIN, self._waits_s.get(ring.name, 0.0) * 2))
+        self._waits_s[ring.name] = bound_s
+        with contextlib.suppress(*CLIENT_ERRORS):  # it still waits, then, and is looked at again at once
+            await self._bells.postpone([ring], int(self._random.uniform(bound_s / 2, bound_s) * 1000))
 
     async def attend(self, ring: Ring, token: int) -> bool:
         """Do what a ring asks for; whether it is done. Raises ``LagoError``, ``LedgerUnavailable`` and what redis-py
@@ -197,17 +202,11 @@ class Keeper:
             yield [each.customer for each in answer.items]
             page = answer.next_page if answer.next_page is None or answer.next_page > page else None
 
-    def _back_off(self, name: str) -> None:
-        if len(self._backoff) >= BACKOFFS_MAX:
-            self._backoff.clear()
-        _, last_s = self._backoff.get(name, (0.0, 0.0))
-        bound_s = min(BACKOFF_S_MAX, max(BACKOFF_S_MIN, last_s * 2))
-        self._backoff[name] = (time.monotonic() + self._random.uniform(bound_s / 2, bound_s), bound_s)
-
     # sweeps
 
     async def _keep_sweeping(self, token: int, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            notice_cancellation()
             self._sweep_wanted.clear()
             wait_s = self._settings.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
             try:
@@ -347,6 +346,17 @@ def _last(row: object) -> LastReading | None:
         return decode_last(orjson.loads(row))
     except (ValueError, KeyError, TypeError, ArithmeticError):
         return None
+
+
+def notice_cancellation() -> None:
+    """Before Python 3.12 redis-py may swallow a cancellation; a leader that was cancelled must not go on.
+
+    Raises:
+        CancelledError: this task was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -144,7 +144,7 @@ class AuditSettings(_Model):
     settle_s: int = Field(
         default=300, ge=1, le=7_200, description="Seconds after which an hour is taken to be complete in OpenMeter."
     )
-    hours: int = Field(default=48, ge=1, le=840, description="Hours back that are compared until they agree.")
+    hours: int = Field(default=48, ge=1, le=168, description="Hours back that are compared until they agree.")
 
 
 class LagoSettings(_Model):

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from sidecar.billing.bells import Bells
 from sidecar.billing.checks import InvoiceChecks
-from sidecar.billing.keeper import FLUSH, Keeper
+from sidecar.billing.keeper import FLUSH, Keeper, notice_cancellation
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoSetupError
 from sidecar.billing.lease import Lease, lead
@@ -195,7 +195,7 @@ class Billing:
         await self.bells.ring([name])
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
             if all(ring.name != name for ring in await self.bells.waiting(RINGS_SEEN_MAX)):
                 return True
         return False
@@ -218,6 +218,7 @@ class Billing:
         look_s = min(float(settings.interval_s), max(1.0, min(LOOK_S_MAX, settings.final_flush_s / 3)))
         due_s = time.monotonic()
         while not stop.is_set():
+            notice_cancellation()
             try:
                 if time.monotonic() >= due_s:
                     await self.sync_round(token)

@@ -15,7 +15,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import Client
 
 HOUR_MS: Final = 3_600_000
-KEPT_MS: Final = 40 * 24 * HOUR_MS
+KEPT_MS: Final = 9 * 24 * HOUR_MS
 """As in lua/batch.lua."""
 PAGE_FIELDS: Final = 500
 """Fields that one command looks at: it keeps each well below a millisecond of the server's only thread."""

@@ -28,7 +28,8 @@ class LagoConfig:
     request arrives.
 
     ``period_s``: an extension that Lago lacks. Every plan bills in periods of so many seconds, aligned to the Unix
-    epoch, ``period_delay_s`` after a period's end, as Lago bills ten minutes into the day; fees are prorated by seconds.
+    epoch, ``period_delay_s`` after a period's end, as Lago bills ten minutes into the day; fees are prorated by
+    seconds.
 
     ``bill_minute`` is the minute of the hour at which periods that have ended are billed (Lago: ``clock.rb``, 10).
     ``auto_bill``: jobs that are due run each second of real time while the application is up.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Tax:
-    """``rate`` is in per cent. ``is_default``: ``applied_to_organization``, for customers without taxes of their own."""
+    """``rate`` is in per cent. ``is_default``: ``applied_to_organization``, for who has no taxes of their own."""
 
     code: str
     rate: Decimal

@@ -90,13 +90,13 @@ def test_a_settle_of_no_units_leaves_no_count(desk: Desk) -> None:
     assert hours(desk) == {}
 
 
-def test_an_hour_is_kept_for_forty_days_after_its_last_new_account(real_desk: Desk) -> None:
+def test_an_hour_is_kept_for_nine_days_after_its_last_new_account(real_desk: Desk) -> None:
     real_desk.load()
     real_desk.load("other")
     assert isinstance(real_desk.ledger, RealLedger)
     client, key = real_desk.ledger.client, real_desk.ledger.keys.hour(HOME, this_hour(real_desk))
     real_desk.settle(1)
-    assert 40 * DAY_MS - 60_000 < client.pttl(key) <= 40 * DAY_MS
+    assert 9 * DAY_MS - 60_000 < client.pttl(key) <= 9 * DAY_MS
     client.pexpire(key, 1_000_000)
     real_desk.settle(1)
     assert client.pttl(key) <= 1_000_000, "a charge that adds to a count costs no second command"
