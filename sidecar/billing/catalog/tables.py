@@ -1,12 +1,14 @@
 """Price tables as Lago's charges have them, and for people to read.
 
-Ranges are written in one style: each begins one after the last one's end, which every version of Lago takes.
+All ranges of a table are written in one style: each begins one after the last one's end, which every version of Lago
+takes, or, where a tier is for a single unit, at the last one's end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final
 
 from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Tier, Volume
@@ -31,12 +33,19 @@ def properties_of(table: PriceTable) -> dict[str, Any]:
 
 
 def _ranges(tiers: tuple[Tier, ...]) -> list[dict[str, Any]]:
-    rows, start = [], 0
-    for tier in tiers:
-        amounts = {"per_unit_amount": text_of(tier.unit), "flat_amount": text_of(tier.flat)}
-        rows.append({"from_value": start, "to_value": tier.up_to, **amounts})
-        start = (tier.up_to or 0) + 1
-    return rows
+    """Lago refuses ranges that end where they begin (lago-api ``app/services/validators/range_bounds_validator.rb``)."""
+    ends = [0, *(tier.up_to for tier in tiers if tier.up_to is not None)]
+    has_single = any(end == before + 1 for before, end in pairwise(ends[1:]))
+    starts = [0, *(end if has_single else end + 1 for end in ends[1:])]
+    return [
+        {
+            "from_value": start,
+            "to_value": tier.up_to,
+            "per_unit_amount": text_of(tier.unit),
+            "flat_amount": text_of(tier.flat),
+        }
+        for start, tier in zip(starts, tiers, strict=True)
+    ]
 
 
 def describe(table: PriceTable) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from sidecar.billing.catalog.apply import Outcome, apply
 from sidecar.billing.catalog.changes import Change
+from sidecar.billing.lago.client import PER_PAGE
 from sidecar.metering.query import Meter
 from sidecar.sandbox.lago import Fault
 from tests.integration.billing.catalog.conftest import World
@@ -228,6 +229,34 @@ async def test_a_plan_that_had_a_subscription_keeps_its_interval(world: World) -
     refused = [change for change in await world.diff(world.catalog(text)) if change.action == "refuse"]
     assert [change.code for change in refused] == ["pro"]
     assert "(1)" in refused[0].notes[0]
+
+
+async def test_a_plan_whose_only_subscription_has_ended_keeps_its_interval_too(world: World) -> None:
+    await world.apply(FILE)
+    headers = {"Authorization": f"Bearer {world.lago.config.api_key}"}
+    url = f"{world.url}/api/v1/subscriptions/tpp-1"
+    async with aiohttp.ClientSession(headers=headers) as session, session.delete(url) as answer:
+        assert answer.status == 200
+    text = FILE.replace("code: pro\n", "code: pro\n    interval: yearly\n")
+    refused = [change for change in await world.diff(world.catalog(text)) if change.action == "refuse"]
+    assert [change.code for change in refused] == ["pro"]
+    assert (world.observed.subscribers["pro"].active, world.observed.subscribers["pro"].ever) == (0, 1)
+
+
+async def test_a_plan_on_a_later_page_still_uses_its_metric(world: World) -> None:
+    await world.apply("metrics: [{ code: c }]\nplans: [{ code: first, currency: GBP, charges: "
+                      "[{ metric: c, model: standard, amount: '1' }] }]")  # fmt: skip
+    await world.apply(f"plans: [{', '.join(f'{{code: p{n}, currency: GBP}}' for n in range(PER_PAGE))}]")
+    (change, _) = await world.diff(world.catalog("metrics: [{ code: c, field_name: units }]"))
+    assert (change.kind, change.action) == ("metric", "refuse")
+    assert "(first)" in change.notes[1]
+
+
+async def test_a_wallets_credits_are_worth_its_rate(world: World) -> None:
+    wallet = "{ name: Half, rate: '0.5', granted_credits: '10' }"
+    await world.apply(f"customers: [{{ id: t, currency: GBP, wallets: [{wallet}] }}]")
+    (found,) = await world.client.wallets("t")
+    assert (found.credits_balance, found.balance_cents, found.name) == (Decimal(10), 500, "Half")
 
 
 async def test_what_lago_takes_and_does_not_do_is_a_failure_that_names_it(world: World) -> None:

@@ -24,7 +24,7 @@ AMOUNTS = st.decimals(0, 1000, places=4)
 
 @st.composite
 def tiers(draw: st.DrawFn) -> tuple[Tier, ...]:
-    bounds: list[int | None] = sorted(draw(st.sets(st.integers(1, 10_000), max_size=4)))  # type: ignore[assignment]
+    bounds: list[int | None] = sorted(draw(st.sets(st.integers(1, 12) | st.integers(1, 10_000), max_size=4)))  # type: ignore[assignment]
     return tuple(Tier(to, draw(AMOUNTS), draw(AMOUNTS)) for to in [*bounds, None])
 
 
@@ -55,6 +55,18 @@ def test_a_snippet_is_read_back_as_the_same_table(table: PriceTable) -> None:
     with TemporaryDirectory() as directory:
         (charge,) = catalog(Path(directory), text).plans[0].plan.charges
     assert price_table(charge, PLAN, ()) == table
+
+
+def test_ranges_begin_one_after_the_last_unless_a_tier_is_for_a_single_unit() -> None:
+    def bounds(*ends: int) -> list[tuple[int, int | None]]:
+        tiers = tuple(Tier(end, Decimal(1)) for end in [*ends, None])
+        ranges = properties_of(Graduated(tiers))["graduated_ranges"]
+        return [(each["from_value"], each["to_value"]) for each in ranges]
+
+    assert bounds(10, 20) == [(0, 10), (11, 20), (21, None)]
+    assert bounds(1, 3) == [(0, 1), (2, 3), (4, None)]
+    assert bounds(10, 11, 20) == [(0, 10), (10, 11), (11, 20), (20, None)]
+    assert bounds() == [(0, None)]
 
 
 def test_a_table_is_described_in_one_line() -> None:
