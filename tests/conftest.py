@@ -20,6 +20,14 @@ settings.register_profile("repo", deadline=None, print_blob=True, derandomize=bo
 settings.load_profile("repo")
 
 
+LONG = ("tests/simulation", "tests/chaos", "tests/integration/billing/webhooks", "tests/integration/ledger/test_state")
+"""What takes longest begins first, so that not one process is at work on it when all others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
