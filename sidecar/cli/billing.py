@@ -264,6 +264,17 @@ def _available(state: AccountState | None) -> str:
     return "no limit" if available is None else _plain(state.money(available))
 
 
+def _after(outcome: Outcome) -> str:
+    """What is available once the account is loaded; for a dry run what would be, by the counts of this moment."""
+    spec = outcome.books.spec if outcome.books is not None else None
+    if outcome.after is not None or spec is None or outcome.result != "dry-run":
+        return _available(outcome.after)
+    if spec.ceiling is None:
+        return "no limit"
+    used = outcome.before.money(outcome.before.reserved()) if outcome.before is not None else Decimal(0)
+    return _plain(spec.ceiling - used - ((spec.unsettled or Decimal(0)) if spec.counts_unsettled else Decimal(0)))
+
+
 def _print_outcome(outcome: Outcome) -> None:
     books = outcome.books
     spec = books.spec if books is not None else None
@@ -324,7 +335,7 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
                 _plain(figures.balance) if figures else "-",
                 _plain(figures.unsettled) if figures else "-",
                 _available(outcome.before),
-                _available(outcome.after),
+                _after(outcome),
                 note[:200],
             )
         )

@@ -33,7 +33,7 @@ def properties_of(table: PriceTable) -> dict[str, Any]:
 
 
 def _ranges(tiers: tuple[Tier, ...]) -> list[dict[str, Any]]:
-    """Lago refuses ranges that end where they begin (lago-api ``app/services/validators/range_bounds_validator.rb``)."""
+    """Lago refuses a range that ends where it begins (``app/services/validators/range_bounds_validator.rb``)."""
     ends = [0, *(tier.up_to for tier in tiers if tier.up_to is not None)]
     has_single = any(end == before + 1 for before, end in pairwise(ends[1:]))
     starts = [0, *(end if has_single else end + 1 for end in ends[1:])]
