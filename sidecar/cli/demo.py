@@ -24,8 +24,9 @@ from sidecar.config.problems import ConfigError
 from sidecar.control import assemble, logs
 from sidecar.control.assemble import SetupError
 from sidecar.control.billing import open_billing
+from sidecar.control.controlplane import collectors_of, control_until
 from sidecar.control.dataplane import DataPlane
-from sidecar.control.serve import admin_server, control_until, key_store
+from sidecar.control.serve import admin_server, key_store
 from sidecar.control.signals import stop_event
 from sidecar.control.store import Store, open_store
 from sidecar.metering.publisher import Publisher
@@ -137,7 +138,9 @@ async def _demo(
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start()
         publisher = Publisher(store.client, store.keys, config.metering)
-        admin = await stack.enter_async_context(admin_server(config, store, plane, publisher, billing=billing))
+        admin = await stack.enter_async_context(
+            admin_server(config, store, plane, collectors=collectors_of(publisher, billing), billing=billing)
+        )
         await billing.lago.create_webhook_endpoint(
             {"webhook_url": f"http://127.0.0.1:{admin}/webhooks/lago", "signature_algo": "hmac", "name": "gateway"}
         )

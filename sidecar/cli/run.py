@@ -13,7 +13,7 @@ from sidecar.cli.output import ConfigOption, errors, run_async
 from sidecar.config.loading import load_config
 from sidecar.config.models import Config
 from sidecar.control import logs
-from sidecar.control.serve import Ready, run_control_plane, run_data_plane
+from sidecar.control.serve import Ready, run_data_plane
 from sidecar.control.signals import stop_event
 from sidecar.control.workers import Supervisor, stop_with_parent, worker_place
 
@@ -64,6 +64,9 @@ async def _run(config: Config, json: bool) -> bool:
 
 
 async def _control(config: Config, json: bool) -> bool:
+    # A gateway does without what this brings in.
+    from sidecar.control.controlplane import run_control_plane
+
     return await run_control_plane(config, stop_event(), _printer(config, json))
 
 

@@ -15,6 +15,7 @@ from sidecar.control.assemble import SetupError
 from sidecar.control.dataplane import Health
 
 ACCOUNTS_PAGE_MAX = 500
+FIELD_BYTES_MAX = 8190
 WEBHOOKS = "/webhooks/lago"
 _OPEN = frozenset({"/livez", "/readyz", WEBHOOKS})
 
@@ -49,7 +50,7 @@ class AdminServer:
         status: Callable[[], Awaitable[Mapping[str, Any]]],
         accounts: Accounts | None = None,
         webhooks: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
-        field_bytes_max: int = 8190,
+        field_bytes_max: int = FIELD_BYTES_MAX,
         socket_path: str | None = None,
     ) -> None:
         self._settings = settings

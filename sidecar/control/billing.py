@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -296,6 +296,25 @@ class Billing:
             if only is not None:
                 return
             after = page[-1]
+
+    @property
+    def field_bytes_max(self) -> int:
+        """How long a header field the webhooks' server has to take."""
+        return self.receiver.field_bytes_max
+
+    def status(self) -> dict[str, Any]:
+        """Who leads, when everybody was looked at last, what is wrong."""
+        lease, sync = self.lease.state, self.sync.metrics if self.sync is not None else None
+        return {
+            "lago": self.settings.url,
+            "leads": lease.held,
+            "leader": lease.leader,
+            "swept_at": self.metrics.swept_at_s or None,
+            "doorbells_waiting": self.metrics.bells_waiting,
+            "alerts": dict(self.metrics.alerts_by_kind()),
+            "synced_at": sync.finished_at_ms if sync is not None else None,
+            "sync_refused": dict(sync.refused) if sync is not None else {},
+        }
 
     async def handle_webhook(self, request: web.Request) -> web.StreamResponse:
         return await self.receiver.handle(request)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -102,13 +101,13 @@ class LagoCollector(Collector):
         yield cents
 
 
-def register(registry: CollectorRegistry, billing: Billing) -> None:
-    """Add everything that ``billing`` counts."""
-    registry.register(BillingCollector(billing.metrics))
-    registry.register(WebhookCollector(billing.receiver.metrics))
-    registry.register(LagoCollector(billing))
+def collectors(billing: Billing) -> Iterator[Collector]:
+    """Of everything that ``billing`` counts."""
+    yield BillingCollector(billing.metrics)
+    yield WebhookCollector(billing.receiver.metrics)
+    yield LagoCollector(billing)
     if billing.auditor is not None:
-        registry.register(AuditCollector(billing.auditor.metrics, time.time))
+        yield AuditCollector(billing.auditor.metrics, time.time)
 
 
 def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:

@@ -1,5 +1,6 @@
-"""Running a process: the data plane (``sidecar run``) or the control plane (``sidecar control``), until it is told
-to stop.
+"""Running a data plane (``sidecar run``) until it is told to stop, and the admin side of any process.
+
+What only a control plane needs is not imported here: it would be a third of a gateway's memory.
 """
 
 from __future__ import annotations
@@ -7,29 +8,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import structlog
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.config.models import Config
-from sidecar.control import assemble, billing_metrics
+from sidecar.control import assemble
 from sidecar.control.accounts_view import AccountsView
-from sidecar.control.admin import AdminServer
-from sidecar.control.assemble import SetupError
-from sidecar.control.billing import Billing, open_billing
+from sidecar.control.admin import FIELD_BYTES_MAX, AdminServer
 from sidecar.control.dataplane import DataPlane, Health
 from sidecar.control.metrics import DataPlaneCollector
 from sidecar.control.store import Store, open_store
 from sidecar.identity.types import KeyStore, KeyStoreUnavailable
 from sidecar.ledger.api_keys import ApiKeys
-from sidecar.ledger.reaper import keep_reaping
-from sidecar.metering.metrics import PublisherCollector
-from sidecar.metering.publisher import Publisher
-from sidecar.metering.sender import MeteringError
 from sidecar.metering.status import outbox_status
 
 log = structlog.get_logger("sidecar")
@@ -43,18 +40,27 @@ def key_store(store: Store) -> KeyStore:
     return ApiKeys(store.client, store.keys, unavailable=KeyStoreUnavailable)
 
 
-def _registry(plane: DataPlane | None, publisher: Publisher | None, billing: Billing | None) -> CollectorRegistry:
+class ControlSide(Protocol):
+    """What the billing side of a control plane shows and receives (``sidecar.control.billing``)."""
+
+    @property
+    def field_bytes_max(self) -> int: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+    async def handle_webhook(self, request: web.Request) -> web.StreamResponse: ...
+
+
+def _registry(plane: DataPlane | None, collectors: Iterable[Collector]) -> CollectorRegistry:
     registry = CollectorRegistry()
-    if billing is not None:
-        billing_metrics.register(registry, billing)
     if plane is not None:
         registry.register(DataPlaneCollector(plane))
-    if publisher is not None:
-        registry.register(PublisherCollector(publisher.metrics))
+    for collector in collectors:
+        registry.register(collector)
     return registry
 
 
-async def status_document(store: Store, plane: DataPlane | None, billing: Billing | None = None) -> dict[str, Any]:
+async def status_document(store: Store, plane: DataPlane | None, billing: ControlSide | None = None) -> dict[str, Any]:
     """What ``/v1/status`` shows."""
     document: dict[str, Any] = {"version": __version__, "pid": os.getpid()}
     if plane is not None:
@@ -74,23 +80,8 @@ async def status_document(store: Store, plane: DataPlane | None, billing: Billin
         "dead_letters": status.dead_letters,
     }
     if billing is not None:
-        document["billing"] = billing_status(billing)
+        document["billing"] = billing.status()
     return document
-
-
-def billing_status(billing: Billing) -> dict[str, Any]:
-    """Who leads, when everybody was looked at last, what is wrong."""
-    metrics, lease = billing.metrics, billing.lease.state
-    return {
-        "lago": billing.settings.url,
-        "leads": lease.held,
-        "leader": lease.leader,
-        "swept_at": metrics.swept_at_s or None,
-        "doorbells_waiting": metrics.bells_waiting,
-        "alerts": dict(metrics.alerts_by_kind()),
-        "synced_at": billing.sync.metrics.finished_at_ms if billing.sync is not None else None,
-        "sync_refused": dict(billing.sync.metrics.refused) if billing.sync is not None else {},
-    }
 
 
 @contextlib.asynccontextmanager
@@ -98,13 +89,13 @@ async def admin_server(
     config: Config,
     store: Store,
     plane: DataPlane | None,
-    publisher: Publisher | None,
     socket_path: str | None = None,
     *,
-    billing: Billing | None = None,
+    collectors: Iterable[Collector] = (),
+    billing: ControlSide | None = None,
 ) -> AsyncIterator[int]:
     """The admin side of one process; yields its port. Raises `SetupError`."""
-    registry = _registry(plane, publisher, billing)
+    registry = _registry(plane, collectors)
 
     async def health() -> Health:
         return plane.health() if plane is not None else Health(True)
@@ -122,7 +113,7 @@ async def admin_server(
         status=status,
         accounts=AccountsView(store.accounts),
         webhooks=billing.handle_webhook if billing is not None else None,
-        field_bytes_max=billing.receiver.field_bytes_max if billing is not None else 8190,
+        field_bytes_max=billing.field_bytes_max if billing is not None else FIELD_BYTES_MAX,
         socket_path=socket_path,
     )
     port = await server.start()
@@ -143,7 +134,7 @@ async def run_data_plane(
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start(port=port, reuse_port=port is not None)
         try:
-            async with admin_server(config, store, plane, None, admin_socket) as admin_port:
+            async with admin_server(config, store, plane, admin_socket) as admin_port:
                 ready(port, admin_port)
                 log.info("serving", host=config.listen.host, port=port, admin_port=admin_port)
                 await stop.wait()
@@ -151,59 +142,3 @@ async def run_data_plane(
         except BaseException:  # whatever it was, holds are settled before it is told
             await plane.stop()
             raise
-
-
-async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -> bool:
-    """Publishes, reaps, and keeps the ledger and Lago's books together until ``stop``. Raises `SetupError`."""
-    if config.metering.url is None:
-        raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
-    async with (
-        open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
-        open_billing(config, store) as billing,
-    ):
-        publisher = Publisher(store.client, store.keys, config.metering)
-        async with admin_server(config, store, None, publisher, billing=billing) as admin_port:
-            reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
-            ready(0, admin_port)
-            log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=admin_port)
-            try:
-                await control_until(publisher, billing, stop)
-            finally:
-                reaping.cancel()
-                await asyncio.gather(reaping, return_exceptions=True)
-    return True
-
-
-async def control_until(publisher: Publisher, billing: Billing | None, stop: asyncio.Event) -> None:
-    """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`publish_until`."""
-    if billing is None:
-        await publish_until(publisher, stop)
-        return
-    ended = asyncio.Event()
-    keeping = asyncio.create_task(billing.run(ended))
-    told = asyncio.create_task(stop.wait())
-    publishing = asyncio.create_task(publish_until(publisher, ended))
-    try:
-        # Whichever ends on its own has failed, and the process with it: another control plane takes over.
-        await asyncio.wait({keeping, publishing, told}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        ended.set()
-        told.cancel()
-        results = await asyncio.gather(keeping, publishing, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-
-
-async def publish_until(publisher: Publisher, stop: asyncio.Event) -> None:
-    """Runs the publisher until ``stop``. Raises `SetupError`: a file that its settings name cannot be used."""
-    publishing = asyncio.create_task(publisher.run())
-    told = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({publishing, told}, return_when=asyncio.FIRST_COMPLETED)
-        publisher.stop()
-        await publishing
-    except MeteringError as error:
-        raise SetupError(f"metering: {error}") from None
-    finally:
-        told.cancel()
