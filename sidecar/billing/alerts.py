@@ -39,3 +39,14 @@ class BillingRefused(Exception):
     def __init__(self, kind: AlertKind, message: str) -> None:
         super().__init__(message)
         self.kind: AlertKind = kind
+
+
+class Alerts:
+    """Those of one account, as they are found."""
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.rows: list[Alert] = []
+
+    def add(self, kind: AlertKind, message: str) -> None:
+        self.rows.append(Alert(kind, self.account, message))

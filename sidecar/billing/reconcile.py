@@ -13,31 +13,25 @@ from decimal import Decimal
 from typing import Final
 from zlib import crc32
 
-from sidecar.billing.alerts import Alert, AlertKind, BillingRefused
-from sidecar.billing.books import OldPeriod, Standing, old_periods, standing_of, unmatched_drafts
+from sidecar.billing.alerts import Alert, Alerts, BillingRefused
+from sidecar.billing.books import Standing, old_periods, standing_of, unmatched_drafts
 from sidecar.billing.calendar import next_ends_ms
-from sidecar.billing.funds import Funds, funds_of, identity_faults, money, rounding_margin
-from sidecar.billing.lago.models import Customer, Plan, Subscription, Tax
-from sidecar.billing.memory import LastReading, Memory, SettledPeriod
-from sidecar.billing.prices import plan_prices
+from sidecar.billing.funds import funds_of, identity_faults, money, rounding_margin
+from sidecar.billing.lago.models import Customer
+from sidecar.billing.memory import LastReading, Memory
+from sidecar.billing.offer import Offer, counted_before, offer_of, plan_fee_of, terms_mark
 from sidecar.billing.reading import AccountReading
 from sidecar.billing.settings import LagoSettings
-from sidecar.billing.sync.links import PeriodLink
-from sidecar.billing.taxes import gross, subscription_taxes
-from sidecar.billing.terms import Terms, terms_of
-from sidecar.ledger.account_spec import METRICS_MAX, AccountSpec, Status
+from sidecar.billing.suspicions import check_age, check_raise, check_transactions, foreign_usage
+from sidecar.billing.terms import terms_of
+from sidecar.billing.turnover import downgrade_is_due, linked, links_of_offer, must_cut, remembered
+from sidecar.ledger.account_spec import AccountSpec, Status
 from sidecar.ledger.account_state import AccountState, ClosedPeriod
 from sidecar.ledger.periods import NOW_MS_MAX, FixedPeriod
-from sidecar.ledger.pricing import PriceError, PriceTable
-
-UNBILLED_MS_MAX: Final = 2 * 86_400_000
-"""A period that owes something, is over for so long and has not even a draft, is worth a look."""
+from sidecar.ledger.pricing import PriceError
 
 SPREAD_MS_MAX: Final = 1_800_000
-ADOPTED_MS_MAX: Final = 3_600_000
-"""By how much a subscription may start after the ledger's period and still take all of it over."""
 DOWNGRADE_LOOK_MS: Final = 60_000
-_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +82,6 @@ class Books:
     wake_at_ms: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    """What the active subscriptions of an account come to: one period, one price for each metric."""
-
-    primary: Subscription
-    plan: Plan
-    plans: tuple[Plan, ...]
-    prices: Mapping[str, PriceTable]
-    sold_by: Mapping[str, Subscription]
-    refused: int
-
-    @property
-    def sellers(self) -> tuple[Subscription, ...]:
-        """Those that bill usage; the primary one if none does."""
-        by_id = {each.lago_id: each for each in self.sold_by.values()}
-        return tuple(by_id.values()) or (self.primary,)
-
-
-class _Alerts:
-    def __init__(self, account: str) -> None:
-        self.account = account
-        self.rows: list[Alert] = []
-
-    def add(self, kind: AlertKind, message: str) -> None:
-        self.rows.append(Alert(kind, self.account, message))
-
-
 def reconcile(
     reading: AccountReading, state: AccountState, memory: Memory, settings: LagoSettings, now_ms: int
 ) -> Books:
@@ -123,7 +90,7 @@ def reconcile(
     Raises:
         BillingRefused: Lago's data cannot be brought into the ledger; what is there stays in force.
     """
-    alerts = _Alerts(reading.account)
+    alerts = Alerts(reading.account)
     customer = reading.customer
     if customer is None:
         # An account that never came from Lago is a file's, and none of our business.
@@ -136,7 +103,7 @@ def reconcile(
         if state.version == 0 or memory.last is None:
             return Books(reading.account, None, None, memory, "the customer has no active subscription")
         return _closed(reading, state, memory, settings, alerts, now_ms)
-    offer = _offer(actives, customer, reading.default_taxes, alerts)
+    offer = offer_of(actives, customer, reading.default_taxes, alerts)
     if offer.refused and not offer.prices and state.version > 0:
         raise BillingRefused("plan", f"plan {offer.plan.code} has no charge that can be enforced: {_last(alerts)}")
     # Before the cut, so that what cannot be loaded does not cut either.
@@ -149,49 +116,8 @@ def reconcile(
     return spec
 
 
-def _last(alerts: _Alerts) -> str:
+def _last(alerts: Alerts) -> str:
     return alerts.rows[-1].message if alerts.rows else "no reason given"
-
-
-# What the subscriptions offer
-
-
-def _offer(actives: Sequence[Subscription], customer: Customer, defaults: tuple[Tax, ...], alerts: _Alerts) -> _Offer:
-    by_age = sorted(actives, key=lambda each: (each.started_at_ms or each.created_at_ms, each.lago_id))
-    priced = [each for each in by_age if each.plan is not None and each.plan.charges] or by_age
-    primary = priced[0]
-    assert primary.plan is not None
-    bounds = (primary.period_start_ms, primary.period_end_ms)
-    prices: dict[str, PriceTable] = {}
-    sold_by: dict[str, Subscription] = {}
-    refused = 0
-    for each in priced:
-        plan = each.plan
-        assert plan is not None
-        if not plan.charges:
-            continue
-        if plan.currency != primary.plan.currency:
-            alerts.add("subscription", f"subscription {each.external_id}: its currency is {plan.currency}, that of"
-                       f" {primary.external_id} is {primary.plan.currency}; its metrics are not served")  # fmt: skip
-            continue
-        if (each.period_start_ms, each.period_end_ms) != bounds:
-            alerts.add("subscription", f"subscription {each.external_id} has other billing periods than"
-                       f" {primary.external_id}; an account has one period, so its metrics are not served")  # fmt: skip
-            continue
-        found = plan_prices(plan, customer, defaults)
-        for fault in found.refused:
-            alerts.add("plan", str(fault))
-            refused += 1
-        for metric, table in found.prices.items():
-            if metric in prices:
-                alerts.add("subscription", f"{metric} is charged by the subscriptions {sold_by[metric].external_id} and"
-                           f" {each.external_id}; it is counted for the first")  # fmt: skip
-                continue
-            prices[metric], sold_by[metric] = table, each
-    if len(prices) > METRICS_MAX:
-        raise BillingRefused("plan", f"{len(prices)} metrics are charged; an account has at most {METRICS_MAX}")
-    plans = tuple(each.plan for each in by_age if each.plan is not None)
-    return _Offer(primary, primary.plan, plans, prices, sold_by, refused)
 
 
 # An account with an active subscription
@@ -200,11 +126,11 @@ def _offer(actives: Sequence[Subscription], customer: Customer, defaults: tuple[
 def _open(
     reading: AccountReading,
     customer: Customer,
-    offer: _Offer,
+    offer: Offer,
     state: AccountState,
     memory: Memory,
     settings: LagoSettings,
-    alerts: _Alerts,
+    alerts: Alerts,
     now_ms: int,
 ) -> Books:
     primary, plan = offer.primary, offer.plan
@@ -215,7 +141,7 @@ def _open(
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, plan, customer.timezone)
     is_new = state.version == 0
-    if not is_new and _must_cut(state, memory, offer, lago_from):
+    if not is_new and must_cut(state, memory, offer, lago_from):
         following = (lago_to, *ends)
         return Books(reading.account, None, None, memory, "the period at hand ends first",
                      cut=Cut(following, close=False), alerts=tuple(alerts.rows))  # fmt: skip
@@ -230,10 +156,10 @@ def _open(
         if wallet.is_active:
             for fault in identity_faults(wallet):
                 alerts.add("identity", fault)
-    _check_transactions(reading, alerts)
+    check_transactions(reading, alerts)
     has_wallet = any(wallet.is_active for wallet in reading.wallets)
     terms = terms_of(customer, plan, has_wallet, settings.plans)
-    plan_fee = _plan_fee(offer, customer, reading.default_taxes, now_ms) if funds.pays_plan_fee else Decimal(0)
+    plan_fee = plan_fee_of(offer, customer, reading.default_taxes, now_ms) if funds.pays_plan_fee else Decimal(0)
 
     standings = _standings(reading, state, memory, currency, settings, now_ms)
     periods = [standing.period for standing in standings]
@@ -252,11 +178,11 @@ def _open(
             Decimal(0),
         )
     if is_new:
-        counted = _counted(reading, offer)
+        counted = counted_before(reading, offer)
         foreign = Decimal(0)
     else:
         counted = {}
-        foreign = Decimal(0) if ahead else _foreign(reading, offer, state, currency, alerts)
+        foreign = Decimal(0) if ahead else foreign_usage(reading, offer, state, currency, alerts)
     taxes = len(customer.taxes or reading.default_taxes)
     margin = rounding_margin(offer.prices.values(), taxes, currency) if terms.mode == "prepaid" else Decimal(0)
     available = funds.balance - plan_fee - margin - foreign
@@ -277,16 +203,16 @@ def _open(
         api_keys=terms.api_keys,
     )
     figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
-    mark = _terms_mark(terms, offer)
-    _check_raise(state, spec, memory, standings, funds, mark, alerts)
-    _check_age(standings, alerts, now_ms)
+    mark = terms_mark(terms, offer)
+    check_raise(state, spec, memory, standings, funds, mark, alerts)
+    check_age(standings, alerts, now_ms)
     if not reading.is_stable:
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
     is_open = any(not standing.is_final for standing in standings)
     last = LastReading(now_ms, funds.balance, mark, memory.last.fingerprint if memory.last else "", is_open)
-    kept, forget = _remembered(reading, memory, standings, state, settings, now_ms)
-    waits = not is_new and _downgrade_is_due(reading, primary, start_ms, now_ms)
-    current = {} if waits else _links(offer, start_ms, end_ms, lago_from, lago_to, ahead)
+    kept, forget = remembered(reading, memory, standings, state, settings, now_ms)
+    waits = not is_new and downgrade_is_due(reading, primary, start_ms, now_ms)
+    current = {} if waits else links_of_offer(offer, start_ms, end_ms, lago_from, lago_to, ahead)
     kept = replace(
         kept,
         links={**{key: link for key, link in kept.links.items() if key[0] != start_ms}, **current},
@@ -329,52 +255,6 @@ def _check_currency(state: AccountState, currency: str) -> None:
         )
 
 
-def _must_cut(state: AccountState, memory: Memory, offer: _Offer, lago_from_ms: int) -> bool:
-    """Whether the ledger's period began before the one that Lago is in, or at no whole second, as one from an accounts
-    file may. If Lago is in a period of another subscription, but the ledger's lies in it, it has always been that one.
-
-    Lago starts the plan after a downgrade ten minutes into the day, and bills what is used until then to nobody
-    (lago-api ``plan_downgrade_service.rb``). A period of which nothing was pushed yet goes to the new plan as a whole.
-    """
-    start_ms, from_ms = state.period_start_ms, lago_from_ms // 1000 * 1000
-    if start_ms % 1000 or from_ms - start_ms > ADOPTED_MS_MAX:
-        return True
-    others = {link.subscription_id for link in memory.links_of(start_ms)} - {each.lago_id for each in offer.sellers}
-    return start_ms < from_ms and bool(others)
-
-
-def _downgrade_is_due(reading: AccountReading, primary: Subscription, start_ms: int, now_ms: int) -> bool:
-    """Whether another plan should have begun with the period, and Lago has not got to it yet."""
-    if primary.next_plan_code is None or now_ms - start_ms > ADOPTED_MS_MAX:
-        return False
-    return any(
-        each.status == "pending" and each.external_id == primary.external_id and each.created_at_ms < start_ms
-        for each in reading.subscriptions
-    )
-
-
-def _plan_fee(offer: _Offer, customer: Customer, defaults: tuple[Tax, ...], now_ms: int) -> Decimal:
-    """What the plans themselves will cost at the end of the period; a whole one, though Lago may prorate it."""
-    total = Decimal(0)
-    for plan in offer.plans:
-        if plan.currency != offer.plan.currency or not plan.amount_cents:
-            continue
-        if _on_trial(offer.primary, plan):
-            continue
-        net = money(plan.amount_cents, plan.currency)
-        total += gross(net, subscription_taxes(plan, customer, defaults))
-    # Taxes are rounded to the coin: up, to be on the safe side.
-    coin = money(1, offer.plan.currency)
-    return -(-total // coin) * coin
-
-
-def _on_trial(subscription: Subscription, plan: Plan) -> bool:
-    started, end = subscription.started_at_ms, subscription.period_end_ms
-    if plan.trial_days <= 0 or subscription.trial_ended_at_ms is not None or started is None or end is None:
-        return False
-    return started + int(plan.trial_days * _DAY_MS) >= end
-
-
 def _standings(
     reading: AccountReading,
     state: AccountState,
@@ -385,12 +265,12 @@ def _standings(
 ) -> tuple[Standing, ...]:
     voided_open_ms = settings.reconcile.voided_open_s * 1000
     return tuple(
-        standing_of(_linked(period, reading), reading.invoices, currency, now_ms, voided_open_ms)
+        standing_of(linked(period, reading), reading.invoices, currency, now_ms, voided_open_ms)
         for period in old_periods(state, memory)
     )
 
 
-def _owed(standings: Sequence[Standing], settings: LagoSettings, currency: str, alerts: _Alerts) -> Decimal:
+def _owed(standings: Sequence[Standing], settings: LagoSettings, currency: str, alerts: Alerts) -> Decimal:
     """With ``carry`` a shortfall is billed in the current period, and Lago's own figure for that has it."""
     total = Decimal(0)
     for standing in standings:
@@ -403,185 +283,6 @@ def _owed(standings: Sequence[Standing], settings: LagoSettings, currency: str, 
     return total
 
 
-def _linked(period: OldPeriod, reading: AccountReading) -> OldPeriod:
-    """A period that nobody has linked, as Lago was out of reach all through it, belongs to whom it lies with."""
-    if period.links or not period.units or period.start_ms % 1000 or period.end_ms % 1000:
-        return period
-    for each in reading.subscriptions:
-        began, ended = each.started_at_ms, each.terminated_at_ms
-        if began is not None and began // 1000 * 1000 <= period.start_ms and (ended is None or period.start_ms < ended):
-            link = PeriodLink(
-                ledger_start_ms=period.start_ms,
-                ledger_end_ms=period.end_ms,
-                subscription_id=each.lago_id,
-                external_subscription_id=each.external_id,
-                lago_from_ms=period.start_ms,
-                lago_to_ms=min(period.end_ms, ended) if ended is not None else period.end_ms,
-                metrics=tuple(sorted(period.units)),
-                is_final=False,
-                is_current=False,
-            )
-            return replace(period, links=(link,))
-    return period
-
-
-def _counted(reading: AccountReading, offer: _Offer) -> dict[str, int]:
-    counted: dict[str, int] = {}
-    for subscription in offer.sold_by.values():
-        usage = reading.usages.get(subscription.external_id)
-        for charge in usage.charges if usage is not None else ():
-            if charge.metric_code in offer.prices and charge.units > 0:
-                counted[charge.metric_code] = max(counted.get(charge.metric_code, 0), -int(-charge.units // 1))
-    return counted
-
-
-def _foreign(reading: AccountReading, offer: _Offer, state: AccountState, currency: str, alerts: _Alerts) -> Decimal:
-    """By how much Lago's own figure for the current period exceeds what the ledger has settled in it."""
-    total = Decimal(0)
-    roundings = 0
-    for external_id in {each.external_id for each in offer.sold_by.values()}:
-        usage = reading.usages.get(external_id)
-        if usage is not None and usage.from_ms <= state.period_start_ms < usage.to_ms:
-            total += money(usage.total_cents, currency)
-            roundings += len(usage.charges) + 1
-    spent = sum((state.money(state.cost_of(usage)) for usage in state.usages), Decimal(0))
-    excess = total - spent
-    if excess <= money(roundings, currency):
-        return Decimal(0)
-    alerts.add(
-        "foreign",
-        f"Lago has counted {total} {currency} in the current period, the ledger {spent}: the difference is set aside;"
-        " events that did not pass the gateway, or lost data, may be the reason",
-    )
-    return excess
-
-
-def _check_transactions(reading: AccountReading, alerts: _Alerts) -> None:
-    """Balance = Σ settled inbound − Σ settled outbound, or Lago has lost or doubled a transaction."""
-    for wallet in reading.wallets:
-        rows = reading.transactions.get(wallet.lago_id)
-        if rows is None:
-            continue
-        settled = [row for row in rows if row.status == "settled"]
-        total = sum((row.amount if row.type == "inbound" else -row.amount for row in settled), Decimal(0))
-        balance = money(wallet.balance_cents, wallet.currency)
-        if total != balance:
-            alerts.add("identity", f"wallet {wallet.lago_id}: its transactions sum up to {total} {wallet.currency},"
-                       f" its balance is {balance}")  # fmt: skip
-
-
-def _terms_mark(terms: Terms, offer: _Offer) -> str:
-    """Changes when something other than money may raise what is available."""
-    plans = (plan.lago_id for plan in offer.plans)
-    prices = (f"{metric}={table}" for metric, table in sorted(offer.prices.items()))
-    parts = (terms.mode, terms.overdraft, terms.spending_cap, terms.credit_limit, *plans, *prices)
-    return "|".join(map(str, parts))[:4_000]
-
-
-def _check_raise(
-    state: AccountState,
-    spec: AccountSpec,
-    memory: Memory,
-    standings: Sequence[Standing],
-    funds: Funds,
-    mark: str,
-    alerts: _Alerts,
-) -> None:
-    """Rule 4 of the ledger, looked at from here: no give-back."""
-    ceiling = spec.ceiling
-    if state.version == 0 or state.ceiling is None or ceiling is None or memory.last is None:
-        return
-    before = state.money(state.ceiling - (state.unsettled if state.count_k else 0))
-    after = ceiling - ((spec.unsettled or Decimal(0)) if spec.counts_unsettled else Decimal(0))
-    if after <= before or funds.balance > memory.last.balance or mark != memory.last.terms:
-        return
-    if any(standing.is_final and standing.period.settled is None for standing in standings):
-        return
-    alerts.add(
-        "raise", f"available rises from {before} to {after} {spec.currency} without new money or a final invoice"
-    )
-
-
-def _check_age(standings: Sequence[Standing], alerts: _Alerts, now_ms: int) -> None:
-    for standing in standings:
-        age_ms = now_ms - standing.period.end_ms
-        if standing.stage == "unbilled" and standing.owed > 0 and age_ms > UNBILLED_MS_MAX:
-            days = age_ms // _DAY_MS
-            alerts.add("unsettled", f"a period that ended {days} days ago owes {standing.owed} and has no invoice")
-
-
-def _remembered(
-    reading: AccountReading,
-    memory: Memory,
-    standings: Sequence[Standing],
-    state: AccountState,
-    settings: LagoSettings,
-    now_ms: int,
-) -> tuple[Memory, tuple[ClosedPeriod, ...]]:
-    """What is kept of periods that are over, and which of the ledger's records are not needed any more."""
-    kept_ms = settings.reconcile.closed_kept_s * 1000
-    ends = {each.lago_id: each.terminated_at_ms for each in reading.subscriptions if each.terminated_at_ms is not None}
-    links, fees = dict(memory.links), dict(memory.fees)
-    settled, checks = dict(memory.settled), dict(memory.checks)
-    forget: list[ClosedPeriod] = []
-    for standing in standings:
-        period = standing.period
-        start = period.start_ms
-        at_ms = period.settled.at_ms if period.settled is not None else now_ms
-        for link in period.links:
-            # No event counts for a subscription that has ended, and the ledger heard of its end a moment later.
-            ended = ends.get(link.subscription_id, link.lago_to_ms)
-            lago_to_ms = min(link.lago_to_ms, ended) if ended > link.lago_from_ms else link.lago_to_ms
-            links[start, link.subscription_id] = replace(
-                link, ledger_end_ms=period.end_ms, lago_to_ms=lago_to_ms, is_final=standing.is_final, is_current=False
-            )
-        voided_at = period.settled.voided_at_ms if period.settled is not None else None
-        if standing.stage == "voided":
-            voided_at = voided_at if voided_at is not None else now_ms
-        if standing.stage in ("final", "forgiven", "voided"):
-            invoice = standing.invoice.lago_id if standing.invoice else None
-            if invoice is None and period.settled is not None:
-                invoice = period.settled.invoice_id
-            settled[start] = SettledPeriod(
-                start, period.end_ms, invoice, period.units, period.costs, period.fee, at_ms,
-                None if standing.stage == "final" else voided_at, standing.billed,
-            )  # fmt: skip
-            forget += [closed for closed in state.closed if closed.start_ms == start]
-        # A period without usage and without a fee owes nothing, whether Lago makes an invoice of it or not.
-        idle = not period.units and not period.cost and not period.fee
-        if now_ms - period.end_ms > kept_ms and (standing.is_final or idle):
-            settled.pop(start, None)
-            fees.pop(start, None)
-            checks.pop(start, None)
-            links = {key: link for key, link in links.items() if key[0] != start}
-    return Memory(links, fees, settled, memory.last, checks), tuple(forget)
-
-
-def _links(
-    offer: _Offer, start_ms: int, end_ms: int, lago_from_ms: int, lago_to_ms: int, ahead: bool
-) -> dict[tuple[int, str], PeriodLink]:
-
-    def bounds(each: Subscription) -> tuple[int, int]:
-        # Lago tells its periods in whole seconds, and yet counts no event before the millisecond of the start.
-        first, last = (start_ms, end_ms) if ahead else (lago_from_ms, lago_to_ms)
-        return max(first, each.started_at_ms or first), last
-
-    return {
-        (start_ms, each.lago_id): PeriodLink(
-            ledger_start_ms=start_ms,
-            ledger_end_ms=end_ms,
-            subscription_id=each.lago_id,
-            external_subscription_id=each.external_id,
-            lago_from_ms=bounds(each)[0],
-            lago_to_ms=bounds(each)[1],
-            metrics=tuple(sorted(metric for metric, seller in offer.sold_by.items() if seller.lago_id == each.lago_id)),
-            is_final=False,
-            is_current=True,
-        )
-        for each in offer.sellers
-    }
-
-
 # An account without an active subscription
 
 
@@ -590,7 +291,7 @@ def _closed(
     state: AccountState,
     memory: Memory,
     settings: LagoSettings,
-    alerts: _Alerts,
+    alerts: Alerts,
     now_ms: int,
 ) -> Books:
     """What it has used is billed on its last invoice; it takes no new holds."""
@@ -600,7 +301,7 @@ def _closed(
                      cut=Cut((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
     standings = _standings(reading, state, memory, currency, settings, now_ms)
     unsettled = _owed(standings, settings, currency, alerts)
-    kept, forget = _remembered(reading, memory, standings, state, settings, now_ms)
+    kept, forget = remembered(reading, memory, standings, state, settings, now_ms)
     mode = state.info.get("mode")
     balance = funds_of(reading.wallets, (), currency, now_ms).balance
     spec = AccountSpec(
