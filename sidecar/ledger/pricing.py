@@ -1,6 +1,6 @@
 """Price tables: what a plan charges for a metric, as decimals, and packed for the scripts as scaled integers.
 
-The models and their arithmetic are Lago's (facts/lago.md section 4; lago-api ``app/services/charge_models/``).
+The models and their arithmetic are Lago's (lago-api ``app/services/charge_models/``).
 """
 
 from __future__ import annotations
