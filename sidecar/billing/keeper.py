@@ -32,6 +32,11 @@ FLUSH: Final = "flush"
 """The kind of bell that asks for usage to be pushed at once: `flush` for everybody, `flush:<account>`."""
 
 RINGS_MAX: Final = 256
+REST_S_MIN, REST_S_MAX = 0.1, 2.0
+"""Between two answers to one bell that goes on ringing, doubling: a storm must not become one of requests to Lago."""
+QUIET_S: Final = 5.0
+"""After so long without a ring a bell is answered at once again."""
+
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.25, 30.0
 BACKOFFS_MAX: Final = 10_000
 LEDGER_PAGE: Final = 500
@@ -94,6 +99,7 @@ class Keeper:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._at_work: set[str] = set()
         self._waits_s: dict[str, float] = {}
+        self._rests: dict[str, tuple[float, float]] = {}
         self._sweep_wanted = asyncio.Event()
         self._swept_rings: list[Ring] = []
 
@@ -114,7 +120,7 @@ class Keeper:
         while not stop.is_set():
             notice_cancellation()
             try:
-                rings = await self._bells.waiting(RINGS_MAX + len(self._at_work))
+                rings = await self._bells.waiting(RINGS_MAX + len(self._at_work) + self._resting())
                 self._metrics.bells_waiting = await self._bells.count() if len(rings) >= RINGS_MAX else len(rings)
                 failing = False
             except CLIENT_ERRORS as error:
@@ -124,7 +130,7 @@ class Keeper:
                 rings = ()
             self._metrics.bells_oldest_s = max((ring.age_s for ring in rings), default=0.0)
             for ring in rings:
-                if ring.name in self._at_work:
+                if ring.name in self._at_work or self._rests.get(ring.name, (0.0, 0.0))[0] > time.monotonic():
                     continue
                 if len(self._at_work) >= RINGS_MAX:
                     break
@@ -137,6 +143,7 @@ class Keeper:
             done = await self.attend(ring, token)
             if done:
                 self._waits_s.pop(ring.name, None)
+                self._rest(ring.name)
                 await self._bells.answer([ring])
             else:
                 await self._postpone(ring)
@@ -149,6 +156,22 @@ class Keeper:
             await asyncio.sleep(BACKOFF_S_MIN)
         finally:
             self._at_work.discard(ring.name)
+
+    def _rest(self, name: str) -> None:
+        """The first answers follow one another quickly: a change in Lago rings more than once."""
+        now_s = time.monotonic()
+        until_s, last_s = self._rests.get(name, (0.0, 0.0))
+        rest_s = min(REST_S_MAX, last_s * 2) if last_s and now_s - until_s < QUIET_S else REST_S_MIN
+        self._rests[name] = (now_s + rest_s, rest_s)
+
+    def _resting(self) -> int:
+        """How many bells have been answered lately; those that have been quiet since are forgotten."""
+        if len(self._rests) > BACKOFFS_MAX:
+            self._rests.clear()
+        now_s = time.monotonic()
+        for name in [name for name, (until_s, _) in self._rests.items() if now_s - until_s > QUIET_S]:
+            del self._rests[name]
+        return len(self._rests)
 
     async def _drop(self, ring: Ring) -> None:
         with contextlib.suppress(*CLIENT_ERRORS):

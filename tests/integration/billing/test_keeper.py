@@ -122,6 +122,22 @@ async def test_a_bell_stays_while_lago_is_away_and_is_answered_when_it_is_back(s
         await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
 
 
+async def test_a_bell_that_goes_on_ringing_does_not_go_on_reading_lago(system: Desk) -> None:
+    async with leading(system):
+        before = system.requests()
+        for number in range(300):
+            await system.billing.bells.ring(["account:tpp-0"])
+            if number == 299:
+                await system.top_up("tpp-0", "5")
+                await system.billing.bells.ring(["account:tpp-0"])
+            await asyncio.sleep(0.01)
+        await until(lambda: _none_wait(system))
+
+        # Three seconds: after 0, 0.1, 0.3, 0.7, 1.5 and 3.1, at eight requests each; without a rest it is a hundred.
+        assert system.requests() - before < 10 * 10
+        assert await system.available("tpp-0") == Decimal(15)
+
+
 async def test_a_bell_that_makes_no_sense_is_answered_and_forgotten(system: Desk) -> None:
     async with leading(system):
         await system.billing.bells.ring(
