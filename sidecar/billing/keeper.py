@@ -17,7 +17,7 @@ from sidecar.billing.bells import SWEEP, Bells, Ring
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.metrics import LagoMetrics
 from sidecar.billing.lago.models import Subscription, Wallet
-from sidecar.billing.memory import LastReading, decode_last
+from sidecar.billing.memory import ABSENT, LastReading, decode_last
 from sidecar.billing.reconciler import Outcome, Reconciler
 from sidecar.billing.settings import ReconcileSettings
 from sidecar.billing.sweep import Fingerprints, Lists, read_lists
@@ -60,7 +60,7 @@ class Directory(Lists, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """``outcomes`` of the accounts that were read in full; ``accounts`` is how many there are."""
+    """``accounts`` looked at, ``read`` of them in full, ``failed`` of these not loaded; ``requests`` to Lago."""
 
     accounts: int
     read: int
@@ -101,7 +101,6 @@ class Keeper:
         self._waits_s: dict[str, float] = {}
         self._rests: dict[str, tuple[float, float]] = {}
         self._sweep_wanted = asyncio.Event()
-        self._swept_rings: list[Ring] = []
 
     def __repr__(self) -> str:
         return f"Keeper({len(self._at_work)} at work)"
@@ -315,8 +314,10 @@ class Keeper:
         known = 0
         async for page in self._accounts():
             for account, last in zip(page, await self._last_readings(page), strict=True):
-                known += last is not None
-                if last is not None and account not in prints.by_account:
+                if last is None or last.terms == ABSENT:
+                    continue
+                known += 1
+                if account not in prints.by_account:
                     missing.append(account)
         if len(missing) > max(MISSING_MAX, known // 2):
             log.error("most accounts are missing in lago: is lago.url right?", known=known, missing=len(missing))

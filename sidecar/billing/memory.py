@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from sidecar.billing.sync.links import PeriodLink, decode_link, encode_link
+
+ABSENT: Final = "absent"
+"""Terms of a reading that found nothing to load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,11 @@ class Memory:
     settled: Mapping[int, SettledPeriod] = field(default_factory=dict)
     last: LastReading | None = None
     checks: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def came_from_lago(self) -> bool:
+        """Whether the ledger's account was ever loaded from Lago; else it is a file's."""
+        return self.last is not None and self.last.terms != ABSENT
 
     def links_of(self, start_ms: int) -> tuple[PeriodLink, ...]:
         return tuple(link for (start, _), link in sorted(self.links.items()) if start == start_ms)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Final
 
 from sidecar.billing.alerts import Alerts, BillingRefused
@@ -26,10 +27,15 @@ class Offer:
 
     primary: Subscription
     plan: Plan
-    plans: tuple[Plan, ...]
+    actives: tuple[tuple[Subscription, Plan], ...]
     prices: Mapping[str, PriceTable]
     sold_by: Mapping[str, Subscription]
     refused: int
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Of all active subscriptions, the oldest first."""
+        return tuple(plan for _, plan in self.actives)
 
     @property
     def sellers(self) -> tuple[Subscription, ...]:
@@ -39,6 +45,7 @@ class Offer:
 
 
 def offer_of(actives: Sequence[Subscription], customer: Customer, defaults: tuple[Tax, ...], alerts: Alerts) -> Offer:
+    """What is sold; who cannot be served with the others is an alert. Raises ``BillingRefused``: too many metrics."""
     by_age = sorted(actives, key=lambda each: (each.started_at_ms or each.created_at_ms, each.lago_id))
     priced = [each for each in by_age if each.plan is not None and each.plan.charges] or by_age
     primary = priced[0]
@@ -72,23 +79,22 @@ def offer_of(actives: Sequence[Subscription], customer: Customer, defaults: tupl
             prices[metric], sold_by[metric] = table, each
     if len(prices) > METRICS_MAX:
         raise BillingRefused("plan", f"{len(prices)} metrics are charged; an account has at most {METRICS_MAX}")
-    plans = tuple(each.plan for each in by_age if each.plan is not None)
-    return Offer(primary, primary.plan, plans, prices, sold_by, refused)
+    pairs = tuple((each, each.plan) for each in by_age if each.plan is not None)
+    return Offer(primary, primary.plan, pairs, prices, sold_by, refused)
 
 
-def plan_fee_of(offer: Offer, customer: Customer, defaults: tuple[Tax, ...], now_ms: int) -> Decimal:
+def plan_fee_of(offer: Offer, customer: Customer, defaults: tuple[Tax, ...]) -> Decimal:
     """What the plans themselves will cost at the end of the period; a whole one, though Lago may prorate it."""
     total = Decimal(0)
-    for plan in offer.plans:
+    for subscription, plan in offer.actives:
         if plan.currency != offer.plan.currency or not plan.amount_cents:
             continue
-        if _on_trial(offer.primary, plan):
+        if _on_trial(subscription, plan):
             continue
         net = money(plan.amount_cents, plan.currency)
         total += gross(net, subscription_taxes(plan, customer, defaults))
     # Taxes are rounded to the coin: up, to be on the safe side.
-    coin = money(1, offer.plan.currency)
-    return -(-total // coin) * coin
+    return total.quantize(money(1, offer.plan.currency), ROUND_CEILING)
 
 
 def _on_trial(subscription: Subscription, plan: Plan) -> bool:
@@ -107,10 +113,11 @@ def terms_mark(terms: Terms, offer: Offer) -> str:
 
 
 def counted_before(reading: AccountReading, offer: Offer) -> dict[str, int]:
+    """Units by metric that Lago has counted in the current period; parts of a unit count as a whole one."""
     counted: dict[str, int] = {}
     for subscription in offer.sold_by.values():
         usage = reading.usages.get(subscription.external_id)
         for charge in usage.charges if usage is not None else ():
             if charge.metric_code in offer.prices and charge.units > 0:
-                counted[charge.metric_code] = max(counted.get(charge.metric_code, 0), -int(-charge.units // 1))
+                counted[charge.metric_code] = max(counted.get(charge.metric_code, 0), math.ceil(charge.units))
     return counted

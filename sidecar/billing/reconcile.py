@@ -94,13 +94,13 @@ def reconcile(
     customer = reading.customer
     if customer is None:
         # An account that never came from Lago is a file's, and none of our business.
-        if state.version == 0 or memory.last is None:
+        if state.version == 0 or not memory.came_from_lago:
             return Books(reading.account, None, None, memory, "Lago does not know this customer")
         alerts.add("missing", "Lago does not know this customer any more; the account is closed")
         return _closed(reading, state, memory, settings, alerts, now_ms)
     actives = [each for each in reading.subscriptions if each.is_active and each.plan is not None]
     if not actives:
-        if state.version == 0 or memory.last is None:
+        if state.version == 0 or not memory.came_from_lago:
             return Books(reading.account, None, None, memory, "the customer has no active subscription")
         return _closed(reading, state, memory, settings, alerts, now_ms)
     offer = offer_of(actives, customer, reading.default_taxes, alerts)
@@ -159,7 +159,7 @@ def _open(
     check_transactions(reading, alerts)
     has_wallet = any(wallet.is_active for wallet in reading.wallets)
     terms = terms_of(customer, plan, has_wallet, settings.plans)
-    plan_fee = plan_fee_of(offer, customer, reading.default_taxes, now_ms) if funds.pays_plan_fee else Decimal(0)
+    plan_fee = plan_fee_of(offer, customer, reading.default_taxes) if funds.pays_plan_fee else Decimal(0)
 
     standings = _standings(reading, state, memory, currency, settings, now_ms)
     periods = [standing.period for standing in standings]

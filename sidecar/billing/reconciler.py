@@ -19,7 +19,7 @@ from sidecar.billing.bells import Bells
 from sidecar.billing.fields import set_fields
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Tax
-from sidecar.billing.memory import LastReading, MalformedMemory, Memory, decode_memory
+from sidecar.billing.memory import ABSENT, LastReading, MalformedMemory, Memory, decode_memory
 from sidecar.billing.metrics import BillingMetrics
 from sidecar.billing.reading import AccountReading, Lago, read_account
 from sidecar.billing.reconcile import Books, reconcile
@@ -267,7 +267,7 @@ class Reconciler:
             await self._client.set(self._keys.absent(account), "1", ex=self._settings.reconcile.absent_s)
             if fingerprint is not None:
                 # A customer of the bank who subscribes to nothing is not read again in every sweep.
-                last = LastReading(await self._loader.now_ms(), Decimal(0), "absent", fingerprint)
+                last = LastReading(await self._loader.now_ms(), Decimal(0), ABSENT, fingerprint)
                 fields = replace(memory, last=last).fields()
                 await set_fields(self._client, self._keys.billing(account), {"last": fields["last"]})
         except CLIENT_ERRORS as error:

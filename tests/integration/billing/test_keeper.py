@@ -212,6 +212,21 @@ async def test_accounts_from_files_are_none_of_a_sweep_s_business(system: Desk) 
     assert (await system.show("from-a-file")).status == "active"
 
 
+async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_closed(system: Desk) -> None:
+    spec = AccountSpec(
+        id="both", mode="prepaid", currency="EUR", period=CalendarPeriods("month"), funds=Decimal(5),
+        prices={"api_calls": Standard(Decimal(1))},
+    )  # fmt: skip
+    await system.store.accounts.load(spec)
+    await system.customer("both", plan=None)
+    await system.billing.keeper.sweep(1)
+    await system.top_up("both", "5")
+
+    await system.billing.keeper.sweep(1)
+
+    assert (await system.show("both")).status == "active"
+
+
 async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_until_it_does(
     valkey_server: ValkeyServer,
 ) -> None:

@@ -149,6 +149,36 @@ def test_the_plan_s_own_fee_is_set_aside_where_a_wallet_would_pay_it() -> None:
     assert (unrestricted.available, scoped.available, trial.available) == (Decimal(70), Decimal(100), Decimal(100))
 
 
+def test_the_plan_s_fee_with_its_tax_is_rounded_up_to_the_coin() -> None:
+    taxed = replace(customer(), taxes=(Tax("vat", Decimal("7.7")),))
+    world = World().lago(customer=taxed, subscriptions=(subscription(plan(standard("1"), amount_cents=1_001)),))
+
+    books = world.load()
+
+    assert books.figures is not None
+    assert books.figures.plan_fee == Decimal("10.79")  # 10.78077
+
+
+def test_a_trial_waives_the_fee_of_its_own_subscription_alone() -> None:
+    trial = subscription(plan(amount_cents=1_000, trial_days=Decimal(90)))
+    paid = subscription(
+        plan(standard("1", "payments"), code="pay", amount_cents=3_000), "sub-2", external_id="ext-2", started_at_ms=NOW
+    )
+    world = World().lago(subscriptions=(trial, paid))
+
+    world.load()
+
+    assert world.available == Decimal(70)
+
+
+def test_parts_of_a_unit_that_lago_has_counted_are_taken_over_as_whole_ones() -> None:
+    world = World().lago(usages={"ext-1": usage("30.5", 305)})
+
+    world.load()
+
+    assert world.state.usages == (Usage("api_calls", 31, 0),)
+
+
 def test_prices_are_those_with_tax_and_a_cent_is_kept_for_its_rounding() -> None:
     taxed = replace(customer(), taxes=(Tax("vat", Decimal(20)),))
     whole = World().lago(customer=taxed)
