@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.openmeter_faults import SCRIPT_MAX, Fault, FaultError, Faults
+from sidecar.sandbox.faults import SCRIPT_MAX
+from sidecar.sandbox.openmeter_faults import Fault, FaultError, Faults
 
 
 def test_a_script_is_used_up_in_order_before_any_chance() -> None:
