@@ -1,0 +1,1 @@
+"""Configurations of the peers, tuned as their experts would."""

@@ -1,0 +1,92 @@
+"""The table, the verdicts, the file and the chart of a comparison."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import orjson
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.compare import contenders as who
+from loadtests.compare.bars import Results, Verdict
+from loadtests.compare.measuring import Measurement
+
+COLUMNS = (
+    ("requests/s", "requests_per_s", ",.0f"), ("CPU µs/req.", "cpu_us", ".1f"), ("Valkey µs/req.", "valkey_us", ".1f"),
+    ("p50 ms", "p50_ms", ".2f"), ("p99 ms", "p99_ms", ".2f"), ("memory MB", "memory_mb", ".0f"),
+)  # fmt: skip
+
+ORDER = (
+    who.DIRECT, who.NGINX, who.ENVOY, who.NGINX_LUA, who.NGINX_LUA_EVENT, who.ENVOY_DEBIT, who.AIOHTTP, who.GATEWAY_FREE,
+    who.GATEWAY,
+)  # fmt: skip
+
+
+def show(results: Results, verdicts: list[Verdict], missing: list[str]) -> None:
+    """Prints everything, wide enough for the tables wherever the output goes."""
+    console = Console(width=max(170, Console().width))
+    table = Table(title="medians (lowest–highest)", title_justify="left", box=box.SIMPLE)
+    for column in ("conn.", "contender", *(title for title, _, _ in COLUMNS)):
+        table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
+    order = {name: at for at, name in enumerate(ORDER)}
+    before = None
+    for connections, name in sorted(results, key=lambda key: (key[0], order[key[1]])):
+        rounds = results[connections, name]
+        if before is not None and connections != before:
+            table.add_section()
+        before = connections
+        table.add_row(str(connections), name, *(_cell(rounds, figure, form) for _, figure, form in COLUMNS))
+    console.print(table)
+    ratios = Table(title="the gateway ÷ its peer, round by round", title_justify="left", box=box.SIMPLE)
+    for column in ("figure", "conn.", "median (lowest–highest)", "bar", "holds"):
+        ratios.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
+    for verdict in verdicts:
+        bar = verdict.bar
+        ratios.add_row(
+            bar.what, str(bar.connections), f"{verdict.ratio:.2f} ({verdict.low:.2f}–{verdict.high:.2f})",
+            f"{'≥' if bar.at_least else '≤'} {bar.bound:g}", "yes" if verdict.holds else "NO",
+        )  # fmt: skip
+    console.print(ratios)
+    for reason in missing:
+        console.print(f"left out: {reason}")
+
+
+def _cell(rounds: list[Measurement], figure: str, form: str) -> str:
+    values = [getattr(each, figure) for each in rounds]
+    if not any(values) or (figure == "valkey_us" and max(values) < 0.5):
+        return ""
+    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+
+
+def document(results: Results, verdicts: list[Verdict], missing: list[str], seconds: int) -> dict[str, Any]:
+    """The whole result as JSON would have it."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "python": platform.python_version(),
+        "seconds": seconds,
+        "missing": missing,
+        "bars": [{**asdict(v.bar), "ratio": v.ratio, "low": v.low, "high": v.high, "holds": v.holds} for v in verdicts],
+        "results": [
+            {"connections": connections, "contender": name, "rounds": [asdict(each) for each in rounds]}
+            for (connections, name), rounds in results.items()
+        ],
+    }
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def draw(path: Path, result: dict[str, Any]) -> None:
+    """Bars of CPU per request at 64 connections, the contender's own and Valkey's, with the spread of the rounds."""
+    raise SystemExit("no chart yet")

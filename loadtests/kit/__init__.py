@@ -1,0 +1,1 @@
+"""What the measurements share: processes that end with their block, meters, the load generator, an upstream."""
