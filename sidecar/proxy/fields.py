@@ -82,6 +82,8 @@ class FieldReader:
         for name in self.named:
             if name != name.lower() or not TOKEN.fullmatch(name):
                 raise ValueError(f"{name!r} is not a field name in lower case")
+        #: All names whose values are wanted, with whether their lines are dropped.
+        self.known = {name: name in dropped or name in HOP_BY_HOP for name in self.named | _ALWAYS_READ}
         self._names = _Names(self.named | _ALWAYS_READ, dropped | HOP_BY_HOP)
         self._protected = (self.named - HOP_BY_HOP) | NEVER_CONNECTION_OPTIONS
         self._connections: dict[bytes, Connection] = {}

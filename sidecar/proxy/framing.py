@@ -5,7 +5,8 @@ matches one strict grammar or is refused; fields that frame a message are refuse
 contradict each other; fields that concern one connection are taken out; the rest is forwarded byte for byte.
 
 A head that lies complete in one piece, as nearly all do, costs one match of one expression and one look at each
-field's name. Everything else is off that path: an incomplete or invalid head is examined in `grammar`.
+field's name; where the compiled core was built, one pass over its bytes. Everything else is off that path: an incomplete
+or invalid head is examined in `grammar`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterable
 
 from sidecar.proxy.body import BodyKind, BodyRules
+from sidecar.proxy.core import HeadScanner, scanner_factory
 from sidecar.proxy.fields import NEVER_CONNECTION_OPTIONS, FieldReader, list_elements, without
 from sidecar.proxy.grammar import (
     CONTENT_LENGTH,
@@ -57,6 +59,7 @@ class HeadParser:
         limits: see `Limits`.
         upgrades: lower-case names of the protocols to which a client may switch. Never h2c: the requests inside of
             it would pass uncounted.
+        compiled: False does without the compiled core.
 
     Raises:
         ValueError: a name is no field name in lower case.
@@ -68,9 +71,16 @@ class HeadParser:
         drop: Iterable[bytes] = (),
         limits: Limits | None = None,
         upgrades: Iterable[bytes] = (b"websocket",),
+        compiled: bool = True,
     ) -> None:
         self.limits = limits = limits or Limits()
         self._fields = FieldReader(interesting, drop)
+        self._scanner: HeadScanner | None = None
+        if compiled and scanner_factory is not None:
+            self._scanner = scanner_factory(
+                self._fields.known, limits.method_bytes_max, limits.target_bytes_max, limits.head_bytes_max,
+                limits.fields_max, limits.body_bytes_max,
+            )  # fmt: skip
         self._upgrades = frozenset(upgrades)
         self._hosts: set[bytes] = set()
         self._lines = re.compile(field_lines(limits.fields_max))
@@ -99,7 +109,13 @@ class HeadParser:
         Raises:
             ProtocolError: the head is refused; as soon as its bytes cannot become a valid head any more.
         """
-        if search_from > start and not self._worth_reading(buf, start, search_from):
+        if search_from <= start:
+            scanner = self._scanner
+            if scanner is not None:
+                usual = scanner.request(buf, start)
+                if usual is not None:
+                    return usual
+        elif not self._worth_reading(buf, start, search_from):
             return None
         match = self._request(buf, start, start + self.limits.head_bytes_max)
         if match is None:
@@ -166,7 +182,13 @@ class HeadParser:
         Raises:
             ProtocolError: always with status 502.
         """
-        if search_from > start and not self._worth_reading(buf, start, search_from):
+        if search_from <= start:
+            scanner = self._scanner
+            if scanner is not None and request_method != b"HEAD":
+                usual = scanner.response(buf, start)
+                if usual is not None:
+                    return usual
+        elif not self._worth_reading(buf, start, search_from):
             return None
         match = self._response(buf, start, start + self.limits.head_bytes_max)
         try:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from sidecar.proxy.body import Body
 from sidecar.proxy.framing import HeadParser, ProtocolError, RequestHead, ResponseHead
 
-__all__ = ["PENDING", "Content", "Outcome", "Read", "Refused", "read_body", "read_request", "read_response"]
+__all__ = [
+    "PENDING",
+    "Content",
+    "Outcome",
+    "Read",
+    "Refused",
+    "is_request",
+    "read_body",
+    "read_request",
+    "read_response",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,11 @@ class Content:
 
     written: bytes
     rest: bytes
+
+
+def is_request(head: RequestHead | ResponseHead) -> bool:
+    """By what it says: the compiled core has classes of its own."""
+    return hasattr(head, "method")
 
 
 PENDING = "pending"

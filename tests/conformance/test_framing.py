@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.proxy import framing
 from sidecar.proxy.framing import HeadParser, RequestHead
 from sidecar.proxy.limits import Limits
 from tests.conformance.corpus_cases import Case, cases, two_pieces
-from tests.conformance.reading import PENDING, Outcome, Read, Refused, read_request, read_response
+from tests.conformance.reading import PENDING, Outcome, Read, Refused, is_request, read_request, read_response
 
 INTERESTING = (b"traceparent", b"x-fapi-interaction-id", b"x-idempotency-key")
 DROPPED = (b"x-api-key", b"x-tpp-id")
 
 REQUESTS = cases("requests")
 RESPONSES = cases("responses")
+
+
+@pytest.fixture(params=["compiled", "pure"], autouse=True)
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case is read with the compiled core, where it was built, and without."""
+    if request.param == "pure":
+        monkeypatch.setattr(framing, "scanner_factory", None)
 
 
 def parser_for(case: Case) -> HeadParser:
@@ -75,11 +83,11 @@ def test_what_is_forwarded_of_a_head_is_read_as_the_same_request(case: Case) -> 
     outcome = read(case, [case.data])
     assert isinstance(outcome, Read)
     first = outcome.head
-    assert isinstance(first, RequestHead)
+    assert is_request(first)
     again = read(case, [forwarded(first)])
     assert isinstance(again, Read), again
     second = again.head
-    assert isinstance(second, RequestHead)
+    assert is_request(second)
     same = ("method", "path", "query", "body", "length")
     assert [getattr(second, name) for name in same] == [getattr(first, name) for name in same]
     assert second.host.lower() == first.host.lower()

@@ -40,6 +40,7 @@ from tests.conformance.reading import (
     Outcome,
     Read,
     Refused,
+    is_request,
     read_body,
     read_request,
     read_response,
@@ -60,6 +61,8 @@ SMALL = HeadParser(
         trailer_fields_max=1,
     ),
 )
+PURE = HeadParser(INTERESTING, DROPPED, PARSER.limits, compiled=False)
+SMALL_PURE = HeadParser(INTERESTING, DROPPED, SMALL.limits, compiled=False)
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -152,7 +155,7 @@ def test_a_request_that_is_let_through_is_read_the_same_by_others(data: bytes) -
     if not isinstance(passed, Passed) or FRAMING_TRAILER.search(passed.came_in):
         return
     head = passed.head
-    assert isinstance(head, RequestHead)
+    assert is_request(head)
     came_in = data.removeprefix(b"\r\n")[: -len(passed.rest) or None]  # h11 knows no empty line before a request
     for judge in (h11_on_request, llhttp_on_request):
         opinion = judge(came_in)
@@ -175,7 +178,7 @@ def test_what_is_sent_on_of_a_request_is_read_by_others_as_the_same_request(data
     if not isinstance(passed, Passed):
         return
     head = passed.head
-    assert isinstance(head, RequestHead)
+    assert is_request(head)
     onward = forwarded(head) + passed.onward
     for opinion in (h11_on_request(onward), llhttp_on_request(onward)):
         if opinion.error.startswith("HttpParserInvalidMethod"):
@@ -196,13 +199,33 @@ def test_a_response_that_is_let_through_is_read_the_same_by_others(data: bytes) 
     if not isinstance(passed, Passed) or passed.head.body is BodyKind.UNTIL_CLOSE:
         return
     head = passed.head
-    assert isinstance(head, ResponseHead)
+    assert not is_request(head)
     came_in = data[: -len(passed.rest) or None]
     if head.status == 101 or FRAMING_TRAILER.search(passed.came_in):
         return  # of 101 both want to know whether somebody asked for it, which is for the exchange to know
     for opinion in (h11_on_response(came_in, b"GET"), llhttp_on_response(came_in)):
         agree(opinion, passed.content)
         assert opinion.start == (head.status, head.reason)
+
+
+@fuzz
+@given(any_request, st.sampled_from(((PARSER, PURE), (SMALL, SMALL_PURE))))
+def test_the_compiled_core_reads_a_request_as_pure_python_does(
+    data: bytes, pair: tuple[HeadParser, HeadParser]
+) -> None:
+    compiled, pure = pair
+    outcome = read_request(compiled, [data])
+    event("by the core" if isinstance(outcome, Read) and type(outcome.head) is not RequestHead else "by Python")
+    assert outcome == read_request(pure, [data])
+
+
+@fuzz
+@given(any_response, st.sampled_from(((PARSER, PURE), (SMALL, SMALL_PURE))), st.sampled_from((b"GET", b"HEAD")))
+def test_the_compiled_core_reads_a_response_as_pure_python_does(
+    data: bytes, pair: tuple[HeadParser, HeadParser], method: bytes
+) -> None:
+    compiled, pure = pair
+    assert read_response(compiled, [data], method) == read_response(pure, [data], method)
 
 
 @fuzz
