@@ -42,6 +42,8 @@ COMPLAIN_S = 10.0
 VIEWS_MAX = 200_000
 ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
+_UNAVAILABLE = int(Code.UNAVAILABLE)
+
 # Replies after which nothing was done and the same batch can be sent again: elsewhere, or here a little later.
 _ELSEWHERE = frozenset({"MOVED", "READONLY", "NOAUTH"})
 _LATER = frozenset({
@@ -155,21 +157,24 @@ class Link:
     def hold(self, hold: Hold) -> None:
         """Asks for units. The hold's callback gets it back, decided, later in the loop (or at once if the ledger is
         known to be away)."""
-        now = self._loop.time()
-        if self._overdue or self._open_until > now or self._closing or not (self.epoch or self._entry):
+        if self._overdue or self._closing or not (self.epoch or self._entry) or self._breaker_is_open():
             self.counters.timeouts += 1
             self._decide(hold, Code.UNAVAILABLE)
             return
         self.counters.holds += 1
-        self._ask(hold, now)
-
-    def _ask(self, hold: Hold, asked: float) -> None:
         batch = self._gather()
+        if not batch.asked:
+            self._note_asked(batch, self._loop.time())
+        batch.add_hold(hold)
+
+    def _note_asked(self, batch: Batch, asked: float) -> None:
         if not batch.asked or asked < batch.asked:
             batch.asked = asked
-        batch.add_hold(hold)
         if self._watch is None:
             self._watch = self._loop.call_later(self.settings.hold_budget_s, self._check_budgets)
+
+    def _breaker_is_open(self) -> bool:
+        return self._open_until > 0.0 and self._open_until > self._loop.time()
 
     def settle(self, hold: Hold, event: Event) -> None:
         """Charges a granted hold and appends its usage event. Kept until Valkey has it, however long that takes."""
@@ -198,9 +203,7 @@ class Link:
 
     def _gather(self) -> Batch:
         batch = self._pending
-        if not batch.operations:
-            batch.epoch = self.epoch
-        elif batch.epoch != self.epoch:
+        if batch.epoch != self.epoch:
             batch.enter_epoch(self.epoch)
         if not self._scheduled and self._flight is None:
             self._scheduled = True
@@ -315,18 +318,19 @@ class Link:
             elif code == 8:
                 if hold.callback is not None and not self._closing:
                     # Reaped while it waited: it is asked for again after the registration that is under way.
-                    self._ask(hold, batch.asked)
+                    again = self._gather()
+                    self._note_asked(again, batch.asked)
+                    again.add_hold(hold)
                     continue
-                code = Code.UNAVAILABLE
+                code = _UNAVAILABLE
             hold.rate_left = rate_left
             hold.day_left = day_left
             hold.view = view_now
-            if hold.callback is None:
-                if hold.open:
-                    self.counters.late_grants += 1
-                    self.release(hold)
-                continue
-            self._decide(hold, code)
+            if hold.callback is not None:
+                self._decide(hold, code)
+            elif hold.open:
+                self.counters.late_grants += 1
+                self.release(hold)
 
     def _note_view(self, account: str, info: str) -> None:
         try:
@@ -346,7 +350,7 @@ class Link:
     def _decide(self, hold: Hold, code: int) -> None:
         callback = hold.callback
         hold.callback = None
-        hold.code = code  # type: ignore[assignment]
+        hold.code = code
         if callback is not None:
             try:
                 callback(hold)

@@ -71,10 +71,15 @@ class Hold:
     ``x`` and ``y`` mean what the table of codes in docs/ledger.md says. ``epoch``: the instance's when it was granted.
     """
 
-    __slots__ = (
-        "account", "callback", "code", "day_left", "epoch", "idempotency_key", "metric", "open", "rate_left", "units",
-        "view", "x", "y",
-    )  # fmt: skip
+    # What is set later, or seldom, stands in the class until then.
+    code: int = Code.UNAVAILABLE
+    x = 0
+    y = 0
+    rate_left = -1
+    day_left = -1
+    view: AccountView | None = None
+    epoch = 0
+    open = False
 
     def __init__(
         self,
@@ -89,14 +94,6 @@ class Hold:
         self.units = units
         self.idempotency_key = idempotency_key
         self.callback: Callable[[Hold], None] | None = callback
-        self.code = Code.UNAVAILABLE
-        self.x = 0
-        self.y = 0
-        self.rate_left = -1
-        self.day_left = -1
-        self.view: AccountView | None = None
-        self.epoch = 0
-        self.open = False
 
     def __repr__(self) -> str:
         return f"<Hold {self.account} {self.metric}x{self.units} {Code(self.code).name} open={self.open}>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from sidecar.identity.types import Peer
@@ -30,7 +31,8 @@ class ClientConnection(asyncio.Protocol):
     another request."""
 
     __slots__ = (
-        "_buffer", "_forwarded", "_lingered", "_pumping", "_searched", "_unsent", "deadline", "ending", "eof",
+        "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "deadline",
+        "ending", "eof",
         "exchange", "gateway", "keep", "lingering", "peer", "reading_paused", "requests", "secure", "transport",
         "writing_paused",
     )  # fmt: skip
@@ -56,6 +58,8 @@ class ClientConnection(asyncio.Protocol):
         self._pumping = False
         self._unsent = 0
         self._forwarded = b""
+        self._lines = b""
+        self._lines_host: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self.peer.address} requests={self.requests} {self.exchange!r}>"
@@ -77,7 +81,7 @@ class ClientConnection(asyncio.Protocol):
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.peer = Peer(address, gateway.trusts(address), certificate)
         self._forwarded = gateway.forwarded_prefix(self.peer, secure=self.secure)
-        self.deadline = gateway.loop.time() + gateway.settings.header_timeout_s
+        self.deadline = monotonic() + gateway.settings.header_timeout_s
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -127,7 +131,7 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.client_resume()
         elif not self.lingering:
-            self.deadline = self.gateway.loop.time() + self.gateway.settings.idle_timeout_s
+            self.deadline = monotonic() + self.gateway.settings.idle_timeout_s
             self._next()
 
     def still_taking(self) -> bool:
@@ -151,7 +155,7 @@ class ClientConnection(asyncio.Protocol):
         except ProtocolError as error:
             self._refuse_head(error)
             return
-        now = gateway.loop.time()
+        now = monotonic()
         if found is None:
             if not self._buffer:
                 self.deadline = now + gateway.settings.header_timeout_s
@@ -162,7 +166,6 @@ class ClientConnection(asyncio.Protocol):
         self._searched = 0
         self.requests += 1
         exchange = self.exchange = Exchange(gateway, self, head, now)
-        exchange.deadline = now + gateway.settings.response_timeout_s
         if exchange.body is None:
             self._buffer = buffer[end:] if end < len(buffer) else b""
             exchange.begin()
@@ -193,9 +196,9 @@ class ClientConnection(asyncio.Protocol):
         settings = self.gateway.settings
         if self.writing_paused:
             # The client does not take its answers: it gets no more of them until it does.
-            self.deadline = self.gateway.loop.time() + settings.write_timeout_s
+            self.deadline = monotonic() + settings.write_timeout_s
             return
-        self.deadline = self.gateway.loop.time() + settings.idle_timeout_s
+        self.deadline = monotonic() + settings.idle_timeout_s
         if self._buffer or self.reading_paused or self.eof or self.gateway.draining:
             self._next()
 
@@ -231,7 +234,7 @@ class ClientConnection(asyncio.Protocol):
             self.end()
             return
         self.lingering = True
-        self.deadline = self.gateway.loop.time() + LINGER_S
+        self.deadline = monotonic() + LINGER_S
         self.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -242,7 +245,7 @@ class ClientConnection(asyncio.Protocol):
         self.lingering = self.ending = True
         self._buffer = b""
         self._unsent = self.transport.get_write_buffer_size()
-        self.deadline = self.gateway.loop.time() + self.gateway.settings.write_timeout_s
+        self.deadline = monotonic() + self.gateway.settings.write_timeout_s
         self.transport.close()
 
     def abort(self) -> None:
@@ -312,6 +315,12 @@ class ClientConnection(asyncio.Protocol):
             lines = gateway.forwarded_by_trusted(peer, head.fields, secure=self.secure)
             if b"x-forwarded-host" in head.fields:
                 host = b""
+        elif host is self._lines_host and head.version_minor:
+            return self._lines  # the usual request on a connection asks the same host as the one before
         if host and gateway.settings.forwarded_headers:
-            return b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, gateway.via[head.version_minor])
-        return lines + gateway.via[head.version_minor]
+            made = b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, gateway.via[head.version_minor])
+        else:
+            made = lines + gateway.via[head.version_minor]
+        if not peer.trusted and head.version_minor:
+            self._lines_host, self._lines = host, made
+        return made

@@ -12,6 +12,7 @@ This module is long because the steps share one state and are understood togethe
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
@@ -24,7 +25,6 @@ from sidecar.proxy.errors import Refusal
 from sidecar.proxy.fields import list_elements
 from sidecar.proxy.framing import ProtocolError, RequestHead, ResponseHead
 from sidecar.proxy.routes import Route
-from sidecar.proxy.target import routing_path
 from sidecar.proxy.upstream import UpstreamConnection, UpstreamError
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ INTERACTION_ID = b"x-fapi-interaction-id"
 TRACEPARENT = b"traceparent"
 IDEMPOTENCY_KEYS = (b"x-idempotency-key", b"idempotency-key")
 IDEMPOTENCY_KEY_BYTES_MAX = 255
+# A look into an enumeration takes as long as a method call.
+_NONE, _LENGTH, _CHUNKED, _UNTIL_CLOSE = BodyKind.NONE, BodyKind.LENGTH, BodyKind.CHUNKED, BodyKind.UNTIL_CLOSE
+_GRANTED, _REPEAT = int(Code.GRANTED), int(Code.REPEAT)
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
 _JOIN_BYTES_MAX = 65_536
 _methods: dict[bytes, str] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
@@ -56,66 +59,36 @@ def status_line(status: int, reason: bytes) -> bytes:
 class Exchange:
     """See the module. ``connection`` is None once the client has gone."""
 
-    __slots__ = (
-        "account",
-        "asked",
-        "body",
-        "charged_units",
-        "connection",
-        "continued",
-        "deadline",
-        "decoder",
-        "finished",
-        "gateway",
-        "head",
-        "held_at",
-        "hold",
-        "interaction_id",
-        "queued",
-        "queued_bytes",
-        "response",
-        "response_buffer",
-        "response_searched",
-        "retried",
-        "route",
-        "sent",
-        "spooled",
-        "started",
-        "tunnel",
-        "upstream",
-        "upstream_ended",
-        "upstream_spoke",
-    )  # fmt: skip
+    # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
+    account = ""
+    hold: Hold | None = None
+    asked = False
+    spooled = False
+    charged_units = 0
+    body: Body | None = None
+    queued: list[Piece] | None = None
+    queued_bytes = 0
+    upstream: UpstreamConnection | None = None
+    upstream_spoke = False
+    upstream_ended = False
+    continued = False
+    sent = False
+    retried = False
+    response: ResponseHead | None = None
+    response_buffer = b""
+    response_searched = 0
+    decoder: Body | None = None
+    tunnel = False
+    finished = False
 
     def __init__(self, gateway: Gateway, connection: ClientConnection, head: RequestHead, started: float) -> None:
         self.gateway = gateway
         self.connection: ClientConnection | None = connection
         self.head = head
         self.started = started
-        self.deadline = 0.0
+        self.deadline = started + gateway.settings.response_timeout_s
         self.route: Route = gateway.no_route
-        self.account = ""
-        self.hold: Hold | None = None
-        self.held_at = 0.0
-        self.spooled = False
-        self.charged_units = 0
-        self.body: Body | None = None
-        self.queued: list[Piece] = []
-        self.queued_bytes = 0
-        self.upstream: UpstreamConnection | None = None
-        self.upstream_spoke = False
-        self.upstream_ended = False
-        self.continued = False
-        self.sent = False
-        self.retried = False
-        self.response: ResponseHead | None = None
-        self.response_buffer = b""
-        self.response_searched = 0
-        self.decoder: Body | None = None
-        self.tunnel = False
-        self.finished = False
-        self.asked = False
-        if head.body is not BodyKind.NONE:
+        if head.body is not _NONE:
             self.body = open_body(head.body, head.length, gateway.request_parser.request_rules, chunked=True)
 
     def __repr__(self) -> str:
@@ -134,7 +107,7 @@ class Exchange:
     def begin(self) -> None:
         head, gateway = self.head, self.gateway
         try:
-            self.route = route = gateway.routes.find(head.method, routing_path(head.path))
+            self.route = route = gateway.routes.find(head.method, head.path)
         except ProtocolError as error:
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
@@ -195,10 +168,9 @@ class Exchange:
     def _held(self, hold: Hold) -> None:
         self.hold = hold
         gateway = self.gateway
-        self.held_at = now = gateway.loop.time()
-        gateway.counters.hold.observe(now - self.started)
+        gateway.counters.hold.observe(monotonic() - self.started)
         code = hold.code
-        if code == Code.GRANTED or code == Code.REPEAT:
+        if code in (_GRANTED, _REPEAT):
             self._connect()
         elif code == Code.UNAVAILABLE and gateway.spool is not None and gateway.spool.admit(self.account, hold.units):
             self.spooled = True
@@ -228,9 +200,9 @@ class Exchange:
 
     def _connect(self) -> None:
         pool = self.gateway.pool
-        connection = pool.take_idle()
-        if connection is not None:
-            self._connected(connection)
+        upstream = pool.take_idle()
+        if upstream is not None:
+            self._send(upstream)
         else:
             pool.acquire(self._connected)
 
@@ -247,7 +219,10 @@ class Exchange:
             return
         if self.finished:
             self.gateway.pool.release(upstream)
-            return
+        else:
+            self._send(upstream)
+
+    def _send(self, upstream: UpstreamConnection) -> None:
         self.upstream = upstream
         upstream.user = self
         self.sent = True
@@ -256,18 +231,21 @@ class Exchange:
             if not self.body_done and self.connection is not None:
                 self.connection.resume_reading()  # before the write, which may find the API slow and pause it again
             pieces = [request, *self.queued]
-            self.queued = []
+            self.queued = None
             self.queued_bytes = 0
             self._write_pieces(upstream.transport, pieces)
         else:
             upstream.transport.write(request)
-        self._await_response()
+        if self.body is None:
+            self.deadline = monotonic() + self.gateway.settings.response_timeout_s
+        else:
+            self._await_response()
 
     def _await_response(self) -> None:
         settings = self.gateway.settings
         waits_for_upstream = self.body_done or self._awaits_continue
         limit = settings.response_timeout_s if waits_for_upstream else settings.body_timeout_s
-        self.deadline = self.gateway.loop.time() + limit
+        self.deadline = monotonic() + limit
 
     @property
     def _awaits_continue(self) -> bool:
@@ -278,7 +256,7 @@ class Exchange:
         head, connection = self.head, self.connection
         assert connection is not None
         tail = connection.forwarded_lines(head)
-        if head.body is BodyKind.CHUNKED:
+        if head.body is _CHUNKED:
             tail += b"Transfer-Encoding: chunked\r\n"
         if head.upgrade is not None:
             tail += b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n"
@@ -292,7 +270,7 @@ class Exchange:
         """A piece of the request's body, or of a tunnel."""
         if self.tunnel:
             assert self.upstream is not None
-            self.deadline = self.gateway.loop.time() + self.gateway.settings.tunnel_idle_timeout_s
+            self.deadline = monotonic() + self.gateway.settings.tunnel_idle_timeout_s
             self.upstream.transport.write(data)
             return
         body, connection = self.body, self.connection
@@ -315,7 +293,7 @@ class Exchange:
             else:
                 self._touch()
         elif not self.finished:
-            self.queued += pieces
+            self.queued = [*(self.queued or ()), *pieces]
             self.queued_bytes += len(data)
             if self.queued_bytes >= self.gateway.settings.buffer_bytes_high and not body.done:
                 connection.pause_reading()
@@ -388,9 +366,11 @@ class Exchange:
         head = self.head
         kind = response.body
         is_1_0 = head.version_minor == 0
-        keep = head.keep_alive and self.body_done and connection.may_go_on
-        tail = self._credit_fields() + self.gateway.via[response.version_minor]
-        if kind is BodyKind.CHUNKED or kind is BodyKind.UNTIL_CLOSE:
+        keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
+        tail = self.gateway.via[response.version_minor]
+        if self.hold is not None:
+            tail = self._credit_fields(self.hold) + tail
+        if kind is _CHUNKED or kind is _UNTIL_CLOSE:
             if is_1_0:
                 keep = False
             else:
@@ -400,14 +380,16 @@ class Exchange:
         elif is_1_0:
             tail += b"Connection: keep-alive\r\n"
         connection.keep = keep
-        out = b"%b%b%b\r\n" % (status_line(response.status, response.reason), response.block, tail)
-        if kind is BodyKind.NONE:
+        line = _status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
+        if kind is _LENGTH and len(rest) == response.length:
+            # The usual answer: head and body arrived together and leave together.
+            connection.transport.write(b"%b%b%b\r\n%b" % (line, response.block, tail, rest))
+            self._complete(clean=True)
+            return
+        out = b"%b%b%b\r\n" % (line, response.block, tail)
+        if kind is _NONE:
             connection.transport.write(out)
             self._complete(clean=not rest)
-        elif kind is BodyKind.LENGTH and len(rest) == response.length:
-            # The usual answer: head and body arrived together and leave together.
-            connection.transport.write(out + rest)
-            self._complete(clean=True)
         else:
             self.decoder = open_body(
                 kind, response.length, self.gateway.response_parser.response_rules, chunked=not is_1_0
@@ -418,9 +400,9 @@ class Exchange:
                 connection.transport.write(out)
                 self._touch()
 
-    def _credit_fields(self) -> bytes:
-        hold, settings = self.hold, self.gateway.settings
-        if hold is None or not (hold.open or hold.code == Code.REPEAT):
+    def _credit_fields(self, hold: Hold) -> bytes:
+        settings = self.gateway.settings
+        if not (hold.open or hold.code == _REPEAT):
             return b""
         return granted_fields(hold, credits=settings.credit_headers, rate_limit=settings.rate_limit_headers)
 
@@ -453,11 +435,11 @@ class Exchange:
     def _touch(self) -> None:
         settings = self.gateway.settings
         if self.tunnel:
-            self.deadline = self.gateway.loop.time() + settings.tunnel_idle_timeout_s
+            self.deadline = monotonic() + settings.tunnel_idle_timeout_s
             return
         paused = self.connection is not None and self.connection.writing_paused
         limit = settings.write_timeout_s if paused else settings.upstream_idle_timeout_s
-        self.deadline = self.gateway.loop.time() + limit
+        self.deadline = monotonic() + limit
 
     # complete
 
@@ -493,9 +475,8 @@ class Exchange:
                 return
             gateway.ledger.settle(hold, self._event(reported_status))
             self.charged_units = hold.units
-            gateway.counters.charged_units[hold.metric] = (
-                gateway.counters.charged_units.get(hold.metric, 0) + hold.units
-            )
+            charged_units = gateway.counters.charged_units
+            charged_units[hold.metric] = charged_units.get(hold.metric, 0) + hold.units
         elif self.spooled and gateway.spool is not None:
             self.spooled = False
             if charged:
@@ -509,7 +490,7 @@ class Exchange:
         fields = self.head.fields
         interaction_id = fields.get(INTERACTION_ID)
         traceparent = fields.get(TRACEPARENT)
-        elapsed_ms = round((self.gateway.loop.time() - self.started) * 1000, 3)
+        elapsed_ms = round((monotonic() - self.started) * 1000, 3)
         hold = self.hold
         assert hold is not None
         method = self.head.method
@@ -625,7 +606,7 @@ class Exchange:
             self._end_tunnel()
         elif any(end is not None and end.still_taking() for end in (connection, upstream)):
             # Slow is not dead: some of what waits to be written went out since the limit was set.
-            self.deadline = self.gateway.loop.time() + self.gateway.settings.write_timeout_s
+            self.deadline = monotonic() + self.gateway.settings.write_timeout_s
         elif self.response is not None:
             if self._client_is_late():
                 self.client_gone()
@@ -662,7 +643,7 @@ class Exchange:
                 return False
             connection.transport.write_eof()
             return True
-        if decoder is not None and self.response is not None and self.response.body is BodyKind.UNTIL_CLOSE:
+        if decoder is not None and self.response is not None and self.response.body is _UNTIL_CLOSE:
             assert self.connection is not None
             for piece in decoder.eof():
                 self.connection.transport.write(piece)
@@ -676,7 +657,7 @@ class Exchange:
         if self.tunnel:
             self._end_tunnel()
         elif self.response is not None:
-            if self.response.body is BodyKind.UNTIL_CLOSE and exc is None:
+            if self.response.body is _UNTIL_CLOSE and exc is None:
                 self.upstream_eof()
             else:
                 self.cut()
@@ -738,7 +719,7 @@ class Exchange:
         self.gateway.counters.tunnels += 1
         lines = (
             response.block
-            + self._credit_fields()
+            + (self._credit_fields(self.hold) if self.hold is not None else b"")
             + self.gateway.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "
             + chosen

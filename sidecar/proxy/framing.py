@@ -5,8 +5,8 @@ matches one strict grammar or is refused; fields that frame a message are refuse
 contradict each other; fields that concern one connection are taken out; the rest is forwarded byte for byte.
 
 A head that lies complete in one piece, as nearly all do, costs one match of one expression and one look at each
-field's name; where the compiled core was built, one pass over its bytes. Everything else is off that path: an incomplete
-or invalid head is examined in `grammar`.
+field's name; where the compiled core was built, one pass over its bytes. Everything else is off that path: an
+incomplete or invalid head is examined in `grammar`.
 """
 
 from __future__ import annotations

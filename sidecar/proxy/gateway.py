@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 import orjson
@@ -118,8 +119,8 @@ class Gateway:
             server.close()
         for connection in list(self.connections):
             connection.close_if_idle()
-        deadline = self.loop.time() + timeout_s
-        while (self.connections or self.detached) and self.loop.time() < deadline:
+        deadline = monotonic() + timeout_s
+        while (self.connections or self.detached) and monotonic() < deadline:
             await asyncio.sleep(0.02)
         clean = not self.connections and not self.detached
         for connection in list(self.connections):
@@ -143,7 +144,7 @@ class Gateway:
         period = min(0.5, max(0.02, shortest / 4))
         while True:
             await asyncio.sleep(period)
-            now = self.loop.time()
+            now = monotonic()
             for connection in list(self.connections):
                 self._check(connection.sweep, now)
             for exchange in list(self.detached):
@@ -203,7 +204,7 @@ class Gateway:
     def finished(self, exchange: Exchange, status: int, *, refused: bool, reason: str = "") -> None:
         """Counts and logs a request that is over."""
         counters = self.counters
-        now = self.loop.time()
+        now = monotonic()
         elapsed = now - exchange.started
         method = exchange.head.method
         endpoint = exchange.route.name
@@ -255,7 +256,7 @@ class Gateway:
 
     def note_upstream_failure(self, message: str) -> None:
         """Logs it, at most once a second."""
-        now = self.loop.time()
+        now = monotonic()
         if now - self._upstream_warned > 1.0:
             self._upstream_warned = now
             log.warning("upstream failed", error=message)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sidecar.config.routes import Template
+from sidecar.proxy.target import routing_path
 
 _MEMORY_MAX = 4096
 """Paths remembered. Paths hold ids, so the memory is emptied when it is full rather than left to grow."""
@@ -43,11 +44,15 @@ class RouteTable:
         self._memory: dict[tuple[bytes, bytes], Route] = {}
 
     def find(self, method: bytes, path: bytes) -> Route:
-        """``path`` is a routing path (:func:`sidecar.proxy.target.routing_path`)."""
+        """``path`` as received.
+
+        Raises:
+            ProtocolError: 400, servers read such a path in different ways (`routing_path`).
+        """
         key = (method, path)
         route = self._memory.get(key)
         if route is None:
-            route = self._search(method, path)
+            route = self._search(method, routing_path(path))
             if len(path) <= 256:
                 if len(self._memory) >= _MEMORY_MAX:
                     self._memory.clear()

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from sidecar.proxy.counters import ProxyCounters
@@ -188,7 +189,7 @@ class UpstreamPool:
         elif self._waiting:
             self._waiting.popleft()(connection)
         else:
-            connection.idle_since = self._loop.time()
+            connection.idle_since = monotonic()
             self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:

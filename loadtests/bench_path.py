@@ -1,0 +1,157 @@
+"""What a request costs in this process alone: the whole path with real parsers, ledger client and counters, but with
+transports that only remember. No socket, no Valkey; so what remains is our own code, and a profiler sees nothing else.
+
+    python -m loadtests.bench_path [--batch 32] [--rounds 30] [--profile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import hashlib
+import pstats
+import time
+from typing import Any, cast
+
+import msgpack
+import orjson
+import uvloop
+
+from sidecar.identity.api_key import ApiKeyResolver
+from sidecar.identity.chain import IdentityChain
+from sidecar.identity.settings import ApiKeySettings
+from sidecar.ledger.client import LedgerClient
+from sidecar.ledger.keys import Keys
+from sidecar.proxy.connection import ClientConnection
+from sidecar.proxy.gateway import Gateway
+from sidecar.proxy.routes import Route, RouteTable
+from sidecar.proxy.settings import ProxySettings, UpstreamTarget
+from sidecar.proxy.upstream import UpstreamConnection
+
+KEY = "bench-key-0123456789abcdef"
+REQUEST = (
+    b"GET /open-banking/v3.1/aisp/accounts HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nX-API-Key: %b\r\n"
+    b"User-Agent: loadtest\r\nAccept: */*\r\n\r\n" % KEY.encode()
+)
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 446\r\n\r\n" + b"x" * 446
+INFO = orjson.dumps({"version": 1, "digits": 3, "currency": "GBP", "mode": "prepaid", "ceiling": 10**12}).decode()
+
+
+class Transport:
+    """Takes what is written."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+
+    def set_write_buffer_limits(self, high: int, low: int) -> None: ...
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 1) if name == "peername" else None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Valkey:
+    """Grants every hold of a batch, when told to."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.callback: Any = None
+        self.payload = b""
+
+    def send(self, payload: bytes, callback: Any) -> None:
+        self.payload, self.callback = payload, callback
+
+    def answer(self, batch: Any) -> None:
+        callback, self.callback = self.callback, None
+        groups = []
+        for group in batch.groups.values():
+            row: list[Any] = [INFO, -1, -1] if group.holds else []
+            for hold in group.holds:
+                row += (0, 10**9, hold.units)
+            groups.append(row)
+        callback(msgpack.packb([1, 0, groups, []]))
+
+
+class Store:
+    async def account_of(self, sha256_hex: str) -> str | None:
+        return "tpp-bench" if sha256_hex == hashlib.sha256(KEY.encode()).hexdigest() else None
+
+
+async def build(connections: int) -> tuple[Gateway, list[ClientConnection], list[UpstreamConnection], Any, Valkey]:
+    keys = Keys()
+    ledger = LedgerClient(cast(Any, None), keys)
+    link = ledger._make_link(0)
+    ledger._links, ledger._only = [link], link
+    valkey = Valkey()
+    link._connection, link.epoch = cast(Any, valkey), 1
+    identity = IdentityChain([ApiKeyResolver(ApiKeySettings(type="api_key"), Store(), realm="bench")])
+    route = Route("/open-banking/v3.1/aisp/accounts")
+    gateway = Gateway(
+        settings=ProxySettings(), upstream=UpstreamTarget("127.0.0.1", 1), routes=RouteTable([], route),
+        identity=identity, ledger=ledger, trusts=lambda _: False,
+    )  # fmt: skip
+    clients = [ClientConnection(gateway) for _ in range(connections)]
+    for client in clients:
+        client.connection_made(cast(Any, Transport()))
+    upstreams = [UpstreamConnection(gateway.pool) for _ in range(connections)]
+    for upstream in upstreams:
+        upstream.connection_made(cast(Any, Transport()))
+        gateway.pool.release(upstream)
+    return gateway, clients, upstreams, link, valkey
+
+
+async def main(batch: int, rounds: int, turns: int, profile: bool) -> None:
+    gateway, clients, upstreams, link, valkey = await build(batch)
+    clients[0].data_received(REQUEST)  # first sight of the key
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+    def ledger_turn() -> None:
+        link._flush()
+        if valkey.callback is not None:
+            valkey.answer(link._flight)
+
+    def turn() -> None:
+        for client in clients:
+            client.data_received(REQUEST)
+        ledger_turn()
+        for upstream in upstreams:
+            upstream.data_received(ANSWER)
+
+    ledger_turn()
+    upstreams[-1].data_received(ANSWER)
+    turn()
+    profiler = cProfile.Profile() if profile else None
+    if profiler is not None:
+        profiler.enable()
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.process_time()
+        for _ in range(turns):
+            turn()
+        best = min(best, time.process_time() - began)
+    if profiler is not None:
+        profiler.disable()
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
+    done = sum(gateway.counters.requests.values())
+    assert done >= rounds * turns * batch, done
+    print(f"{best / (turns * batch) * 1e6:.2f} µs a request in this process (best of {rounds} rounds)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32, help="requests in a turn of the event loop (default: 32)")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--turns", type=int, default=100, help="in a round")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes (which slows everything)")
+    arguments = parser.parse_args()
+    uvloop.run(main(arguments.batch, arguments.rounds, arguments.turns, arguments.profile))
