@@ -26,9 +26,9 @@ LINGER_BYTES_MAX = 16_777_216
 sees the 413."""
 
 
-class ClientConnection(asyncio.Protocol):
-    """``deadline`` (loop time) ends it unless an exchange is under way, which has its own. ``keep``: it may carry
-    another request."""
+class ClientConnection:
+    """An ``asyncio.Protocol`` by its methods. ``deadline`` ends it (time of the monotonic clock) unless an exchange is
+    under way, which has its own. ``keep``: it may carry another request."""
 
     __slots__ = (
         "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "deadline",

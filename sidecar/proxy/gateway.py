@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 import structlog
@@ -104,12 +104,17 @@ class Gateway:
             OSError: the address cannot be bound.
         """
         server = await self.loop.create_server(
-            lambda: ClientConnection(self), host, port, ssl=tls, backlog=backlog, reuse_port=reuse_port or None
+            lambda: cast(asyncio.Protocol, ClientConnection(self)),
+            host,
+            port,
+            ssl=tls,
+            backlog=backlog,
+            reuse_port=reuse_port or None,
         )
         self._servers.append(server)
         if self._sweeper is None:
             self._sweeper = self.loop.create_task(self._sweep())
-        bound: int = server.sockets[0].getsockname()[1]
+        bound: int = cast(Any, server).sockets[0].getsockname()[1]  # uvloop has a list where asyncio has a tuple
         return bound
 
     async def drain(self, timeout_s: float) -> bool:

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, cast
 
 from sidecar.proxy.counters import ProxyCounters
 from sidecar.proxy.settings import ProxySettings, UpstreamTarget
@@ -36,8 +36,9 @@ class UpstreamUser(Protocol):
     def upstream_resume(self) -> None: ...
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection. Everything that arrives goes to its user; what arrives without one ends it."""
+class UpstreamConnection:
+    """One connection; an ``asyncio.Protocol`` by its methods. Everything that arrives goes to its user; what arrives
+    without one ends it."""
 
     __slots__ = ("_unsent", "closed", "fresh", "idle_since", "paused", "pool", "transport", "user")
 
@@ -216,13 +217,14 @@ class UpstreamPool:
     async def _connect(self, waiter: Waiter) -> None:
         target, timeout_s = self.target, self.settings.connect_timeout_s
         connection = UpstreamConnection(self)
+        protocol = cast(asyncio.Protocol, connection)
         try:
             async with asyncio.timeout(timeout_s):
                 if target.path is not None:
-                    await self._loop.create_unix_connection(lambda: connection, target.path)
+                    await self._loop.create_unix_connection(lambda: protocol, target.path)
                 else:
                     await self._loop.create_connection(
-                        lambda: connection,
+                        lambda: protocol,
                         target.host,
                         target.port,
                         ssl=target.tls,
