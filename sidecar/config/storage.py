@@ -82,6 +82,11 @@ class LedgerSettings(Model):
     hold_budget_ms: Milliseconds = Field(
         default=250, description="How long a request waits for its hold, then `on_ledger_failure` decides."
     )
+    settle_delay_ms: Annotated[Whole, Field(ge=0, le=1_000)] = Field(
+        default=2,
+        description="How long a charge waits for the next request's hold to go to Valkey with it, in one call instead "
+        "of two; 0 sends it at once. What a gateway that is killed has not sent yet is not charged.",
+    )
     first_sight_ms: Milliseconds = Field(
         default=1_500,
         description="With Lago: how long a request of an account that the ledger does not know waits for it to be"

@@ -41,6 +41,7 @@ def link_settings(config: Config) -> LinkSettings:
     ledger = config.ledger
     return LinkSettings(
         hold_budget_s=ledger.hold_budget_ms / 1000,
+        settle_delay_s=ledger.settle_delay_ms / 1000,
         breaker_failures=ledger.breaker_failures,
         breaker_open_s=ledger.breaker_open_ms / 1000,
         operations_max=ledger.batch_operations_max,

@@ -54,9 +54,13 @@ _LATER = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """Times in seconds. ``operations_max``: operations in one batch, which bounds how long a script runs."""
+    """Times in seconds. ``operations_max``: operations in one batch, which bounds how long a script runs.
+
+    ``settle_delay_s``: how long settles and releases wait for a hold to go with, since nobody waits for them.
+    """
 
     hold_budget_s: float = 0.25
+    settle_delay_s: float = 0.002
     breaker_failures: int = 5
     breaker_open_s: float = 1.0
     operations_max: int = 512
@@ -118,6 +122,7 @@ class Link:
         self._turned_away_since = 0.0
         self._answered = False
         self._scheduled = False
+        self._lingering = False
         self._failures = 0
         self._open_until = 0.0
         self._overdue = False
@@ -181,14 +186,14 @@ class Link:
         assert hold.open, hold
         hold.open = False
         self.counters.settles += 1
-        self._gather().add_settle(hold, event)
+        self._gather_unhurried().add_settle(hold, event)
 
     def release(self, hold: Hold) -> None:
         """Gives a granted hold back."""
         assert hold.open, hold
         hold.open = False
         self.counters.releases += 1
-        self._gather().add_release(hold)
+        self._gather_unhurried().add_release(hold)
 
     def settle_late(self, hold: Hold, event: Event) -> None:
         """Charges units for which no hold exists (a spool's); the hold's idempotency key makes a repetition harmless.
@@ -209,6 +214,27 @@ class Link:
             self._scheduled = True
             self._loop.call_soon(self._flush)
         return batch
+
+    def _gather_unhurried(self) -> Batch:
+        """For what nobody waits for: it goes with the next hold, or after a little while."""
+        if not self.settings.settle_delay_s:
+            return self._gather()
+        batch = self._pending
+        if batch.epoch != self.epoch:
+            batch.enter_epoch(self.epoch)
+        if not self._scheduled and self._flight is None:
+            self._linger()
+        return batch
+
+    def _linger(self) -> None:
+        # A timer is never taken back: at worst it comes early for what was gathered after an earlier flush.
+        if not self._lingering:
+            self._lingering = True
+            self._loop.call_later(self.settings.settle_delay_s, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = False
+        self._flush()
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -298,8 +324,10 @@ class Link:
                 self._deliver((single.hold,), answer, batch)
             elif single.hold.callback is not None:
                 self._decide(single.hold, answer[3])
-        if self._pending.operations or self._queue:
+        if self._pending.asked or self._queue or not self.settings.settle_delay_s:
             self._flush()
+        elif self._pending.operations:
+            self._linger()
 
     def _deliver(self, holds: Any, answer: list[Any], batch: Batch) -> None:
         account = holds[0].account
