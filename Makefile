@@ -5,28 +5,32 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
-.PHONY: help demo test lint types unit bench docs clean
+.PHONY: help demo test lint types unit compiled compiled-test compare docs clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
 # Stamps say that an installation is up to date with pyproject.toml.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml hatch_build.py sidecar/proxy/_scan.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-test: pyproject.toml hatch_build.py sidecar/proxy/_scan.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-compare: pyproject.toml | $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[test,compare]'
+	@touch $@
 
 demo: $(VENV)/.installed ## Run the whole system on loopback, with accounts to try
 	$(BIN)/sidecar demo $(DEMO_ARGS)
 
-test: lint types unit ## Everything that has to hold
+test: lint types unit compiled-test ## Everything that has to hold
 
 lint: $(VENV)/.installed-test ## ruff
 	$(BIN)/ruff check .
@@ -38,8 +42,26 @@ types: $(VENV)/.installed-test ## mypy --strict
 unit: $(VENV)/.installed-test ## The tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-test ## Requests/s, latency and CPU per request beside a plain pass-through
-	$(BIN)/python -m loadtests.bench
+# The wheel as users get it, with the request path compiled; unpacked, and put before the sources by AS_WHEEL.
+COMPILED := build/compiled
+AS_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
+COMPILED_TESTS := tests/conformance tests/integration/proxy tests/integration/ledger_client tests/chaos
+
+$(COMPILED)/.done: $(VENV)/.installed-test $(shell find sidecar lua -name '*.py' -o -name '*.pyx' -o -name '*.lua')
+	rm -rf $(COMPILED) build/wheel
+	QUOTA_SIDECAR_BUILD_CORE=require $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m zipfile -e build/wheel/*.whl $(COMPILED)
+	@touch $@
+
+compiled: $(COMPILED)/.done ## Build the wheel with the request path compiled
+
+# One test counts looks in a subclass, which a compiled class does not allow.
+compiled-test: $(COMPILED)/.done ## What concerns the request path once more, compiled
+	QUOTA_SIDECAR_EXPECT_COMPILED=1 $(AS_WHEEL) $(BIN)/python -m pytest --import-mode=append $(PYTEST_ARGS) \
+		--deselect tests/conformance/test_framing.py::test_a_head_that_trickles_in_costs_no_square_of_its_length $(COMPILED_TESTS)
+
+compare: $(COMPILED)/.done $(VENV)/.installed-compare ## The gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)
+	$(AS_WHEEL) $(BIN)/python -m loadtests.compare $(COMPARE_ARGS)
 
 docs: $(VENV)/.installed ## Write docs/configuration.md anew
 	$(BIN)/python -m sidecar.config.reference > docs/configuration.md

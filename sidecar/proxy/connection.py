@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sidecar.identity.types import Peer
 from sidecar.proxy import errors
@@ -39,7 +39,7 @@ class ClientConnection:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else happens
+        self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; set before anything else happens
         self.peer: Peer = gateway.unknown_peer
         self.secure = False
         self.exchange: Exchange | None = None
@@ -67,7 +67,7 @@ class ClientConnection:
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport
         gateway = self.gateway
         if not gateway.admit(self):
             self.lingering = self.ending = True
@@ -165,7 +165,8 @@ class ClientConnection:
         head, end = found
         self._searched = 0
         self.requests += 1
-        exchange = self.exchange = Exchange(gateway, self, head, now)
+        exchange = Exchange(gateway, self, head, now)
+        self.exchange = exchange
         if exchange.body is None:
             self._buffer = buffer[end:] if end < len(buffer) else b""
             exchange.begin()
@@ -173,7 +174,7 @@ class ClientConnection:
             self._buffer = b""
             rest = buffer[end:]
             exchange.begin()
-            if rest and self.exchange is exchange and not exchange.finished:
+            if rest and self._carries(exchange) and not exchange.finished:
                 exchange.client_data(rest)
 
     def _refuse_head(self, error: ProtocolError) -> None:
@@ -219,9 +220,16 @@ class ClientConnection:
         buffer, self._buffer, self._searched = self._buffer, b"", 0
         if buffer:
             self._read_head(buffer)
-        idle = self.exchange is None and not self.lingering and not self._pumping
-        if idle and (self.eof or self.gateway.draining):
+        if self._is_idle() and (self.eof or self.gateway.draining):
             self.end()
+
+    # These look anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
+
+    def _carries(self, exchange: Exchange) -> bool:
+        return self.exchange is exchange
+
+    def _is_idle(self) -> bool:
+        return self.exchange is None and not self.lingering and not self._pumping
 
     def take_leftover(self, data: bytes) -> None:
         """Bytes after the end of a request's body: the next request."""
@@ -289,7 +297,7 @@ class ClientConnection:
 
     def close_if_idle(self) -> None:
         """For a drain: a connection that carries nothing ends now, the others after their answer."""
-        if self.exchange is None and not self.lingering and not self._pumping:
+        if self._is_idle():
             self.end()
 
     # back-pressure

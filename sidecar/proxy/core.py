@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from sidecar.proxy.heads import RequestHead, ResponseHead
 
-PURE_VARIABLE = "SIDECAR_PURE_PYTHON"
-"""Set to anything, it keeps the compiled core out: to compare, or to rule it out as the cause of something."""
+PURE_VARIABLE = "QUOTA_SIDECAR_PURE_PYTHON"
+"""Set to anything, it keeps the scanner out: to compare, or to rule it out as the cause of something. Not ``SIDECAR_…``:
+those names are the configuration's."""
 
 
 class HeadScanner(Protocol):

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from sidecar.proxy.counters import ProxyCounters
 from sidecar.proxy.settings import ProxySettings, UpstreamTarget
@@ -44,7 +44,7 @@ class UpstreamConnection:
 
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anybody sees the object
+        self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; None until connected
         self.user: UpstreamUser | None = None
         self.closed = False
         self.fresh = True
@@ -57,7 +57,7 @@ class UpstreamConnection:
         return f"<UpstreamConnection {state}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = transport
         settings = self.pool.settings
         self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
 
