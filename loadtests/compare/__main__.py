@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement (default: 3)")
     parser.add_argument("--connections", type=int, nargs="+", default=list(CONNECTIONS), help="default: 1 16 64 256")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="contenders whose names have one of these words")
+    parser.epilog = "exit status: 0 all bars hold, 3 one does not, 1 nothing could be measured, 2 misuse"
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--chart", type=Path, help="draw a chart there (.svg or .png)")
     arguments = parser.parse_args()
@@ -49,7 +50,11 @@ def main() -> int:
     if arguments.json:
         report.write_json(arguments.json, document)
     if arguments.chart:
-        report.draw(arguments.chart, document)
+        try:
+            report.draw(arguments.chart, document)
+        except RigError as error:
+            console.print(f"[red]error:[/red] {error}")
+            return 1
     return 0 if all(verdict.holds for verdict in verdicts) else 3
 
 
@@ -75,9 +80,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> tuple[Results, list
                 turn = number % len(contenders)
                 for contender in contenders[turn:] + contenders[:turn]:
                     done += 1
-                    progress.update(
-                        f"round {number + 1}: {contender.name}, {connections} connections ({done}/{total})"
-                    )
+                    progress.update(f"round {number + 1}: {contender.name}, {connections} connections ({done}/{total})")
                     found = measure(contender, valkey.pid, connections, arguments.seconds)
                     results.setdefault((connections, contender.name), []).append(found)
     return results, missing

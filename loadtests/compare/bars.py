@@ -53,7 +53,9 @@ def judge(results: Results) -> list[Verdict]:
     for bar in BARS:
         own = results.get((bar.connections, who.GATEWAY), [])
         peers = results.get((bar.connections, bar.peer), [])
-        ratios = [getattr(mine, bar.figure) / getattr(theirs, bar.figure) for mine, theirs in zip(own, peers)]
+        ratios = [
+            getattr(mine, bar.figure) / getattr(theirs, bar.figure) for mine, theirs in zip(own, peers, strict=False)
+        ]
         if ratios:
             verdicts.append(Verdict(bar, median(ratios), min(ratios), max(ratios)))
     return verdicts

@@ -130,7 +130,7 @@ def _start_nginx(ground: Ground, name: str, port: int, **values: object) -> tupl
 
 
 def _envoy(ground: Ground, name: str, before: list[Contender] | None) -> Contender:
-    """With ``before``, Envoy asks the nginx among them for its decision, which runs Lua and is a part of the contender."""
+    """With ``before``, Envoy asks the nginx with Lua among them for its decision, which is a part of the contender."""
     program = tools.envoy()
     assert program is not None
     debit = next((contender for contender in before or () if contender.name == NGINX_LUA), None)

@@ -18,6 +18,9 @@ from rich.table import Table
 from loadtests.compare import contenders as who
 from loadtests.compare.bars import Results, Verdict
 from loadtests.compare.measuring import Measurement
+from loadtests.kit.processes import RigError
+
+CHART_CONNECTIONS = 64
 
 COLUMNS = (
     ("requests/s", "requests_per_s", ",.0f"), ("CPU µs/req.", "cpu_us", ".1f"), ("Valkey µs/req.", "valkey_us", ".1f"),
@@ -25,8 +28,8 @@ COLUMNS = (
 )  # fmt: skip
 
 ORDER = (
-    who.DIRECT, who.NGINX, who.ENVOY, who.NGINX_LUA, who.NGINX_LUA_EVENT, who.ENVOY_DEBIT, who.AIOHTTP, who.GATEWAY_FREE,
-    who.GATEWAY,
+    who.DIRECT, who.NGINX, who.ENVOY, who.NGINX_LUA, who.NGINX_LUA_EVENT, who.ENVOY_DEBIT, who.AIOHTTP,
+    who.GATEWAY_FREE, who.GATEWAY,
 )  # fmt: skip
 
 
@@ -88,5 +91,37 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
-    """Bars of CPU per request at 64 connections, the contender's own and Valkey's, with the spread of the rounds."""
-    raise SystemExit("no chart yet")
+    """Bars of CPU per request at 64 connections, the contender's own and Valkey's, with the spread of the rounds.
+
+    Raises:
+        RigError: matplotlib is not installed, or nothing was measured at 64 connections.
+    """
+    try:
+        from matplotlib import rcParams
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RigError("a chart needs matplotlib (pip install 'quota-sidecar[compare]')") from None
+    rows = {row["contender"]: row["rounds"] for row in result["results"] if row["connections"] == CHART_CONNECTIONS}
+    names = [name for name in reversed(ORDER) if name in rows and name != who.DIRECT]
+    if not names:
+        raise RigError(f"nothing was measured at {CHART_CONNECTIONS} connections")
+    rcParams["svg.fonttype"] = "none"  # text stays text
+    figure = Figure(figsize=(9, 0.55 * len(names) + 1.4), layout="constrained")
+    axes = figure.add_subplot()
+    for at, name in enumerate(names):
+        own = [each["cpu_us"] for each in rows[name]]
+        valkey = median(each["valkey_us"] for each in rows[name])
+        ours = name.startswith("gateway")
+        middle = median(own)
+        axes.barh(at, middle, color="#1f6f8b" if ours else "#9aa5ad")
+        if valkey > 1:
+            axes.barh(at, valkey, left=middle, color="#d98e04")
+        axes.plot([min(own), max(own)], [at, at], color="black", linewidth=1)
+        text = f" {middle:.0f}" + (f" + {valkey:.0f}" if valkey > 1 else "")
+        axes.text(max(middle + (valkey if valkey > 1 else 0), *own), at, text, va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("µs of CPU per request at 64 connections; orange: Valkey's; line: lowest to highest round")
+    axes.set_title(f"{result['date']}, {result['machine']}, Python {result['python']}", fontsize=9, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -61,7 +61,7 @@ def upstream() -> Iterator[int]:
 
 @contextmanager
 def valkey(directory: Path) -> Iterator[ValkeyServer]:
-    """The embedded Valkey with its usual durability (append-only file, fsync every second), for all who are measured."""
+    """The embedded Valkey with its usual durability (append-only file, fsync every second), the same for all."""
     topology = Embedded(directory)
     server = EmbeddedValkey(topology)
     asyncio.run(server.start())
@@ -125,7 +125,7 @@ def settled(client: redis.Redis, account: str = ACCOUNT, metric: str = "api_call
 
 
 def streams(client: redis.Redis) -> list[bytes]:
-    return [key for key in client.scan_iter(match="*outbox", count=1000, _type="stream")]
+    return list(client.scan_iter(match="*outbox", count=1000, _type="stream"))
 
 
 def count_events(client: redis.Redis) -> int:

@@ -1,4 +1,4 @@
-"""wrk (Will Glozer's HTTP benchmark, in C) as the load generator: so many connections, each with one request under way."""
+"""wrk (Will Glozer's HTTP benchmark, in C) as the load generator: connections, each with one request under way."""
 
 from __future__ import annotations
 

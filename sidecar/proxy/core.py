@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from sidecar.proxy.heads import RequestHead, ResponseHead
 
 PURE_VARIABLE = "QUOTA_SIDECAR_PURE_PYTHON"
-"""Set to anything, it keeps the scanner out: to compare, or to rule it out as the cause of something. Not ``SIDECAR_…``:
-those names are the configuration's."""
+"""Set to anything, it keeps the scanner out: to compare, or to rule it out as the cause of something. Names that begin
+with ``SIDECAR_`` are the configuration's."""
 
 
 class HeadScanner(Protocol):
