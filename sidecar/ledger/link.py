@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -42,7 +42,7 @@ COMPLAIN_S = 10.0
 VIEWS_MAX = 200_000
 ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-_UNAVAILABLE = int(Code.UNAVAILABLE)
+_UNAVAILABLE: Final = int(Code.UNAVAILABLE)
 
 # Replies after which nothing was done and the same batch can be sent again: elsewhere, or here a little later.
 _ELSEWHERE = frozenset({"MOVED", "READONLY", "NOAUTH"})
@@ -321,7 +321,7 @@ class Link:
                 self._deliver(group.holds, answer, batch)
         for single, answer in zip(batch.singles, singles, strict=True):
             if single.kind == HOLD:
-                self._deliver((single.hold,), answer, batch)
+                self._deliver([single.hold], answer, batch)
             elif single.hold.callback is not None:
                 self._decide(single.hold, answer[3])
         if self._pending.asked or self._queue or not self.settings.settle_delay_s:
@@ -329,7 +329,7 @@ class Link:
         elif self._pending.operations:
             self._linger()
 
-    def _deliver(self, holds: Any, answer: list[Any], batch: Batch) -> None:
+    def _deliver(self, holds: list[Hold], answer: list[Any], batch: Batch) -> None:
         account = holds[0].account
         if answer[0]:
             self._note_view(account, answer[0])
@@ -337,8 +337,9 @@ class Link:
         rate_left, day_left = answer[1], answer[2]
         at = 3
         for hold in holds:
-            code = answer[at]
-            hold.x, hold.y = answer[at + 1], answer[at + 2]
+            code: int = answer[at]
+            hold.x = answer[at + 1]
+            hold.y = answer[at + 2]
             at += 3
             if code == 0:
                 hold.epoch = batch.epoch

@@ -40,7 +40,7 @@ class AccountView:
     day_limit: int
     ceiling: int = 0
     """What the account may cost in all, scaled; 0 if unlimited or unknown."""
-    lines: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, compare=False, repr=False)
+    lines: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
     """Room for what a reader derives from the view and a price, so that it need not be made for every request."""
 
     @classmethod

@@ -1,17 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
 """The usual head, read in one pass over its bytes; compiled, and optional.
 
-``Scanner`` answers what ``HeadParser`` would for heads that are plainly valid, and None for all others: incomplete or
-invalid ones, repeated fields, expectations, upgrades, odd spellings. Those are left to ``framing``, which alone knows
-what is wrong with a message. So nothing here refuses anything, and a head that is read here is read as there; the tests
-hold both against each other (tests/conformance).
+``Scanner`` answers the parts of what ``HeadParser`` would for heads that are plainly valid, and None for all others:
+incomplete or invalid ones, repeated fields, expectations, upgrades, odd spellings. Those are left to ``framing``, which
+alone knows what is wrong with a message. So nothing here refuses anything, and a head that is read here is read as there;
+the tests hold both against each other (tests/conformance). The parts are a tuple (``core.RequestParts``), of which
+``framing`` makes the head: an object of that module is made, and later read, faster there than from here.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from sidecar.proxy import heads
 from sidecar.proxy.body import BodyKind
 
 cdef enum:
@@ -66,56 +66,6 @@ cdef dict _ROLES = {
 }
 
 cdef tuple _METHODS = (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"HEAD", b"OPTIONS")
-
-
-cdef tuple _REQUEST_ATTRIBUTES = tuple(heads.RequestHead.__dataclass_fields__)
-cdef tuple _RESPONSE_ATTRIBUTES = tuple(heads.ResponseHead.__dataclass_fields__)
-
-
-cdef _alike(mine, other, tuple attributes):
-    """Whether two heads say the same, whoever read them."""
-    try:
-        return all(getattr(mine, name) == getattr(other, name) for name in attributes)
-    except AttributeError:
-        return NotImplemented
-
-
-cdef class RequestHead:
-    """See ``heads.RequestHead``."""
-
-    cdef readonly bytes method, target, path, query, host, block
-    cdef readonly dict fields
-    cdef readonly object body, upgrade
-    cdef readonly Py_ssize_t length
-    cdef readonly int version_minor
-    cdef readonly bint keep_alive, expect_continue, te_trailers
-
-    @property
-    def origin_target(self):
-        return self.target
-
-    def __eq__(self, other):
-        return _alike(self, other, _REQUEST_ATTRIBUTES)
-
-    def __repr__(self):
-        return f"RequestHead({self.method!r}, {self.target!r}, {self.block!r})"
-
-
-cdef class ResponseHead:
-    """See ``heads.ResponseHead``."""
-
-    cdef readonly bytes reason, block
-    cdef readonly dict fields
-    cdef readonly object body, upgrade
-    cdef readonly Py_ssize_t length
-    cdef readonly int status, version_minor
-    cdef readonly bint keep_alive
-
-    def __eq__(self, other):
-        return _alike(self, other, _RESPONSE_ATTRIBUTES)
-
-    def __repr__(self):
-        return f"ResponseHead({self.status}, {self.reason!r}, {self.block!r})"
 
 
 cdef struct Known:
@@ -180,7 +130,7 @@ cdef class Scanner:
         free(self._known)
 
     def request(self, bytes buf not None, Py_ssize_t start):
-        """The head that begins at ``start`` and the position after it, or None."""
+        """The parts of the head that begins at ``start`` and the position after it, or None."""
         cdef const unsigned char *base = <const unsigned char *>PyBytes_AS_STRING(buf)
         cdef const unsigned char *at = base + start
         cdef const unsigned char *stop = base + PyBytes_GET_SIZE(buf)
@@ -189,7 +139,10 @@ cdef class Scanner:
         cdef const unsigned char *question = NULL
         cdef Py_ssize_t method_size, target_size
         cdef int minor
-        cdef RequestHead head
+        cdef bytes method, whole, path, query, host
+        cdef dict fields
+        cdef object body
+        cdef bint keep_alive
         if stop - at > self._head_max:
             stop = at + self._head_max
         while at < stop and 65 <= at[0] <= 90:
@@ -216,36 +169,39 @@ cdef class Scanner:
             return None
         if self._body_max >= 0 and self._length > self._body_max:
             return None
-        head = RequestHead.__new__(RequestHead)
-        head.method = _method(begin, method_size)
-        if head.method == b"TRACE" or head.method == b"CONNECT":
+        method = _method(begin, method_size)
+        if method == b"TRACE" or method == b"CONNECT":
             return None
-        head.target = PyBytes_FromStringAndSize(<const char *>target, target_size)
+        whole = PyBytes_FromStringAndSize(<const char *>target, target_size)
         if question == NULL:
-            head.path = head.target
-            head.query = _EMPTY
+            path = whole
+            query = _EMPTY
         else:
-            head.path = PyBytes_FromStringAndSize(<const char *>target, question - target)
-            head.query = PyBytes_FromStringAndSize(<const char *>question + 1, target + target_size - question - 1)
-        head.host = _EMPTY if self._host_seen is None else self._host_seen
-        head.version_minor = minor
-        head.block = self._block
-        head.fields = self._fields
-        head.body = _CHUNKED if self._chunked else (_LENGTH if self._length > 0 else _NONE)
-        head.length = self._length if self._length > 0 else 0
-        head.keep_alive = self._close != 1 if minor == 1 else self._close == -1
+            path = PyBytes_FromStringAndSize(<const char *>target, question - target)
+            query = PyBytes_FromStringAndSize(<const char *>question + 1, target + target_size - question - 1)
+        host = _EMPTY if self._host_seen is None else self._host_seen
+        body = _CHUNKED if self._chunked else (_LENGTH if self._length > 0 else _NONE)
+        keep_alive = self._close != 1 if minor == 1 else self._close == -1
+        fields = self._fields
         self._fields = None
-        return head, at - base
+        return (
+            method, whole, path, query, host, minor, self._block, fields, body, self._length if self._length > 0 else 0,
+            keep_alive, at - base,
+        )
 
     def response(self, bytes buf not None, Py_ssize_t start):
-        """The head of a response to anything but HEAD, and the position after it, or None."""
+        """The same for the head of a response to anything but HEAD (``core.ResponseParts``)."""
         cdef const unsigned char *base = <const unsigned char *>PyBytes_AS_STRING(buf)
         cdef const unsigned char *at = base + start
         cdef const unsigned char *stop = base + PyBytes_GET_SIZE(buf)
         cdef const unsigned char *reason
         cdef int minor, status
         cdef Py_ssize_t reason_size
-        cdef ResponseHead head
+        cdef bytes phrase
+        cdef dict fields
+        cdef object body
+        cdef bint keep_alive
+        cdef Py_ssize_t length = 0
         if stop - at > self._head_max:
             stop = at + self._head_max
         if stop - at < 16 or memcmp(at, b"HTTP/1.", 7) != 0 or (at[7] != 48 and at[7] != 49) or at[8] != 32:
@@ -266,29 +222,24 @@ cdef class Scanner:
         at = self._section(at + 2, stop)
         if at == NULL or (self._chunked and (self._length >= 0 or minor == 0)):
             return None
-        head = ResponseHead.__new__(ResponseHead)
-        head.status = status
         if reason_size == 2 and reason[0] == 79 and reason[1] == 75:
-            head.reason = b"OK"
+            phrase = b"OK"
         else:
-            head.reason = PyBytes_FromStringAndSize(<const char *>reason, reason_size)
-        head.version_minor = minor
-        head.block = self._block
-        head.fields = self._fields
-        head.keep_alive = self._close != 1 if minor == 1 else self._close == -1
-        head.length = 0
+            phrase = PyBytes_FromStringAndSize(<const char *>reason, reason_size)
+        keep_alive = self._close != 1 if minor == 1 else self._close == -1
         if self._chunked:
-            head.body = _CHUNKED
+            body = _CHUNKED
         elif self._length > 0:
-            head.body = _LENGTH
-            head.length = self._length
+            body = _LENGTH
+            length = self._length
         elif self._length == 0:
-            head.body = _NONE
+            body = _NONE
         else:
-            head.body = _UNTIL_CLOSE
-            head.keep_alive = False
+            body = _UNTIL_CLOSE
+            keep_alive = False
+        fields = self._fields
         self._fields = None
-        return head, at - base
+        return status, phrase, minor, self._block, fields, body, length, keep_alive, at - base
 
     cdef const unsigned char *_section(self, const unsigned char *at, const unsigned char *stop) except? NULL:
         """Reads field lines up to and with the empty one. The position after it, or NULL: not the usual."""

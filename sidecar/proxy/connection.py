@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sidecar.identity.types import Peer
 from sidecar.proxy import errors
@@ -17,11 +17,12 @@ from sidecar.proxy.framing import ProtocolError, RequestHead
 if TYPE_CHECKING:
     from sidecar.proxy.gateway import Gateway
 
-_NO_LINGER = struct.pack("ii", 1, 0)
-LINGER_S = 2.0
+_clock: Final = monotonic
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+LINGER_S: Final = 2.0
 """How long a connection that was refused with unread data is still read, so that the refusal is not lost in a reset
 (RFC 9112 section 9.6)."""
-LINGER_BYTES_MAX = 16_777_216
+LINGER_BYTES_MAX: Final = 16_777_216
 """What is read and thrown away meanwhile: more than the default limit of bodies, so that who sends a little too much
 sees the 413."""
 
@@ -155,7 +156,7 @@ class ClientConnection:
         except ProtocolError as error:
             self._refuse_head(error)
             return
-        now = monotonic()
+        now = _clock()
         if found is None:
             if not self._buffer:
                 self.deadline = now + gateway.settings.header_timeout_s
@@ -185,8 +186,8 @@ class ClientConnection:
         self.transport.write(self.gateway.errors.response(refusal, keep_alive=False))
         self._linger()
 
-    def exchange_done(self, *, unread_body: bool = False) -> None:
-        """The answer was written. Goes on with the next request, or ends."""
+    def exchange_done(self, now: float, *, unread_body: bool = False) -> None:
+        """The answer was written, at ``now``. Goes on with the next request, or ends."""
         self.exchange = None
         if not self.keep:
             if unread_body:
@@ -197,9 +198,9 @@ class ClientConnection:
         settings = self.gateway.settings
         if self.writing_paused:
             # The client does not take its answers: it gets no more of them until it does.
-            self.deadline = monotonic() + settings.write_timeout_s
+            self.deadline = now + settings.write_timeout_s
             return
-        self.deadline = monotonic() + settings.idle_timeout_s
+        self.deadline = now + settings.idle_timeout_s
         if self._buffer or self.reading_paused or self.eof or self.gateway.draining:
             self._next()
 

@@ -58,18 +58,17 @@ def _credit_policy(view: AccountView, price: int) -> str:
     return f'"credit";q={min(max(1, view.ceiling // price), COUNT_MAX)}'
 
 
-def _usual_lines(view: AccountView, price: int) -> tuple[bytes, bytes]:
-    """What stands before and after the policy's count when credit is all that limits; the same until the price
-    changes.
+def _usual_lines(view: AccountView, price: int) -> str:
+    """What stands between the rest of the credit and the count of calls when credit is all that limits; the same until
+    the price changes.
     """
     before = (
         f"X-Credits-Charged: {view.money(price)}\r\nX-Credits-Currency: {view.currency}\r\n"
         f'RateLimit-Policy: {_credit_policy(view, price)}\r\nRateLimit: "credit";r='
     )
-    found = (before.encode(), b"\r\n")
     if len(view.lines) < PRICES_MAX:
-        view.lines[price] = found
-    return found
+        view.lines[price] = before
+    return before
 
 
 def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True) -> bytes:
@@ -79,11 +78,16 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
         return b""
     x, y, digits = hold.x, hold.y, view.digits
     if credits and rate_limit and y > 0 and x >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
-        before, after = view.lines.get(y) or _usual_lines(view, y)
-        whole, part = divmod(x, 10**digits)
+        # The same as below, but for what formats of numbers cost.
+        lines = view.lines.get(y) or _usual_lines(view, y)
+        scaled = str(x)
+        point = len(scaled) - digits
+        if point <= 0:
+            scaled = scaled.zfill(digits + 1)
+            point = 1
         calls = x // y
-        count = calls if calls < COUNT_MAX else COUNT_MAX
-        return b"X-Credits-Remaining: %d.%0*d\r\n%b%d%b" % (whole, digits, part, before, count, after)
+        count = str(calls if calls < COUNT_MAX else COUNT_MAX)
+        return f"X-Credits-Remaining: {scaled[:point]}.{scaled[point:]}\r\n{lines}{count}\r\n".encode()
     text = ""
     if credits:
         remaining = "unlimited" if hold.x < 0 else view.money(hold.x)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
 from sidecar.ledger.first_sight import Sight
@@ -31,19 +31,24 @@ if TYPE_CHECKING:
     from sidecar.proxy.connection import ClientConnection
     from sidecar.proxy.gateway import Gateway
 
-CLIENT_CLOSED = 499
+CLIENT_CLOSED: Final = 499
 """Status in events and metrics of a request whose client went away (nginx's number for it)."""
-INTERACTION_ID = b"x-fapi-interaction-id"
-TRACEPARENT = b"traceparent"
-IDEMPOTENCY_KEYS = (b"x-idempotency-key", b"idempotency-key")
-IDEMPOTENCY_KEY_BYTES_MAX = 255
-# A look into an enumeration takes as long as a method call.
-_NONE, _LENGTH, _CHUNKED, _UNTIL_CLOSE = BodyKind.NONE, BodyKind.LENGTH, BodyKind.CHUNKED, BodyKind.UNTIL_CLOSE
-_GRANTED, _REPEAT = int(Code.GRANTED), int(Code.REPEAT)
-_IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
-_JOIN_BYTES_MAX = 65_536
-_methods: dict[bytes, str] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_status_lines: dict[tuple[int, bytes], bytes] = {}
+INTERACTION_ID: Final = b"x-fapi-interaction-id"
+TRACEPARENT: Final = b"traceparent"
+IDEMPOTENCY_KEYS: Final = (b"x-idempotency-key", b"idempotency-key")
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
+# A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
+_NONE: Final = BodyKind.NONE
+_LENGTH: Final = BodyKind.LENGTH
+_CHUNKED: Final = BodyKind.CHUNKED
+_UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
+_GRANTED: Final = int(Code.GRANTED)
+_REPEAT: Final = int(Code.REPEAT)
+_clock: Final = monotonic
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
+_JOIN_BYTES_MAX: Final = 65_536
+METHODS: Final[dict[bytes, str]] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+_status_lines: Final[dict[tuple[int, bytes], bytes]] = {}
 
 
 def status_line(status: int, reason: bytes) -> bytes:
@@ -118,10 +123,13 @@ class Exchange:
         else:
             assert self.connection is not None
             outcome = gateway.identity.identify(head.fields, self.connection.peer)
-            if isinstance(outcome, asyncio.Future):
-                outcome.add_done_callback(self._identified_later)
+            if isinstance(outcome, Identity):
+                self.account = outcome.account
+                self._take_hold()
+            elif isinstance(outcome, Unidentified):
+                self._unidentified(outcome)
             else:
-                self._identified(outcome)
+                outcome.add_done_callback(self._identified_later)
 
     def _identified_later(self, future: asyncio.Future[Outcome]) -> None:
         if self.finished:
@@ -135,16 +143,15 @@ class Exchange:
         except asyncio.CancelledError:
             self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=(("Retry-After", "1"),)))
         else:
-            self._identified(outcome)
+            if isinstance(outcome, Identity):
+                self.account = outcome.account
+                self._take_hold()
+            else:
+                self._unidentified(outcome)
 
-    def _identified(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Unidentified):
-            headers = (("WWW-Authenticate", outcome.challenge),) if outcome.challenge else ()
-            self.refuse(Refusal(errors.UNIDENTIFIED, outcome.reason, headers=headers))
-            return
-        assert isinstance(outcome, Identity)
-        self.account = outcome.account
-        self._take_hold()
+    def _unidentified(self, outcome: Unidentified) -> None:
+        headers = (("WWW-Authenticate", outcome.challenge),) if outcome.challenge else ()
+        self.refuse(Refusal(errors.UNIDENTIFIED, outcome.reason, headers=headers))
 
     def _take_hold(self) -> None:
         route = self.route
@@ -168,10 +175,11 @@ class Exchange:
     def _held(self, hold: Hold) -> None:
         self.hold = hold
         gateway = self.gateway
-        gateway.counters.hold.observe(monotonic() - self.started)
+        now = _clock()
+        gateway.counters.hold.observe(now - self.started)
         code = hold.code
         if code in (_GRANTED, _REPEAT):
-            self._connect()
+            self._connect(now)
         elif code == Code.UNAVAILABLE and gateway.spool is not None and gateway.spool.admit(self.account, hold.units):
             self.spooled = True
             self._connect()
@@ -198,11 +206,12 @@ class Exchange:
 
     # connect, send
 
-    def _connect(self) -> None:
+    def _connect(self, now: float = 0.0) -> None:
+        """``now``: the clock's time if it was just read."""
         pool = self.gateway.pool
         upstream = pool.take_idle()
         if upstream is not None:
-            self._send(upstream)
+            self._send(upstream, now)
         else:
             pool.acquire(self._connected)
 
@@ -222,7 +231,7 @@ class Exchange:
         else:
             self._send(upstream)
 
-    def _send(self, upstream: UpstreamConnection) -> None:
+    def _send(self, upstream: UpstreamConnection, now: float = 0.0) -> None:
         self.upstream = upstream
         upstream.user = self
         self.sent = True
@@ -237,7 +246,7 @@ class Exchange:
         else:
             upstream.transport.write(request)
         if self.body is None:
-            self.deadline = monotonic() + self.gateway.settings.response_timeout_s
+            self.deadline = (now or _clock()) + self.gateway.settings.response_timeout_s
         else:
             self._await_response()
 
@@ -245,7 +254,7 @@ class Exchange:
         settings = self.gateway.settings
         waits_for_upstream = self.body_done or self._awaits_continue
         limit = settings.response_timeout_s if waits_for_upstream else settings.body_timeout_s
-        self.deadline = monotonic() + limit
+        self.deadline = _clock() + limit
 
     @property
     def _awaits_continue(self) -> bool:
@@ -270,7 +279,7 @@ class Exchange:
         """A piece of the request's body, or of a tunnel."""
         if self.tunnel:
             assert self.upstream is not None
-            self.deadline = monotonic() + self.gateway.settings.tunnel_idle_timeout_s
+            self.deadline = _clock() + self.gateway.settings.tunnel_idle_timeout_s
             self.upstream.transport.write(data)
             return
         body, connection = self.body, self.connection
@@ -435,11 +444,11 @@ class Exchange:
     def _touch(self) -> None:
         settings = self.gateway.settings
         if self.tunnel:
-            self.deadline = monotonic() + settings.tunnel_idle_timeout_s
+            self.deadline = _clock() + settings.tunnel_idle_timeout_s
             return
         paused = self.connection is not None and self.connection.writing_paused
         limit = settings.write_timeout_s if paused else settings.upstream_idle_timeout_s
-        self.deadline = monotonic() + limit
+        self.deadline = _clock() + limit
 
     # complete
 
@@ -449,19 +458,20 @@ class Exchange:
         assert response is not None
         assert connection is not None
         self.finished = True
-        self._end_hold(response.status, response.status)
+        now = _clock()
+        self._end_hold(response.status, response.status, now)
         if upstream is not None:
             self.upstream = None
             # One that answered before it took the whole request may never take the rest.
             took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
             if clean and response.keep_alive and took_all:
-                self.gateway.pool.release(upstream)
+                self.gateway.pool.release(upstream, now)
             else:
                 upstream.close()
-        self.gateway.finished(self, response.status, refused=False)
-        connection.exchange_done(unread_body=not self.body_done)
+        self.gateway.finished(self, response.status, now, refused=False)
+        connection.exchange_done(now, unread_body=not self.body_done)
 
-    def _end_hold(self, decisive_status: int, reported_status: int) -> None:
+    def _end_hold(self, decisive_status: int, reported_status: int, now: float) -> None:
         """Settles or gives back. ``decisive_status`` is the API's answer; the event carries ``reported_status``."""
         hold = self.hold
         if hold is None:
@@ -473,29 +483,29 @@ class Exchange:
                 gateway.counters.released += 1
                 gateway.ledger.release(hold)
                 return
-            gateway.ledger.settle(hold, self._event(reported_status))
+            gateway.ledger.settle(hold, self._event(reported_status, now))
             self.charged_units = hold.units
             charged_units = gateway.counters.charged_units
             charged_units[hold.metric] = charged_units.get(hold.metric, 0) + hold.units
         elif self.spooled and gateway.spool is not None:
             self.spooled = False
             if charged:
-                gateway.spool.charge(hold, self._event(reported_status))
+                gateway.spool.charge(hold, self._event(reported_status, now))
                 self.charged_units = hold.units
             else:
                 gateway.spool.give_back(self.account, hold.units)
         hold.callback = None
 
-    def _event(self, status: int) -> Event:
+    def _event(self, status: int, now: float) -> Event:
         fields = self.head.fields
         interaction_id = fields.get(INTERACTION_ID)
         traceparent = fields.get(TRACEPARENT)
-        elapsed_ms = round((monotonic() - self.started) * 1000, 3)
+        elapsed_ms = int((now - self.started) * 1_000_000) / 1000  # round() to digits takes ten times as long
         hold = self.hold
         assert hold is not None
         method = self.head.method
         return (
-            hold.account, hold.metric, hold.units, self.route.name, _methods.get(method) or method.decode(), status,
+            hold.account, hold.metric, hold.units, self.route.name, METHODS.get(method) or method.decode(), status,
             elapsed_ms,
             interaction_id[:128].decode("latin-1") if interaction_id else None,
             traceparent[:128].decode("latin-1") if traceparent else None,
@@ -529,7 +539,8 @@ class Exchange:
             self.gateway.pool.cancel(self._connected)
         status = refusal.status or refusal.kind.status
         self.gateway.counters.refuse(refusal.kind.name)
-        self.gateway.finished(self, status, refused=True, reason=refusal.kind.name)
+        now = _clock()
+        self.gateway.finished(self, status, now, refused=True, reason=refusal.kind.name)
         connection = self.connection
         if connection is None:
             return
@@ -545,7 +556,7 @@ class Exchange:
                 version_minor=self.head.version_minor,
             )
         )
-        connection.exchange_done(unread_body=not self.body_done)
+        connection.exchange_done(now, unread_body=not self.body_done)
 
     def cut(self) -> None:
         """The response cannot be completed: both ends are closed, so that nobody takes it for whole. Not charged."""
@@ -555,7 +566,7 @@ class Exchange:
         self.gateway.counters.upstream_aborts += 1
         self._give_back()
         self._drop_upstream()
-        self.gateway.finished(self, 502, refused=True, reason="upstream-cut")
+        self.gateway.finished(self, 502, _clock(), refused=True, reason="upstream-cut")
         if self.connection is not None:
             self.connection.reset()
 
@@ -575,9 +586,10 @@ class Exchange:
         elif self.response is not None:
             # The API did the work.
             self.finished = True
-            self._end_hold(self.response.status, CLIENT_CLOSED)
+            now = _clock()
+            self._end_hold(self.response.status, CLIENT_CLOSED, now)
             self._drop_upstream()
-            self.gateway.finished(self, CLIENT_CLOSED, refused=False)
+            self.gateway.finished(self, CLIENT_CLOSED, now, refused=False)
         elif self.sent and self.body_done:
             # It may be doing the work: its status decides.
             self.gateway.detach(self)
@@ -586,16 +598,17 @@ class Exchange:
             self._give_back()
             self.gateway.pool.cancel(self._connected)
             self._drop_upstream()
-            self.gateway.finished(self, CLIENT_CLOSED, refused=False)
+            self.gateway.finished(self, CLIENT_CLOSED, _clock(), refused=False)
         if connection is not None:
             connection.reset()
 
     def _complete_without_client(self, status: int) -> None:
         self.finished = True
         self.gateway.detached.discard(self)
-        self._end_hold(status, CLIENT_CLOSED)
+        now = _clock()
+        self._end_hold(status, CLIENT_CLOSED, now)
         self._drop_upstream()
-        self.gateway.finished(self, CLIENT_CLOSED, refused=False)
+        self.gateway.finished(self, CLIENT_CLOSED, now, refused=False)
 
     def timed_out(self) -> None:
         """``deadline`` has passed. Whose fault it is decides what follows, and who pays."""
@@ -606,7 +619,7 @@ class Exchange:
             self._end_tunnel()
         elif any(end is not None and end.still_taking() for end in (connection, upstream)):
             # Slow is not dead: some of what waits to be written went out since the limit was set.
-            self.deadline = monotonic() + self.gateway.settings.write_timeout_s
+            self.deadline = _clock() + self.gateway.settings.write_timeout_s
         elif self.response is not None:
             if self._client_is_late():
                 self.client_gone()
@@ -726,7 +739,7 @@ class Exchange:
             + b"\r\n"
         )
         connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
-        self._end_hold(101, 101)
+        self._end_hold(101, 101, _clock())
         self._touch()
         connection.tunnel_begun()
 
@@ -735,6 +748,6 @@ class Exchange:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.end()
-        self.gateway.finished(self, 101, refused=False)
+        self.gateway.finished(self, 101, _clock(), refused=False)
         if self.connection is not None:
             self.connection.end()

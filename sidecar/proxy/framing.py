@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from sidecar.proxy.body import BodyKind, BodyRules
-from sidecar.proxy.core import HeadScanner, scanner_factory
+from sidecar.proxy.core import HeadScanner, RequestParts, ResponseParts, scanner_factory
 from sidecar.proxy.fields import NEVER_CONNECTION_OPTIONS, FieldReader, list_elements, without
 from sidecar.proxy.grammar import (
     CONTENT_LENGTH,
@@ -114,7 +114,7 @@ class HeadParser:
             if scanner is not None:
                 usual = scanner.request(buf, start)
                 if usual is not None:
-                    return usual
+                    return _request_head(usual), usual[11]
         elif not self._worth_reading(buf, start, search_from):
             return None
         match = self._request(buf, start, start + self.limits.head_bytes_max)
@@ -187,7 +187,7 @@ class HeadParser:
             if scanner is not None and request_method != b"HEAD":
                 usual = scanner.response(buf, start)
                 if usual is not None:
-                    return usual
+                    return _response_head(usual), usual[8]
         elif not self._worth_reading(buf, start, search_from):
             return None
         match = self._response(buf, start, start + self.limits.head_bytes_max)
@@ -272,6 +272,16 @@ class HeadParser:
             fault = ProtocolError(431, "The header fields are too large.")
         if isinstance(fault, ProtocolError):
             raise fault
+
+
+def _request_head(parts: RequestParts) -> RequestHead:
+    method, target, path, query, host, minor, block, fields, body, length, keep_alive, _ = parts
+    return RequestHead(method, target, path, query, host, minor, block, fields, body, length, keep_alive)
+
+
+def _response_head(parts: ResponseParts) -> ResponseHead:
+    status, reason, minor, block, fields, body, length, keep_alive, _ = parts
+    return ResponseHead(status, reason, minor, block, fields, body, length, keep_alive)
 
 
 _CONTENT_LENGTH = frozenset({b"content-length"})

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import orjson
 import structlog
@@ -20,7 +20,7 @@ from sidecar.proxy import errors
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.counters import ProxyCounters
 from sidecar.proxy.errors import ErrorWriter, Refusal
-from sidecar.proxy.exchange import IDEMPOTENCY_KEYS, INTERACTION_ID, TRACEPARENT, Exchange
+from sidecar.proxy.exchange import IDEMPOTENCY_KEYS, INTERACTION_ID, METHODS, TRACEPARENT, Exchange
 from sidecar.proxy.framing import HeadParser, ProtocolError
 from sidecar.proxy.routes import Route, RouteTable
 from sidecar.proxy.settings import ProxySettings, UpstreamTarget
@@ -28,7 +28,8 @@ from sidecar.proxy.upstream import UpstreamPool
 
 log = structlog.get_logger("sidecar.proxy")
 
-_FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+_GRANTED: Final = int(Code.GRANTED)
+_FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 
 
 class Spool(Protocol):
@@ -206,21 +207,19 @@ class Gateway:
 
     # what has happened
 
-    def finished(self, exchange: Exchange, status: int, *, refused: bool, reason: str = "") -> None:
-        """Counts and logs a request that is over."""
+    def finished(self, exchange: Exchange, status: int, now: float, *, refused: bool, reason: str = "") -> None:
+        """Counts and logs a request that is over. ``now``: the monotonic clock's time."""
         counters = self.counters
-        now = monotonic()
         elapsed = now - exchange.started
         method = exchange.head.method
         endpoint = exchange.route.name
         hold = exchange.hold
         account = exchange.account
         counters.latency.observe(elapsed)
-        counters.count(account or "-", _METHODS.get(method, "OTHER"), endpoint, status)
-        if hold is not None and hold.code == Code.GRANTED and hold.x >= 0 and hold.view is not None:
-            label = counters.label(account)
-            if label == account:
-                counters.remaining[label] = (hold.x, hold.view.digits)
+        label = counters.label(account) if account else "-"
+        counters.count(label, METHODS.get(method) or "OTHER", endpoint, status)
+        if hold is not None and hold.code == _GRANTED and hold.x >= 0 and hold.view is not None and label is account:
+            counters.remaining[label] = (hold.x, hold.view.digits)
         if self._access_log is not None and (self.settings.access_log == "all" or status >= 500 or refused):
             fields = exchange.head.fields
             interaction_id, traceparent = fields.get(INTERACTION_ID), fields.get(TRACEPARENT)
@@ -265,6 +264,3 @@ class Gateway:
         if now - self._upstream_warned > 1.0:
             self._upstream_warned = now
             log.warning("upstream failed", error=message)
-
-
-_METHODS = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}

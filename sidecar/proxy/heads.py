@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sidecar.proxy.body import BodyKind
 
 __all__ = ["RequestHead", "ResponseHead"]
 
 _SLASH = 0x2F
 
-# The heads are values, yet not frozen: a frozen dataclass of fourteen fields takes 2 µs to make, this one 0.4 µs.
+# The heads are values, yet no frozen dataclasses: two are made for every request, and a frozen one of fourteen fields
+# takes five times as long. Compiled, their attributes are read without a look into a dictionary.
 
 
-@dataclass(slots=True)
 class RequestHead:
     """The head of a request that may be passed on.
 
@@ -37,20 +35,44 @@ class RequestHead:
         te_trailers: the client reads trailers (``TE: trailers``, RFC 9110 section 10.1.4).
     """
 
-    method: bytes
-    target: bytes
-    path: bytes
-    query: bytes
-    host: bytes
-    version_minor: int
-    block: bytes
-    fields: dict[bytes, bytes]
-    body: BodyKind
-    length: int
-    keep_alive: bool
-    expect_continue: bool
-    upgrade: bytes | None
-    te_trailers: bool
+    __slots__ = (
+        "block", "body", "expect_continue", "fields", "host", "keep_alive", "length", "method", "path", "query",
+        "target", "te_trailers", "upgrade", "version_minor",
+    )  # fmt: skip
+
+    def __init__(
+        self, method: bytes, target: bytes, path: bytes, query: bytes, host: bytes, version_minor: int, block: bytes,
+        fields: dict[bytes, bytes], body: BodyKind, length: int, keep_alive: bool, expect_continue: bool = False,
+        upgrade: bytes | None = None, te_trailers: bool = False,
+    ) -> None:  # fmt: skip
+        self.method = method
+        self.target = target
+        self.path = path
+        self.query = query
+        self.host = host
+        self.version_minor = version_minor
+        self.block = block
+        self.fields = fields
+        self.body = body
+        self.length = length
+        self.keep_alive = keep_alive
+        self.expect_continue = expect_continue
+        self.upgrade = upgrade
+        self.te_trailers = te_trailers
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RequestHead) and self._values() == other._values()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"RequestHead({self.method!r}, {self.target!r}, {self.block!r})"
+
+    def _values(self) -> tuple[object, ...]:
+        return (
+            self.method, self.target, self.path, self.query, self.host, self.version_minor, self.block, self.fields,
+            self.body, self.length, self.keep_alive, self.expect_continue, self.upgrade, self.te_trailers,
+        )  # fmt: skip
 
     @property
     def origin_target(self) -> bytes:
@@ -60,7 +82,6 @@ class RequestHead:
         return self.path + b"?" + self.query if b"?" in self.target else self.path
 
 
-@dataclass(slots=True)
 class ResponseHead:
     """The head of a response that may be passed on; the attributes are those of `RequestHead`.
 
@@ -68,12 +89,34 @@ class ResponseHead:
     Upgrade if Connection names it, for any status.
     """
 
-    status: int
-    reason: bytes
-    version_minor: int
-    block: bytes
-    fields: dict[bytes, bytes]
-    body: BodyKind
-    length: int
-    keep_alive: bool
-    upgrade: bytes | None
+    __slots__ = (
+        "block", "body", "fields", "keep_alive", "length", "reason", "status", "upgrade", "version_minor",
+    )  # fmt: skip
+
+    def __init__(
+        self, status: int, reason: bytes, version_minor: int, block: bytes, fields: dict[bytes, bytes], body: BodyKind,
+        length: int, keep_alive: bool, upgrade: bytes | None = None,
+    ) -> None:  # fmt: skip
+        self.status = status
+        self.reason = reason
+        self.version_minor = version_minor
+        self.block = block
+        self.fields = fields
+        self.body = body
+        self.length = length
+        self.keep_alive = keep_alive
+        self.upgrade = upgrade
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResponseHead) and self._values() == other._values()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"ResponseHead({self.status}, {self.reason!r}, {self.block!r})"
+
+    def _values(self) -> tuple[object, ...]:
+        return (
+            self.status, self.reason, self.version_minor, self.block, self.fields, self.body, self.length,
+            self.keep_alive, self.upgrade,
+        )  # fmt: skip

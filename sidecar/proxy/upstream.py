@@ -179,8 +179,8 @@ class UpstreamPool:
         if waiter in self._waiting:
             self._waiting.remove(waiter)
 
-    def release(self, connection: UpstreamConnection) -> None:
-        """A connection that may carry another request comes back."""
+    def release(self, connection: UpstreamConnection, now: float = 0.0) -> None:
+        """A connection that may carry another request comes back. ``now``: the clock's time if it was just read."""
         connection.user = None
         connection.fresh = False
         if connection.paused:
@@ -190,7 +190,7 @@ class UpstreamPool:
         elif self._waiting:
             self._waiting.popleft()(connection)
         else:
-            connection.idle_since = monotonic()
+            connection.idle_since = now or monotonic()
             self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
