@@ -1,16 +1,20 @@
 -- Holds, settles and releases of one gateway process, as many as came up in one turn of its event loop.
 --
--- KEYS  [1] instance hash  [2] outbox stream  [3 ...] account hashes, then idempotency keys
--- ARGV  [1] msgpack {epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms}
+-- keys  [1] instance hash  [2] outbox stream  [3 ...] account hashes, then idempotency keys
+-- args  [1] msgpack {epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms}
 --       groups   {a, known_version, metric, settled, released, late, {units, ...}} ...
 --       singles  {a, known_version, metric, units, k, kind, event} ...            kind: 1 hold, 2 settle, 3 late settle
--- It also writes <home>hour:<hour>, which KEYS cannot name since the clock is read here. It has the outbox's tag, so it lies in
+-- It also writes <home>hour:<hour>, which the keys cannot name since the clock is read here. It has the outbox's tag, so it lies in
 -- the outbox's slot.
 -- reply msgpack {registered, now_us, groups, singles}; see docs/ledger.md
 --
 -- Why one script: the check, the debit and the usage event must be one atomic step, and one call for many requests is what makes
 -- a call to Valkey cheaper than the request that causes it. Why it is numbered: a reply can be lost after the work was done,
 -- and the repetition must get that reply, not a second debit.
+--
+-- It runs as a function (FCALL), whose closures are made when it is loaded and not at every call. So what belongs to a
+-- call is set at its beginning, for a call may have ended anywhere in an error; what outlives calls are only caches.
+
 local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGISTERED, REPEAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 local DAY_US = 86400000000
 local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
@@ -20,57 +24,40 @@ local HOUR_KEPT_MS = 777600000   -- 9 days: what an audit may look back, and som
 local TABLE_AT = 32              -- counts of an hour: Valkey searches a hash of up to 512 short fields from end to end, which would
                                  -- cost a charge more than all the rest; one value of more than 64 bytes makes it a table
 
-local req = cmsgpack.unpack(ARGV[1])
-local epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms = unpack(req)
-local instance = KEYS[1]
+-- Of the call.
+local keys               -- as they came
+local now_us, now_ms     -- Valkey's clock
+local registered         -- whether the instance lives in the epoch that the batch names
+local share_fields       -- what to read of the instance: its epoch, its last batch, and its share of the holds on every
+local share_at           -- metric that this batch touches; and where in it each share is
+local shares             -- what was read
+local share_now          -- shares that this batch changed
+local accounts           -- accounts that it touched, by their number in the batch
+local charged            -- what it charges, by the field of the share
 
-if #groups + #singles > PARTS_MAX then
-  return redis.error_reply('LIMIT a batch of ' .. (#groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
-end
-
--- The instance: its epoch, its last batch, and its share of the holds on every metric that this batch touches.
-local share_at, share_fields = {}, {'e', 'q'}
-local function want_share(a, metric)
-  local field = KEYS[2 + a] .. '\0' .. metric
-  if not share_at[field] then
-    share_fields[#share_fields + 1] = field
-    share_at[field] = #share_fields
+-- The share fields of groups or singles, which both begin with the account's number and have the metric third.
+local function want_shares(parts)
+  local fields = {}
+  for p = 1, #parts do
+    local part = parts[p]
+    local field = keys[2 + part[1]] .. '\0' .. part[3]
+    if not share_at[field] then
+      share_fields[#share_fields + 1] = field
+      share_at[field] = #share_fields
+    end
+    fields[p] = field
   end
-  return field
+  return fields
 end
-for g = 1, #groups do
-  local group = groups[g]
-  group[8] = want_share(group[1], group[3])
-end
-for s = 1, #singles do
-  local single = singles[s]
-  single[8] = want_share(single[1], single[3])
-end
-local shares = redis.call('HMGET', instance, unpack(share_fields))
-local last_seq = tonumber(shares[2] or 0)
-if seq <= last_seq then
-  if seq == last_seq then
-    return redis.call('HGET', instance, 'r')
-  end
-  return redis.error_reply('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
-end
-local registered = tonumber(shares[1] or -1) == epoch
 
-local share_now, share_changed = {}, {}
 local function share_get(field)
   return share_now[field] or tonumber(shares[share_at[field]] or 0)
 end
-local function share_set(field, units)
-  share_now[field] = units
-  share_changed[field] = true
-end
 
-local now_us, now_ms = clock()
-local accounts = {}
 local function account_at(a)
   local acc = accounts[a]
   if not acc then
-    acc = account_read(KEYS[2 + a])
+    acc = account_read(keys[2 + a])
     account_roll(acc, now_ms)
     accounts[a] = acc
   end
@@ -85,13 +72,11 @@ local function give_back(acc, i, field, units)
   end
   if units > 0 then
     metric_unhold(acc, i, units)
-    share_set(field, share - units)
+    share_now[field] = share - units
   end
 end
 
--- What this batch charges, by the field of the share, to be added to the hour's counts: the one place where N grows is the one
--- place where they do.
-local charged = {}
+-- Charges are added to the hour's counts: the one place where N grows is the one place where they do.
 local function charge(acc, i, field, units)
   acc.state[i + 1] = acc.state[i + 1] + units
   acc.dirty = true
@@ -181,7 +166,7 @@ local function hold(acc, i, field, units, idem)
   end
   state[i + 2] = h + units
   state[4], state[5], state[6] = tat, day, day_count
-  share_set(field, share_get(field) + units)
+  share_now[field] = share_get(field) + units
   acc.cost = cost
   acc.dirty = true
   return GRANTED, ceiling and ceiling - cost or -1, added
@@ -209,107 +194,146 @@ local function account_summary(acc, known_version)
   return {info, rate_left, day_left}
 end
 
-local group_replies = {}
-for g = 1, #groups do
-  local a, known_version, metric, settled, released, late, holds, field = unpack(groups[g])
-  local acc = account_at(a)
-  local i = metric_of(acc, metric)
-  if registered then
-    give_back(acc, i, field, settled + released)
-  end
-  if settled + late > 0 then
-    charge(acc, i, field, settled + late)
-  end
-  if settled + released + late > 0 then
-    acc.cost = nil
-  end
-  local outcomes = {}
-  for n = 1, #holds do
-    local at = 3 * n - 2
-    outcomes[at], outcomes[at + 1], outcomes[at + 2] = hold(acc, i, field, holds[n])
-  end
-  if #holds > 0 then
-    local reply = account_summary(acc, known_version)
-    for n = 1, #outcomes do
-      reply[3 + n] = outcomes[n]
+local function do_groups(groups, fields)
+  local replies = {}
+  for g = 1, #groups do
+    local a, known_version, metric, settled, released, late, holds = unpack(groups[g])
+    local field = fields[g]
+    local acc = account_at(a)
+    local i = metric_of(acc, metric)
+    if registered then
+      give_back(acc, i, field, settled + released)
     end
-    group_replies[g] = reply
-  else
-    group_replies[g] = outcomes
+    if settled + late > 0 then
+      charge(acc, i, field, settled + late)
+    end
+    if settled + released + late > 0 then
+      acc.cost = nil
+    end
+    local outcomes = {}
+    for n = 1, #holds do
+      local at = 3 * n - 2
+      outcomes[at], outcomes[at + 1], outcomes[at + 2] = hold(acc, i, field, holds[n])
+    end
+    if #holds > 0 then
+      local reply = account_summary(acc, known_version)
+      for n = 1, #outcomes do
+        reply[3 + n] = outcomes[n]
+      end
+      replies[g] = reply
+    else
+      replies[g] = outcomes
+    end
   end
+  return replies
 end
 
-local single_replies, single_events = {}, {}
-for s = 1, #singles do
-  local a, known_version, metric, units, k, kind, event, field = unpack(singles[s])
-  local acc = account_at(a)
-  local i = metric_of(acc, metric)
-  local idem = KEYS[2 + n_accounts + k]
-  if kind == 1 then
-    local code, x, y = hold(acc, i, field, units, idem)
-    local reply = account_summary(acc, known_version)
-    reply[4], reply[5], reply[6] = code, x, y
-    single_replies[s] = reply
-  else
-    local code = REPEAT
-    if registered and kind == 2 then
-      give_back(acc, i, field, units)
+-- Returns replies and the events of what was charged.
+local function do_singles(singles, fields, n_accounts, origin, idem_ttl_ms)
+  local replies, events = {}, {}
+  for s = 1, #singles do
+    local a, known_version, metric, units, k, kind, event = unpack(singles[s])
+    local field = fields[s]
+    local acc = account_at(a)
+    local i = metric_of(acc, metric)
+    local idem = keys[2 + n_accounts + k]
+    if kind == 1 then
+      local code, x, y = hold(acc, i, field, units, idem)
+      local reply = account_summary(acc, known_version)
+      reply[4], reply[5], reply[6] = code, x, y
+      replies[s] = reply
+    else
+      local code = REPEAT
+      if registered and kind == 2 then
+        give_back(acc, i, field, units)
+      end
+      if redis.call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
+        charge(acc, i, field, units)
+        events[#events + 1] = event
+        code = GRANTED
+      end
+      acc.cost = nil
+      replies[s] = {false, -1, -1, code, 0, 0}
     end
-    if redis.call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
-      charge(acc, i, field, units)
-      single_events[#single_events + 1] = event
-      code = GRANTED
-    end
-    acc.cost = nil
-    single_replies[s] = {false, -1, -1, code, 0, 0}
   end
+  return replies, events
 end
 
-for _, acc in pairs(accounts) do
-  account_write(acc)
-end
-if #single_events > 0 then
-  if #events > 0 then
-    table.insert(single_events, 1, events)
+local hour_known, hour_stream, hour_key  -- the key of this hour's counts, which is another only once an hour
+local function count_hour(stream)
+  local hour = math.floor(now_ms / HOUR_MS)
+  if hour ~= hour_known or stream ~= hour_stream then
+    hour_known, hour_stream = hour, stream
+    hour_key = string.sub(stream, 1, -#'outbox' - 1) .. 'hour:' .. hour
   end
-  events = table.concat(single_events, ',')
-end
-if #events > 0 then
-  redis.call('XADD', KEYS[2], '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
-end
-if next(charged) then
-  local hour = string.sub(KEYS[2], 1, -#'outbox' - 1) .. 'hour:' .. math.floor(now_ms / HOUR_MS)
   for field, units in pairs(charged) do
     -- Only a field that is new gives the hash its end: at every charge it would be one more command.
-    if units > 0 and redis.call('HINCRBY', hour, field, units) == units then
-      redis.call('PEXPIRE', hour, HOUR_KEPT_MS)
-      if redis.call('HLEN', hour) == TABLE_AT then
-        redis.call('HSET', hour, 'table', string.rep(' ', 65))
+    if units > 0 and redis.call('HINCRBY', hour_key, field, units) == units then
+      redis.call('PEXPIRE', hour_key, HOUR_KEPT_MS)
+      if redis.call('HLEN', hour_key) == TABLE_AT then
+        redis.call('HSET', hour_key, 'table', string.rep(' ', 65))
       end
     end
   end
 end
-local reply = cmsgpack.pack({registered and 1 or 0, now_us, group_replies, single_replies})
-local set, gone = {'q', seq, 'r', reply}, {}
-for field in pairs(share_changed) do
-  local units = share_now[field]
-  if units > 0 then
-    set[#set + 1] = field
-    set[#set + 1] = units
-  else
-    gone[#gone + 1] = field
+
+local function batch(call_keys, args)
+  local epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms = unpack(cmsgpack.unpack(args[1]))
+  local instance, outbox = call_keys[1], call_keys[2]
+  if #groups + #singles > PARTS_MAX then
+    return redis.error_reply('LIMIT a batch of ' .. (#groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
   end
-end
-redis.call('HSET', instance, unpack(set))
-if #gone > 0 then
-  redis.call('HDEL', instance, unpack(gone))
-end
-if not registered then
-  if not shares[1] then
-    redis.call('PEXPIRE', instance, FORGET_MS)
-  else
-    -- XX: one that was reaped is forgotten later; one that lives on in a newer epoch must not be forgotten with its holds.
-    redis.call('PEXPIRE', instance, FORGET_MS, 'XX')
+  keys = call_keys
+  share_fields, share_at, share_now = {'e', 'q'}, {}, {}
+  accounts, charged = {}, {}
+  local group_fields, single_fields = want_shares(groups), want_shares(singles)
+  shares = redis.call('HMGET', instance, unpack(share_fields))
+  local last_seq = tonumber(shares[2] or 0)
+  if seq <= last_seq then
+    if seq == last_seq then
+      return redis.call('HGET', instance, 'r')
+    end
+    return redis.error_reply('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
   end
+  registered = tonumber(shares[1] or -1) == epoch
+  now_us, now_ms = clock()
+
+  local group_replies = do_groups(groups, group_fields)
+  local single_replies, single_events = do_singles(singles, single_fields, n_accounts, origin, idem_ttl_ms)
+  for _, acc in pairs(accounts) do
+    account_write(acc)
+  end
+  if #single_events > 0 then
+    if #events > 0 then
+      table.insert(single_events, 1, events)
+    end
+    events = table.concat(single_events, ',')
+  end
+  if #events > 0 then
+    redis.call('XADD', outbox, '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
+  end
+  count_hour(outbox)
+  local reply = cmsgpack.pack({registered and 1 or 0, now_us, group_replies, single_replies})
+  local set, gone = {'q', seq, 'r', reply}, {}
+  for field, units in pairs(share_now) do
+    if units > 0 then
+      set[#set + 1] = field
+      set[#set + 1] = units
+    else
+      gone[#gone + 1] = field
+    end
+  end
+  redis.call('HSET', instance, unpack(set))
+  if #gone > 0 then
+    redis.call('HDEL', instance, unpack(gone))
+  end
+  if not registered then
+    if not shares[1] then
+      redis.call('PEXPIRE', instance, FORGET_MS)
+    else
+      -- XX: one that was reaped is forgotten later; one that lives on in a newer epoch must not be forgotten with its holds.
+      redis.call('PEXPIRE', instance, FORGET_MS, 'XX')
+    end
+  end
+  return reply
 end
-return reply

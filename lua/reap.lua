@@ -12,7 +12,7 @@ local beat = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if ttl_ms >= 0 and beat and now_ms - tonumber(beat) < ttl_ms then
   return -1
 end
-local remain, fields = shares_return(now_ms)
+local remain, fields = shares_return(KEYS, now_ms)
 if fields > 0 then
   redis.call('HINCRBY', KEYS[1], 'e', 1)
 end

@@ -7,7 +7,7 @@
 local _, now_ms = clock()
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('PERSIST', KEYS[1])
-local remain = shares_return(now_ms)
+local remain = shares_return(KEYS, now_ms)
 if remain > 0 then
   redis.call('ZADD', KEYS[2], 'NX', 0, ARGV[1])
   return redis.error_reply('HELD instance ' .. ARGV[1] .. ' still holds units of accounts that were not named, shares: ' .. remain)

@@ -71,6 +71,7 @@ def valkey(valkey_server: ValkeyServer) -> Iterator[redis.Redis]:
     client = redis.Redis(host=valkey_server.host, port=valkey_server.port)
     client.flushall()
     client.script_flush()
+    client.function_flush()
     try:
         yield client
     finally:

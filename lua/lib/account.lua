@@ -7,17 +7,33 @@
 local HEAD = 6   -- state values before the first metric
 local WIDTH = 7  -- state values a metric
 
+-- A function's variables outlive the call, so an account that was read or written before need not be unpacked anew while its
+-- fields are, byte for byte, what they were then. What a call has taken out counts for nothing until the call has written it.
+local KNOWN_MAX = 1024
+local known, known_count = {}, 0
+
 local function account_read(key)
   local fields = redis.call('HMGET', key, 'terms', 'state')
-  local acc = {key = key, dirty = false}
-  if fields[1] then
-    acc.terms = cmsgpack.unpack(fields[1])
+  local terms, state = fields[1], fields[2]
+  local acc = known[key]
+  if not acc then
+    acc = {key = key}
+    if known_count == KNOWN_MAX then
+      known, known_count = {}, 0
+    end
+    known[key] = acc
+    known_count = known_count + 1
   end
-  if fields[2] then
-    acc.state = cmsgpack.unpack(fields[2])
-  else
+  if acc.terms_packed ~= terms then
+    acc.terms_packed, acc.terms = terms, terms and cmsgpack.unpack(terms) or nil
+  end
+  if not state then
     acc.state = {0, 0, MAX_INT, 0, 0, 0}
+  elseif acc.state_packed ~= state then
+    acc.state = cmsgpack.unpack(state)
   end
+  acc.state_read, acc.state_packed = state, nil
+  acc.dirty, acc.cost, acc.prices, acc.prices_dirty, acc.pending = false, nil, nil, nil, nil
   return acc
 end
 
@@ -209,19 +225,22 @@ local function account_write(acc)
   if acc.prices_dirty then
     redis.call('HSET', acc.key, 'prices', cmsgpack.pack(acc.prices))
   end
+  local packed = acc.state_read
   if acc.dirty then
-    redis.call('HSET', acc.key, 'state', cmsgpack.pack(acc.state))
+    packed = cmsgpack.pack(acc.state)
+    redis.call('HSET', acc.key, 'state', packed)
   end
+  acc.state_packed = packed
 end
 
--- Takes the shares of the instance KEYS[1] out of the holds of the accounts KEYS[3 ...].
+-- Takes the shares of the instance keys[1] out of the holds of the accounts keys[3 ...].
 -- Returns how many shares of other accounts remain, and how many fields the instance had.
-local function shares_return(now_ms)
+local function shares_return(keys, now_ms)
   local given, accounts, gone, remain = {}, {}, {}, 0
-  for k = 3, #KEYS do
-    given[KEYS[k]] = true
+  for k = 3, #keys do
+    given[keys[k]] = true
   end
-  local fields = redis.call('HGETALL', KEYS[1])
+  local fields = redis.call('HGETALL', keys[1])
   for f = 1, #fields, 2 do
     local cut = string.find(fields[f], '\0', 1, true)
     if cut then
@@ -247,7 +266,7 @@ local function shares_return(now_ms)
     account_write(acc)
   end
   for g = 1, #gone do
-    redis.call('HDEL', KEYS[1], gone[g])
+    redis.call('HDEL', keys[1], gone[g])
   end
   return remain, #fields / 2
 end

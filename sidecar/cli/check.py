@@ -26,6 +26,8 @@ from sidecar.identity.types import IdentitySetupError
 from sidecar.ledger.topology import Client
 
 TIMEOUT_S = 5.0
+FUNCTIONS_SINCE = 7
+"""Of the version that a server calls itself by `redis_version`, the first with FCALL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,11 @@ async def _valkey(config: Config) -> list[Finding]:
 async def _valkey_settings(client: Client) -> list[Finding]:
     findings = []
     info: dict[str, Any] = await client.info()
+    version = str(info.get("redis_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < FUNCTIONS_SINCE:
+        findings.append(Finding("valkey version", False, f"{version}: the ledger is a function, which Valkey 7.2 and "
+                                "Redis 7 have"))  # fmt: skip
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":
         findings.append(Finding("valkey maxmemory-policy", False, f"{policy}: balances and unsent events could be "

@@ -27,7 +27,7 @@ from sidecar.ledger.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, de
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.outcomes import AccountView, Code, Event, Hold
 from sidecar.ledger.resp import LedgerConnectionError, Reply, ReplyError, RespConnection, encode_command
-from sidecar.ledger.scripts import script
+from sidecar.ledger.scripts import function
 from sidecar.ledger.seat import Seat
 
 log = structlog.get_logger("sidecar.ledger")
@@ -43,6 +43,7 @@ VIEWS_MAX = 200_000
 ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
+_NOT_LOADED: Final = "ERR Function not found"
 
 # Replies after which nothing was done and the same batch can be sent again: elsewhere, or here a little later.
 _ELSEWHERE = frozenset({"MOVED", "READONLY", "NOAUTH"})
@@ -108,6 +109,7 @@ class Link:
         self._versions = versions
         self._account_keys = account_keys
         self._seat = Seat.of(instance, home, keys, SILENCE_S)
+        self._function = function("batch")
         self._outbox_key = keys.outbox(home).encode()
         self._operations_max = min(settings.operations_max, PARTS_MAX)
         self._loop = asyncio.get_running_loop()
@@ -267,7 +269,7 @@ class Link:
             batch = self._queue.popleft()
         return batch
 
-    def _send_flight(self, *, whole_script: bool = False) -> None:
+    def _send_flight(self) -> None:
         batch = self._flight
         assert self._connection is not None
         assert batch is not None
@@ -275,15 +277,11 @@ class Link:
             self._retry.cancel()
             self._retry = None
         keys, argument = self._flight_bytes
-        body = script("batch")
-        head = (b"EVAL", body.text) if whole_script else (b"EVALSHA", body.sha)
         self._flight_sent = self._loop.time()
         key_count = b"%d" % (len(keys) + 2)
+        head = (b"FCALL", self._function.name, key_count, self._seat.instance_key, self._outbox_key)
         # The reply is taken for this batch alone: one that was sent twice is answered twice.
-        self._connection.send(
-            encode_command((*head, key_count, self._seat.instance_key, self._outbox_key, *keys, argument)),
-            partial(self._on_reply, batch),
-        )
+        self._connection.send(encode_command((*head, *keys, argument)), partial(self._on_reply, batch))
 
     # Replies
 
@@ -389,8 +387,10 @@ class Link:
 
     def _on_refused(self, batch: Batch, message: str) -> None:
         word = message.split(" ", 1)[0]
-        if word == "NOSCRIPT":
-            self._send_flight(whole_script=True)
+        if message.startswith(_NOT_LOADED):
+            assert self._connection is not None
+            command = encode_command((b"FUNCTION", b"LOAD", b"REPLACE", self._function.library))
+            self._connection.send(command, partial(self._on_loaded, batch))
         elif word in _ELSEWHERE:
             self._complain("Valkey turned a batch away", error=message[:200])
             self._drop_connection()  # another server has the partition now; the maintainer finds it
@@ -404,6 +404,15 @@ class Link:
                 self._retry = self._loop.call_later(RETRY_S, self._resend)
         else:
             self._on_script_error(batch, message)
+
+    def _on_loaded(self, batch: Batch, reply: Reply) -> None:
+        """The server has the function now, or does not take it."""
+        if batch is not self._flight or isinstance(reply, LedgerConnectionError):
+            return
+        if isinstance(reply, ReplyError):
+            self._on_refused(batch, str(reply))
+        else:
+            self._send_flight()
 
     def _resend(self) -> None:
         self._retry = None

@@ -1,4 +1,8 @@
-"""The Lua scripts, read from the package, with the library they share put before each."""
+"""The Lua scripts and functions, read from the package, with the library they share put before each.
+
+What every request needs is a function (FCALL): its parts are made once, when it is loaded, and it may keep what it
+knows from call to call. All else are scripts, which need no loading beforehand.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+
+NAME_DIGITS = 16
 
 _LIBRARY = ("clock", "pricing", "account")
 
@@ -20,12 +26,29 @@ class Script:
     sha: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Function:
+    """What FCALL calls it, and the library that FUNCTION LOAD takes."""
+
+    name: bytes
+    library: bytes
+
+
 def _read(relative: str) -> str:
     # An installed wheel carries lua/ inside the package; a checkout has it beside the package.
     packaged = resources.files("sidecar") / "lua" / relative
     if packaged.is_file():
         return packaged.read_text()
     return (Path(__file__).parents[2] / "lua" / relative).read_text()
+
+
+def composed(name: str) -> str:
+    """The text of ``lua/<name>.lua`` with the library before it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return "\n".join([_read(f"lib/{part}.lua") for part in _LIBRARY] + [_read(f"{name}.lua")])
 
 
 @cache
@@ -35,6 +58,23 @@ def script(name: str) -> Script:
     Raises:
         FileNotFoundError: there is none.
     """
-    parts = [_read(f"lib/{part}.lua") for part in _LIBRARY] + [_read(f"{name}.lua")]
-    text = "\n".join(parts).encode()
+    text = composed(name).encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+@cache
+def function(name: str) -> Function:
+    """The function ``name`` that ``lua/<name>.lua`` defines.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    return as_function(name, composed(name))
+
+
+def as_function(name: str, text: str) -> Function:
+    """A function of this text. Its name tells its text, so gateways of several releases can share a server."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]
+    called = f"quota_{name}_{digest}"
+    library = f"#!lua name={called}\n{text}\nredis.register_function('{called}', {name})\n"
+    return Function(called.encode(), library.encode())

@@ -27,6 +27,7 @@ from sidecar.sandbox.openmeter_meters import Meter
 from sidecar.sandbox.server import Server
 from tests.conftest import start_valkey
 from tests.integration.billing.desk import API_KEY, HMAC_KEY, Desk, desk
+from tests.support.ledger_driver import acall_batch
 from tests.support.processes import Running, running
 
 ACCOUNTS = [f"tpp-{number}" for number in range(5)]
@@ -67,7 +68,8 @@ class Calls:
         seqs[1] += 1
         request = [seqs[0], seqs[1], f"chaos.{partition}", 1, events, [group], [], 1000]
         names = [instance, store.keys.outbox(partition), store.keys.account(account)]
-        return msgpack.unpackb(await self._run("batch", names, msgpack.packb(request, use_bin_type=False)))[2][0]
+        reply = await acall_batch(store.client, names, msgpack.packb(request, use_bin_type=False))
+        return msgpack.unpackb(reply)[2][0]
 
     async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:
         return await self.system.store.client.eval(script(name).text.decode(), len(keys), *keys, argument)

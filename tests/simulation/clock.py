@@ -35,11 +35,13 @@ def movable_scripts() -> Iterator[None]:
 
     scripts._read = replaced
     scripts.script.cache_clear()
+    scripts.function.cache_clear()
     try:
         yield
     finally:
         scripts._read = read
         scripts.script.cache_clear()
+        scripts.function.cache_clear()
         text_of.cache_clear()
 
 

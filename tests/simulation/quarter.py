@@ -39,7 +39,7 @@ from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.openmeter_meters import Meter
 from sidecar.sandbox.server import Server
 from tests.simulation.clock import ClockedClient
-from tests.support.ledger_driver import CLOCK_KEY
+from tests.support.ledger_driver import CLOCK_KEY, acall_batch
 
 API_KEY, HMAC_KEY = "sim-key", "sim-hmac"
 HOUR_S, DAY_S = 3_600, 86_400
@@ -243,7 +243,7 @@ class Quarter:
         seqs[1] += 1
         request = [seqs[0], seqs[1], f"sim.{partition}", 1, events, [group], [], 1000]
         names = [instance, self.keys.outbox(partition), self.keys.account(account)]
-        reply = await self._run("batch", names, msgpack.packb(request, use_bin_type=False))
+        reply = await acall_batch(self.client, names, msgpack.packb(request, use_bin_type=False))
         return msgpack.unpackb(reply, raw=False)[2][0]
 
     async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:

@@ -207,6 +207,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._reap(name, data.draw(st.sampled_from([-1, 0, 2000, DAY_MS])), accounts)
             case "flush":
                 self.real.client.script_flush()
+                self.real.client.function_flush()
             case "expire":
                 self._expire_an_idempotency_key(account, data.draw(st.sampled_from(SCOPES)))
 

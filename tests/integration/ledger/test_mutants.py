@@ -14,7 +14,7 @@ RUNS_MAX = 300
 
 MUTANTS = [
     ("funds are spent one short", "if cost > ceiling then", "if cost >= ceiling then"),
-    ("a settle keeps the instance's share", "share_set(field, share - units)", "acc.dirty = true"),
+    ("a settle keeps the instance's share", "share_now[field] = share - units", "acc.dirty = true"),
     ("a late settle has an event but no charge", "i, field, settled + late)", "i, field, settled)"),
     ("a tier ends one unit early", "if n <= to then\n        if below == 0", "if n < to then\n        if below == 0"),
     ("a piece is used below its beginning", "if top <= state[i + 4] and n >= lo then", "if top <= state[i + 4] then"),
@@ -24,7 +24,9 @@ MUTANTS = [
     ("a refused call uses up the rate", "local wait = tat", "state[4] = tat\n    local wait = tat"),
     ("an hour ends one too late", "math.floor(now_ms / HOUR_MS)", "math.floor((now_ms - 1) / HOUR_MS)"),
     ("an hour forgets what came before", "redis.call('HINCRBY', hour", "redis.call('HSET', hour"),
-    ("a restart keeps former holds", "local remain = shares_return(now_ms)\nif remain", "local remain = 0\nif remain"),
+    ("a changed account is not read anew", "elseif acc.state_packed ~= state then", "elseif not acc.state then"),
+    ("changed terms are not read anew", "if acc.terms_packed ~= terms then", "if not acc.terms then"),
+    ("a restart keeps former holds", "remain = shares_return(KEYS, now_ms)\nif remain", "remain = 0\nif remain"),
 ]  # fmt: skip
 
 

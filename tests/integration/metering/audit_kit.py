@@ -11,14 +11,13 @@ from sidecar.ledger.batch import HOLD, SETTLE_LATE, Batch, Group, Single, encode
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.outcomes import Event
-from sidecar.ledger.scripts import script
 from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.audit.report import AuditReport
 from sidecar.metering.calls import Client
 from sidecar.metering.query import MeterQuery
 from sidecar.metering.settings import MeteringSettings
 from tests.integration.metering.kit import Valkey
-from tests.support.ledger_driver import CLOCK_KEY, text_of
+from tests.support.ledger_driver import CLOCK_KEY, call_batch, text_of
 
 __all__ = ["HOLD", "SETTLE_LATE", "Audit", "Books", "Group", "Single", "auditing"]
 
@@ -60,8 +59,7 @@ class Books:
         names = [self.keys.instance(home, "gw").encode(), self.keys.outbox(home).encode(), *more]
         if self.now_ms is not None:
             self.valkey.set(CLOCK_KEY, self.now_ms * 1000)
-        text = script("batch").text.decode() if self.now_ms is None else text_of("batch", movable_clock=True)
-        self.valkey.eval(text, len(names), *names, packed)
+        call_batch(self.valkey, text_of("batch", movable_clock=self.now_ms is not None), names, packed)
 
 
 def event_of(account: str, units: int, metric: str = "api_calls") -> Event:
