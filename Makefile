@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
-.PHONY: help demo test lint types unit compiled compiled-test compare docs clean
+.PHONY: help demo test lint types unit compiled compiled-test compare load docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,6 +25,10 @@ $(VENV)/.installed-test: pyproject.toml hatch_build.py sidecar/proxy/_scan.pyx |
 
 $(VENV)/.installed-compare: pyproject.toml | $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[test,compare]'
+	@touch $@
+
+$(VENV)/.installed-load: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[load]'
 	@touch $@
 
 demo: $(VENV)/.installed ## Run the whole system on loopback, with accounts to try
@@ -62,6 +66,16 @@ compiled-test: $(COMPILED)/.done ## What concerns the request path once more, co
 
 compare: $(COMPILED)/.done $(VENV)/.installed-compare ## The gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.compare $(COMPARE_ARGS)
+
+# One scenario against `sidecar demo`: make load-herd LOAD_ARGS='--users 50'. The reports go to build/load.
+SCENARIOS := steady herd topup valkey-restart openmeter-outage rolling-restart slow-clients big-bodies
+
+load: ## All load-test scenarios in turn, each with its report; fails if one does
+	@failed=; for name in $(SCENARIOS); do $(MAKE) --no-print-directory load-$$name || failed="$$failed $$name"; done; \
+		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+load-%: $(VENV)/.installed-load
+	$(BIN)/python -m loadtests.scenarios $* --report build/load/$*.html $(LOAD_ARGS)
 
 docs: $(VENV)/.installed ## Write docs/configuration.md anew
 	$(BIN)/python -m sidecar.config.reference > docs/configuration.md

@@ -1,0 +1,1 @@
+"""Load-test scenarios: traffic by locust, trouble on purpose, and exact books afterwards."""

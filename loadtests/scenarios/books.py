@@ -1,0 +1,177 @@
+"""The books of a run: what the ledger, the outbox and OpenMeter say, and whether it goes together. No I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from loadtests.scenarios.checks import Check, equals, passes, unchecked, within
+from loadtests.scenarios.plan import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account in the ledger: units settled and held in this period, all metrics together, and what is left to spend
+    (None: no limit, or not known).
+    """
+
+    settled: int
+    held: int
+    period_start_ms: int
+    available: Decimal | None = None
+
+
+Ledger = Mapping[str, Account]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    id: str
+    account: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The usage events of the run. ``waiting``: in the outbox; ``accepted``: what OpenMeter took, in the retained tail;
+    ``dead``: dead letters.
+    """
+
+    waiting: tuple[UsageEvent, ...] = ()
+    accepted: tuple[UsageEvent, ...] = ()
+    dead: int = 0
+
+    def all(self) -> tuple[UsageEvent, ...]:
+        return (*self.waiting, *self.accepted)
+
+
+Meters = Mapping[str, int]
+"""Units that OpenMeter has counted, by account."""
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """One look at everything; None: no access was given."""
+
+    ledger: Ledger | None = None
+    events: Events | None = None
+    meters: Meters | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trading:
+    """A run: the books before and after, and what the clients saw in between."""
+
+    before: Books
+    after: Books
+    answers: Answers
+    accounts: tuple[str, ...] = field(default=())
+
+
+def debited(before: Ledger, after: Ledger) -> dict[str, int]:
+    """Units that each account was charged between two looks."""
+    return {account: after[account].settled - before[account].settled for account in after}
+
+
+def has_new_period(before: Ledger, after: Ledger) -> bool:
+    return any(after[account].period_start_ms != before[account].period_start_ms for account in after)
+
+
+def bounds(answers: Answers) -> tuple[dict[str, int], dict[str, int]]:
+    """The fewest and the most units that may have been charged, by account: what answers said, and with those requests
+    whose connection was cut.
+    """
+    low = dict(answers.charged)
+    high = Counter(low)
+    high.update(answers.unsure)
+    return low, dict(high)
+
+
+def is_settled(trading: Trading) -> bool:
+    """Whether the books have caught up with the answers, so that there is nothing to wait for."""
+    return all(check.verdict != "FAILED" for check in judge(trading))
+
+
+def judge(trading: Trading) -> tuple[Check, ...]:
+    """All that must hold after every scenario."""
+    return (*_ledger_checks(trading), *_event_checks(trading), *_meter_checks(trading))
+
+
+DEBITS = "units debited in the ledger = answers that said so"
+HELD = "nothing is left held"
+OVERSPENT = "nobody spent more than there was"
+EVENTS = "units in usage events = units debited"
+IDS = "each event id once"
+DELIVERED = "every event delivered, no dead letters"
+METERED = "units counted by OpenMeter = units debited"
+NEED_LEDGER, NEED_EVENTS, NEED_METERS = "--admin or --valkey", "--valkey", "--openmeter"
+
+
+def _ledger_checks(trading: Trading) -> Iterable[Check]:
+    before, after = trading.before.ledger, trading.after.ledger
+    low, high = bounds(trading.answers)
+    expected = f"{sum(low.values()):,}"
+    if before is None or after is None:
+        yield unchecked(DEBITS, expected, NEED_LEDGER)
+        yield unchecked(HELD, "0", NEED_LEDGER)
+        return
+    if has_new_period(before, after):
+        yield unchecked(DEBITS, expected, "a run in which no billing period ends")
+    else:
+        yield within(DEBITS, low, high, debited(before, after))
+    yield equals(HELD, 0, sum(account.held for account in after.values()))
+    known = {name: account.available for name, account in after.items() if account.available is not None}
+    if known:
+        least = min(known, key=lambda name: known[name])
+        yield passes(OVERSPENT, known[least] >= 0, "0 or more left", f"least: {known[least]} ({least})")
+
+
+def _event_checks(trading: Trading) -> Iterable[Check]:
+    events = trading.after.events
+    low, high = _debits(trading)
+    if events is None:
+        for name in (EVENTS, IDS, DELIVERED):
+            yield unchecked(name, f"{sum(low.values()):,}" if name == EVENTS else "0", NEED_EVENTS)
+        return
+    yield within(EVENTS, low, high, _units(events.all()))
+    yield repeated(events.all())
+    lost = f"{len(events.waiting):,} waiting, {events.dead:,} dead"
+    if trading.after.meters is None and not events.accepted:
+        yield unchecked(DELIVERED, "0 waiting, 0 dead", NEED_METERS)
+    else:
+        yield equals(DELIVERED, "0 waiting, 0 dead", lost)
+
+
+def repeated(events: Sequence[UsageEvent]) -> Check:
+    ids = Counter(event.id for event in events)
+    twice = [id_ for id_, count in ids.items() if count > 1]
+    found = f"{len(ids):,} ids" + (f", {len(twice):,} more than once, such as {twice[0]}" if twice else "")
+    return passes(IDS, not twice, f"{len(events):,} ids", found)
+
+
+def _meter_checks(trading: Trading) -> Iterable[Check]:
+    before, after = trading.before.meters, trading.after.meters
+    low, high = _debits(trading)
+    if before is None or after is None:
+        yield unchecked(METERED, f"{sum(low.values()):,}", NEED_METERS)
+        return
+    counted = {account: after.get(account, 0) - before.get(account, 0) for account in {*low, *high, *after, *before}}
+    yield within(METERED, low, high, {account: units for account, units in counted.items() if units})
+
+
+def _debits(trading: Trading) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """What the ledger has debited, exactly; without access to it, what the answers allow."""
+    before, after = trading.before.ledger, trading.after.ledger
+    if before is None or after is None or has_new_period(before, after):
+        return bounds(trading.answers)
+    found = debited(before, after)
+    return found, found
+
+
+def _units(events: Iterable[UsageEvent]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for event in events:
+        total[event.account] += event.units
+    return dict(total)

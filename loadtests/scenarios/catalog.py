@@ -1,0 +1,10 @@
+"""All scenarios by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loadtests.scenarios import ordinary
+from loadtests.scenarios.scenario import Scenario
+
+SCENARIOS: Final[dict[str, Scenario]] = {each.name: each for each in (*ordinary.SCENARIOS,)}

@@ -1,0 +1,129 @@
+"""Runs one scenario: books, first calls, load with its troubles, books again until they agree, checks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from loadtests.kit.processes import running as process
+from loadtests.scenarios.adopting import First, probe
+from loadtests.scenarios.books import Books, Trading, judge
+from loadtests.scenarios.checks import Check, Verdict
+from loadtests.scenarios.options import Options
+from loadtests.scenarios.outcome import Outcome
+from loadtests.scenarios.plan import Answers, merged
+from loadtests.scenarios.scenario import Evidence, Mark, Scenario, Setting, Trouble
+from loadtests.scenarios.sources import Sources
+from loadtests.scenarios.tally import Tally
+from loadtests.scenarios.target import CannotRun
+
+MARGIN_S: Final = 180.0
+"""How much longer than its load the load process may take before it is ended."""
+
+LOOK_S: Final = 0.25
+STARTED_S: Final = 60.0
+Say = Callable[[str], None]
+
+
+def run(scenario: Scenario, setting: Setting, options: Options, directory: Path, say: Say) -> Outcome:
+    """Raises CannotRun."""
+    target, sources = setting.target, Sources(setting.target)
+    sources.mark()
+    before = sources.books()
+    tally = Tally()
+    first = probe(target, tally)
+    plan = setting.plan
+    if plan.kind == "herd":
+        paid = options.paid if options.paid is not None else first.left or 0
+        plan = replace(plan, attempts_max=paid + plan.users * 10)
+    setting = replace(setting, plan=plan)
+    memory = {pid: resident_bytes(pid, "VmRSS") for pid in target.pids}
+    say(f"{scenario.name}: {plan.users} clients, {plan.seconds:g} s, {len(target.accounts)} accounts")
+    started_at = time.time()
+    answers, marks, acted = _load(setting, directory, say)
+    grown = [resident_bytes(pid, "VmHWM") - was for pid, was in memory.items()]
+    answers = merged(answers, tally.answers())
+    say(f"{answers.total:,} requests; waiting for the books")
+    evidence, checks = _settle(setting, sources, before, answers, marks, grown, first, options.patience_s)
+    return Outcome(
+        scenario=scenario.name, about=scenario.about, asserts=scenario.asserts, started_at=started_at,
+        urls=target.urls, notes=target.about, users=plan.users, seconds=plan.seconds, answers=answers, marks=marks,
+        grown_mb=evidence.grown_mb, checks=(*checks, *acted),
+    )  # fmt: skip
+
+
+def _settle(
+    setting: Setting, sources: Sources, before: Books, answers: Answers, marks: tuple[Mark, ...], grown: list[int],
+    first: First, patience_s: float,
+) -> tuple[Evidence, tuple[Check, ...]]:  # fmt: skip
+    """Looks at the books until everything holds, or patience is over: events travel for a while."""
+    until = time.monotonic() + patience_s
+    while True:
+        trading = Trading(before, sources.books(), answers)
+        grown_mb = max(grown) / 1e6 if grown else None
+        evidence = Evidence(trading, marks, grown_mb, first.left, first.price)
+        checks = (*judge(trading), *setting.judge(evidence))
+        if all(check.verdict is not Verdict.FAILED for check in checks) or time.monotonic() > until:
+            return evidence, checks
+        time.sleep(LOOK_S)
+
+
+def _load(setting: Setting, directory: Path, say: Say) -> tuple[Answers, tuple[Mark, ...], tuple[Check, ...]]:
+    log = directory / "load.log"
+    with process([sys.executable, "-m", "loadtests.scenarios.load"], log=log) as loading:
+        assert loading.stdin is not None
+        assert loading.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            loading.stdin.write(json.dumps(setting.plan.as_json()) + "\n")
+            loading.stdin.flush()
+        alarm = threading.Timer(STARTED_S + setting.plan.seconds + MARGIN_S, loading.kill)
+        alarm.start()
+        try:
+            if not loading.stdout.readline():
+                raise CannotRun(f"the load process ended at once: {_last_line(log)}")
+            marks, acted = make_trouble(setting.troubles, setting.plan.seconds, say)
+            line = loading.stdout.readline()
+        finally:
+            alarm.cancel()
+    if not line:
+        raise CannotRun(f"the load process ended before it had an answer: {_last_line(log)}")
+    return Answers.parse(json.loads(line)), marks, acted
+
+
+def make_trouble(troubles: tuple[Trouble, ...], seconds: float, say: Say) -> tuple[tuple[Mark, ...], tuple[Check, ...]]:
+    """Makes each trouble at its time. What began is ended, whatever happens."""
+    began = time.monotonic()
+    marks: list[Mark] = []
+    checks: list[Check] = []
+    for trouble in troubles:
+        time.sleep(max(0.0, trouble.at * seconds - (time.monotonic() - began)))
+        at = time.monotonic() - began
+        say(f"{at:5.1f} s  {trouble.label}")
+        try:
+            checks += trouble.begin()
+            time.sleep(trouble.lasts_s)
+        finally:
+            checks += trouble.end()
+        marks.append(Mark(trouble.label, round(at, 2), round(time.monotonic() - began, 2)))
+    return tuple(marks), tuple(checks)
+
+
+def resident_bytes(pid: int, what: str) -> int:
+    """``VmRSS``: memory that a process has now; ``VmHWM``: the most that it ever had. Raises CannotRun."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        raise CannotRun(f"--pid: there is no process {pid}") from None
+    return int(status.partition(f"{what}:")[2].split()[0]) * 1024
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,166 @@
+"""Reads the books of a run: admin side or Valkey for the ledger, Valkey for events, OpenMeter for what it counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, cast
+from urllib.parse import quote
+
+import msgpack
+import orjson
+import redis
+
+from loadtests.scenarios.books import Account, Books, Events, Ledger, Meters, UsageEvent
+from loadtests.scenarios.target import CannotRun, Secret, Target
+from loadtests.scenarios.web import ask, place
+from sidecar.ledger.keys import Keys
+from sidecar.metering.events import MalformedEntry, Stamp, decode_entry
+
+STATE_HEAD = 6
+STATE_STEP = 7
+"""Values before the first metric of an account's ``state``, and of each metric (docs/ledger.md)."""
+PAGE = 2_000
+STAMP = Stamp("", "")
+
+
+class Sources:
+    """All that a target gives access to. ``mark()`` first: events are those since then."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._since_ms = 0
+
+    def mark(self) -> None:
+        """Raises CannotRun: Valkey was given and cannot be reached."""
+        if self._target.valkey.value:
+            with valkey(self._target.valkey) as client:
+                seconds, micros = client.time()
+                self._since_ms = seconds * 1000 + micros // 1000
+
+    def books(self) -> Books:
+        """One look. Raises CannotRun."""
+        return Books(self._ledger(), self._events(), self._meters())
+
+    def _ledger(self) -> Ledger | None:
+        target = self._target
+        if target.admin:
+            return {account: account_by_admin(target, account) for account in target.accounts}
+        if target.valkey.value:
+            with valkey(target.valkey) as client:
+                return {account: account_by_valkey(client, account) for account in target.accounts}
+        return None
+
+    def _events(self) -> Events | None:
+        if not self._target.valkey.value:
+            return None
+        with valkey(self._target.valkey) as client:
+            return read_events(client, self._since_ms, frozenset(self._target.accounts))
+
+    def _meters(self) -> Meters | None:
+        target = self._target
+        if not target.openmeter:
+            return None
+        counted: dict[str, int] = {}
+        for meter in target.meters:
+            url = f"{target.openmeter}/api/v1/meters/{quote(meter, safe='')}/query?groupBy=subject&groupBy=metric"
+            found = ask("OpenMeter", "GET", url, token=target.openmeter_token)
+            for row in found["data"]:
+                # A meter counts every event of its type, so events of other metrics meet in it.
+                mine = row.get("subject") in target.accounts and row.get("groupBy", {}).get("metric") == meter
+                if mine:
+                    counted[row["subject"]] = counted.get(row["subject"], 0) + int(row["value"])
+        return counted
+
+
+def account_by_admin(target: Target, account: str) -> Account:
+    found = ask(
+        "the admin side", "GET", f"{target.admin}/v1/accounts/{quote(account, safe='')}", token=target.admin_token
+    )
+    return Account(
+        settled=sum(metric["settled"] for metric in found["metrics"]),
+        held=sum(metric["held"] for metric in found["metrics"]),
+        period_start_ms=found["period_start_ms"],
+        available=None if found["available"] is None else Decimal(found["available"]),
+    )
+
+
+def account_by_valkey(client: redis.Redis, account: str) -> Account:
+    packed = client.hget(Keys().account(account), "state")
+    if packed is None:
+        raise CannotRun(f"the ledger has no account {account!r} (its prefix may be another than qs)")
+    state = msgpack.unpackb(packed)
+    return Account(
+        settled=sum(state[STATE_HEAD + 1 :: STATE_STEP]),
+        held=sum(state[STATE_HEAD + 2 :: STATE_STEP]),
+        period_start_ms=state[1],
+    )
+
+
+def account_of_key(client: redis.Redis, digest: str) -> str | None:
+    found = client.get(Keys().api_key(digest))
+    return found.decode() if isinstance(found, bytes) else None
+
+
+def read_events(client: redis.Redis, since_ms: int, accounts: frozenset[str]) -> Events:
+    """The events of these accounts that were written since then. An entry moves from the outbox to the tail at some
+    instant, so the tail is read after the outbox, and what was met in both counts where it went.
+    """
+    keys = Keys()
+    waiting: dict[bytes, list[UsageEvent]] = {}
+    accepted: dict[bytes, list[UsageEvent]] = {}
+    dead = 0
+    for name, found in ((keys.outbox, waiting), (keys.sent, accepted)):
+        for partition in range(keys.partitions):
+            for id_, fields in _entries(client, name(partition), since_ms):
+                events = _events_of(fields, since_ms, accounts)
+                if events:
+                    found[b"%d/%b" % (partition, id_)] = events
+    for partition in range(keys.partitions):
+        for _, fields in _entries(client, keys.dead(partition), since_ms):
+            dead += len(_events_of(fields, since_ms, accounts))
+    moved = {event.id for events in accepted.values() for event in events}
+    still = [event for events in waiting.values() for event in events if event.id not in moved]
+    return Events(tuple(still), tuple(event for events in accepted.values() for event in events), dead)
+
+
+def _entries(client: redis.Redis, stream: str, since_ms: int) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+    start: str | bytes = f"{max(0, since_ms)}-0"
+    while entries := _page(client, stream, start):
+        yield from entries
+        start = b"(" + entries[-1][0]
+
+
+def _page(client: redis.Redis, stream: str, start: str | bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    return cast(Any, client).xrange(stream, min=start, count=PAGE) or []
+
+
+def _events_of(fields: dict[bytes, bytes], since_ms: int, accounts: frozenset[str]) -> list[UsageEvent]:
+    if int(fields.get(b"t", b"0")) < since_ms:
+        return []
+    try:
+        bodies = map(orjson.loads, decode_entry(fields, STAMP).bodies)
+        return [
+            UsageEvent(body["id"], body["subject"], body["data"]["units"])
+            for body in bodies
+            if body["subject"] in accounts
+        ]
+    except MalformedEntry:
+        return []
+
+
+@contextmanager
+def valkey(url: Secret) -> Iterator[redis.Redis]:
+    """A client of one server. Raises CannotRun: it cannot be reached, or the URL is none of a single server."""
+    scheme, _, rest = url.value.partition("://")
+    usual = {"valkey": "redis", "redis": "redis", "valkeys": "rediss", "rediss": "rediss", "valkey+unix": "unix",
+             "redis+unix": "unix", "unix": "unix"}  # fmt: skip
+    if scheme not in usual:
+        raise CannotRun(f"--valkey: {scheme}:// is not the URL of a single server; without it --admin can be used")
+    client: redis.Redis = redis.Redis.from_url(f"{usual[scheme]}://{rest}", socket_timeout=10, socket_connect_timeout=5)
+    try:
+        with client:
+            yield client
+    except (redis.RedisError, OSError) as error:
+        raise CannotRun(f"Valkey at {place(url.value)}: {error}") from None
