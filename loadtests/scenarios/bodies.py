@@ -37,6 +37,16 @@ WAYS: Final = (
 )
 
 
+def ways(plan: Plan) -> tuple[Way, ...]:
+    """Those that the API has routes for."""
+    return tuple(way for way in WAYS if (plan.blob if way.fetches else plan.echo))
+
+
+def note(way: Way, same: bool) -> str:
+    """What is counted of one body."""
+    return f"{way.name}: {'same bytes' if same else 'other bytes'}"
+
+
 def carry(line: Line, way: Way, fields: Mapping[str, str], plan: Plan) -> tuple[Reply, str]:
     """One body one way. Its reply, and what was wrong with the bytes, "" if nothing."""
     return _fetch(line, way, fields, plan) if way.fetches else _send(line, way, fields, plan)

@@ -20,7 +20,9 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request to make. ``units``: what it costs. ``twice``: it is made twice under one idempotency key."""
+    """A request to make. ``units``: what it costs. ``twice``: it is made twice under one idempotency key.
+    ``fields``: of its header, besides the key.
+    """
 
     path: str
     method: str = "GET"
@@ -28,6 +30,7 @@ class Call:
     units: int = 1
     weight: int = 1
     twice: bool = False
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

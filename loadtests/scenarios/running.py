@@ -83,7 +83,7 @@ def _load(setting: Setting, directory: Path, say: Say) -> tuple[Answers, tuple[M
         with contextlib.suppress(BrokenPipeError):
             loading.stdin.write(json.dumps(setting.plan.as_json()) + "\n")
             loading.stdin.flush()
-        alarm = threading.Timer(STARTED_S + setting.plan.seconds + MARGIN_S, loading.kill)
+        alarm = threading.Timer(STARTED_S + setting.plan.seconds + MARGIN_S + 3 * setting.plan.limit_s, loading.kill)
         alarm.start()
         try:
             if not loading.stdout.readline():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,11 +89,22 @@ def read_nothing(url: str, fields: Mapping[str, str], plan: Plan) -> Ended:
         return Ended("GET", read < BLOB_BYTES, may_be_charged=True)
 
 
-WAYS: Final = (trickle_head, stall_body, read_nothing)
+Way = Callable[[str, Mapping[str, str], Plan], Ended]
+WAYS: Final[tuple[Way, ...]] = (trickle_head, stall_body, read_nothing)
+
+
+def ways(plan: Plan) -> tuple[Way, ...]:
+    """Those that the API has routes for."""
+    return tuple(way for way in WAYS if way is not read_nothing or plan.blob)
+
+
+def note(way: str, ended: bool) -> str:
+    """What is counted of one such client."""
+    return f"{way.replace('_', ' ')}: {'ended by the gateway' if ended else 'left to itself'}"
 
 
 @contextlib.contextmanager
-def _open(url: str, receive_bytes: int = 0):  # type: ignore[no-untyped-def]
+def _open(url: str, receive_bytes: int = 0) -> Iterator[socket.socket | None]:
     try:
         sock = connect(url)
     except OSError:

@@ -23,6 +23,7 @@ class End(StrEnum):
     REFUSED = "connection refused"
     CUT = "cut without an answer"
     BROKEN = "answer broke off"
+    UNREAD = "answer left unread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Tally:
         self._by_status[str(reply.status) if answered else reply.end.value] += 1
         if reply.is_charged:
             self._charged[account] += units
-        elif reply.end in (End.CUT, End.BROKEN):
+        elif reply.end in (End.CUT, End.BROKEN, End.UNREAD):
             self._unsure[account] += units
         passed = answered and 200 <= reply.status < 300
         if passed:

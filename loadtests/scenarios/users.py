@@ -78,7 +78,7 @@ class Scenario(User):
             gevent.sleep(REFUSED_PAUSE_S)
 
     def make(self, call: Call, extra: dict[str, str] | None = None) -> Reply:
-        fields = {**self.fields(), **(extra or {})}
+        fields = {**self.fields(), **call.fields, **(extra or {})}
         body = call.body.encode() if call.body else None
         if body:
             fields["Content-Type"] = "application/json"
@@ -127,13 +127,12 @@ class SlowClient(Scenario):
     @task
     def dawdle(self) -> None:
         run = self.run_
-        way = random.choice([each for each in slow.WAYS if each is not slow.read_nothing or run.plan.blob])
+        way = random.choice(slow.ways(run.plan))
         began = time.monotonic()
         found = way(next(self.urls), self.fields(), run.plan)
-        run.tally.note(f"{way.__name__}: {'ended by the gateway' if found.ended else 'left to itself'}")
+        run.tally.note(slow.note(way.__name__, found.ended))
         if found.may_be_charged:
-            run.tally.note("slow requests that may be charged")
-            self.report(f"{found.method} (slow)", Reply(End.CUT), 1, began)
+            self.report(f"{found.method} (slow)", Reply(End.UNREAD), run.plan.calls[0].units, began)
 
 
 class Carrier(Scenario):
@@ -142,12 +141,11 @@ class Carrier(Scenario):
     @task
     def carry(self) -> None:
         plan = self.run_.plan
-        ways = [way for way in bodies.WAYS if (way.fetches and plan.blob) or (not way.fetches and plan.echo)]
-        way = random.choice(ways)
+        way = random.choice(bodies.ways(plan))
         began = time.monotonic()
         reply, problem = bodies.carry(self.line, way, self.fields(), plan)
-        self.report(way.name, reply, 1, began)
-        self.run_.tally.note(f"{way.name}: {'differs' if problem else 'same bytes'}")
+        self.report(way.name, reply, plan.calls[0].units, began)
+        self.run_.tally.note(bodies.note(way, not problem))
         self.run_.tally.note("bytes carried", plan.body_bytes)
         if problem:
             self.run_.tally.tell(f"{way.name}: {problem}")
