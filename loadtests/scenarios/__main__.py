@@ -19,6 +19,7 @@ from loadtests.scenarios.catalog import SCENARIOS
 from loadtests.scenarios.checks import Verdict
 from loadtests.scenarios.options import Options, parse, parser
 from loadtests.scenarios.outcome import Outcome
+from loadtests.scenarios.report import page
 from loadtests.scenarios.running import run
 from loadtests.scenarios.target import CannotRun
 
@@ -66,7 +67,7 @@ def _run(options: Options, errors: Console) -> Outcome:
 
 
 def _write(options: Options, outcome: Outcome) -> None:
-    for path, text in ((options.json, json.dumps(outcome.document(), indent=1)),):
+    for path, text in ((options.json, json.dumps(outcome.document(), indent=1)), (options.report, page(outcome))):
         if path is None:
             continue
         try:

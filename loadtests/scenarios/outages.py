@@ -81,7 +81,7 @@ def stage_openmeter_outage(stack_: ExitStack, directory: Path, options: Options)
         Trouble(
             at, f"OpenMeter {words}", partial(_fault, target, fault), options.seconds / 4, partial(_mend, target)
         )
-        for at, (words, fault) in zip((0.15, 0.55), faults, strict=True)
+        for at, (words, fault) in zip((0.15, 0.55), faults.items(), strict=True)
     )  # fmt: skip
     about = (*target.about, "outages by the fault controls of its OpenMeter stand-in")
     return openmeter_outage(replace(target, about=about), options, troubles)
@@ -204,7 +204,7 @@ def _long_enough(options: Options) -> None:
 
 SCENARIOS: Final = (
     Scenario(
-        "valkey-restart", "Valkey is ended (SIGKILL, then SIGTERM) under load and started again on its append-only file.",
+        "valkey-restart", "Valkey is ended under load (SIGKILL, then SIGTERM) and started again on its data.",
         "Nothing lost, nothing double: answers, debits, events and meters are equal; 503 meanwhile, 2xx afterwards.",
         stage_valkey_restart, valkey_restart,
     ),
