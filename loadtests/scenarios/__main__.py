@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        asked = parser(tuple(SCENARIOS)).parse_args(arguments)
+        asked = parser(tuple(SCENARIOS), _explained()).parse_args(arguments)
         if asked.list or asked.name is None:
-            _explain(Console(highlight=False))
+            print(_explained())
             return 0 if asked.list else 2
         options = parse(asked, tuple(SCENARIOS))
         if importlib.util.find_spec("locust") is None:
@@ -89,9 +89,8 @@ def _show(console: Console, outcome: Outcome) -> None:
     console.print(outcome.summary(), soft_wrap=True)
 
 
-def _explain(console: Console) -> None:
-    for scenario in SCENARIOS.values():
-        console.print(f"[bold]{scenario.name}[/bold]\n  {scenario.about}\n  [dim]Checks: {scenario.asserts}[/dim]")
+def _explained() -> str:
+    return "\n".join(f"{each.name}\n  {each.about}\n  {each.asserts}" for each in SCENARIOS.values())
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

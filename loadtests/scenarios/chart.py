@@ -11,6 +11,7 @@ from loadtests.scenarios.scenario import Mark
 
 WIDTH, HEIGHT = 860, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 40, 24
+MARKS_TOP = 4
 TICKS = 4
 NAMES_ROWS = 3
 """Rows in which the names of disturbances take turns, so that neighbours do not cover each other."""
@@ -90,10 +91,8 @@ def _marks(marks: Sequence[Mark], scale: Scale) -> list[str]:
         row = TOP - 28 + 12 * (number % NAMES_ROWS)
         end = x > WIDTH * 0.7
         anchor = 'text-anchor="end"' if end else ""
-        parts.append(
-            f'<rect class="mark" x="{x}" y="{row - 8}" width="{width:.1f}" height="{HEIGHT - BOTTOM - row + 8}"/>'
-        )
-        parts.append(
-            f'<text class="mark" x="{x - 3 if end else x + width + 3}" y="{row}" {anchor}>{escape(mark.label)}</text>'
-        )
+        name_x = x - 3 if end else x + width + 3
+        box = f'x="{x}" y="{MARKS_TOP}" width="{width:.1f}" height="{HEIGHT - BOTTOM - MARKS_TOP}"'
+        parts.append(f'<rect class="mark" {box}/>')
+        parts.append(f'<text class="mark" x="{name_x:.1f}" y="{row}" {anchor}>{escape(mark.label)}</text>')
     return parts

@@ -54,8 +54,12 @@ class _Parser(argparse.ArgumentParser):
         raise CannotRun(message)
 
 
-def parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    made = _Parser(prog="python -m loadtests.scenarios", formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(names: Sequence[str], explained: str = "") -> argparse.ArgumentParser:
+    """``explained``: what the scenarios are, for ``--help``."""
+    made = _Parser(
+        prog="python -m loadtests.scenarios", usage="%(prog)s NAME [OPTION …]", description=explained,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     made.add_argument("name", nargs="?", metavar="NAME", help=f"one of: {', '.join(names)}")
     made.add_argument("--list", action="store_true", help="explain every scenario")
     made.add_argument("--users", type=_whole(1, USERS_MAX), default=20, help="clients at a time (default: 20)")
@@ -106,6 +110,8 @@ def parse(arguments: argparse.Namespace, names: Sequence[str]) -> Options:
     for url in given.url:
         if url.partition("://")[0] not in ("http", "https") or not url.partition("://")[2].strip("/"):
             raise CannotRun(f"--url: {url!r} is not http://HOST:PORT or https://HOST")
+        if "@" in url:
+            raise CannotRun("--url: a user or password in it is not understood")
     keys = _keys(given)
     theirs = ("key", "account", "keys", "path", "admin", "valkey", "openmeter", "lago", "disrupt", "restore", "pid")
     if given.url and not keys:

@@ -167,18 +167,21 @@ def by_command(options: Options) -> tuple[Trouble, ...]:
     """The trouble that a user's commands make. Raises CannotRun: none was given."""
     if not options.disrupt:
         raise CannotRun(f"{options.scenario} needs --disrupt COMMAND (and --restore COMMAND) against a deployment")
-    end = partial(_command, options.restore) if options.restore else tuple
-    return (Trouble(0.25, "disrupted by command", partial(_command, options.disrupt), options.lasts_s, end),)
+    end = partial(_command, "--restore", options.restore) if options.restore else tuple
+    return (
+        Trouble(0.25, "disrupted by command", partial(_command, "--disrupt", options.disrupt), options.lasts_s, end),
+    )
 
 
-def _command(command: str) -> tuple[Check, ...]:
+def _command(option: str, command: str) -> tuple[Check, ...]:
     try:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=COMMAND_S)
     except subprocess.TimeoutExpired:
-        raise CannotRun(f"{command!r} takes longer than {COMMAND_S:g} s") from None
+        raise CannotRun(f"the command of {option} takes longer than {COMMAND_S:g} s") from None
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise CannotRun(f"{command!r} ended with status {done.returncode}: {said[-1] if said else 'it said nothing'}")
+        why = said[-1] if said else "it said nothing"
+        raise CannotRun(f"the command of {option} ended with status {done.returncode}: {why}")
     return ()
 
 

@@ -27,7 +27,7 @@ table { width: 100%; border-collapse: collapse; } td, th { padding: .35rem .6rem
 .holds { color: var(--good); } .failed { color: var(--bad); } .unchecked { color: var(--warn); }
 tr.failed td { background: color-mix(in srgb, var(--bad) 10%, transparent); color: var(--ink); }
 tr.failed td.verdict { color: var(--bad); }
-.side { display: flex; gap: 3rem; flex-wrap: wrap; }
+.side { display: flex; gap: 3rem; flex-wrap: wrap; align-items: flex-start; }
 svg { width: 100%; height: auto; background: var(--band); border-radius: 6px; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--dim); } svg text.mark { fill: var(--warn); }
 .grid { stroke: var(--line); } rect.mark { fill: var(--warn); opacity: .18; }
@@ -48,6 +48,8 @@ def page(outcome: Outcome) -> str:
     unchecked = outcome.count(Verdict.UNCHECKED)
     more = f", {unchecked} not checked" if unchecked and outcome.exit_status == 0 else ""
     title = f"Load test: {outcome.scenario}"
+    # What ended after the last whole second would look like a fall.
+    seconds = [second for second in outcome.answers.seconds if second.at < max(1, int(outcome.seconds))]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>'
@@ -55,8 +57,8 @@ def page(outcome: Outcome) -> str:
         f"<p>{escape(outcome.about)}</p>\n{_facts(outcome)}\n"
         f"<h2>Checks</h2>\n{_checks(outcome.checks)}\n{_texts(outcome.answers.texts)}"
         f'<h2>Requests</h2>\n<div class="side">{_statuses(outcome)}{_latency(outcome)}{_notes(outcome)}</div>\n'
-        f"<h2>Requests per second</h2>\n{chart.draw(outcome.answers.seconds, outcome.marks)}"
-        f"<p>{chart.legend(outcome.answers.seconds)}</p></body></html>\n"
+        f"<h2>Requests per second</h2>\n{chart.draw(seconds, outcome.marks)}"
+        f"<p>{chart.legend(seconds)}</p></body></html>\n"
     )
 
 
