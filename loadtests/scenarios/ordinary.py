@@ -111,7 +111,7 @@ def herd(target: Target, options: Options) -> Setting:
         left = evidence.first_left
         paid = options.paid if options.paid is not None else None if left is None else left + 1
         refused = answers.by_status.get("402", 0)
-        odd = {status: count for status, count in answers.by_status.items() if status not in ("200", "402")}
+        odd = {status: count for status, count in answers.by_status.items() if status[0] != "2" and status != "402"}
         own = [
             unchecked("exactly the paid calls passed", "?", "--paid, or a gateway that says how many calls are left")
             if paid is None
