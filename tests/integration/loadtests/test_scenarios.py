@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from loadtests.scenarios.books import DEBITS
 from tests.support.processes import Running, running
 
 pytestmark = pytest.mark.skipif(
@@ -95,6 +96,19 @@ def test_an_expectation_that_is_not_met_is_exit_status_1(demo: Running, tmp_path
     assert run.status == 1, run.said
     assert run.failed() == ["exactly the paid calls passed"]
     assert ">FAILED<" in run.report
+
+
+def test_a_debit_that_no_client_was_told_of_is_exit_status_1(demo: Running, tmp_path: Path) -> None:
+    """One call is made behind the clients' backs, in the middle of the run."""
+    key, url = key_of(demo, "tpp-postpaid"), f"{demo.ready['proxy']}/open-banking/v3.1/aisp/accounts"
+    unseen = tmp_path / "unseen.py"
+    unseen.write_text(
+        f"import urllib.request as u; u.urlopen(u.Request({url!r}, headers={{'X-API-Key': {key!r}}})).read()"
+    )
+    words = ("--key", key, "--users", "2", "--seconds", "2", "--patience", "1", "--lasts", "0")
+    run = scenario(tmp_path, "rolling-restart", *access(demo), *words, "--disrupt", f"{sys.executable} {unseen}")
+    assert run.status == 1, run.said
+    assert run.failed() == [DEBITS, "no request was accepted and not answered: debits = answers"]
 
 
 def test_what_was_given_no_access_to_is_not_checked(demo: Running, tmp_path: Path) -> None:

@@ -52,4 +52,6 @@ def test_an_account_that_was_not_debited_at_all_is_found() -> None:
 
 def test_of_many_wrong_accounts_a_few_are_named() -> None:
     wrong = {f"tpp-{number}": 1 for number in range(10)}
-    assert within("debits", wrong, wrong, {}).found.endswith("and 7 more accounts)")
+    found = within("debits", wrong, wrong, {}).found
+    assert found.endswith("and 7 more accounts)")
+    assert found.count("tpp-") == 3
