@@ -69,7 +69,7 @@ def parser(names: Sequence[str], explained: str = "") -> argparse.ArgumentParser
     made.add_argument("--patience", type=_number(0, 3600), default=30.0, metavar="S",
                       help="how long books may take to agree after the load (default: 30)")  # fmt: skip
     made.add_argument("--paid", type=_whole(0, 10**9), metavar="N",
-                      help="herd: calls paid for (default: 500, or what a gateway says is left)")  # fmt: skip
+                      help="herd: calls paid for (default: 3000, or what a gateway says is left)")  # fmt: skip
     made.add_argument("--appendfsync", choices=("always", "everysec"), default="always",
                       help="valkey-restart: of the Valkey that is started (default: always)")  # fmt: skip
     made.add_argument("--body-mb", type=_whole(1, 4096), default=8, metavar="MB", help="big-bodies: size (default: 8)")

@@ -22,10 +22,7 @@ API: Final = "/open-banking/v3.1"
 PRICE: Final = Decimal("0.10")
 """Of a call of ``api_calls`` on the demo's prepaid plan."""
 
-PAID: Final = 500
-MARGIN: Final = 5
-"""How often each member of a herd calls at least after the credit has ended."""
-
+PAID: Final = 3_000
 CONSENT: Final = json.dumps({
     "Data": {
         "Initiation": {
@@ -94,11 +91,14 @@ def steady(target: Target, options: Options) -> Setting:
 
 
 def stage_herd(stack_: ExitStack, directory: Path, options: Options) -> Setting:
-    target = target_of(stack.demo(stack_, directory))
+    demo = stack.demo(stack_, directory)
+    (second,) = stack.gateways(stack_, demo, directory, 1)
+    target = target_of(demo)
     paid = PAID if options.paid is None else options.paid
     made = seed.make(lago_of(target), target.admin, [seed.paying("tpp-herd", str(PRICE * paid))])
-    about = (*target.about, f"an account made in its Lago, with credit for {paid:,} calls")
-    return herd(replace(target, callers=made, about=about), replace(options, paid=paid))
+    about = (*target.about, "a second gateway beside it", f"an account made in its Lago, with {paid:,} calls paid for")
+    urls = (*target.urls, second.url)
+    return herd(replace(target, urls=urls, callers=made, about=about), replace(options, paid=paid))
 
 
 def herd(target: Target, options: Options) -> Setting:
@@ -182,7 +182,7 @@ SCENARIOS: Final = (
         stage_steady, steady,
     ),
     Scenario(
-        "herd", "All clients call at once on one account whose credit ends on the way.",
+        "herd", "All clients call at once, through two gateways, on one account whose credit ends on the way.",
         "Exactly the paid calls pass, every other answer is 402, the balance is zero.",
         stage_herd, herd,
     ),

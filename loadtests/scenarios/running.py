@@ -27,6 +27,9 @@ from loadtests.scenarios.target import CannotRun
 MARGIN_S: Final = 180.0
 """How much longer than its load the load process may take before it is ended."""
 
+BEYOND: Final = 10
+"""How often each client of a herd calls after the credit has ended, on average."""
+
 LOOK_S: Final = 0.25
 QUIET_S: Final = 1.0
 """Between two looks that must find the same: longer than a batch of charges or of events is under way."""
@@ -48,7 +51,7 @@ def run(scenario: Scenario, setting: Setting, options: Options, directory: Path,
     plan = setting.plan
     if plan.kind == "herd":
         paid = options.paid if options.paid is not None else first.left or 0
-        plan = replace(plan, attempts_max=paid + plan.users * 10)
+        plan = replace(plan, attempts_max=paid + plan.users * BEYOND)
     setting = replace(setting, plan=plan)
     memory = {pid: resident_bytes(pid, "VmRSS") for pid in target.pids}
     say(f"{scenario.name}: {plan.users} clients, {plan.seconds:g} s, {len(target.accounts)} accounts")
