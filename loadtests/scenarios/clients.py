@@ -105,7 +105,7 @@ def memory(evidence: Evidence) -> Check:
 def _beside(stack_: ExitStack, directory: Path, words: str, limits: Mapping[str, int | None]) -> Target:
     """A gateway with its own limits on a demo's Valkey and API."""
     demo = stack.demo(stack_, directory)
-    (gateway,) = stack.gateways(stack_, demo, directory, 1, **limits)
+    (gateway,) = stack.gateways(stack_, demo, directory, 1, limits)
     target = crowd(demo)
     about = (*target.about, f"sidecar run on its Valkey and API, with {words}")
     return replace(target, urls=(gateway.url,), pids=(gateway.pid,), echo=ECHO, blob=BLOB, about=about)

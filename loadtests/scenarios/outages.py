@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -112,7 +114,7 @@ def _mend(target: Target) -> tuple[Check, ...]:
 def stage_rolling_restart(stack_: ExitStack, directory: Path, options: Options) -> Setting:
     _long_enough(options)
     demo = stack.demo(stack_, directory)
-    gateways = stack.gateways(stack_, demo, directory, 2)
+    gateways = stack.gateways(stack_, demo, directory, 2, access="all")
     target = crowd(demo)
     calls = (Call(ACCOUNTS_PATH, weight=3), Call(ACCOUNTS_PATH, fields={"x-sandbox-delay-ms": str(SLOW_CALL_MS)}))
     about = (
@@ -124,7 +126,13 @@ def stage_rolling_restart(stack_: ExitStack, directory: Path, options: Options) 
         for at, gateway in zip((0.15, 0.4, 0.6, 0.8), gateways * 2, strict=True)
     )
     urls = tuple(gateway.url for gateway in gateways)
-    return rolling_restart(replace(target, urls=urls, calls=calls, about=about), options, troubles)
+    setting = rolling_restart(replace(target, urls=urls, calls=calls, about=about), options, troubles)
+
+    def judge(evidence: Evidence) -> tuple[Check, ...]:
+        logged = sum((gateway.requests() for gateway in gateways), Counter[str]())
+        return (*setting.judge(evidence), all_answered(logged, evidence.trading.answers))
+
+    return replace(setting, judge=judge)
 
 
 def rolling_restart(target: Target, options: Options, troubles: tuple[Trouble, ...] = ()) -> Setting:
@@ -138,6 +146,16 @@ def rolling_restart(target: Target, options: Options, troubles: tuple[Trouble, .
         )
 
     return Setting(target, plan_of(target, options), troubles or by_command(options), judge)
+
+
+def all_answered(logged: Mapping[str, int], answers: Answers) -> Check:
+    """Every request that a gateway took on, by its access log, arrived at a client with the status that it logged."""
+    arrived = {status: count for status, count in answers.by_status.items() if status.isdigit()}
+    return equals("every request that a gateway took on was answered", _counts(logged), _counts(arrived))
+
+
+def _counts(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items())) or "none"
 
 
 def _cut_were_not_accepted(evidence: Evidence) -> Check:
@@ -191,7 +209,7 @@ def only(name: str, answers: Answers, *also: str) -> Check:
         for status, count in answers.by_status.items()
         if status.isdigit() and status[0] != "2" and status not in also
     }
-    return equals(name, "none other", ", ".join(f"{n:,} × {s}" for s, n in others.items()) or "none other")
+    return equals(name, "none other", _counts(others) if others else "none other")
 
 
 def _served_after(evidence: Evidence) -> Check:

@@ -11,10 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import orjson
@@ -27,6 +30,9 @@ START_S: Final = 60.0
 _given: set[int] = set()
 LOG_TAIL_BYTES: Final = 400
 Fsync = Literal["always", "everysec"]
+Access = Literal["off", "all"]
+Limits = Mapping[str, int | None]
+NO_LIMITS: Final[Limits] = MappingProxyType({})
 
 
 def fixed_port() -> int:
@@ -84,11 +90,11 @@ def demo(stack: ExitStack, directory: Path, valkey: str = "") -> Demo:
 class Gateway:
     """``sidecar run`` beside a demo, on its Valkey and its API; it can be started again on its port."""
 
-    def __init__(self, demo: Demo, directory: Path, name: str, **limits: int | None) -> None:
+    def __init__(self, demo: Demo, directory: Path, name: str, limits: Limits, access: Access) -> None:
         self.name = name
         self.port, self._log = fixed_port(), directory / f"{name}.log"
         self._config = directory / f"{name}.yaml"
-        self._config.write_bytes(orjson.dumps(gateway_settings(demo, self.port, limits)))
+        self._config.write_bytes(orjson.dumps(gateway_settings(demo, self.port, limits, access)))
         self._stack = ExitStack()
         self._process: subprocess.Popen[str] | None = None
         self.admin = ""
@@ -122,16 +128,27 @@ class Gateway:
     def close(self) -> None:
         self._stack.close()
 
+    def requests(self) -> Counter[str]:
+        """Requests by status, of all its processes so far, by the access log ("all")."""
+        found: Counter[str] = Counter()
+        with self._log.open("rb") as lines:
+            for line in lines:
+                if line.startswith(b"{") and (entry := orjson.loads(line))["event"] == "request":
+                    found[str(entry["status"])] += 1
+        return found
 
-def gateways(stack: ExitStack, demo: Demo, directory: Path, count: int, **limits: int | None) -> tuple[Gateway, ...]:
-    made = tuple(Gateway(demo, directory, f"gateway-{number + 1}", **limits) for number in range(count))
+
+def gateways(
+    stack: ExitStack, demo: Demo, directory: Path, count: int, limits: Limits = NO_LIMITS, access: Access = "off"
+) -> tuple[Gateway, ...]:
+    made = tuple(Gateway(demo, directory, f"gateway-{number + 1}", limits, access) for number in range(count))
     for gateway in made:
         stack.callback(gateway.close)
         gateway.start()
     return made
 
 
-def gateway_settings(demo: Demo, port: int, limits: dict[str, int | None]) -> dict[str, Any]:
+def gateway_settings(demo: Demo, port: int, limits: Limits, access: Access) -> dict[str, Any]:
     """The demo's routes, and those of its API that show what a gateway did to a body."""
     api = "/open-banking/v3.1/aisp/accounts"
     paths = (api, f"{api}/{{AccountId}}", "/open-banking/echo", "/open-banking/blob")
@@ -140,9 +157,9 @@ def gateway_settings(demo: Demo, port: int, limits: dict[str, int | None]) -> di
         "upstream": {"url": demo.url("upstream")},
         "valkey": demo.url("valkey"),
         "routes": [{"path": path, "metric": "api_calls"} for path in paths],
-        "limits": limits,
+        "limits": dict(limits),
         "admin": {"host": "127.0.0.1", "port": 0},
-        "log": {"level": "warning", "format": "console", "access": "off"},
+        "log": {"level": "warning", "format": "json", "access": access},
     }
 
 

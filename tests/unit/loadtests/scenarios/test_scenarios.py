@@ -13,6 +13,7 @@ from loadtests.scenarios.catalog import SCENARIOS
 from loadtests.scenarios.checks import Verdict
 from loadtests.scenarios.clients import GROWN_MB_MAX
 from loadtests.scenarios.options import Options
+from loadtests.scenarios.outages import all_answered
 from loadtests.scenarios.plan import Answers, Call, Caller, Latency, Second
 from loadtests.scenarios.running import make_trouble
 from loadtests.scenarios.scenario import Evidence, Mark, Trouble
@@ -109,6 +110,13 @@ def test_rolling_restart_fails_on_an_answer_that_broke_off_and_on_a_charge_witho
         "no request was accepted and not answered: debits = answers"
     }
     assert failed("rolling-restart", evidence({"200": 10, "502": 1})) == {"every answer is 2xx"}
+
+
+@pytest.mark.parametrize("logged", [{"200": 11}, {"200": 9}, {"200": 10, "499": 1}, {"200": 9, "502": 1}])
+def test_a_request_that_a_gateway_took_on_and_nobody_got_an_answer_to_is_found(logged: Mapping[str, int]) -> None:
+    answers = Answers({"200": 10, "cut without an answer": 1})
+    assert all_answered({"200": 10}, answers).verdict is Verdict.HOLDS
+    assert all_answered(logged, answers).verdict is Verdict.FAILED
 
 
 def test_slow_clients_fails_on_one_that_was_left_to_itself_and_on_memory() -> None:
