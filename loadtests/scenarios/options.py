@@ -110,8 +110,8 @@ def parse(arguments: argparse.Namespace, names: Sequence[str]) -> Options:
     for url in given.url:
         if url.partition("://")[0] not in ("http", "https") or not url.partition("://")[2].strip("/"):
             raise CannotRun(f"--url: {url!r} is not http://HOST:PORT or https://HOST")
-        if "@" in url:
-            raise CannotRun("--url: a user or password in it is not understood")
+        if "@" in url or "/" in url.partition("://")[2].rstrip("/"):
+            raise CannotRun("--url: only scheme, host and port are understood; --path is for paths")
     keys = _keys(given)
     theirs = ("key", "account", "keys", "path", "admin", "valkey", "openmeter", "lago", "disrupt", "restore", "pid")
     if given.url and not keys:
