@@ -89,7 +89,7 @@ def probe(target: Target, tally: Tally) -> First:
 def problem_of(reply: Reply) -> str:
     """What is wrong with the first answer, "" if nothing."""
     if reply.end is not End.ANSWERED:
-        return str(reply.end.value)
+        return f"cannot be reached: {reply.why}" if reply.end is End.REFUSED else reply.end.value
     if not 200 <= reply.status < 300:
         return f"{reply.status}, {NO_RIGHT.get(reply.status, 'so there is nothing to measure')}"
     if not reply.is_charged:

@@ -28,12 +28,13 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``status`` is 0 where there was none. ``fields``: names in lower case."""
+    """``status`` is 0 where there was none. ``fields``: names in lower case. ``why`` nobody could be reached."""
 
     end: End
     status: int = 0
     fields: Mapping[str, str] | None = None
     body: bytes = b""
+    why: str = ""
 
     @property
     def is_charged(self) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from itertools import cycle
-from typing import Any, ClassVar, Protocol, cast
+from itertools import count, cycle
+from typing import Protocol, cast
 
 import gevent
 from gevent.event import Event
@@ -20,6 +20,7 @@ from loadtests.scenarios.tally import End, Reply, Tally
 from loadtests.scenarios.wire import Line
 
 REFUSED_PAUSE_S = 0.05
+_turns, _slow_turns = count(), count()
 
 
 class Run(Protocol):
@@ -36,12 +37,11 @@ class Scenario(User):
     """A user with an account of its own choosing and a kept connection, who begins when all others do."""
 
     abstract = True
-    _callers: ClassVar[dict[int, Any]] = {}
 
     def on_start(self) -> None:
         self.run_ = cast(Run, vars(self.environment)["run"])
         plan = self.run_.plan
-        turn = self._turn()
+        turn = next(_turns)
         self.caller: Caller = plan.callers[turn % len(plan.callers)]
         self.urls = cycle(plan.urls[turn % len(plan.urls) :] + plan.urls[: turn % len(plan.urls)])
         self.line = Line(next(self.urls))
@@ -52,10 +52,6 @@ class Scenario(User):
 
     def wait_time(self) -> float:
         return random.uniform(*self.run_.plan.pause_s)
-
-    def _turn(self) -> int:
-        turns = self._callers.setdefault(id(self.environment), iter(range(1 << 30)))
-        return int(next(turns))
 
     def fields(self) -> dict[str, str]:
         return {"X-API-Key": self.caller.key}
@@ -124,10 +120,16 @@ class SlowClient(Scenario):
 
     wait_time = between(0.1, 0.5)
 
+    def on_start(self) -> None:
+        super().on_start()
+        self.ways = cycle(slow.ways(self.run_.plan))
+        for _ in range(next(_slow_turns)):  # so that few clients go all ways
+            next(self.ways)
+
     @task
     def dawdle(self) -> None:
         run = self.run_
-        way = random.choice(slow.ways(run.plan))
+        way = next(self.ways)
         began = time.monotonic()
         found = way(next(self.urls), self.fields(), run.plan)
         run.tally.note(slow.note(way.__name__, found.ended))

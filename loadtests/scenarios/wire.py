@@ -64,9 +64,10 @@ class Line:
         if connection.sock is None:
             try:
                 connection.connect()
-            except OSError:
+            except OSError as error:
                 self.close()
-                return Reply(End.REFUSED), None
+                why = getattr(error, "verify_message", None) or error.strerror or str(error)
+                return Reply(End.REFUSED, why=why), None
         try:
             # A refusal may come, and the connection be closed, before the whole body was taken.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -121,7 +121,7 @@ def test_what_was_given_no_access_to_is_not_checked(demo: Running, tmp_path: Pat
 def test_a_key_that_is_not_known_and_a_gateway_that_is_not_there_are_one_line_and_exit_status_2(
     demo: Running, tmp_path: Path
 ) -> None:
-    for url, says in ((demo.ready["proxy"], "401"), ("http://127.0.0.1:1", "connection refused")):
+    for url, says in ((demo.ready["proxy"], "401"), ("http://127.0.0.1:1", "Connection refused")):
         run = scenario(tmp_path, "steady", "--url", url, "--key", "no-such-key")
         assert run.status == 2
         assert says in run.said

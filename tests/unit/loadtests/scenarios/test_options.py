@@ -78,7 +78,7 @@ def test_a_first_answer_that_is_not_charged_is_a_reason_not_to_begin() -> None:
     assert "not known" in problem_of(Reply(End.ANSWERED, 401))
     assert "no credit left" in problem_of(Reply(End.ANSWERED, 402))
     assert "not say that it was charged" in problem_of(Reply(End.ANSWERED, 200, {}))
-    assert "refused" in problem_of(Reply(End.REFUSED))
+    assert problem_of(Reply(End.REFUSED, why="No route")) == "cannot be reached: No route"
 
 
 def test_a_url_is_shown_without_its_password() -> None:
