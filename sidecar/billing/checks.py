@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 
 import orjson
-import structlog
 
 from sidecar.billing.fields import set_fields
 from sidecar.billing.lago.errors import LagoError
@@ -24,9 +23,10 @@ from sidecar.billing.sync.sync import Sync
 from sidecar.ledger.account_state import AccountState
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import Client
+from sidecar.logger import get_logger
 from sidecar.metering.query import QueryError
 
-log = structlog.get_logger("sidecar.billing")
+log = get_logger("sidecar.billing")
 
 ACCOUNTS_SHOWN_MAX: Final = 1_000
 AGAIN_MS: Final = 14 * 86_400_000

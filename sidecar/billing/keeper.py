@@ -11,7 +11,6 @@ from random import Random
 from typing import Final, Protocol
 
 import orjson
-import structlog
 
 from sidecar.billing.bells import SWEEP, Bells, Ring
 from sidecar.billing.lago.errors import LagoError
@@ -24,9 +23,10 @@ from sidecar.billing.sweep import Fingerprints, Lists, read_lists
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.loader import AccountLoader, LedgerUnavailable, LoadError
 from sidecar.ledger.topology import CLIENT_ERRORS, Client
+from sidecar.logger import get_logger
 from sidecar.metering.calls import Call, call_each
 
-log = structlog.get_logger("sidecar.billing")
+log = get_logger("sidecar.billing")
 
 FLUSH: Final = "flush"
 """The kind of bell that asks for usage to be pushed at once: `flush` for everybody, `flush:<account>`."""

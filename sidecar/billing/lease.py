@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
-
 from sidecar.billing.patience import within
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import CLIENT_ERRORS, Client
+from sidecar.logger import get_logger
 from sidecar.metering.clock import Clock, SystemClock
 
-log = structlog.get_logger("sidecar.lease")
+log = get_logger("sidecar.lease")
 
 SAFE_SHARE: Final = 0.8
 """Of the ttl, after which a holder without a renewal gives up: the rest is for its work to end in."""

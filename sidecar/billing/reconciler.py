@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, Literal, Protocol, cast
 
-import structlog
-
 from sidecar.billing.alerts import Alert, BillingRefused
 from sidecar.billing.bells import Bells
 from sidecar.billing.fields import set_fields
@@ -37,8 +35,9 @@ from sidecar.ledger.loader import (
     PriceError,
 )
 from sidecar.ledger.topology import CLIENT_ERRORS, Client
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.billing")
+log = get_logger("sidecar.billing")
 
 ROUNDS_MAX: Final = 6
 """A cut, a period that moved meanwhile: each makes it look at the ledger once more."""

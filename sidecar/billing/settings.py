@@ -20,7 +20,7 @@ Money = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class PlanTerms(_Model):

@@ -55,7 +55,7 @@ def load(
         loaded: dict[str, int] = {}
         failed: dict[str, str] = {}
         async with open_store(*where(config, valkey)) as store:
-            with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+            with Progress(console=errors(), transient=True, disable=not errors().is_terminal) as progress:
                 for spec in progress.track(specs, description="loading accounts"):
                     try:
                         loaded[spec.id] = await store.accounts.load(spec)
@@ -72,7 +72,7 @@ def load(
     else:
         _print_loaded(specs, loaded)
         for message in failed.values():
-            errors.print(f"[red]error:[/red] {message}")
+            errors().print(f"[red]error:[/red] {message}")
     if failed:
         raise typer.Exit(1)
 
@@ -86,8 +86,8 @@ def _print_loaded(specs: Sequence[AccountSpec], loaded: dict[str, int]) -> None:
     ]  # fmt: skip
     print_table("", ("account", "mode", "status", "may spend", "currency", "metrics", "version"), rows[:50])
     if len(rows) > 50:
-        console.print(f"… and {len(rows) - 50} more")
-    console.print(f"{len(rows)} accounts loaded")
+        console().print(f"… and {len(rows) - 50} more")
+    console().print(f"{len(rows)} accounts loaded")
 
 
 @app.command(name="list")
@@ -114,7 +114,7 @@ def list_(
     for account in ids:
         typer.echo(account)
     if len(ids) == limit:
-        errors.print(f"more may follow: --after {ids[-1]}")
+        errors().print(f"more may follow: --after {ids[-1]}")
 
 
 @app.command()
@@ -172,7 +172,7 @@ def _set_status(account: str, config: Path | None, valkey: str | None, verb: str
             return await change(account)
 
     version = run_async(_or_fail(work()))
-    console.print(f"{account} is {'suspended' if verb == 'suspend' else 'active'} (version {version})")
+    console().print(f"{account} is {'suspended' if verb == 'suspend' else 'active'} (version {version})")
 
 
 async def _or_fail(work: Coroutine[Any, Any, T]) -> T:

@@ -166,7 +166,7 @@ async def _opened(config: Config) -> AsyncIterator[Billing]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(console=errors(), transient=True, disable=not errors().is_terminal) as progress:
         yield progress
 
 
@@ -279,7 +279,7 @@ def _print_outcome(outcome: Outcome) -> None:
     books = outcome.books
     spec = books.spec if books is not None else None
     title = outcome.result if outcome.result != "dry-run" else "dry run, nothing is written"
-    console.print(f"\n[bold]{outcome.account}[/bold]  {title}")
+    console().print(f"\n[bold]{outcome.account}[/bold]  {title}")
     rows: list[tuple[str, str]] = []
     if outcome.why:
         rows.append(("why", outcome.why))
@@ -316,7 +316,7 @@ def _print_outcome(outcome: Outcome) -> None:
     for alert in outcome.alerts:
         rows.append((f"! {alert.kind}", alert.message))
     for name, text in rows:
-        console.print(f"  [dim]{name:16}[/dim] {text}", soft_wrap=True, highlight=False)
+        console().print(f"  [dim]{name:16}[/dim] {text}", soft_wrap=True, highlight=False)
 
 
 def _print_outcomes(outcomes: list[Outcome]) -> None:
@@ -342,7 +342,7 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
     columns = ("account", "result", "mode", "plan", "wallets", "not billed yet", "available", "now", "note")
     print_table("", columns, rows)
     wrong = sum(outcome.result in ("refused", "unavailable", "fenced") for outcome in outcomes)
-    console.print(f"{len(outcomes)} accounts read, {wrong} could not be loaded")
+    console().print(f"{len(outcomes)} accounts read, {wrong} could not be loaded")
 
 
 def _print_sync(report: SyncReport | None, overview: Overview) -> None:
@@ -367,17 +367,17 @@ def _print_sync(report: SyncReport | None, overview: Overview) -> None:
                "difference", "cents")  # fmt: skip
     print_table("", columns, table)
     if report is None:
-        console.print("the leading control plane has pushed what was due")
+        console().print("the leading control plane has pushed what was due")
         return
     counts = report.counts
-    console.print(
+    console().print(
         f"{counts.accounts} accounts, {counts.events} events with {counts.units} units pushed,"
         f" {counts.duplicates} known already, {counts.set_aside} set aside, {counts.late_units_known} units late"
     )
     for metric, reason in report.refused.items():
-        errors.print(f"[red]{metric} is not pushed:[/red] {reason}", soft_wrap=True)
+        errors().print(f"[red]{metric} is not pushed:[/red] {reason}", soft_wrap=True)
     if report.stopped is not None:
-        errors.print(f"[red]stopped early:[/red] {report.stopped}; the rest is pushed next time", soft_wrap=True)
+        errors().print(f"[red]stopped early:[/red] {report.stopped}; the rest is pushed next time", soft_wrap=True)
     for row in report.rows:
         if row.kind not in ("pushed", "carried", "duplicate"):
-            errors.print(f"{row.kind}: {row.account} {row.metric} {row.units} units {row.detail}", soft_wrap=True)
+            errors().print(f"{row.kind}: {row.account} {row.metric} {row.units} units {row.detail}", soft_wrap=True)

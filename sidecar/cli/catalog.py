@@ -170,13 +170,13 @@ def _print_changes(changes: Sequence[Change], config: Config) -> None:
         if change.action == "keep" and not change.notes:
             continue
         line = f"{_MARKS[change.action]} {change.kind.ljust(_KIND_WIDTH)}  [bold]{escape(change.code)}[/bold]"
-        console.print(f"{line}{'  refused' if change.action == 'refuse' else ''}", soft_wrap=True)
+        console().print(f"{line}{'  refused' if change.action == 'refuse' else ''}", soft_wrap=True)
         for field in change.fields:
-            console.print(f"{_INDENT}{escape(_field_text(change, field))}", soft_wrap=True)
+            console().print(f"{_INDENT}{escape(_field_text(change, field))}", soft_wrap=True)
         for note in change.notes:
-            console.print(f"{_INDENT}[{_NOTE_STYLES[change.action]}]{escape(note)}[/]", soft_wrap=True)
+            console().print(f"{_INDENT}[{_NOTE_STYLES[change.action]}]{escape(note)}[/]", soft_wrap=True)
     if config.metering.url is None:
-        console.print("  metering.url is not set: meters of OpenMeter are left out", soft_wrap=True)
+        console().print("  metering.url is not set: meters of OpenMeter are left out", soft_wrap=True)
 
 
 def _field_text(change: Change, field: FieldChange) -> str:
@@ -195,25 +195,27 @@ def _short(text: str) -> str:
 
 def _print_summary(changes: Sequence[Change]) -> None:
     found = counts(changes)
-    console.print(", ".join(f"{found[action]} {_VERBS[action]}" for action in ACTIONS), soft_wrap=True)
+    console().print(", ".join(f"{found[action]} {_VERBS[action]}" for action in ACTIONS), soft_wrap=True)
 
 
 def _print_outcome(changes: Sequence[Change], outcome: Outcome | None) -> None:
     if outcome is None:
         refused = counts(changes)["refuse"]
-        errors.print("nothing was written" + (f": {refused} of the file cannot be had as they are" if refused else ""))
+        errors().print(
+            "nothing was written" + (f": {refused} of the file cannot be had as they are" if refused else "")
+        )
         return
     if outcome.failed is not None:
         failed, rest = outcome.failed, outcome.left[1:]
         what = f"{failed.kind} {failed.code}: {outcome.reason}"
-        errors.print(f"[red]error:[/red] {escape(what)}", soft_wrap=True)
-        errors.print(f"done: {_names(outcome.done)}", soft_wrap=True)
-        errors.print(f"not done: {_names(outcome.left)}" + (", in this order" if rest else ""), soft_wrap=True)
-        errors.print("run it again to go on from there", soft_wrap=True)
+        errors().print(f"[red]error:[/red] {escape(what)}", soft_wrap=True)
+        errors().print(f"done: {_names(outcome.done)}", soft_wrap=True)
+        errors().print(f"not done: {_names(outcome.left)}" + (", in this order" if rest else ""), soft_wrap=True)
+        errors().print("run it again to go on from there", soft_wrap=True)
     elif outcome.done:
-        console.print(f"written: {len(outcome.done)}; a second run would have nothing to do")
+        console().print(f"written: {len(outcome.done)}; a second run would have nothing to do")
     else:
-        console.print("nothing to do")
+        console().print("nothing to do")
 
 
 def _names(changes: Sequence[Change]) -> str:

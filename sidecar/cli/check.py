@@ -57,7 +57,7 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
         marks = {True: "[green]ok[/green]    ", False: "[red]failed[/red]", None: "[yellow]advice[/yellow]"}
         for finding in findings:
             detail = finding.detail.replace("[", "\\[")
-            console.print(f"{marks[finding.ok]}  {finding.what}: {detail}", soft_wrap=True)
+            console().print(f"{marks[finding.ok]}  {finding.what}: {detail}", soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -200,15 +200,15 @@ def _print_json(running: Running) -> None:
 def _print_guide(running: Running) -> None:
     key = running.accounts[0].api_key
     path = "/open-banking/v3.1/aisp/accounts"
-    console.print("\n[bold]quota-sidecar demo[/bold]\n")
+    console().print("\n[bold]quota-sidecar demo[/bold]\n")
     places = (("gateway", running.proxy), ("admin", running.admin), ("OpenMeter", running.openmeter))
     for what, url in (*places, ("Lago", running.lago)):
         print(f"  {what:13} {url}")
-    console.print()
+    console().print()
     for account in running.accounts:
         print(f"  {account.id:13} X-API-Key: {account.api_key}")
-        console.print(f"  {'':13} [dim]{account.about}[/dim]", soft_wrap=True)
-    console.print("\nIn another shell:\n")
+        console().print(f"  {'':13} [dim]{account.about}[/dim]", soft_wrap=True)
+    console().print("\nIn another shell:\n")
     commands = (
         ("one call", f"curl -i -H 'X-API-Key: {key}' {running.proxy}{path}"),
         (
@@ -230,6 +230,6 @@ def _print_guide(running: Running) -> None:
         ("the account", f"curl -s {running.admin}/v1/accounts/tpp-prepaid"),
     )
     for what, command in commands:
-        console.print(f"  [dim]# {what}[/dim]")
+        console().print(f"  [dim]# {what}[/dim]")
         print(f"  {command}")
-    errors.print("\nCtrl-C ends it.\n")
+    errors().print("\nCtrl-C ends it.\n")

@@ -71,7 +71,7 @@ def status(config: ConfigOption = None, valkey: ValkeyOption = None, json: JsonO
     if rows:
         columns = ("partition", "entries", "events", "pending", "not read", "oldest s", "dead letters")
         print_table("", columns, rows)
-    console.print(
+    console().print(
         f"{found.entries} entries with about {found.events} events wait, the oldest for {found.oldest_s:.1f} s; "
         f"{found.dead_letters} dead letters; {len(found.consumers)} publishers"
     )
@@ -109,10 +109,10 @@ def dead_letters_(
         print_json({"dead_letters": letters, "requeued": put_back, "dropped": dropped})
         return
     if requeue or drop:
-        console.print(f"{put_back} put back, {dropped} deleted")
+        console().print(f"{put_back} put back, {dropped} deleted")
         return
     if not letters:
-        console.print("no dead letters")
+        console().print("no dead letters")
         return
     rows = [
         (letter.id, datetime.fromtimestamp(letter.at_ms / 1000, UTC).isoformat(timespec="seconds"), letter.reason,
@@ -141,7 +141,7 @@ def audit(config: ConfigOption = None, json: JsonOption = False) -> None:
             MeterQuery(loaded.metering) as query,
         ):
             auditor = Auditor(store.client, store.keys, loaded.lago.audit, loaded.metering, query)
-            with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+            with Progress(console=errors(), transient=True, disable=not errors().is_terminal) as progress:
                 task = progress.add_task("hours", total=None)
                 now_ms = await store.accounts.now_ms()
                 return await auditor.audit(
@@ -157,11 +157,11 @@ def audit(config: ConfigOption = None, json: JsonOption = False) -> None:
     else:
         if report.rows:
             print_table("", COLUMNS, audit_table(report))
-        console.print(
+        console().print(
             f"{len(report.hours)} hours, {report.missing_units} units missing in OpenMeter,"
             f" {report.surplus_units} too many; {report.resent_events} events sent again"
         )
         for problem in report.problems:
-            errors.print(f"[red]{problem}[/red]", soft_wrap=True)
+            errors().print(f"[red]{problem}[/red]", soft_wrap=True)
     if not report.agrees:
         raise typer.Exit(1)

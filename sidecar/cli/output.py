@@ -8,18 +8,20 @@ import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sidecar.config.loading import load_config
 from sidecar.config.valkey_url import Topology, ValkeyUrlError, parse_valkey_url
 from sidecar.control import assemble
 from sidecar.ledger.keys import Keys
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -34,13 +36,26 @@ ValkeyOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+@cache
+def console() -> Console:
+    """Standard output. Rich comes with the first line, since a gateway writes none."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@cache
+def errors() -> Console:
+    """Standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Prints an error and ends the process."""
-    errors.print(f"[red]error:[/red] {_plain(message)}", soft_wrap=True)
+    errors().print(f"[red]error:[/red] {_plain(message)}", soft_wrap=True)
     sys.exit(code)
 
 
@@ -102,9 +117,11 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    from rich.table import Table
+
     table = Table(title=title or None, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_plain(str(cell)) for cell in row))
-    console.print(table)
+    console().print(table)

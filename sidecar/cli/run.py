@@ -9,13 +9,13 @@ from typing import Annotated
 import orjson
 import typer
 
-from sidecar.cli.output import ConfigOption, errors, run_async
+from sidecar.cli.output import ConfigOption, run_async
 from sidecar.config.loading import load_config
 from sidecar.config.models import Config
 from sidecar.control import logs
 from sidecar.control.serve import Ready, run_data_plane
 from sidecar.control.signals import stop_event
-from sidecar.control.workers import Supervisor, stop_with_parent, worker_place
+from sidecar.control.worker_place import stop_with_parent, worker_place
 
 ReadyJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when ready.")]
 
@@ -59,6 +59,8 @@ async def _run(config: Config, json: bool) -> bool:
         return await run_data_plane(config, stop, lambda *_: None, port=port, admin_socket=socket)
     ready = _printer(config, json)
     if config.listen.workers > 1:
+        from sidecar.control.workers import Supervisor  # as below: one process does without
+
         return await Supervisor(config, sys.argv[1:]).run(stop, ready)
     return await run_data_plane(config, stop, ready)
 
@@ -81,7 +83,9 @@ def _printer(config: Config, json: bool) -> Ready:
             typer.echo(orjson.dumps(urls).decode())
             sys.stdout.flush()
         elif sys.stderr.isatty():
-            errors.print("  ".join(f"{name} [bold]{url}[/bold]" for name, url in urls.items() if url))
+            typer.echo(
+                "  ".join(f"{name} {typer.style(url, bold=True)}" for name, url in urls.items() if url), err=True
+            )
 
     return ready
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 class Model(BaseModel):
     """A section: unknown keys are errors, values do not change, and no error message repeats a value on its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
 
 def conflict(problems: Iterable[tuple[str, str]]) -> PydanticCustomError:

@@ -1,163 +1,191 @@
-"""The admin side: health, metrics, status, accounts. aiohttp, on a port of its own."""
+"""The admin side's server of a gateway: heads are read as those of requests are, by the parser that is there already.
+A web framework beside it would be a seventh of a gateway's memory.
+"""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
-
-import orjson
-from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+import asyncio
+import contextlib
+import os
+from http import HTTPStatus
+from typing import Final, cast
 
 from sidecar.config.operations import AdminSettings
 from sidecar.control.assemble import SetupError
-from sidecar.control.dataplane import Health
+from sidecar.control.endpoints import AdminEndpoints, Answer, problem
+from sidecar.proxy.body import BodyKind
+from sidecar.proxy.framing import HeadParser, ProtocolError, RequestHead
+from sidecar.proxy.limits import Limits
 
-ACCOUNTS_PAGE_MAX = 500
-FIELD_BYTES_MAX = 8190
-WEBHOOKS = "/webhooks/lago"
-_OPEN = frozenset({"/livez", "/readyz", WEBHOOKS})
-
-
-class Accounts(Protocol):
-    """What is shown of accounts."""
-
-    async def page(self, after: str, limit: int) -> list[str]: ...
-
-    async def detail(self, account: str) -> dict[str, Any] | None: ...
+CONNECTIONS_MAX: Final = 256
+HEAD_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 60.0
+"""For making an answer and its way to who asked."""
+IDLE_TIMEOUT_S: Final = 75.0
+CLOSE_TIMEOUT_S: Final = 5.0
+_LIMITS: Final = Limits(method_bytes_max=32, target_bytes_max=8192, head_bytes_max=16_384, fields_max=64)
+_AUTHORIZATION: Final = b"authorization"
 
 
 class AdminServer:
-    """Serves one process, or several through the functions it is given.
+    """Serves ``endpoints``. ``socket_path``: a Unix socket instead of the configured address."""
 
-    Args:
-        health: whether new requests can be served.
-        metrics: the exposition text.
-        status: what ``/v1/status`` shows.
-        accounts: None where there is no ledger to ask.
-        webhooks: handler of ``POST /webhooks/lago``, which checks signatures itself and so needs no bearer token.
-        field_bytes_max: longest header field.
-        socket_path: a Unix socket instead of the configured address.
-    """
-
-    def __init__(
-        self,
-        settings: AdminSettings,
-        *,
-        health: Callable[[], Awaitable[Health]],
-        metrics: Callable[[], Awaitable[bytes]],
-        status: Callable[[], Awaitable[Mapping[str, Any]]],
-        accounts: Accounts | None = None,
-        webhooks: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
-        field_bytes_max: int = FIELD_BYTES_MAX,
-        socket_path: str | None = None,
-    ) -> None:
+    def __init__(self, settings: AdminSettings, endpoints: AdminEndpoints, *, socket_path: str | None = None) -> None:
+        self.endpoints = endpoints
+        self.parser = HeadParser(interesting=[_AUTHORIZATION], limits=_LIMITS, upgrades=())
+        self.connections: set[_Connection] = set()
+        self.closing = False
         self._settings = settings
         self._socket_path = socket_path
-        self._health = health
-        self._metrics = metrics
-        self._status = status
-        self._accounts = accounts
-        self._webhooks = webhooks
-        self._field_bytes_max = field_bytes_max
-        # A worker's socket lies in a directory that only its parent can enter; the parent asks for the token.
-        wanted = settings.token if socket_path is None else None
-        self._token = wanted.get_secret_value() if wanted is not None else None
-        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     async def start(self) -> int:
-        """Listens; returns the port.
+        """Listens; returns the port, 0 for a Unix socket.
 
         Raises:
-            SetupError: the port cannot be bound.
+            SetupError: the address cannot be bound.
         """
-        app = web.Application(middlewares=[self._authorise], client_max_size=65_536)
-        app.router.add_get("/livez", self._livez)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._serve_metrics)
-        app.router.add_get("/v1/status", self._serve_status)
-        app.router.add_get("/v1/accounts", self._list)
-        app.router.add_get("/v1/accounts/{id}", self._show)
-        if self._webhooks is not None:
-            app.router.add_post(WEBHOOKS, self._webhooks)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, max_field_size=self._field_bytes_max)
-        await self._runner.setup()
-        site: web.BaseSite
-        if self._socket_path is not None:
-            site = web.UnixSite(self._runner, self._socket_path)
-        else:
-            site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
+        loop = asyncio.get_running_loop()
+        host, port = self._settings.host, self._settings.port
         try:
-            await site.start()
+            if self._socket_path is not None:
+                self._server = await loop.create_unix_server(lambda: _Connection(self), self._socket_path)
+                return 0
+            self._server = await loop.create_server(lambda: _Connection(self), host, port)
         except OSError as error:
-            await self._runner.cleanup()
-            where = f"{self._settings.host}:{self._settings.port}"
+            where = self._socket_path or f"{host}:{port}"
             raise SetupError(f"admin: {where}: {error.strerror or error}") from None
-        if self._socket_path is not None:
-            return 0
-        port: int = self._runner.addresses[0][1]
-        return port
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
 
     async def close(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+        """Answers under way end, for a few seconds; then what is left is cut off."""
+        self.closing = True
+        if self._server is None:
+            return
+        self._server.close()
+        tasks = [connection.task for connection in self.connections if connection.task is not None]
+        for connection in [*self.connections]:
+            connection.end_if_idle()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+        for connection in [*self.connections]:
+            connection.abort_late()
+        if self._socket_path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._socket_path)
 
-    @web.middleware
-    async def _authorise(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        if self._token is not None and request.path not in _OPEN:
-            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
-                return _problem(401, "A bearer token is needed.", {"WWW-Authenticate": 'Bearer realm="sidecar admin"'})
+
+class _Connection(asyncio.Protocol):
+    """One request after the other, each in a task of its own. A timer ends what takes too long."""
+
+    def __init__(self, server: AdminServer) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._searched = 0
+        self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = opened = cast(asyncio.Transport, transport)  # or what uvloop has for one
+        if self._server.closing or len(self._server.connections) >= CONNECTIONS_MAX:
+            opened.abort()
+            return
+        self._server.connections.add(self)
+        self._arm(HEAD_TIMEOUT_S)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if not self._buffer and self.task is None:
+            self._arm(HEAD_TIMEOUT_S)
+        self._buffer += data
+        if self.task is None:
+            self._read()
+        elif len(self._buffer) > _LIMITS.head_bytes_max and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.task is not None:
+            self.task.cancel()
+
+    def end_if_idle(self) -> None:
+        """For the end: one without a request under way closes when what was written has gone out."""
+        if self.task is None and self._transport is not None:
+            self._transport.close()
+
+    def abort_late(self) -> None:
+        """For the end: what did not finish is cut off; what only waits to be taken is let go."""
+        if self._transport is not None and (self.task is not None or self._transport.get_write_buffer_size()):
+            self._transport.abort()
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _read(self) -> None:
         try:
-            return await handler(request)
-        except web.HTTPException as error:
-            return _problem(error.status, error.reason)
+            found = self._server.parser.request(self._buffer, 0, self._searched)
+        except ProtocolError as error:
+            self._write(problem(error.status, error.reason), keep=False)
+            return
+        if found is None:
+            self._searched = len(self._buffer)
+            return
+        head, end = found
+        self._buffer, self._searched = self._buffer[end:], 0
+        if head.body is not BodyKind.NONE:
+            # Nothing here takes a body, and what it is not read it cannot be told from the next request.
+            self._write(problem(413, "A request to the admin side has no body."), keep=False)
+            return
+        self._arm(ANSWER_TIMEOUT_S)
+        self.task = asyncio.get_running_loop().create_task(self._answer(head))
 
-    async def _livez(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def _answer(self, head: RequestHead) -> None:
+        answer = await self._server.endpoints.answer(
+            head.method.decode(),
+            head.path.decode("latin-1"),
+            head.query.decode("latin-1"),
+            head.fields.get(_AUTHORIZATION, b"").decode("latin-1"),
+        )
+        keep = head.keep_alive and head.version_minor == 1 and not self._server.closing
+        self.task = None
+        self._write(answer, keep=keep, head_only=head.method == b"HEAD")
+        if keep:
+            self._next()
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
-        health = await self._health()
-        return web.Response(text="ok\n" if health.ready else f"{health.why}\n", status=200 if health.ready else 503)
+    def _next(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        self._arm(HEAD_TIMEOUT_S if self._buffer else IDLE_TIMEOUT_S)
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        if self._buffer:
+            self._read()
 
-    async def _serve_metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=await self._metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _serve_status(self, _request: web.Request) -> web.Response:
-        return _json(await self._status())
-
-    async def _list(self, request: web.Request) -> web.Response:
-        if self._accounts is None:
-            raise web.HTTPNotFound
-        limit = request.query.get("limit", "100")
-        if not limit.isdecimal() or not 1 <= int(limit) <= ACCOUNTS_PAGE_MAX:
-            return _problem(400, f"limit: {limit[:20]!r} is not between 1 and {ACCOUNTS_PAGE_MAX}.")
-        ids = await self._accounts.page(request.query.get("after", ""), int(limit))
-        more = ids[-1] if len(ids) == int(limit) else None
-        return _json({"accounts": ids, "next_after": more})
-
-    async def _show(self, request: web.Request) -> web.Response:
-        if self._accounts is None:
-            raise web.HTTPNotFound
-        account = request.match_info["id"]
-        detail = await self._accounts.detail(account)
-        if detail is None:
-            return _problem(404, f"There is no account {account[:128]!r}.")
-        return _json(detail)
-
-
-def _json(document: Mapping[str, Any]) -> web.Response:
-    body = orjson.dumps(document, default=_default, option=orjson.OPT_NON_STR_KEYS)
-    return web.Response(body=body, content_type="application/json")
-
-
-def _default(value: object) -> object:
-    return str(value)
-
-
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = orjson.dumps({"type": "about:blank", "status": status, "detail": detail})
-    return web.Response(body=body, status=status, content_type="application/problem+json", headers=headers)
+    def _write(self, answer: Answer, *, keep: bool, head_only: bool = False) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", f"Content-Type: {answer.content_type}"]
+        lines += [f"Content-Length: {len(answer.body)}", "Cache-Control: no-store"]
+        lines += [f"{name}: {value}" for name, value in answer.headers]
+        if not keep:
+            lines.append("Connection: close")
+        transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else answer.body))
+        if not keep:
+            transport.close()

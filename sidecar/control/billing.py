@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-import structlog
 from aiohttp import web
 
 from sidecar.billing.bells import Bells
@@ -37,11 +36,12 @@ from sidecar.control.assemble import SetupError
 from sidecar.control.store import Store
 from sidecar.ledger.loader import LedgerUnavailable
 from sidecar.ledger.topology import CLIENT_ERRORS
+from sidecar.logger import get_logger
 from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.query import MeterQuery, QueryError
 from sidecar.metering.sender import MeteringError
 
-log = structlog.get_logger("sidecar.billing")
+log = get_logger("sidecar.billing")
 
 LOOK_S_MAX: Final = 20.0
 FLUSH_AFTER_MS: Final = 900_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-import structlog
 from prometheus_client.registry import Collector
 
 from sidecar.config.models import Config
@@ -15,11 +14,12 @@ from sidecar.control.billing import Billing, open_billing
 from sidecar.control.serve import Ready, admin_server
 from sidecar.control.store import open_store
 from sidecar.ledger.reaper import keep_reaping
+from sidecar.logger import get_logger
 from sidecar.metering.metrics import PublisherCollector
 from sidecar.metering.publisher import Publisher
 from sidecar.metering.sender import MeteringError
 
-log = structlog.get_logger("sidecar")
+log = get_logger("sidecar")
 
 
 def collectors_of(publisher: Publisher, billing: Billing | None) -> Iterator[Collector]:

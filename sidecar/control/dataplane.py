@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import structlog
-
 from sidecar.billing.bells import Bells
 from sidecar.config.models import Config
 from sidecar.control import assemble
@@ -22,9 +20,10 @@ from sidecar.ledger.keys import Keys
 from sidecar.ledger.reaper import keep_reaping
 from sidecar.ledger.spool import Spool, SpoolError
 from sidecar.ledger.topology import Client, TopologyError
+from sidecar.logger import get_logger
 from sidecar.proxy.gateway import Gateway
 
-log = structlog.get_logger("sidecar")
+log = get_logger("sidecar")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-import structlog
+from sidecar.logger import structlog
 
 FLUSH_S = 0.1
 WAITING_BYTES_MAX = 8 * 1024 * 1024

@@ -10,10 +10,8 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import structlog
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -22,17 +20,24 @@ from sidecar import __version__
 from sidecar.config.models import Config
 from sidecar.control import assemble
 from sidecar.control.accounts_view import AccountsView
-from sidecar.control.admin import FIELD_BYTES_MAX, AdminServer
+from sidecar.control.admin import AdminServer
 from sidecar.control.dataplane import DataPlane, Health
+from sidecar.control.endpoints import AdminEndpoints, admin_token
 from sidecar.control.metrics import DataPlaneCollector
 from sidecar.control.store import Store, open_store
 from sidecar.identity.types import KeyStore, KeyStoreUnavailable
 from sidecar.ledger.api_keys import ApiKeys
+from sidecar.logger import get_logger
 from sidecar.metering.status import outbox_status
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from sidecar.control.admin_web import AdminWebServer
 
 COLLECT_AFTER = (20_000, 20, 20)
 """New objects after which the youngest are looked through, and after how many looks the older ones are."""
-log = structlog.get_logger("sidecar")
+log = get_logger("sidecar")
 
 Ready = Callable[[int, int], None]
 """Called with the proxy's and the admin's port once both listen; 0 where there is none."""
@@ -109,16 +114,18 @@ async def admin_server(
     async def status() -> Mapping[str, Any]:
         return await status_document(store, plane, billing)
 
-    server = AdminServer(
-        config.admin,
-        health=health,
-        metrics=metrics,
-        status=status,
-        accounts=AccountsView(store.accounts),
-        webhooks=billing.handle_webhook if billing is not None else None,
-        field_bytes_max=billing.field_bytes_max if billing is not None else FIELD_BYTES_MAX,
-        socket_path=socket_path,
+    endpoints = AdminEndpoints(
+        health, metrics, status, AccountsView(store.accounts), admin_token(config.admin, socket_path)
     )
+    server: AdminServer | AdminWebServer
+    if billing is None:
+        server = AdminServer(config.admin, endpoints, socket_path=socket_path)
+    else:
+        from sidecar.control.admin_web import AdminWebServer
+
+        server = AdminWebServer(
+            config.admin, endpoints, webhooks=billing.handle_webhook, field_bytes_max=billing.field_bytes_max
+        )
     port = await server.start()
     try:
         yield port

@@ -21,7 +21,6 @@ from typing import Any
 
 import aiohttp
 import orjson
-import structlog
 
 from sidecar import __version__
 from sidecar.config.models import Config
@@ -30,16 +29,15 @@ from sidecar.control.accounts_view import AccountsView
 from sidecar.control.admin import AdminServer
 from sidecar.control.assemble import SetupError
 from sidecar.control.dataplane import Health
+from sidecar.control.endpoints import AdminEndpoints, admin_token
 from sidecar.control.merge import merge
 from sidecar.control.serve import Ready
 from sidecar.control.store import open_store
+from sidecar.control.worker_place import WORKER_VARIABLE
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.workers")
+log = get_logger("sidecar.workers")
 
-WORKER_VARIABLE = "QUOTA_SIDECAR_WORKER"
-"""``<number>:<port>:<admin socket>``; set by the parent alone. Its name does not begin as those of
-variables that are configuration do.
-"""
 RESTART_S = 1.0
 START_TIMEOUT_S = 30.0
 ASK_TIMEOUT_S = 2.0
@@ -105,10 +103,11 @@ class Supervisor:
             port: int = reserved.getsockname()[1]
             async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
                 self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
+                view = AccountsView(store.accounts)
+                token = admin_token(config.admin, None)
                 admin = AdminServer(
-                    config.admin, health=self._health, metrics=self._metrics, status=self._status,
-                    accounts=AccountsView(store.accounts),
-                )  # fmt: skip
+                    config.admin, AdminEndpoints(self._health, self._metrics, self._status, view, token)
+                )
                 admin_port = await admin.start()
                 keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
                 try:
@@ -211,25 +210,3 @@ def _reserve(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise SetupError(f"listen: {host}:{port}: {error.strerror or error}") from None
     return reserved
-
-
-def worker_place(environment: Mapping[str, str]) -> tuple[int, int, str] | None:
-    """Number, port and admin socket, if this process is a worker."""
-    text = environment.get(WORKER_VARIABLE)
-    if text is None:
-        return None
-    number, port, path = text.split(":", 2)
-    return int(number), int(port), path
-
-
-def stop_with_parent(stop: asyncio.Event) -> None:
-    """Sets ``stop`` when the parent's end of standard input closes."""
-    loop = asyncio.get_running_loop()
-    descriptor = sys.stdin.fileno()
-
-    def readable() -> None:
-        if not os.read(descriptor, 4096):
-            loop.remove_reader(descriptor)
-            stop.set()
-
-    loop.add_reader(descriptor, readable)

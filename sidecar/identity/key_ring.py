@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
 from sidecar.identity.jwks import KeySet, KeySetError, SigningKey, parse_key_set
 from sidecar.identity.jwks_source import KeySource
 from sidecar.identity.single_flight import SingleFlight
 from sidecar.identity.types import IdentitySetupError, IdentityUnavailable
+from sidecar.logger import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _ONLY: Final = "the key set"  # there is one thing to fetch
 

@@ -35,7 +35,7 @@ OrganisationId = Annotated[str, AfterValidator(_organisation_identifier)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
 
 class TrustedHeaderSettings(_Model):

@@ -8,14 +8,13 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
-
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.link import LedgerCounters, Link, LinkSettings
 from sidecar.ledger.outcomes import AccountView, Event, Hold
 from sidecar.ledger.resp import RespConnection
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.ledger")
+log = get_logger("sidecar.ledger")
 
 ACCOUNT_KEYS_MAX = 200_000
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-import structlog
-
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.token_bucket import TokenBucket
 from sidecar.ledger.topology import CLIENT_ERRORS, Client
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.ledger")
+log = get_logger("sidecar.ledger")
 
 LOOK_S_MIN, LOOK_S_MAX = 0.02, 0.2
 _LOOK_GROWTH: Final = 1.6

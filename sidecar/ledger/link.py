@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any, Final
 
 import orjson
-import structlog
 
 from sidecar.ledger.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, decode, encode
 from sidecar.ledger.keys import Keys
@@ -29,8 +28,9 @@ from sidecar.ledger.outcomes import AccountView, Code, Event, Hold
 from sidecar.ledger.resp import LedgerConnectionError, Reply, ReplyError, RespConnection, encode_command
 from sidecar.ledger.scripts import function
 from sidecar.ledger.seat import Seat
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.ledger")
+log = get_logger("sidecar.ledger")
 
 RECONNECT_S_MIN, RECONNECT_S_MAX = 0.02, 1.0
 RETRY_S = 0.05

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import structlog
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.scripts import script
 from sidecar.ledger.topology import CLIENT_ERRORS
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.reaper")
+log = get_logger("sidecar.reaper")
 
 SHARES_MAX = 1000
 """Accounts given to one call of the script; an instance that held more is reaped in several."""

@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from sidecar.ledger.client import LedgerClient
 from sidecar.ledger.outcomes import Event, Hold
 from sidecar.ledger.spool_file import (
@@ -27,8 +25,9 @@ from sidecar.ledger.spool_file import (
     open_locked,
     read_records,
 )
+from sidecar.logger import get_logger
 
-log = structlog.get_logger("sidecar.spool")
+log = get_logger("sidecar.spool")
 
 REPLAY_BATCH = 256
 RETRY_S = 0.25

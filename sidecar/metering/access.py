@@ -6,11 +6,11 @@ import ssl
 from pathlib import Path
 
 import aiohttp
-import structlog
 
+from sidecar.logger import get_logger
 from sidecar.metering.settings import MeteringSettings, check_token
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 TOKEN_BYTES_MAX = 16_384
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from random import Random
 
-import structlog
-
+from sidecar.logger import get_logger
 from sidecar.metering.backoff import Backoff
 from sidecar.metering.batches import Batch, Entry
 from sidecar.metering.endpoint import Endpoint
@@ -16,7 +15,7 @@ from sidecar.metering.narrowing import Narrowing
 from sidecar.metering.settings import MeteringSettings
 from sidecar.metering.verdict import Answer, Verdict
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 EMPTY_BATCH = b"[]"
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import structlog
-
+from sidecar.logger import get_logger
 from sidecar.metering.clock import Clock
 from sidecar.metering.metrics import PublisherMetrics
 from sidecar.metering.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 from sidecar.metering.verdict import Answer, Verdict
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 
 class Stopping(Exception):

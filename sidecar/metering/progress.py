@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import structlog
-
+from sidecar.logger import get_logger
 from sidecar.metering.batches import Batcher, Entry
 from sidecar.metering.events import MalformedEntry, Stamp, decode_entry
 from sidecar.metering.letters import letter_of_entry, letter_of_position
 from sidecar.metering.metrics import PublisherMetrics
 from sidecar.metering.outbox import Outbox
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 
 class Progress:

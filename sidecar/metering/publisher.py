@@ -20,9 +20,8 @@ import socket
 from collections.abc import Sequence
 from random import Random
 
-import structlog
-
 from sidecar.ledger.keys import Keys
+from sidecar.logger import get_logger
 from sidecar.metering.backoff import Backoff
 from sidecar.metering.batches import Batch, Batcher
 from sidecar.metering.calls import VALKEY_ERRORS, Client
@@ -36,7 +35,7 @@ from sidecar.metering.progress import Progress
 from sidecar.metering.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 CHORES_S_MAX = 5.0
 VALKEY_BACKOFF_S_MIN, VALKEY_BACKOFF_S_MAX = 0.05, 5.0

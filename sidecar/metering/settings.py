@@ -43,7 +43,7 @@ Token = Annotated[SecretStr, AfterValidator(_secret_token)]
 class MeteringSettings(BaseModel):
     """How the publisher delivers usage events to OpenMeter. Units are last in the names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     url: BaseUrl | None = Field(
         default=None,

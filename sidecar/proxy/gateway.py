@@ -9,13 +9,13 @@ from time import monotonic
 from typing import Any, Final, Protocol, cast
 
 import orjson
-import structlog
 
 from sidecar.identity.chain import IdentityChain
 from sidecar.identity.types import Peer
 from sidecar.ledger.client import LedgerClient
 from sidecar.ledger.first_sight import Sight
 from sidecar.ledger.outcomes import Code, Event, Hold
+from sidecar.logger import get_logger
 from sidecar.proxy import errors
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.counters import ProxyCounters
@@ -26,7 +26,7 @@ from sidecar.proxy.routes import Route, RouteTable
 from sidecar.proxy.settings import ProxySettings, UpstreamTarget
 from sidecar.proxy.upstream import UpstreamPool
 
-log = structlog.get_logger("sidecar.proxy")
+log = get_logger("sidecar.proxy")
 
 _GRANTED: Final = int(Code.GRANTED)
 _FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")

@@ -6,13 +6,12 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from sidecar.billing.lago.errors import LagoSetupError
 from sidecar.billing.settings import LagoSettings
+from sidecar.logger import get_logger
 from sidecar.metering.settings import check_token
 
-log = structlog.get_logger("sidecar.billing")
+log = get_logger("sidecar.billing")
 
 KEY_BYTES_MAX: Final = 16_384
 

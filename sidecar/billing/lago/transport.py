@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx
-import structlog
 
 from sidecar.billing.lago.access import Access, tls_context
 from sidecar.billing.lago.answers import Answer, result_of
@@ -29,12 +28,13 @@ from sidecar.billing.lago.fields import Fields
 from sidecar.billing.lago.metrics import LagoMetrics
 from sidecar.billing.lago.pace import Pace
 from sidecar.billing.settings import LagoSettings
+from sidecar.logger import get_logger
 from sidecar.metering.backoff import Backoff
 from sidecar.metering.clock import Clock
 
 T = TypeVar("T")
 
-log = structlog.get_logger("sidecar.billing")
+log = get_logger("sidecar.billing")
 
 BACKOFF_S_MIN: Final = 0.2
 BACKOFF_S_MAX: Final = 10.0

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-import structlog
-
 from sidecar.billing.lago.models import Invoice
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.sync.comparison import Accounted, ComparisonRow, LedgerUsage, compare
@@ -21,9 +19,10 @@ from sidecar.billing.sync.store import Remembered, ValkeyStore
 from sidecar.billing.sync.usage import Query
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import Client
+from sidecar.logger import get_logger
 from sidecar.metering.clock import Clock, SystemClock
 
-log = structlog.get_logger("sidecar.billing.sync")
+log = get_logger("sidecar.billing.sync")
 
 RESCAN_EVERY_S: Final = 900
 """Late usage is looked for no more often than this, however short the interval between two rounds."""

@@ -10,14 +10,14 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from sidecar.logger import get_logger
 from sidecar.metering.clock import Clock
 
-log = structlog.get_logger("sidecar.webhooks")
+log = get_logger("sidecar.webhooks")
 
 COOL_DOWN_S: Final = 60.0
 """Between two fetches: invented signatures must not turn the receiver on Lago."""

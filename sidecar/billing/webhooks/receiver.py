@@ -20,7 +20,6 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import structlog
 from aiohttp import web
 
 from sidecar.billing.bells import SWEEP, Bells
@@ -33,9 +32,10 @@ from sidecar.billing.webhooks.refusals import Refusal, Refused
 from sidecar.billing.webhooks.signature import KeyUnavailable, SignatureRefused, Verifier, verifier_of
 from sidecar.ledger.token_bucket import TokenBucket
 from sidecar.ledger.topology import CLIENT_ERRORS
+from sidecar.logger import get_logger
 from sidecar.metering.clock import Clock, SystemClock
 
-log = structlog.get_logger("sidecar.webhooks")
+log = get_logger("sidecar.webhooks")
 
 SIGNATURE, ALGORITHM, UNIQUE_KEY = "X-Lago-Signature", "X-Lago-Signature-Algorithm", "X-Lago-Unique-Key"
 UNIQUE_KEY_CHARS_MAX: Final = 128

@@ -8,11 +8,10 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-import structlog
-
 from sidecar.ledger.hours import Hours
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.topology import CLIENT_ERRORS
+from sidecar.logger import get_logger
 from sidecar.metering.audit.census import Census, Progress
 from sidecar.metering.audit.comparison import (
     AuditRow,
@@ -36,7 +35,7 @@ from sidecar.metering.query import MeterQuery
 from sidecar.metering.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 LOGGED_ROWS_MAX: Final = 20
 DOUBLED: Final = (

@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator
 from random import Random
 from typing import Final
 
-import structlog
-
+from sidecar.logger import get_logger
 from sidecar.metering.backoff import Backoff
 from sidecar.metering.batches import Batch
 from sidecar.metering.clock import Clock
@@ -17,7 +16,7 @@ from sidecar.metering.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 from sidecar.metering.verdict import Answer, Verdict
 
-log = structlog.get_logger("sidecar.metering")
+log = get_logger("sidecar.metering")
 
 TRIES_MAX: Final = 5
 RETRY_AFTER_S_MAX: Final = 30.0

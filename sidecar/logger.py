@@ -1,0 +1,36 @@
+"""Where loggers come from. How lines look is configured in `control.logs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+__all__ = ["get_logger", "structlog"]
+
+_UNWANTED = ("rich", "greenlet")
+
+
+@contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    """Imports of these fail in the block, unless they were imported before."""
+    absent = [name for name in names if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # what the import system takes for "there is none"
+    try:
+        yield
+    finally:
+        for name in absent:
+            with suppress(KeyError):
+                del sys.modules[name]
+
+
+# structlog imports rich where there is one, to paint tracebacks. With what that brings it would be 4 MB of a gateway.
+with _without(_UNWANTED):
+    import structlog
+
+
+def get_logger(name: str) -> Any:
+    """A structlog logger: ``log.info("what happened", key=value)``."""
+    return structlog.get_logger(name)
