@@ -26,6 +26,7 @@ REQUEST_PATH = (
     "sidecar/proxy/framing.py", "sidecar/proxy/fields.py", "sidecar/proxy/credits.py", "sidecar/proxy/counters.py",
     "sidecar/proxy/gateway.py", "sidecar/proxy/routes.py", "sidecar/proxy/heads.py", "sidecar/proxy/settings.py",
     "sidecar/proxy/limits.py",
+    "sidecar/ledger/command.py",
     "sidecar/ledger/link.py", "sidecar/ledger/batch.py", "sidecar/ledger/outcomes.py", "sidecar/ledger/client.py",
     "sidecar/identity/chain.py", "sidecar/identity/api_key.py", "sidecar/identity/cache.py",
     "sidecar/identity/types.py",

@@ -1,7 +1,7 @@
 """What a request costs in this process alone: the whole path with real parsers, ledger client and counters, but with
 transports that only remember. No socket, no Valkey; so what remains is our own code, and a profiler sees nothing else.
 
-    python -m loadtests.bench_path [--batch 32] [--rounds 30] [--profile]
+    python -m loadtests.bench_path [--batch 32] [--accounts 1] [--rounds 30] [--profile]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sidecar.proxy.upstream import UpstreamConnection
 KEY = "bench-key-0123456789abcdef"
 REQUEST = (
     b"GET /open-banking/v3.1/aisp/accounts HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nX-API-Key: %b\r\n"
-    b"User-Agent: loadtest\r\nAccept: */*\r\n\r\n" % KEY.encode()
+    b"User-Agent: loadtest\r\nAccept: */*\r\n\r\n"
 )
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 446\r\n\r\n" + b"x" * 446
 INFO = orjson.dumps({"version": 1, "digits": 3, "currency": "GBP", "mode": "prepaid", "ceiling": 10**12}).decode()
@@ -66,34 +66,45 @@ class Valkey:
     def __init__(self) -> None:
         self.callback: Any = None
         self.payload = b""
+        self.seen: set[str] = set()
 
     def send(self, payload: bytes, callback: Any) -> None:
         self.payload, self.callback = payload, callback
 
     def answer(self, batch: Any) -> None:
         callback, self.callback = self.callback, None
-        groups = []
+        answers: list[Any] = []
         for group in batch.groups.values():
-            row: list[Any] = [INFO, -1, -1] if group.holds else []
+            if group.holds:
+                answers.append(False if group.account in self.seen else [INFO, -1, -1])
+                self.seen.add(group.account)
             for hold in group.holds:
-                row += (0, 10**9, hold.units)
-            groups.append(row)
-        callback(msgpack.packb([1, 0, groups, []]))
+                answers += (0, 10**9, hold.units)
+        callback(msgpack.packb([1, 0, answers, []]))
+
+
+def key_of(account: int) -> bytes:
+    return b"%b-%06d" % (KEY.encode(), account)
 
 
 class Store:
+    def __init__(self, accounts: int) -> None:
+        self._accounts = {hashlib.sha256(key_of(n)).hexdigest(): f"tpp-{n:06d}" for n in range(accounts)}
+
     async def account_of(self, sha256_hex: str) -> str | None:
-        return "tpp-bench" if sha256_hex == hashlib.sha256(KEY.encode()).hexdigest() else None
+        return self._accounts.get(sha256_hex)
 
 
-async def build(connections: int) -> tuple[Gateway, list[ClientConnection], list[UpstreamConnection], Any, Valkey]:
+async def build(
+    connections: int, accounts: int
+) -> tuple[Gateway, list[ClientConnection], list[UpstreamConnection], Any, Valkey]:
     keys = Keys()
     ledger = LedgerClient(cast(Any, None), keys)
     link = ledger._make_link(0)
     ledger._links, ledger._only = [link], link
     valkey = Valkey()
     link._connection, link.epoch = cast(Any, valkey), 1
-    identity = IdentityChain([ApiKeyResolver(ApiKeySettings(type="api_key"), Store(), realm="bench")])
+    identity = IdentityChain([ApiKeyResolver(ApiKeySettings(type="api_key"), Store(accounts), realm="bench")])
     route = Route("/open-banking/v3.1/aisp/accounts")
     gateway = Gateway(
         settings=ProxySettings(), upstream=UpstreamTarget("127.0.0.1", 1), routes=RouteTable([], route),
@@ -109,26 +120,32 @@ async def build(connections: int) -> tuple[Gateway, list[ClientConnection], list
     return gateway, clients, upstreams, link, valkey
 
 
-async def main(batch: int, rounds: int, turns: int, profile: bool) -> None:
-    gateway, clients, upstreams, link, valkey = await build(batch)
-    clients[0].data_received(REQUEST)  # first sight of the key
-    for _ in range(6):
-        await asyncio.sleep(0)
+async def main(batch: int, accounts: int, rounds: int, turns: int, profile: bool) -> None:
+    gateway, clients, upstreams, link, valkey = await build(batch, accounts)
+    requests = [REQUEST % key_of(number) for number in range(accounts)]
+    at = 0
 
     def ledger_turn() -> None:
         link._flush()
-        if valkey.callback is not None:
+        while valkey.callback is not None:
             valkey.answer(link._flight)
 
     def turn() -> None:
+        nonlocal at
         for client in clients:
-            client.data_received(REQUEST)
+            client.data_received(requests[at])
+            at = at + 1 if at + 1 < accounts else 0
         ledger_turn()
         for upstream in upstreams:
             upstream.data_received(ANSWER)
 
-    ledger_turn()
-    upstreams[-1].data_received(ANSWER)
+    for request in requests:  # first sight of each key
+        clients[0].data_received(request)
+        while (exchange := clients[0].exchange) is None or exchange.hold is None:
+            await asyncio.sleep(0)
+        ledger_turn()
+        assert exchange.upstream is not None
+        exchange.upstream.data_received(ANSWER)
     turn()
     profiler = cProfile.Profile() if profile else None
     if profiler is not None:
@@ -150,8 +167,9 @@ async def main(batch: int, rounds: int, turns: int, profile: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32, help="requests in a turn of the event loop (default: 32)")
+    parser.add_argument("--accounts", type=int, default=1, help="that call in turn (default: 1)")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--turns", type=int, default=100, help="in a round")
     parser.add_argument("--profile", action="store_true", help="print where the time goes (which slows everything)")
     arguments = parser.parse_args()
-    uvloop.run(main(arguments.batch, arguments.rounds, arguments.turns, arguments.profile))
+    uvloop.run(main(arguments.batch, arguments.accounts, arguments.rounds, arguments.turns, arguments.profile))

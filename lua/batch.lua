@@ -1,12 +1,14 @@
 -- Holds, settles and releases of one gateway process, as many as came up in one turn of its event loop.
 --
 -- keys  [1] instance hash  [2] outbox stream  [3 ...] account hashes, then idempotency keys
--- args  [1] msgpack {epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms}
---       groups   {a, known_version, metric, settled, released, late, {units, ...}} ...
---       singles  {a, known_version, metric, units, k, kind, event} ...            kind: 1 hold, 2 settle, 3 late settle
+-- args  [1] msgpack values: epoch, seq, origin, n_accounts, events, idem_ttl_ms, n_groups, {metric, ...}, {single, ...}
+--           single   {a, known_version, metric, units, k, kind, event}            kind: 1 hold, 2 settle, 3 late settle
+--       [2 ...] msgpack values of the groups, all one after another: a, known_version, m, settled, released, late, n, units ...
+--           n > 0: so many holds of the units that follow; n < 0: so many holds, each with its own units; m: the metric's number
 -- It also writes <home>hour:<hour>, which the keys cannot name since the clock is read here. It has the outbox's tag, so it lies in
 -- the outbox's slot.
--- reply msgpack {registered, now_us, groups, singles}; see docs/ledger.md
+-- reply msgpack {registered, now_us, holds, singles}; see docs/ledger.md
+-- Why values one after another: each array costs its table in here, and each of its values a look into it.
 --
 -- Why one script: the check, the debit and the usage event must be one atomic step, and one call for many requests is what makes
 -- a call to Valkey cheaper than the request that causes it. Why it is numbered: a reply can be lost after the work was done,
@@ -18,6 +20,7 @@
 local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGISTERED, REPEAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 local DAY_US = 86400000000
 local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
+local PART = 7                   -- values of a group before its units
 local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
 local HOUR_MS = 3600000
 local HOUR_KEPT_MS = 777600000   -- 9 days: what an audit may look back, and some
@@ -35,23 +38,44 @@ local share_now          -- shares that this batch changed
 local accounts           -- accounts that it touched, by their number in the batch
 local charged            -- what it charges, by the field of the share
 
--- The share fields of groups or singles, which both begin with the account's number and have the metric third.
-local function want_shares(parts)
-  local fields = {}
-  for p = 1, #parts do
-    local part = parts[p]
-    local field = keys[2 + part[1]] .. '\0' .. part[3]
-    if not share_at[field] then
-      share_fields[#share_fields + 1] = field
-      share_at[field] = #share_fields
-    end
-    fields[p] = field
+local function want_share(a, metric)
+  local field = keys[2 + a] .. '\0' .. metric
+  if not share_at[field] then
+    share_fields[#share_fields + 1] = field
+    share_at[field] = #share_fields
   end
-  return fields
+  return field
+end
+
+-- The groups' values of all arguments in one table; from 8,000 values on Lua would not take them from the stack.
+local function all_parts(args)
+  if #args < 3 then
+    return args[2] and {mp_unpack(args[2])} or {}
+  end
+  local parts, count = {}, 0
+  for n = 2, #args do
+    local some = {mp_unpack(args[n])}
+    for i = 1, #some do
+      parts[count + i] = some[i]
+    end
+    count = count + #some
+  end
+  return parts
+end
+
+-- Where in `parts` each group begins.
+local function group_starts(parts, count)
+  local starts, at = {}, 1
+  for g = 1, count do
+    starts[g] = at
+    local n = parts[at + 6]
+    at = at + PART + (n > 0 and 1 or -n)
+  end
+  return starts
 end
 
 local function share_get(field)
-  return share_now[field] or tonumber(shares[share_at[field]] or 0)
+  return share_now[field] or number(shares[share_at[field]] or 0)
 end
 
 local function account_at(a)
@@ -98,7 +122,13 @@ local function account_remains(acc)
     return -1
   end
   acc.cost = acc.cost or account_cost(acc)
-  return math.max(0, ceiling - acc.cost - (acc.terms[4] == 1 and acc.state[1] or 0))
+  return max(0, ceiling - acc.cost - (acc.terms[4] == 1 and acc.state[1] or 0))
+end
+
+local function set_limits(acc, tat, day, day_count)
+  local state = acc.state
+  state[4], state[5], state[6] = tat, day, day_count
+  acc.head = nil
 end
 
 -- Decides one hold and takes it if granted. Returns code, x, y. `idem`: the key of a call that is charged only once, or nil.
@@ -113,14 +143,14 @@ local function hold(acc, i, field, units, idem)
   if terms[2] ~= 0 then
     return terms[2] == 1 and SUSPENDED or CLOSED, 0, 0
   end
-  local repeated = idem and redis.call('EXISTS', idem) == 1
+  local repeated = idem and call('EXISTS', idem) == 1
   if not repeated and not metric_is_live(acc, i) then
     return UNPRICED, 0, 0
   end
   local state = acc.state
   local day_limit, day, day_count = terms[7], state[5], state[6]
   if day_limit > 0 then
-    local today = math.floor(now_us / DAY_US)
+    local today = floor(now_us / DAY_US)
     if today ~= day then
       day, day_count = today, 0
     end
@@ -142,7 +172,7 @@ local function hold(acc, i, field, units, idem)
   if repeated then
     -- It costs nothing, but it is a request: one key must not open the API to any number of them.
     if day_limit > 0 or interval > 0 then
-      state[4], state[5], state[6] = tat, day, day_count
+      set_limits(acc, tat, day, day_count)
       acc.dirty = true
     end
     return REPEAT, account_remains(acc), 0
@@ -159,13 +189,15 @@ local function hold(acc, i, field, units, idem)
       ceiling = ceiling - state[1]
     end
     if cost > ceiling then
-      return CREDIT, math.max(-MAX_INT, ceiling - acc.cost), math.min(added, MAX_INT)
+      return CREDIT, max(-MAX_INT, ceiling - acc.cost), min(added, MAX_INT)
     end
   elseif cost > MAX_INT then
-    return CREDIT, 0, math.min(added, MAX_INT)
+    return CREDIT, 0, min(added, MAX_INT)
   end
   state[i + 2] = h + units
-  state[4], state[5], state[6] = tat, day, day_count
+  if interval > 0 or day_limit > 0 then
+    set_limits(acc, tat, day, day_count)
+  end
   share_now[field] = share_get(field) + units
   acc.cost = cost
   acc.dirty = true
@@ -173,35 +205,38 @@ local function hold(acc, i, field, units, idem)
 end
 
 -- What the caller shows of the account beside the outcomes: info if it does not know this version, and what the limits leave.
+-- Nil if there is nothing of it to say.
 local function account_summary(acc, known_version)
   local terms, state = acc.terms, acc.state
-  if not terms then
-    return {false, -1, -1}
+  if not terms or (terms[1] == known_version and terms[5] <= 0 and terms[7] <= 0) then
+    return nil
   end
   local info = false
   if terms[1] ~= known_version then
-    info = redis.call('HGET', acc.key, 'info')
+    info = call('HGET', acc.key, 'info')
   end
   local rate_left, day_left = -1, -1
   if terms[5] > 0 then
     local tat = state[4] > now_us and state[4] or now_us
-    rate_left = math.max(0, math.floor((terms[5] * terms[6] - (tat - now_us)) / terms[5]))
+    rate_left = max(0, floor((terms[5] * terms[6] - (tat - now_us)) / terms[5]))
   end
   if terms[7] > 0 then
-    local count = state[5] == math.floor(now_us / DAY_US) and state[6] or 0
+    local count = state[5] == floor(now_us / DAY_US) and state[6] or 0
     day_left = terms[7] > count and terms[7] - count or 0
   end
   return {info, rate_left, day_left}
 end
 
-local function do_groups(groups, fields)
-  local replies = {}
-  for g = 1, #groups do
-    local a, known_version, metric, settled, released, late, holds = unpack(groups[g])
+-- Answers are put into one array: for each group with holds its summary or false, then code, x and y of each hold.
+local function do_groups(parts, starts, fields, metrics)
+  local replies, r = {}, 0
+  for g = 1, #starts do
+    local at = starts[g]
+    local settled, released, late, n = parts[at + 3], parts[at + 4], parts[at + 5], parts[at + 6]
     local field = fields[g]
-    local acc = account_at(a)
-    local i = metric_of(acc, metric)
-    if registered then
+    local acc = account_at(parts[at])
+    local i = metric_of(acc, metrics[parts[at + 2]])
+    if registered and settled + released > 0 then
       give_back(acc, i, field, settled + released)
     end
     if settled + late > 0 then
@@ -210,19 +245,15 @@ local function do_groups(groups, fields)
     if settled + released + late > 0 then
       acc.cost = nil
     end
-    local outcomes = {}
-    for n = 1, #holds do
-      local at = 3 * n - 2
-      outcomes[at], outcomes[at + 1], outcomes[at + 2] = hold(acc, i, field, holds[n])
-    end
-    if #holds > 0 then
-      local reply = account_summary(acc, known_version)
-      for n = 1, #outcomes do
-        reply[3 + n] = outcomes[n]
+    if n ~= 0 then
+      r = r + 1
+      local summary_at = r
+      local first = at + PART
+      for u = 1, n > 0 and n or -n do
+        replies[r + 1], replies[r + 2], replies[r + 3] = hold(acc, i, field, parts[n > 0 and first or first + u - 1])
+        r = r + 3
       end
-      replies[g] = reply
-    else
-      replies[g] = outcomes
+      replies[summary_at] = account_summary(acc, parts[at + 1]) or false
     end
   end
   return replies
@@ -232,14 +263,14 @@ end
 local function do_singles(singles, fields, n_accounts, origin, idem_ttl_ms)
   local replies, events = {}, {}
   for s = 1, #singles do
-    local a, known_version, metric, units, k, kind, event = unpack(singles[s])
+    local a, known_version, metric, units, k, kind, event = values(singles[s])
     local field = fields[s]
     local acc = account_at(a)
     local i = metric_of(acc, metric)
     local idem = keys[2 + n_accounts + k]
     if kind == 1 then
       local code, x, y = hold(acc, i, field, units, idem)
-      local reply = account_summary(acc, known_version)
+      local reply = account_summary(acc, known_version) or {false, -1, -1}
       reply[4], reply[5], reply[6] = code, x, y
       replies[s] = reply
     else
@@ -247,7 +278,7 @@ local function do_singles(singles, fields, n_accounts, origin, idem_ttl_ms)
       if registered and kind == 2 then
         give_back(acc, i, field, units)
       end
-      if redis.call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
+      if call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
         charge(acc, i, field, units)
         events[#events + 1] = event
         code = GRANTED
@@ -261,61 +292,92 @@ end
 
 local hour_known, hour_stream, hour_key  -- the key of this hour's counts, which is another only once an hour
 local function count_hour(stream)
-  local hour = math.floor(now_ms / HOUR_MS)
+  local hour = floor(now_ms / HOUR_MS)
   if hour ~= hour_known or stream ~= hour_stream then
     hour_known, hour_stream = hour, stream
-    hour_key = string.sub(stream, 1, -#'outbox' - 1) .. 'hour:' .. hour
+    hour_key = sub(stream, 1, -#'outbox' - 1) .. 'hour:' .. hour
   end
-  for field, units in pairs(charged) do
-    -- Only a field that is new gives the hash its end: at every charge it would be one more command.
-    if units > 0 and redis.call('HINCRBY', hour_key, field, units) == units then
-      redis.call('PEXPIRE', hour_key, HOUR_KEPT_MS)
-      if redis.call('HLEN', hour_key) == TABLE_AT then
-        redis.call('HSET', hour_key, 'table', string.rep(' ', 65))
-      end
+  local fields, count = {}, 0
+  for field, units in each(charged) do
+    if units > 0 then
+      count = count + 1
+      fields[count] = field
+    end
+  end
+  if count == 0 then
+    return
+  end
+  -- One command for all, since a command costs as much as ten values in one.
+  local before = call('HMGET', hour_key, values(fields))
+  local set, fresh = {}, 0
+  for n = 1, count do
+    local units = before[n]
+    if not units then
+      fresh = fresh + 1
+    end
+    set[2 * n - 1], set[2 * n] = fields[n], (units and number(units) or 0) + charged[fields[n]]
+  end
+  call('HSET', hour_key, values(set))
+  if fresh > 0 then
+    call('PEXPIRE', hour_key, HOUR_KEPT_MS)
+    local length = call('HLEN', hour_key)
+    if length >= TABLE_AT and length - fresh < TABLE_AT then
+      call('HSET', hour_key, 'table', string.rep(' ', 65))
     end
   end
 end
 
 local function batch(call_keys, args)
-  local epoch, seq, origin, n_accounts, events, groups, singles, idem_ttl_ms = unpack(cmsgpack.unpack(args[1]))
+  if not call then
+    bind()
+  end
+  local epoch, seq, origin, n_accounts, events, idem_ttl_ms, n_groups, metrics, singles = mp_unpack(args[1])
   local instance, outbox = call_keys[1], call_keys[2]
-  if #groups + #singles > PARTS_MAX then
-    return redis.error_reply('LIMIT a batch of ' .. (#groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
+  if n_groups + #singles > PARTS_MAX then
+    return redis.error_reply('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
   end
   keys = call_keys
   share_fields, share_at, share_now = {'e', 'q'}, {}, {}
   accounts, charged = {}, {}
-  local group_fields, single_fields = want_shares(groups), want_shares(singles)
-  shares = redis.call('HMGET', instance, unpack(share_fields))
-  local last_seq = tonumber(shares[2] or 0)
+  local parts = all_parts(args)
+  local starts = group_starts(parts, n_groups)
+  local group_fields, single_fields = {}, {}
+  for g = 1, n_groups do
+    local at = starts[g]
+    group_fields[g] = want_share(parts[at], metrics[parts[at + 2]])
+  end
+  for s = 1, #singles do
+    single_fields[s] = want_share(singles[s][1], singles[s][3])
+  end
+  shares = call('HMGET', instance, values(share_fields))
+  local last_seq = number(shares[2] or 0)
   if seq <= last_seq then
     if seq == last_seq then
-      return redis.call('HGET', instance, 'r')
+      return call('HGET', instance, 'r')
     end
     return redis.error_reply('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
   end
-  registered = tonumber(shares[1] or -1) == epoch
+  registered = number(shares[1] or -1) == epoch
   now_us, now_ms = clock()
 
-  local group_replies = do_groups(groups, group_fields)
+  local group_replies = do_groups(parts, starts, group_fields, metrics)
   local single_replies, single_events = do_singles(singles, single_fields, n_accounts, origin, idem_ttl_ms)
-  for _, acc in pairs(accounts) do
+  for _, acc in each(accounts) do
     account_write(acc)
   end
   if #single_events > 0 then
     if #events > 0 then
       table.insert(single_events, 1, events)
     end
-    events = table.concat(single_events, ',')
+    events = concat(single_events, ',')
   end
   if #events > 0 then
-    redis.call('XADD', outbox, '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
+    call('XADD', outbox, '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
   end
   count_hour(outbox)
-  local reply = cmsgpack.pack({registered and 1 or 0, now_us, group_replies, single_replies})
+  local reply = mp_pack({registered and 1 or 0, now_us, group_replies, single_replies})
   local set, gone = {'q', seq, 'r', reply}, {}
-  for field, units in pairs(share_now) do
+  for field, units in each(share_now) do
     if units > 0 then
       set[#set + 1] = field
       set[#set + 1] = units
@@ -323,16 +385,16 @@ local function batch(call_keys, args)
       gone[#gone + 1] = field
     end
   end
-  redis.call('HSET', instance, unpack(set))
+  call('HSET', instance, values(set))
   if #gone > 0 then
-    redis.call('HDEL', instance, unpack(gone))
+    call('HDEL', instance, values(gone))
   end
   if not registered then
     if not shares[1] then
-      redis.call('PEXPIRE', instance, FORGET_MS)
+      call('PEXPIRE', instance, FORGET_MS)
     else
       -- XX: one that was reaped is forgotten later; one that lives on in a newer epoch must not be forgotten with its holds.
-      redis.call('PEXPIRE', instance, FORGET_MS, 'XX')
+      call('PEXPIRE', instance, FORGET_MS, 'XX')
     end
   end
   return reply

@@ -10,18 +10,19 @@
 -- Why the fence: a reconciler that stood still since it read Lago must not write old funds over those of its successor.
 -- N is never written but by closing a period, H never at all: the request path owns them. Only an account that the ledger has
 -- never had, or has lost, takes over what was counted elsewhere in its period (`counted`, metric to units).
-local req = cmsgpack.unpack(ARGV[1])
+bind()
+local req = mp_unpack(ARGV[1])
 local expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
-  period_start, period_end, periods, older_cost, digits, expected_digits, expected_start, fence, counted = unpack(req, 1, 19)
+  period_start, period_end, periods, older_cost, digits, expected_digits, expected_start, fence, counted = values(req, 1, 19)
 local _, now_ms = clock()
 local acc = account_read(KEYS[1])
 local version = acc.terms and acc.terms[1] or 0
-local stored_digits = tonumber(redis.call('HGET', KEYS[1], 'digits') or digits)
+local stored_digits = number(call('HGET', KEYS[1], 'digits') or digits)
 if version ~= expected_version or (version > 0 and stored_digits ~= expected_digits) then
   return {'CONFLICT', version, stored_digits}
 end
 if fence then
-  local highest = tonumber(redis.call('HGET', KEYS[1], 'fence') or 0)
+  local highest = number(call('HGET', KEYS[1], 'fence') or 0)
   if fence < highest then
     return {'FENCED', highest}
   end
@@ -96,16 +97,16 @@ for i = HEAD + 1, #state, WIDTH do
     end
   end
 end
-for name in pairs(prices) do
+for name in each(prices) do
   if not metric_at(state, name) then
     metric_add(state, name)
   end
 end
 
 if version == 0 and counted then
-  for name, units in pairs(counted) do
+  for name, units in each(counted) do
     local i = metric_at(state, name) or metric_add(state, name)
-    state[i + 1] = math.max(state[i + 1], units)
+    state[i + 1] = max(state[i + 1], units)
   end
 end
 
@@ -113,23 +114,23 @@ version = version + 1
 account_write_pending(acc)
 -- Records of periods that are over are money of the account too.
 if factor > 1 then
-  local fields = redis.call('HGETALL', KEYS[1])
+  local fields = call('HGETALL', KEYS[1])
   for f = 1, #fields, 2 do
     local units, cost = string.match(fields[f + 1], '^(%d+) (%d+)$')
-    if units and string.sub(fields[f], 1, 7) == 'closed:' then
-      redis.call('HSET', KEYS[1], fields[f], string.format('%s %d', units, bounded(cost * factor)))
+    if units and sub(fields[f], 1, 7) == 'closed:' then
+      call('HSET', KEYS[1], fields[f], string.format('%s %d', units, bounded(cost * factor)))
     end
   end
 end
 if fence then
-  redis.call('HSET', KEYS[1], 'fence', fence)
+  call('HSET', KEYS[1], 'fence', fence)
 end
-redis.call('HSET', KEYS[1],
-  'terms', cmsgpack.pack({version, status, ceiling, count_k, rate_interval_us, burst, day_limit}),
-  'state', cmsgpack.pack(state),
-  'prices', cmsgpack.pack({prices, gone}),
-  'periods', cmsgpack.pack(periods),
+call('HSET', KEYS[1],
+  'terms', mp_pack({version, status, ceiling, count_k, rate_interval_us, burst, day_limit}),
+  'state', mp_pack(state),
+  'prices', mp_pack({prices, gone}),
+  'periods', mp_pack(periods),
   'digits', digits,
   'info', (string.gsub(info, '"version":0', '"version":' .. version, 1)))
-redis.call('ZADD', KEYS[2], 0, id)
+call('ZADD', KEYS[2], 0, id)
 return {'OK', version}

@@ -6,18 +6,19 @@
 -- that appeared in between remain and are counted in the reply, and it calls again.
 -- Why the epoch moves even if shares remain: a process that wakes between two calls must not settle, against holds that it took
 -- since, what was already given back.
+bind()
 local _, now_ms = clock()
-local ttl_ms = tonumber(ARGV[2])
-local beat = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if ttl_ms >= 0 and beat and now_ms - tonumber(beat) < ttl_ms then
+local ttl_ms = number(ARGV[2])
+local beat = call('ZSCORE', KEYS[2], ARGV[1])
+if ttl_ms >= 0 and beat and now_ms - number(beat) < ttl_ms then
   return -1
 end
 local remain, fields = shares_return(KEYS, now_ms)
 if fields > 0 then
-  redis.call('HINCRBY', KEYS[1], 'e', 1)
+  call('HINCRBY', KEYS[1], 'e', 1)
 end
 if remain == 0 then
-  redis.call('PEXPIRE', KEYS[1], 90000000)
-  redis.call('ZREM', KEYS[2], ARGV[1])
+  call('PEXPIRE', KEYS[1], 90000000)
+  call('ZREM', KEYS[2], ARGV[1])
 end
 return remain

@@ -4,17 +4,22 @@ No I/O.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import orjson
 
+from sidecar.ledger.command import bulk
 from sidecar.ledger.outcomes import Event, Hold
 
 HOLD, SETTLE, SETTLE_LATE = 1, 2, 3
 PARTS_MAX = 3000
 """Groups and singles that ``batch.lua`` takes in one call."""
+
+VALUES_PACKED = 4000
+"""Values of groups after which another argument begins: a script takes fewer than 8,000 from its stack at once."""
 
 _pack = msgpack.Packer(use_bin_type=False, autoreset=True).pack  # cmsgpack does not know the bin type
 
@@ -193,25 +198,42 @@ class Batch:
 
 
 def encode(
-    batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Any
-) -> tuple[list[bytes], bytes]:
-    """Keys after the first two, and the packed argument of ``batch.lua``.
+    batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Callable[[str], bytes]
+) -> tuple[list[bytes], list[bytes]]:
+    """Keys after the first two as bulk strings, and the arguments of ``batch.lua``.
 
-    ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its key.
+    ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its key as a
+    bulk string.
     """
     index: dict[str, int] = {}
     keys: list[bytes] = []
-    groups = []
+    metrics: dict[str, int] = {}
+    parts: list[int] = []
+    arguments: list[bytes] = [b""]
     for group in batch.groups.values():
-        account = group.account
+        account, metric, holds = group.account, group.metric, group.holds
         at = index.get(account)
         if at is None:
             at = index[account] = len(keys) + 1
             keys.append(account_key(account))
-        groups.append((
-            at, versions.get(account, 0), group.metric, group.settled, group.released, group.late,
-            [hold.units for hold in group.holds],
-        ))  # fmt: skip
+        number = metrics.get(metric)
+        if number is None:
+            number = metrics[metric] = len(metrics) + 1
+        parts += (at, versions.get(account, 0), number, group.settled, group.released, group.late)
+        if not holds:
+            parts.append(0)
+        else:
+            units = [hold.units for hold in holds]
+            if units.count(units[0]) == len(units):
+                parts += (len(units), units[0])
+            else:
+                parts.append(-len(units))
+                parts += units
+        if len(parts) >= VALUES_PACKED:
+            arguments.append(_pack_numbers(parts))
+            parts = []
+    if parts:
+        arguments.append(_pack_numbers(parts))
     singles = []
     idempotency_keys: list[bytes] = []
     for single in batch.singles:
@@ -221,21 +243,41 @@ def encode(
             at = index[hold.account] = len(keys) + 1
             keys.append(account_key(hold.account))
         assert hold.idempotency_key is not None
-        idempotency_keys.append(hold.idempotency_key.encode())
+        idempotency_keys.append(bulk(hold.idempotency_key.encode()))
         event = b"" if single.event is None else orjson.dumps(single.event)
         known = versions.get(hold.account, 0)
         singles.append((at, known, hold.metric, hold.units, len(idempotency_keys), single.kind, event))
     events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
     accounts = len(keys)
     keys += idempotency_keys
-    return keys, _pack((batch.epoch, batch.number, origin, accounts, events, groups, singles, ttl_ms))
+    arguments[0] = _pack_values((
+        batch.epoch, batch.number, origin, accounts, events, ttl_ms, len(batch.groups), list(metrics), singles
+    ))  # fmt: skip
+    return keys, arguments
+
+
+def _pack_numbers(values: list[int]) -> bytes:
+    try:
+        packed = bytes(values)
+    except ValueError:  # one is negative or above 255
+        return _pack_values(values)
+    # In msgpack a number below 128 is one byte, its own, and most here are.
+    return packed if packed.isascii() else _pack_values(values)
+
+
+def _pack_values(values: Sequence[Any]) -> bytes:
+    """The values one after another: an array without its head."""
+    count = len(values)
+    packed: bytes = _pack(values)
+    return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
 
 
 def decode(reply: bytes) -> tuple[bool, int, list[Any], list[Any]]:
-    """``(registered, now_us, groups, singles)`` of a reply.
+    """``(registered, now_us, holds, singles)`` of a reply. ``holds`` has for each group with holds its summary or
+    False, then code, x and y of each hold.
 
     Raises:
         ValueError: not a reply of ``batch.lua``.
     """
-    registered, now_us, groups, singles = msgpack.unpackb(reply, raw=False)
-    return bool(registered), int(now_us), groups, singles
+    registered, now_us, holds, singles = msgpack.unpackb(reply, raw=False)
+    return bool(registered), int(now_us), holds, singles

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from sidecar.ledger.command import bulk
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.link import LedgerCounters, Link, LinkSettings
 from sidecar.ledger.outcomes import AccountView, Event, Hold
@@ -83,11 +84,12 @@ class LedgerClient:
         )  # fmt: skip
 
     def _account_key(self, account: str) -> bytes:
+        """As a bulk string."""
         key = self._account_keys.get(account)
         if key is None:
             if len(self._account_keys) >= ACCOUNT_KEYS_MAX:
                 self._account_keys.clear()
-            key = self._account_keys[account] = self.keys.account(account).encode()
+            key = self._account_keys[account] = bulk(self.keys.account(account).encode())
         return key
 
     async def wait_ready(self, timeout_s: float) -> bool:

@@ -23,9 +23,10 @@ from typing import Any, Final
 import orjson
 
 from sidecar.ledger.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, decode, encode
+from sidecar.ledger.command import bulk, encode_call, encode_command
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.outcomes import AccountView, Code, Event, Hold
-from sidecar.ledger.resp import LedgerConnectionError, Reply, ReplyError, RespConnection, encode_command
+from sidecar.ledger.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
 from sidecar.ledger.scripts import function
 from sidecar.ledger.seat import Seat
 from sidecar.logger import get_logger
@@ -43,6 +44,7 @@ VIEWS_MAX = 200_000
 ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
+_NO_SUMMARY: Final[list[Any]] = [False, -1, -1]
 _NOT_LOADED: Final = "ERR Function not found"
 
 # Replies after which nothing was done and the same batch can be sent again: elsewhere, or here a little later.
@@ -110,7 +112,7 @@ class Link:
         self._account_keys = account_keys
         self._seat = Seat.of(instance, home, keys, SILENCE_S)
         self._function = function("batch")
-        self._outbox_key = keys.outbox(home).encode()
+        self._first_keys = [bulk(self._seat.instance_key), bulk(keys.outbox(home).encode())]
         self._operations_max = min(settings.operations_max, PARTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._connection: RespConnection | None = None
@@ -118,7 +120,7 @@ class Link:
         self._pending = Batch(0)
         self._queue: deque[Batch] = deque()
         self._flight: Batch | None = None
-        self._flight_bytes: tuple[list[bytes], bytes] = ([], b"")
+        self._flight_bytes: tuple[list[bytes], list[bytes]] = ([], [])
         self._flight_sent = 0.0
         self._flight_began = 0.0
         self._turned_away_since = 0.0
@@ -276,12 +278,11 @@ class Link:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        keys, argument = self._flight_bytes
+        keys, arguments = self._flight_bytes
         self._flight_sent = self._loop.time()
-        key_count = b"%d" % (len(keys) + 2)
-        head = (b"FCALL", self._function.name, key_count, self._seat.instance_key, self._outbox_key)
+        call = encode_call(self._function.name, [*self._first_keys, *keys], arguments)
         # The reply is taken for this batch alone: one that was sent twice is answered twice.
-        self._connection.send(encode_command((*head, *keys, argument)), partial(self._on_reply, batch))
+        self._connection.send(call, partial(self._on_reply, batch))
 
     # Replies
 
@@ -311,15 +312,17 @@ class Link:
             self._open_until = 0.0
         self._overdue = False
         self._turned_away_since = 0.0
-        registered, _now_us, groups, singles = decode(reply)
+        registered, _now_us, answers, singles = decode(reply)
         if not registered:
             self._lose_epoch(batch.epoch)
-        for group, answer in zip(batch.groups.values(), groups, strict=True):
+        at = 0
+        for group in batch.groups.values():
             if group.holds:
-                self._deliver(group.holds, answer, batch)
+                self._deliver(group.holds, answers[at] or _NO_SUMMARY, answers, at + 1, batch)
+                at += 1 + 3 * len(group.holds)
         for single, answer in zip(batch.singles, singles, strict=True):
             if single.kind == HOLD:
-                self._deliver([single.hold], answer, batch)
+                self._deliver([single.hold], answer, answer, 3, batch)
             elif single.hold.callback is not None:
                 self._decide(single.hold, answer[3])
         if self._pending.asked or self._queue or not self.settings.settle_delay_s:
@@ -327,17 +330,18 @@ class Link:
         elif self._pending.operations:
             self._linger()
 
-    def _deliver(self, holds: list[Hold], answer: list[Any], batch: Batch) -> None:
+    def _deliver(self, holds: list[Hold], summary: list[Any], answers: list[Any], at: int, batch: Batch) -> None:
+        """Holds of one account. ``summary``: info, what the rate leaves, what the day leaves. ``answers``: code, x and
+        y of each, from ``at`` on."""
         account = holds[0].account
-        if answer[0]:
-            self._note_view(account, answer[0])
+        if summary[0]:
+            self._note_view(account, summary[0])
         view_now = self._views.get(account)
-        rate_left, day_left = answer[1], answer[2]
-        at = 3
+        rate_left, day_left = summary[1], summary[2]
         for hold in holds:
-            code: int = answer[at]
-            hold.x = answer[at + 1]
-            hold.y = answer[at + 2]
+            code: int = answers[at]
+            hold.x = answers[at + 1]
+            hold.y = answers[at + 2]
             at += 3
             if code == 0:
                 hold.epoch = batch.epoch
@@ -389,7 +393,7 @@ class Link:
         word = message.split(" ", 1)[0]
         if message.startswith(_NOT_LOADED):
             assert self._connection is not None
-            command = encode_command((b"FUNCTION", b"LOAD", b"REPLACE", self._function.library))
+            command = encode_command([b"FUNCTION", b"LOAD", b"REPLACE", self._function.library])
             self._connection.send(command, partial(self._on_loaded, batch))
         elif word in _ELSEWHERE:
             self._complain("Valkey turned a batch away", error=message[:200])

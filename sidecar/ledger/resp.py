@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
+
+from sidecar.ledger.command import encode_command
 
 Reply = Any
 """bytes, int, list or None; an error reply is a :class:`ReplyError` value."""
@@ -42,14 +44,6 @@ class Address:
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
-
-
-def encode_command(parts: Sequence[bytes]) -> bytes:
-    """A command as a RESP array of bulk strings."""
-    out = [b"*%d\r\n" % len(parts)]
-    for part in parts:
-        out.append(b"$%d\r\n%b\r\n" % (len(part), part))
-    return b"".join(out)
 
 
 class RespConnection(asyncio.Protocol):
@@ -145,7 +139,7 @@ class RespConnection(asyncio.Protocol):
             else:
                 future.set_result(reply)
 
-        self.send(encode_command(parts), done)
+        self.send(encode_command([*parts]), done)
         return future
 
     def close(self) -> None:

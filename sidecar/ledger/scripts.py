@@ -14,7 +14,7 @@ from pathlib import Path
 
 NAME_DIGITS = 16
 
-_LIBRARY = ("clock", "pricing", "account")
+_LIBRARY = ("names", "clock", "pricing", "account")
 
 
 @dataclass(frozen=True, slots=True)

