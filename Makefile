@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
-.PHONY: help demo test lint types unit compiled compiled-test compare load docs clean
+.PHONY: help demo test lint types unit compiled compiled-test compare scaling load docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -66,6 +66,9 @@ compiled-test: $(COMPILED)/.done ## What concerns the request path once more, co
 
 compare: $(COMPILED)/.done $(VENV)/.installed-compare ## The gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.compare $(COMPARE_ARGS)
+
+scaling: $(COMPILED)/.done $(VENV)/.installed-compare ## What a request costs as accounts, connections, bodies, … grow (needs wrk)
+	$(AS_WHEEL) $(BIN)/python -m loadtests.scaling $(SCALING_ARGS)
 
 # One scenario against `sidecar demo`: make load-herd LOAD_ARGS='--users 50'. The reports go to build/load.
 SCENARIOS := steady herd topup valkey-restart openmeter-outage rolling-restart slow-clients big-bodies

@@ -1,6 +1,6 @@
 """How fast the publisher empties an outbox, and what an event costs.
 
-    python -m loadtests.bench_publisher [--events 300000] [--per-entry 1,20,300] [--batch 500]
+    python -m loadtests.bench_publisher [--events 300000] [--per-entry 1,20,300] [--batch 500] [--json]
 
 A Valkey of its own, the publisher in this process under uvloop, and a sink in another process that reads bodies and
 answers 204. ``events/s/core`` is events by the publisher's own CPU time: what one core could do if nothing else ran.
@@ -13,6 +13,7 @@ import asyncio
 import multiprocessing
 import os
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
@@ -92,7 +93,18 @@ async def fill(client: Redis, keys: Keys, events: int, per_entry: int) -> None:
     await pipeline.execute()
 
 
-async def measure(client: Redis, valkey_pid: int, url: str, events: int, per_entry: int, batch: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """CPU in microseconds an event, of the publisher's process and of Valkey."""
+
+    per_entry: int
+    events_per_s: float
+    cpu_us: float
+    events_per_s_core: float
+    valkey_us: float
+
+
+async def measure(client: Redis, valkey_pid: int, url: str, events: int, per_entry: int, batch: int) -> Delivery:
     keys = Keys()
     await client.flushall()
     await fill(client, keys, events, per_entry)
@@ -107,9 +119,13 @@ async def measure(client: Redis, valkey_pid: int, url: str, events: int, per_ent
     publisher.stop()
     await task
     sent = publisher.metrics.events_delivered
-    print(
-        f"{per_entry:4d} events/entry: {sent / wall_s:9,.0f} events/s   {own_s / sent * 1e6:5.2f} µs CPU/event"
-        f"   {sent / own_s:9,.0f} events/s/core   Valkey {valkey_s / sent * 1e6:5.2f} µs/event"
+    return Delivery(per_entry, sent / wall_s, own_s / sent * 1e6, sent / own_s, valkey_s / sent * 1e6)
+
+
+def text_of(found: Delivery) -> str:
+    return (
+        f"{found.per_entry:4d} events/entry: {found.events_per_s:9,.0f} events/s   {found.cpu_us:5.2f} µs CPU/event"
+        f"   {found.events_per_s_core:9,.0f} events/s/core   Valkey {found.valkey_us:5.2f} µs/event"
     )
 
 
@@ -118,7 +134,9 @@ async def main(options: argparse.Namespace, port: int) -> None:
         async with Redis(host=valkey.host, port=valkey.port) as client:
             pid = int((await client.info("server"))["process_id"])
             for per_entry in options.per_entry:
-                await measure(client, pid, f"http://127.0.0.1:{port}", options.events, per_entry, options.batch)
+                url = f"http://127.0.0.1:{port}"
+                found = await measure(client, pid, url, options.events, per_entry, options.batch)
+                print(orjson.dumps(found).decode() if options.json else text_of(found), flush=True)
 
 
 if __name__ == "__main__":
@@ -126,6 +144,7 @@ if __name__ == "__main__":
     parser.add_argument("--events", type=int, default=300_000)
     parser.add_argument("--per-entry", type=lambda text: [int(n) for n in text.split(",")], default=[1, 20, 300])
     parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each")
     arguments = parser.parse_args()
     receiver, sender = multiprocessing.Pipe(duplex=False)
     sink = multiprocessing.Process(target=run_sink, args=(sender,), daemon=True)

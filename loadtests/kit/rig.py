@@ -8,11 +8,11 @@ import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import orjson
@@ -124,6 +124,19 @@ def settled(client: redis.Redis, account: str = ACCOUNT, metric: str = "api_call
     return 0 if at is None else int(state[at + 1])
 
 
+def settled_by_all(client: redis.Redis, accounts: Sequence[str], metric: str = "api_calls") -> int:
+    """The same over many accounts."""
+    keys, total = Keys(), 0
+    for at in range(0, len(accounts), 5000):
+        pipeline = client.pipeline(transaction=False)
+        for account in accounts[at : at + 5000]:
+            pipeline.hget(keys.account(account), "state")
+        for packed in pipeline.execute():
+            state = msgpack.unpackb(packed or b"\x90")
+            total += int(state[state.index(metric) + 1]) if metric in state else 0
+    return total
+
+
 def streams(client: redis.Redis) -> list[bytes]:
     return list(client.scan_iter(match="*outbox", count=1000, _type="stream"))
 
@@ -132,8 +145,8 @@ def count_events(client: redis.Redis) -> int:
     """How many usage events the outbox has."""
     total = 0
     for stream in streams(client):
-        last = b"-"
-        while entries := client.xrange(stream, min=last, count=2000):
+        last: bytes = b"-"
+        while entries := cast(list[Any], client.xrange(stream, min=last, count=2000)):
             for _, fields in entries:
                 total += len(orjson.loads(fields[b"e"]))
             last = b"(" + entries[-1][0]

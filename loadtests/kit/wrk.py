@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -30,8 +31,18 @@ def find() -> str | None:
     return shutil.which("wrk")
 
 
-def load(url: str, *, connections: int, seconds: int, fields: dict[str, str] | None = None) -> Load:
+def load(
+    url: str,
+    *,
+    connections: int,
+    seconds: int,
+    fields: dict[str, str] | None = None,
+    script: Path = REPORT,
+    env: dict[str, str] | None = None,
+) -> Load:
     """Runs wrk with one thread against ``url``.
+
+    ``script`` makes its requests, with ``env`` in its environment; it has to run ``REPORT``, which is in there too.
 
     Raises:
         RigError: wrk is missing or failed.
@@ -39,10 +50,11 @@ def load(url: str, *, connections: int, seconds: int, fields: dict[str, str] | N
     program = find()
     if program is None:
         raise RigError("wrk is not installed")
-    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(REPORT)]
+    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script)]
     for name, value in (fields or {}).items():
         command += ["-H", f"{name}: {value}"]
-    done = subprocess.run([*command, url], capture_output=True, text=True, timeout=seconds + 60)
+    environment = {**os.environ, "REPORT": str(REPORT), **(env or {})}
+    done = subprocess.run([*command, url], capture_output=True, text=True, timeout=seconds + 60, env=environment)
     line = next((line for line in done.stdout.splitlines() if line.startswith("{")), None)
     if done.returncode or line is None:
         raise RigError(f"wrk failed: {done.stderr.strip() or done.stdout.strip()}")
