@@ -89,11 +89,6 @@ def bounds(answers: Answers) -> tuple[dict[str, int], dict[str, int]]:
     return low, dict(high)
 
 
-def is_settled(trading: Trading) -> bool:
-    """Whether the books have caught up with the answers, so that there is nothing to wait for."""
-    return all(check.verdict != "FAILED" for check in judge(trading))
-
-
 def judge(trading: Trading) -> tuple[Check, ...]:
     """All that must hold after every scenario."""
     return (*_ledger_checks(trading), *_event_checks(trading), *_meter_checks(trading))

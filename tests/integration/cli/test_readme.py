@@ -40,7 +40,7 @@ def test_every_shell_line_is_one_that_is_tested_here_or_in_ci() -> None:
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = {shlex.split(line)[1] for line in SHELL if line.startswith("make ")}
-    assert targets == {"demo", "test", "compare"}
+    assert targets == {"demo", "test", "compare", "scaling", "load"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 

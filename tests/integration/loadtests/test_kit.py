@@ -6,11 +6,13 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import h11
+import orjson
 import pytest
 
-from loadtests.kit import idle, rig, upstream
+from loadtests.kit import idle, rig, upstream, wrk
 from loadtests.kit.processes import RigError
 from loadtests.scaling.curves import idle_connections
 
@@ -93,6 +95,20 @@ def test_an_answer_is_whole_with_its_last_byte() -> None:
 
 def test_connections_come_from_as_many_addresses_as_they_need() -> None:
     assert [idle.source_of(n) for n in (0, 4999, 5000, 9999)] == ["127.0.0.2", "127.0.0.2", "127.0.0.3", "127.0.0.3"]
+
+
+@pytest.mark.skipif(wrk.find() is None, reason="wrk is not installed")
+def test_a_smoke_run_measures_and_checks_every_debit(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtests.scaling", "tiers", "--quick", "--json", str(found)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = orjson.loads(found.read_bytes())["results"]
+    assert [(row["curve"], row["point"]) for row in rows] == [("tiers", 1), ("tiers", 10)]
+    assert all(figures["requests"] > 0 and figures["cpu_us"] > 0 for row in rows for figures in row["rounds"])
+    assert "not measured: CPU per request, 100,000 accounts" in done.stdout
 
 
 def test_without_wrk_it_is_said_what_to_install() -> None:
