@@ -307,17 +307,25 @@ local function count_hour(stream)
   if count == 0 then
     return
   end
-  -- One command for all, since a command costs as much as ten values in one.
-  local before = call('HMGET', hour_key, values(fields))
-  local set, fresh = {}, 0
-  for n = 1, count do
-    local units = before[n]
-    if not units then
-      fresh = fresh + 1
+  local fresh = 0
+  if count == 1 then
+    local units = charged[fields[1]]
+    if call('HINCRBY', hour_key, fields[1], units) == units then
+      fresh = 1
     end
-    set[2 * n - 1], set[2 * n] = fields[n], (units and number(units) or 0) + charged[fields[n]]
+  else
+    -- Two commands for all instead of one for each, since a command costs as much as ten values in one.
+    local before = call('HMGET', hour_key, values(fields))
+    local set = {}
+    for n = 1, count do
+      local units = before[n]
+      if not units then
+        fresh = fresh + 1
+      end
+      set[2 * n - 1], set[2 * n] = fields[n], (units and number(units) or 0) + charged[fields[n]]
+    end
+    call('HSET', hour_key, values(set))
   end
-  call('HSET', hour_key, values(set))
   if fresh > 0 then
     call('PEXPIRE', hour_key, HOUR_KEPT_MS)
     local length = call('HLEN', hour_key)
