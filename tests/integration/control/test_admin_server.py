@@ -146,6 +146,17 @@ async def test_requests_sent_ahead_are_answered_in_order_on_one_connection() -> 
     assert received.count(b"Connection: close") == 1
 
 
+@pytest.mark.parametrize("sent", [b"GET /livez HTTP/1.0\r\n\r\n", get("/livez", "Connection: close")])
+async def test_who_asks_once_gets_the_answer_and_the_end(sent: bytes) -> None:
+    async with served() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        received = await asyncio.wait_for(reader.read(), 5)
+        assert answers(received, [b"GET"]) == [(200, b"ok\n")]
+        assert b"\r\nConnection: close\r\n" in received
+        writer.close()
+
+
 async def test_a_head_that_trickles_in_is_read() -> None:
     async with served() as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
