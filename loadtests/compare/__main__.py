@@ -22,6 +22,7 @@ from loadtests.compare.contenders import Ground, start_all
 from loadtests.compare.measuring import measure
 from loadtests.kit import rig, tools, wrk
 from loadtests.kit.processes import RigError
+from loadtests.kit.results import write_json
 
 CONNECTIONS = (1, 16, 64, 256)
 
@@ -48,7 +49,7 @@ def main() -> int:
     report.show(results, verdicts, missing)
     document = report.document(results, verdicts, missing, arguments.seconds)
     if arguments.json:
-        report.write_json(arguments.json, document)
+        write_json(arguments.json, document)
     if arguments.chart:
         try:
             report.draw(arguments.chart, document)

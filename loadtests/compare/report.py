@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import orjson
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +15,7 @@ from loadtests.compare import contenders as who
 from loadtests.compare.bars import Results, Verdict
 from loadtests.compare.measuring import Measurement
 from loadtests.kit.processes import RigError
+from loadtests.kit.results import measured_on
 
 CHART_CONNECTIONS = 64
 
@@ -72,10 +69,7 @@ def _cell(rounds: list[Measurement], figure: str, form: str) -> str:
 def document(results: Results, verdicts: list[Verdict], missing: list[str], seconds: int) -> dict[str, Any]:
     """The whole result as JSON would have it."""
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "python": platform.python_version(),
-        "seconds": seconds,
+        **measured_on(seconds),
         "missing": missing,
         "bars": [{**asdict(v.bar), "ratio": v.ratio, "low": v.low, "high": v.high, "holds": v.holds} for v in verdicts],
         "results": [
@@ -83,11 +77,6 @@ def document(results: Results, verdicts: list[Verdict], missing: list[str], seco
             for (connections, name), rounds in results.items()
         ],
     }
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:

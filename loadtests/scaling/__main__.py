@@ -17,9 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtests.compare.report import write_json
 from loadtests.kit import tools, wrk
 from loadtests.kit.processes import RigError
+from loadtests.kit.results import write_json
 from loadtests.scaling import report
 from loadtests.scaling.curve import Curve, Figures, Ground, judge
 from loadtests.scaling.curves import CURVES

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.kit.processes import RigError
+from loadtests.kit.results import measured_on
 from loadtests.scaling.curve import Bar, Curve, Figure, Figures, Results, Verdict
 
 COLUMNS = 2
@@ -61,10 +59,7 @@ def cell(rounds: Sequence[Figures], figure: Figure) -> str:
 def document(results: Results, verdicts: Sequence[Verdict], seconds: int) -> dict[str, Any]:
     """The whole result as JSON would have it."""
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "python": platform.python_version(),
-        "seconds": seconds,
+        **measured_on(seconds),
         "bars": [{**asdict(v.bar), "value": v.value, "low": v.low, "high": v.high, "holds": v.holds} for v in verdicts],
         "results": [
             {"curve": name, "point": point, "rounds": [dict(each) for each in rounds]}
