@@ -63,13 +63,16 @@ local function all_parts(args)
   return parts
 end
 
--- Where in `parts` each group begins.
+-- Where in `parts` each group begins. Values without arrays do not say where they end, so the number of groups must.
 local function group_starts(parts, count)
   local starts, at = {}, 1
   for g = 1, count do
     starts[g] = at
     local n = parts[at + 6]
-    at = at + PART + (n > 0 and 1 or -n)
+    at = n and at + PART + (n > 0 and 1 or -n) or MAX_INT
+  end
+  if at ~= #parts + 1 then
+    error('a batch of ' .. count .. ' groups whose values are more or fewer')
   end
   return starts
 end

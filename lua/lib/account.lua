@@ -13,10 +13,12 @@ local KNOWN_MAX = 1024
 local known, known_count = {}, 0
 
 -- An array of msgpack, without the cost of an array: its values go from the stack straight into a table. The stack has no
--- room for 8,000.
+-- room for 8,000; longer arrays go the usual way.
+local VALUES_MAX = 4095
+
 local function mp_values(packed)
   local lead, high = byte(packed, 1, 2)
-  if lead < 0x90 or lead > 0x9f and (lead ~= 0xdc or high > 15) then
+  if lead < 0x90 or lead > 0x9f and (lead ~= 0xdc or high > floor(VALUES_MAX / 256)) then
     return mp_unpack(packed)
   end
   local values_read = {mp_unpack(sub(packed, lead == 0xdc and 4 or 2))}
@@ -45,13 +47,7 @@ end
 local function array_head(count)
   local head = packed_heads[count]
   if not head then
-    if count < 16 then
-      head = char(0x90 + count)
-    elseif count < 65536 then
-      head = char(0xdc, floor(count / 256), count % 256)
-    else
-      head = char(0xdd, 0, floor(count / 65536) % 256, floor(count / 256) % 256, count % 256)
-    end
+    head = count < 16 and char(0x90 + count) or char(0xdc, floor(count / 256), count % 256)
     packed_heads[count] = head
   end
   return head
@@ -60,6 +56,9 @@ end
 local function state_packed(acc)
   local state, tails = acc.state, acc.tails
   local count = #state
+  if count > VALUES_MAX then
+    return mp_pack(state)
+  end
   if not acc.head then
     acc.head = mp_pack(state[1], state[2], state[3], state[4], state[5], state[6])
   end

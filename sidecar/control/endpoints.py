@@ -71,7 +71,7 @@ class AdminEndpoints:
             return problem(401, "A bearer token is needed.", (("WWW-Authenticate", 'Bearer realm="sidecar admin"'),))
         try:
             found = await self._find(path, query, only_look=method not in _ALLOWED)
-        except Exception:
+        except Exception:  # whatever it is (Valkey gone, a defect), who watches needs an answer, and the next one too
             log.exception("an admin request failed", path=path[:200])
             return problem(500, "This failed; the log says why.")
         if found is None:

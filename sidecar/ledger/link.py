@@ -320,6 +320,8 @@ class Link:
             if group.holds:
                 self._deliver(group.holds, answers[at] or _NO_SUMMARY, answers, at + 1, batch)
                 at += 1 + 3 * len(group.holds)
+        if at != len(answers):
+            raise ValueError(f"{len(answers)} values answer holds that have {at}")
         for single, answer in zip(batch.singles, singles, strict=True):
             if single.kind == HOLD:
                 self._deliver([single.hold], answer, answer, 3, batch)

@@ -7,8 +7,9 @@ import redis
 
 from tests.integration.ledger.desk import Desk
 from tests.reference.messages import Code, Group
-from tests.support.ledger_driver import RealLedger
-from tests.support.ledger_state import pack
+from tests.reference.pricing import MAX_INT
+from tests.support.ledger_driver import HOME, RealLedger, call_batch, one_group, text_of
+from tests.support.ledger_state import pack, unpack
 
 KEPT_MAX = 1024
 
@@ -65,3 +66,49 @@ def test_more_accounts_than_are_kept(real_desk: Desk) -> None:
         for at in range(0, len(accounts), 500):
             reply = real_desk.send("gw", *(Group.of(account, hold=(1,)) for account in accounts[at : at + 500]))
             assert {group.outcomes[0].code for group in reply.groups if group is not None} == {expected}
+
+
+@pytest.mark.parametrize("metrics", [1, 2, 3, 700])
+def test_a_state_that_was_packed_piece_by_piece_is_one_array(
+    real_desk: Desk, stored: redis.Redis, metrics: int
+) -> None:
+    # 6 values and 7 a metric: arrays with heads of one byte and of three, and one that is packed as a whole.
+    names = [f"metric {number}" for number in range(metrics)]
+    real_desk.load(prices={name: ["s", 0] for name in names})
+    for units in (1, 200, 70_000):
+        real_desk.send("gw", *(Group.of("tpp", name, hold=(units,)) for name in names))
+        packed = stored.hget(key_of(real_desk), "state")
+        assert isinstance(packed, bytes)
+        state = unpack(packed)
+        assert pack(state) == packed
+        assert len(state) == 6 + 7 * metrics
+        real_desk.send("gw", *(Group.of("tpp", name, settle=(units,)) for name in names))
+    assert real_desk.n(metric="metric 0") == 70_201
+
+
+def test_what_is_stored_of_a_price_is_the_tier_that_the_last_hold_met(real_desk: Desk, stored: redis.Redis) -> None:
+    real_desk.load(prices={"api_calls": ["g", 3, 0, 0, 6, 5, 0, MAX_INT, 7, 0]}, ceiling=1000)
+    for count, piece in [(1, [0, 3, 0, 0]), (3, [0, 3, 0, 0]), (5, [4, 6, 5, 5]), (8, [7, MAX_INT, 22, 7])]:
+        while real_desk.n() < count:
+            real_desk.hold(1)
+            real_desk.settle(1)
+        assert unpack(stored.hget(key_of(real_desk), "state"))[9:] == piece  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", ["one fewer", "one more", "none"])
+def test_a_batch_whose_values_are_not_those_of_its_groups_changes_nothing(
+    real_desk: Desk, stored: redis.Redis, values: str
+) -> None:
+    assert isinstance(real_desk.ledger, RealLedger)
+    real_desk.load()
+    real_desk.hold(1)
+    before = real_desk.ledger.state(["tpp"], ["gw"])
+    keys = real_desk.ledger.keys
+    names = [keys.instance(HOME, "gw"), keys.outbox(HOME), keys.account("tpp")]
+    head, group = one_group(real_desk.epochs["gw"], real_desk.seqs["gw"] + 1, "gw.00", "", ["api_calls", 0, 0, 0, [1]])
+    wrong = {"one fewer": [group[:-1]], "one more": [group + pack(1)], "none": []}[values]
+    text = text_of("batch", movable_clock=True)
+    with pytest.raises(redis.ResponseError, match="a batch of 1 groups whose values are more or fewer"):
+        call_batch(stored, text, names, head, *wrong)
+    assert real_desk.ledger.state(["tpp"], ["gw"]) == before
+    assert len(call_batch(stored, text, names, head, group)) > 0, "as it was sent, it is good"

@@ -27,6 +27,12 @@ MUTANTS = [
     ("an hour forgets what came before, several", "(units and number(units) or 0)", "0"),
     ("a changed account is not read anew", "elseif acc.state_packed ~= state then", "elseif not acc.state then"),
     ("changed terms are not read anew", "if acc.terms_packed ~= terms then", "if not acc.terms then"),
+    ("what was packed of a rate outlives it", "day, day_count\n  acc.head = nil", "day, day_count"),
+    ("what was packed of a period outlives it", "= kept\n  acc.head, acc.tails = nil, {}", "= kept"),
+    (
+        "what was packed outlives who changed it",
+        "mp_values(state)\n    acc.head, acc.tails = nil, {}", "mp_values(state)\n    acc.tails = acc.tails or {}",
+    ),
     ("a restart keeps former holds", "remain = shares_return(KEYS, now_ms)\nif remain", "remain = 0\nif remain"),
 ]  # fmt: skip
 
