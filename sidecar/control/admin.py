@@ -35,6 +35,7 @@ class AdminServer:
         self.parser = HeadParser(interesting=[_AUTHORIZATION], limits=_LIMITS, upgrades=())
         self.connections: set[_Connection] = set()
         self.closing = False
+        self.emptied = asyncio.Event()
         self._settings = settings
         self._socket_path = socket_path
         self._server: asyncio.Server | None = None
@@ -59,18 +60,18 @@ class AdminServer:
         return bound
 
     async def close(self) -> None:
-        """Answers under way end, for a few seconds; then what is left is cut off."""
+        """Answers under way are made and taken, for a few seconds; then what is left is cut off."""
         self.closing = True
         if self._server is None:
             return
         self._server.close()
-        tasks = [connection.task for connection in self.connections if connection.task is not None]
         for connection in [*self.connections]:
             connection.end_if_idle()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+        if self.connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.emptied.wait(), CLOSE_TIMEOUT_S)
         for connection in [*self.connections]:
-            connection.abort_late()
+            connection.abort()
         if self._socket_path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self._socket_path)
@@ -86,6 +87,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
         self._searched = 0
         self._paused = False
+        self._half_closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -108,8 +110,15 @@ class _Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
 
+    def eof_received(self) -> bool:
+        """Who has sent all that it will may still wait for answers. Whether the connection stays open for them."""
+        self._half_closed = True
+        return self.task is not None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        if self._server.closing and not self._server.connections:
+            self._server.emptied.set()
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -121,19 +130,15 @@ class _Connection(asyncio.Protocol):
         if self.task is None and self._transport is not None:
             self._transport.close()
 
-    def abort_late(self) -> None:
-        """For the end: what did not finish is cut off; what only waits to be taken is let go."""
-        if self._transport is not None and (self.task is not None or self._transport.get_write_buffer_size()):
+    def abort(self) -> None:
+        """Cuts off, whatever has not gone out."""
+        if self._transport is not None:
             self._transport.abort()
 
     def _arm(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
-
-    def _too_late(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
 
     def _read(self) -> None:
         try:
@@ -147,7 +152,7 @@ class _Connection(asyncio.Protocol):
         head, end = found
         self._buffer, self._searched = self._buffer[end:], 0
         if head.body is not BodyKind.NONE:
-            # Nothing here takes a body, and what it is not read it cannot be told from the next request.
+            # Nothing here takes a body, and what is not read of it cannot be told from the next request.
             self._write(problem(413, "A request to the admin side has no body."), keep=False)
             return
         self._arm(ANSWER_TIMEOUT_S)
@@ -176,6 +181,8 @@ class _Connection(asyncio.Protocol):
             transport.resume_reading()
         if self._buffer:
             self._read()
+        if self._half_closed and self.task is None:
+            transport.close()
 
     def _write(self, answer: Answer, *, keep: bool, head_only: bool = False) -> None:
         transport = self._transport

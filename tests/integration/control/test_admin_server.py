@@ -1,10 +1,11 @@
-"""The admin side's server on its own: real sockets, requests of every shape."""
+"""The admin side's servers on their own: real sockets, requests of every shape."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import h11
 import pytest
+from aiohttp import web
 
 from sidecar.config.operations import AdminSettings
 from sidecar.control import admin
 from sidecar.control.admin import AdminServer
+from sidecar.control.admin_web import AdminWebServer
 from sidecar.control.assemble import SetupError
 from sidecar.control.dataplane import Health
 from sidecar.control.endpoints import AdminEndpoints
@@ -31,26 +34,56 @@ class Accounts:
         return {"id": account} if account in ("a/b", "tpp-1") else None
 
 
-@asynccontextmanager
-async def served(
-    status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None, token: str | None = None
-) -> AsyncIterator[tuple[AdminServer, int]]:
+Status = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+def endpoints_of(status: Status | None, token: str | None, metrics: bytes) -> AdminEndpoints:
     async def health() -> Health:
         return Health(False, "the ledger is out of reach")
 
-    async def metrics() -> bytes:
-        return METRICS
+    async def page() -> bytes:
+        return metrics
 
     async def usual() -> Mapping[str, Any]:
         return {"ready": True}
 
-    endpoints = AdminEndpoints(health, metrics, status or usual, Accounts(), token)
-    server = AdminServer(AdminSettings(port=0), endpoints)
+    return AdminEndpoints(health, page, status or usual, Accounts(), token)
+
+
+@asynccontextmanager
+async def served(
+    status: Status | None = None, token: str | None = None, metrics: bytes = METRICS
+) -> AsyncIterator[tuple[AdminServer, int]]:
+    server = AdminServer(AdminSettings(port=0), endpoints_of(status, token, metrics))
     port = await server.start()
     try:
         yield server, port
     finally:
         await server.close()
+
+
+@asynccontextmanager
+async def served_by(kind: str, status: Status | None = None, token: str | None = None) -> AsyncIterator[int]:
+    """The port of a gateway's server or of a control plane's; both have to answer alike."""
+    if kind == "gateway":
+        async with served(status, token) as (_, port):
+            yield port
+        return
+
+    async def no_webhooks(request: web.Request) -> web.Response:
+        raise AssertionError(request.path)
+
+    server = AdminWebServer(
+        AdminSettings(port=0), endpoints_of(status, token, METRICS), webhooks=no_webhooks, field_bytes_max=8192
+    )
+    port = await server.start()
+    try:
+        yield port
+    finally:
+        await server.close()
+
+
+of_both = pytest.mark.parametrize("kind", ["gateway", "control plane"])
 
 
 async def exchange(port: int, sent: bytes, *, half_close: bool = False) -> bytes:
@@ -98,6 +131,7 @@ def get(target: str, *fields: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {target} HTTP/1.1", "Host: a", *fields, "", ""]).encode()
 
 
+@of_both
 @pytest.mark.parametrize(
     ("target", "status", "said"),
     [
@@ -118,14 +152,15 @@ def get(target: str, *fields: str, method: str = "GET") -> bytes:
         ("//livez", 404, "nothing"),
     ],
 )
-async def test_a_target_has_its_answer(target: str, status: int, said: str) -> None:
-    async with served() as (_, port):
-        [(found, body)] = answers(await exchange(port, get(target)), [b"GET"])
+async def test_a_target_has_its_answer(kind: str, target: str, status: int, said: str) -> None:
+    async with served_by(kind) as port:
+        [(found, body)] = answers(await exchange(port, get(target, "Connection: close")), [b"GET"])
     assert (found, said in body.decode()) == (status, True), body
 
 
-async def test_head_has_the_fields_of_get_and_no_body_and_others_are_told_what_is_allowed() -> None:
-    async with served() as (_, port):
+@of_both
+async def test_head_has_the_fields_of_get_and_no_body_and_others_are_told_what_is_allowed(kind: str) -> None:
+    async with served_by(kind) as port:
         received = await exchange(port, get("/metrics", method="HEAD"))
         head, _, rest = received.partition(b"\r\n\r\n")
         assert f"Content-Length: {len(METRICS)}".encode() in head
@@ -155,6 +190,17 @@ async def test_who_asks_once_gets_the_answer_and_the_end(sent: bytes) -> None:
         assert answers(received, [b"GET"]) == [(200, b"ok\n")]
         assert b"\r\nConnection: close\r\n" in received
         writer.close()
+
+
+async def test_who_sends_its_requests_and_closes_its_side_gets_all_answers() -> None:
+    for sent in (get("/metrics") + get("/livez"), get("/metrics") + get("/livez") + b"GET /live"):
+        async with served() as (server, port):
+            received = await exchange(port, sent, half_close=True)
+            assert [status for status, _ in answers(received, [b"GET"] * 2)] == [200, 200]
+            assert not server.connections
+    async with served() as (server, port):
+        assert await exchange(port, b"GET /livez HT", half_close=True) == b""
+        assert not server.connections
 
 
 async def test_a_head_that_trickles_in_is_read() -> None:
@@ -191,10 +237,11 @@ async def test_what_is_no_request_here_is_told_so_and_the_connection_ends(sent: 
     assert json.loads(received.partition(b"\r\n\r\n")[2])["status"] == status
 
 
+@of_both
 @pytest.mark.parametrize("field", ["", "Authorization: Bearer wrong", "Authorization: Basic dG9rZW4="])
-async def test_the_token_is_asked_for_and_a_doubled_one_is_none(field: str) -> None:
+async def test_the_token_is_asked_for_and_a_doubled_one_is_none(kind: str, field: str) -> None:
     fields = [field] if field else []
-    async with served(token="token-0123456789abc") as (_, port):
+    async with served_by(kind, token="token-0123456789abc") as port:
         [(status, body)] = answers(await exchange(port, get("/v1/status", *fields)), [b"GET"])
         assert (status, b"token-" in body) == (401, False)
         good = "Authorization: Bearer token-0123456789abc"
@@ -203,11 +250,12 @@ async def test_the_token_is_asked_for_and_a_doubled_one_is_none(field: str) -> N
         assert answers(await exchange(port, get("/livez")), [b"GET"])[0][0] == 200
 
 
-async def test_a_failure_inside_is_500_and_the_connection_goes_on() -> None:
+@of_both
+async def test_a_failure_inside_is_500_and_the_connection_goes_on(kind: str) -> None:
     async def broken() -> Mapping[str, Any]:
         raise ConnectionError("secret-host:6379 is out of reach")
 
-    async with served(status=broken) as (_, port):
+    async with served_by(kind, status=broken) as port:
         found = answers(await exchange(port, get("/v1/status") + get("/livez")), [b"GET"] * 2)
     assert [status for status, _ in found] == [500, 200]
     assert b"secret-host" not in found[0][1]
@@ -278,7 +326,30 @@ async def test_at_the_end_an_answer_under_way_is_finished_and_idle_connections_c
         writer.close()
 
 
-async def test_who_goes_away_ends_the_work_for_it() -> None:
+async def test_at_the_end_a_large_answer_is_taken_by_a_slow_reader_and_nobody_waits_for_one_that_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admin, "CLOSE_TIMEOUT_S", 1.0)
+    async with served(metrics=METRICS * 40) as (server, port):
+        slow, deaf = [await asyncio.open_connection("127.0.0.1", port, limit=4096) for _ in range(2)]
+        for _, writer in (slow, deaf):
+            writer.write(get("/metrics"))
+        head = await slow[0].readuntil(b"\r\n\r\n")
+        closing = asyncio.create_task(server.close())
+        await asyncio.sleep(0.2)
+        assert not closing.done()
+        body = await asyncio.wait_for(slow[0].read(), 5)
+        assert f"Content-Length: {len(body)}\r\n".encode() in head
+        assert len(body) == 40 * len(METRICS)
+        await asyncio.wait_for(closing, 5)
+        deaf[1].transport.abort()
+        slow[1].close()
+
+
+@pytest.mark.parametrize("leaves", ["with a reset", "without a word"])
+async def test_who_goes_away_ends_the_work_for_it(leaves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A close looks like the end of what a client sends, after which it may still wait: there the time limit ends it.
+    monkeypatch.setattr(admin, "ANSWER_TIMEOUT_S", 60.0 if leaves == "with a reset" else 0.2)
     entered, ended = asyncio.Event(), asyncio.Event()
 
     async def slow() -> Mapping[str, Any]:
@@ -293,6 +364,9 @@ async def test_who_goes_away_ends_the_work_for_it() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(get("/v1/status"))
         await entered.wait()
+        if leaves == "with a reset":
+            at_once = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         writer.transport.abort()
         await asyncio.wait_for(ended.wait(), 5)
 
