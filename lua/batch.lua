@@ -22,10 +22,6 @@ local DAY_US = 86400000000
 local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
 local PART = 7                   -- values of a group before its units
 local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
-local HOUR_MS = 3600000
-local HOUR_KEPT_MS = 777600000   -- 9 days: what an audit may look back, and some
-local TABLE_AT = 32              -- counts of an hour: Valkey searches a hash of up to 512 short fields from end to end, which would
-                                 -- cost a charge more than all the rest; one value of more than 64 bytes makes it a table
 
 -- Of the call.
 local keys               -- as they came
@@ -293,51 +289,6 @@ local function do_singles(singles, fields, n_accounts, origin, idem_ttl_ms)
   return replies, events
 end
 
-local hour_known, hour_stream, hour_key  -- the key of this hour's counts, which is another only once an hour
-local function count_hour(stream)
-  local hour = floor(now_ms / HOUR_MS)
-  if hour ~= hour_known or stream ~= hour_stream then
-    hour_known, hour_stream = hour, stream
-    hour_key = sub(stream, 1, -#'outbox' - 1) .. 'hour:' .. hour
-  end
-  local fields, count = {}, 0
-  for field, units in each(charged) do
-    if units > 0 then
-      count = count + 1
-      fields[count] = field
-    end
-  end
-  if count == 0 then
-    return
-  end
-  local fresh = 0
-  if count == 1 then
-    local units = charged[fields[1]]
-    if call('HINCRBY', hour_key, fields[1], units) == units then
-      fresh = 1
-    end
-  else
-    -- Two commands for all instead of one for each, since a command costs as much as ten values in one.
-    local before = call('HMGET', hour_key, values(fields))
-    local set = {}
-    for n = 1, count do
-      local units = before[n]
-      if not units then
-        fresh = fresh + 1
-      end
-      set[2 * n - 1], set[2 * n] = fields[n], (units and number(units) or 0) + charged[fields[n]]
-    end
-    call('HSET', hour_key, values(set))
-  end
-  if fresh > 0 then
-    call('PEXPIRE', hour_key, HOUR_KEPT_MS)
-    local length = call('HLEN', hour_key)
-    if length >= TABLE_AT and length - fresh < TABLE_AT then
-      call('HSET', hour_key, 'table', string.rep(' ', 65))
-    end
-  end
-end
-
 local function batch(call_keys, args)
   if not call then
     bind()
@@ -385,7 +336,7 @@ local function batch(call_keys, args)
   if #events > 0 then
     call('XADD', outbox, '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
   end
-  count_hour(outbox)
+  count_hour(outbox, now_ms, charged)
   local reply = mp_pack({registered and 1 or 0, now_us, group_replies, single_replies})
   local set, gone = {'q', seq, 'r', reply}, {}
   for field, units in each(share_now) do

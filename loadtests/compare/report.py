@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.compare import contenders as who
-from loadtests.compare.bars import Results, Verdict
+from loadtests.compare.bars import RatioBar, Results
 from loadtests.compare.measuring import Measurement
+from loadtests.kit.bars import Verdict, verdict_table
 from loadtests.kit.processes import RigError
-from loadtests.kit.results import measured_on
+from loadtests.kit.results import measured_on, spread
 
 CHART_CONNECTIONS = 64
 
@@ -30,7 +31,7 @@ ORDER = (
 )  # fmt: skip
 
 
-def show(results: Results, verdicts: list[Verdict], missing: list[str]) -> None:
+def show(results: Results, verdicts: list[Verdict[RatioBar]], missing: list[str]) -> None:
     """Prints everything, wide enough for the tables wherever the output goes."""
     console = Console(width=max(170, Console().width))
     table = Table(title="medians (lowest–highest)", title_justify="left", box=box.SIMPLE)
@@ -45,16 +46,7 @@ def show(results: Results, verdicts: list[Verdict], missing: list[str]) -> None:
         before = connections
         table.add_row(str(connections), name, *(_cell(rounds, figure, form) for _, figure, form in COLUMNS))
     console.print(table)
-    ratios = Table(title="the gateway ÷ its peer, round by round", title_justify="left", box=box.SIMPLE)
-    for column in ("figure", "conn.", "median (lowest–highest)", "bar", "holds"):
-        ratios.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
-    for verdict in verdicts:
-        bar = verdict.bar
-        ratios.add_row(
-            bar.what, str(bar.connections), f"{verdict.ratio:.2f} ({verdict.low:.2f}–{verdict.high:.2f})",
-            f"{'≥' if bar.at_least else '≤'} {bar.bound:g}", "yes" if verdict.holds else "NO",
-        )  # fmt: skip
-    console.print(ratios)
+    console.print(verdict_table("the gateway ÷ its peer, round by round", verdicts))
     for reason in missing:
         console.print(f"left out: {reason}")
 
@@ -63,15 +55,15 @@ def _cell(rounds: list[Measurement], figure: str, form: str) -> str:
     values = [getattr(each, figure) for each in rounds]
     if not any(values) or (figure == "valkey_us" and max(values) < 0.5):
         return ""
-    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+    return spread(values, form)
 
 
-def document(results: Results, verdicts: list[Verdict], missing: list[str], seconds: int) -> dict[str, Any]:
+def document(results: Results, verdicts: list[Verdict[RatioBar]], missing: list[str], seconds: int) -> dict[str, Any]:
     """The whole result as JSON would have it."""
     return {
         **measured_on(seconds),
         "missing": missing,
-        "bars": [{**asdict(v.bar), "ratio": v.ratio, "low": v.low, "high": v.high, "holds": v.holds} for v in verdicts],
+        "bars": [each.document() for each in verdicts],
         "results": [
             {"connections": connections, "contender": name, "rounds": [asdict(each) for each in rounds]}
             for (connections, name), rounds in results.items()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import orjson
@@ -24,3 +26,8 @@ def measured_on(seconds: int) -> dict[str, Any]:
 def write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def spread(rounds: Sequence[float], form: str) -> str:
+    """The median, with the lowest and the highest. ``form``: as in a format string."""
+    return f"{median(rounds):{form}} ({min(rounds):{form}}–{max(rounds):{form}})"

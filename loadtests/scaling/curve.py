@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+
+from loadtests.kit.bars import Bar, Verdict
 
 Figures = Mapping[str, float]
 """What was measured at one point in one round, by name."""
@@ -59,44 +60,32 @@ class Curve:
     figures: tuple[Figure, ...] = USUAL
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """``figure`` of the curve at ``point``, divided by that at ``base`` of the same round if there is one, must not be
-    above (or below) ``bound``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveBar(Bar):
+    """``figure`` of the curve at ``point``, divided by that at ``base`` of the same round if there is one."""
 
-    what: str
     curve: str
     figure: str
     point: int
-    bound: float
     base: int | None = None
-    at_least: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The median of the rounds, with the lowest and the highest."""
-
-    bar: Bar
-    value: float
-    low: float
-    high: float
-
-    @property
-    def holds(self) -> bool:
-        return self.value >= self.bar.bound if self.bar.at_least else self.value <= self.bar.bound
+def _bar(
+    what: str, curve: str, figure: str, point: int, bound: float, *, base: int | None = None, at_least: bool = False
+) -> CurveBar:
+    return CurveBar(what=what, curve=curve, figure=figure, point=point, bound=bound, base=base, at_least=at_least)
 
 
 BARS = (
-    Bar("CPU per request, 100,000 accounts ÷ 1 account", "accounts", "cpu_us", 100_000, 1.25, base=1),
-    Bar("memory of the data plane, idle (MB)", "connections", "idle_mb", 10_000, 60),
-    Bar("memory of an idle connection (KB of 1,024 bytes)", "connections", "connection_kb", 10_000, 8),
-    Bar("events delivered per s and core, 300 an entry", "publisher", "events_per_s_core", 300, 40_000, at_least=True),
-    Bar("events delivered per s and core, 1 an entry", "publisher", "events_per_s_core", 1, 40_000, at_least=True),
+    _bar("CPU per request, 100,000 accounts ÷ 1 account", "accounts", "cpu_us", 100_000, 1.25, base=1),
+    _bar("memory of the data plane, idle (MB)", "connections", "idle_mb", 10_000, 60),
+    _bar("memory of an idle connection (KB of 1,024 bytes)", "connections", "connection_kb", 10_000, 8),
+    _bar("events delivered per s and core, 300 an entry", "publisher", "events_per_s_core", 300, 40_000, at_least=True),
+    _bar("events delivered per s and core, 1 an entry", "publisher", "events_per_s_core", 1, 40_000, at_least=True),
 )  # fmt: skip
 
 
-def judge(results: Results, bars: Sequence[Bar] = BARS) -> tuple[list[Verdict], list[Bar]]:
+def judge(results: Results, bars: Sequence[CurveBar] = BARS) -> tuple[list[Verdict[CurveBar]], list[CurveBar]]:
     """A verdict for each bar whose points were measured, and the other bars."""
     verdicts, unjudged = [], []
     for bar in bars:
@@ -106,7 +95,7 @@ def judge(results: Results, bars: Sequence[Bar] = BARS) -> tuple[list[Verdict], 
             base = results.get((bar.curve, bar.base), ())
             values = [value / each[bar.figure] for value, each in zip(values, base, strict=False)]
         if values:
-            verdicts.append(Verdict(bar, median(values), min(values), max(values)))
+            verdicts.append(Verdict(bar, tuple(values)))
         else:
             unjudged.append(bar)
     return verdicts, unjudged

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,27 +157,22 @@ def idle_connections(port: int, count: int) -> Iterator[None]:
 
 def open_bodies(ground: Ground, _points: tuple[int, ...]) -> Measure:
     """Answers of N bytes, over 16 connections."""
-    here = stage(ground)
-    gateway = here.usual()
-
-    def measure(point: int) -> Figures:
-        rig.forget_events(here.valkey.client)
-        traffic = Traffic(path=f"/bytes/{point}", connections=16)
-        send([gateway], traffic, 1)
-        return drive([gateway], here.valkey.pid, traffic, ground.seconds, here.settled)
-
-    return measure
+    return _sized(ground, lambda size: Traffic(path=f"/bytes/{size}", connections=16))
 
 
 def open_uploads(ground: Ground, _points: tuple[int, ...]) -> Measure:
     """Requests of N bytes, over 16 connections."""
+    script = HERE / "wrk_upload.lua"
+    return _sized(ground, lambda size: Traffic("/bytes/0", connections=16, script=script, env={"SIZE": str(size)}))
+
+
+def _sized(ground: Ground, traffic_of: Callable[[int], Traffic]) -> Measure:
     here = stage(ground)
     gateway = here.usual()
 
     def measure(point: int) -> Figures:
         rig.forget_events(here.valkey.client)
-        env = {"SIZE": str(point)}
-        traffic = Traffic(path="/bytes/0", connections=16, script=HERE / "wrk_upload.lua", env=env)
+        traffic = traffic_of(point)
         send([gateway], traffic, 1)
         return drive([gateway], here.valkey.pid, traffic, ground.seconds, here.settled)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,15 +11,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.kit.bars import Verdict, verdict_table
 from loadtests.kit.processes import RigError
-from loadtests.kit.results import measured_on
-from loadtests.scaling.curve import Bar, Curve, Figure, Figures, Results, Verdict
+from loadtests.kit.results import measured_on, spread
+from loadtests.scaling.curve import Curve, CurveBar, Figure, Figures, Results
 
 COLUMNS = 2
 GATEWAY, VALKEY, LATENCY = "#1f6f8b", "#d98e04", "#9aa5ad"
 
 
-def show(curves: Sequence[Curve], results: Results, verdicts: Sequence[Verdict], unjudged: Sequence[Bar]) -> None:
+def show(
+    curves: Sequence[Curve], results: Results, verdicts: Sequence[Verdict[CurveBar]], unjudged: Sequence[CurveBar]
+) -> None:
     """Prints everything, wide enough wherever the output goes."""
     console = Console(width=max(170, Console().width), highlight=False)
     for curve in curves:
@@ -34,15 +36,7 @@ def show(curves: Sequence[Curve], results: Results, verdicts: Sequence[Verdict],
             rounds = results[curve.name, point]
             table.add_row(f"{point:,}", *(cell(rounds, figure) for figure in curve.figures))
         console.print(table)
-    table = Table(title="bars", title_justify="left", box=box.SIMPLE)
-    for column in ("figure", "median (lowest–highest)", "bar", "holds"):
-        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
-    for verdict in verdicts:
-        bar, form = verdict.bar, ",.0f" if verdict.bar.bound > 1000 else ".2f"
-        found = f"{verdict.value:{form}} ({verdict.low:{form}}–{verdict.high:{form}})"
-        sign = "≥" if bar.at_least else "≤"
-        table.add_row(bar.what, found, f"{sign} {bar.bound:,g}", "yes" if verdict.holds else "NO")
-    console.print(table)
+    console.print(verdict_table("bars", verdicts))
     for bar in unjudged:
         console.print(f"not measured: {bar.what}")
 
@@ -52,15 +46,14 @@ def cell(rounds: Sequence[Figures], figure: Figure) -> str:
     values = [each[figure.key] for each in rounds if figure.key in each]
     if not values:
         return ""
-    form = figure.form
-    return f"{median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
+    return spread(values, figure.form)
 
 
-def document(results: Results, verdicts: Sequence[Verdict], seconds: int) -> dict[str, Any]:
+def document(results: Results, verdicts: Sequence[Verdict[CurveBar]], seconds: int) -> dict[str, Any]:
     """The whole result as JSON would have it."""
     return {
         **measured_on(seconds),
-        "bars": [{**asdict(v.bar), "value": v.value, "low": v.low, "high": v.high, "holds": v.holds} for v in verdicts],
+        "bars": [each.document() for each in verdicts],
         "results": [
             {"curve": name, "point": point, "rounds": [dict(each) for each in rounds]}
             for (name, point), rounds in results.items()

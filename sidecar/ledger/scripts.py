@@ -14,7 +14,7 @@ from pathlib import Path
 
 NAME_DIGITS = 16
 
-_LIBRARY = ("names", "clock", "pricing", "account")
+_LIBRARY = ("names", "clock", "pricing", "account", "hours")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from loadtests.kit.processes import RigError
 from loadtests.scaling import __main__ as command
 from loadtests.scaling import report
-from loadtests.scaling.curve import BARS, Bar, Figure, judge
+from loadtests.scaling.curve import BARS, CurveBar, Figure, judge
 from loadtests.scaling.curves import CURVES, REQUESTS_A_TIER, table_of
 
 
@@ -19,8 +19,8 @@ def rounds(**figures: list[float]) -> list[dict[str, float]]:
     return [dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)]
 
 
-RATIO = Bar("ratio", "accounts", "cpu_us", 100, 1.25, base=1)
-LEAST = Bar("least", "publisher", "events", 300, 40_000, at_least=True)
+RATIO = CurveBar(what="ratio", curve="accounts", figure="cpu_us", point=100, bound=1.25, base=1)
+LEAST = CurveBar(what="least", curve="publisher", figure="events", point=300, bound=40_000, at_least=True)
 
 
 def test_a_ratio_is_of_one_round_and_its_median_decides() -> None:
@@ -29,7 +29,9 @@ def test_a_ratio_is_of_one_round_and_its_median_decides() -> None:
         ("accounts", 100): rounds(cpu_us=[12.0, 40.0, 44.0]),
     }
     [verdict], unjudged = judge(results, [RATIO])
-    assert (verdict.value, verdict.low, verdict.high) == (1.2, 1.1, 2.0)
+    assert verdict.value == 1.2
+    assert verdict.rounds == (1.2, 2.0, 1.1)
+    assert (verdict.document()["low"], verdict.document()["high"]) == (1.1, 2.0)
     assert verdict.holds
     assert unjudged == []
 
