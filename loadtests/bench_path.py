@@ -107,16 +107,17 @@ async def build(
     identity = IdentityChain([ApiKeyResolver(ApiKeySettings(type="api_key"), Store(accounts), realm="bench")])
     route = Route("/open-banking/v3.1/aisp/accounts")
     gateway = Gateway(
-        settings=ProxySettings(), upstream=UpstreamTarget("127.0.0.1", 1), routes=RouteTable([], route),
+        settings=ProxySettings(), routes=RouteTable([], route),
         identity=identity, ledger=ledger, trusts=lambda _: False,
     )  # fmt: skip
-    clients = [ClientConnection(gateway) for _ in range(connections)]
+    pool = gateway.destinations.fixed(UpstreamTarget("127.0.0.1", 1))
+    clients = [ClientConnection(gateway, pool) for _ in range(connections)]
     for client in clients:
         client.connection_made(cast(Any, Transport()))
-    upstreams = [UpstreamConnection(gateway.pool) for _ in range(connections)]
+    upstreams = [UpstreamConnection(pool) for _ in range(connections)]
     for upstream in upstreams:
         upstream.connection_made(cast(Any, Transport()))
-        gateway.pool.release(upstream)
+        pool.release(upstream)
     return gateway, clients, upstreams, link, valkey
 
 

@@ -17,6 +17,7 @@ from sidecar.billing.sync.targets import MetricRefused, field_of
 from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, run_async
 from sidecar.config.loading import load_config
 from sidecar.config.models import Config
+from sidecar.config.traffic import UpstreamTlsSettings
 from sidecar.config.valkey_url import Cluster
 from sidecar.control import assemble
 from sidecar.control.assemble import SetupError
@@ -83,7 +84,8 @@ async def _attempt(what: str, step: Callable[[Config], Awaitable[list[Finding]]]
 
 async def _files(config: Config) -> list[Finding]:
     assemble.listen_tls(config)
-    assemble.upstream_target(config)
+    if config.upstream.url is not None:
+        assemble.upstream_target(config)
     try:
         build_chain(config.identity, _NoKeys())
     except IdentitySetupError as error:
@@ -133,7 +135,16 @@ async def _valkey_settings(client: Client) -> list[Finding]:
 
 
 async def _upstream(config: Config) -> list[Finding]:
-    target = assemble.upstream_target(config)
+    if config.upstream.original_destination:
+        return [Finding("upstream", None, "requests go where each client wanted to go (upstream.original_destination)")]
+    if config.upstream.url is None:
+        return [Finding("upstream", None, "upstream.url is not set; a gateway needs it, a control plane does not")]
+    findings = [await _reached(config.upstream.url, config.upstream.tls)]
+    return findings + [await _reached(listener.upstream, UpstreamTlsSettings()) for listener in config.listeners]
+
+
+async def _reached(url: str, tls: UpstreamTlsSettings) -> Finding:
+    target = assemble.target_of(url, tls)
     began = time.perf_counter()
     async with asyncio.timeout(TIMEOUT_S):
         if target.path is not None:
@@ -145,7 +156,7 @@ async def _upstream(config: Config) -> list[Finding]:
             )  # fmt: skip
     writer.close()
     elapsed_ms = (time.perf_counter() - began) * 1000
-    return [Finding("upstream", True, f"{config.upstream.url} accepts connections ({elapsed_ms:.1f} ms)")]
+    return Finding("upstream", True, f"{url} accepts connections ({elapsed_ms:.1f} ms)")
 
 
 async def _openmeter(config: Config) -> list[Finding]:

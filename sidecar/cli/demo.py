@@ -138,11 +138,15 @@ async def _demo(
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start()
         publisher = Publisher(store.client, store.keys, config.metering)
-        admin = await stack.enter_async_context(
+        ports = await stack.enter_async_context(
             admin_server(config, store, plane, collectors=collectors_of(publisher, billing), billing=billing)
         )
         await billing.lago.create_webhook_endpoint(
-            {"webhook_url": f"http://127.0.0.1:{admin}/webhooks/lago", "signature_algo": "hmac", "name": "gateway"}
+            {
+                "webhook_url": f"http://127.0.0.1:{ports.admin}/webhooks/lago",
+                "signature_algo": "hmac",
+                "name": "gateway",
+            }
         )
         # The publisher outlives the gateway, so that what the last requests were charged is counted too.
         no_more = asyncio.Event()
@@ -153,7 +157,7 @@ async def _demo(
             tell(
                 Running(
                     proxy=f"http://127.0.0.1:{port}",
-                    admin=f"http://127.0.0.1:{admin}",
+                    admin=f"http://127.0.0.1:{ports.admin}",
                     lago=lago_url,
                     openmeter=openmeter_url,
                     upstream=upstream_url,

@@ -13,7 +13,7 @@ from sidecar.cli.output import ConfigOption, run_async
 from sidecar.config.loading import load_config
 from sidecar.config.models import Config
 from sidecar.control import logs
-from sidecar.control.serve import Ready, run_data_plane
+from sidecar.control.serve import Ports, Ready, run_data_plane
 from sidecar.control.signals import stop_event
 from sidecar.control.worker_place import stop_with_parent, worker_place
 
@@ -28,11 +28,12 @@ def register(app: typer.Typer) -> None:
 def run(config: ConfigOption = None, json: ReadyJson = False) -> None:
     """Run the gateway (data plane): proxy and ledger client.
 
-    SIGTERM drains it: readiness fails, requests under way end, what they hold settles; then it exits with 0.
+    SIGTERM drains it: readiness fails, requests under way end, what they hold settles; then it exits with 0. SIGUSR1
+    drains it in the same way, but it stays until SIGTERM (see sidecar drain).
 
     Example: [bold]sidecar run -c gateway.yaml[/bold]
     """
-    loaded = load_config(config, os.environ)
+    loaded = load_config(config, os.environ, gateway=True)
     logs.configure(loaded.log.level, loaded.log.format)
     sys.exit(0 if run_async(_run(loaded, json)) else 1)
 
@@ -73,12 +74,16 @@ async def _control(config: Config, json: bool) -> bool:
 
 
 def _printer(config: Config, json: bool) -> Ready:
-    def ready(port: int, admin_port: int) -> None:
+    def ready(ports: Ports) -> None:
         scheme = "https" if config.listen.tls else "http"
         urls = {
-            "proxy": f"{scheme}://{_shown(config.listen.host)}:{port}" if port else None,
-            "admin": f"http://{_shown(config.admin.host)}:{admin_port}",
+            "proxy": f"{scheme}://{_shown(config.listen.host)}:{ports.proxy}" if ports.proxy else None,
+            "admin": f"http://{_shown(config.admin.host)}:{ports.admin}",
         }
+        if ports.health:
+            urls["health"] = f"http://{_shown(config.health.host)}:{ports.health}"
+        for number, port in enumerate(ports.further, start=2):
+            urls[f"proxy {number}"] = f"{scheme}://{_shown(config.listen.host)}:{port}"
         if json:
             typer.echo(orjson.dumps(urls).decode())
             sys.stdout.flush()

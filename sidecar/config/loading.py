@@ -18,10 +18,11 @@ from sidecar.config.valkey_url import Credentials, Embedded, Sentinel, Tls, Topo
 __all__ = ["ConfigError", "load_config", "read_document"]
 
 
-def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
+def load_config(path: Path | None, environ: Mapping[str, str], *, gateway: bool = False) -> Config:
     """Read the file (None: the environment alone), lay ``SIDECAR_…`` variables over it, read secrets from their files.
 
-    The ``valkey`` of the answer is complete: with its password and TLS files, wherever they were set.
+    The ``valkey`` of the answer is complete: with its password and TLS files, wherever they were set. ``gateway``: it
+    is for a data plane, which needs to know where its API is.
 
     Raises:
         ConfigError: everything that is wrong, each with file and line, or with the variable's name.
@@ -30,6 +31,9 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     root = overlay(root, environ)
     root = with_secrets(Config, root)
     config = validate_texts(Config, root, lambda origin: origin.line is None)
+    if gateway and config.upstream.url is None and not config.upstream.original_destination:
+        above = root.child("upstream") or root
+        raise ConfigError([Problem(above.origin, "upstream.url", "is missing: a gateway needs it")])
     return config.model_copy(update={"valkey": _complete(config)})
 
 

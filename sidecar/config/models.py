@@ -8,10 +8,11 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from sidecar.billing.settings import LagoSettings
 from sidecar.config.fields import FilePath, Model, conflict
+from sidecar.config.health import HealthSettings
 from sidecar.config.operations import AdminSettings, CreditHeadersSettings, LogSettings, check_documentation_url
-from sidecar.config.routes import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, Routes
+from sidecar.config.routes import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, RoutePath, Routes
 from sidecar.config.storage import LedgerSettings, ValkeyEmbeddedSettings, ValkeyTlsSettings, ValkeyUrl
-from sidecar.config.traffic import LimitsSettings, ListenSettings, UpstreamSettings
+from sidecar.config.traffic import LimitsSettings, ListenerSettings, ListenSettings, UpstreamSettings
 from sidecar.config.valkey_url import Embedded, Sentinel
 from sidecar.identity.settings import ApiKeySettings, IdentitySettings, MtlsSettings, TrustedPeersSettings
 from sidecar.metering.settings import MeteringSettings
@@ -21,7 +22,10 @@ class Config(Model):
     """Everything that can be configured. Frozen; a changed configuration is a new process."""
 
     listen: ListenSettings = Field(default=ListenSettings(), description="Where clients connect.")
-    upstream: UpstreamSettings = Field(description="The API behind the gateway.")
+    listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=16)] = Field(
+        default=(), description="Further ports, each with an API of its own."
+    )
+    upstream: UpstreamSettings = Field(default=UpstreamSettings(), description="The API behind the gateway.")
     limits: LimitsSettings = Field(
         default=LimitsSettings(), description="What a client, or the API, may ask of this process."
     )
@@ -48,6 +52,10 @@ class Config(Model):
     routes: Routes = Field(
         default=(), max_length=ROUTES_MAX, description="What requests cost; the first route that matches decides."
     )
+    free_paths: Annotated[tuple[RoutePath, ...], Field(max_length=256)] = Field(
+        default=(),
+        description="Paths, as those of routes, that pass without identity and charge, before any route is looked at.",
+    )
     default_route: DefaultRoute = Field(
         default=DefaultRouteSettings(), description="For requests that no route matches; `deny` answers them with 404."
     )
@@ -56,6 +64,9 @@ class Config(Model):
     )
     lago: LagoSettings = Field(default=LagoSettings.model_validate({}), description="Billing: accounts, funds, usage.")
     admin: AdminSettings = Field(default=AdminSettings(), description="Health, metrics and the state of accounts.")
+    health: HealthSettings = Field(
+        default=HealthSettings(), description="A port for who looks after the process: a kubelet above all."
+    )
     log: LogSettings = Field(default=LogSettings(), description="Lines on standard error.")
     credit_headers: CreditHeadersSettings = Field(
         default=CreditHeadersSettings(), description="Header fields that tell callers what they have left."
@@ -69,10 +80,26 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        problems = [*self._valkey_problems(), *self._identity_problems(), *self._lago_problems()]
+        problems = [
+            *self._valkey_problems(), *self._identity_problems(), *self._lago_problems(), *self._listener_problems()
+        ]  # fmt: skip
         if problems:
             raise conflict(problems)
         return self
+
+    def _listener_problems(self) -> list[tuple[str, str]]:
+        taken, problems = {self.listen.port}, []
+        if self.listeners and self.upstream.original_destination:
+            problems.append(("listeners", "has no meaning with upstream.original_destination, which serves all ports"))
+        for index, listener in enumerate(self.listeners):
+            if listener.port and listener.port in taken:
+                problems.append(
+                    (f"listeners.{index}.port", f"{listener.port} is taken by another port of this process")
+                )
+            if not listener.port and self.listen.workers > 1:
+                problems.append((f"listeners.{index}.port", "cannot be 0: several workers share it"))
+            taken.add(listener.port)
+        return problems
 
     def _valkey_problems(self) -> list[tuple[str, str]]:
         problems = []

@@ -30,7 +30,8 @@ valkey: embedded:///var/lib/quota-sidecar
   `gateway.yaml:14: upstream.connect_timeout_ms: should be a whole number, not 'fast'`. Unknown and repeated keys are
   mistakes.
 * Relative paths start from the working directory. Names end in their unit: `_ms`, `_s`, `_bytes`.
-* In the tables `routes[]` stands for each entry of a list, `identity[jwt]` for one whose `type` is `jwt`.
+* In the tables `routes[]` stands for each entry of a list, `identity[jwt]` for one whose `type` is `jwt`, `<name>` for
+  names that are yours to give.
 """
 
 

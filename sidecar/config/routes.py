@@ -180,8 +180,11 @@ class DefaultRouteSettings(Model):
         return frozenset() if self.free else statuses_of(self.charge_statuses)
 
 
+RoutePath = Annotated[str, AfterValidator(_path)]
+
+
 class _Place(Model):
-    path: Annotated[str, AfterValidator(_path)] = Field(
+    path: RoutePath = Field(
         description="Path with parameters in braces; a final `/**` takes everything below too. It is also the name "
         "that events and metrics carry, so that account numbers never get there."
     )

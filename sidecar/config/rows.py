@@ -23,7 +23,8 @@ _TOPOLOGIES = tuple(alternatives(ValkeyUrl))
 
 @dataclass(frozen=True, slots=True)
 class SchemaRow:
-    """``path`` has ``[]`` for a list's entries; ``default`` is YAML, or "required", or "" for a section."""
+    """``path`` has ``[]`` for a list's entries and ``<name>`` for a mapping's keys; ``default`` is YAML, or "required",
+    or "" for a section."""
 
     path: str
     type: str
@@ -47,6 +48,9 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[SchemaRow]:
         for each in items:
             tag = literals(each.model_fields["type"].annotation) if len(items) > 1 else ()
             yield from _rows(each, f"{path}[{tag[0] if tag else ''}].")
+        for each in alternatives(field.annotation):
+            if get_origin(each) is dict and is_model(get_args(each)[1]):
+                yield from _rows(get_args(each)[1], f"{path}.<name>.")
 
 
 def _type(field: FieldInfo) -> str:

@@ -118,11 +118,26 @@ def _upstream_url(url: str) -> str:
     return url
 
 
+UpstreamUrl = Annotated[str, Field(max_length=2048), AfterValidator(_upstream_url)]
+
+
 class UpstreamSettings(Model):
     """The API behind the gateway."""
 
-    url: Annotated[str, Field(max_length=2048), AfterValidator(_upstream_url)] = Field(
-        description="Where the API is: `http://host:port`, `https://host:port` or `unix+http:///path.sock`."
+    url: UpstreamUrl | None = Field(
+        default=None,
+        description="Where the API is: `http://host:port`, `https://host:port` or `unix+http:///path.sock`. A gateway "
+        "needs it, unless `original_destination` is set; a control plane does not.",
+    )
+    original_destination: bool = Field(
+        default=False,
+        description="Connections were redirected to this process by the kernel (`sidecar redirect`): each request goes "
+        "on to the address and port that its client asked for, over plain HTTP. `url` is not used then.",
+    )
+    ports: Annotated[tuple[Port, ...], Field(max_length=64)] | None = Field(
+        default=None,
+        description="With `original_destination`: the only ports of the API that are served; null: any but the "
+        "gateway's own.",
     )
     tls: UpstreamTlsSettings = Field(default=UpstreamTlsSettings(), description="TLS, for an https URL.")
     connect_timeout_ms: Milliseconds = Field(default=2_000, description="For a connection to be made, TLS included.")
@@ -150,8 +165,29 @@ class UpstreamSettings(Model):
 
     @model_validator(mode="after")
     def _tls_is_used(self) -> UpstreamSettings:
-        if self.tls.model_fields_set and not self.url.startswith("https:"):
+        if self.tls.model_fields_set and (self.original_destination or not (self.url or "").startswith("https:")):
             raise conflict([("tls", "is set, but upstream.url is not https")])
+        return self
+
+    @model_validator(mode="after")
+    def _ports_are_used(self) -> UpstreamSettings:
+        if self.ports is not None and not self.original_destination:
+            raise conflict([("ports", "has a meaning only with original_destination")])
+        if self.ports is not None and (not self.ports or 0 in self.ports):
+            raise conflict([("ports", "should name ports from 1 to 65535")])
+        return self
+
+
+class ListenerSettings(Model):
+    """A further port, with an API of its own; everything else of it is as for the first."""
+
+    port: Port = Field(description="TCP port on `listen.host`; 0 takes a free one.")
+    upstream: UpstreamUrl = Field(description="Where its API is, as in `upstream.url`.")
+
+    @model_validator(mode="after")
+    def _upstream_is_plain(self) -> ListenerSettings:
+        if self.upstream.startswith("https:"):
+            raise conflict([("upstream", "cannot be https: only upstream.url has settings for TLS")])
         return self
 
 
@@ -218,9 +254,15 @@ class LimitsSettings(Model):
     tunnel_idle_timeout_ms: Milliseconds = Field(
         default=3_600_000, description="Without a byte in either direction of an upgraded connection (WebSocket)."
     )
+    drain_delay_ms: Annotated[Whole, Field(ge=0, le=86_400_000)] = Field(
+        default=0,
+        description="How long new connections are still served after SIGTERM, while health says that there should be "
+        "no more and every answer closes its connection: for load balancers to notice. Not after SIGINT.",
+    )
     drain_timeout_ms: Milliseconds = Field(
         default=30_000,
-        description="For requests under way to end after SIGTERM; below the pod's terminationGracePeriodSeconds.",
+        description="For requests under way to end after that; with the delay below the pod's "
+        "terminationGracePeriodSeconds.",
     )
     buffer_bytes_high: Bytes = Field(
         default=65_536,

@@ -102,7 +102,7 @@ def _translate(details: ErrorDetails, model: type[BaseModel], root: Node) -> Ite
     node, path = locate(root, location)
     if kind == "conflict":
         for below, message in context["problems"]:
-            parts = tuple(int(part) if part.isdecimal() else part for part in below.split("."))
+            parts = tuple(int(part) if part.isdecimal() else part for part in below.split(".") if below)
             found, _ = locate(node, parts)
             yield Problem(found.origin, dotted((*path, *parts)), message)
     elif kind == "extra_forbidden":

@@ -1,5 +1,5 @@
-"""The admin side's server of a gateway: heads are read as those of requests are, by the parser that is there already.
-A web framework beside it would be a seventh of a gateway's memory.
+"""The server of a gateway's admin side and health port: heads are read as those of requests are, by the parser that is
+there already. A web framework beside it would be a seventh of a gateway's memory.
 """
 
 from __future__ import annotations
@@ -8,37 +8,58 @@ import asyncio
 import contextlib
 import os
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
-from sidecar.config.operations import AdminSettings
 from sidecar.control.assemble import SetupError
-from sidecar.control.endpoints import AdminEndpoints, Answer, problem
+from sidecar.control.endpoints import Answer, problem
 from sidecar.proxy.body import BodyKind
 from sidecar.proxy.framing import HeadParser, ProtocolError, RequestHead
 from sidecar.proxy.limits import Limits
+from sidecar.proxy.listening import listening_sockets
 
 CONNECTIONS_MAX: Final = 256
 HEAD_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 60.0
-"""For making an answer and its way to who asked."""
 IDLE_TIMEOUT_S: Final = 75.0
 CLOSE_TIMEOUT_S: Final = 5.0
 _LIMITS: Final = Limits(method_bytes_max=32, target_bytes_max=8192, head_bytes_max=16_384, fields_max=64)
 _AUTHORIZATION: Final = b"authorization"
 
 
-class AdminServer:
-    """Serves ``endpoints``. ``socket_path``: a Unix socket instead of the configured address."""
+class Endpoints(Protocol):
+    """What is served (`AdminEndpoints`, `HealthEndpoints`)."""
 
-    def __init__(self, settings: AdminSettings, endpoints: AdminEndpoints, *, socket_path: str | None = None) -> None:
+    async def answer(self, method: str, path: str, query: str, authorization: str) -> Answer: ...
+
+
+class AdminServer:
+    """Serves ``endpoints``.
+
+    Args:
+        name: section of the configuration that the address is from.
+        socket_path: a Unix socket instead of that address.
+        answer_timeout_s: for making an answer and its way to who asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        endpoints: Endpoints,
+        *,
+        socket_path: str | None = None,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
         self.endpoints = endpoints
+        self.answer_timeout_s = answer_timeout_s
         self.parser = HeadParser(interesting=[_AUTHORIZATION], limits=_LIMITS, upgrades=())
-        self.connections: set[_Connection] = set()
+        self.connections: dict[_Connection, None] = {}  # in the order in which they came
         self.closing = False
         self.emptied = asyncio.Event()
-        self._settings = settings
+        self._name, self._host, self._port = name, host, port
         self._socket_path = socket_path
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     async def start(self) -> int:
         """Listens; returns the port, 0 for a Unix socket.
@@ -47,24 +68,35 @@ class AdminServer:
             SetupError: the address cannot be bound.
         """
         loop = asyncio.get_running_loop()
-        host, port = self._settings.host, self._settings.port
         try:
             if self._socket_path is not None:
-                self._server = await loop.create_unix_server(lambda: _Connection(self), self._socket_path)
+                self._servers.append(await loop.create_unix_server(lambda: _Connection(self), self._socket_path))
                 return 0
-            self._server = await loop.create_server(lambda: _Connection(self), host, port)
+            sockets = listening_sockets(self._host, self._port)
+            for sock in sockets:
+                self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
         except OSError as error:
-            where = self._socket_path or f"{host}:{port}"
-            raise SetupError(f"admin: {where}: {error.strerror or error}") from None
-        bound: int = self._server.sockets[0].getsockname()[1]
+            where = self._socket_path or f"{self._host}:{self._port}"
+            raise SetupError(f"{self._name}: {where}: {error.strerror or error}") from None
+        bound: int = sockets[0].getsockname()[1]
         return bound
+
+    def make_room(self) -> bool:
+        """Whether there is room for one connection more. One that only waits makes room: whoever opens many must not
+        keep out the kubelet, which opens one for every probe."""
+        if len(self.connections) >= CONNECTIONS_MAX:
+            waiting = next((connection for connection in self.connections if connection.task is None), None)
+            if waiting is None:
+                return False
+            self.connections.pop(waiting)
+            waiting.abort()
+        return True
 
     async def close(self) -> None:
         """Answers under way are made and taken, for a few seconds; then what is left is cut off."""
         self.closing = True
-        if self._server is None:
-            return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in [*self.connections]:
             connection.end_if_idle()
         if self.connections:
@@ -92,10 +124,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = opened = cast(asyncio.Transport, transport)  # or what uvloop has for one
-        if self._server.closing or len(self._server.connections) >= CONNECTIONS_MAX:
+        if self._server.closing or not self._server.make_room():
             opened.abort()
             return
-        self._server.connections.add(self)
+        self._server.connections[self] = None
         self._arm(HEAD_TIMEOUT_S)
 
     def data_received(self, data: bytes) -> None:
@@ -116,7 +148,7 @@ class _Connection(asyncio.Protocol):
         return self.task is not None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._server.connections.pop(self, None)
         if self._server.closing and not self._server.connections:
             self._server.emptied.set()
         self._transport = None
@@ -155,7 +187,7 @@ class _Connection(asyncio.Protocol):
             # Nothing here takes a body, and what is not read of it cannot be told from the next request.
             self._write(problem(413, "A request to the admin side has no body."), keep=False)
             return
-        self._arm(ANSWER_TIMEOUT_S)
+        self._arm(self._server.answer_timeout_s)
         self.task = asyncio.get_running_loop().create_task(self._answer(head))
 
     async def _answer(self, head: RequestHead) -> None:

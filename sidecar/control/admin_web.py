@@ -9,6 +9,7 @@ from aiohttp import web
 from sidecar.config.operations import AdminSettings
 from sidecar.control.assemble import SetupError
 from sidecar.control.endpoints import AdminEndpoints
+from sidecar.proxy.listening import listening_sockets
 
 WEBHOOKS = "/webhooks/lago"
 
@@ -46,9 +47,9 @@ class AdminWebServer:
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, max_field_size=self._field_bytes_max)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
         try:
-            await site.start()
+            for sock in listening_sockets(self._settings.host, self._settings.port):
+                await web.SockSite(self._runner, sock).start()
         except OSError as error:
             await self._runner.cleanup()
             where = f"{self._settings.host}:{self._settings.port}"

@@ -9,14 +9,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sidecar.config.models import Config
-from sidecar.config.routes import DefaultRouteSettings, RouteSettings
+from sidecar.config.routes import DefaultRouteSettings, RouteSettings, parse_template
 from sidecar.config.traffic import ListenTlsSettings, UpstreamTlsSettings
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.link import LinkSettings
 from sidecar.ledger.spool import SpoolSettings
 from sidecar.proxy.limits import Limits
 from sidecar.proxy.routes import Route, RouteTable
-from sidecar.proxy.settings import ProxySettings, UpstreamTarget
+from sidecar.proxy.settings import OriginalDestinations, ProxySettings, UpstreamTarget
 
 DEFAULT_ROUTE = "(other)"
 """Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no
@@ -98,7 +98,8 @@ def proxy_settings(config: Config) -> ProxySettings:
 def route_table(config: Config) -> RouteTable:
     default = config.default_route
     fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE)
-    return RouteTable([_route(route, route.path) for route in config.routes], fallback)
+    free = [Route(path, free=True, charged=frozenset(), template=parse_template(path)) for path in config.free_paths]
+    return RouteTable([*free, *(_route(route, route.path) for route in config.routes)], fallback)
 
 
 def _route(settings: DefaultRouteSettings, name: str) -> Route:
@@ -115,14 +116,23 @@ def _route(settings: DefaultRouteSettings, name: str) -> Route:
     )
 
 
-def upstream_target(config: Config) -> UpstreamTarget:
+def upstream_target(config: Config) -> UpstreamTarget | OriginalDestinations:
+    """Where requests of the first port go. Raises `SetupError`: a certificate or key cannot be read."""
+    upstream = config.upstream
+    if upstream.original_destination:
+        own = {config.listen.port, config.admin.port, config.health.port or 0}
+        return OriginalDestinations(frozenset(upstream.ports) if upstream.ports else None, frozenset(own))
+    assert upstream.url is not None, "it was asked for when the configuration was read"
+    return target_of(upstream.url, upstream.tls)
+
+
+def target_of(url: str, settings: UpstreamTlsSettings) -> UpstreamTarget:
     """Raises `SetupError`: a certificate or key cannot be read."""
-    parts = urlsplit(config.upstream.url)
+    parts = urlsplit(url)
     if parts.scheme == "unix+http":
         return UpstreamTarget(path=unquote(parts.path), host="localhost")
     assert parts.hostname, "the configuration asks for it"
     secure = parts.scheme == "https"
-    settings = config.upstream.tls
     return UpstreamTarget(
         host=parts.hostname,
         port=parts.port or (443 if secure else 80),

@@ -40,10 +40,10 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         publisher = Publisher(store.client, store.keys, config.metering)
         async with admin_server(
             config, store, None, collectors=collectors_of(publisher, billing), billing=billing
-        ) as admin_port:
+        ) as ports:
             reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
-            ready(0, admin_port)
-            log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=admin_port)
+            ready(ports)
+            log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=ports.admin)
             try:
                 await control_until(publisher, billing, stop)
             finally:

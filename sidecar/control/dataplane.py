@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from sidecar.billing.bells import Bells
 from sidecar.config.models import Config
+from sidecar.config.traffic import UpstreamTlsSettings
 from sidecar.control import assemble
 from sidecar.control.assemble import SetupError
 from sidecar.control.logs import AccessLog
@@ -22,8 +24,12 @@ from sidecar.ledger.spool import Spool, SpoolError
 from sidecar.ledger.topology import Client, TopologyError
 from sidecar.logger import get_logger
 from sidecar.proxy.gateway import Gateway
+from sidecar.proxy.settings import OriginalDestinations, UpstreamTarget
 
 log = get_logger("sidecar")
+
+SETTLE_TIMEOUT_S: Final = 5.0
+"""For what requests hold to be settled in Valkey when they have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +50,12 @@ class DataPlane:
     def __init__(self, config: Config, client: Client, key_store: KeyStore) -> None:
         self.config = config
         self.port = 0
+        self.further_ports: list[int] = []
+        """Of the configuration's ``listeners``."""
         self._client = client
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
+        self._draining: asyncio.Task[bool] | None = None
         self._access_log = AccessLog() if config.log.access != "off" else None
         keys = assemble.keys(config)
         try:
@@ -63,9 +72,9 @@ class DataPlane:
         self.spool = Spool(spool, self.ledger) if spool is not None else None
         self.first_sight = self._first_sight(keys) if config.lago.url is not None else None
         self._tls = assemble.listen_tls(config)
+        self._upstream = assemble.upstream_target(config)
         self.gateway = Gateway(
             settings=assemble.proxy_settings(config),
-            upstream=assemble.upstream_target(config),
             routes=assemble.route_table(config),
             identity=self.identity,
             ledger=self.ledger,
@@ -102,23 +111,29 @@ class DataPlane:
         except (SpoolError, IdentitySetupError) as error:
             raise SetupError(str(error)) from None
         await self.ledger.wait_ready(2.0)
-        listen = config.listen
-        wanted = listen.port if port is None else port
-        try:
-            self.port = await self.gateway.listen(
-                listen.host,
-                wanted,
-                tls=self._tls,
-                backlog=listen.backlog,
-                reuse_port=reuse_port or listen.reuse_port,
-            )
-        except OSError as error:
-            raise SetupError(f"listen: {listen.host}:{wanted}: {error.strerror or error}") from None
+        self.port = await self._listen(config.listen.port if port is None else port, self._upstream, reuse_port)
+        for listener in config.listeners:
+            target = assemble.target_of(listener.upstream, UpstreamTlsSettings())
+            self.further_ports.append(await self._listen(listener.port, target, reuse_port))
         self._started = True
         loop = asyncio.get_running_loop()
         ttl_ms = config.ledger.instance_ttl_ms
         self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
         return self.port
+
+    async def _listen(self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool) -> int:
+        listen = self.config.listen
+        try:
+            return await self.gateway.listen(
+                listen.host,
+                port,
+                upstream,
+                tls=self._tls,
+                backlog=listen.backlog,
+                reuse_port=reuse_port or listen.reuse_port,
+            )
+        except OSError as error:
+            raise SetupError(f"listen: {listen.host}:{port}: {error.strerror or error}") from None
 
     def health(self) -> Health:
         if self.gateway.draining:
@@ -129,10 +144,30 @@ class DataPlane:
             return Health(False, "Valkey does not answer")
         return Health(True)
 
-    async def stop(self) -> bool:
-        """Drains: no new requests, those under way end, holds settle. False if something had to be cut off."""
-        config = self.config
-        clean = await self.gateway.drain(config.limits.drain_timeout_ms / 1000)
+    def drain(self, *, at_once: bool = False) -> asyncio.Task[bool]:
+        """Begins to drain, once: no new clients, requests under way end, what they hold settles. The task's result is
+        False if something had to be cut off. ``at_once``: without waiting for clients that may still come."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        if at_once:
+            self.gateway.hurry()
+        return self._draining
+
+    async def _drain(self) -> bool:
+        limits = self.config.limits
+        self.gateway.draining = True  # readiness must fail from this turn on
+        log.info("draining", delay_ms=limits.drain_delay_ms)
+        clean = await self.gateway.drain(limits.drain_timeout_ms / 1000, limits.drain_delay_ms / 1000)
+        await self.ledger.drain(SETTLE_TIMEOUT_S)
+        return clean
+
+    @property
+    def drained(self) -> bool:
+        return self._draining is not None and self._draining.done()
+
+    async def stop(self, *, at_once: bool = True) -> bool:
+        """Drains and takes everything down. False if something had to be cut off."""
+        clean = await self.drain(at_once=at_once)
         if self.first_sight is not None:
             await self.first_sight.close()
         for task in self._tasks:
@@ -140,7 +175,7 @@ class DataPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.spool is not None:
             await self.spool.stop_replaying()
-        settled = await self.ledger.close(5.0)
+        settled = await self.ledger.close(SETTLE_TIMEOUT_S)
         if self.spool is not None:
             if not settled:
                 self.spool.keep(self.ledger.take_unsent())

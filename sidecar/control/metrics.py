@@ -77,15 +77,16 @@ class DataPlaneCollector(Collector):
 
     def _proxy(self) -> Iterable[Metric]:
         gateway = self._plane.gateway
-        counters, pool = gateway.counters, gateway.pool
+        counters, pools = gateway.counters, [*gateway.destinations]
         yield _histogram("sidecar_request_duration_seconds", "From head to the end of the answer.", counters.latency)
         yield _histogram("sidecar_hold_duration_seconds", "From head to the decided hold.", counters.hold)
         yield _gauge("sidecar_connections", "Client connections.", len(gateway.connections))
         yield _counter("sidecar_connections_accepted", "Client connections accepted.", counters.connections_accepted)
         yield _counter("sidecar_connections_refused", "Client connections refused.", counters.connections_refused)
-        yield _gauge("sidecar_upstream_connections", "Connections to the API.", pool.size)
-        yield _gauge("sidecar_upstream_idle_connections", "Idle ones among them.", pool.idle)
-        yield _gauge("sidecar_upstream_waiting_requests", "Requests that wait for a connection.", pool.waiting)
+        yield _gauge("sidecar_upstream_connections", "Connections to the API.", sum(pool.size for pool in pools))
+        yield _gauge("sidecar_upstream_idle_connections", "Idle ones among them.", sum(pool.idle for pool in pools))
+        waiting = sum(pool.waiting for pool in pools)
+        yield _gauge("sidecar_upstream_waiting_requests", "Requests that wait for a connection.", waiting)
         yield _counter("sidecar_upstream_connects", "Connections to the API opened.", counters.upstream_connects)
         yield _counter(
             "sidecar_upstream_retries", "Requests repeated on a fresh connection.", counters.upstream_retries

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -20,10 +21,13 @@ from sidecar import __version__
 from sidecar.config.models import Config
 from sidecar.control import assemble
 from sidecar.control.accounts_view import AccountsView
-from sidecar.control.admin import AdminServer
-from sidecar.control.dataplane import DataPlane, Health
+from sidecar.control.admin import ANSWER_TIMEOUT_S, AdminServer
+from sidecar.control.application import ApplicationChecks
+from sidecar.control.dataplane import SETTLE_TIMEOUT_S, DataPlane, Health
 from sidecar.control.endpoints import AdminEndpoints, admin_token
+from sidecar.control.health import HealthEndpoints
 from sidecar.control.metrics import DataPlaneCollector
+from sidecar.control.signals import Stop
 from sidecar.control.store import Store, open_store
 from sidecar.identity.types import KeyStore, KeyStoreUnavailable
 from sidecar.ledger.api_keys import ApiKeys
@@ -39,8 +43,22 @@ COLLECT_AFTER = (20_000, 20, 20)
 """New objects after which the youngest are looked through, and after how many looks the older ones are."""
 log = get_logger("sidecar")
 
-Ready = Callable[[int, int], None]
-"""Called with the proxy's and the admin's port once both listen; 0 where there is none."""
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What a process listens on; 0 where there is none. ``further``: the proxy's, of ``listeners``."""
+
+    admin: int
+    proxy: int = 0
+    health: int = 0
+    further: tuple[int, ...] = ()
+
+
+Ready = Callable[[Ports], None]
+"""Called once all of them listen."""
+DRAIN_BEGINS_S = 5.0
+"""How long who asks whether the gateway has drained waits for it to begin: a pod's containers are told to end at the
+same time, and the one that passes it on may come second."""
 
 
 def key_store(store: Store) -> KeyStore:
@@ -77,7 +95,8 @@ async def status_document(store: Store, plane: DataPlane | None, billing: Contro
         if health.why:
             document["why"] = health.why
         document["instance"] = plane.ledger.instance
-        document["upstream"] = str(plane.gateway.pool.target)
+        document["draining"], document["drained"] = plane.gateway.draining, plane.drained
+        document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.destinations)
         document["connections"] = len(plane.gateway.connections)
         document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
     status = await outbox_status(store.client, store.keys)
@@ -101,8 +120,8 @@ async def admin_server(
     *,
     collectors: Iterable[Collector] = (),
     billing: ControlSide | None = None,
-) -> AsyncIterator[int]:
-    """The admin side of one process; yields its port. Raises `SetupError`."""
+) -> AsyncIterator[Ports]:
+    """The admin side of one process, and its health port if it has one; yields their ports. Raises `SetupError`."""
     registry = _registry(plane, collectors)
 
     async def health() -> Health:
@@ -114,12 +133,15 @@ async def admin_server(
     async def status() -> Mapping[str, Any]:
         return await status_document(store, plane, billing)
 
+    async def drained() -> bool:
+        return plane is not None and await until_drained(config, lambda: plane.gateway.draining, lambda: plane.drained)
+
     endpoints = AdminEndpoints(
         health, metrics, status, AccountsView(store.accounts), admin_token(config.admin, socket_path)
     )
     server: AdminServer | AdminWebServer
     if billing is None:
-        server = AdminServer(config.admin, endpoints, socket_path=socket_path)
+        server = AdminServer("admin", config.admin.host, config.admin.port, endpoints, socket_path=socket_path)
     else:
         from sidecar.control.admin_web import AdminWebServer
 
@@ -128,9 +150,55 @@ async def admin_server(
         )
     port = await server.start()
     try:
+        if socket_path is not None:
+            yield Ports(port)
+            return
+        async with health_server(config, health, metrics, drained if plane is not None else None) as health_port:
+            yield Ports(port, health=health_port)
+    finally:
+        await server.close()
+
+
+@contextlib.asynccontextmanager
+async def health_server(
+    config: Config,
+    health: Callable[[], Awaitable[Health]],
+    metrics: Callable[[], Awaitable[bytes]],
+    drained: Callable[[], Awaitable[bool]] | None,
+) -> AsyncIterator[int]:
+    """The health port of one process; yields 0 if it has none. Raises `SetupError`."""
+    settings = config.health
+    if settings.port is None:
+        yield 0
+        return
+    checks = ApplicationChecks(settings.application)
+    endpoints = HealthEndpoints(health, metrics if settings.metrics else None, drained, checks)
+    server = AdminServer(
+        "health", settings.host, settings.port, endpoints, answer_timeout_s=ANSWER_TIMEOUT_S + drain_s_max(config)
+    )
+    port = await server.start()
+    try:
         yield port
     finally:
         await server.close()
+
+
+def drain_s_max(config: Config) -> float:
+    """How long a drain may take, all in all."""
+    limits = config.limits
+    return (limits.drain_delay_ms + limits.drain_timeout_ms) / 1000 + SETTLE_TIMEOUT_S
+
+
+async def until_drained(config: Config, draining: Callable[[], bool], drained: Callable[[], bool]) -> bool:
+    """Waits for a drain that has begun, or begins within `DRAIN_BEGINS_S`, to end. False: there is none, or it does
+    not."""
+    now = asyncio.get_running_loop().time
+    begins_s, ends_s = now() + DRAIN_BEGINS_S, now() + DRAIN_BEGINS_S + drain_s_max(config)
+    while not drained():
+        if now() > (ends_s if draining() else begins_s):
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
 
 def _settle_memory() -> None:
@@ -143,7 +211,7 @@ def _settle_memory() -> None:
 
 
 async def run_data_plane(
-    config: Config, stop: asyncio.Event, ready: Ready, *, port: int | None = None, admin_socket: str | None = None
+    config: Config, stop: Stop, ready: Ready, *, port: int | None = None, admin_socket: str | None = None
 ) -> bool:
     """Serves until ``stop``. False if something had to be cut off. Raises `SetupError`.
 
@@ -153,12 +221,16 @@ async def run_data_plane(
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start(port=port, reuse_port=port is not None)
         try:
-            async with admin_server(config, store, plane, admin_socket) as admin_port:
+            async with admin_server(config, store, plane, admin_socket) as ports:
                 _settle_memory()
-                ready(port, admin_port)
-                log.info("serving", host=config.listen.host, port=port, admin_port=admin_port)
+                ports = replace(ports, proxy=port, further=tuple(plane.further_ports))
+                ready(ports)
+                log.info("serving", host=config.listen.host, port=port, admin_port=ports.admin,
+                         **({"health_port": ports.health} if ports.health else {}))  # fmt: skip
+                await stop.drain.wait()
+                plane.drain()
                 await stop.wait()
-                return await plane.stop()
+                return await plane.stop(at_once=stop.at_once)
         except BaseException:  # whatever it was, holds are settled before it is told
             await plane.stop()
             raise

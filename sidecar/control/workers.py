@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -31,10 +30,12 @@ from sidecar.control.assemble import SetupError
 from sidecar.control.dataplane import Health
 from sidecar.control.endpoints import AdminEndpoints, admin_token
 from sidecar.control.merge import merge
-from sidecar.control.serve import Ready
+from sidecar.control.serve import Ports, Ready, drain_s_max, health_server, until_drained
+from sidecar.control.signals import Stop
 from sidecar.control.store import open_store
 from sidecar.control.worker_place import WORKER_VARIABLE
 from sidecar.logger import get_logger
+from sidecar.proxy.listening import listening_sockets
 
 log = get_logger("sidecar.workers")
 
@@ -66,9 +67,9 @@ class Worker:
         assert self._process is not None
         return await self._process.wait()
 
-    def stop(self) -> None:
+    def tell(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -93,30 +94,33 @@ class Supervisor:
         self._arguments = arguments
         self._workers: list[Worker] = []
         self._stopping = False
+        self._draining = False
 
-    async def run(self, stop: asyncio.Event, ready: Ready) -> bool:
+    async def run(self, stop: Stop, ready: Ready) -> bool:
         """Serves until ``stop``. False if a worker had to be killed or ended badly. Raises `SetupError`."""
         config = self._config
         with contextlib.ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-")))
-            reserved = stack.enter_context(_reserve(config.listen.host, config.listen.port))
-            port: int = reserved.getsockname()[1]
+            port = _reserve(stack, config.listen.host, config.listen.port)
             async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
                 self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
                 view = AccountsView(store.accounts)
                 token = admin_token(config.admin, None)
-                admin = AdminServer(
-                    config.admin, AdminEndpoints(self._health, self._metrics, self._status, view, token)
-                )
+                endpoints = AdminEndpoints(self._health, self._metrics, self._status, view, token)
+                admin = AdminServer("admin", config.admin.host, config.admin.port, endpoints)
                 admin_port = await admin.start()
                 keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
                 try:
-                    await self._until_ready(keepers, stop)
-                    if not stop.is_set():
-                        ready(port, admin_port)
-                        log.info("serving", host=config.listen.host, port=port, admin_port=admin_port,
-                                 workers=len(self._workers))  # fmt: skip
-                    await stop.wait()
+                    async with health_server(config, self._health, self._metrics, self._drained) as health_port:
+                        await self._until_ready(keepers, stop)
+                        if not stop.is_set():
+                            further = tuple(listener.port for listener in config.listeners)
+                            ready(Ports(admin_port, port, health_port, further))
+                            log.info("serving", host=config.listen.host, port=port, admin_port=admin_port,
+                                     workers=len(self._workers))  # fmt: skip
+                        await stop.drain.wait()
+                        self._begin_drain()
+                        await stop.wait()
                 finally:
                     clean = await self._stop_all(keepers)
                     await admin.close()
@@ -126,7 +130,7 @@ class Supervisor:
         while True:
             await worker.start()
             if self._stopping:
-                worker.stop()  # told before this one existed
+                worker.tell(signal.SIGTERM)  # told before this one existed
             code = await worker.wait()
             if self._stopping:
                 return code
@@ -150,11 +154,32 @@ class Supervisor:
                 raise SetupError(f"the workers did not start within {START_TIMEOUT_S:g} s")
             await asyncio.sleep(0.02)
 
+    def _begin_drain(self) -> None:
+        self._draining = True
+        for worker in self._workers:
+            worker.tell(signal.SIGUSR1)
+
+    async def _drained(self) -> bool:
+        done = False
+
+        async def watch() -> None:
+            nonlocal done
+            while not done:
+                answers = await self._ask_all("/v1/status")
+                done = all(answer is None or orjson.loads(answer[1]).get("drained") for answer in answers)
+                await asyncio.sleep(0.1)
+
+        watching = asyncio.create_task(watch())
+        try:
+            return await until_drained(self._config, lambda: self._draining, lambda: self._draining and done)
+        finally:
+            watching.cancel()
+
     async def _stop_all(self, keepers: list[asyncio.Task[int]]) -> bool:
         self._stopping = True
         for worker in self._workers:
-            worker.stop()
-        grace_s = self._config.limits.drain_timeout_ms / 1000 + 10
+            worker.tell(signal.SIGTERM)  # a terminal has sent them SIGINT already, and a second one would kill them
+        grace_s = drain_s_max(self._config) + 10
         _, late = await asyncio.wait(keepers, timeout=grace_s)
         for worker in self._workers:
             worker.kill()
@@ -174,7 +199,7 @@ class Supervisor:
         return list(await asyncio.gather(*map(ask, self._workers)))
 
     async def _health(self) -> Health:
-        if self._stopping:
+        if self._stopping or self._draining:
             return Health(False, "the gateway is stopping")
         answers = await self._ask_all("/readyz")
         # The port is shared: as long as one worker accepts connections and is ready, so is the pod.
@@ -193,20 +218,13 @@ class Supervisor:
         return {"version": __version__, "pid": os.getpid(), "ready": (await self._health()).ready, "workers": workers}
 
 
-def _reserve(host: str, port: int) -> socket.socket:
+def _reserve(stack: contextlib.ExitStack, host: str, port: int) -> int:
     """Binds the port without listening, so that it is known and stays ours. Raises `SetupError`."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        reserved = socket.socket(family, kind, protocol)
-        try:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(address)
-        except BaseException:  # a cancellation too must not keep the port
-            reserved.close()
-            raise
+        sockets = listening_sockets(host, port, reuse_port=True)
     except OSError as error:
         raise SetupError(f"listen: {host}:{port}: {error.strerror or error}") from None
-    return reserved
+    for each in sockets:
+        stack.enter_context(each)
+    bound: int = sockets[0].getsockname()[1]
+    return bound

@@ -13,6 +13,8 @@ from sidecar.proxy import errors
 from sidecar.proxy.errors import Refusal
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.framing import ProtocolError, RequestHead
+from sidecar.proxy.listening import plain_address
+from sidecar.proxy.upstream import UpstreamPool
 
 if TYPE_CHECKING:
     from sidecar.proxy.gateway import Gateway
@@ -34,12 +36,14 @@ class ClientConnection:
     __slots__ = (
         "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "deadline",
         "ending", "eof",
-        "exchange", "gateway", "keep", "lingering", "peer", "reading_paused", "requests", "secure", "transport",
+        "exchange", "gateway", "keep", "lingering", "peer", "pool", "reading_paused", "requests", "secure", "transport",
         "writing_paused",
     )  # fmt: skip
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, pool: UpstreamPool | None) -> None:
         self.gateway = gateway
+        self.pool = pool
+        """Where its requests go; not yet known for one that the kernel redirected, until it is made."""
         self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; set before anything else happens
         self.peer: Peer = gateway.unknown_peer
         self.secure = False
@@ -76,7 +80,7 @@ class ClientConnection:
         settings = gateway.settings
         self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
         name = transport.get_extra_info("peername")
-        address = name[0] if isinstance(name, tuple) else ""
+        address = plain_address(name[0]) if isinstance(name, tuple) else ""
         tls = transport.get_extra_info("ssl_object")
         self.secure = tls is not None
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
@@ -116,7 +120,7 @@ class ClientConnection:
         return not self.secure
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gateway.connections.discard(self)
+        self.gateway.dismiss(self)
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_gone()

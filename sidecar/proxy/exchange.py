@@ -89,6 +89,8 @@ class Exchange:
     def __init__(self, gateway: Gateway, connection: ClientConnection, head: RequestHead, started: float) -> None:
         self.gateway = gateway
         self.connection: ClientConnection | None = connection
+        assert connection.pool is not None
+        self.pool = connection.pool
         self.head = head
         self.started = started
         self.deadline = started + gateway.settings.response_timeout_s
@@ -208,7 +210,7 @@ class Exchange:
 
     def _connect(self, now: float = 0.0) -> None:
         """``now``: the clock's time if it was just read."""
-        pool = self.gateway.pool
+        pool = self.pool
         upstream = pool.take_idle()
         if upstream is not None:
             self._send(upstream, now)
@@ -227,7 +229,7 @@ class Exchange:
                 self.refuse(Refusal(kind))
             return
         if self.finished:
-            self.gateway.pool.release(upstream)
+            self.pool.release(upstream)
         else:
             self._send(upstream)
 
@@ -272,7 +274,7 @@ class Exchange:
         elif head.te_trailers:
             tail += b"Connection: TE\r\nTE: trailers\r\n"
         if not head.version_minor and b"host" not in head.fields:
-            tail += b"Host: " + (head.host or self.gateway.pool.target.authority) + b"\r\n"
+            tail += b"Host: " + (head.host or self.pool.target.authority) + b"\r\n"
         return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.origin_target, head.block, tail)
 
     def client_data(self, data: bytes) -> None:
@@ -341,7 +343,7 @@ class Exchange:
             try:
                 found = self.gateway.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
-                self.gateway.note_upstream_failure(f"{self.gateway.pool.target} answered nonsense: {error.reason}")
+                self.gateway.note_upstream_failure(f"{self.pool.target} answered nonsense: {error.reason}")
                 self.refuse(Refusal(errors.UPSTREAM_FAILED))
                 return
             if found is None:
@@ -427,7 +429,7 @@ class Exchange:
         try:
             pieces = decoder.feed(data)
         except ProtocolError as error:
-            self.gateway.note_upstream_failure(f"{self.gateway.pool.target}: {error.reason}")
+            self.gateway.note_upstream_failure(f"{self.pool.target}: {error.reason}")
             if before:
                 connection.transport.write(before)
             self.cut()
@@ -465,7 +467,7 @@ class Exchange:
             # One that answered before it took the whole request may never take the rest.
             took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
             if clean and response.keep_alive and took_all:
-                self.gateway.pool.release(upstream, now)
+                self.pool.release(upstream, now)
             else:
                 upstream.close()
         self.gateway.finished(self, response.status, now, refused=False)
@@ -536,7 +538,7 @@ class Exchange:
         if self.sent:
             self._drop_upstream()
         else:
-            self.gateway.pool.cancel(self._connected)
+            self.pool.cancel(self._connected)
         status = refusal.status or refusal.kind.status
         self.gateway.counters.refuse(refusal.kind.name)
         now = _clock()
@@ -596,7 +598,7 @@ class Exchange:
         else:
             self.finished = True
             self._give_back()
-            self.gateway.pool.cancel(self._connected)
+            self.pool.cancel(self._connected)
             self._drop_upstream()
             self.gateway.finished(self, CLIENT_CLOSED, _clock(), refused=False)
         if connection is not None:
@@ -630,7 +632,7 @@ class Exchange:
         elif self._client_is_late():
             self.refuse(Refusal(errors.TIMEOUT_CLIENT))
         else:
-            self.gateway.note_upstream_failure(f"{self.gateway.pool.target} did not answer in time")
+            self.gateway.note_upstream_failure(f"{self.pool.target} did not answer in time")
             self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
 
     def sweep(self, now: float) -> None:
@@ -678,9 +680,9 @@ class Exchange:
             self.retried = True
             self.sent = False
             self.gateway.counters.upstream_retries += 1
-            self.gateway.pool.acquire(self._connected, fresh=True)
+            self.pool.acquire(self._connected, fresh=True)
         else:
-            self.gateway.note_upstream_failure(f"{self.gateway.pool.target} closed the connection without an answer")
+            self.gateway.note_upstream_failure(f"{self.pool.target} closed the connection without an answer")
             self.refuse(Refusal(errors.UPSTREAM_FAILED))
 
     def _may_repeat(self, upstream: UpstreamConnection | None) -> bool:
@@ -724,7 +726,7 @@ class Exchange:
         asked, chosen = self.head.upgrade, response.upgrade
         # RFC 9110 section 7.8: a server must not switch to a protocol that the client did not name.
         if connection is None or asked is None or chosen is None or chosen.lower() not in list_elements(asked):
-            self.gateway.note_upstream_failure(f"{self.gateway.pool.target} switched protocols unasked")
+            self.gateway.note_upstream_failure(f"{self.pool.target} switched protocols unasked")
             self.refuse(Refusal(errors.UPSTREAM_FAILED))
             return
         self.response = response

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import orjson
 
@@ -19,12 +21,13 @@ from sidecar.logger import get_logger
 from sidecar.proxy import errors
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.counters import ProxyCounters
+from sidecar.proxy.destinations import Destinations
 from sidecar.proxy.errors import ErrorWriter, Refusal
 from sidecar.proxy.exchange import IDEMPOTENCY_KEYS, INTERACTION_ID, METHODS, TRACEPARENT, Exchange
 from sidecar.proxy.framing import HeadParser, ProtocolError
+from sidecar.proxy.listening import listening_sockets
 from sidecar.proxy.routes import Route, RouteTable
-from sidecar.proxy.settings import ProxySettings, UpstreamTarget
-from sidecar.proxy.upstream import UpstreamPool
+from sidecar.proxy.settings import OriginalDestinations, ProxySettings, UpstreamTarget
 
 log = get_logger("sidecar.proxy")
 
@@ -47,13 +50,12 @@ class Arrivals(Protocol):
 
 
 class Gateway:
-    """Serves connections with one ledger client, one upstream pool, one identity chain."""
+    """Serves connections with one ledger client, one identity chain, and the pools of the APIs behind it."""
 
     def __init__(
         self,
         *,
         settings: ProxySettings,
-        upstream: UpstreamTarget,
         routes: RouteTable,
         identity: IdentityChain,
         ledger: LedgerClient,
@@ -72,13 +74,17 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.counters = ProxyCounters()
         self.errors = ErrorWriter(settings.error_format, settings.error_documentation_url)
-        self.pool = UpstreamPool(upstream, settings, self.counters)
+        self.destinations = Destinations(settings, self.counters)
         self.no_route = Route("-", free=True)
         self.unknown_peer = Peer("", False)
         self.connections: set[ClientConnection] = set()
         self.detached: set[Exchange] = set()
         self.draining = False
+        """No connection is kept for another request."""
+        self._accepting = True
+        self._hurried = asyncio.Event()
         self._access_log = access_log
+        self._wanted: OriginalDestinations | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._upstream_warned = 0.0
@@ -92,35 +98,50 @@ class Gateway:
         self._overloaded = self.errors.response(Refusal(errors.OVERLOADED), keep_alive=False)
 
     def __repr__(self) -> str:
-        return f"<Gateway connections={len(self.connections)} {self.pool!r} draining={self.draining}>"
+        return f"<Gateway connections={len(self.connections)} {self.destinations!r} draining={self.draining}>"
 
     # life
 
     async def listen(
-        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, backlog: int = 1024, reuse_port: bool = False
+        self,
+        host: str,
+        port: int,
+        upstream: UpstreamTarget | OriginalDestinations,
+        *,
+        tls: ssl.SSLContext | None = None,
+        backlog: int = 1024,
+        reuse_port: bool = False,
     ) -> int:
-        """Accepts connections; returns the port.
+        """Accepts connections whose requests go to ``upstream``; returns the port.
 
         Raises:
             OSError: the address cannot be bound.
         """
-        server = await self.loop.create_server(
-            lambda: cast(asyncio.Protocol, ClientConnection(self)),
-            host,
-            port,
-            ssl=tls,
-            backlog=backlog,
-            reuse_port=reuse_port or None,
-        )
-        self._servers.append(server)
+        sockets = listening_sockets(host, port, reuse_port=reuse_port)
+        bound: int = sockets[0].getsockname()[1]
+        if isinstance(upstream, OriginalDestinations):
+            pool = None
+            self._wanted = replace(upstream, own_ports=upstream.own_ports | {bound})
+        else:
+            pool = self.destinations.fixed(upstream)
+        for sock in sockets:
+            server = await self.loop.create_server(
+                lambda: cast(asyncio.Protocol, ClientConnection(self, pool)), sock=sock, ssl=tls, backlog=backlog
+            )
+            self._servers.append(server)
         if self._sweeper is None:
             self._sweeper = self.loop.create_task(self._sweep())
-        bound: int = cast(Any, server).sockets[0].getsockname()[1]  # uvloop has a list where asyncio has a tuple
         return bound
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Stops accepting, lets requests end, settles what they hold. False if some had to be cut off."""
+    async def drain(self, timeout_s: float, delay_s: float = 0.0) -> bool:
+        """Ends in order: connections close with their next answer, and after ``delay_s``, in which new ones are still
+        served, no more are accepted and idle ones end. Then requests end and settle what they hold. False if some had
+        to be cut off."""
         self.draining = True
+        if delay_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurried.wait(), delay_s)
+        self._accepting = False
         for server in self._servers:
             server.close()
         for connection in list(self.connections):
@@ -138,8 +159,12 @@ class Gateway:
                 exchange.timed_out()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        await self.pool.close()
+        await self.destinations.close()
         return clean
+
+    def hurry(self) -> None:
+        """A drain waits no longer for clients that may still come."""
+        self._hurried.set()
 
     async def _sweep(self) -> None:
         settings = self.settings
@@ -155,7 +180,7 @@ class Gateway:
                 self._check(connection.sweep, now)
             for exchange in list(self.detached):
                 self._check(exchange.sweep, now)
-            self.pool.sweep(now)
+            self.destinations.sweep(now)
 
     @staticmethod
     def _check(sweep: Callable[[float], None], now: float) -> None:
@@ -167,15 +192,33 @@ class Gateway:
     # connections
 
     def admit(self, connection: ClientConnection) -> bool:
-        """Counts a new connection in, unless the limit is reached or the gateway drains."""
-        if self.draining or len(self.connections) >= self.settings.connections_max:
+        """Counts a new connection in, unless the limit is reached, the gateway stops, or it leads nowhere."""
+        if not self._accepting or len(self.connections) >= self.settings.connections_max:
             self.counters.connections_refused += 1
             connection.transport.write(self._overloaded)
             connection.transport.close()
             return False
+        if connection.pool is None:
+            assert self._wanted is not None
+            connection.pool = self.destinations.of(connection.transport.get_extra_info("socket"), self._wanted)
+            if connection.pool is None:
+                self.counters.connections_refused += 1
+                self.note_upstream_failure(
+                    "a client was on its way to a port that is not served, or came here directly"
+                )
+                connection.abort()
+                return False
+        connection.pool.clients += 1
         self.counters.connections_accepted += 1
         self.connections.add(connection)
         return True
+
+    def dismiss(self, connection: ClientConnection) -> None:
+        """Counts a connection out that has ended."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            assert connection.pool is not None
+            connection.pool.clients -= 1
 
     def detach(self, exchange: Exchange) -> None:
         """An exchange goes on without its client, until the API's answer decides whether it is charged."""

@@ -29,6 +29,26 @@ class UpstreamTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class OriginalDestinations:
+    """In place of one target: where each client wanted to go before the kernel redirected it.
+
+    Attributes:
+        ports: those that are served; None for any.
+        own_ports: the gateway's, which are never an API: forwarding there would go round in circles.
+    """
+
+    ports: frozenset[int] | None = None
+    own_ports: frozenset[int] = frozenset()
+
+    def serves(self, port: int) -> bool:
+        """Whether a request may be forwarded there."""
+        return port not in self.own_ports and (self.ports is None or port in self.ports)
+
+    def __str__(self) -> str:
+        return "original destination"
+
+
+@dataclass(frozen=True, slots=True)
 class ProxySettings:
     limits: Limits = field(default_factory=Limits)
     header_timeout_s: float = 10.0
@@ -54,6 +74,8 @@ class ProxySettings:
     """503 beyond it. Requests that wait for one of the connections."""
     connections_max: int = 10_000
     """Accepted and closed at once beyond it."""
+    destinations_max: int = 256
+    """Closed at once beyond it. Addresses and ports that redirected clients wanted to go to at one time."""
     buffer_bytes_high: int = 262_144
     """What either direction of a request may have unsent in memory before its sender is paused."""
     buffer_bytes_low: int = 65_536

@@ -125,6 +125,8 @@ class UpstreamPool:
     def __init__(self, target: UpstreamTarget, settings: ProxySettings, counters: ProxyCounters) -> None:
         self.target = target
         self.settings = settings
+        self.clients = 0
+        """Client connections that send their requests here."""
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []

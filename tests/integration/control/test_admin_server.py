@@ -54,7 +54,7 @@ def endpoints_of(status: Status | None, token: str | None, metrics: bytes) -> Ad
 async def served(
     status: Status | None = None, token: str | None = None, metrics: bytes = METRICS
 ) -> AsyncIterator[tuple[AdminServer, int]]:
-    server = AdminServer(AdminSettings(port=0), endpoints_of(status, token, metrics))
+    server = AdminServer("admin", "127.0.0.1", 0, endpoints_of(status, token, metrics))
     port = await server.start()
     try:
         yield server, port
@@ -282,18 +282,33 @@ async def _read_all(reader: asyncio.StreamReader) -> bytes:
         return reader._buffer  # type: ignore[attr-defined,no-any-return]
 
 
-async def test_more_connections_than_there_may_be_are_closed_and_the_rest_goes_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_connection_that_only_waits_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "CONNECTIONS_MAX", 2)
     async with served() as (_, port):
-        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        assert await exchange_or_reset(port, get("/livez")) == b""
-        opened[0][1].close()
+        (first, _), (second, _) = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         await asyncio.sleep(0.05)
         assert answers(await exchange(port, get("/livez")), [b"GET"])[0][0] == 200
-        opened[1][1].close()
+        assert await _read_all(first) == b""
+        assert not second.at_eof()
+
+
+async def test_more_connections_with_a_request_than_there_may_be_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "CONNECTIONS_MAX", 2)
+    entered, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow() -> Mapping[str, Any]:
+        entered.release()
+        await go_on.wait()
+        return {}
+
+    async with served(status=slow) as (_, port):
+        asked = [asyncio.ensure_future(exchange(port, get("/v1/status", "Connection: close"))) for _ in range(2)]
+        for _ in asked:
+            await entered.acquire()
+        assert await exchange_or_reset(port, get("/livez")) == b""
+        go_on.set()
+        assert [answers(await each, [b"GET"])[0][0] for each in asked] == [200, 200]
+        assert answers(await exchange(port, get("/livez")), [b"GET"])[0][0] == 200
 
 
 async def exchange_or_reset(port: int, sent: bytes) -> bytes:
@@ -348,9 +363,7 @@ async def test_at_the_end_a_large_answer_is_taken_by_a_slow_reader_and_nobody_wa
 
 
 @pytest.mark.parametrize("leaves", ["with a reset", "without a word"])
-async def test_who_goes_away_ends_the_work_for_it(leaves: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A close looks like the end of what a client sends, after which it may still wait: there the time limit ends it.
-    monkeypatch.setattr(admin, "ANSWER_TIMEOUT_S", 60.0 if leaves == "with a reset" else 0.2)
+async def test_who_goes_away_ends_the_work_for_it(leaves: str) -> None:
     entered, ended = asyncio.Event(), asyncio.Event()
 
     async def slow() -> Mapping[str, Any]:
@@ -361,7 +374,10 @@ async def test_who_goes_away_ends_the_work_for_it(leaves: str, monkeypatch: pyte
             ended.set()
         return {}
 
-    async with served(status=slow) as (_, port):
+    async with served(status=slow) as (server, port):
+        if leaves == "without a word":
+            # That looks like the end of what a client sends, after which it may still wait: the time limit ends it.
+            server.answer_timeout_s = 0.2
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(get("/v1/status"))
         await entered.wait()
@@ -379,13 +395,13 @@ async def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         async with served() as (server, _):
             with pytest.raises(SetupError, match=f"admin: 127.0.0.1:{port}: "):
-                await AdminServer(AdminSettings(port=port), server.endpoints).start()
+                await AdminServer("admin", "127.0.0.1", port, server.endpoints).start()
 
 
 async def test_a_unix_socket_is_served_and_removed(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     async with served() as (other, _):
-        server = AdminServer(AdminSettings(port=0), other.endpoints, socket_path=str(path))
+        server = AdminServer("admin", "127.0.0.1", 0, other.endpoints, socket_path=str(path))
         assert await server.start() == 0
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(get("/livez", "Connection: close"))

@@ -35,6 +35,7 @@ from sidecar.proxy.gateway import Gateway
 from sidecar.proxy.limits import Limits
 from sidecar.proxy.routes import Route, RouteTable
 from sidecar.proxy.settings import ProxySettings, UpstreamTarget
+from sidecar.proxy.upstream import UpstreamPool
 from tests.integration.proxy.api import Api, Script
 from tests.integration.proxy.wire import PATIENCE_S, Message, Wire, connect
 
@@ -81,6 +82,7 @@ class Rig:
     """What runs, and how to look at it."""
 
     gateway: Gateway
+    pool: UpstreamPool
     port: int
     api: Api
     ledger: LedgerClient
@@ -201,7 +203,6 @@ async def running(
             spool.start()
         gateway = Gateway(
             settings=settings,
-            upstream=_at(api_port, upstream or UpstreamTarget()),
             routes=RouteTable(routes, default or Route("(other)")),
             identity=identity,
             ledger=ledger,
@@ -209,15 +210,16 @@ async def running(
             spool=spool,
             access_log=lambda line: log.append(orjson.loads(line)),
         )
-        port = await gateway.listen("127.0.0.1", 0, tls=tls)
-        rig = Rig(gateway, port, api, ledger, loader, client, tuple(spec.id for spec in specs), log, faults)
+        port = await gateway.listen("127.0.0.1", 0, _at(api_port, upstream or UpstreamTarget()), tls=tls)
+        (pool,) = gateway.destinations
+        rig = Rig(gateway, pool, port, api, ledger, loader, client, tuple(spec.id for spec in specs), log, faults)
         try:
             yield rig
             for wire in rig.wires:
                 wire.close()
             assert await gateway.drain(PATIENCE_S), "the gateway could not end in order"
             await rig.check_books()
-            await rig.until(lambda: not gateway.pool.size)  # no connection to the API is left
+            await rig.until(lambda: not pool.size)  # no connection to the API is left
         finally:
             await gateway.drain(0.0)
             await ledger.close()

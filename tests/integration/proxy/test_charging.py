@@ -285,9 +285,9 @@ async def test_a_client_that_is_gone_before_a_connection_to_the_api_is_had_pays_
         await first.send(get())
         await rig.until(lambda: rig.api.requests)
         await second.send(get(b"/second"))
-        await rig.until(lambda: rig.gateway.pool.waiting)
+        await rig.until(lambda: rig.pool.waiting)
         second.reset()
-        await rig.until(lambda: not rig.gateway.pool.waiting)
+        await rig.until(lambda: not rig.pool.waiting)
         proceed.set()
         assert (await first.response()).status == 200
         assert await rig.charged() == [200]

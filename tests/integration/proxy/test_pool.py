@@ -89,7 +89,7 @@ async def test_a_client_that_goes_away_while_its_request_waits_to_be_sent_again_
         await rig.until(lambda: len(rig.api.requests) == 2)
         for wire in (second, third):
             await wire.send(get(b"/other"))
-            await rig.until(lambda wire=wire: rig.gateway.pool.waiting == (1 if wire is second else 2))
+            await rig.until(lambda wire=wire: rig.pool.waiting == (1 if wire is second else 2))
         die.set()
         assert (await second.response()).status == 200
         await rig.until(lambda: rig.gateway.counters.upstream_retries)
@@ -108,7 +108,7 @@ async def test_a_connection_that_the_api_closed_meanwhile_is_not_used(gateway: A
     async with gateway(script) as rig:
         for number in range(3):
             assert (await rig.ask(post(b"x"))).status == 200
-            await rig.until(lambda: not rig.gateway.pool.size)
+            await rig.until(lambda: not rig.pool.size)
             assert rig.api.connections == number + 1
 
 
@@ -125,7 +125,7 @@ async def test_bytes_after_an_answer_are_never_taken_for_the_next_one(gateway: A
         for _ in range(3):
             await wire.send(get())
             assert (await wire.response()).body == b"ok"
-            await rig.until(lambda: not rig.gateway.pool.size)
+            await rig.until(lambda: not rig.pool.size)
         assert rig.api.connections == 3
 
 
@@ -158,7 +158,7 @@ async def test_more_than_may_wait_are_a_503(gateway: Any) -> None:
 
     async with gateway(script, upstream_connections_max=1, upstream_waiting_max=1) as rig:
         waiting = [asyncio.ensure_future(rig.ask(get())) for _ in range(2)]
-        await rig.until(lambda: rig.gateway.pool.waiting)
+        await rig.until(lambda: rig.pool.waiting)
         assert (await rig.ask(get())).status == 503
         proceed.set()
         assert [(await each).status for each in waiting] == [200, 200]
@@ -176,7 +176,7 @@ async def test_a_request_does_not_wait_for_a_connection_for_ever(gateway: Any) -
         await first.head()
         answer = await rig.ask(get(b"/p", b"Content-Length: 9", method=b"POST"))
         assert (answer.status, answer.get(b"Retry-After")) == (503, b"1")
-        assert not rig.gateway.pool.waiting
+        assert not rig.pool.waiting
         first.reset()
         assert await rig.charged() == [499]
 
@@ -191,7 +191,7 @@ async def test_those_that_wait_get_on_when_a_connection_dies(gateway: Any) -> No
     async with gateway(script, upstream_connections_max=1) as rig:
         rig.api.hold = asyncio.Event()
         asked = [asyncio.ensure_future(rig.ask(get())) for _ in range(3)]
-        await rig.until(lambda: rig.gateway.pool.waiting == 2)
+        await rig.until(lambda: rig.pool.waiting == 2)
         rig.api.hold.set()
         assert sorted([(await each).status for each in asked]) == [200, 200, 502]
 
@@ -199,7 +199,7 @@ async def test_those_that_wait_get_on_when_a_connection_dies(gateway: Any) -> No
 async def test_an_idle_connection_is_closed_after_a_while(gateway: Any) -> None:
     async with gateway(echo, keepalive_s=0.1) as rig:
         await rig.ask(get())
-        await rig.until(lambda: not rig.gateway.pool.size)
+        await rig.until(lambda: not rig.pool.size)
         await rig.until(lambda: not rig.api.open)
 
 

@@ -151,7 +151,7 @@ async def test_the_next_caller_does_not_wait_for_the_slow_reader_before_it(gatew
             sock = connection.transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         await slow.send(get())
-        await rig.until(lambda: rig.gateway.pool.idle)
+        await rig.until(lambda: rig.pool.idle)
         assert any(c.writing_paused for c in rig.gateway.connections)
         assert (await rig.ask(get())).body == body
         slow.writer.transport.resume_reading()

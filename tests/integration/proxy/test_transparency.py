@@ -90,7 +90,7 @@ async def test_each_form_of_target_becomes_one_for_an_origin_with_one_host(
 async def test_a_request_without_a_host_gets_that_of_the_api(gateway: Any) -> None:
     async with gateway(echo, default=FREE) as rig:
         await rig.ask(b"GET /a HTTP/1.0\r\n\r\n")
-        assert rig.api.requests[0].get(b"Host") == rig.gateway.pool.target.authority
+        assert rig.api.requests[0].get(b"Host") == rig.pool.target.authority
 
 
 METHODS = [b"DELETE", b"PATCH", b"PROPFIND", b"QUERY", b"get", b"M-SEARCH", b"X!#$%&'*+-.^_`|~9"]

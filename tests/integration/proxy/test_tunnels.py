@@ -80,7 +80,7 @@ async def test_a_client_that_half_closes_a_tunnel_hears_the_rest(gateway: Any) -
         await wire.send(b"last")
         wire.half_close()
         assert await wire.ended() == b"LASTbye"
-        await rig.until(lambda: not rig.gateway.connections and not rig.gateway.pool.size)
+        await rig.until(lambda: not rig.gateway.connections and not rig.pool.size)
 
 
 async def test_an_api_that_half_closes_a_tunnel_hears_the_rest(gateway: Any) -> None:
@@ -97,7 +97,7 @@ async def test_an_api_that_half_closes_a_tunnel_hears_the_rest(gateway: Any) -> 
         await wire.send(b"the rest")
         wire.half_close()
         assert await asyncio.wait_for(heard, 5) == b"the rest"
-        await rig.until(lambda: not rig.gateway.connections and not rig.gateway.pool.size)
+        await rig.until(lambda: not rig.gateway.connections and not rig.pool.size)
 
 
 @pytest.mark.parametrize("who", ["client", "api"])
@@ -115,7 +115,7 @@ async def test_a_tunnel_ends_for_both_when_one_goes_away(gateway: Any, who: str)
             wire.reset()
         else:
             await wire.ended()
-        await rig.until(lambda: not rig.gateway.connections and not rig.gateway.pool.size and not rig.api.open)
+        await rig.until(lambda: not rig.gateway.connections and not rig.pool.size and not rig.api.open)
         assert await rig.charged() == [101]
         assert len(rig.log) == 1
 
@@ -124,7 +124,7 @@ async def test_a_tunnel_on_which_nothing_moves_is_closed(gateway: Any) -> None:
     async with gateway(tunnelled, tunnel_idle_timeout_s=0.1) as rig:
         wire = await open_tunnel(rig)
         assert await wire.ended() == b""
-        await rig.until(lambda: not rig.gateway.connections and not rig.gateway.pool.size)
+        await rig.until(lambda: not rig.gateway.connections and not rig.pool.size)
         assert len(rig.log) == 1
 
 

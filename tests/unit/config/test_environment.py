@@ -135,9 +135,19 @@ def test_a_list_in_a_variable_that_is_no_yaml_is_answered_with_its_name() -> Non
 
 def test_without_a_file_what_is_missing_is_missing_in_the_environment() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, {"SIDECAR_VALKEY": "valkey://h"})
+        load_config(None, {"SIDECAR_UPSTREAM__URL": "http://h"})
 
-    assert str(caught.value) == "environment: upstream: is missing"
+    assert str(caught.value) == "environment: valkey: is missing"
+
+
+def test_where_the_api_is_must_be_known_to_a_gateway_and_not_to_a_control_plane() -> None:
+    environ = {"SIDECAR_VALKEY": "valkey://h"}
+    assert load_config(None, environ).upstream.url is None
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, environ, gateway=True)
+    assert str(caught.value) == "environment: upstream.url: is missing: a gateway needs it"
+    redirected = load_config(None, {**environ, "SIDECAR_UPSTREAM__ORIGINAL_DESTINATION": "true"}, gateway=True)
+    assert redirected.upstream.original_destination
 
 
 def test_the_name_of_a_key_s_variable_sets_that_key() -> None:
