@@ -12,6 +12,8 @@ _MODULES = {
     "demo": "demo",
     "run": "run",
     "control": "run",
+    "drain": "drain",
+    "redirect": "redirect",
     "check": "check",
     "account": "account",
     "outbox": "outbox",

@@ -49,6 +49,7 @@ class AdminEndpoints:
         health: whether new requests can be served.
         metrics: the exposition text.
         status: what ``/v1/status`` shows.
+        process: what ``/v1/process`` shows: what is known of the process without asking Valkey.
         accounts: None where there is no ledger to ask.
         token: the bearer token that all but health wants, or None.
     """
@@ -56,6 +57,7 @@ class AdminEndpoints:
     health: Callable[[], Awaitable[Health]]
     metrics: Callable[[], Awaitable[bytes]]
     status: Callable[[], Awaitable[Mapping[str, Any]]]
+    process: Callable[[], Awaitable[Mapping[str, Any]]]
     accounts: Accounts | None
     token: str | None
 
@@ -83,7 +85,7 @@ class AdminEndpoints:
     async def _find(self, path: str, query: str, *, only_look: bool) -> Answer | None:
         """None: there is no such resource. ``only_look``: whether there is one is all that is asked."""
         account = path.removeprefix(_ACCOUNTS + "/") if path.startswith(_ACCOUNTS + "/") else ""
-        here = path in ("/livez", "/readyz", "/metrics", "/v1/status") or (
+        here = path in ("/livez", "/readyz", "/metrics", "/v1/status", "/v1/process") or (
             self.accounts is not None and (path == _ACCOUNTS or (account != "" and "/" not in account))
         )
         if only_look or not here:
@@ -97,6 +99,8 @@ class AdminEndpoints:
             return Answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
         if path == "/v1/status":
             return _json(await self.status())
+        if path == "/v1/process":
+            return _json(await self.process())
         assert self.accounts is not None
         if path == _ACCOUNTS:
             return await _page(self.accounts, query)

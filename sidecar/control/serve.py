@@ -86,16 +86,23 @@ def _registry(plane: DataPlane | None, collectors: Iterable[Collector]) -> Colle
     return registry
 
 
-async def status_document(store: Store, plane: DataPlane | None, billing: ControlSide | None = None) -> dict[str, Any]:
-    """What ``/v1/status`` shows."""
+def process_document(plane: DataPlane | None) -> dict[str, Any]:
+    """What ``/v1/process`` shows."""
     document: dict[str, Any] = {"version": __version__, "pid": os.getpid()}
     if plane is not None:
         health = plane.health()
         document["ready"] = health.ready
         if health.why:
             document["why"] = health.why
-        document["instance"] = plane.ledger.instance
         document["draining"], document["drained"] = plane.gateway.draining, plane.drained
+    return document
+
+
+async def status_document(store: Store, plane: DataPlane | None, billing: ControlSide | None = None) -> dict[str, Any]:
+    """What ``/v1/status`` shows."""
+    document = process_document(plane)
+    if plane is not None:
+        document["instance"] = plane.ledger.instance
         document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.destinations)
         document["connections"] = len(plane.gateway.connections)
         document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
@@ -133,11 +140,14 @@ async def admin_server(
     async def status() -> Mapping[str, Any]:
         return await status_document(store, plane, billing)
 
+    async def process() -> Mapping[str, Any]:
+        return process_document(plane)
+
     async def drained() -> bool:
         return plane is not None and await until_drained(config, lambda: plane.gateway.draining, lambda: plane.drained)
 
     endpoints = AdminEndpoints(
-        health, metrics, status, AccountsView(store.accounts), admin_token(config.admin, socket_path)
+        health, metrics, status, process, AccountsView(store.accounts), admin_token(config.admin, socket_path)
     )
     server: AdminServer | AdminWebServer
     if billing is None:

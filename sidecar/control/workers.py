@@ -106,7 +106,7 @@ class Supervisor:
                 self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
                 view = AccountsView(store.accounts)
                 token = admin_token(config.admin, None)
-                endpoints = AdminEndpoints(self._health, self._metrics, self._status, view, token)
+                endpoints = AdminEndpoints(self._health, self._metrics, self._status, self._process, view, token)
                 admin = AdminServer("admin", config.admin.host, config.admin.port, endpoints)
                 admin_port = await admin.start()
                 keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
@@ -165,8 +165,7 @@ class Supervisor:
         async def watch() -> None:
             nonlocal done
             while not done:
-                answers = await self._ask_all("/v1/status")
-                done = all(answer is None or orjson.loads(answer[1]).get("drained") for answer in answers)
+                done = (await self._process())["drained"]
                 await asyncio.sleep(0.1)
 
         watching = asyncio.create_task(watch())
@@ -212,10 +211,17 @@ class Supervisor:
         answers = await self._ask_all("/metrics")
         return merge(body for answer in answers if answer is not None for status, body in [answer] if status == 200)
 
+    async def _process(self) -> Mapping[str, Any]:
+        answers = await self._ask_all("/v1/process")
+        told = [orjson.loads(answer[1]) if answer is not None else {"drained": True} for answer in answers]
+        document = {"version": __version__, "pid": os.getpid(), "ready": (await self._health()).ready}
+        drained = self._draining and all(each.get("drained") for each in told)  # one that is gone has nothing left
+        return {**document, "draining": self._draining, "drained": drained}
+
     async def _status(self) -> Mapping[str, Any]:
         answers = await self._ask_all("/v1/status")
         workers = [orjson.loads(answer[1]) if answer is not None else {"ready": False} for answer in answers]
-        return {"version": __version__, "pid": os.getpid(), "ready": (await self._health()).ready, "workers": workers}
+        return {**await self._process(), "workers": workers}
 
 
 def _reserve(stack: contextlib.ExitStack, host: str, port: int) -> int:

@@ -114,6 +114,10 @@ class Process:
         return int(self.ready["admin"].rpartition(":")[2])
 
     @property
+    def health_port(self) -> int:
+        return int(self.ready["health"].rpartition(":")[2])
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 
@@ -180,11 +184,13 @@ async def gateways(
 
 @dataclass
 class Answers:
-    """What clients saw. ``lost``: requests that were sent and never answered whole."""
+    """What clients saw. ``lost``: requests that were sent and never answered whole; ``refused``: connections that were
+    not accepted."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     sent: int = 0
     lost: int = 0
+    refused: int = 0
     heads: list[bytes] = field(default_factory=list)
 
 
@@ -206,6 +212,7 @@ class Caller:
                 port = self._port if isinstance(self._port, int) else self._port()
                 self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
+            answers.refused += 1
             await asyncio.sleep(0.01)
             return None
         assert self._reader is not None

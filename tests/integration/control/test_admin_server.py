@@ -47,7 +47,7 @@ def endpoints_of(status: Status | None, token: str | None, metrics: bytes) -> Ad
     async def usual() -> Mapping[str, Any]:
         return {"ready": True}
 
-    return AdminEndpoints(health, page, status or usual, Accounts(), token)
+    return AdminEndpoints(health, page, status or usual, usual, Accounts(), token)
 
 
 @asynccontextmanager

@@ -1,0 +1,95 @@
+"""``sidecar drain``: tell a gateway on this machine that its clients should go elsewhere."""
+
+from __future__ import annotations
+
+import http.client
+import json as json_reader
+import os
+import signal
+import time
+from typing import Annotated, Any
+
+import typer
+
+from sidecar.cli.output import ConfigOption, fail
+from sidecar.config.loading import load_config
+from sidecar.config.models import Config
+from sidecar.config.operations import is_loopback
+
+ASK_TIMEOUT_S = 5.0
+ANSWER_BYTES_MAX = 65_536
+
+
+class NotThere(Exception):
+    """No gateway answers."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(drain)
+
+
+def drain(
+    config: ConfigOption = None,
+    wait: Annotated[
+        bool, typer.Option(help="Wait until no request is under way and what they held has settled.")
+    ] = True,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds to wait; else what the configuration gives a drain.", show_default=False),
+    ] = None,
+) -> None:
+    """Drain the gateway that runs on this machine with this configuration; it stays until SIGTERM.
+
+    Its health fails at once, so that no new clients are sent. Those that come for limits.drain_delay_ms are still
+    served, each answer closes its connection, then none are accepted. Made for a container's preStop hook.
+
+    Example: [bold]sidecar drain -c gateway.yaml[/bold]
+    """
+    loaded = load_config(config, os.environ)
+    limits = loaded.limits
+    limit_s = timeout if timeout is not None else (limits.drain_delay_ms + limits.drain_timeout_ms) / 1000 + 10
+    try:
+        process = _process(loaded)
+        if "draining" not in process:
+            fail("what answers at the configured admin address is no gateway", 1)
+        os.kill(process["pid"], signal.SIGUSR1)
+    except NotThere as error:
+        fail(str(error), 1)
+    except ProcessLookupError:
+        fail("the gateway runs on another machine, or in another container", 1)
+    ends = time.monotonic() + limit_s
+    while wait:
+        try:
+            if _process(loaded)["drained"]:
+                return
+        except NotThere:
+            return  # it has ended meanwhile, which it does only when it has drained
+        if time.monotonic() > ends:
+            fail(f"the gateway has not drained within {limit_s:g} s", 1)
+        time.sleep(0.1)
+
+
+def _process(config: Config) -> dict[str, Any]:
+    admin = config.admin
+    host = admin.host if is_loopback(admin.host) else "127.0.0.1"
+    connection = http.client.HTTPConnection(host, admin.port, timeout=ASK_TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {admin.token.get_secret_value()}"} if admin.token else {}
+    where = f"http://{host}:{admin.port}/v1/process"
+    try:
+        connection.request("GET", "/v1/process", headers=headers)
+        response = connection.getresponse()
+        body = response.read(ANSWER_BYTES_MAX)
+    except (OSError, http.client.HTTPException) as error:
+        raise NotThere(f"{where}: {error}") from None
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise NotThere(f"{where} answered {response.status}")
+    try:
+        document = json_reader.loads(body)
+    except ValueError:
+        document = None
+    # A number below 1 would be a group of processes.
+    if not isinstance(document, dict) or not isinstance(document.get("pid"), int) or document["pid"] < 1:
+        raise NotThere(f"{where} answered what no gateway does")
+    return document
