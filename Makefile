@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
-.PHONY: help demo test lint types unit compiled compiled-test compare scaling load docs clean
+.PHONY: help demo test test-host lint types unit compiled compiled-test compare scaling load docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -63,6 +63,9 @@ compiled: $(COMPILED)/.done ## Build the wheel with the request path compiled
 compiled-test: $(COMPILED)/.done ## What concerns the request path once more, compiled
 	QUOTA_SIDECAR_EXPECT_COMPILED=1 $(AS_WHEEL) $(BIN)/python -m pytest --import-mode=append $(PYTEST_ARGS) \
 		--deselect tests/conformance/test_framing.py::test_a_head_that_trickles_in_costs_no_square_of_its_length $(COMPILED_TESTS)
+
+test-host: $(VENV)/.installed-test ## Redirected traffic between hosts of the tests' own (needs root, ip, nft, iptables, curl)
+	QUOTA_SIDECAR_HOST_TESTS=1 $(BIN)/pytest -q tests/host
 
 compare: $(COMPILED)/.done $(VENV)/.installed-compare ## The gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.compare $(COMPARE_ARGS)
