@@ -14,6 +14,7 @@ _MODULES = {
     "control": "run",
     "drain": "drain",
     "redirect": "redirect",
+    "inject": "inject",
     "check": "check",
     "account": "account",
     "outbox": "outbox",

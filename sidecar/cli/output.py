@@ -59,6 +59,11 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def warn(message: str) -> None:
+    """Prints what is worth knowing, and goes on."""
+    errors().print(f"[yellow]warning:[/yellow] {_plain(message)}", soft_wrap=True)
+
+
 def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 

@@ -1,0 +1,107 @@
+"""``sidecar inject``: manifests in, manifests with the sidecar out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.output import fail, warn
+from sidecar.kubernetes.injection import InjectionSettings
+from sidecar.kubernetes.manifests import BYTES_MAX, Outcome, inject_text
+
+NATIVE_SINCE = (1, 29)
+_VERSION = re.compile(r"v?([0-9]{1,3})\.([0-9]{1,3})(?:[.+-].*)?")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(inject)
+
+
+def inject(
+    files: Annotated[
+        list[str], typer.Option("--filename", "-f", help="Manifests, - for standard input; may be repeated.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, as a diff.")] = False,
+    image: Annotated[str | None, typer.Option(help="Image of the sidecar.", show_default=False)] = None,
+    config: Annotated[str | None, typer.Option(help="ConfigMap with gateway.yaml.", show_default=False)] = None,
+    secret: Annotated[
+        str | None, typer.Option(help="Secret with what gateway.yaml refers to.", show_default=False)
+    ] = None,
+    kubernetes_version: Annotated[
+        str, typer.Option(help="Of the cluster: from 1.29 the sidecar is a native one.")
+    ] = "1.29",
+) -> None:
+    """Put the gateway beside every workload of a manifest that does not opt out.
+
+    Comments, order, quotes and other documents stay as they are. How the sidecar is to be is said by annotations of the
+    pod template (quota.openova.io/…).
+
+    Example: [bold]sidecar inject -f deployment.yaml | kubectl apply -f -[/bold]
+    """
+    usual = InjectionSettings()
+    settings = replace(
+        usual,
+        native=native_in(kubernetes_version, "--kubernetes-version"),
+        image=image or usual.image,
+        config_map=config or usual.config_map,
+        secret=secret or usual.secret,
+    )
+    outcomes: list[tuple[str, str, Outcome]] = []
+    for file in files:
+        name, text = ("standard input" if file == "-" else file), _read(file)
+        outcomes.append((name, text, inject_text(text, settings, name)))
+    refused = [str(each) for _, _, outcome in outcomes for each in outcome.refused]
+    if refused:
+        fail("\n".join(refused), 1)
+    for _, _, outcome in outcomes:
+        for warning in outcome.warnings:
+            warn(warning)
+    for name, text, outcome in outcomes:
+        if dry_run:
+            sys.stdout.writelines(_diff(name, text, outcome.text))
+    if not dry_run:
+        sys.stdout.write(_joined([outcome.text for _, _, outcome in outcomes]))
+
+
+def native_in(version: str, option: str) -> bool:
+    """Whether a version of Kubernetes has native sidecars. Ends the process if it is none."""
+    found = _VERSION.fullmatch(version)
+    if found is None:
+        fail(f"{option}: {version[:40]!r} is not a version like 1.29", 2)
+    return (int(found[1]), int(found[2])) >= NATIVE_SINCE
+
+
+def _read(file: str) -> str:
+    try:
+        if file == "-":
+            raw = sys.stdin.buffer.read(BYTES_MAX + 1)
+        else:
+            with open(file, "rb") as opened:
+                raw = opened.read(BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        fail(f"{file}: {getattr(error, 'strerror', None) or error}", 2)
+    if len(raw) > BYTES_MAX:
+        fail(f"{file}: is larger than {BYTES_MAX} bytes", 1)
+    try:
+        return raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
+    except UnicodeDecodeError as error:
+        fail(f"{file}: is not UTF-8 at byte {error.start}", 1)
+
+
+def _joined(texts: list[str]) -> str:
+    out = texts[0]
+    for text in texts[1:]:
+        if out and not out.endswith("\n"):
+            out += "\n"
+        out += text if text.startswith("---") else f"---\n{text}"
+    return out
+
+
+def _diff(name: str, before: str, after: str) -> list[str]:
+    lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), name, name)
+    return [line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines]
