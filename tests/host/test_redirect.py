@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sidecar.kubernetes import names
+from sidecar.kubernetes.injection import InjectionSettings, inject
 from sidecar.ledger.api_keys import digest_of
 from tests.host.kit import CLIENT, POD, Host, hosts
 
@@ -55,26 +57,41 @@ class Pod:
 def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     directory = tmp_path_factory.mktemp("pod")
     config, accounts = directory / "gateway.yaml", directory / "accounts.yaml"
-    check = {"app/readyz": {"http_get": {"port": SERVED, "path": "/healthz"}, "timeout_ms": 5_000}}
     config.write_text(json.dumps({"valkey": f"embedded://{directory}/valkey"}))
     accounts.write_text(ACCOUNTS)
-    environment = {
-        "SIDECAR_LISTEN__HOST": "::", "SIDECAR_LISTEN__PORT": "15701",
-        "SIDECAR_ADMIN__PORT": "15721",
-        "SIDECAR_HEALTH__HOST": "::", "SIDECAR_HEALTH__PORT": "15720",
-        "SIDECAR_HEALTH__APPLICATION__HOST": POD[0], "SIDECAR_HEALTH__APPLICATION__CHECKS": json.dumps(check),
-        "SIDECAR_UPSTREAM__ORIGINAL_DESTINATION": "true", "SIDECAR_UPSTREAM__PORTS": f"[{SERVED}, {ONLY_HERE}]",
-    }  # fmt: skip
+    steps, sidecar = injected()
+    arguments = [str(config) if each == names.CONFIG_FILE else each for each in sidecar["args"]]
+    environment = {each["name"]: each.get("value", POD[0]) for each in sidecar["env"]}  # the rest is the pod's address
     with hosts() as (client, host):
         host.run(sys.executable, "-m", "sidecar", "account", "load", str(accounts), "-c", str(config))
         for _ in range(2):  # an init container may run again
-            redirect(host, request.param, "--ports", f"{SERVED},{ONLY_HERE}")
+            for step in steps:
+                host.run(sys.executable, "-m", "sidecar", *step["args"], "--backend", request.param)
         places = (f":{SERVED}", f"{POD[0]}:{ONLY_HERE}", f"[{POD[1]}]:{ONLY_HERE}", f":{EXCLUDED}")
         with (
             host.running("tests.host.application", *places),
-            host.running("sidecar", "run", "-c", str(config), "--json", **environment),
+            host.running("sidecar", *arguments, "--json", **environment),
         ):
             yield Pod(client, host)
+
+
+def injected() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What injection makes of the application's pod: the steps before it, and the gateway's container."""
+    ports = f"{SERVED},{ONLY_HERE}"
+    api = {
+        "name": "app",
+        "image": "app:1",
+        "ports": [{"name": "http", "containerPort": SERVED}, {"name": "metrics", "containerPort": EXCLUDED}],
+        "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "timeoutSeconds": 5},
+    }
+    annotations = {names.MODE: "redirect", names.PORTS: ports}
+    made = inject(
+        {"metadata": {"annotations": annotations}, "spec": {"containers": [api]}}, InjectionSettings(drain_s=0)
+    )
+    probe = made.pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]
+    assert probe == {"path": "/app/app/readyz", "port": names.HEALTH_PORT}
+    *steps, sidecar = made.pod["spec"]["initContainers"]
+    return steps, sidecar
 
 
 def redirect(host: Host, backend: str, *arguments: str) -> None:

@@ -35,4 +35,5 @@ def test_redirected_clients_are_never_sent_to_a_port_of_the_gateway() -> None:
 
 
 def test_an_upstream_s_url_is_its_target() -> None:
-    assert upstream_target(config(SIDECAR_UPSTREAM__URL="http://api:8000")) == UpstreamTarget("api", 8000, server_hostname="api")
+    target = UpstreamTarget("api", 8000, server_hostname="api")
+    assert upstream_target(config(SIDECAR_UPSTREAM__URL="http://api:8000")) == target
