@@ -15,6 +15,7 @@ _MODULES = {
     "drain": "drain",
     "redirect": "redirect",
     "inject": "inject",
+    "injector": "injector",
     "check": "check",
     "account": "account",
     "outbox": "outbox",

@@ -12,10 +12,10 @@ from typing import Final, Protocol, cast
 
 from sidecar.control.assemble import SetupError
 from sidecar.control.endpoints import Answer, problem
+from sidecar.listening import listening_sockets
 from sidecar.proxy.body import BodyKind
 from sidecar.proxy.framing import HeadParser, ProtocolError, RequestHead
 from sidecar.proxy.limits import Limits
-from sidecar.proxy.listening import listening_sockets
 
 CONNECTIONS_MAX: Final = 256
 HEAD_TIMEOUT_S: Final = 10.0

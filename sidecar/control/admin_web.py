@@ -9,7 +9,7 @@ from aiohttp import web
 from sidecar.config.operations import AdminSettings
 from sidecar.control.assemble import SetupError
 from sidecar.control.endpoints import AdminEndpoints
-from sidecar.proxy.listening import listening_sockets
+from sidecar.listening import listening_sockets
 
 WEBHOOKS = "/webhooks/lago"
 

@@ -34,8 +34,8 @@ from sidecar.control.serve import Ports, Ready, drain_s_max, health_server, unti
 from sidecar.control.signals import Stop
 from sidecar.control.store import open_store
 from sidecar.control.worker_place import WORKER_VARIABLE
+from sidecar.listening import listening_sockets
 from sidecar.logger import get_logger
-from sidecar.proxy.listening import listening_sockets
 
 log = get_logger("sidecar.workers")
 

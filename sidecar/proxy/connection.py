@@ -9,11 +9,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from sidecar.identity.types import Peer
+from sidecar.listening import plain_address
 from sidecar.proxy import errors
 from sidecar.proxy.errors import Refusal
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.framing import ProtocolError, RequestHead
-from sidecar.proxy.listening import plain_address
 from sidecar.proxy.upstream import UpstreamPool
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from sidecar.identity.types import Peer
 from sidecar.ledger.client import LedgerClient
 from sidecar.ledger.first_sight import Sight
 from sidecar.ledger.outcomes import Code, Event, Hold
+from sidecar.listening import listening_sockets
 from sidecar.logger import get_logger
 from sidecar.proxy import errors
 from sidecar.proxy.connection import ClientConnection
@@ -25,7 +26,6 @@ from sidecar.proxy.destinations import Destinations
 from sidecar.proxy.errors import ErrorWriter, Refusal
 from sidecar.proxy.exchange import IDEMPOTENCY_KEYS, INTERACTION_ID, METHODS, TRACEPARENT, Exchange
 from sidecar.proxy.framing import HeadParser, ProtocolError
-from sidecar.proxy.listening import listening_sockets
 from sidecar.proxy.routes import Route, RouteTable
 from sidecar.proxy.settings import OriginalDestinations, ProxySettings, UpstreamTarget
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from sidecar.listening import listening_sockets, plain_address
 from sidecar.proxy.counters import ProxyCounters
 from sidecar.proxy.destinations import Destinations, original_destination
-from sidecar.proxy.listening import listening_sockets, plain_address
 from sidecar.proxy.settings import OriginalDestinations, ProxySettings, UpstreamTarget
 from tests.integration.proxy.api import Api, Conversation, always, echo, length
 from tests.integration.proxy.rig import get

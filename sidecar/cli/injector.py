@@ -1,0 +1,138 @@
+"""``sidecar injector``: the mutating admission webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from sidecar.cli.inject import NATIVE_SINCE, native_in
+from sidecar.cli.output import fail, run_async
+from sidecar.control import logs
+from sidecar.control.signals import stop_event
+from sidecar.kubernetes.certificate_sources import Certificates, FromFiles, SelfSigned
+from sidecar.kubernetes.cluster import Cluster, ClusterError
+from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings
+from sidecar.kubernetes.serving import InjectorFault
+from sidecar.kubernetes.webhook import Injector, Places
+from sidecar.kubernetes.wishes import wishes_of
+from sidecar.logger import get_logger
+
+DRAIN_DELAY_S = 3.0
+"""How long reviews are still taken when readiness fails already: for the Service to send them elsewhere."""
+log = get_logger("sidecar.injector")
+
+
+def _option(name: str, text: str, **more: Any) -> Any:
+    return typer.Option(f"--{name}", envvar=f"QUOTA_INJECTOR_{name.upper().replace('-', '_')}", help=text, **more)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(injector)
+
+
+def injector(
+    host: Annotated[str, _option("host", "Address to listen on.")] = "::",
+    port: Annotated[int, _option("port", "For reviews, HTTPS.", min=0, max=65_535)] = 8443,
+    health_port: Annotated[
+        int, _option("health-port", "For /livez, /readyz and /metrics, HTTP.", min=0, max=65_535)
+    ] = 8080,
+    tls_cert_file: Annotated[Path | None, _option("tls-cert-file", "Certificate; read anew when it changes.")] = None,
+    tls_key_file: Annotated[Path | None, _option("tls-key-file", "Its private key.")] = None,
+    self_signed: Annotated[
+        bool, typer.Option("--self-signed", envvar="QUOTA_INJECTOR_SELF_SIGNED", help="Make certificates itself.")
+    ] = False,
+    service: Annotated[str, _option("service", "Self-signed: Service that the API server calls.")] = "",
+    namespace: Annotated[str, _option("namespace", "Self-signed: namespace of Service and Secret.")] = "",
+    secret: Annotated[str, _option("secret", "Self-signed: Secret that keeps them, for all replicas.")] = "",
+    webhook_configuration: Annotated[
+        str, _option("webhook-configuration", "Self-signed: MutatingWebhookConfiguration that gets the caBundle.")
+    ] = "",
+    image: Annotated[str | None, _option("image", "Image of sidecars.")] = None,
+    image_pull_policy: Annotated[str | None, _option("image-pull-policy", "Always, IfNotPresent or Never.")] = None,
+    config: Annotated[str | None, _option("config", "ConfigMap with gateway.yaml, in each namespace.")] = None,
+    secret_name: Annotated[str | None, _option("secret-name", "Secret that gateway.yaml refers to.")] = None,
+    cpu_request: Annotated[str | None, _option("cpu-request", "Of a sidecar.")] = None,
+    memory_request: Annotated[str | None, _option("memory-request", "Of a sidecar.")] = None,
+    cpu_limit: Annotated[str | None, _option("cpu-limit", 'Of a sidecar; "none" for none.')] = None,
+    memory_limit: Annotated[str | None, _option("memory-limit", 'Of a sidecar; "none" for none.')] = None,
+    kubernetes_version: Annotated[
+        str | None,
+        _option(
+            "kubernetes-version",
+            "Of the oldest node: from 1.29 sidecars are native ones. If absent, the API server is asked every hour.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when listening.")] = False,
+) -> None:
+    """Run the admission webhook that puts the gateway beside the pods of labelled namespaces.
+
+    Each option has a variable as well: QUOTA_INJECTOR_TLS_CERT_FILE. SIGTERM ends it: readiness fails, reviews are
+    still answered for some seconds, then it exits with 0.
+
+    Example: [bold]sidecar injector --tls-cert-file tls.crt --tls-key-file tls.key --kubernetes-version 1.31[/bold]
+    """
+    usual = InjectionSettings()
+    given = {
+        "image": image, "image_pull_policy": image_pull_policy, "config_map": config, "secret": secret_name,
+        "cpu_request": cpu_request, "memory_request": memory_request, "cpu_limit": cpu_limit,
+        "memory_limit": memory_limit,
+    }  # fmt: skip
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+    changes |= {name: None for name in ("cpu_limit", "memory_limit") if given[name] == "none"}
+    native = native_in(kubernetes_version, "--kubernetes-version") if kubernetes_version else usual.native
+    settings = replace(usual, **changes, native=native)
+    try:
+        wishes_of({}, settings)  # what no pod could have is an operator's mistake, not every pod's
+    except InjectionRefused as error:
+        fail(f"the defaults of sidecars: {error}", 2)
+    needed = {"--service": service, "--namespace": namespace, "--secret": secret,
+              "--webhook-configuration": webhook_configuration}  # fmt: skip
+    lacking = [option for option, value in needed.items() if not value]
+    if self_signed == (tls_cert_file is not None or tls_key_file is not None):
+        fail("say where the certificate comes from: --self-signed, or --tls-cert-file and --tls-key-file", 2)
+    if self_signed and lacking:
+        fail(f"--self-signed needs {', '.join(lacking)}", 2)
+    logs.configure("info", "json")
+    try:
+        cluster = Cluster.of_pod() if self_signed or not kubernetes_version else None
+    except ClusterError as error:
+        fail(f"{error}; outside of a cluster there have to be certificate files and --kubernetes-version", 2)
+    certificates: Certificates
+    if tls_cert_file is not None and tls_key_file is not None:
+        certificates = FromFiles(tls_cert_file, tls_key_file)
+    elif cluster is not None and self_signed:
+        certificates = SelfSigned(
+            cluster, service=service, namespace=namespace, secret=secret, configuration=webhook_configuration
+        )
+    else:
+        fail("--tls-cert-file and --tls-key-file go together", 2)
+
+    async def is_native() -> bool:
+        assert cluster is not None
+        return await cluster.version() >= NATIVE_SINCE
+
+    made = Injector(settings, certificates, None if kubernetes_version else is_native)
+    try:
+        run_async(_serve(made, Places(host, port, health_port), settings.image, json))
+    except InjectorFault as error:
+        fail(str(error), 1)
+
+
+async def _serve(injector: Injector, places: Places, image: str, json: bool) -> None:
+    stop = stop_event()
+    async with injector.serving(places) as (port, health_port):
+        log.info("listening", port=port, health_port=health_port, image=image)
+        if json:
+            typer.echo(orjson.dumps({"port": port, "health_port": health_port}).decode())
+            sys.stdout.flush()
+        await stop.wait()
+        log.info("stopping")
+        injector.begin_to_end()
+        if not stop.at_once:
+            await asyncio.sleep(DRAIN_DELAY_S)

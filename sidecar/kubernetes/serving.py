@@ -1,0 +1,143 @@
+"""An aiohttp application on a port, with limits that aiohttp does not have: of connections, of the time for a handshake
+and for the first request, and a log that takes garbage from the network without a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from aiohttp import web
+
+from sidecar.listening import listening_sockets
+from sidecar.logger import get_logger
+
+CONNECTIONS_MAX: Final = 256
+"""More wait in the kernel's queue. An API server has a few."""
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+FIRST_REQUEST_TIMEOUT_S: Final = 10.0
+KEEP_ALIVE_S: Final = 120.0
+"""Above the 90 s after which an API server closes an idle connection itself: then it never uses one that is closing."""
+SHUTDOWN_TIMEOUT_S: Final = 15.0
+_RETRY_S: Final = 0.05
+log = get_logger("sidecar.injector")
+
+
+class InjectorFault(Exception):
+    """An address cannot be bound; the message says which."""
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """Serves until the block ends, and what is under way then to its end; yields the port.
+
+    Raises:
+        InjectorFault: the port cannot be bound.
+    """
+    unused: set[Any] = set()
+    under_way = 0
+
+    @web.middleware
+    async def follow(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
+        nonlocal under_way
+        unused.discard(request.protocol)
+        under_way += 1
+        try:
+            return await handler(request)
+        finally:
+            under_way -= 1
+
+    app.middlewares.append(follow)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=1.0,
+        logger=_quiet_logger(),
+    )  # fmt: skip
+    await runner.setup()
+    assert runner.server is not None
+    try:
+        sockets = listening_sockets(host, port)
+    except OSError as error:
+        await runner.cleanup()
+        raise InjectorFault(f"{host}:{port}: {error.strerror or error}") from None
+    acceptor = _Acceptor(runner.server, context, unused)
+    loop = asyncio.get_running_loop()
+    accepting = []
+    for sock in sockets:
+        sock.listen(128)
+        accepting.append(loop.create_task(acceptor.accept(sock)))
+    try:
+        yield int(sockets[0].getsockname()[1])
+    finally:
+        for task in (*accepting, *acceptor.starting):
+            task.cancel()
+        await asyncio.gather(*accepting, *acceptor.starting, return_exceptions=True)
+        for sock in sockets:
+            sock.close()
+        # aiohttp takes no more bytes once it cleans up, not even the rest of a request that has begun.
+        deadline = loop.time() + SHUTDOWN_TIMEOUT_S
+        while under_way and loop.time() < deadline:
+            await asyncio.sleep(_RETRY_S)
+        await runner.cleanup()
+
+
+class _Acceptor:
+    def __init__(self, server: web.Server, context: ssl.SSLContext | None, unused: set[Any]) -> None:
+        self.starting: set[asyncio.Task[None]] = set()
+        self._server = server
+        self._context = context
+        self._unused = unused
+
+    async def accept(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if len(self.starting) + len(self._server.connections) >= CONNECTIONS_MAX:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            try:
+                client, _ = await loop.sock_accept(sock)
+            except OSError as error:  # it left already, or there are no more descriptors
+                log.debug("not accepted", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            task = loop.create_task(self._start(client))
+            self.starting.add(task)
+            task.add_done_callback(self.starting.discard)
+
+    async def _start(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        timeout_s = None if self._context is None else HANDSHAKE_TIMEOUT_S
+        try:
+            _, protocol = await loop.connect_accepted_socket(
+                self._server, client, ssl=self._context, ssl_handshake_timeout=timeout_s
+            )
+        except OSError as error:  # also those of ssl and of time
+            log.debug("no handshake", error=str(error))
+            return
+        self._unused.add(protocol)
+        loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._close_unused, protocol)
+
+    def _close_unused(self, protocol: Any) -> None:
+        if protocol in self._unused:
+            self._unused.discard(protocol)
+            protocol.force_close()
+
+
+class _Said(logging.Handler):
+    """aiohttp logs whatever is no HTTP with a traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        why = f"{type(error).__name__}: {error}" if error is not None else record.getMessage()
+        log.warning("not served", why=" ".join(why.split())[:200])
+
+
+def _quiet_logger() -> logging.Logger:
+    logger = logging.Logger("sidecar.injector.http", logging.WARNING)
+    logger.addHandler(_Said())
+    return logger
