@@ -98,7 +98,6 @@ def injector(
         fail("say where the certificate comes from: --self-signed, or --tls-cert-file and --tls-key-file", 2)
     if self_signed and lacking:
         fail(f"--self-signed needs {', '.join(lacking)}", 2)
-    logs.configure("info", "json")
     try:
         cluster = Cluster.of_pod() if self_signed or not kubernetes_version else None
     except ClusterError as error:
@@ -117,6 +116,7 @@ def injector(
         assert cluster is not None
         return await cluster.version() >= NATIVE_SINCE
 
+    logs.configure("info", "json")
     made = Injector(settings, certificates, None if kubernetes_version else is_native)
     try:
         run_async(_serve(made, Places(host, port, health_port), settings.image, json))

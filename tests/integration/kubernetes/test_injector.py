@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
+from sidecar.cli import build
 from sidecar.kubernetes import names, serving, webhook
 from sidecar.kubernetes.admission import BODY_BYTES_MAX
 from sidecar.kubernetes.certificate_sources import FromFiles
@@ -84,7 +85,7 @@ async def test_a_review_over_tls_is_answered_with_a_patch_that_makes_a_valid_pod
     async with served(Injector(InjectionSettings(), files)) as (port, health_port):
         connection = await Connection.open(port, bundle.ca_crt)
         answer = await connection.post(review_of(pod()))
-        assert (answer.status, answer.headers["content-type"]) == (200, "application/json; charset=utf-8")
+        assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         response = json.loads(answer.body)["response"]
         assert (response["uid"], response["allowed"], response["patchType"]) == (UID, True, "JSONPatch")
         after = answer.patched(pod())
@@ -505,12 +506,23 @@ async def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_it_b
         (["--kubernetes-version", "new"], "'new' is not a version"),
     ],
 )
-def test_what_is_missing_or_wrong_is_said_at_the_start(more: list[str], words: str) -> None:
-    files = (
-        [] if "--self-signed" in more or "--tls-cert-file" in more else ["--tls-cert-file", "x", "--tls-key-file", "y"]
-    )
+def test_what_is_missing_or_wrong_is_said_at_the_start(
+    more: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    has_source = {"--self-signed", "--tls-cert-file"} & set(more)
+    files = [] if has_source else ["--tls-cert-file", "x", "--tls-key-file", "y"]
     known = ["--kubernetes-version", "1.31"] if more and "--kubernetes-version" not in more else []
-    done = sidecar("injector", *files, *more, *known, environment={"KUBERNETES_SERVICE_HOST": ""})
-    assert done.returncode == 2
-    assert words in done.stderr
+    with pytest.raises(SystemExit) as caught:
+        build(["injector"])(["injector", *files, *more, *known])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_without_a_traceback(files: FromFiles, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = sidecar(*arguments(tmp_path, "--kubernetes-version", "1.31", "--port", str(port)))
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
