@@ -23,8 +23,9 @@ from sidecar.kubernetes.webhook import Injector, Places
 from sidecar.kubernetes.wishes import wishes_of
 from sidecar.logger import get_logger
 
-DRAIN_DELAY_S = 3.0
-"""How long reviews are still taken when readiness fails already: for the Service to send them elsewhere."""
+SWITCH_INTERVAL_S = 0.0005
+"""A tenth of Python's: the event loop waits so long for its turn, several times a review, while a large pod is reviewed
+in a thread."""
 log = get_logger("sidecar.injector")
 
 
@@ -68,6 +69,9 @@ def injector(
             "Of the oldest node: from 1.29 sidecars are native ones. If absent, the API server is asked every hour.",
         ),
     ] = None,
+    drain_delay: Annotated[
+        float, _option("drain-delay", "Seconds for which reviews are still taken when it is to end.", min=0, max=300)
+    ] = 3.0,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when listening.")] = False,
 ) -> None:
     """Run the admission webhook that puts the gateway beside the pods of labelled namespaces.
@@ -119,13 +123,14 @@ def injector(
     logs.configure("info", "json")
     made = Injector(settings, certificates, None if kubernetes_version else is_native)
     try:
-        run_async(_serve(made, Places(host, port, health_port), settings.image, json))
+        run_async(_serve(made, Places(host, port, health_port), settings.image, drain_delay, json))
     except InjectorFault as error:
         fail(str(error), 1)
 
 
-async def _serve(injector: Injector, places: Places, image: str, json: bool) -> None:
+async def _serve(injector: Injector, places: Places, image: str, drain_delay_s: float, json: bool) -> None:
     stop = stop_event()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     async with injector.serving(places) as (port, health_port):
         log.info("listening", port=port, health_port=health_port, image=image)
         if json:
@@ -135,4 +140,4 @@ async def _serve(injector: Injector, places: Places, image: str, json: bool) -> 
         log.info("stopping")
         injector.begin_to_end()
         if not stop.at_once:
-            await asyncio.sleep(DRAIN_DELAY_S)
+            await asyncio.sleep(drain_delay_s)

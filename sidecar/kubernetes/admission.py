@@ -131,7 +131,7 @@ def _request(body: bytes) -> dict[str, Any]:
 
 
 def _check_keys(pairs: list[tuple[str, Any]]) -> None:
-    if len({key for key, _ in pairs}) < len(pairs):
+    if len(dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)[:60]!r} twice")
 

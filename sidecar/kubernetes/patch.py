@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 Operation = dict[str, Any]
 
 
@@ -19,6 +21,8 @@ def json_patch(before: Any, after: Any) -> list[Operation]:
 
 
 def _compare(before: Any, after: Any, path: str, operations: list[Operation]) -> None:
+    if _same(before, after):
+        return
     if isinstance(before, dict) and isinstance(after, dict):
         for key in before:
             if key not in after:
@@ -31,7 +35,7 @@ def _compare(before: Any, after: Any, path: str, operations: list[Operation]) ->
                 operations.append({"op": "add", "path": here, "value": value})
     elif isinstance(before, list) and isinstance(after, list):
         _compare_lists(before, after, path, operations)
-    elif not _same(before, after):
+    else:
         operations.append({"op": "replace", "path": path, "value": after})
 
 
@@ -53,14 +57,8 @@ def _compare_lists(before: list[Any], after: list[Any], path: str, operations: l
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal in JSON, where true is not 1."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
+    """Equal in JSON, where true is not 1. The same keys in another order may be taken to differ."""
+    return bool(one == other) and orjson.dumps(one) == orjson.dumps(other)
 
 
 def _escaped(key: str) -> str:

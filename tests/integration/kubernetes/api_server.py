@@ -145,7 +145,7 @@ async def api_server(account: Path, host: str = "127.0.0.1") -> AsyncIterator[Ap
     (account / "ca.crt").write_bytes(bundle.ca_crt)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", made.answer)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, host, 0, ssl_context=context)
     await site.start()
