@@ -25,14 +25,18 @@ from sidecar.config.models import Config
 CHART: Final = Path(__file__).parent / "quota-sidecar"
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"
 _KEY: Final = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z0-9_]+):(?:\s|$)")
+_BOUNDS: Final = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+"""Of pydantic, where it cannot say it in JSON Schema's words."""
+_SAYS_NOTHING: Final = {"default", "discriminator", "writeOnly", "format"}
 _QUANTITY: Final = {"type": ["string", "integer"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|[kKMGT]i?)?$"}
-_NAMES: Final = {"type": "object", "additionalProperties": {"type": "string"}}
 _AMOUNTS: Final = {
     "type": "object",
     "additionalProperties": False,
     "properties": dict.fromkeys(("cpu", "memory", "ephemeral-storage"), _QUANTITY),
 }
 _DEFINITIONS: Final[dict[str, Any]] = {
+    "quantity": _QUANTITY,
+    "limit": {"anyOf": [_QUANTITY, {"const": "none"}]},
     "resources": {
         "type": "object",
         "additionalProperties": False,
@@ -154,16 +158,16 @@ def _config_definitions() -> dict[str, Any]:
 
 
 def _plain(node: Any) -> Any:
-    """Without what says nothing to a validator of draft 7."""
+    """In words of draft 7, and without what says nothing to a validator."""
     if isinstance(node, list):
         return [_plain(each) for each in node]
     if not isinstance(node, dict):
         return node
-    dropped = {"default", "discriminator", "writeOnly", "format"} | (
-        {"title"} if isinstance(node.get("title"), str) else set()
-    )
+    dropped = _SAYS_NOTHING | ({"title"} if isinstance(node.get("title"), str) else set())
     return {
-        key: {name: _plain(each) for name, each in value.items()} if key == "properties" else _plain(value)
+        _BOUNDS.get(key, key): {name: _plain(each) for name, each in value.items()}
+        if key == "properties"
+        else _plain(value)
         for key, value in node.items()
         if key not in dropped
     }
