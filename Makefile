@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
+# Tests start the program hundreds of times, which would compile its sources each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-host lint types unit compiled compiled-test compare scaling load docs clean
 
 help: ## Show the targets
