@@ -13,6 +13,8 @@ GRACE_S_DEFAULT: Final = 30
 """Kubernetes' own, of ``terminationGracePeriodSeconds``."""
 SETTLE_S: Final = 5
 """Of a pod's grace period, what is left for the sidecar to settle and for the application to end."""
+STATE_SIZE: Final = "128Mi"
+"""Twice what a spool holds by default: who writes more is evicted, and its spool with it."""
 _SECRET_MODE: Final = 0o444  # a volume's files are root's, and nobody else is in the container
 _REDIRECT_RESOURCES: Final = {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "96Mi"}}
 
@@ -85,7 +87,7 @@ def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
             "name": names.SECRETS_VOLUME,
             "secret": {"secretName": settings.secret, "optional": True, "defaultMode": _SECRET_MODE},
         },
-        {"name": names.STATE_VOLUME, "emptyDir": {"sizeLimit": "64Mi"}},
+        {"name": names.STATE_VOLUME, "emptyDir": {"sizeLimit": STATE_SIZE}},
     ]
 
 
@@ -94,6 +96,7 @@ def _environment(
 ) -> list[dict[str, Any]]:
     settings = wishes.settings
     values = {
+        "SIDECAR_CONFIG": names.CONFIG_FILE,
         "SIDECAR_LISTEN__HOST": "::",
         "SIDECAR_LISTEN__PORT": str(names.PROXY_PORT),
         "SIDECAR_ADMIN__HOST": "127.0.0.1",

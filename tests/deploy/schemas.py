@@ -25,7 +25,12 @@ _SELECTOR = {
 _ENDPOINT = {
     "type": "object", "additionalProperties": False, "required": ["port"],
     "properties": {"port": {"type": "string"}, "path": {"type": "string"},
-                   "interval": {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}},
+                   "interval": {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"},
+                   "relabelings": {"type": "array", "items": {
+                       "type": "object", "additionalProperties": False, "required": ["action"],
+                       "properties": {"action": {"enum": ["replace", "labeldrop"]}, "regex": {"type": "string"},
+                                      "sourceLabels": {"type": "array", "items": {"type": "string"}},
+                                      "targetLabel": {"type": "string"}}}}},
 }  # fmt: skip
 _NAMESPACES = {
     "type": "object", "additionalProperties": False,

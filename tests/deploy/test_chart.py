@@ -333,6 +333,16 @@ def test_monitors_look_where_metrics_are() -> None:
     assert pod_monitor["namespaceSelector"] == {"any": True}
 
 
+def test_instances_are_called_as_their_pods_are() -> None:
+    monitors = of_kind(chart("everything"), "ServiceMonitor", "PodMonitor")
+    assert len(monitors) == 2
+    for each in monitors:
+        [endpoint] = each["spec"].get("endpoints") or each["spec"]["podMetricsEndpoints"]
+        assert {
+            "action": "replace", "sourceLabels": ["__meta_kubernetes_pod_name"], "targetLabel": "instance",
+        } in endpoint["relabelings"]  # fmt: skip
+
+
 def test_rules_and_dashboards_are_those_of_the_chart_s_folder_word_for_word() -> None:
     documents = chart("everything")
     rules = yaml.safe_load((CHART / "alerts" / "rules.yaml").read_text())
@@ -359,6 +369,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"networkPolicy": {"injected": {"aplicationPorts": [1]}}}, "aplicationPorts is not allowed"),
     ({"image": {"tag": "latest"}}, "image.tag"),
     ({"image": {"digest": "sha256:1"}}, "image.digest"),
+    (
+        {"dataPlane": {"config": {"ledger": {"open": {"spool_bytes_max": 134_217_728}}}}},
+        "ledger.open.spool_bytes_max: at most 125829120",
+    ),
     ({"gateway": {"enabled": True}}, "gateway.upstream.url is needed"),
     ({"controlPlane": {"ingress": {"enabled": True}}}, "controlPlane.ingress.host is needed"),
     ({"injector": {"certificate": {"from": "existing"}}}, "is needed with injector.certificate.from: existing"),

@@ -24,6 +24,7 @@ from sidecar.kubernetes.webhook import Injector
 from sidecar.kubernetes.wishes import InjectionSettings
 from sidecar.metering.verdict import Verdict
 from sidecar.proxy import errors
+from tests.deploy.manifests import chart, of_kind
 from tests.integration.deploy.observed import expressions
 from tests.support.processes import Running, running
 from tests.support.promql import Metrics, PromQLError
@@ -33,6 +34,9 @@ PATIENCE_S = 30.0
 
 TARGET_LABELS = frozenset({"namespace", "job", "instance"})
 """Which Prometheus puts on everything that it scrapes; the namespace by service discovery in Kubernetes."""
+
+OF_THE_OPERATOR = {"namespace", "pod", "container", "service", "endpoint", "job", "instance", "node"}
+"""Labels that the Prometheus Operator sets on what is scraped by a ServiceMonitor or a PodMonitor."""
 
 ELSEWHERE = {
     "up": frozenset[str](),  # Prometheus itself
@@ -186,6 +190,17 @@ def test_every_family_of_the_demo_has_a_sample(scrapes: list[str]) -> None:
     of_the_demo = text_string_to_metric_families(scrapes[0])
     empty = {family.name for family in of_the_demo if not family.samples}
     assert empty == set(), "make it happen in let_happen, so that its labels are known"
+
+
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
+def test_labels_of_what_is_scraped_push_no_metric_s_own_aside(kind: str, scrapes: list[str]) -> None:
+    """A metric's own label that the target has too would be called ``exported_…``."""
+    families = [family for text in scrapes for family in text_string_to_metric_families(text)]
+    own = {label for family in families for sample in family.samples for label in sample.labels}
+    [monitor] = of_kind(chart("everything"), kind)
+    [endpoint] = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
+    dropped = {rule["regex"] for rule in endpoint["relabelings"] if rule["action"] == "labeldrop"}
+    assert dropped == OF_THE_OPERATOR & own
 
 
 @pytest.mark.parametrize("each", list(expressions()), ids=lambda each: each.where)

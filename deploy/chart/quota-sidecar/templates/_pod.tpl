@@ -123,7 +123,8 @@ readinessProbe:
     {{- end }}
 - name: quota-sidecar-state
   emptyDir:
-    sizeLimit: 64Mi
+    # More than a spool holds: a pod that writes more is evicted, and its spool with it.
+    sizeLimit: 128Mi
 {{- end }}
 
 {{- define "quota.configMounts" -}}
