@@ -46,8 +46,9 @@ lint: $(VENV)/.installed-test ## ruff
 types: $(VENV)/.installed-test ## mypy --strict
 	$(BIN)/mypy
 
+# Those that kill processes take minutes, and run once, with what users install: in compiled-test.
 unit: $(VENV)/.installed-test ## The tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --ignore tests/chaos $(PYTEST_ARGS)
 
 # The wheel as users get it, with the request path compiled; unpacked, and put before the sources by AS_WHEEL.
 COMPILED := build/compiled

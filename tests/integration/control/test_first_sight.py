@@ -50,7 +50,7 @@ async def test_an_account_that_is_new_in_lago_is_served_at_its_first_call(
         upstream = await api.start()
         file = configuration(tmp_path, valkey_server.port, upstream, meter, system.lago_url, first_sight_ms=10_000)
         try:
-            with running("control", "-c", file, "--json"), running("run", "-c", file, "--json") as gateway:
+            with running("control", "-c", file, "--json") as control, running("run", "-c", file, "--json") as gateway:
                 proxy = gateway.ready["proxy"]
                 # The first sweep is over once somebody who is in Lago is in the ledger.
                 await system.customer("tpp-early")
@@ -64,6 +64,8 @@ async def test_an_account_that_is_new_in_lago_is_served_at_its_first_call(
                 before = system.lago.requests.total()
                 assert await status_of(session, proxy, "nobody") == 401
                 assert system.lago.requests.total() == before
+                # Lago is in this process: it goes on answering until the control plane has ended.
+                assert await asyncio.to_thread(control.stop) == 0
         finally:
             await api.close()
 

@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger import link
+from sidecar.ledger.link import LinkSettings
 from sidecar.ledger.outcomes import Code
 from tests.integration.ledger_client.kit import (
     KEYS,
@@ -60,7 +61,7 @@ async def test_scripts_that_the_server_forgot_are_loaded_again_without_a_failed_
 async def test_a_server_that_does_not_take_the_function_yet_is_waited_for(own: ValkeyProcess) -> None:
     async with valkey_client(own.port) as control:
         await load(control, {"tpp": 9})
-        async with client_of(at(own.port)) as client:
+        async with client_of(at(own.port), LinkSettings(hold_budget_s=1.0)) as client:
             held = await ask(client, "tpp")
             await control.execute_command("ACL", "SETUSER", "default", "-function|load")
             await control.execute_command("FUNCTION", "FLUSH")
