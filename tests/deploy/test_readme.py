@@ -102,8 +102,12 @@ def test_ports_are_those_that_are_opened() -> None:
     assert f"port {names.HEALTH_PORT}" in README
 
 
-def test_there_is_a_place_for_what_was_measured() -> None:
-    assert README.count("<!-- sizing") >= 1
+def test_a_sidecar_s_requests_and_limits_leave_room_for_what_was_measured() -> None:
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) m \| \d+ m \| (\d+) MB \|", README, re.MULTILINE)
+    assert [rate for rate, *_ in rows] == ["10", "100", "500", "1,000", "2,000"]
+    usual = InjectionSettings()
+    assert all(int(memory) * 10**6 < int(usual.memory_request.removesuffix("Mi")) * 2**20 for *_, memory in rows)
+    assert int(rows[1][1]) < int(usual.cpu_request.removesuffix("m")), "what is asked for is enough for 100 a second"
 
 
 def test_secrets_and_their_keys_are_those_of_the_chart() -> None:
