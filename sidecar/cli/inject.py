@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import sys
 from dataclasses import replace
 from typing import Annotated
@@ -13,9 +12,9 @@ import typer
 from sidecar.cli.output import fail, warn
 from sidecar.kubernetes.injection import InjectionSettings
 from sidecar.kubernetes.manifests import BYTES_MAX, Outcome, inject_text
+from sidecar.kubernetes.versions import settings_for, version_of
 
-NATIVE_SINCE = (1, 29)
-_VERSION = re.compile(r"v?([0-9]{1,3})\.([0-9]{1,3})(?:[.+-].*)?")
+SINCE = "from 1.33 the sidecar is a native one, from 1.29 where no Service has to find its port."
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +31,7 @@ def inject(
     secret: Annotated[
         str | None, typer.Option(help="Secret with what gateway.yaml refers to.", show_default=False)
     ] = None,
-    kubernetes_version: Annotated[
-        str, typer.Option(help="Of the cluster: from 1.29 the sidecar is a native one.")
-    ] = "1.29",
+    kubernetes_version: Annotated[str, typer.Option(help=f"Of the cluster's oldest node: {SINCE}")] = "1.33",
 ) -> None:
     """Put the gateway beside every workload of a manifest that does not opt out.
 
@@ -43,10 +40,9 @@ def inject(
 
     Example: [bold]sidecar inject -f deployment.yaml | kubectl apply -f -[/bold]
     """
-    usual = InjectionSettings()
+    usual = settings_of(kubernetes_version, "--kubernetes-version")
     settings = replace(
         usual,
-        native=native_in(kubernetes_version, "--kubernetes-version"),
         image=image or usual.image,
         config_map=config or usual.config_map,
         secret=secret or usual.secret,
@@ -68,12 +64,12 @@ def inject(
         sys.stdout.write(_joined([outcome.text for _, _, outcome in outcomes]))
 
 
-def native_in(version: str, option: str) -> bool:
-    """Whether a version of Kubernetes has native sidecars. Ends the process if it is none."""
-    found = _VERSION.fullmatch(version)
-    if found is None:
-        fail(f"{option}: {version[:40]!r} is not a version like 1.29", 2)
-    return (int(found[1]), int(found[2])) >= NATIVE_SINCE
+def settings_of(version: str, option: str) -> InjectionSettings:
+    """The usual settings for a version of Kubernetes. Ends the process if it is none."""
+    try:
+        return settings_for(InjectionSettings(), version_of(version))
+    except ValueError as error:
+        fail(f"{option}: {error}", 2)
 
 
 def _read(file: str) -> str:

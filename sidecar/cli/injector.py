@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from sidecar.cli.inject import NATIVE_SINCE, native_in
+from sidecar.cli.inject import SINCE, settings_of
 from sidecar.cli.output import fail, run_async
 from sidecar.control import logs
 from sidecar.control.signals import stop_event
@@ -66,7 +66,7 @@ def injector(
         str | None,
         _option(
             "kubernetes-version",
-            "Of the oldest node: from 1.29 sidecars are native ones. If absent, the API server is asked every hour.",
+            f"Of the oldest node: {SINCE} If absent, the API server is asked every hour.",
         ),
     ] = None,
     drain_delay: Annotated[
@@ -89,8 +89,9 @@ def injector(
     }  # fmt: skip
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     changes |= {name: None for name in ("cpu_limit", "memory_limit") if given[name] == "none"}
-    native = native_in(kubernetes_version, "--kubernetes-version") if kubernetes_version else usual.native
-    settings = replace(usual, **changes, native=native)
+    if kubernetes_version:
+        usual = settings_of(kubernetes_version, "--kubernetes-version")
+    settings = replace(usual, **changes)
     try:
         wishes_of({}, settings)  # what no pod could have is an operator's mistake, not every pod's
     except InjectionRefused as error:
@@ -116,12 +117,8 @@ def injector(
     else:
         fail("--tls-cert-file and --tls-key-file go together", 2)
 
-    async def is_native() -> bool:
-        assert cluster is not None
-        return await cluster.version() >= NATIVE_SINCE
-
     logs.configure("info", "json")
-    made = Injector(settings, certificates, None if kubernetes_version else is_native)
+    made = Injector(settings, certificates, None if kubernetes_version or cluster is None else cluster.version)
     try:
         run_async(_serve(made, Places(host, port, health_port), settings.image, drain_delay, json))
     except InjectorFault as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sidecar import __version__
@@ -70,15 +70,25 @@ def inject(pod: Mapping[str, Any], settings: InjectionSettings, *, job: bool = F
     first = _containers(spec, "initContainers")
     if _is_injected(annotations, [*first, *containers]):
         return Injection(result, changed=False)
+    ends = job or spec.get("restartPolicy") in ("Never", "OnFailure")
     wishes = wishes_of(annotations, settings)
-    _check_possible(spec, [*first, *containers], wishes, job=job)
+    warnings = []
+    if wishes.mode == "named-port" and wishes.settings.native and not settings.native_ports and not ends:
+        if names.NATIVE in annotations:
+            warnings.append(
+                f'{names.NATIVE} is "true": Services of Kubernetes before 1.33 do not find the named ports of native '
+                "sidecars, and have no endpoint"
+            )
+        else:
+            wishes = replace(wishes, settings=replace(wishes.settings, native=False))
+    _check_possible(spec, [*first, *containers], wishes, ends=ends)
     declared = declared_ports(containers, "spec.containers")
     declared_ports(first, "spec.initContainers")  # one of the sidecar's own ports may not be there either
     chosen = choose(declared, wishes)
     grace_s = seconds(
         spec.get("terminationGracePeriodSeconds"), "spec.terminationGracePeriodSeconds", made.GRACE_S_DEFAULT
     )
-    warnings = _take_hooks(containers, chosen)
+    warnings += _take_hooks(containers, chosen)
     if grace_s < wishes.settings.drain_s + made.SETTLE_S:
         warnings.append(
             f"terminationGracePeriodSeconds is {grace_s}: too short for {wishes.settings.drain_s} s in which new "
@@ -126,7 +136,7 @@ def _is_injected(annotations: dict[str, str], containers: list[dict[str, Any]]) 
     return has_status
 
 
-def _check_possible(spec: dict[str, Any], containers: list[dict[str, Any]], wishes: Wishes, *, job: bool) -> None:
+def _check_possible(spec: dict[str, Any], containers: list[dict[str, Any]], wishes: Wishes, *, ends: bool) -> None:
     if spec.get("hostNetwork") is True:
         raise InjectionRefused(
             "hostNetwork is true: the sidecar's ports, and its redirection, would be those of the whole node; opt out "
@@ -134,8 +144,7 @@ def _check_possible(spec: dict[str, Any], containers: list[dict[str, Any]], wish
         )
     if mapping(spec.get("os"), "spec.os").get("name") == "windows":
         raise InjectionRefused("the pod is for Windows: the sidecar runs on Linux")
-    ends = spec.get("restartPolicy") in ("Never", "OnFailure")
-    if (job or ends) and not wishes.settings.native:
+    if ends and not wishes.settings.native:
         raise InjectionRefused(
             "the pod is to end by itself, which it never would with a sidecar that is a plain container: Kubernetes "
             f'1.29 has native ones ({names.NATIVE}: "true")'

@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -21,6 +21,7 @@ from sidecar.kubernetes.certificate_sources import CertificateFault, Certificate
 from sidecar.kubernetes.cluster import ClusterError
 from sidecar.kubernetes.injection import InjectionSettings
 from sidecar.kubernetes.serving import listening
+from sidecar.kubernetes.versions import Version, settings_for
 from sidecar.logger import get_logger
 
 READ_TIMEOUT_S: Final = 10.0
@@ -55,27 +56,27 @@ class Injector:
     not told to end.
 
     Args:
-        is_native: asks whether the cluster has native sidecars; it is asked again every hour, for clusters get
-            upgraded. Without it ``settings`` say so.
+        ask_version: of the cluster, by which sidecars are native or not; it is asked again every hour, for clusters
+            get upgraded. Without it ``settings`` say so.
     """
 
     def __init__(
         self,
         settings: InjectionSettings,
         certificates: Certificates,
-        is_native: Callable[[], Awaitable[bool]] | None = None,
+        ask_version: Callable[[], Awaitable[Version]] | None = None,
         *,
         read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         self._settings = settings
         self._certificates = certificates
-        self._is_native = is_native
+        self._ask = ask_version
         self._read_timeout_s = read_timeout_s
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._context.set_alpn_protocols(["http/1.1"])
         self._lacking = {"certificate": "there is no certificate yet"}
-        if is_native is not None:
+        if ask_version is not None:
             self._lacking["version"] = "the cluster's version is not known yet"
         self._ending = False
         self._buffered_bytes = 0
@@ -116,7 +117,7 @@ class Injector:
             health_port = await stack.enter_async_context(listening(health, places.host, places.health_port))
             port = await stack.enter_async_context(listening(reviews, places.host, places.port, self._context))
             stack.enter_context(_task(self._keep_up("certificate", self._refresh, self._certificates.every_s)))
-            if self._is_native is not None:
+            if self._ask is not None:
                 stack.enter_context(_task(self._keep_up("version", self._ask_version, VERSION_EVERY_S)))
             try:
                 yield port, health_port
@@ -152,11 +153,12 @@ class Injector:
             log.info("certificate loaded", expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends)))
 
     async def _ask_version(self) -> None:
-        assert self._is_native is not None
-        native = await self._is_native()
-        if native != self._settings.native or "version" in self._lacking:
-            log.info("sidecars from now on", native=native)
-        self._settings = replace(self._settings, native=native)
+        assert self._ask is not None
+        version = await self._ask()
+        settings = settings_for(self._settings, version)
+        if settings != self._settings or "version" in self._lacking:
+            log.info("version of the cluster", kubernetes=".".join(map(str, version)), native=settings.native)
+        self._settings = settings
 
     async def _mutate(self, request: web.Request) -> web.Response:
         try:

@@ -34,6 +34,8 @@ class InjectionSettings:
 
     Attributes:
         native: as an init container that goes on running (Kubernetes 1.29 and newer).
+        native_ports: Services find the named ports of such containers (Kubernetes 1.33 and newer). Without, pods in
+            named-port mode have a plain container, but for those that end by themselves.
         config_map, secret: in the pod's namespace; the first has the key ``gateway.yaml``.
         cpu_request, memory_request, cpu_limit, memory_limit: Kubernetes' quantities.
         drain_s: how long new clients are still served when the pod has been told to end.
@@ -43,6 +45,7 @@ class InjectionSettings:
     image: str = f"ghcr.io/openova/quota-sidecar:{__version__}"
     image_pull_policy: str = "IfNotPresent"
     native: bool = True
+    native_ports: bool = True
     config_map: str = "quota-sidecar"
     secret: str = "quota-sidecar"  # noqa: S105  # an object's name
     cpu_request: str = "100m"

@@ -28,6 +28,7 @@ from sidecar.kubernetes.admission import BODY_BYTES_MAX
 from sidecar.kubernetes.certificate_sources import FromFiles
 from sidecar.kubernetes.certificates import Bundle, renewed, service_names
 from sidecar.kubernetes.injection import InjectionSettings
+from sidecar.kubernetes.versions import Version
 from sidecar.kubernetes.webhook import Injector, Places
 from tests.integration.kubernetes.client import Connection
 from tests.support.processes import running, sidecar
@@ -428,12 +429,12 @@ async def test_until_the_cluster_s_version_is_known_there_is_no_answer_and_an_up
     bundle: Bundle, files: FromFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "VERSION_EVERY_S", 0.02)
-    known: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    known: asyncio.Future[Version] = asyncio.get_running_loop().create_future()
 
-    async def is_native() -> bool:
+    async def version() -> Version:
         return await asyncio.shield(known)
 
-    injector = Injector(InjectionSettings(native=True), files, is_native)
+    injector = Injector(InjectionSettings(), files, version)
     async with injector.serving(Places("127.0.0.1", 0, 0)) as (port, health_port):
         async with asyncio.timeout(5):
             while "certificate" in (await health(health_port))[1]:
@@ -441,12 +442,12 @@ async def test_until_the_cluster_s_version_is_known_there_is_no_answer_and_an_up
         assert await health(health_port) == (503, "the cluster's version is not known yet\n")
         connection = await Connection.open(port, bundle.ca_crt)
         assert (await connection.post(review_of(pod()))).status == 503
-        known.set_result(False)
+        known.set_result((1, 32))
         await until_ready(health_port)
         plain = (await connection.post(review_of(pod()))).patched(pod())
         assert plain["spec"]["containers"][-1]["name"] == names.CONTAINER
         known = asyncio.get_running_loop().create_future()
-        known.set_result(True)
+        known.set_result((1, 33))
         async with asyncio.timeout(5):
             while "initContainers" not in (await connection.post(review_of(pod()))).patched(pod())["spec"]:
                 await asyncio.sleep(0.01)
@@ -488,7 +489,7 @@ async def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_it_b
     bundle: Bundle, files: FromFiles, tmp_path: Path
 ) -> None:
     variables = {"QUOTA_INJECTOR_IMAGE": "registry.example/sidecar:7", "QUOTA_INJECTOR_MEMORY_LIMIT": "none"}
-    variables["QUOTA_INJECTOR_KUBERNETES_VERSION"] = "v1.31.2+k3s1"
+    variables["QUOTA_INJECTOR_KUBERNETES_VERSION"] = "v1.33.2+k3s1"
     body = json.dumps(review_of(pod())).encode()
     with running(*arguments(tmp_path, "--drain-delay", "0.5"), environment=variables) as made:
         port, health_port = made.ready["port"], made.ready["health_port"]

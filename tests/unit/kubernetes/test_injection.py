@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sidecar.kubernetes import names
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings, inject, wanted
+from sidecar.kubernetes.versions import settings_for
 
 SETTINGS = InjectionSettings()
 PLAIN = replace(SETTINGS, native=False)
@@ -127,6 +128,23 @@ def test_what_is_to_end_by_itself_needs_a_native_sidecar(how: str) -> None:
     of = pod() if how == "a job" else pod(restartPolicy=how)
     assert "which it never would with a sidecar that is a plain container" in refusal(of, PLAIN, job=how == "a job")
     assert inject(of, SETTINGS, job=how == "a job").changed
+
+
+def test_where_services_do_not_find_ports_of_native_sidecars_only_who_needs_no_service_has_one() -> None:
+    def is_native(of: Any, version: tuple[int, int], *, job: bool = False) -> bool:
+        spec = inject(of, settings_for(SETTINGS, version), job=job).pod["spec"]
+        return any(each["name"] == names.CONTAINER for each in spec.get("initContainers", []))
+
+    assert [is_native(pod(), (1, minor)) for minor in (28, 29, 32, 33)] == [False, False, False, True]
+    assert [is_native(pod(REDIRECT), (1, minor)) for minor in (28, 29, 32, 33)] == [False, True, True, True]
+    assert is_native(pod(), (1, 29), job=True)
+    assert is_native(pod(restartPolicy="Never"), (1, 29))
+
+
+def test_a_native_sidecar_whose_port_no_service_finds_can_be_had_and_is_warned_of() -> None:
+    wanted_so = pod({"native": "true"})
+    assert any("have no endpoint" in each for each in inject(wanted_so, settings_for(SETTINGS, (1, 32))).warnings)
+    assert not any("endpoint" in each for each in inject(wanted_so, settings_for(SETTINGS, (1, 33))).warnings)
 
 
 def test_a_native_sidecar_is_the_last_to_start_before_the_application_and_a_plain_one_stands_beside_it() -> None:

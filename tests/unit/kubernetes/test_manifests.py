@@ -102,7 +102,7 @@ def test_a_dry_run_shows_what_would_change_and_is_no_failure(tmp_path: Path) -> 
     [
         ((), b"", 2, "--filename"),
         (("-f", "/nowhere.yaml"), b"", 2, "/nowhere.yaml: No such file"),
-        (("-f", "-", "--kubernetes-version", "new"), b"", 2, "'new' is not a version like 1.29"),
+        (("-f", "-", "--kubernetes-version", "new"), b"", 2, "'new' is not a version like 1.33"),
         (("-f", "-"), b"a: \xff\n", 1, "is not UTF-8 at byte 3"),
     ],
 )
