@@ -98,6 +98,7 @@ class Keeper:
         self._metrics = reconciler.metrics
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._at_work: set[str] = set()
+        self._lapsed: dict[str, int] = {}
         self._waits_s: dict[str, float] = {}
         self._rests: dict[str, tuple[float, float]] = {}
         self._sweep_wanted = asyncio.Event()
@@ -107,10 +108,14 @@ class Keeper:
 
     async def run(self, token: int, stop: asyncio.Event) -> None:
         """Until ``stop`` or cancellation, through every failure of Lago and Valkey."""
-        async with asyncio.TaskGroup() as tasks:
-            sweeping = tasks.create_task(self._keep_sweeping(token, stop))
-            await self._answer_bells(tasks, token, stop)
-            sweeping.cancel()
+        self._lapsed.clear()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                sweeping = tasks.create_task(self._keep_sweeping(token, stop))
+                await self._answer_bells(tasks, token, stop)
+                sweeping.cancel()
+        finally:
+            self._metrics.oldest_reading_s = 0.0  # from now on another one measures it
 
     # doorbells
 
@@ -231,15 +236,16 @@ class Keeper:
             notice_cancellation()
             self._sweep_wanted.clear()
             wait_s = self._settings.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
-            try:
-                await self.sweep(token)
-                await self.lapse_old(token)
-            except LagoError as error:
-                log.warning("sweep broken off", reason=str(error))
-                wait_s = min(wait_s, SWEEP_RETRY_S)
-            except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-                log.warning("sweep broken off", reason=f"{type(error).__name__}: {error}")
-                wait_s = min(wait_s, SWEEP_RETRY_S)
+            # While Lago cannot be read, readings get old: a sweep that breaks off is no reason not to look at them.
+            for look in (self.sweep, self.look_at_ages):
+                try:
+                    await look(token)
+                except LagoError as error:
+                    log.warning("sweep broken off", reason=str(error))
+                    wait_s = min(wait_s, SWEEP_RETRY_S)
+                except (LedgerUnavailable, *CLIENT_ERRORS) as error:
+                    log.warning("sweep broken off", reason=f"{type(error).__name__}: {error}")
+                    wait_s = min(wait_s, SWEEP_RETRY_S)
             await _wait(self._sweep_wanted, wait_s)
 
     async def sweep(
@@ -263,7 +269,6 @@ class Keeper:
             prints.by_account[account] = 0
         accounts = list(prints.by_account)
         read = failed = done = 0
-        oldest_ms: int | None = None
         for start in range(0, len(accounts), LEDGER_PAGE):
             chunk = accounts[start : start + LEDGER_PAGE]
             lasts = await self._last_readings(chunk)
@@ -273,8 +278,6 @@ class Keeper:
                 for account, last in zip(chunk, lasts, strict=True)
                 if everybody or self._is_due(last, prints.of(account), now_ms)
             ]
-            ages = [last.read_at_ms for account, last in zip(chunk, lasts, strict=True) if last and account not in due]
-            oldest_ms = min([*ages, *([oldest_ms] if oldest_ms is not None else [])], default=None)
             if dry_run:
                 outcomes = await asyncio.gather(*(self._preview(account) for account in due))
             else:
@@ -294,7 +297,6 @@ class Keeper:
         metrics.sweeps += 1
         metrics.sweep_seconds, metrics.sweep_requests = report.seconds, report.requests
         metrics.sweep_accounts, metrics.sweep_read, metrics.swept_at_s = report.accounts, report.read, now_s
-        metrics.oldest_reading_s = max(0.0, now_s - oldest_ms / 1000) if oldest_ms is not None else 0.0
         log.info("swept", accounts=report.accounts, read=read, failed=failed, requests=report.requests)
         return report
 
@@ -347,20 +349,35 @@ class Keeper:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
         return [_last(row) for row in rows]
 
-    async def lapse_old(self, token: int) -> None:
-        """Suspends whoever could not be read from Lago for longer than the bank allows."""
+    async def look_at_ages(self, token: int) -> None:
+        """Measures how old the oldest reading is, and suspends whoever could not be read from Lago for longer than the
+        bank allows: once for each reading, so that somebody who resumes an account by hand is obeyed.
+
+        Raises:
+            LedgerUnavailable: Valkey cannot be reached.
+        """
         limit_s = self._settings.funds_age_s_max
-        if limit_s is None:
-            return
         now_ms = await self._loader.now_ms()
+        oldest_ms = now_ms
         async for page in self._accounts():
             for account, last in zip(page, await self._last_readings(page), strict=True):
-                if last is not None and now_ms - last.read_at_ms > limit_s * 1000:
-                    log.warning("account suspended: its funds are too old", account=account)
-                    try:
-                        await self._loader.lapse(account, token)
-                    except LoadError as error:
-                        log.warning("account not suspended", account=account, reason=str(error))
+                if last is None or last.terms == ABSENT:
+                    continue
+                oldest_ms = min(oldest_ms, last.read_at_ms)
+                if limit_s is None or now_ms - last.read_at_ms <= limit_s * 1000:
+                    self._lapsed.pop(account, None)
+                elif self._lapsed.get(account) != last.read_at_ms and await self._lapse(account, token):
+                    self._lapsed[account] = last.read_at_ms
+        self._metrics.oldest_reading_s = (now_ms - oldest_ms) / 1000
+
+    async def _lapse(self, account: str, token: int) -> bool:
+        try:
+            await self._loader.lapse(account, token)
+        except LoadError as error:
+            log.warning("account not suspended", account=account, reason=str(error))
+            return False
+        log.warning("account suspended: its funds are too old", account=account)
+        return True
 
 
 def _last(row: object) -> LastReading | None:

@@ -40,13 +40,13 @@ async def system(valkey_server: ValkeyServer) -> AsyncIterator[Desk]:
 
 
 @contextlib.asynccontextmanager
-async def leading(system: Desk, token: int = 1) -> AsyncIterator[None]:
-    """The keeper at work, once its first sweep is over."""
+async def leading(system: Desk, token: int = 1, *, sweeps: int = 1) -> AsyncIterator[None]:
+    """The keeper at work, once so many sweeps are over."""
     stop = asyncio.Event()
-    swept = system.billing.metrics.sweeps
+    wanted = system.billing.metrics.sweeps + sweeps
     running = asyncio.create_task(system.billing.keeper.run(token, stop))
     try:
-        await until(lambda: system.billing.metrics.sweeps > swept or running.done())
+        await until(lambda: system.billing.metrics.sweeps >= wanted or running.done())
         yield
     finally:
         stop.set()
@@ -227,25 +227,37 @@ async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_cl
     assert (await system.show("both")).status == "active"
 
 
+async def read_long_ago(system: Desk, account: str, ago_s: int) -> None:
+    key = system.store.keys.billing(account)
+    last = (await system.store.client.hget(key, "last")) or b""
+    at_ms = await system.store.accounts.now_ms() - ago_s * 1000
+    old = last.decode() if isinstance(last, bytes) else last
+    row = orjson.loads(old) | {"read_at_ms": at_ms}
+    await system.store.client.hset(key, "last", orjson.dumps(row).decode())
+
+
+@pytest.mark.parametrize("path", ["/api/v1/customers/tpp-1", "/api/"], ids=["one customer fails", "lago is gone"])
 async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_until_it_does(
-    valkey_server: ValkeyServer,
+    path: str, valkey_server: ValkeyServer
 ) -> None:
     settings = {"interval_s": 1, "funds_age_s_max": 10}
     async with desk(valkey_server.port, attempts_max=1, reconcile=settings) as system:
         await system.plan()
         await system.customer("tpp-1")
+        await system.customer("tpp-2")
         await system.reconcile("tpp-1")
-        key = system.store.keys.billing("tpp-1")
-        last = (await system.store.client.hget(key, "last")) or b""
-        at_ms = await system.store.accounts.now_ms() - 11_000
-        old = last.decode() if isinstance(last, bytes) else last
-        row = orjson.loads(old) | {"read_at_ms": at_ms}
-        await system.store.client.hset(key, "last", orjson.dumps(row).decode())
-        system.lago.faults.always(Fault(path="/api/v1/customers/tpp-1", status=500))
+        await system.reconcile("tpp-2")
+        await read_long_ago(system, "tpp-1", 11)
+        system.lago.faults.always(Fault(path=path, status=500))
 
-        await system.billing.keeper.lapse_old(1)
-        assert (await system.show("tpp-1")).status == "suspended"
+        async with leading(system, sweeps=0):
+            async with asyncio.timeout(10):
+                while (await system.show("tpp-1")).status != "suspended":
+                    await asyncio.sleep(0.01)
+            assert system.billing.metrics.oldest_reading_s >= 11
+            assert (await system.show("tpp-2")).status == "active"
 
+        assert system.billing.metrics.oldest_reading_s == 0.0
         system.lago.faults.clear()
         await system.reconcile("tpp-1")
         assert (await system.show("tpp-1")).status == "active"
