@@ -28,7 +28,11 @@ T = TypeVar("T")
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", help="Configuration file (YAML). SIDECAR_… variables override it.", show_default=False
+        "--config",
+        "-c",
+        envvar="SIDECAR_CONFIG",
+        help="Configuration file (YAML). SIDECAR_… variables override it.",
+        show_default=False,
     ),
 ]
 ValkeyOption = Annotated[

@@ -85,6 +85,17 @@ async def test_the_example_is_shown_then_applied_then_as_it_should_be(bench: Ben
     )
 
 
+async def test_settings_may_come_from_the_environment_alone(bench: Bench) -> None:
+    environment = {
+        "SIDECAR_CONFIG": "",
+        "SIDECAR_VALKEY": "valkey://127.0.0.1:9",
+        "SIDECAR_LAGO__URL": bench.sections["lago"]["url"],
+        "SIDECAR_LAGO__API_KEY": KEY,
+    }
+    shown = await asyncio.to_thread(sidecar, "catalog", "diff", EXAMPLE, environment=environment)
+    assert (shown.returncode, "+ plan              api_pro\n" in shown.stdout) == (0, True), shown.stderr
+
+
 async def test_json_has_every_change_and_what_became_of_it(bench: Bench) -> None:
     file = bench.write("metrics: [{code: api_calls}]")
     code, shown = await bench.json("diff", file)

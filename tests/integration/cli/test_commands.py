@@ -97,6 +97,27 @@ def test_a_ledger_that_cannot_be_used_is_named(arguments: tuple[str, ...], code:
     assert "Traceback" not in ended.stderr
 
 
+def test_the_file_may_be_named_by_a_variable_which_an_option_overrides(tmp_path: Path, url: str) -> None:
+    """As in containers, where `kubectl exec` runs commands without `-c`."""
+    named = {"SIDECAR_CONFIG": gateway(tmp_path, url, ledger={"prefix": "other"})}
+    assert sidecar("account", "load", str(EXAMPLE), environment=named).returncode == 0
+    assert sidecar("account", "list", environment=named).stdout.split() == ["tpp-12345", "tpp-pro", "tpp-trusted"]
+    assert sidecar("account", "list", "--valkey", url, environment=named).stdout.split() == [], (
+        "another ledger's prefix"
+    )
+    checked = sidecar("check", "--json", environment={**named, "SIDECAR_VALKEY": "valkey://127.0.0.1:9"})
+    findings = {each["what"]: each["ok"] for each in json.loads(checked.stdout)["findings"]}
+    assert (findings["configuration"], findings["valkey"]) == (True, False), "variables override the file"
+
+    (tmp_path / "wrong").mkdir()
+    wrong = {"SIDECAR_CONFIG": gateway(tmp_path / "wrong", "valkey://127.0.0.1:9")}
+    assert sidecar("account", "list", "-c", named["SIDECAR_CONFIG"], environment=wrong).returncode == 0
+    unset = sidecar("account", "list", environment={"SIDECAR_CONFIG": "", "SIDECAR_VALKEY": ""})
+    assert (unset.returncode, "--config FILE or --valkey URL" in unset.stderr) == (2, True)
+    missing = sidecar("run", environment={"SIDECAR_CONFIG": str(tmp_path / "nowhere.yaml")})
+    assert (missing.returncode, f"{tmp_path}/nowhere.yaml" in missing.stderr) == (2, True)
+
+
 def test_the_outbox_of_an_empty_ledger_is_empty(url: str) -> None:
     status = json.loads(sidecar("outbox", "status", "--valkey", url, "--json").stdout)
     assert (status["entries"], status["dead_letters"], status["publishers"]) == (0, 0, [])
