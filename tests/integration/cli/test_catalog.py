@@ -91,6 +91,7 @@ async def test_settings_may_come_from_the_environment_alone(bench: Bench) -> Non
         "SIDECAR_VALKEY": "valkey://127.0.0.1:9",
         "SIDECAR_LAGO__URL": bench.sections["lago"]["url"],
         "SIDECAR_LAGO__API_KEY": KEY,
+        "SIDECAR_METERING__URL": bench.sections["metering"]["url"],
     }
     shown = await asyncio.to_thread(sidecar, "catalog", "diff", EXAMPLE, environment=environment)
     assert (shown.returncode, "+ plan              api_pro\n" in shown.stdout) == (0, True), shown.stderr
