@@ -70,7 +70,11 @@ def choose(declared: Sequence[DeclaredPort], wishes: Wishes) -> Chosen:
         if wishes.mode != "redirect" or len(wishes.ports) > 1:
             raise InjectionRefused(f"{names.PORTS}: * stands for all ports, alone, and in redirect mode only")
         return Chosen(tuple(port for port in declared if port.number not in wishes.exclude_ports), None)
-    chosen = [_found(declared)] if wishes.ports is None else [_named(each, declared, wishes) for each in wishes.ports]
+    if wishes.ports is None:
+        left = [port for port in declared if port.number not in wishes.exclude_ports]
+        chosen: list[DeclaredPort | int] = [_found(left or declared)]
+    else:
+        chosen = [_named(each, declared, wishes) for each in wishes.ports]
     numbers = tuple(port if isinstance(port, int) else port.number for port in chosen)
     if len(set(numbers)) != len(numbers):
         raise InjectionRefused(f"{names.PORTS} names a port twice, by its name and by its number")

@@ -173,6 +173,14 @@ def test_only_the_redirecting_step_may_touch_the_network_and_nothing_else_may_an
     assert (sidecar["runAsNonRoot"], sidecar["runAsUser"]) == (True, names.USER_ID)
 
 
+def test_a_port_that_is_excluded_is_not_taken_for_the_api() -> None:
+    ports = ({"containerPort": 8080}, {"containerPort": 9000})
+    injected = inject(pod({"exclude-ports": "9000", **REDIRECT}, ports=ports), SETTINGS).pod
+    redirecting = next(each for each in injected["spec"]["initContainers"] if each["args"][0] == "redirect")
+    assert "8080" in redirecting["args"]
+    assert "several ports could be" in refusal(pod({"exclude-ports": "9001", **REDIRECT}, ports=ports))
+
+
 def test_a_drain_fits_into_what_the_pod_has_to_end() -> None:
     def of(grace_s: int | None) -> tuple[str, tuple[str, ...]]:
         spec = {} if grace_s is None else {"terminationGracePeriodSeconds": grace_s}
