@@ -53,8 +53,8 @@ NOW: Final = Row(
         ),
         Panel(
             "Gateways without Valkey",
-            "Gateways whose ledger does not answer in time. They are taken out of the Service (503), unless they are"
-            " set to fail open. Runbook QuotaGatewayNotReady.",
+            "Gateways whose ledger does not answer in time. They answer 503 where they would charge, unless they"
+            " are set to fail open. Runbook QuotaLedgerUnreachable.",
             (Query("count(sidecar_ledger_up{GATEWAY} == 0) or (0 * count(sidecar_ledger_up{GATEWAY}))", "gateways"),),
             "short", "stat", 4, 4, above(None, 1),
         ),

@@ -23,10 +23,10 @@ NOW: Final = Row(
     "Now",
     (
         Panel(
-            "Gateways ready",
-            "Share of gateways whose ledger answers in time. The others are not ready, unless they are set to fail"
-            " open: runbook QuotaGatewayNotReady.",
-            (Query("avg(sidecar_ledger_up{GATEWAY})", "ready"),),
+            "Gateways with a ledger",
+            "Share of gateways whose ledger answers in time. The others answer 503 where they would charge, unless they"
+            " are set to fail open: runbook QuotaLedgerUnreachable.",
+            (Query("avg(sidecar_ledger_up{GATEWAY})", "with a ledger"),),
             "percentunit", "stat", 4, 4, below(0.5, 1), decimals=0,
         ),
         Panel(
@@ -93,7 +93,7 @@ LEDGER: Final = Row(
         Panel(
             "Gateways with an open breaker",
             "0 where Valkey does not answer in time: nobody waits for it there any more, and one hold is tried again"
-            " each ledger.breaker_open_ms. Runbook QuotaGatewayNotReady.",
+            " each ledger.breaker_open_ms. Runbook QuotaLedgerUnreachable.",
             (Query("sidecar_ledger_up{GATEWAY}", "{{instance}}"),),
             "bool_on_off", steps=GREEN, maximum=1,
         ),

@@ -131,7 +131,22 @@ async def _valkey_settings(client: Client) -> list[Finding]:
     if not info.get("aof_enabled"):
         findings.append(Finding("valkey appendonly", None, "no: a restart of Valkey loses what was debited since the "
                                 "last snapshot"))  # fmt: skip
-    return findings
+    return findings + [Finding("valkey writes", False, reason) for reason in _refused_writes(info)]
+
+
+def _refused_writes(info: dict[str, Any]) -> list[str]:
+    """Why this server takes no writes, from its INFO: without them there is no debit."""
+    reasons = []
+    if info.get("role") == "slave":
+        reasons.append("this is a replica, which takes none: name the primary")
+    if info.get("min_slaves_good_slaves") == 0:  # only there with min-replicas-to-write, which is then 1 at least
+        reasons.append("none are taken while no replica follows (min-replicas-to-write)")
+    if info.get("aof_last_write_status", "ok") != "ok":
+        reasons.append("the append-only file cannot be written: see the disk")
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    if 0 < limit <= used:
+        reasons.append(f"its memory is used up: {used} of {limit} bytes (maxmemory)")
+    return reasons
 
 
 async def _upstream(config: Config) -> list[Finding]:

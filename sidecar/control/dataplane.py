@@ -55,6 +55,7 @@ class DataPlane:
         self._client = client
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
+        self._ledger_seen = False
         self._draining: asyncio.Task[bool] | None = None
         self._access_log = AccessLog() if config.log.access != "off" else None
         keys = assemble.keys(config)
@@ -111,6 +112,7 @@ class DataPlane:
         except (SpoolError, IdentitySetupError) as error:
             raise SetupError(str(error)) from None
         await self.ledger.wait_ready(2.0)
+        self._ledger_seen = self.ledger.is_up
         self.port = await self._listen(config.listen.port if port is None else port, self._upstream, reuse_port)
         for listener in config.listeners:
             target = assemble.target_of(listener.upstream, UpstreamTlsSettings())
@@ -136,12 +138,19 @@ class DataPlane:
             raise SetupError(f"listen: {listen.host}:{port}: {error.strerror or error}") from None
 
     def health(self) -> Health:
+        """Whether clients should come here.
+
+        A ledger that goes away later changes nothing: it goes away for all gateways, and a Service without endpoints
+        has no 503 with ``Retry-After`` for anybody, and no route that is free. One that was never there is this
+        gateway's own trouble, such as a wrong password, and a rollout of it has to stop.
+        """
+        self._ledger_seen = self._ledger_seen or self.ledger.is_up
         if self.gateway.draining:
             return Health(False, "the gateway is stopping")
         if not self._started:
             return Health(False, "the gateway is starting")
-        if not self.ledger.is_up and self.spool is None:
-            return Health(False, "Valkey does not answer")
+        if not self._ledger_seen and self.spool is None:
+            return Health(False, "Valkey has not answered yet")
         return Health(True)
 
     def drain(self, *, at_once: bool = False) -> asyncio.Task[bool]:

@@ -69,14 +69,30 @@ async def test_closed_it_answers_503_and_says_when_to_come_back(
         await storm(gateway.port, "tpp", 4, 10, answers)
         await _away(server, gateway)
         await storm(gateway.port, "tpp", 4, 20, answers)
-        assert (await get(gateway.admin_port, "/readyz"))[0] == 503
+        assert (await get(gateway.admin_port, "/readyz"))[0] == 200, "else a Service would have nobody who says 503"
         server.start()
-        await until(lambda: _ready(gateway), "ready again")
+        await until(lambda: _charges(gateway), "it charges again")
         await storm(gateway.port, "tpp", 4, 10, answers)
     assert answers.statuses == {200: 20, 503: 20}
     assert all(b"\r\nRetry-After: " in head for head in answers.heads)
     assert api.asked == 20
     (await _books_of(server, 20)).check()
+
+
+async def _charges(gateway: Process) -> bool:
+    return "\nsidecar_ledger_up 1.0" in (await get(gateway.admin_port, "/metrics"))[1]
+
+
+async def test_it_is_ready_once_it_has_met_its_ledger(server: ValkeyProcess, api: Api, tmp_path: Path) -> None:
+    """So that a rollout of gateways with a wrong address or password stops."""
+    document = settings(f"valkey://127.0.0.1:{server.port}", api.url)
+    server.kill()
+    async with gateways(tmp_path, document) as (gateway,):
+        assert await get(gateway.admin_port, "/readyz") == (503, "Valkey has not answered yet\n")
+        server.start()
+        await until(lambda: _ready(gateway), "ready")
+        await _away(server, gateway)
+        assert await _ready(gateway)
 
 
 async def _ready(gateway: Process) -> bool:

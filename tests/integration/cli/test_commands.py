@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from tests.support.processes import running, sidecar
+from tests.support.valkey_process import valkey_process
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "accounts.yaml"
@@ -123,6 +124,23 @@ def test_the_outbox_of_an_empty_ledger_is_empty(url: str) -> None:
     assert (status["entries"], status["dead_letters"], status["publishers"]) == (0, 0, [])
     assert "0 entries" in sidecar("outbox", "status", "--valkey", url).stdout
     assert "no dead letters" in sidecar("outbox", "dead-letters", "--valkey", url).stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"min-replicas-to-write": "1"}, "min-replicas-to-write"),
+        ({"replicaof": "127.0.0.1 9"}, "replica"),
+        ({"maxmemory": "1", "maxmemory-policy": "noeviction"}, "maxmemory"),
+    ],
+)
+def test_check_finds_a_server_that_takes_no_writes(tmp_path: Path, settings: dict[str, str], words: str) -> None:
+    with valkey_process(tmp_path / "valkey", **settings) as server:
+        config = gateway(tmp_path, f"valkey://127.0.0.1:{server.port}")
+        ended = sidecar("check", "-c", config, "--json")
+    found = {each["what"]: each for each in json.loads(ended.stdout)["findings"]}
+    assert (ended.returncode, found["valkey"]["ok"], found["valkey writes"]["ok"]) == (1, True, False)
+    assert words in found["valkey writes"]["detail"]
 
 
 def test_check_reports_what_it_cannot_reach(tmp_path: Path, url: str) -> None:

@@ -38,3 +38,18 @@ async def test_a_version_that_says_nothing_is_no_finding(version: str) -> None:
 async def test_settings_that_lose_credits_are_found() -> None:
     found = await findings(maxmemory_policy="allkeys-lru", aof_enabled=0)
     assert found == {"valkey maxmemory-policy": False, "valkey appendonly": None}
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"role": "slave"},
+        {"min_slaves_good_slaves": 0},
+        {"aof_last_write_status": "err"},
+        {"maxmemory": 1_000, "used_memory": 1_000},
+    ],
+)
+async def test_a_server_that_takes_no_writes_is_found(info: dict[str, Any]) -> None:
+    usable = {"role": "master", "min_slaves_good_slaves": 1, "aof_last_write_status": "ok", "maxmemory": 2_000}
+    assert await findings(**usable) == {}
+    assert await findings(**{**usable, **info}) == {"valkey writes": False}
