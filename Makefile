@@ -8,7 +8,7 @@ PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-host lint types unit compiled compiled-test compare scaling load docs clean
+.PHONY: help demo test test-host test-cluster lint types unit compiled compiled-test compare scaling load docs clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -70,6 +70,9 @@ compiled-test: $(COMPILED)/.done ## What concerns the request path once more, co
 
 test-host: $(VENV)/.installed-test ## Redirected traffic between hosts of the tests' own (needs root, ip, nft, iptables, curl)
 	QUOTA_SIDECAR_HOST_TESTS=1 $(BIN)/pytest -q tests/host
+
+test-cluster: $(VENV)/.installed-test ## The chart in the cluster of kubectl's context, which should be empty (needs kubectl, QUOTA_SIDECAR_CLUSTER_IMAGE)
+	QUOTA_SIDECAR_CLUSTER_TESTS=1 $(BIN)/pytest -v tests/cluster
 
 compare: $(COMPILED)/.done $(VENV)/.installed-compare ## The gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.compare $(COMPARE_ARGS)
