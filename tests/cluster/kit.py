@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[2]
 PODS: Final = Path(__file__).parent / "pods"
 TIMEOUT_S: Final = 180.0
 PYTHON: Final = "/opt/quota-sidecar/bin/python"
-LAGO_KEY, HMAC_KEY = "lago-key-of-the-test", "hmac-key-of-the-test"
+LAGO_KEY, HMAC_KEY, PASSWORD = (f"{whose}-secret-of-the-test" for whose in ("lago", "webhooks", "valkey"))
 ACCOUNT: Final = "tpp-of-the-test"
 FUNDS: Final = 100_000
 INJECT: Final = "quota.openova.io/inject"
@@ -70,7 +70,7 @@ def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> 
 
 @dataclass(frozen=True)
 class Installed:
-    """The chart in namespace ``system``, an API's namespace ``api``, and ``platform`` with Valkey, Lago and OpenMeter."""
+    """The chart in namespace ``system``; an API's namespace ``api``; ``platform`` has Valkey, Lago and OpenMeter."""
 
     cluster: Cluster
     image: str
@@ -83,7 +83,9 @@ class Installed:
     def sidecar(self, *arguments: str, given: object = None) -> str:
         """A command of the program, where the control plane runs, as the documentation has it."""
         deployment = f"deploy/{self.release}-quota-sidecar-control"
-        return self.cluster.kubectl("-n", self.system, "exec", "-i", deployment, "--", "sidecar", *arguments, given=given)
+        return self.cluster.kubectl(
+            "-n", self.system, "exec", "-i", deployment, "--", "sidecar", *arguments, given=given
+        )
 
     def script(self, name: str, *arguments: str, seconds: float = TIMEOUT_S) -> str:
         """One of the scripts of ``pods``, run in the client's pod."""
@@ -106,7 +108,8 @@ class Installed:
             "try:\n    answer = urllib.request.urlopen(request, timeout=10)\n"
             "except urllib.error.HTTPError as error:\n    answer = error\n"
             "except OSError as error:\n    print(json.dumps([repr(error), {}, '']))\n    sys.exit()\n"
-            "print(json.dumps([answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read().decode()]))"
+            "fields = {name.lower(): value for name, value in answer.headers.items()}\n"
+            "print(json.dumps([answer.status, fields, answer.read().decode()]))"
         )
         fields = json.dumps({"X-API-Key": self.key} if key else {})
         status, headers, body = json.loads(
@@ -172,7 +175,10 @@ def service(name: str, app: str, port: int, target: int | str) -> dict[str, Any]
 
 def deployment(name: str, image: str, replicas: int) -> dict[str, Any]:
     template = pod(name, container(image, "api", {"http": 8080}))
-    template["spec"]["containers"][0]["readinessProbe"] = {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1}
+    template["spec"]["containers"][0]["readinessProbe"] = {
+        "httpGet": {"path": "/healthz", "port": "http"},
+        "periodSeconds": 1,
+    }
     return {
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {
@@ -182,9 +188,10 @@ def deployment(name: str, image: str, replicas: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def catalog(key: str) -> dict[str, Any]:
-    """One metric, one plan, one customer who has bought credits and calls with that key."""
+def catalog(key: str, control: str) -> dict[str, Any]:
+    """One metric, one plan, one customer who has bought credits and calls with that key; webhooks go to ``control``."""
     return {
+        "webhook_endpoint": {"webhook_url": f"http://{control}:9090/webhooks/lago", "signature_algo": "hmac"},
         "metrics": [{"name": "Calls", "code": "api_calls", "aggregation_type": "sum_agg", "field_name": "calls"}],
         "plans": [
             {
@@ -219,7 +226,10 @@ def installed_into(cluster: Cluster, image: str) -> Iterator[Installed]:
         _platform(everything)
         _chart(everything)
         undo.callback(cluster.helm, "uninstall", name, "--namespace", everything.system)
-        everything.sidecar("catalog", "apply", "/dev/stdin", "--yes", given=yaml.safe_dump(catalog(everything.key)))
+        control = f"{name}-quota-sidecar-control.{everything.system}.svc"
+        sold = yaml.safe_dump(catalog(everything.key, control))
+        everything.sidecar("catalog", "apply", "/dev/stdin", "--yes", given=sold)
+        until(lambda: ACCOUNT in everything.sidecar("account", "list"), "the customer has an account")
         cluster.kubectl("label", "namespace", everything.api, f"{INJECT}=true")
         cluster.kubectl("-n", everything.api, "apply", "-f", "-", given=scripts())
         yield everything
@@ -232,8 +242,8 @@ def _platform(everything: Installed) -> None:
     cluster.kubectl(
         "-n", platform, "apply", "-f", "-",
         given=[
-            scripts(), pod("valkey", container(image, "ledger", {"valkey": 6379})), pod("standins", standins),
-            pod("client", client), service("valkey", "valkey", 6379, "valkey"),
+            scripts(), pod("valkey", container(image, "ledger", {"valkey": 6379}, PASSWORD=PASSWORD)),
+            pod("standins", standins), pod("client", client), service("valkey", "valkey", 6379, "valkey"),
             service("lago", "standins", 3000, "lago"), service("openmeter", "standins", 3001, "openmeter"),
         ],
     )  # fmt: skip
@@ -246,7 +256,11 @@ def _chart(everything: Installed) -> None:
     cluster.kubectl(
         "-n", everything.system, "create", "secret", "generic", "quota-sidecar-control",
         f"--from-literal=admin-token={secrets.token_hex(32)}", f"--from-literal=lago-api-key={LAGO_KEY}",
-        f"--from-literal=lago-webhook-hmac-key={HMAC_KEY}",
+        f"--from-literal=lago-webhook-hmac-key={HMAC_KEY}", f"--from-literal=valkey-password={PASSWORD}",
+    )  # fmt: skip
+    cluster.kubectl(
+        "-n", everything.api, "create", "secret", "generic", "quota-sidecar",
+        f"--from-literal=valkey-password={PASSWORD}",
     )  # fmt: skip
     values = {
         "image": {"repository": repository, "tag": tag},
@@ -255,7 +269,6 @@ def _chart(everything: Installed) -> None:
             "metering": {"url": f"http://openmeter.{platform}.svc:3001"},
             "lago": {"url": f"http://lago.{platform}.svc:3000"},
         },
-        "secrets": {"valkeyPassword": False},
         "dataPlane": {"namespaces": [everything.api]},
         "networkPolicy": {
             "enabled": True, "webhookNamespaces": [platform], "billingPorts": [3000, 3001],

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.cluster.kit import (
-    ACCOUNT,
     FUNDS,
     INJECT,
     PYTHON,
@@ -19,9 +18,7 @@ from tests.cluster.kit import (
     Refused,
     container,
     deployment,
-    is_ready,
     pod,
-    scripts,
     service,
     until,
 )
@@ -38,7 +35,9 @@ def api(installed: Installed) -> Iterator[str]:
     objects = [deployment(name, installed.image, 2), service(name, name, 80, "http")]
     installed.cluster.kubectl("-n", installed.api, "apply", "-f", "-", given=objects)
     installed.cluster.kubectl("-n", installed.api, "rollout", "status", f"deployment/{name}", "--timeout=120s")
-    yield f"{name}.{installed.api}.svc:80"
+    address = f"{name}.{installed.api}.svc:80"
+    until(lambda: isinstance(installed.fetch(f"http://{address}/", key=False)[0], int), "the Service leads there")
+    yield address
     installed.cluster.kubectl("-n", installed.api, "delete", "deployment,service", name)
 
 
@@ -157,7 +156,7 @@ def test_what_cannot_have_a_sidecar_is_refused_with_the_reason_and_who_opts_out_
         answer: dict[str, Any] = json.loads(
             installed.cluster.kubectl(
                 "-n", installed.api, "create", "--dry-run=server", "-o", "json", "-f", "-", given=of
-            )  # fmt: skip
+            )
         )
         return answer
 

