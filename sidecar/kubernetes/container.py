@@ -57,6 +57,7 @@ def sidecar(
             {"name": names.CONFIG_VOLUME, "mountPath": names.CONFIG_PATH, "readOnly": True},
             {"name": names.SECRETS_VOLUME, "mountPath": names.SECRETS_PATH, "readOnly": True},
             {"name": names.STATE_VOLUME, "mountPath": names.STATE_PATH},
+            _no_token(),
         ],
     }
     if settings.native:
@@ -76,11 +77,12 @@ def redirect(wishes: Wishes, numbers: Sequence[int] | None) -> dict[str, Any]:
         "args": args,
         "resources": json.loads(json.dumps(_REDIRECT_RESOURCES)),
         "securityContext": {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": 0, **_restricted(["NET_ADMIN"])},
+        "volumeMounts": [_no_token()],
     }
 
 
 def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
-    """Configuration, secrets if there are some, and room for what is spooled."""
+    """Configuration, secrets if there are some, room for what is spooled, and nothing in place of a token."""
     return [
         {"name": names.CONFIG_VOLUME, "configMap": {"name": settings.config_map}},
         {
@@ -88,7 +90,14 @@ def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
             "secret": {"secretName": settings.secret, "optional": True, "defaultMode": _SECRET_MODE},
         },
         {"name": names.STATE_VOLUME, "emptyDir": {"sizeLimit": STATE_SIZE}},
+        {"name": names.NO_TOKEN_VOLUME, "emptyDir": {}},
     ]
+
+
+def _no_token() -> dict[str, Any]:
+    """Nothing, where the API server puts the token of the application's service account into every container that has no
+    mount there (Kubernetes, plugin/pkg/admission/serviceaccount): what reads everybody's requests needs no such thing."""
+    return {"name": names.NO_TOKEN_VOLUME, "mountPath": names.TOKEN_PATH, "readOnly": True}
 
 
 def _environment(

@@ -153,7 +153,7 @@ def _check_possible(spec: dict[str, Any], containers: list[dict[str, Any]], wish
         raise InjectionRefused(f"there is a container {names.REDIRECT_CONTAINER} which was not injected: rename it")
     for number, volume in enumerate(mappings(spec.get("volumes"), "spec.volumes")):
         name = text(volume.get("name"), f"spec.volumes[{number}].name")
-        if name in (names.CONFIG_VOLUME, names.SECRETS_VOLUME, names.STATE_VOLUME):
+        if name in names.VOLUMES:
             raise InjectionRefused(f"there is a volume {name} already: rename it")
 
 

@@ -54,6 +54,9 @@ def test_pods_of_a_labelled_namespace_are_metered_and_their_service_leads_to_the
         "-n", installed.api, "endpointslices", "-l", "kubernetes.io/service-name=accounts-api"
     )  # fmt: skip
     assert {port["port"] for each in slices["items"] for port in each["ports"]} == {PROXY_PORT}
+    inside = ("-n", installed.api, "exec", pods[0]["metadata"]["name"], "-c", "quota-sidecar", "--")
+    assert installed.cluster.kubectl(*inside, "ls", "/var/run/secrets/kubernetes.io/serviceaccount") == "", "no token"
+    assert "failed" not in installed.cluster.kubectl(*inside, "sidecar", "check")
 
     assert installed.fetch(f"http://{api}{PATH}", key=False)[0] == 401
     before = installed.settled()

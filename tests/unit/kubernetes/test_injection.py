@@ -181,6 +181,15 @@ def test_a_port_that_is_excluded_is_not_taken_for_the_api() -> None:
     assert "several ports could be" in refusal(pod({"exclude-ports": "9001", **REDIRECT}, ports=ports))
 
 
+def test_what_is_injected_has_no_token_of_the_applications_service_account() -> None:
+    """The API server mounts it into every container that has nothing at that path."""
+    spec = inject(pod(REDIRECT), SETTINGS).pod["spec"]
+    for each in spec["initContainers"]:
+        (mount,) = (mount for mount in each["volumeMounts"] if mount["mountPath"] == names.TOKEN_PATH)
+        assert {"name": mount["name"], "emptyDir": {}} in spec["volumes"]
+    assert not any(mount["mountPath"] == names.TOKEN_PATH for mount in spec["containers"][0].get("volumeMounts", ()))
+
+
 def test_a_drain_fits_into_what_the_pod_has_to_end() -> None:
     def of(grace_s: int | None) -> tuple[str, tuple[str, ...]]:
         spec = {} if grace_s is None else {"terminationGracePeriodSeconds": grace_s}
