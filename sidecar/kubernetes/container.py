@@ -90,14 +90,14 @@ def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
             "secret": {"secretName": settings.secret, "optional": True, "defaultMode": _SECRET_MODE},
         },
         {"name": names.STATE_VOLUME, "emptyDir": {"sizeLimit": STATE_SIZE}},
-        {"name": names.NO_TOKEN_VOLUME, "emptyDir": {}},
+        {"name": names.EMPTY_VOLUME, "emptyDir": {}},
     ]
 
 
 def _no_token() -> dict[str, Any]:
-    """Nothing, where the API server puts the token of the application's service account into every container that has no
-    mount there (Kubernetes, plugin/pkg/admission/serviceaccount): what reads everybody's requests needs no such thing."""
-    return {"name": names.NO_TOKEN_VOLUME, "mountPath": names.TOKEN_PATH, "readOnly": True}
+    """Nothing, where the API server would mount the token of the application's service account, as into every container
+    that has no mount there (Kubernetes, plugin/pkg/admission/serviceaccount)."""
+    return {"name": names.EMPTY_VOLUME, "mountPath": names.SERVICE_ACCOUNT_PATH, "readOnly": True}
 
 
 def _environment(

@@ -40,13 +40,13 @@ REDIRECT_CONTAINER: Final = "quota-sidecar-redirect"
 CONFIG_VOLUME: Final = "quota-sidecar-config"
 SECRETS_VOLUME: Final = "quota-sidecar-secrets"
 STATE_VOLUME: Final = "quota-sidecar-state"
-NO_TOKEN_VOLUME: Final = "quota-sidecar-no-token"
-VOLUMES: Final = (CONFIG_VOLUME, SECRETS_VOLUME, STATE_VOLUME, NO_TOKEN_VOLUME)
+EMPTY_VOLUME: Final = "quota-sidecar-no-token"
+VOLUMES: Final = (CONFIG_VOLUME, SECRETS_VOLUME, STATE_VOLUME, EMPTY_VOLUME)
 CONFIG_PATH: Final = "/etc/quota-sidecar"
 CONFIG_FILE: Final = CONFIG_PATH + "/gateway.yaml"
 SECRETS_PATH: Final = "/etc/quota-sidecar-secrets"
 STATE_PATH: Final = "/var/lib/quota-sidecar"
-TOKEN_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+SERVICE_ACCOUNT_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 PROXY_PORT: Final = 15701
 PROXY_PORTS_MAX: Final = 16

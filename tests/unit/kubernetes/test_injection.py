@@ -185,9 +185,11 @@ def test_what_is_injected_has_no_token_of_the_applications_service_account() -> 
     """The API server mounts it into every container that has nothing at that path."""
     spec = inject(pod(REDIRECT), SETTINGS).pod["spec"]
     for each in spec["initContainers"]:
-        (mount,) = (mount for mount in each["volumeMounts"] if mount["mountPath"] == names.TOKEN_PATH)
+        (mount,) = (mount for mount in each["volumeMounts"] if mount["mountPath"] == names.SERVICE_ACCOUNT_PATH)
         assert {"name": mount["name"], "emptyDir": {}} in spec["volumes"]
-    assert not any(mount["mountPath"] == names.TOKEN_PATH for mount in spec["containers"][0].get("volumeMounts", ()))
+    assert not any(
+        mount["mountPath"] == names.SERVICE_ACCOUNT_PATH for mount in spec["containers"][0].get("volumeMounts", ())
+    )
 
 
 def test_a_drain_fits_into_what_the_pod_has_to_end() -> None:
