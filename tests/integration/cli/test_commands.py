@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from sidecar import __version__
 from tests.support.processes import running, sidecar
 from tests.support.valkey_process import valkey_process
 
@@ -33,6 +34,12 @@ def gateway(tmp_path: Path, url: str, **sections: object) -> str:
     path = tmp_path / "gateway.yaml"
     path.write_text(json.dumps(document))
     return str(path)
+
+
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_the_version_is_told(asked: str) -> None:
+    told = sidecar(asked)
+    assert (told.returncode, told.stdout) == (0, f"{__version__}\n")
 
 
 def test_accounts_are_loaded_listed_and_shown(url: str) -> None:
