@@ -206,6 +206,9 @@ async def _lago(config: Config) -> list[Finding]:
     settings = config.lago
     if settings.url is None:
         return [Finding("lago", None, "lago.url is not set; accounts come from files (`sidecar account load`)")]
+    if settings.api_key_file is not None and not settings.api_key_file.exists():
+        return [Finding("lago", None, f"lago.api_key_file: {settings.api_key_file} is not there; a control plane needs it,"
+                        " a gateway does not")]  # fmt: skip
     async with LagoClient(settings) as lago:
         customers = await lago.customers(1, 1)
         findings = [Finding("lago", True, f"{settings.url} answers; {customers.total_count} customers")]

@@ -164,10 +164,16 @@ def test_check_is_content_with_the_demo(tmp_path: Path) -> None:
         config = gateway(
             tmp_path, demo.ready["valkey"],
             upstream={"url": demo.ready["upstream"]}, metering={"url": demo.ready["openmeter"]},
+            lago={"url": demo.ready["lago"], "api_key_file": str(tmp_path / "lago-api-key")},
         )  # fmt: skip
         ended = sidecar("check", "-c", config)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert "3 accounts" in ended.stdout
+        assert f"{tmp_path}/lago-api-key is not there; a control plane needs it, a gateway does not" in ended.stdout
+
+        (tmp_path / "lago-api-key").write_text(demo.ready["lago_api_key"])
+        ended = sidecar("check", "-c", config)
+        assert (ended.returncode, "3 customers" in ended.stdout) == (0, True), ended.stdout + ended.stderr
 
 
 def test_a_wrong_configuration_is_told_by_line_and_key(tmp_path: Path) -> None:
