@@ -207,8 +207,8 @@ async def _lago(config: Config) -> list[Finding]:
     if settings.url is None:
         return [Finding("lago", None, "lago.url is not set; accounts come from files (`sidecar account load`)")]
     if settings.api_key_file is not None and not settings.api_key_file.exists():
-        return [Finding("lago", None, f"lago.api_key_file: {settings.api_key_file} is not there; a control plane needs it,"
-                        " a gateway does not")]  # fmt: skip
+        missing = f"lago.api_key_file: {settings.api_key_file} is not there"
+        return [Finding("lago", None, f"{missing}; a control plane needs it, a gateway does not")]
     async with LagoClient(settings) as lago:
         customers = await lago.customers(1, 1)
         findings = [Finding("lago", True, f"{settings.url} answers; {customers.total_count} customers")]
