@@ -11,8 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from sidecar import __version__
 from sidecar.ledger.link import ROUND_TRIP_BOUNDS_S
 from sidecar.proxy.counters import Histogram
+from sidecar.proxy.errors import KINDS
 
 if TYPE_CHECKING:
     from sidecar.control.dataplane import DataPlane
@@ -37,6 +39,15 @@ def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
+
+
+class BuildCollector(Collector):
+    """Which release this is."""
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily("sidecar_build_info", "1; the release is the label.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
 
 
 class DataPlaneCollector(Collector):
@@ -71,8 +82,8 @@ class DataPlaneCollector(Collector):
             charged.add_metric([metric], units)
         yield charged
         refusals = CounterMetricFamily("sidecar_refusals", "Requests refused by the gateway itself.", labels=["kind"])
-        for kind, count in list(counters.refusals.items()):
-            refusals.add_metric([kind], count)
+        for kind in KINDS:  # from 0 on: of a counter that begins with 1, no rate shows the first
+            refusals.add_metric([kind.name], counters.refusals.get(kind.name, 0))
         yield refusals
 
     def _proxy(self) -> Iterable[Metric]:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -26,7 +26,7 @@ from sidecar.control.application import ApplicationChecks
 from sidecar.control.dataplane import SETTLE_TIMEOUT_S, DataPlane, Health
 from sidecar.control.endpoints import AdminEndpoints, admin_token
 from sidecar.control.health import HealthEndpoints
-from sidecar.control.metrics import DataPlaneCollector
+from sidecar.control.metrics import BuildCollector, DataPlaneCollector
 from sidecar.control.signals import Stop
 from sidecar.control.store import Store, open_store
 from sidecar.identity.types import KeyStore, KeyStoreUnavailable
@@ -79,6 +79,8 @@ class ControlSide(Protocol):
 
 def _registry(plane: DataPlane | None, collectors: Iterable[Collector]) -> CollectorRegistry:
     registry = CollectorRegistry()
+    registry.register(BuildCollector())
+    ProcessCollector(registry=registry)
     if plane is not None:
         registry.register(DataPlaneCollector(plane))
     for collector in collectors:

@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sidecar.kubernetes.admission import BODY_BYTES_MAX, Answer, MalformedReview, review
@@ -82,6 +82,7 @@ class Injector:
         self._buffered_bytes = 0
         self._large = asyncio.Semaphore(1)
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._reviews = Counter(
             "sidecar_injector_requests", "Admission reviews, by what came of them.", ["result"], registry=self.registry
         )

@@ -49,6 +49,12 @@ IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "Who calls cannot be ch
 OVERLOADED = Kind("overloaded", 503, "The gateway is at its limit", *_SERVER_ERROR)
 UPSTREAM_TIMEOUT = Kind("upstream-timeout", 504, "The API did not answer in time", *_SERVER_ERROR)
 
+KINDS = (
+    BAD_REQUEST, UNIDENTIFIED, OUT_OF_CREDIT, SUSPENDED, CLOSED, NOT_SUBSCRIBED, NOT_FOUND, TIMEOUT_CLIENT, TOO_FAST,
+    INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED, UPSTREAM_TIMEOUT,
+)  # fmt: skip
+"""All of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

