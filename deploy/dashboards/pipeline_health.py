@@ -227,10 +227,44 @@ OUTBOX: Final = Row(
     ),
 )  # fmt: skip
 
+#: In a pod with a sidecar the application may give metrics of these names as well.
+_OURS: Final = "and on (namespace, job, instance) sidecar_build_info"
+
+PROCESSES: Final = Row(
+    "Processes",
+    (
+        Panel(
+            "CPU",
+            "Cores in use. A gateway is one process for each of listen.workers, which uses one core at most; near that,"
+            " or near its limit, latency grows: add pods. Sizing in deploy/README.md.",
+            (
+                Query(f"rate(process_cpu_seconds_total{{GATEWAY}}[RATE]) {_OURS}", "{{instance}}"),
+                Query(f"rate(process_cpu_seconds_total{{CONTROL}}[RATE]) {_OURS}", "control {{instance}}"),
+            ),
+            steps=above(0.7, 0.9),
+        ),
+        Panel(
+            "Memory",
+            "Resident memory. About 60 MB for a gateway, and 2 KB for each connection; the container's limit ends it.",
+            (
+                Query(f"process_resident_memory_bytes{{GATEWAY}} {_OURS}", "{{instance}}"),
+                Query(f"process_resident_memory_bytes{{CONTROL}} {_OURS}", "control {{instance}}"),
+            ),
+            "bytes",
+        ),
+        Panel(
+            "Releases",
+            "Processes by release. Two at a time belong to a rollout; pods that were not restarted since keep theirs.",
+            (Query("count by (version) (sidecar_build_info)", "{{version}}"),),
+            decimals=0,
+        ),
+    ),
+)  # fmt: skip
+
 DASHBOARD: Final = Dashboard(
     "pipeline-health",
     "Quota: pipeline health",
     "From the hold to the invoice: ledger, outbox, audit, Lago, injector.",
     (NAMESPACE, INSTANCE, CONTROL),
-    (NOW, LEDGER, OUTBOX, AUDIT, LAGO, PLATFORM),
+    (NOW, LEDGER, OUTBOX, AUDIT, LAGO, PLATFORM, PROCESSES),
 )
