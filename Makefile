@@ -71,7 +71,7 @@ compiled-test: $(COMPILED)/.done ## What concerns the request path once more, co
 test-host: $(VENV)/.installed-test ## Redirected traffic between hosts of the tests' own (needs root, ip, nft, iptables, curl)
 	QUOTA_SIDECAR_HOST_TESTS=1 $(BIN)/pytest -q tests/host
 
-test-cluster: $(VENV)/.installed-test ## The chart in the cluster of kubectl's context, which should be empty (needs kubectl, QUOTA_SIDECAR_CLUSTER_IMAGE)
+test-cluster: $(VENV)/.installed-test ## The chart in an empty cluster, kubectl's (needs QUOTA_SIDECAR_CLUSTER_IMAGE)
 	QUOTA_SIDECAR_CLUSTER_TESTS=1 $(BIN)/pytest -v tests/cluster
 
 compare: $(COMPILED)/.done $(VENV)/.installed-compare ## The gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)

@@ -206,7 +206,8 @@ async def _lago(config: Config) -> list[Finding]:
     settings = config.lago
     if settings.url is None:
         return [Finding("lago", None, "lago.url is not set; accounts come from files (`sidecar account load`)")]
-    if settings.api_key_file is not None and not settings.api_key_file.exists():
+    proxies = config.upstream.url is not None or config.upstream.original_destination
+    if proxies and settings.api_key_file is not None and not settings.api_key_file.exists():
         missing = f"lago.api_key_file: {settings.api_key_file} is not there"
         return [Finding("lago", None, f"{missing}; a control plane needs it, a gateway does not")]
     async with LagoClient(settings) as lago:

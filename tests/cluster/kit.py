@@ -87,16 +87,15 @@ class Installed:
             "-n", self.system, "exec", "-i", deployment, "--", "sidecar", *arguments, given=given
         )
 
-    def script(self, name: str, *arguments: str, seconds: float = TIMEOUT_S) -> str:
-        """One of the scripts of ``pods``, run in the client's pod."""
-        return self.cluster.kubectl(
-            "-n", self.platform, "exec", "client", "--", PYTHON, f"/scripts/{name}.py", *arguments, seconds=seconds
-        )
+    def _client(self, *arguments: str, seconds: float = TIMEOUT_S) -> Any:
+        """What Python prints, with these arguments, in the client's pod."""
+        command = ("-n", self.platform, "exec", "client", "--", PYTHON)
+        return json.loads(self.cluster.kubectl(*command, *arguments, seconds=seconds))
 
-    def calls(self, host: str, seconds: float, clients: int = 8) -> dict[str, Any]:
+    def calls(self, host: str, seconds: float) -> dict[str, Any]:
         """What became of the requests of clients that call for so long."""
-        answered: dict[str, Any] = json.loads(
-            self.script("calls", host, self.key, str(seconds), str(clients), seconds=seconds + TIMEOUT_S)
+        answered: dict[str, Any] = self._client(
+            "/scripts/calls.py", host, self.key, str(seconds), seconds=seconds + TIMEOUT_S
         )
         return answered
 
@@ -112,17 +111,14 @@ class Installed:
             "print(json.dumps([answer.status, fields, answer.read().decode()]))"
         )
         fields = json.dumps({"X-API-Key": self.key} if key else {})
-        status, headers, body = json.loads(
-            self.cluster.kubectl("-n", self.platform, "exec", "client", "--", PYTHON, "-c", code, url, fields)
-        )
+        status, headers, body = self._client("-c", code, url, fields)
         return status, headers, body
 
     def settled(self) -> int:
         """Units that the ledger has charged the account; none are held."""
         shown = json.loads(self.sidecar("account", "show", ACCOUNT, "--json"))
-        metrics = shown["metrics"].values() if isinstance(shown["metrics"], dict) else shown["metrics"]
-        assert not sum(each["held"] for each in metrics), shown
-        return int(sum(each["settled"] for each in metrics))
+        assert not sum(each["held"] for each in shown["metrics"]), shown
+        return int(sum(each["settled"] for each in shown["metrics"]))
 
     def metered(self) -> int:
         """Units that OpenMeter has."""
@@ -224,8 +220,9 @@ def installed_into(cluster: Cluster, image: str) -> Iterator[Installed]:
             cluster.kubectl("create", "namespace", namespace)
             undo.callback(cluster.kubectl, "delete", "namespace", namespace, "--wait=false")
         _platform(everything)
+        # Also of what failed: a webhook that stays keeps pods of the whole cluster from starting.
+        undo.callback(cluster.helm, "uninstall", name, "--namespace", everything.system, "--ignore-not-found")
         _chart(everything)
-        undo.callback(cluster.helm, "uninstall", name, "--namespace", everything.system)
         control = f"{name}-quota-sidecar-control.{everything.system}.svc"
         sold = yaml.safe_dump(catalog(everything.key, control))
         everything.sidecar("catalog", "apply", "/dev/stdin", "--yes", given=sold)

@@ -23,9 +23,9 @@ from tests.cluster.kit import (
     until,
 )
 
-PROXY_PORT, HEALTH_PORT = 15701, 15720
+PROXY_PORT = 15701
 PATH = "/open-banking/v3.1/aisp/accounts"
-MODE, PORTS, EXCLUDED = "quota.openova.io/mode", "quota.openova.io/ports", "quota.openova.io/exclude-ports"
+MODE, EXCLUDED = "quota.openova.io/mode", "quota.openova.io/exclude-ports"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_while_the_ledger_is_away_pods_stay_ready_and_say_so(installed: Installe
     until(lambda: installed.fetch(f"http://{api}{PATH}")[0] == 200, "charged again")
 
 
-def test_a_killed_sidecar_is_started_again_by_itself(installed: Installed, api: str) -> None:
+def test_a_sidecar_that_ends_is_started_again_while_its_application_runs_on(installed: Installed, api: str) -> None:
     name = installed.ready_pods("accounts-api")[0]["metadata"]["name"]
 
     def restarts() -> int:

@@ -426,9 +426,7 @@ def loaded(
         (directory / key).write_text("0123456789abcdef\n")
     path = directory / "gateway.yaml"
     path.write_text(text.replace(SECRETS_DIRECTORY, str(directory)))
-    return load_config(
-        path, {key: value for key, value in environment.items() if key != "SIDECAR_CONFIG"}, gateway=gateway
-    )
+    return load_config(path, environment, gateway=gateway)
 
 
 def parse(given: list[str], about: str) -> None:

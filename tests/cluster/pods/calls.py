@@ -1,6 +1,6 @@
 """Calls an API for some seconds, over new and over kept connections, and prints what became of each request.
 
-``calls.py HOST:PORT KEY SECONDS [CLIENTS]``: a line of JSON, ``{"200": 1234, "trouble": {"connect: …": 1}}``.
+``calls.py HOST:PORT KEY SECONDS``: a line of JSON, ``{"200": 1234, "trouble": {"connect: …": 1}}``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ PATH = "/open-banking/v3.1/aisp/accounts"
 PATIENCE_S = 10.0
 PAUSE_S = 0.05
 KEPT_FOR = 20
+CLIENTS = 8
 
 
-async def main(target: str, key: str, seconds: float, clients: int) -> None:
+async def main(target: str, key: str, seconds: float) -> None:
     host, _, port = target.rpartition(":")
     request = f"GET {PATH} HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n\r\n".encode()
     statuses: Counter[str] = Counter()
@@ -52,9 +53,9 @@ async def main(target: str, key: str, seconds: float, clients: int) -> None:
             await over_one_connection(requests)
             await asyncio.sleep(PAUSE_S)
 
-    await asyncio.gather(*(client(1 if number % 2 else KEPT_FOR) for number in range(clients)))
+    await asyncio.gather(*(client(1 if number % 2 else KEPT_FOR) for number in range(CLIENTS)))
     print(json.dumps({**statuses, "trouble": trouble}))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 8))
+    asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

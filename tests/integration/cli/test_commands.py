@@ -176,6 +176,15 @@ def test_check_is_content_with_the_demo(tmp_path: Path) -> None:
         assert (ended.returncode, "3 customers" in ended.stdout) == (0, True), ended.stdout + ended.stderr
 
 
+def test_check_of_a_control_plane_fails_without_its_key_of_lago(tmp_path: Path, url: str) -> None:
+    lago = {"url": "http://127.0.0.1:9", "api_key_file": str(tmp_path / "lago-api-key")}
+    config = gateway(tmp_path, url, upstream={}, metering={"url": "http://127.0.0.1:9"}, lago=lago)
+    ended = sidecar("check", "-c", config, "--json")
+    found = {each["what"]: each for each in json.loads(ended.stdout)["findings"]}
+    assert (ended.returncode, found["lago"]["ok"]) == (1, False)
+    assert "lago-api-key: No such file" in found["lago"]["detail"]
+
+
 def test_a_wrong_configuration_is_told_by_line_and_key(tmp_path: Path) -> None:
     path = tmp_path / "gateway.yaml"
     path.write_text("upstream:\n  url: http://api\n  conect_timeout_ms: 5\nvalkey: valkey://v\n")

@@ -131,6 +131,8 @@ def test_metrics_of_several_workers_add_up_but_for_those_of_which_the_worst_coun
             f'open_banking_requests_total{{tpp_id="a\\"b"}} {requests}\n'
             "# HELP sidecar_ledger_up Up.\n# TYPE sidecar_ledger_up gauge\n"
             f"sidecar_ledger_up {up}\n"
+            "# HELP sidecar_build_info Release.\n# TYPE sidecar_build_info gauge\n"
+            'sidecar_build_info{version="1"} 1\n'
             "# HELP sidecar_hold_duration_seconds Hold.\n# TYPE sidecar_hold_duration_seconds histogram\n"
             f'sidecar_hold_duration_seconds_bucket{{le="+Inf"}} {bucket}\n'
         ).encode()
@@ -138,4 +140,5 @@ def test_metrics_of_several_workers_add_up_but_for_those_of_which_the_worst_coun
     merged = merge([text(3, 1, 5), text(4, 0, 6)]).decode()
     assert 'open_banking_requests_total{tpp_id="a\\"b"} 7\n' in merged
     assert "sidecar_ledger_up 0\n" in merged
+    assert 'sidecar_build_info{version="1"} 1\n' in merged
     assert 'sidecar_hold_duration_seconds_bucket{le="+Inf"} 11\n' in merged

@@ -101,6 +101,7 @@ async def test_a_review_over_tls_is_answered_with_a_patch_that_makes_a_valid_pod
         assert await counted(health_port) == {"injected": 1, "unchanged": 1, "refused": 1}
         metrics = (await health(health_port, "/metrics"))[1]
         assert "sidecar_injector_request_duration_seconds_count 3.0" in metrics
+        assert re.search(r"^process_resident_memory_bytes \S+$", metrics, re.M)
         (ends,) = re.findall(r"^sidecar_injector_certificate_expiry_timestamp_seconds (\S+)", metrics, re.M)
         assert float(ends) == int((NOW + timedelta(days=365)).timestamp())
         connection.close()
