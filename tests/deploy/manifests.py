@@ -16,6 +16,7 @@ from deploy.kustomize.__main__ import CHART, NAMESPACE, helm
 from tests.deploy.schemas import Manifest
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+CONTROL, INJECTOR, GATEWAY = (f"quota-sidecar-{name}" for name in ("control", "injector", "gateway"))
 IMAGE = "ghcr.io/openova/quota-sidecar"
 DIGEST = "sha256:" + "0" * 64
 
@@ -126,6 +127,11 @@ def kustomization(name: str) -> tuple[Manifest, ...]:
     return tuple(each for each in load_all(done.stdout) if each)
 
 
+def manifests(name: str) -> tuple[Manifest, ...]:
+    """A set of the chart's, or a kustomization."""
+    return chart(name) if name in SETS else kustomization(name)
+
+
 def of_kind(documents: Iterable[Manifest], *kinds: str) -> list[Manifest]:
     """Those of some kinds."""
     return [each for each in documents if each["kind"] in kinds]
@@ -139,6 +145,16 @@ def named(documents: Iterable[Manifest], kind: str, name: str, namespace: str | 
     ]  # fmt: skip
     assert len(found) == 1, f"{len(found)} of {kind} {name}"
     return found[0]
+
+
+def deployment(documents: Iterable[Manifest], name: str) -> Manifest:
+    """The only Deployment of this name."""
+    return named(documents, "Deployment", name)
+
+
+def arguments(documents: Iterable[Manifest], name: str) -> list[str]:
+    """What the first container of a Deployment is started with."""
+    return [str(each) for each in deployment(documents, name)["spec"]["template"]["spec"]["containers"][0]["args"]]
 
 
 def pods(documents: Iterable[Manifest]) -> Iterator[tuple[str, Manifest]]:
