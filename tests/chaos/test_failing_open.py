@@ -64,18 +64,20 @@ async def test_closed_it_answers_503_and_says_when_to_come_back(
 ) -> None:
     await load(control, {"tpp": 100})
     document = settings(f"valkey://127.0.0.1:{server.port}", api.url, ledger={"hold_budget_ms": 200})
+    document["routes"].append({"path": "/free", "free": True})
     answers = Answers()
     async with gateways(tmp_path, document) as (gateway,):
         await storm(gateway.port, "tpp", 4, 10, answers)
         await _away(server, gateway)
         await storm(gateway.port, "tpp", 4, 20, answers)
         assert (await get(gateway.admin_port, "/readyz"))[0] == 200, "else a Service would have nobody who says 503"
+        assert await get(gateway.port, "/free") == (200, "{}"), "what costs nothing needs no ledger"
         server.start()
         await until(lambda: _charges(gateway), "it charges again")
         await storm(gateway.port, "tpp", 4, 10, answers)
     assert answers.statuses == {200: 20, 503: 20}
     assert all(b"\r\nRetry-After: " in head for head in answers.heads)
-    assert api.asked == 20
+    assert api.asked == 21, "the free one too"
     (await _books_of(server, 20)).check()
 
 
