@@ -254,7 +254,9 @@ async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_u
             async with asyncio.timeout(10):
                 while (await system.show("tpp-1")).status != "suspended":
                     await asyncio.sleep(0.01)
-            assert system.billing.metrics.oldest_reading_s >= 11
+            async with asyncio.timeout(10):  # it is told when all accounts have been looked at
+                while system.billing.metrics.oldest_reading_s < 11:
+                    await asyncio.sleep(0.01)
             assert (await system.show("tpp-2")).status == "active"
 
         assert system.billing.metrics.oldest_reading_s == 0.0
