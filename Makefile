@@ -18,11 +18,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Stamps say that an installation is up to date with pyproject.toml.
-$(VENV)/.installed: pyproject.toml hatch_build.py sidecar/proxy/_scan.pyx | $(BIN)/python
+$(VENV)/.installed: pyproject.toml hatch_build.py sidecar/gateway/http1/_scan.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml hatch_build.py sidecar/proxy/_scan.pyx | $(BIN)/python
+$(VENV)/.installed-test: pyproject.toml hatch_build.py sidecar/gateway/http1/_scan.pyx | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
@@ -91,7 +91,7 @@ load-%: $(VENV)/.installed-load
 	$(BIN)/python -m loadtests.scenarios $* --report build/load/$*.html $(LOAD_ARGS)
 
 docs: $(VENV)/.installed ## Write docs/configuration.md anew
-	$(BIN)/python -m sidecar.config.reference > docs/configuration.md
+	$(BIN)/python -m sidecar.app.configuration_reference > docs/configuration.md
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

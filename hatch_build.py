@@ -20,17 +20,30 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SCANNER = "sidecar/proxy/_scan.pyx"
+SCANNER = "sidecar/gateway/http1/_scan.pyx"
 REQUEST_PATH = (
-    "sidecar/proxy/exchange.py", "sidecar/proxy/connection.py", "sidecar/proxy/upstream.py",
-    "sidecar/proxy/framing.py", "sidecar/proxy/fields.py", "sidecar/proxy/credits.py", "sidecar/proxy/counters.py",
-    "sidecar/proxy/gateway.py", "sidecar/proxy/routes.py", "sidecar/proxy/heads.py", "sidecar/proxy/settings.py",
-    "sidecar/proxy/limits.py",
-    "sidecar/ledger/command.py",
-    "sidecar/ledger/link.py", "sidecar/ledger/batch.py", "sidecar/ledger/outcomes.py", "sidecar/ledger/client.py",
-    "sidecar/identity/chain.py", "sidecar/identity/api_key.py", "sidecar/identity/cache.py",
+    "sidecar/gateway/exchange/exchange.py",
+    "sidecar/gateway/exchange/credit_fields.py",
+    "sidecar/gateway/connection.py",
+    "sidecar/gateway/upstream.py",
+    "sidecar/gateway/counters.py",
+    "sidecar/gateway/gateway.py",
+    "sidecar/gateway/routes.py",
+    "sidecar/gateway/parameters.py",
+    "sidecar/gateway/http1/framing.py",
+    "sidecar/gateway/http1/fields.py",
+    "sidecar/gateway/http1/heads.py",
+    "sidecar/gateway/http1/limits.py",
+    "sidecar/valkey/command.py",
+    "sidecar/ledger/client/link.py",
+    "sidecar/ledger/client/batch.py",
+    "sidecar/ledger/client/outcomes.py",
+    "sidecar/ledger/client/ledger_client.py",
+    "sidecar/identity/chain.py",
+    "sidecar/identity/api_key.py",
+    "sidecar/identity/cache.py",
     "sidecar/identity/types.py",
-)  # fmt: skip
+)
 MODES = ("auto", "require", "skip")
 
 

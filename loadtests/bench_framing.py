@@ -11,9 +11,9 @@ import argparse
 import timeit
 from collections.abc import Callable
 
-from sidecar.proxy.body import ChunkedDecoder
-from sidecar.proxy.framing import HeadParser
-from sidecar.proxy.target import routing_path
+from sidecar.gateway.http1.body import ChunkedDecoder
+from sidecar.gateway.http1.framing import HeadParser
+from sidecar.gateway.http1.target import routing_path
 
 _LINE = b"GET /open-banking/v3.1/aisp/accounts?page=2 HTTP/1.1"
 _SMALL = [b"Host: 127.0.0.1:8080", b"X-API-Key: 5f2c1f4e9a8b7c6d", b"Accept: */*"]

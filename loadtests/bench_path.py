@@ -18,16 +18,16 @@ import msgpack
 import orjson
 import uvloop
 
+from sidecar.gateway.connection import ClientConnection
+from sidecar.gateway.gateway import Gateway
+from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
+from sidecar.gateway.routes import Route, RouteTable
+from sidecar.gateway.upstream import UpstreamConnection
 from sidecar.identity.api_key import ApiKeyResolver
 from sidecar.identity.chain import IdentityChain
 from sidecar.identity.settings import ApiKeySettings
-from sidecar.ledger.client import LedgerClient
+from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.keys import Keys
-from sidecar.proxy.connection import ClientConnection
-from sidecar.proxy.gateway import Gateway
-from sidecar.proxy.routes import Route, RouteTable
-from sidecar.proxy.settings import ProxySettings, UpstreamTarget
-from sidecar.proxy.upstream import UpstreamConnection
 
 KEY = "bench-key-0123456789abcdef"
 REQUEST = (

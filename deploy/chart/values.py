@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from sidecar.config.models import Config
+from sidecar.app.configuration import Config
 
 CHART: Final = Path(__file__).parent / "quota-sidecar"
 BEGIN, END = "<!-- values: begin -->", "<!-- values: end -->"

@@ -19,9 +19,9 @@ import orjson
 import redis
 
 from loadtests.kit.processes import RigError, running
-from sidecar.config.valkey_url import Embedded
-from sidecar.ledger.embedded import EmbeddedValkey
 from sidecar.ledger.keys import Keys
+from sidecar.valkey.embedded import EmbeddedValkey
+from sidecar.valkey.url import Embedded
 
 CHARGED, FREE = "/open-banking/v3.1/aisp/accounts", "/free"
 ACCOUNT = "tpp-bench"

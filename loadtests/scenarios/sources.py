@@ -16,7 +16,7 @@ from loadtests.scenarios.books import Account, Books, Events, Ledger, Meters, Us
 from loadtests.scenarios.target import CannotRun, Secret, Target
 from loadtests.scenarios.web import ask, place
 from sidecar.ledger.keys import Keys
-from sidecar.metering.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
 
 STATE_HEAD = 6
 STATE_STEP = 7

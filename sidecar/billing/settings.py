@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from sidecar.metering.settings import BaseUrl, Token
 
-# The ledger's own bounds (sidecar.ledger.account_spec), repeated since reading a configuration loads nothing that runs.
+# The ledger's own bounds (ledger.accounts.account_spec), repeated since reading a configuration loads nothing that
+# runs.
 Mode = Literal["prepaid", "overage", "postpaid"]
 RATE_MIN, RATE_MAX = Decimal("0.001"), Decimal(1_000_000)
 BURST_MAX = 1_000_000

@@ -68,9 +68,9 @@ def main() -> None:
     app = build(sys.argv[1:])
     from redis.exceptions import RedisError
 
+    from sidecar.app.assemble import SetupError
     from sidecar.cli.output import fail
-    from sidecar.config.problems import ConfigError
-    from sidecar.control.assemble import SetupError
+    from sidecar.config.errors import ConfigError
 
     try:
         app(prog_name="sidecar")

@@ -22,10 +22,10 @@ from sidecar.cli.output import (
     run_async,
     where,
 )
-from sidecar.control.store import open_store
-from sidecar.ledger.account_spec import AccountSpec
-from sidecar.ledger.accounts import load_accounts
-from sidecar.ledger.loader import ApiKeyTaken, LedgerUnavailable, LoadError, PriceError, UnknownAccount
+from sidecar.ledger.accounts.account_spec import AccountSpec
+from sidecar.ledger.accounts.accounts_file import load_accounts
+from sidecar.ledger.accounts.loader import ApiKeyTaken, LedgerUnavailable, LoadError, PriceError, UnknownAccount
+from sidecar.ledger.store import open_store
 
 T = TypeVar("T")
 

@@ -13,20 +13,20 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
+from sidecar.app import assemble, logs
+from sidecar.app.assemble import SetupError
+from sidecar.app.configuration import Config
 from sidecar.billing.lago.errors import LagoError
-from sidecar.billing.reconciler import Outcome
-from sidecar.billing.sync.report import SyncReport
+from sidecar.billing.reconcile.reconciler import Outcome
+from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, print_table, run_async
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
-from sidecar.control import assemble, logs
-from sidecar.control.assemble import SetupError
-from sidecar.control.billing import Billing, Overview, open_billing
-from sidecar.control.store import open_store
-from sidecar.ledger.account_state import AccountState
-from sidecar.ledger.loader import LedgerUnavailable
-from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Volume
-from sidecar.ledger.rating import unpacked
+from sidecar.config.reading import load_config
+from sidecar.controlplane.billing_service import Billing, Overview, open_billing
+from sidecar.ledger.accounts.account_state import AccountState
+from sidecar.ledger.accounts.loader import LedgerUnavailable
+from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Volume
+from sidecar.ledger.pricing.rating import unpacked
+from sidecar.ledger.store import open_store
 
 OnceOption = Annotated[bool, typer.Option("--once", help="Do it now, once. `sidecar control` does it all the time.")]
 AccountArgument = Annotated[str | None, typer.Argument(help="Only this account (Lago's customer external_id).")]

@@ -12,19 +12,19 @@ from typing import Any
 import aiohttp
 import typer
 
+from sidecar.app import assemble
+from sidecar.app.assemble import SetupError
+from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
-from sidecar.billing.sync.targets import MetricRefused, field_of
+from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, run_async
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
-from sidecar.config.traffic import UpstreamTlsSettings
-from sidecar.config.valkey_url import Cluster
-from sidecar.control import assemble
-from sidecar.control.assemble import SetupError
-from sidecar.control.store import open_store
+from sidecar.config.reading import load_config
+from sidecar.gateway.settings import UpstreamTlsSettings
 from sidecar.identity.build import build_chain
 from sidecar.identity.types import IdentitySetupError
-from sidecar.ledger.topology import Client
+from sidecar.ledger.store import open_store
+from sidecar.valkey.topology import Client
+from sidecar.valkey.url import Cluster
 
 TIMEOUT_S = 5.0
 FUNCTIONS_SINCE = 7

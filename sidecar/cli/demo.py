@@ -17,19 +17,20 @@ import orjson
 import typer
 from aiohttp import web
 
+from sidecar.app import assemble, logs
+from sidecar.app.assemble import SetupError
+from sidecar.app.configuration import Config
+from sidecar.app.control_plane import collectors_of, control_until
+from sidecar.app.data_plane import DataPlane
+from sidecar.app.serve import admin_server, key_store
+from sidecar.app.signals import stop_event
 from sidecar.cli.output import console, errors, run_async
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
-from sidecar.config.problems import ConfigError
-from sidecar.control import assemble, logs
-from sidecar.control.assemble import SetupError
-from sidecar.control.billing import open_billing
-from sidecar.control.controlplane import collectors_of, control_until
-from sidecar.control.dataplane import DataPlane
-from sidecar.control.serve import admin_server, key_store
-from sidecar.control.signals import stop_event
-from sidecar.control.store import Store, open_store
-from sidecar.metering.publisher import Publisher
+from sidecar.config.errors import ConfigError
+from sidecar.config.reading import load_config
+from sidecar.controlplane.billing_service import open_billing
+from sidecar.ledger.store import Store, open_store
+from sidecar.metering.publisher.publisher import Publisher
+from sidecar.sandbox.bank.bank_server import SampleApi
 from sidecar.sandbox.demo import (
     LAGO_KEY_BYTES,
     DemoAccount,
@@ -39,9 +40,8 @@ from sidecar.sandbox.demo import (
     demo_settings,
     seed_lago,
 )
-from sidecar.sandbox.lago import Lago
-from sidecar.sandbox.openbanking import SampleApi
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.lago.lago_server import Lago
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server, ServerError
 
 LOADED_S_MAX = 20

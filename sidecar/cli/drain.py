@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sidecar.app.configuration import Config
+from sidecar.app.settings import is_loopback
 from sidecar.cli.output import ConfigOption, fail
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
-from sidecar.config.operations import is_loopback
+from sidecar.config.reading import load_config
 
 ASK_TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 65_536

@@ -11,17 +11,17 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from sidecar.app import logs
+from sidecar.app.signals import stop_event
+from sidecar.basics.logger import get_logger
 from sidecar.cli.inject import SINCE, settings_of
 from sidecar.cli.output import fail, run_async
-from sidecar.control import logs
-from sidecar.control.signals import stop_event
 from sidecar.kubernetes.certificate_sources import Certificates, FromFiles, SelfSigned
 from sidecar.kubernetes.cluster import Cluster, ClusterError
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings
+from sidecar.kubernetes.injection_options import wishes_of
 from sidecar.kubernetes.serving import InjectorFault
 from sidecar.kubernetes.webhook import Injector, Places
-from sidecar.kubernetes.wishes import wishes_of
-from sidecar.logger import get_logger
 
 SWITCH_INTERVAL_S = 0.0005
 """A tenth of Python's: the event loop waits so long for its turn, several times a review, while a large pod is reviewed

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from sidecar.app import assemble, logs
 from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
@@ -21,14 +22,12 @@ from sidecar.cli.output import (
     run_async,
     where,
 )
-from sidecar.config.loading import load_config
-from sidecar.control import assemble, logs
-from sidecar.control.store import open_store
+from sidecar.config.reading import load_config
+from sidecar.ledger.store import open_store
+from sidecar.metering.audit.audit_report import COLUMNS, AuditReport, audit_table
 from sidecar.metering.audit.auditor import Auditor
-from sidecar.metering.audit.report import COLUMNS, AuditReport, audit_table
-from sidecar.metering.query import MeterQuery
-from sidecar.metering.sender import MeteringError
-from sidecar.metering.status import (
+from sidecar.metering.openmeter.meter_query import MeterQuery
+from sidecar.metering.outbox.outbox_status import (
     DeadLetter,
     OutboxStatus,
     UnknownLetter,
@@ -37,6 +36,7 @@ from sidecar.metering.status import (
     outbox_status,
     requeue_dead_letters,
 )
+from sidecar.metering.publisher.sender import MeteringError
 
 app = typer.Typer(help="Usage events on their way to OpenMeter.", no_args_is_help=True)
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import orjson
 import typer
 
-from sidecar.config.loading import load_config
-from sidecar.config.valkey_url import Topology, ValkeyUrlError, parse_valkey_url
-from sidecar.control import assemble
+from sidecar.app import assemble
+from sidecar.config.reading import load_config
 from sidecar.ledger.keys import Keys
+from sidecar.valkey.url import Topology, ValkeyUrlError, parse_valkey_url
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,13 +9,13 @@ from typing import Annotated
 import orjson
 import typer
 
+from sidecar.app import logs
+from sidecar.app.configuration import Config
+from sidecar.app.serve import Ports, Ready, run_data_plane
+from sidecar.app.signals import stop_event
+from sidecar.app.worker_environment import stop_with_parent, worker_place
 from sidecar.cli.output import ConfigOption, run_async
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
-from sidecar.control import logs
-from sidecar.control.serve import Ports, Ready, run_data_plane
-from sidecar.control.signals import stop_event
-from sidecar.control.worker_place import stop_with_parent, worker_place
+from sidecar.config.reading import load_config
 
 ReadyJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when ready.")]
 
@@ -60,7 +60,7 @@ async def _run(config: Config, json: bool) -> bool:
         return await run_data_plane(config, stop, lambda *_: None, port=port, admin_socket=socket)
     ready = _printer(config, json)
     if config.listen.workers > 1:
-        from sidecar.control.workers import Supervisor  # as below: one process does without
+        from sidecar.app.workers import Supervisor  # as below: one process does without
 
         return await Supervisor(config, sys.argv[1:]).run(stop, ready)
     return await run_data_plane(config, stop, ready)
@@ -68,7 +68,7 @@ async def _run(config: Config, json: bool) -> bool:
 
 async def _control(config: Config, json: bool) -> bool:
     # A gateway does without what this brings in.
-    from sidecar.control.controlplane import run_control_plane
+    from sidecar.app.control_plane import run_control_plane
 
     return await run_control_plane(config, stop_event(), _printer(config, json))
 

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 import yaml
 
-from sidecar.config.problems import ConfigError, Origin, Problem, dotted
+from sidecar.config.errors import ConfigError, Origin, Problem, dotted
 from sidecar.config.scalars import Scalar, resolve
 
 BYTES_MAX: Final = 1_048_576

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from sidecar.config.document import Node, compose
-from sidecar.config.problems import ConfigError, Origin, Problem, dotted
+from sidecar.config.errors import ConfigError, Origin, Problem, dotted
 from sidecar.config.scalars import resolve
 from sidecar.config.validation import replaced
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic import BaseModel, SecretStr
 
 from sidecar.config.document import Node
+from sidecar.config.errors import ConfigError, Origin, Problem, dotted
 from sidecar.config.fields import Model
-from sidecar.config.problems import ConfigError, Origin, Problem, dotted
 from sidecar.config.schema import alternatives, is_model, item_type
 
 SUFFIX: Final = "_file"

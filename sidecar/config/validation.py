@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sidecar.config.document import Node
-from sidecar.config.problems import ConfigError, Origin, Problem, dotted
+from sidecar.config.errors import ConfigError, Origin, Problem, dotted
 from sidecar.config.schema import known_keys
 
 M = TypeVar("M", bound=BaseModel)

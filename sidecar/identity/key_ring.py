@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sidecar.basics.logger import get_logger
 from sidecar.identity.jwks import KeySet, KeySetError, SigningKey, parse_key_set
 from sidecar.identity.jwks_source import KeySource
 from sidecar.identity.single_flight import SingleFlight
 from sidecar.identity.types import IdentitySetupError, IdentityUnavailable
-from sidecar.logger import get_logger
 
 log = get_logger(__name__)
 

@@ -24,7 +24,7 @@ import orjson
 
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings, inject, wanted
 from sidecar.kubernetes.patch import json_patch
-from sidecar.kubernetes.reading import mapping, mappings, texts
+from sidecar.kubernetes.pod_fields import mapping, mappings, texts
 
 BODY_BYTES_MAX: Final = 7 * 1024 * 1024
 """An object in etcd has at most 1.5 MiB, a request to the API server 3 MiB; a review may carry the object twice."""

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from sidecar.basics.logger import get_logger
 from sidecar.kubernetes.certificates import expires, renewed, service_names
 from sidecar.kubernetes.cluster import ATTEMPTS_MAX, Cluster, ClusterError, Conflict
-from sidecar.logger import get_logger
 
 FILE_BYTES_MAX: Final = 1_048_576
 SPREAD_S: Final = 5.0

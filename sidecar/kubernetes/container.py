@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sidecar.kubernetes import names
-from sidecar.kubernetes.wishes import InjectionSettings, Wishes
+from sidecar.kubernetes.injection_options import InjectionSettings, Wishes
 
 GRACE_S_DEFAULT: Final = 30
 """Kubernetes' own, of ``terminationGracePeriodSeconds``."""

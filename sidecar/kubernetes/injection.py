@@ -10,10 +10,10 @@ from typing import Any
 from sidecar import __version__
 from sidecar.kubernetes import container as made
 from sidecar.kubernetes import names
+from sidecar.kubernetes.injection_options import InjectionSettings, Wishes, wishes_of
+from sidecar.kubernetes.pod_fields import InjectionRefused, mapping, mappings, plain, seconds, text, texts
 from sidecar.kubernetes.ports import Chosen, choose, declared_ports, take_over
 from sidecar.kubernetes.probes import name_to_number, through_the_sidecar
-from sidecar.kubernetes.reading import InjectionRefused, mapping, mappings, plain, seconds, text, texts
-from sidecar.kubernetes.wishes import InjectionSettings, Wishes, wishes_of
 
 __all__ = ["Injection", "InjectionRefused", "InjectionSettings", "inject", "wanted"]
 

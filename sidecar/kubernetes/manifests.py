@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from sidecar.kubernetes import names
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings, inject, wanted
-from sidecar.kubernetes.reading import plain
+from sidecar.kubernetes.pod_fields import plain
 from sidecar.kubernetes.workloads import Workload, look, workloads
 
 BYTES_MAX: Final = 16_777_216

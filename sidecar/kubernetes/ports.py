@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sidecar.kubernetes import names
-from sidecar.kubernetes.reading import InjectionRefused, mappings, port_number, text
-from sidecar.kubernetes.wishes import Wishes
+from sidecar.kubernetes.injection_options import Wishes
+from sidecar.kubernetes.pod_fields import InjectionRefused, mappings, port_number, text
 
 _NAME_LENGTH_MAX: Final = 15  # IANA_SVC_NAME (RFC 6335 section 5.1), which Kubernetes asks of a port's name
 _SERVICE_NAME: Final = re.compile(r"(?=.*[a-z])[a-z0-9](?:[a-z0-9]|-(?!-)){0,13}[a-z0-9]|[a-z]")

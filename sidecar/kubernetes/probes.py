@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sidecar.kubernetes import names
-from sidecar.kubernetes.reading import InjectionRefused, mapping, mappings, port_number, seconds, text
+from sidecar.kubernetes.pod_fields import InjectionRefused, mapping, mappings, port_number, seconds, text
 
 PROBES: Final = {"livenessProbe": "livez", "readinessProbe": "readyz", "startupProbe": "startupz"}
 HOOKS: Final = {"postStart": "poststart", "preStop": "prestop"}

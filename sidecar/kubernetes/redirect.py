@@ -2,7 +2,7 @@
 
 Only what comes from outside is led there: the gateway's own connections to the application, and all others within the
 pod, come in through ``lo`` and are left alone, so nothing goes round in circles. The kernel keeps where a client wanted
-to go, and the gateway asks it (``sidecar.proxy.destinations``).
+to go, and the gateway asks it (``sidecar.gateway.destinations``).
 """
 
 from __future__ import annotations

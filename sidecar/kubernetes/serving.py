@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from sidecar.listening import listening_sockets
-from sidecar.logger import get_logger
+from sidecar.basics.listening import listening_sockets
+from sidecar.basics.logger import get_logger
 
 CONNECTIONS_MAX: Final = 256
 """More wait in the kernel's queue. An API server has a few."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from sidecar.kubernetes.wishes import InjectionSettings
+from sidecar.kubernetes.injection_options import InjectionSettings
 
 Version = tuple[int, int]
 """Major and minor."""

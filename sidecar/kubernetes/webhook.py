@@ -16,13 +16,13 @@ from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from sidecar.basics.logger import get_logger
 from sidecar.kubernetes.admission import BODY_BYTES_MAX, Answer, MalformedReview, review
 from sidecar.kubernetes.certificate_sources import CertificateFault, Certificates
 from sidecar.kubernetes.cluster import ClusterError
 from sidecar.kubernetes.injection import InjectionSettings
 from sidecar.kubernetes.serving import listening
 from sidecar.kubernetes.versions import Version, settings_for
-from sidecar.logger import get_logger
 
 READ_TIMEOUT_S: Final = 10.0
 """For a review to arrive; the API server waits at most 30 s for the whole of it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import Client
+from sidecar.valkey.topology import Client
 
 HOUR_MS: Final = 3_600_000
 KEPT_MS: Final = 9 * 24 * HOUR_MS
@@ -53,7 +53,7 @@ class HourTotal:
 
 
 class Hours:
-    """The hours of one ledger. All methods raise what redis-py raises (``sidecar.ledger.topology.CLIENT_ERRORS``)."""
+    """The hours of one ledger. All methods raise what redis-py raises (``sidecar.valkey.topology.CLIENT_ERRORS``)."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client

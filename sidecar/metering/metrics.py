@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from sidecar.metering.verdict import Verdict
+from sidecar.metering.publisher.ingest_answers import Verdict
 
 
 def _no_requests() -> dict[Verdict, int]:

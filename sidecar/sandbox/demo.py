@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sidecar.billing.lago.client import LagoClient
-from sidecar.sandbox.lago_config import LagoConfig
-from sidecar.sandbox.openmeter_meters import Meter
+from sidecar.sandbox.lago.config import LagoConfig
+from sidecar.sandbox.openmeter.meters import Meter
 
 CURRENCY: Final = "GBP"
 PREPAID_FUNDS: Final = "1.00"

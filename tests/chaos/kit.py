@@ -19,12 +19,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from sidecar.ledger.account_spec import AccountSpec
-from sidecar.ledger.api_keys import digest_of
+from sidecar.ledger.accounts.account_spec import AccountSpec
+from sidecar.ledger.accounts.api_keys import digest_of
+from sidecar.ledger.accounts.loader import AccountLoader
+from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import AccountLoader
-from sidecar.ledger.periods import CalendarPeriods
-from sidecar.ledger.pricing import Standard
+from sidecar.ledger.pricing.price_tables import Standard
 
 PATH = "/open-banking/v3.1/aisp/accounts"
 METRIC = "api_calls"

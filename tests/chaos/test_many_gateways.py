@@ -9,7 +9,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.sandbox.openmeter import OpenMeter
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.chaos.kit import KEYS, METRIC, Answers, Api, gateways, get, load, settings, storm, until
 from tests.support.ledger_books import read_books

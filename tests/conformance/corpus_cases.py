@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sidecar.proxy.limits import Limits
+from sidecar.gateway.http1.limits import Limits
 
 __all__ = ["Case", "PathCase", "cases", "path_cases", "two_pieces"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sidecar.proxy.body import Body
-from sidecar.proxy.framing import HeadParser, ProtocolError, RequestHead, ResponseHead
+from sidecar.gateway.http1.body import Body
+from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead, ResponseHead
 
 __all__ = [
     "PENDING",

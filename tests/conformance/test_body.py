@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.proxy.body import (
+from sidecar.gateway.http1.body import (
     Body,
     BodyKind,
     BodyRules,
@@ -13,8 +13,8 @@ from sidecar.proxy.body import (
     UntilCloseBody,
     open_body,
 )
-from sidecar.proxy.framing import HeadParser, ProtocolError
-from sidecar.proxy.limits import Limits
+from sidecar.gateway.http1.framing import HeadParser, ProtocolError
+from sidecar.gateway.http1.limits import Limits
 from tests.conformance.corpus_cases import Case, cases, two_pieces
 from tests.conformance.reading import PENDING, Content, Outcome, Refused, read_body
 from tests.conformance.test_framing import DROPPED, INTERESTING

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
-import sidecar.ledger.link
-import sidecar.proxy.exchange
-import sidecar.proxy.framing
-from sidecar.proxy import core
+import sidecar.gateway.exchange.exchange
+import sidecar.gateway.http1.framing
+import sidecar.ledger.client.link
+from sidecar.gateway.http1 import scanner
 
 
 def test_the_core_under_test_is_the_one_that_was_asked_for() -> None:
-    modules = (sidecar.proxy.exchange, sidecar.proxy.framing, sidecar.ledger.link)
+    modules = (sidecar.gateway.exchange.exchange, sidecar.gateway.http1.framing, sidecar.ledger.client.link)
     compiled = [str(module.__file__).endswith((".so", ".pyd")) for module in modules]
     if os.environ.get("QUOTA_SIDECAR_EXPECT_COMPILED"):
         assert all(compiled)
-        assert core.scanner_factory is not None
+        assert scanner.scanner_factory is not None
     else:
         assert not any(compiled), "a compiled module hides its source"

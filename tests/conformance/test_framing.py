@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.proxy import framing
-from sidecar.proxy.framing import HeadParser, RequestHead
-from sidecar.proxy.limits import Limits
+from sidecar.gateway.http1 import framing
+from sidecar.gateway.http1.framing import HeadParser, RequestHead
+from sidecar.gateway.http1.limits import Limits
 from tests.conformance.corpus_cases import Case, cases, two_pieces
 from tests.conformance.reading import PENDING, Outcome, Read, Refused, is_request, read_request, read_response
 

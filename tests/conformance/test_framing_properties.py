@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from sidecar.proxy.body import BodyKind, open_body
-from sidecar.proxy.fields import HOP_BY_HOP
-from sidecar.proxy.framing import HeadParser, ProtocolError, RequestHead, ResponseHead
-from sidecar.proxy.limits import Limits
-from sidecar.proxy.target import routing_path
+from sidecar.gateway.http1.body import BodyKind, open_body
+from sidecar.gateway.http1.fields import HOP_BY_HOP
+from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead, ResponseHead
+from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.http1.target import routing_path
 from tests.conformance.messages import (
     Message,
     chunked_bodies,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.proxy.framing import ProtocolError
-from sidecar.proxy.target import routing_path
+from sidecar.gateway.http1.framing import ProtocolError
+from sidecar.gateway.http1.target import routing_path
 from tests.conformance.corpus_cases import PathCase, path_cases
 
 

@@ -14,9 +14,9 @@ import yaml
 
 from deploy.kustomize.__main__ import CHART, NAMESPACE
 from sidecar import __version__
+from sidecar.app.configuration import Config
 from sidecar.cli import build
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
+from sidecar.config.reading import load_config
 from sidecar.kubernetes import names
 from tests.deploy.manifests import (
     CONTROL,

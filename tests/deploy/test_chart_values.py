@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from deploy.chart.values import CHART, ValuesError, leaves, read_values, schema, written
-from sidecar.config.models import Config
+from sidecar.app.configuration import Config
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())

@@ -90,7 +90,7 @@ def test_what_is_copied_is_there_and_passes_dockerignore() -> None:
 
 
 SECRET_OR_LOCAL = (
-    "sidecar/proxy/_scan.cpython-311-x86_64-linux-gnu.so",
+    "sidecar/gateway/_scan.cpython-311-x86_64-linux-gnu.so",
     "sidecar/__pycache__/a.pyc",
     ".git/config",
     "tests/a.py",

@@ -11,7 +11,7 @@ import yaml
 
 from sidecar.billing.catalog.document import load_catalog
 from sidecar.billing.catalog.values import Catalog
-from sidecar.config.problems import ConfigError
+from sidecar.config.errors import ConfigError
 from sidecar.metering.settings import MeteringSettings
 from tests.deploy.manifests import DEPLOY, SETS, chart, containers, load_all, named, of_kind, pods
 from tests.deploy.schemas import VERSIONS, Manifest, faults

@@ -12,7 +12,7 @@ import typer
 from deploy.chart.values import leaves, read_values
 from sidecar.cli import build
 from sidecar.kubernetes import names
-from sidecar.kubernetes.wishes import InjectionSettings
+from sidecar.kubernetes.injection_options import InjectionSettings
 from tests.deploy.manifests import DEPLOY, EVERYTHING, KUSTOMIZATIONS, chart, named
 
 README = (DEPLOY / "README.md").read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from sidecar.kubernetes import names
 from sidecar.kubernetes.injection import InjectionSettings, inject
-from sidecar.ledger.api_keys import digest_of
+from sidecar.ledger.accounts.api_keys import digest_of
 from tests.host.kit import CLIENT, POD, Host, hosts
 
 KEY = "this-is-the-key-of-tpp-0"

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis.asyncio as valkey
 
-from sidecar.ledger import scripts
+from sidecar.valkey import scripts
 from tests.support.ledger_driver import CLOCK_KEY, text_of
 
 _CLOCK = (Path(__file__).parents[2] / "lua" / "lib" / "clock.lua").read_text()

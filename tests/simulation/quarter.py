@@ -20,23 +20,23 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from sidecar.billing.bells import Bells
+from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
-from sidecar.billing.reconciler import Outcome
-from sidecar.config.models import Config
-from sidecar.control.billing import Billing
-from sidecar.control.store import Store
+from sidecar.billing.reconcile.reconciler import Outcome
+from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.controlplane.billing_service import Billing
+from sidecar.ledger.accounts.loader import AccountLoader
+from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import AccountLoader
-from sidecar.ledger.outcomes import Code
-from sidecar.ledger.scripts import script
-from sidecar.metering.publisher import Publisher
-from sidecar.metering.query import MeterQuery
-from sidecar.metering.status import outbox_status
-from sidecar.sandbox.lago import Lago, LagoConfig
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_meters import Meter
+from sidecar.ledger.store import Store
+from sidecar.metering.openmeter.meter_query import MeterQuery
+from sidecar.metering.outbox.outbox_status import outbox_status
+from sidecar.metering.publisher.publisher import Publisher
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
+from sidecar.sandbox.openmeter.meters import Meter
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
+from sidecar.valkey.scripts import script
 from tests.simulation.clock import ClockedClient
 from tests.support.ledger_driver import CLOCK_KEY, acall_batch, one_answer, one_group
 

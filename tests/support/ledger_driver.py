@@ -16,8 +16,8 @@ from typing import Any
 import redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.scripts import as_function, composed, function
-from sidecar.ledger.topology import Client
+from sidecar.valkey.scripts import as_function, composed, function
+from sidecar.valkey.topology import Client
 from tests.reference.messages import (
     AccountState,
     Batch,

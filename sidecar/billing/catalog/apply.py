@@ -35,9 +35,9 @@ from sidecar.billing.catalog.values import (
 from sidecar.billing.lago import parsing
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoError
-from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.transport import segment
-from sidecar.metering.query import Meter, MeterQuery, QueryError
+from sidecar.metering.openmeter.meter_query import Meter, MeterQuery, QueryError
 
 UNCERTAIN: Final = "it may have been made all the same: see with `sidecar catalog diff`, which writes nothing"
 

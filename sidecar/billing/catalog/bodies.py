@@ -16,7 +16,7 @@ from sidecar.billing.catalog.values import (
     WantedTax,
     WantedWallet,
 )
-from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import Plan
 
 

@@ -17,7 +17,7 @@ from sidecar.billing.lago.models import (
     Wallet,
     WebhookEndpoint,
 )
-from sidecar.metering.query import Meter
+from sidecar.metering.openmeter.meter_query import Meter
 
 Action = Literal["create", "update", "keep", "refuse"]
 ACTIONS: Final[tuple[Action, ...]] = get_args(Action)

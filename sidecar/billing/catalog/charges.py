@@ -9,14 +9,14 @@ from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sidecar.billing.catalog.fields import Codes, MetricCode
+from sidecar.billing.catalog.section_fields import Codes, MetricCode
 from sidecar.billing.catalog.tables import model_of, properties_of, snippet
-from sidecar.billing.lago.fields import number_of, whole_number_of
+from sidecar.billing.lago.json_fields import number_of, whole_number_of
 from sidecar.billing.lago.models import Charge, Plan
-from sidecar.billing.prices import Unenforceable, price_table
+from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
 from sidecar.config.fields import Model, Whole
-from sidecar.ledger.account_fields import PackagePrice, StandardPrice, TieredPrice
-from sidecar.ledger.pricing import Graduated, PriceError, PriceTable, Tier, Volume, pack
+from sidecar.ledger.accounts.account_fields import PackagePrice, StandardPrice, TieredPrice
+from sidecar.ledger.pricing.price_tables import Graduated, PriceError, PriceTable, Tier, Volume, pack
 
 _PLACEHOLDER: Final = '{{metric: {metric}, model: standard, amount: "<price of a call>"}}'
 _NO_PLAN: Final = Plan("", "", "", "monthly", 0, "USD", False, ())

@@ -23,9 +23,9 @@ from sidecar.billing.lago.models import (
     Wallet,
     WebhookEndpoint,
 )
-from sidecar.billing.prices import Unenforceable, price_table
-from sidecar.ledger.currencies import EXPONENTS
-from sidecar.metering.query import Meter
+from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.ledger.pricing.currencies import EXPONENTS
+from sidecar.metering.openmeter.meter_query import Meter
 
 F = TypeVar("F")
 Shown = str | None

@@ -18,7 +18,7 @@ from sidecar.billing.catalog.values import (
     WantedTax,
     meter_of,
 )
-from sidecar.billing.sync.targets import MetricRefused, field_of
+from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 
 METRIC_IN_USE = "Lago changes nothing but the name of a metric that a plan uses"
 

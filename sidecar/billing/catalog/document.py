@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
-from sidecar.billing.alerts import BillingRefused
 from sidecar.billing.catalog.charges import RefusedPrice, charge_of, metric_of
 from sidecar.billing.catalog.sections import CatalogFile, CustomerSection, MetricSection, PlanSection
 from sidecar.billing.catalog.values import (
@@ -25,10 +24,11 @@ from sidecar.billing.catalog.values import (
     WantedWallet,
 )
 from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
-from sidecar.billing.terms import terms_of
+from sidecar.billing.reconcile.alerts import BillingRefused
+from sidecar.billing.reconcile.enforcement_policy import terms_of
 from sidecar.config.document import Node
-from sidecar.config.loading import read_document
-from sidecar.config.problems import ConfigError, Problem, dotted
+from sidecar.config.errors import ConfigError, Problem, dotted
+from sidecar.config.reading import read_document
 from sidecar.config.validation import locate, validate
 
 _COUNTS = (

@@ -11,12 +11,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from sidecar.billing.catalog.charges import ChargeSection
-from sidecar.billing.catalog.fields import Code, Codes, Currency, Description, MetricCode, MetricCodes, Text
+from sidecar.billing.catalog.section_fields import Code, Codes, Currency, Description, MetricCode, MetricCodes, Text
 from sidecar.billing.webhooks.event_types import EVENT_TYPES, Action
 from sidecar.config.fields import Model, Whole, conflict
-from sidecar.ledger.account_fields import AmountFromZero, Instant
-from sidecar.ledger.account_spec import METRICS_MAX
-from sidecar.ledger.currencies import exponent
+from sidecar.ledger.accounts.account_fields import AmountFromZero, Instant
+from sidecar.ledger.accounts.account_spec import METRICS_MAX
+from sidecar.ledger.pricing.currencies import exponent
 
 CUSTOMERS_MAX: Final = 10_000
 METADATA_MAX: Final = 5

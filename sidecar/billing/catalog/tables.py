@@ -11,7 +11,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any, Final
 
-from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Tier, Volume
+from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Tier, Volume
 
 _RANGES: Final[Mapping[str, str]] = {"graduated": "graduated_ranges", "volume": "volume_ranges"}
 

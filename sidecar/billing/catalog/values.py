@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Final, Literal
 
 from sidecar.billing.lago.models import Plan, Tax
-from sidecar.metering.query import Meter
+from sidecar.metering.openmeter.meter_query import Meter
 
 Kind = Literal["tax", "metric", "meter", "plan", "webhook endpoint", "customer", "subscription", "wallet"]
 

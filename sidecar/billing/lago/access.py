@@ -6,9 +6,9 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoSetupError
 from sidecar.billing.settings import LagoSettings
-from sidecar.logger import get_logger
 from sidecar.metering.settings import check_token
 
 log = get_logger("sidecar.billing")

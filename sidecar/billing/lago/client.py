@@ -11,9 +11,10 @@ from random import Random
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
+from sidecar.basics.clock import Clock, SystemClock
 from sidecar.billing.lago import parsing, parsing_invoices
 from sidecar.billing.lago.errors import LagoMalformed, LagoRejected, LagoUnavailable
-from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.metrics import LagoMetrics
 from sidecar.billing.lago.models import (
     BillableMetric,
@@ -31,7 +32,6 @@ from sidecar.billing.lago.models import (
 )
 from sidecar.billing.lago.transport import Query, Transport, segment
 from sidecar.billing.settings import LagoSettings
-from sidecar.metering.clock import Clock, SystemClock
 
 T = TypeVar("T")
 Owned = TypeVar("Owned", Wallet, Subscription, Invoice)

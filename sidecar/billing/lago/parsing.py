@@ -11,7 +11,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TypeVar
 
-from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import (
     BillableMetric,
     Charge,

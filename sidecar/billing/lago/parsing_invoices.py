@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import BillingPeriod, ChargeUsage, CurrentUsage, Fee, Invoice
 
 

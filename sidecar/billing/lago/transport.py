@@ -13,8 +13,10 @@ from urllib.parse import quote
 
 import httpx
 
+from sidecar.basics.backoff import Backoff
+from sidecar.basics.clock import Clock
+from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.access import Access, tls_context
-from sidecar.billing.lago.answers import Answer, result_of
 from sidecar.billing.lago.errors import (
     LagoError,
     LagoMalformed,
@@ -24,13 +26,11 @@ from sidecar.billing.lago.errors import (
     LagoUnavailable,
     excerpt,
 )
-from sidecar.billing.lago.fields import Fields
+from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.metrics import LagoMetrics
-from sidecar.billing.lago.pace import Pace
+from sidecar.billing.lago.request_rate import Pace
+from sidecar.billing.lago.responses import Answer, result_of
 from sidecar.billing.settings import LagoSettings
-from sidecar.logger import get_logger
-from sidecar.metering.backoff import Backoff
-from sidecar.metering.clock import Clock
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from sidecar.billing.bells import SWEEP
+from sidecar.billing.reconcile.reload_requests import SWEEP
 from sidecar.billing.webhooks.event_types import ANY, EVENT_TYPES, OTHER, Action, Kind, Place
 from sidecar.identity.account_id import is_account_id
 

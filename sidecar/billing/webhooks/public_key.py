@@ -14,8 +14,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from sidecar.logger import get_logger
-from sidecar.metering.clock import Clock
+from sidecar.basics.clock import Clock
+from sidecar.basics.logger import get_logger
 
 log = get_logger("sidecar.webhooks")
 

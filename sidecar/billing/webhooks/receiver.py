@@ -22,18 +22,18 @@ from typing import Final
 
 from aiohttp import web
 
-from sidecar.billing.bells import SWEEP, Bells
-from sidecar.billing.patience import within
+from sidecar.basics.clock import Clock, SystemClock
+from sidecar.basics.logger import get_logger
+from sidecar.basics.token_bucket import TokenBucket
+from sidecar.billing.reconcile.reload_requests import SWEEP, Bells
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.body import BodyReader
 from sidecar.billing.webhooks.metrics import WebhookMetrics
 from sidecar.billing.webhooks.payload import EnvelopeError, Finding, Reading, Webhook, parse, read
 from sidecar.billing.webhooks.refusals import Refusal, Refused
 from sidecar.billing.webhooks.signature import KeyUnavailable, SignatureRefused, Verifier, verifier_of
-from sidecar.ledger.token_bucket import TokenBucket
-from sidecar.ledger.topology import CLIENT_ERRORS
-from sidecar.logger import get_logger
-from sidecar.metering.clock import Clock, SystemClock
+from sidecar.valkey.deadlines import within
+from sidecar.valkey.topology import CLIENT_ERRORS
 
 log = get_logger("sidecar.webhooks")
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from sidecar.basics.clock import Clock
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.public_key import PublicKey
-from sidecar.metering.clock import Clock
 
 KEY_BYTES_MAX: Final = 65_536
 SIGNATURE_BYTES_MAX: Final = 256

@@ -8,11 +8,12 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
+from sidecar.basics.clock import Clock, SystemClock
+from sidecar.basics.logger import get_logger
 from sidecar.ledger.hours import Hours
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import CLIENT_ERRORS
-from sidecar.logger import get_logger
-from sidecar.metering.audit.census import Census, Progress
+from sidecar.metering.audit.audit_report import AuditReport, HourReport, HourState, hour_state, hour_text
+from sidecar.metering.audit.audit_state import remember_agreed, remember_past
 from sidecar.metering.audit.comparison import (
     AuditRow,
     AuditSettings,
@@ -23,17 +24,16 @@ from sidecar.metering.audit.comparison import (
     judge,
     lacking,
 )
-from sidecar.metering.audit.memory import remember_agreed, remember_past
+from sidecar.metering.audit.hourly_counts import Census, Progress
 from sidecar.metering.audit.metrics import AuditMetrics
-from sidecar.metering.audit.report import AuditReport, HourReport, HourState, hour_state, hour_text
 from sidecar.metering.audit.resend import Resender
 from sidecar.metering.audit.streams import Streams, TailUnits
-from sidecar.metering.calls import Client
-from sidecar.metering.clock import Clock, SystemClock
-from sidecar.metering.events import Stamp
-from sidecar.metering.query import MeterQuery
-from sidecar.metering.sender import Sender
+from sidecar.metering.openmeter.meter_query import MeterQuery
+from sidecar.metering.outbox.events import Stamp
+from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
+from sidecar.valkey.calls import Client
+from sidecar.valkey.topology import CLIENT_ERRORS
 
 log = get_logger("sidecar.metering")
 

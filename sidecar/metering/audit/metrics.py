@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from sidecar.metering.audit.report import AuditReport, HourState
+from sidecar.metering.audit.audit_report import AuditReport, HourState
 
 
 @dataclass(slots=True)

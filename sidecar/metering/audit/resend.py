@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from random import Random
 from typing import Final
 
-from sidecar.logger import get_logger
-from sidecar.metering.backoff import Backoff
-from sidecar.metering.batches import Batch
-from sidecar.metering.clock import Clock
-from sidecar.metering.narrowing import Narrowing
-from sidecar.metering.sender import Sender
+from sidecar.basics.backoff import Backoff
+from sidecar.basics.clock import Clock
+from sidecar.basics.logger import get_logger
+from sidecar.metering.publisher.batches import Batch
+from sidecar.metering.publisher.bisection import Narrowing
+from sidecar.metering.publisher.ingest_answers import Answer, Verdict
+from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.metering.verdict import Answer, Verdict
 
 log = get_logger("sidecar.metering")
 

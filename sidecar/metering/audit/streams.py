@@ -12,9 +12,9 @@ import orjson
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.comparison import Cell, Tail
-from sidecar.metering.calls import Client
-from sidecar.metering.events import MalformedEntry, Stamp, decode_entry
-from sidecar.metering.outbox import SKIPPED
+from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox.outbox import SKIPPED
+from sidecar.valkey.calls import Client
 
 PAGE_ENTRIES: Final = 32
 """Entries of one look; an entry of a busy gateway holds hundreds of events, all decoded in one go."""

@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 
-from sidecar.sandbox.lago import Lago, LagoConfig
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 
 

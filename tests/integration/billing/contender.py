@@ -12,9 +12,9 @@ import sys
 
 from redis.asyncio import Redis
 
-from sidecar.billing.lease import Lease, lead
-from sidecar.control.logs import configure
+from sidecar.app.logs import configure
 from sidecar.ledger.keys import Keys
+from sidecar.valkey.lease import Lease, lead
 
 
 async def main(host: str, port: str, holder: str, ttl_ms: str) -> None:

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
-from sidecar.billing.reconciler import Outcome
-from sidecar.config.models import Config
-from sidecar.control.billing import Billing
-from sidecar.control.store import Store
+from sidecar.billing.reconcile.reconciler import Outcome
+from sidecar.controlplane.billing_service import Billing
+from sidecar.ledger.accounts.loader import AccountLoader, AccountSnapshot
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import AccountLoader, AccountSnapshot
-from sidecar.ledger.topology import Address, Standalone, connected
-from sidecar.sandbox.lago import Lago, LagoConfig
+from sidecar.ledger.store import Store
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.server import Server
+from sidecar.valkey.topology import Address, Standalone, connected
 from tests.integration.ledger_loader.usage import Usage
 
 API_KEY, HMAC_KEY = "desk-key", "desk-hmac"

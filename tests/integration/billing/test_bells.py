@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from sidecar.billing.bells import SWEEP, Bells, Ring
+from sidecar.billing.reconcile.reload_requests import SWEEP, Bells, Ring
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import Client
+from sidecar.valkey.topology import Client
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
-from sidecar.billing.bells import Bells
-from sidecar.ledger.first_sight import FirstSight, FirstSightSettings, Sight
+from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.ledger.client.unknown_accounts import FirstSight, FirstSightSettings, Sight
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import Client
+from sidecar.valkey.topology import Client
 from tests.support.fault_proxy import FaultProxy
 
 SETTINGS = FirstSightSettings(wait_s=0.6, refused_s=30.0)

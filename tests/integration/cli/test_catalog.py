@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.lago import Fault, Lago, LagoConfig
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.lago.lago_server import Fault, Lago, LagoConfig
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.support.processes import START_TIMEOUT_S, sidecar
 

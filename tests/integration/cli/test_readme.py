@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.loading import load_config
-from sidecar.config.rows import schema_rows
-from sidecar.ledger.accounts import load_accounts
+from sidecar.app.schema_rows import schema_rows
+from sidecar.config.reading import load_config
+from sidecar.ledger.accounts.accounts_file import load_accounts
 from tests.support.processes import Running, running, sidecar
 
 ROOT = Path(__file__).parents[3]

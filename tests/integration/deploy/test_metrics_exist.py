@@ -17,13 +17,13 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.billing.alerts import AlertKind
 from sidecar.billing.lago.errors import Kind as LagoErrorKind
+from sidecar.billing.reconcile.alerts import AlertKind
 from sidecar.billing.webhooks.refusals import Refusal as WebhookRefusal
+from sidecar.gateway import errors
+from sidecar.kubernetes.injection_options import InjectionSettings
 from sidecar.kubernetes.webhook import Injector
-from sidecar.kubernetes.wishes import InjectionSettings
-from sidecar.metering.verdict import Verdict
-from sidecar.proxy import errors
+from sidecar.metering.publisher.ingest_answers import Verdict
 from tests.deploy.manifests import chart, of_kind
 from tests.integration.deploy.observed import expressions
 from tests.support.processes import Running, running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import keyslot
+from sidecar.valkey.topology import keyslot
 from tests.integration.ledger.desk import Desk
 from tests.integration.ledger.invariants import HOUR_MS
 from tests.reference.messages import LATE_SETTLE, Group, Single

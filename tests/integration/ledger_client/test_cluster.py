@@ -10,11 +10,11 @@ import pytest
 import redis
 from redis.asyncio.cluster import RedisCluster
 
-from sidecar.config.valkey_url import Address, Cluster
-from sidecar.ledger.outcomes import Code
-from sidecar.ledger.reaper import keep_reaping, reap
-from sidecar.ledger.topology import connect, keyslot
-from sidecar.metering.status import outbox_status
+from sidecar.ledger.client.outcomes import Code
+from sidecar.ledger.client.reaper import keep_reaping, reap
+from sidecar.metering.outbox.outbox_status import outbox_status
+from sidecar.valkey.topology import connect, keyslot
+from sidecar.valkey.url import Address, Cluster
 from tests.integration.ledger_client.kit import KEYS, ask, call, calls, client_of, load
 from tests.support.ledger_books import read_books
 from tests.support.valkey_process import START_TIMEOUT_S, ValkeyProcess

@@ -8,8 +8,8 @@ import random
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.ledger import link
-from sidecar.ledger.outcomes import Code
+from sidecar.ledger.client import link
+from sidecar.ledger.client.outcomes import Code
 from tests.integration.ledger_client.kit import KEYS, PATIENT, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.ledger_books import read_books

@@ -9,9 +9,9 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.ledger import reaper
-from sidecar.ledger.outcomes import Code
-from sidecar.ledger.reaper import keep_reaping, reap
+from sidecar.ledger.client import reaper
+from sidecar.ledger.client.outcomes import Code
+from sidecar.ledger.client.reaper import keep_reaping, reap
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_books import read_books

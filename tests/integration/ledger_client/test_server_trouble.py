@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.ledger import link
-from sidecar.ledger.link import LinkSettings
-from sidecar.ledger.outcomes import Code
+from sidecar.ledger.client import link
+from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.outcomes import Code
 from tests.integration.ledger_client.kit import (
     KEYS,
     ask,

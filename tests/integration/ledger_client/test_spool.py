@@ -14,11 +14,11 @@ from zlib import crc32
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.ledger import spool_file
-from sidecar.ledger.client import LedgerClient
-from sidecar.ledger.outcomes import Event, Hold
-from sidecar.ledger.spool import Spool, SpoolError, SpoolSettings
-from sidecar.ledger.spool_file import Damage, Record, decode_record, encode_record, open_locked, read_records
+from sidecar.ledger.client.ledger_client import LedgerClient
+from sidecar.ledger.client.outcomes import Event, Hold
+from sidecar.ledger.spool import spool_file
+from sidecar.ledger.spool.spool import Spool, SpoolError, SpoolSettings
+from sidecar.ledger.spool.spool_file import Damage, Record, decode_record, encode_record, open_locked, read_records
 from tests.integration.ledger_client.kit import KEYS, METRIC, at, client_of, load, until
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_books import read_books
@@ -186,8 +186,8 @@ async def test_the_files_of_many_dead_processes_are_replayed_once_by_two_living_
 async def test_a_replay_broken_off_again_and_again_charges_once(
     control: Redis, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.ledger.spool.REPLAY_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("sidecar.ledger.spool.REPLAY_BATCH", 16)
+    monkeypatch.setattr("sidecar.ledger.spool.spool.REPLAY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sidecar.ledger.spool.spool.REPLAY_BATCH", 16)
     await load(control, {"tpp": 1_000})
     lines = [encode_record(Record(f"spool:dead:{n}", "tpp", METRIC, 1, EVENT)) for n in range(300)]
     (tmp_path / "spool-dead.log").write_bytes(b"".join(lines))

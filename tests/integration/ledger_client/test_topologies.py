@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from sidecar.config.valkey_url import Address, Credentials, Sentinel, Standalone, Tls, parse_valkey_url
-from sidecar.ledger.outcomes import Code
-from sidecar.ledger.resp import Address as ServerAddress
-from sidecar.ledger.resp import LedgerConnectionError, RespConnection
-from sidecar.ledger.topology import Topology, connected
+from sidecar.ledger.client.outcomes import Code
+from sidecar.valkey.resp import Address as ServerAddress
+from sidecar.valkey.resp import LedgerConnectionError, RespConnection
+from sidecar.valkey.topology import Topology, connected
+from sidecar.valkey.url import Address, Credentials, Sentinel, Standalone, Tls, parse_valkey_url
 from tests.integration.ledger_client.kit import KEYS, ask, calls, client_of, load, until
 from tests.support.ledger_books import read_books
 from tests.support.valkey_process import ValkeyProcess, free_port, valkey_process
@@ -109,7 +109,7 @@ async def test_a_host_that_cannot_be_is_an_error_that_names_it_and_no_end_of_try
 
 
 async def test_a_server_that_sends_without_end_is_not_read_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidecar.ledger.resp.REPLY_BYTES_MAX", 100_000)
+    monkeypatch.setattr("sidecar.valkey.resp.REPLY_BYTES_MAX", 100_000)
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"quota-sidecar\r\n")

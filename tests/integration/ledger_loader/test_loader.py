@@ -12,10 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
-from sidecar.ledger.account_spec import AccountSpec, RateLimits, Status
-from sidecar.ledger.api_keys import ApiKeys
-from sidecar.ledger.keys import Keys
-from sidecar.ledger.loader import (
+from sidecar.ledger.accounts.account_spec import AccountSpec, RateLimits, Status
+from sidecar.ledger.accounts.api_keys import ApiKeys
+from sidecar.ledger.accounts.loader import (
     AccountLoader,
     AccountSnapshot,
     ApiKeyTaken,
@@ -27,10 +26,11 @@ from sidecar.ledger.loader import (
     PriceError,
     UnknownAccount,
 )
-from sidecar.ledger.outcomes import AccountView, Code
-from sidecar.ledger.periods import EqualPeriods, FixedPeriod
-from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Tier, Volume
-from sidecar.ledger.topology import Address, Standalone, connected
+from sidecar.ledger.accounts.periods import EqualPeriods, FixedPeriod
+from sidecar.ledger.client.outcomes import AccountView, Code
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Tier, Volume
+from sidecar.valkey.topology import Address, Standalone, connected
 from tests.conftest import free_port
 from tests.integration.ledger_loader.conftest import Ledger
 

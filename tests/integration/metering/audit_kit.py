@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from sidecar.ledger.batch import HOLD, SETTLE_LATE, Batch, Group, Single, encode
-from sidecar.ledger.command import bulk
+from sidecar.ledger.client.batch import HOLD, SETTLE_LATE, Batch, Group, Single, encode
+from sidecar.ledger.client.outcomes import Event
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.outcomes import Event
+from sidecar.metering.audit.audit_report import AuditReport
 from sidecar.metering.audit.auditor import Auditor
-from sidecar.metering.audit.report import AuditReport
-from sidecar.metering.calls import Client
-from sidecar.metering.query import MeterQuery
+from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.settings import MeteringSettings
+from sidecar.valkey.calls import Client
+from sidecar.valkey.command import bulk
 from tests.integration.metering.kit import Valkey
 from tests.support.ledger_driver import CLOCK_KEY, call_batch, text_of
 

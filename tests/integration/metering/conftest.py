@@ -9,7 +9,7 @@ import redis
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 
 

@@ -15,11 +15,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.calls import Client
-from sidecar.metering.outbox import GROUP
-from sidecar.metering.publisher import Publisher
+from sidecar.metering.outbox.outbox import GROUP
+from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter import OpenMeter
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
+from sidecar.valkey.calls import Client
 
 Valkey = Any
 """A client that waits. Its library's annotations leave open whether text or bytes come back, so they are of no use."""

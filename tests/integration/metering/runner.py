@@ -9,7 +9,7 @@ import sys
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.publisher import Publisher
+from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
 
 

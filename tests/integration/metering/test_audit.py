@@ -16,13 +16,13 @@ from redis.backoff import NoBackoff
 
 from sidecar.ledger.hours import HOUR_MS, Hours
 from sidecar.ledger.keys import Keys
+from sidecar.metering.audit.audit_report import HourState
 from sidecar.metering.audit.comparison import ATTEMPTS_MAX, RowState
-from sidecar.metering.audit.report import HourState
-from sidecar.metering.status import drop_dead_letters
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_events import CloudEvent
-from sidecar.sandbox.openmeter_faults import Fault
-from sidecar.sandbox.openmeter_meters import DEFAULT_METERS
+from sidecar.metering.outbox.outbox_status import drop_dead_letters
+from sidecar.sandbox.openmeter.meters import DEFAULT_METERS
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.audit_kit import SETTLE_S, Audit, Books, auditing
 from tests.integration.metering.kit import (

@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.status import dead_letters
-from sidecar.metering.verdict import Verdict
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.metering.outbox.outbox_status import dead_letters
+from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
     Gatekeeper,

@@ -6,8 +6,8 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.batches import Entry
-from sidecar.metering.outbox import GROUP, Outbox
+from sidecar.metering.outbox.outbox import GROUP, Outbox
+from sidecar.metering.publisher.batches import Entry
 from tests.integration.metering.kit import Valkey, fill, outbox_is_empty
 
 ROOM = 10_000_000

@@ -8,10 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.publisher import Publisher
-from sidecar.metering.sender import MeteringError
+from sidecar.metering.publisher.publisher import Publisher
+from sidecar.metering.publisher.sender import MeteringError
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
     Gatekeeper,

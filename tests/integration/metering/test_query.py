@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sidecar.metering.access import MeteringError
-from sidecar.metering.query import Meter, MeterQuery, QueryError, UsageRow
+from sidecar.metering.openmeter.access import MeteringError
+from sidecar.metering.openmeter.meter_query import Meter, MeterQuery, QueryError, UsageRow
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_events import CloudEvent
-from sidecar.sandbox.openmeter_meters import DEFAULT_METERS
+from sidecar.sandbox.openmeter.meters import DEFAULT_METERS
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 
 HOUR_MS = 3_600_000
@@ -223,7 +223,7 @@ async def test_a_server_that_hangs_or_hangs_up_or_is_not_there_is_transient() ->
 
 
 async def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidecar.metering.query.ANSWER_BYTES_MAX", 100_000)
+    monkeypatch.setattr("sidecar.metering.openmeter.meter_query.ANSWER_BYTES_MAX", 100_000)
     async with answering(always(text="[" + "1," * 100_000, content_type="application/json")) as query:
         with pytest.raises(QueryError, match="more than 100000 bytes") as caught:
             await query.meters()

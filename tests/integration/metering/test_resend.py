@@ -13,10 +13,10 @@ import orjson
 import pytest
 
 from sidecar.metering.audit.resend import REFUSED_MAX, TRIES_MAX, Resender
-from sidecar.metering.sender import Sender
+from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import Gatekeeper, SkippingClock, first_poisoned, stored_ids
 

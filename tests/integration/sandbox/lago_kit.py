@@ -13,8 +13,8 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from sidecar.sandbox.lago import Lago, LagoConfig
-from sidecar.sandbox.lago_wire import Json
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
+from sidecar.sandbox.lago.lago_wire import Json
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox import lago_contract
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.lago_wire import Json
+from sidecar.sandbox.lago.lago_wire import Json
 from tests.integration.sandbox.lago_kit import fees, metered, running, standard
 
 

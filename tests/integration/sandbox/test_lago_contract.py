@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.lago import API
+from sidecar.sandbox.lago.lago_server import API
 from tests.integration.sandbox.lago_contract import answer_errors, is_here, template_of
 from tests.integration.sandbox.lago_kit import metered
 

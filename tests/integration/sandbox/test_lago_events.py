@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.lago_wire import Json
+from sidecar.sandbox.lago.lago_wire import Json
 from tests.integration.sandbox.lago_kit import Client, config, metered, receiving, unix
 
 AT = unix("2025-06-10 12:00")

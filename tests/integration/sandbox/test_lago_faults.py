@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 import pytest
 
-from sidecar.sandbox.lago_faults import Fault
+from sidecar.sandbox.lago.lago_faults import Fault
 from tests.integration.sandbox.lago_kit import config, metered, running, unix
 
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_events import BATCH, parse_events
+from sidecar.sandbox.openmeter.openmeter_events import BATCH, parse_events
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 
 AISP, PISP = b"/open-banking/v3.1/aisp", b"/open-banking/v3.1/pisp"
 

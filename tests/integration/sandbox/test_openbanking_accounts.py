@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sidecar.sandbox.openbanking import SampleApi
+from sidecar.sandbox.bank.bank_server import SampleApi
 
 AISP = "/open-banking/v3.1/aisp"
 

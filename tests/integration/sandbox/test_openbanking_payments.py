@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sidecar.sandbox.openbanking import SampleApi
+from sidecar.sandbox.bank.bank_server import SampleApi
 
 PISP = "/open-banking/v3.1/pisp"
 CONSENTS, PAYMENTS = f"{PISP}/domestic-payment-consents", f"{PISP}/domestic-payments"

@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sidecar.sandbox.openbanking import SampleApi, SampleApiConfig
+from sidecar.sandbox.bank.bank_server import SampleApi, SampleApiConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import read_until_cut
 

@@ -13,8 +13,8 @@ from openmeter import Client
 from openmeter.aio import Client as AioClient
 from openmeter.models import Event
 
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import NOW_S, call
 

@@ -8,9 +8,9 @@ import aiohttp
 import orjson
 import pytest
 
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
-from sidecar.sandbox.openmeter_events import BATCH, EITHER, SINGLE, parse_events
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_events import BATCH, EITHER, SINGLE, parse_events
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.contract import DOCUMENT, answer_errors, request_errors
 from tests.integration.sandbox.kit import call, instant

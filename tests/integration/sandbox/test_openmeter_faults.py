@@ -6,8 +6,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import call
 

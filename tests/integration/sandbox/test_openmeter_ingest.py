@@ -6,7 +6,7 @@ import aiohttp
 import orjson
 import pytest
 
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import NOW_S, call, instant
 

@@ -6,8 +6,8 @@ import aiohttp
 import orjson
 import pytest
 
-from sidecar.sandbox.openmeter import OpenMeter
-from sidecar.sandbox.openmeter_events import BATCH, parse_events
+from sidecar.sandbox.openmeter.openmeter_events import BATCH, parse_events
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.sandbox.kit import call
 
 METERS = "/api/v1/meters"

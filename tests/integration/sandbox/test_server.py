@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from sidecar.sandbox.openbanking import SampleApi
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.bank.bank_server import SampleApi
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server, ServerError
 from tests.integration.sandbox.kit import call
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from sidecar.billing.patience import within
+from sidecar.valkey.deadlines import within
 
 
 async def test_an_answer_in_time_is_given() -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
-from sidecar.billing.prices import PlanPrices, Unenforceable, plan_prices, price_table
-from sidecar.ledger.pricing import (
+from sidecar.billing.reconcile.plan_prices import PlanPrices, Unenforceable, plan_prices, price_table
+from sidecar.ledger.pricing.price_tables import (
     MAX_INT,
     Graduated,
     Package,
@@ -25,7 +25,7 @@ from sidecar.ledger.pricing import (
     decimals,
     pack,
 )
-from sidecar.ledger.rating import cost
+from sidecar.ledger.pricing.rating import cost
 
 Range = tuple[int, int | None, str, str]
 VAT = Tax("vat", Decimal(20))

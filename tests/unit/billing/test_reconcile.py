@@ -7,14 +7,14 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.billing.alerts import BillingRefused
 from sidecar.billing.lago.models import Tax
-from sidecar.billing.reconcile import Books
+from sidecar.billing.reconcile.alerts import BillingRefused
+from sidecar.billing.reconcile.desired_state import Books
 from sidecar.billing.settings import LagoSettings
-from sidecar.ledger.account_spec import Status
-from sidecar.ledger.account_state import Usage
-from sidecar.ledger.periods import FixedPeriod
-from sidecar.ledger.pricing import Standard
+from sidecar.ledger.accounts.account_spec import Status
+from sidecar.ledger.accounts.account_state import Usage
+from sidecar.ledger.accounts.periods import FixedPeriod
+from sidecar.ledger.pricing.price_tables import Standard
 from tests.unit.billing.world import (
     AUGUST,
     DAY_MS,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
-from sidecar.billing.taxes import charge_taxes, gross, subscription_taxes
+from sidecar.billing.reconcile.taxes import charge_taxes, gross, subscription_taxes
 
 OF_CHARGE, OF_PLAN, OF_CUSTOMER = Tax("charge", Decimal(1)), Tax("plan", Decimal(2)), Tax("customer", Decimal(3))
 DEFAULT, OTHER = Tax("default", Decimal(4), is_default=True), Tax("other", Decimal(5))

@@ -18,13 +18,13 @@ from sidecar.billing.lago.models import (
     Subscription,
     Wallet,
 )
-from sidecar.billing.memory import Memory
-from sidecar.billing.reading import AccountReading
-from sidecar.billing.reconcile import Books, reconcile
+from sidecar.billing.reconcile.account_reading import AccountReading
+from sidecar.billing.reconcile.desired_state import Books, reconcile
+from sidecar.billing.reconcile.reconcile_state import Memory
 from sidecar.billing.settings import LagoSettings
-from sidecar.ledger.account_spec import AccountSpec, Status
-from sidecar.ledger.account_state import AccountState, ClosedPeriod, Usage
-from sidecar.ledger.pricing import MAX_INT
+from sidecar.ledger.accounts.account_spec import AccountSpec, Status
+from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod, Usage
+from sidecar.ledger.pricing.price_tables import MAX_INT
 
 DAY_MS = 86_400_000
 JULY = 1_782_864_000_000  # 2026-07-01T00:00:00Z

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from sidecar.cli.check import _valkey_settings
-from sidecar.ledger.topology import Client
+from sidecar.valkey.topology import Client
 
 
 class Says:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.loading import load_config
-from sidecar.config.models import Config
-from sidecar.config.problems import ConfigError
+from sidecar.app.configuration import Config
+from sidecar.config.errors import ConfigError
+from sidecar.config.reading import load_config
 
 SMALLEST = """\
 upstream: {url: "http://127.0.0.1:8000"}

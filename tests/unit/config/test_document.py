@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.config import document
 from sidecar.config.document import compose
-from sidecar.config.problems import ConfigError
+from sidecar.config.errors import ConfigError
 
 
 @pytest.mark.parametrize(

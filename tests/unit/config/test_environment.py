@@ -8,8 +8,8 @@ import pytest
 
 from sidecar.config.document import Node, compose
 from sidecar.config.environment import overlay, parse_value, variable
-from sidecar.config.loading import load_config
-from sidecar.config.problems import ConfigError, Origin
+from sidecar.config.errors import ConfigError, Origin
+from sidecar.config.reading import load_config
 from tests.unit.config.loads import SMALLEST, errors, load
 
 ROUTES = SMALLEST + "routes:\n  - {path: /a, units: 2}\n  - {path: /b}\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.loading import load_config
-from sidecar.config.problems import ConfigError
-from sidecar.config.valkey_url import Credentials, Sentinel, Standalone, Tls
+from sidecar.config.errors import ConfigError
+from sidecar.config.reading import load_config
+from sidecar.valkey.url import Credentials, Sentinel, Standalone, Tls
 from tests.unit.config.loads import FILE, SMALLEST, errors, load
 
 TOKEN = "correct-horse-battery"

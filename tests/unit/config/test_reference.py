@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sidecar.config.reference import render
-from sidecar.config.rows import schema_rows
+from sidecar.app.configuration_reference import render
+from sidecar.app.schema_rows import schema_rows
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[3]
 def test_the_reference_in_docs_is_what_the_models_say() -> None:
     written = (REPOSITORY / "docs" / "configuration.md").read_text()
 
-    assert written == render(), "run: python -m sidecar.config.reference > docs/configuration.md"
+    assert written == render(), "run: python -m sidecar.app.configuration_reference > docs/configuration.md"
 
 
 def test_every_key_says_what_it_is_for() -> None:
@@ -38,7 +38,7 @@ def test_a_row_has_path_type_default_and_bounds() -> None:
 def test_configuration_is_read_without_loading_what_runs() -> None:
     # In a process of its own: this one has loaded everything.
     program = (
-        "import sys, sidecar.config.loading\n"
+        "import sys, sidecar.config.reading\n"
         "print([m for m in sys.modules if m.startswith('sidecar.')"
         " and m.split('.')[1] in ('proxy', 'ledger', 'control', 'cli', 'sandbox')])"
     )

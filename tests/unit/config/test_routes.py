@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.config.routes import RouteSettings, parse_template, statuses_of
+from sidecar.gateway.route_settings import RouteSettings, parse_template, statuses_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.config.valkey_url import (
+from sidecar.valkey.url import (
     Address,
     Cluster,
     Credentials,

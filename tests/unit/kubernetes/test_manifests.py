@@ -122,6 +122,6 @@ def test_a_warning_does_not_get_into_the_manifests() -> None:
 
 
 def test_a_gateway_does_not_bring_in_what_only_manifests_need() -> None:
-    program = "import sys, sidecar.cli.run, sidecar.control.serve; sys.exit('ruamel' in str(list(sys.modules)))"
+    program = "import sys, sidecar.cli.run, sidecar.app.serve; sys.exit('ruamel' in str(list(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert sidecar("inject", "--help").returncode == 0

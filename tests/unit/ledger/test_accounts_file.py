@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config.problems import ConfigError
-from sidecar.ledger.account_spec import AccountSpec, RateLimits, Status
-from sidecar.ledger.accounts import load_accounts
-from sidecar.ledger.periods import CalendarPeriods, EqualPeriods, FixedPeriod
-from sidecar.ledger.pricing import Graduated, Package, Standard, Tier, Volume
+from sidecar.config.errors import ConfigError
+from sidecar.ledger.accounts.account_spec import AccountSpec, RateLimits, Status
+from sidecar.ledger.accounts.accounts_file import load_accounts
+from sidecar.ledger.accounts.periods import CalendarPeriods, EqualPeriods, FixedPeriod
+from sidecar.ledger.pricing.price_tables import Graduated, Package, Standard, Tier, Volume
 
 FILE = Path("accounts.yaml")
 KEY = "sk_0123456789abcdef"

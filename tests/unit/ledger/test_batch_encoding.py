@@ -8,9 +8,9 @@ from typing import Any
 import msgpack
 import pytest
 
-from sidecar.ledger.batch import VALUES_PACKED, Batch, encode
-from sidecar.ledger.command import bulk, encode_call, encode_command
-from sidecar.ledger.outcomes import Hold
+from sidecar.ledger.client.batch import VALUES_PACKED, Batch, encode
+from sidecar.ledger.client.outcomes import Hold
+from sidecar.valkey.command import bulk, encode_call, encode_command
 
 
 def hold(account: str, units: int = 1, metric: str = "api_calls") -> Hold:

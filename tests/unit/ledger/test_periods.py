@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.ledger.periods import (
+from sidecar.ledger.accounts.periods import (
     ENDS_AHEAD,
     NOW_MS_MAX,
     CalendarPeriods,

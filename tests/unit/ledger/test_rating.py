@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.ledger.pricing import (
+from sidecar.ledger.pricing.price_tables import (
     MAX_INT,
     Graduated,
     Package,
@@ -19,7 +19,7 @@ from sidecar.ledger.pricing import (
     Volume,
     pack,
 )
-from sidecar.ledger.rating import bounded, cost, unpacked, worst
+from sidecar.ledger.pricing.rating import bounded, cost, unpacked, worst
 from tests.reference import pricing as reference
 
 AMOUNTS = st.integers(0, 5_000).map(lambda cents: Decimal(cents).scaleb(-2))

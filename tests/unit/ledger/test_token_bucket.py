@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.ledger.token_bucket import TokenBucket
+from sidecar.basics.token_bucket import TokenBucket
 
 
 class Time:

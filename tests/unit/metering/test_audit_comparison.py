@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.ledger.hours import HOUR_MS
+from sidecar.metering.audit.audit_report import AuditReport, HourReport, HourState, audit_table, hour_state
 from sidecar.metering.audit.comparison import (
     ATTEMPTS_MAX,
     AuditRow,
@@ -20,7 +21,6 @@ from sidecar.metering.audit.comparison import (
     complete_hours,
     judge,
 )
-from sidecar.metering.audit.report import AuditReport, HourReport, HourState, audit_table, hour_state
 
 CELL = Cell(490_000, "tpp-1", "api_calls")
 NOW_MS = 490_002 * HOUR_MS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from sidecar.metering.audit.audit_report import AuditReport, HourReport, HourState
 from sidecar.metering.audit.comparison import AuditRow, Cell, Counts, RowState
 from sidecar.metering.audit.metrics import AuditCollector, AuditMetrics
-from sidecar.metering.audit.report import AuditReport, HourReport, HourState
 
 CELL = Cell(490_000, "tpp-1", "api_calls")
 ROWS = (

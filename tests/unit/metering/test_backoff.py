@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.metering.backoff import Backoff, retry_after_s
+from sidecar.basics.backoff import Backoff, retry_after_s
 
 NOW_S = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date in RFC 9110's examples
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.metering.batches import Batch, Batcher, Entry
+from sidecar.metering.publisher.batches import Batch, Batcher, Entry
 
 
 def entry(number: int) -> Entry:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from sidecar.metering.events import (
+from sidecar.metering.outbox.events import (
     MalformedEntry,
     Stamp,
     count_events,
@@ -18,7 +18,7 @@ from sidecar.metering.events import (
     position_of,
     single_event,
 )
-from sidecar.sandbox.openmeter_events import BATCH, parse_events
+from sidecar.sandbox.openmeter.openmeter_events import BATCH, parse_events
 
 STAMP = Stamp("open-banking-api", "api.call")
 ROUTE = "/open-banking/v3.1/aisp/accounts/{AccountId}"

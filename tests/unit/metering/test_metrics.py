@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar.metering.metrics import PublisherCollector, PublisherMetrics
-from sidecar.metering.verdict import Verdict
+from sidecar.metering.publisher.ingest_answers import Verdict
 
 
 def test_counts_are_exported_under_their_names() -> None:

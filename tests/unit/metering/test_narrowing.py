@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.metering.narrowing import Narrowing
+from sidecar.metering.publisher.bisection import Narrowing
 
 COUNT_MAX = 200
 batches = st.integers(0, COUNT_MAX).flatmap(

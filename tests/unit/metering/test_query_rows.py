@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sidecar.metering.query_rows import Meter, QueryError, UsageRow, meter_as_json, parse_meter, parse_usage
+from sidecar.metering.openmeter.query_rows import Meter, QueryError, UsageRow, meter_as_json, parse_meter, parse_usage
 
 HOUR_MS = 3_600_000
 FROM_MS = 1_767_225_600_000

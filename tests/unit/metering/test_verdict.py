@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.metering.verdict import REASON_CHARS_MAX, Verdict, answer_of, verdict_of
+from sidecar.metering.publisher.ingest_answers import REASON_CHARS_MAX, Verdict, answer_of, verdict_of
 
 V = Verdict
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.sandbox.lago_charges import Usage, cost, property_errors
+from sidecar.sandbox.lago.charges import Usage, cost, property_errors
 
 Range = tuple[int, int | None, str, str]
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sidecar.sandbox.lago_clock import Clock, ClockError, instant, unix_s, unix_us
-from sidecar.sandbox.lago_config import LagoConfig
+from sidecar.sandbox.lago.clock import Clock, ClockError, instant, unix_s, unix_us
+from sidecar.sandbox.lago.config import LagoConfig
 
 
 def test_instants_are_exact_to_the_microsecond() -> None:

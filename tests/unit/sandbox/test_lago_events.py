@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.sandbox.lago_clock import instant
-from sidecar.sandbox.lago_events import EventStore, aggregate, matches
-from sidecar.sandbox.lago_periods import Span
-from sidecar.sandbox.lago_records import Event, Metric
-from sidecar.sandbox.lago_wire import Json
+from sidecar.sandbox.lago.clock import instant
+from sidecar.sandbox.lago.lago_events import EventStore, aggregate, matches
+from sidecar.sandbox.lago.lago_wire import Json
+from sidecar.sandbox.lago.periods import Span
+from sidecar.sandbox.lago.records import Event, Metric
 
 NOW = datetime(2025, 6, 10, tzinfo=UTC)
 

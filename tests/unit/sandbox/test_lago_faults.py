@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.sandbox.lago_faults import Fault, FaultError, Faults
+from sidecar.sandbox.lago.lago_faults import Fault, FaultError, Faults
 
 
 def test_a_script_strikes_once_each_and_only_where_it_applies() -> None:

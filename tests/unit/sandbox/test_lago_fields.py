@@ -8,8 +8,8 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.sandbox.lago_fields import Fields, decimal_of, parse_instant
-from sidecar.sandbox.lago_wire import Refusal
+from sidecar.sandbox.lago.fields import Fields, decimal_of, parse_instant
+from sidecar.sandbox.lago.lago_wire import Refusal
 
 
 @pytest.mark.parametrize(

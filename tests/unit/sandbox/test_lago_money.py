@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from sidecar.sandbox.lago_money import (
+from sidecar.sandbox.lago.money import (
     coins_per_unit,
     decimal_text,
     floor_places,

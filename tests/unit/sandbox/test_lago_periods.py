@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.sandbox.lago_periods import INTERVALS, CalendarPeriods, SecondPeriods, Span, before, period_days
-from sidecar.sandbox.lago_wire import iso
+from sidecar.sandbox.lago.lago_wire import iso
+from sidecar.sandbox.lago.periods import INTERVALS, CalendarPeriods, SecondPeriods, Span, before, period_days
 
 
 def at(text: str) -> datetime:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from sidecar.sandbox.openbanking_accounts import ACCOUNTS, AS_OF, Account, balance_json, money, transactions_of
+from sidecar.sandbox.bank.accounts_api import ACCOUNTS, AS_OF, Account, balance_json, money, transactions_of
 
 EVERY_ACCOUNT = pytest.mark.parametrize("account", ACCOUNTS.values(), ids=lambda account: account.id)
 

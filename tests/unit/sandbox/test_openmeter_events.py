@@ -3,8 +3,8 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from sidecar.sandbox.openmeter_events import BATCH, EITHER, SINGLE, Version, parse_events
-from sidecar.sandbox.openmeter_wire import Problem
+from sidecar.sandbox.openmeter.openmeter_events import BATCH, EITHER, SINGLE, Version, parse_events
+from sidecar.sandbox.openmeter.openmeter_wire import Problem
 from tests.unit.sandbox.event_cases import ACCEPTED, GOOD, REFUSED, EventCase
 
 

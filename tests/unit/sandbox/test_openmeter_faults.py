@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sidecar.sandbox.faults import SCRIPT_MAX
-from sidecar.sandbox.openmeter_faults import Fault, FaultError, Faults
+from sidecar.sandbox.openmeter.openmeter_faults import Fault, FaultError, Faults
 
 
 def test_a_script_is_used_up_in_order_before_any_chance() -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.sandbox.openmeter_filters import string_test
-from sidecar.sandbox.openmeter_wire import Problem
+from sidecar.sandbox.openmeter.filters import string_test
+from sidecar.sandbox.openmeter.openmeter_wire import Problem
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.openmeter_meters import DEFAULT_METERS, Meter, MeterError, value_error
-from sidecar.sandbox.openmeter_paths import PathError, parse_number, path_reader, path_steps
+from sidecar.sandbox.openmeter.meters import DEFAULT_METERS, Meter, MeterError, value_error
+from sidecar.sandbox.openmeter.paths import PathError, parse_number, path_reader, path_steps
 
 SUM: dict[str, Any] = {"slug": "m", "event_type": "t", "aggregation": "SUM", "value_property": "$.v"}
 COUNT: dict[str, Any] = {"slug": "m", "event_type": "t", "aggregation": "COUNT"}

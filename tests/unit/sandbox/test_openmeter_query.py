@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo
 import orjson
 import pytest
 
-from sidecar.sandbox.openmeter_meters import DEFAULT_METERS, Aggregation, Meter
-from sidecar.sandbox.openmeter_query import (
+from sidecar.sandbox.openmeter.meters import DEFAULT_METERS, Aggregation, Meter
+from sidecar.sandbox.openmeter.query import (
     GroupFilter,
     Query,
     UsageRow,

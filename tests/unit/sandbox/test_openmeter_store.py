@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.sandbox.openmeter_events import CloudEvent
-from sidecar.sandbox.openmeter_store import EventStore, Stored
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
+from sidecar.sandbox.openmeter.openmeter_store import EventStore, Stored
 
 NOW_S = 1_748_772_000
 

@@ -11,16 +11,16 @@ import pytest
 
 from sidecar.billing.catalog.apply import Outcome, apply
 from sidecar.billing.catalog.changes import Change, Observed
+from sidecar.billing.catalog.current_state import read
 from sidecar.billing.catalog.diff import diff
 from sidecar.billing.catalog.document import load_catalog
-from sidecar.billing.catalog.reading import read
 from sidecar.billing.catalog.values import Catalog
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.settings import LagoSettings
-from sidecar.metering.query import MeterQuery
+from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.lago import Lago, LagoConfig
-from sidecar.sandbox.openmeter import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 
 EVENT_TYPE = "api.call"

@@ -13,8 +13,8 @@ import pytest
 from sidecar.billing.catalog.apply import Outcome, apply
 from sidecar.billing.catalog.changes import Change
 from sidecar.billing.lago.client import PER_PAGE
-from sidecar.metering.query import Meter
-from sidecar.sandbox.lago import Fault
+from sidecar.metering.openmeter.meter_query import Meter
+from sidecar.sandbox.lago.lago_server import Fault
 from tests.integration.billing.catalog.conftest import World
 
 EXAMPLE = (Path(__file__).parents[4] / "examples" / "catalog.yaml").read_text()

@@ -12,10 +12,10 @@ import pytest
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoRejected, LagoUnauthorized
 from sidecar.billing.lago.models import Event, Tax
-from sidecar.billing.prices import plan_prices
-from sidecar.ledger.pricing import Graduated, PriceTable, Tier, amounts, decimals, pack
-from sidecar.ledger.rating import cost
-from sidecar.sandbox.lago import Lago, LagoConfig
+from sidecar.billing.reconcile.plan_prices import plan_prices
+from sidecar.ledger.pricing.price_tables import Graduated, PriceTable, Tier, amounts, decimals, pack
+from sidecar.ledger.pricing.rating import cost
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.server import Server
 from tests.integration.billing.lago_client.kit import settings
 

@@ -10,10 +10,10 @@ import sys
 
 from redis.asyncio import Redis
 
-from sidecar.billing.bells import Bells
+from sidecar.app.logs import configure
+from sidecar.billing.reconcile.reload_requests import Bells
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.receiver import WebhookReceiver
-from sidecar.control.logs import configure
 from sidecar.ledger.keys import Keys
 from tests.integration.billing.webhooks.kit import serving
 

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from sidecar.billing.bells import Bells
+from sidecar.billing.reconcile.reload_requests import Bells
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.receiver import WebhookReceiver
 from sidecar.ledger.keys import Keys

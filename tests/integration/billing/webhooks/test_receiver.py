@@ -16,12 +16,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from structlog.testing import capture_logs
 
-from sidecar.billing.bells import SWEEP, Bells
+from sidecar.basics.clock import SystemClock
+from sidecar.billing.reconcile.reload_requests import SWEEP, Bells
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks import body as body_module
 from sidecar.billing.webhooks.receiver import SWEEP_PAUSE_S, WebhookReceiver, _mark
 from sidecar.ledger.keys import Keys
-from sidecar.metering.clock import SystemClock
 from tests.conftest import start_valkey
 from tests.integration.billing.webhooks.kit import Lago, body_of, headers_of, sending, serving
 from tests.support.fault_proxy import FaultProxy

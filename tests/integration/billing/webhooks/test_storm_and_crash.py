@@ -16,7 +16,7 @@ import aiohttp
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from sidecar.billing.bells import Bells
+from sidecar.billing.reconcile.reload_requests import Bells
 from sidecar.billing.settings import WebhookSettings
 from sidecar.ledger.keys import Keys
 from tests.integration.billing.webhooks.kit import body_of, headers_of, sending

@@ -12,7 +12,7 @@ from sidecar.billing.catalog.sections import RINGING
 from sidecar.billing.catalog.values import Catalog
 from sidecar.billing.lago.models import Tax
 from sidecar.billing.webhooks.event_types import EVENT_TYPES
-from sidecar.config.problems import ConfigError
+from sidecar.config.errors import ConfigError
 from tests.unit.billing.catalog.kit import catalog
 
 PAGE_METRIC = """

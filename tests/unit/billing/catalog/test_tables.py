@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from sidecar.billing.catalog.tables import describe, model_of, properties_of, snippet
 from sidecar.billing.lago.models import Charge, Plan
-from sidecar.billing.prices import price_table
-from sidecar.ledger.pricing import Graduated, Package, PriceTable, Standard, Tier, Volume, pack
-from sidecar.ledger.rating import cost
-from sidecar.sandbox.lago_charges import Usage, property_errors
-from sidecar.sandbox.lago_charges import cost as lago_cost
+from sidecar.billing.reconcile.plan_prices import price_table
+from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Tier, Volume, pack
+from sidecar.ledger.pricing.rating import cost
+from sidecar.sandbox.lago.charges import Usage, property_errors
+from sidecar.sandbox.lago.charges import cost as lago_cost
 from tests.unit.billing.catalog.kit import catalog
 
 PLAN = Plan("", "p", "p", "monthly", 0, "USD", False, ())

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.billing.lago.answers import PAUSE_S_MAX, Answer, result_of
 from sidecar.billing.lago.errors import (
     LagoError,
     LagoMalformed,
@@ -19,6 +18,7 @@ from sidecar.billing.lago.errors import (
     LagoUnavailable,
     excerpt,
 )
+from sidecar.billing.lago.responses import PAUSE_S_MAX, Answer, result_of
 
 KEY = "lago-key-of-the-bank-0123456789"
 NOW_S = 1_785_543_009.0

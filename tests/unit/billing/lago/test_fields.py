@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.billing.lago.errors import LagoMalformed
-from sidecar.billing.lago.fields import CENTS_MAX, Fields, instant_ms_of, number_of, whole_number_of
+from sidecar.billing.lago.json_fields import CENTS_MAX, Fields, instant_ms_of, number_of, whole_number_of
 
 AMOUNTS = st.decimals(
     min_value=Decimal(-CENTS_MAX), max_value=Decimal(CENTS_MAX), allow_nan=False, allow_infinity=False, places=5

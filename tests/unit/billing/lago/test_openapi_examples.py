@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from sidecar.billing.lago import parsing, parsing_invoices
-from sidecar.billing.lago.fields import Fields, instant_ms_of
+from sidecar.billing.lago.json_fields import Fields, instant_ms_of
 from sidecar.billing.lago.models import Customer, Plan, Tax
-from sidecar.billing.prices import plan_prices
-from sidecar.ledger.pricing import Graduated, Tier
+from sidecar.billing.reconcile.plan_prices import plan_prices
+from sidecar.ledger.pricing.price_tables import Graduated, Tier
 
 DOCUMENT = Path(__file__).resolve().parents[5] / "shared" / "contracts" / "lago-openapi.yaml"
 

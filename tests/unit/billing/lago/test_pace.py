@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.basics.clock import SystemClock
 from sidecar.billing.lago.errors import LagoUnavailable
 from sidecar.billing.lago.metrics import LagoMetrics
-from sidecar.billing.lago.pace import BURST_S, Pace
-from sidecar.metering.clock import SystemClock
+from sidecar.billing.lago.request_rate import BURST_S, Pace
 
 
 class TurningClock:

@@ -11,7 +11,7 @@ import pytest
 
 from sidecar.billing.lago import parsing, parsing_invoices
 from sidecar.billing.lago.errors import LagoMalformed
-from sidecar.billing.lago.fields import Fields, instant_ms_of
+from sidecar.billing.lago.json_fields import Fields, instant_ms_of
 from sidecar.billing.lago.models import (
     BillableMetric,
     BillingPeriod,

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.billing.bells import NAME_BYTES_MAX
+from sidecar.billing.reconcile.reload_requests import NAME_BYTES_MAX
 from sidecar.billing.webhooks.event_types import EVENT_TYPES, Action
 from sidecar.billing.webhooks.payload import EnvelopeError, Finding, Reading, parse, read
 

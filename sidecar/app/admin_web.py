@@ -1,0 +1,69 @@
+"""The admin side's server of a control plane: aiohttp, which brings Lago's webhooks in beside the endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from sidecar.app.admin_endpoints import AdminEndpoints
+from sidecar.app.assemble import SetupError
+from sidecar.app.settings import AdminSettings
+from sidecar.basics.listening import listening_sockets
+
+WEBHOOKS = "/webhooks/lago"
+
+
+class AdminWebServer:
+    """Serves ``endpoints`` and webhooks.
+
+    Args:
+        webhooks: handler of ``POST /webhooks/lago``, which checks signatures itself and so needs no bearer token.
+        field_bytes_max: longest header field.
+    """
+
+    def __init__(
+        self,
+        settings: AdminSettings,
+        endpoints: AdminEndpoints,
+        *,
+        webhooks: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        field_bytes_max: int,
+    ) -> None:
+        self._settings = settings
+        self._endpoints = endpoints
+        self._webhooks = webhooks
+        self._field_bytes_max = field_bytes_max
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> int:
+        """Listens; returns the port.
+
+        Raises:
+            SetupError: the port cannot be bound.
+        """
+        app = web.Application(client_max_size=65_536)
+        app.router.add_post(WEBHOOKS, self._webhooks)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, max_field_size=self._field_bytes_max)
+        await self._runner.setup()
+        try:
+            for sock in listening_sockets(self._settings.host, self._settings.port):
+                await web.SockSite(self._runner, sock).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            where = f"{self._settings.host}:{self._settings.port}"
+            raise SetupError(f"admin: {where}: {error.strerror or error}") from None
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        url = request.rel_url
+        authorization = ", ".join(request.headers.getall("Authorization", ()))
+        answer = await self._endpoints.answer(request.method, url.raw_path, url.raw_query_string, authorization)
+        headers = {"Content-Type": answer.content_type, "Cache-Control": "no-store", **dict(answer.headers)}
+        return web.Response(body=answer.body, status=answer.status, headers=headers)

@@ -1,0 +1,185 @@
+"""From the configuration to what the parts are made with. Nothing is opened here but files with keys and
+certificates.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sidecar.app.configuration import Config
+from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
+from sidecar.gateway.route_settings import DefaultRouteSettings, RouteSettings, parse_template
+from sidecar.gateway.routes import Route, RouteTable
+from sidecar.gateway.settings import ListenTlsSettings, UpstreamTlsSettings
+from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.spool.spool import SpoolSettings
+
+DEFAULT_ROUTE = "(other)"
+"""Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no
+label.
+"""
+_IDEMPOTENT = {
+    "auto": frozenset({b"POST", b"PUT", b"PATCH"}),
+    "on": frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"}),
+    "off": frozenset[bytes](),
+}
+
+
+class SetupError(Exception):
+    """The configuration is sound, but something that it names is not. The message says what and where."""
+
+
+def keys(config: Config) -> Keys:
+    return Keys(config.ledger.prefix, config.ledger.partitions)
+
+
+def link_settings(config: Config) -> LinkSettings:
+    ledger = config.ledger
+    return LinkSettings(
+        hold_budget_s=ledger.hold_budget_ms / 1000,
+        settle_delay_s=ledger.settle_delay_ms / 1000,
+        breaker_failures=ledger.breaker_failures,
+        breaker_open_s=ledger.breaker_open_ms / 1000,
+        operations_max=ledger.batch_operations_max,
+        idempotency_ttl_ms=ledger.idempotency_ttl_s * 1000,
+    )
+
+
+def spool_settings(config: Config) -> SpoolSettings | None:
+    """None when the gateway fails closed."""
+    if config.ledger.on_ledger_failure != "open":
+        return None
+    opened = config.ledger.open
+    assert opened.spool_directory is not None, "the configuration asks for it"
+    return SpoolSettings(Path(opened.spool_directory), opened.allowance_units, opened.spool_bytes_max)
+
+
+def proxy_settings(config: Config) -> ProxySettings:
+    limits, upstream = config.limits, config.upstream
+    return ProxySettings(
+        limits=Limits(
+            method_bytes_max=limits.method_bytes_max,
+            target_bytes_max=limits.target_bytes_max,
+            head_bytes_max=limits.head_bytes_max,
+            fields_max=limits.fields_max,
+            body_bytes_max=limits.body_bytes_max,
+            chunk_extension_bytes_max=limits.chunk_extension_bytes_max,
+            trailer_bytes_max=limits.trailer_bytes_max,
+            trailer_fields_max=limits.trailer_fields_max,
+        ),
+        header_timeout_s=limits.header_timeout_ms / 1000,
+        idle_timeout_s=limits.idle_timeout_ms / 1000,
+        body_timeout_s=limits.body_timeout_ms / 1000,
+        connect_timeout_s=upstream.connect_timeout_ms / 1000,
+        response_timeout_s=upstream.response_timeout_ms / 1000,
+        upstream_idle_timeout_s=upstream.idle_timeout_ms / 1000,
+        write_timeout_s=limits.write_timeout_ms / 1000,
+        tunnel_idle_timeout_s=limits.tunnel_idle_timeout_ms / 1000,
+        keepalive_s=upstream.keepalive_ms / 1000,
+        upstream_connections_max=upstream.connections_max,
+        connections_max=limits.connections_max,
+        buffer_bytes_high=limits.buffer_bytes_high,
+        buffer_bytes_low=limits.buffer_bytes_low,
+        requests_per_connection_max=limits.requests_per_connection_max or 0,
+        credit_headers=config.credit_headers.credits,
+        rate_limit_headers=config.credit_headers.rate_limit,
+        forwarded_headers=upstream.forwarded,
+        via=b"quota-sidecar" if upstream.via else b"",
+        error_format=config.error_format,
+        error_documentation_url=config.error_documentation_url or "",
+        access_log=config.log.access,
+    )
+
+
+def route_table(config: Config) -> RouteTable:
+    default = config.default_route
+    fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE)
+    free = [Route(path, free=True, charged=frozenset(), template=parse_template(path)) for path in config.free_paths]
+    return RouteTable([*free, *(_route(route, route.path) for route in config.routes)], fallback)
+
+
+def _route(settings: DefaultRouteSettings, name: str) -> Route:
+    place = settings if isinstance(settings, RouteSettings) else None
+    return Route(
+        name=name,
+        metric=settings.metric,
+        units=settings.units,
+        free=settings.free,
+        charged=settings.charged_statuses,
+        idempotent_methods=_IDEMPOTENT[settings.idempotency],
+        template=place.template if place else None,
+        methods=frozenset(m.encode() for m in place.methods) if place and place.methods else None,
+    )
+
+
+def upstream_target(config: Config) -> UpstreamTarget | OriginalDestinations:
+    """Where requests of the first port go. Raises `SetupError`: a certificate or key cannot be read."""
+    upstream = config.upstream
+    if upstream.original_destination:
+        own = {config.listen.port, config.admin.port, config.health.port or 0}
+        return OriginalDestinations(frozenset(upstream.ports) if upstream.ports else None, frozenset(own))
+    assert upstream.url is not None, "it was asked for when the configuration was read"
+    return target_of(upstream.url, upstream.tls)
+
+
+def target_of(url: str, settings: UpstreamTlsSettings) -> UpstreamTarget:
+    """Raises `SetupError`: a certificate or key cannot be read."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix+http":
+        return UpstreamTarget(path=unquote(parts.path), host="localhost")
+    assert parts.hostname, "the configuration asks for it"
+    secure = parts.scheme == "https"
+    return UpstreamTarget(
+        host=parts.hostname,
+        port=parts.port or (443 if secure else 80),
+        tls=_client_context(settings) if secure else None,
+        server_hostname=settings.server_name or parts.hostname,
+    )
+
+
+def _client_context(settings: UpstreamTlsSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        if settings.certificate_file is not None:
+            context.load_cert_chain(settings.certificate_file, settings.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SetupError(f"upstream.tls: {_file_fault(error)}") from None
+    if not settings.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def listen_tls(config: Config) -> ssl.SSLContext | None:
+    """Raises `SetupError`: a certificate or key cannot be read."""
+    settings = config.listen.tls
+    if settings is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if settings.minimum_version == "1.3" else ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(settings.certificate_file, settings.key_file, _key_password(settings))
+        if settings.client_certificates != "off":
+            context.load_verify_locations(cafile=settings.client_ca_file)
+            required = settings.client_certificates == "required"
+            context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+    except (OSError, ssl.SSLError) as error:
+        raise SetupError(f"listen.tls: {_file_fault(error)}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def _key_password(settings: ListenTlsSettings) -> str | None:
+    return settings.key_password.get_secret_value() if settings.key_password is not None else None
+
+
+def _file_fault(error: OSError) -> str:
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"

@@ -1,0 +1,146 @@
+"""The whole configuration, composed of its sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from sidecar.app.health_settings import HealthSettings
+from sidecar.app.settings import AdminSettings, CreditHeadersSettings, LogSettings, check_documentation_url
+from sidecar.billing.settings import LagoSettings
+from sidecar.config.fields import FilePath, Model, conflict
+from sidecar.gateway.route_settings import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, RoutePath, Routes
+from sidecar.gateway.settings import LimitsSettings, ListenerSettings, ListenSettings, UpstreamSettings
+from sidecar.identity.settings import ApiKeySettings, IdentitySettings, MtlsSettings, TrustedPeersSettings
+from sidecar.metering.settings import MeteringSettings
+from sidecar.valkey.settings import LedgerSettings, ValkeyEmbeddedSettings, ValkeyTlsSettings, ValkeyUrl
+from sidecar.valkey.url import Embedded, Sentinel
+
+
+class Config(Model):
+    """Everything that can be configured. Frozen; a changed configuration is a new process."""
+
+    listen: ListenSettings = Field(default=ListenSettings(), description="Where clients connect.")
+    listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=16)] = Field(
+        default=(), description="Further ports, each with an API of its own."
+    )
+    upstream: UpstreamSettings = Field(default=UpstreamSettings(), description="The API behind the gateway.")
+    limits: LimitsSettings = Field(
+        default=LimitsSettings(), description="What a client, or the API, may ask of this process."
+    )
+    valkey: ValkeyUrl = Field(
+        description="Where the ledger is: `embedded:///directory`, `valkey://`, `valkeys://` (TLS), `valkey+unix://`, "
+        "`valkey+sentinel://h1,h2/name`, `valkey+cluster://h1,h2`, with `user:password@` before the "
+        "hosts; or the redis spellings."
+    )
+    valkey_password: SecretStr | None = Field(
+        default=None, description="Password for Valkey, instead of one in the URL."
+    )
+    valkey_password_file: FilePath | None = Field(default=None, description="File with that password.")
+    valkey_sentinel_username: str | None = Field(default=None, min_length=1, max_length=256, description=
+        "User at the Sentinels, if they ask for one.")  # fmt: skip
+    valkey_sentinel_password: SecretStr | None = Field(default=None, description="Password at the Sentinels.")
+    valkey_sentinel_password_file: FilePath | None = Field(default=None, description="File with that password.")
+    valkey_tls: ValkeyTlsSettings = Field(default=ValkeyTlsSettings(), description="TLS, for the schemes that use it.")
+    valkey_embedded: ValkeyEmbeddedSettings = Field(
+        default=ValkeyEmbeddedSettings(), description="For an `embedded://` URL."
+    )
+    ledger: LedgerSettings = Field(default=LedgerSettings(), description="How holds and settles are made.")
+    identity: IdentitySettings = (ApiKeySettings.model_validate({"type": "api_key"}),)
+    trusted_peers: TrustedPeersSettings = ()
+    routes: Routes = Field(
+        default=(), max_length=ROUTES_MAX, description="What requests cost; the first route that matches decides."
+    )
+    free_paths: Annotated[tuple[RoutePath, ...], Field(max_length=256)] = Field(
+        default=(),
+        description="Paths, as those of routes, that pass without identity and charge, before any route is looked at.",
+    )
+    default_route: DefaultRoute = Field(
+        default=DefaultRouteSettings(), description="For requests that no route matches; `deny` answers them with 404."
+    )
+    metering: MeteringSettings = Field(
+        default=MeteringSettings.model_validate({}), description="Delivery of usage events to OpenMeter."
+    )
+    lago: LagoSettings = Field(default=LagoSettings.model_validate({}), description="Billing: accounts, funds, usage.")
+    admin: AdminSettings = Field(default=AdminSettings(), description="Health, metrics and the state of accounts.")
+    health: HealthSettings = Field(
+        default=HealthSettings(), description="A port for who looks after the process: a kubelet above all."
+    )
+    log: LogSettings = Field(default=LogSettings(), description="Lines on standard error.")
+    credit_headers: CreditHeadersSettings = Field(
+        default=CreditHeadersSettings(), description="Header fields that tell callers what they have left."
+    )
+    error_format: Literal["problem", "obie", "berlin_group"] = Field(
+        default="problem", description="Body of refusals: RFC 9457, UK Open Banking's, or Berlin Group's NextGenPSD2."
+    )
+    error_documentation_url: Annotated[str, AfterValidator(check_documentation_url)] | None = Field(
+        default=None, max_length=2048, description="Page that explains errors; its address goes into refusals."
+    )
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        problems = [
+            *self._valkey_problems(), *self._identity_problems(), *self._lago_problems(), *self._listener_problems()
+        ]  # fmt: skip
+        if problems:
+            raise conflict(problems)
+        return self
+
+    def _listener_problems(self) -> list[tuple[str, str]]:
+        taken, problems = {self.listen.port}, []
+        if self.listeners and self.upstream.original_destination:
+            problems.append(("listeners", "has no meaning with upstream.original_destination, which serves all ports"))
+        for index, listener in enumerate(self.listeners):
+            if listener.port and listener.port in taken:
+                problems.append(
+                    (f"listeners.{index}.port", f"{listener.port} is taken by another port of this process")
+                )
+            if not listener.port and self.listen.workers > 1:
+                problems.append((f"listeners.{index}.port", "cannot be 0: several workers share it"))
+            taken.add(listener.port)
+        return problems
+
+    def _valkey_problems(self) -> list[tuple[str, str]]:
+        problems = []
+        password = "valkey_password" if self.valkey_password else "valkey_password_file"
+        if self.valkey_password or self.valkey_password_file:
+            if isinstance(self.valkey, Embedded):
+                problems.append((password, "is set, but an embedded Valkey asks for none"))
+            elif self.valkey.credentials.password is not None:
+                problems.append((password, "is set, but the URL holds a password too"))
+        sentinel = ("valkey_sentinel_username", "valkey_sentinel_password", "valkey_sentinel_password_file")
+        if not isinstance(self.valkey, Sentinel):
+            problems += [(name, "is set, but valkey names no Sentinels") for name in sentinel if getattr(self, name)]
+        secure = not isinstance(self.valkey, Embedded) and self.valkey.tls is not None
+        if self.valkey_tls.model_fields_set and not secure:
+            problems.append(
+                ("valkey_tls", "is set, but the URL's scheme uses no TLS (valkeys://, valkeys+cluster://, …)")
+            )
+        return problems
+
+    def _lago_problems(self) -> list[tuple[str, str]]:
+        webhooks, problems = self.lago.webhooks, []
+        if self.lago.url is None and (webhooks.jwt or webhooks.hmac_key or webhooks.hmac_key_file):
+            problems.append(("lago.webhooks", "is set, but lago.url is not: there is nothing to read when they ring"))
+        if self.lago.url is not None and self.lago.sync.enabled and self.metering.url is None:
+            problems.append(("lago.sync", "needs metering.url, since what is pushed to Lago is read from OpenMeter"))
+        return problems
+
+    def _identity_problems(self) -> list[tuple[str, str]]:
+        tls = self.listen.tls
+        asked = tls is not None and tls.client_certificates != "off"
+        problems = []
+        for index, resolver in enumerate(self.identity):
+            if isinstance(resolver, MtlsSettings) and not asked:
+                problems.append(
+                    (f"identity.{index}", "needs listen.tls with client_certificates: nobody is asked for one")
+                )
+            elif resolver.type in ("trusted_header", "xfcc") and not self.trusted_peers:
+                problems.append(
+                    (
+                        f"identity.{index}",
+                        "can never answer: trusted_peers is empty, so the header is believed of nobody",
+                    )
+                )
+        return problems

@@ -1,0 +1,88 @@
+"""Running a control plane (``sidecar control``) until it is told to stop: publisher, reaper, billing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from prometheus_client.registry import Collector
+
+from sidecar.app import assemble
+from sidecar.app.assemble import SetupError
+from sidecar.app.configuration import Config
+from sidecar.app.serve import Ready, admin_server
+from sidecar.basics.logger import get_logger
+from sidecar.controlplane import metrics
+from sidecar.controlplane.billing_service import Billing, open_billing
+from sidecar.ledger.client.reaper import keep_reaping
+from sidecar.ledger.store import open_store
+from sidecar.metering.metrics import PublisherCollector
+from sidecar.metering.publisher.publisher import Publisher
+from sidecar.metering.publisher.sender import MeteringError
+
+log = get_logger("sidecar")
+
+
+def collectors_of(publisher: Publisher, billing: Billing | None) -> Iterator[Collector]:
+    """What a control plane counts."""
+    yield PublisherCollector(publisher.metrics)
+    if billing is not None:
+        yield from metrics.collectors(billing)
+
+
+async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -> bool:
+    """Publishes, reaps, and keeps the ledger and Lago's books together until ``stop``. Raises `SetupError`."""
+    if config.metering.url is None:
+        raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
+    async with (
+        open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
+        open_billing(config, store) as billing,
+    ):
+        publisher = Publisher(store.client, store.keys, config.metering)
+        async with admin_server(
+            config, store, None, collectors=collectors_of(publisher, billing), billing=billing
+        ) as ports:
+            reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
+            ready(ports)
+            log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=ports.admin)
+            try:
+                await control_until(publisher, billing, stop)
+            finally:
+                reaping.cancel()
+                await asyncio.gather(reaping, return_exceptions=True)
+    return True
+
+
+async def control_until(publisher: Publisher, billing: Billing | None, stop: asyncio.Event) -> None:
+    """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`publish_until`."""
+    if billing is None:
+        await publish_until(publisher, stop)
+        return
+    ended = asyncio.Event()
+    keeping = asyncio.create_task(billing.run(ended))
+    told = asyncio.create_task(stop.wait())
+    publishing = asyncio.create_task(publish_until(publisher, ended))
+    try:
+        # Whichever ends on its own has failed, and the process with it: another control plane takes over.
+        await asyncio.wait({keeping, publishing, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.set()
+        told.cancel()
+        results = await asyncio.gather(keeping, publishing, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def publish_until(publisher: Publisher, stop: asyncio.Event) -> None:
+    """Runs the publisher until ``stop``. Raises `SetupError`: a file that its settings name cannot be used."""
+    publishing = asyncio.create_task(publisher.run())
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({publishing, told}, return_when=asyncio.FIRST_COMPLETED)
+        publisher.stop()
+        await publishing
+    except MeteringError as error:
+        raise SetupError(f"metering: {error}") from None
+    finally:
+        told.cancel()

@@ -1,0 +1,196 @@
+"""The data plane of one process: ledger client, identity, proxy, reaper, put together and taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from sidecar.app import assemble
+from sidecar.app.assemble import SetupError
+from sidecar.app.configuration import Config
+from sidecar.app.logs import AccessLog
+from sidecar.basics.logger import get_logger
+from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.gateway.gateway import Gateway
+from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
+from sidecar.gateway.settings import UpstreamTlsSettings
+from sidecar.identity.build import build_chain
+from sidecar.identity.peers import TrustedPeers
+from sidecar.identity.types import IdentitySetupError, KeyStore
+from sidecar.ledger.client.ledger_client import LedgerClient
+from sidecar.ledger.client.reaper import keep_reaping
+from sidecar.ledger.client.unknown_accounts import FirstSight, FirstSightSettings
+from sidecar.ledger.keys import Keys
+from sidecar.ledger.spool.spool import Spool, SpoolError
+from sidecar.valkey.endpoints import endpoints
+from sidecar.valkey.topology import Client, TopologyError
+
+log = get_logger("sidecar")
+
+SETTLE_TIMEOUT_S: Final = 5.0
+"""For what requests hold to be settled in Valkey when they have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """``ready``: new requests can be served now. ``why``: what keeps them from it."""
+
+    ready: bool
+    why: str = ""
+
+
+class DataPlane:
+    """``client`` is for control work (keys, reaping); it belongs to the caller, who also started an embedded server.
+
+    Raises:
+        SetupError: certificates, keys or a directory that the configuration names cannot be used.
+    """
+
+    def __init__(self, config: Config, client: Client, key_store: KeyStore) -> None:
+        self.config = config
+        self.port = 0
+        self.further_ports: list[int] = []
+        """Of the configuration's ``listeners``."""
+        self._client = client
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
+        self._ledger_seen = False
+        self._draining: asyncio.Task[bool] | None = None
+        self._access_log = AccessLog() if config.log.access != "off" else None
+        keys = assemble.keys(config)
+        try:
+            self.ledger = LedgerClient(
+                endpoints(config.valkey),
+                keys,
+                assemble.link_settings(config),
+                heartbeat_s=config.ledger.heartbeat_ms / 1000,
+            )
+            self.identity = build_chain(config.identity, key_store)
+        except (TopologyError, IdentitySetupError) as error:
+            raise SetupError(str(error)) from None
+        spool = assemble.spool_settings(config)
+        self.spool = Spool(spool, self.ledger) if spool is not None else None
+        self.first_sight = self._first_sight(keys) if config.lago.url is not None else None
+        self._tls = assemble.listen_tls(config)
+        self._upstream = assemble.upstream_target(config)
+        self.gateway = Gateway(
+            settings=assemble.proxy_settings(config),
+            routes=assemble.route_table(config),
+            identity=self.identity,
+            ledger=self.ledger,
+            trusts=TrustedPeers(config.trusted_peers).trusts,
+            spool=self.spool,
+            first_sight=self.first_sight,
+            access_log=self._access_log,
+        )
+
+    def _first_sight(self, keys: Keys) -> FirstSight:
+        """A control plane answers the doorbell that an unknown account rings."""
+        bells = Bells(self._client, keys)
+
+        async def ring(name: str) -> None:
+            await bells.ring([name])
+
+        waits = FirstSightSettings(
+            wait_s=self.config.ledger.first_sight_ms / 1000, refused_s=self.config.lago.reconcile.absent_s
+        )
+        return FirstSight(self._client, keys, ring, waits)
+
+    async def start(self, *, port: int | None = None, reuse_port: bool = False) -> int:
+        """Connects and listens; returns the port. Valkey may be away: then requests are refused until it is back.
+
+        Raises:
+            SetupError: the port cannot be bound, or the spool's directory cannot be written.
+        """
+        config = self.config
+        self.ledger.start()
+        try:
+            if self.spool is not None:
+                self.spool.start()
+            await self.identity.start()
+        except (SpoolError, IdentitySetupError) as error:
+            raise SetupError(str(error)) from None
+        await self.ledger.wait_ready(2.0)
+        self._ledger_seen = self.ledger.is_up
+        self.port = await self._listen(config.listen.port if port is None else port, self._upstream, reuse_port)
+        for listener in config.listeners:
+            target = assemble.target_of(listener.upstream, UpstreamTlsSettings())
+            self.further_ports.append(await self._listen(listener.port, target, reuse_port))
+        self._started = True
+        loop = asyncio.get_running_loop()
+        ttl_ms = config.ledger.instance_ttl_ms
+        self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
+        return self.port
+
+    async def _listen(self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool) -> int:
+        listen = self.config.listen
+        try:
+            return await self.gateway.listen(
+                listen.host,
+                port,
+                upstream,
+                tls=self._tls,
+                backlog=listen.backlog,
+                reuse_port=reuse_port or listen.reuse_port,
+            )
+        except OSError as error:
+            raise SetupError(f"listen: {listen.host}:{port}: {error.strerror or error}") from None
+
+    def health(self) -> Health:
+        """Whether clients should come here.
+
+        A ledger that goes away later changes nothing: it goes away for all gateways, and a Service without endpoints
+        has no 503 with ``Retry-After`` for anybody, and no route that is free. One that was never there is this
+        gateway's own trouble, such as a wrong password, and a rollout of it has to stop.
+        """
+        self._ledger_seen = self._ledger_seen or self.ledger.is_up
+        if self.gateway.draining:
+            return Health(False, "the gateway is stopping")
+        if not self._started:
+            return Health(False, "the gateway is starting")
+        if not self._ledger_seen and self.spool is None:
+            return Health(False, "Valkey has not answered yet")
+        return Health(True)
+
+    def drain(self, *, at_once: bool = False) -> asyncio.Task[bool]:
+        """Begins to drain, once: no new clients, requests under way end, what they hold settles. The task's result is
+        False if something had to be cut off. ``at_once``: without waiting for clients that may still come."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        if at_once:
+            self.gateway.hurry()
+        return self._draining
+
+    async def _drain(self) -> bool:
+        limits = self.config.limits
+        self.gateway.draining = True  # readiness must fail from this turn on
+        log.info("draining", delay_ms=limits.drain_delay_ms)
+        clean = await self.gateway.drain(limits.drain_timeout_ms / 1000, limits.drain_delay_ms / 1000)
+        await self.ledger.drain(SETTLE_TIMEOUT_S)
+        return clean
+
+    @property
+    def drained(self) -> bool:
+        return self._draining is not None and self._draining.done()
+
+    async def stop(self, *, at_once: bool = True) -> bool:
+        """Drains and takes everything down. False if something had to be cut off."""
+        clean = await self.drain(at_once=at_once)
+        if self.first_sight is not None:
+            await self.first_sight.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.spool is not None:
+            await self.spool.stop_replaying()
+        settled = await self.ledger.close(SETTLE_TIMEOUT_S)
+        if self.spool is not None:
+            if not settled:
+                self.spool.keep(self.ledger.take_unsent())
+            await self.spool.close()
+        await self.identity.close()
+        if self._access_log is not None:
+            self._access_log.flush()
+        log.info("stopped", drained=clean, settled=settled)
+        return clean and settled

@@ -1,0 +1,132 @@
+"""The data plane's numbers in Prometheus' exposition format. Collected when asked; nothing is paid for them in
+between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from sidecar import __version__
+from sidecar.gateway.counters import Histogram
+from sidecar.gateway.errors import KINDS
+from sidecar.ledger.client.link import ROUND_TRIP_BOUNDS_S
+
+if TYPE_CHECKING:
+    from sidecar.app.data_plane import DataPlane
+
+
+def _buckets(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
+    total = 0
+    rows = []
+    for bound, count in zip([*map(str, bounds), "+Inf"], counts, strict=True):
+        total += count
+        rows.append((bound, float(total)))
+    return rows
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, _buckets(histogram.bounds, histogram.counts), histogram.total)
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+class BuildCollector(Collector):
+    """Which release this is."""
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily("sidecar_build_info", "1; the release is the label.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+
+
+class DataPlaneCollector(Collector):
+    """Metrics of one data plane."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._requests()
+        yield from self._proxy()
+        yield from self._ledger()
+
+    def _requests(self) -> Iterable[Metric]:
+        counters = self._plane.gateway.counters
+        requests = CounterMetricFamily(
+            "open_banking_requests", "Requests answered.", labels=["tpp_id", "method", "endpoint", "status"]
+        )
+        for (account, method, endpoint, status), count in list(counters.requests.items()):
+            requests.add_metric([account, method, endpoint, str(status)], count)
+        yield requests
+        remaining = GaugeMetricFamily(
+            "open_banking_credits_remaining",
+            "Credits left after the last charged request that this process saw, in the account's currency.",
+            labels=["tpp_id"],
+        )
+        for account, (scaled, digits) in list(counters.remaining.items()):
+            remaining.add_metric([account], scaled / 10**digits)
+        yield remaining
+        charged = CounterMetricFamily("sidecar_charged_units", "Units settled.", labels=["metric"])
+        for metric, units in list(counters.charged_units.items()):
+            charged.add_metric([metric], units)
+        yield charged
+        refusals = CounterMetricFamily("sidecar_refusals", "Requests refused by the gateway itself.", labels=["kind"])
+        for kind in KINDS:  # from 0 on: of a counter that begins with 1, no rate shows the first
+            refusals.add_metric([kind.name], counters.refusals.get(kind.name, 0))
+        yield refusals
+
+    def _proxy(self) -> Iterable[Metric]:
+        gateway = self._plane.gateway
+        counters, pools = gateway.counters, [*gateway.destinations]
+        yield _histogram("sidecar_request_duration_seconds", "From head to the end of the answer.", counters.latency)
+        yield _histogram("sidecar_hold_duration_seconds", "From head to the decided hold.", counters.hold)
+        yield _gauge("sidecar_connections", "Client connections.", len(gateway.connections))
+        yield _counter("sidecar_connections_accepted", "Client connections accepted.", counters.connections_accepted)
+        yield _counter("sidecar_connections_refused", "Client connections refused.", counters.connections_refused)
+        yield _gauge("sidecar_upstream_connections", "Connections to the API.", sum(pool.size for pool in pools))
+        yield _gauge("sidecar_upstream_idle_connections", "Idle ones among them.", sum(pool.idle for pool in pools))
+        waiting = sum(pool.waiting for pool in pools)
+        yield _gauge("sidecar_upstream_waiting_requests", "Requests that wait for a connection.", waiting)
+        yield _counter("sidecar_upstream_connects", "Connections to the API opened.", counters.upstream_connects)
+        yield _counter(
+            "sidecar_upstream_retries", "Requests repeated on a fresh connection.", counters.upstream_retries
+        )
+        yield _counter("sidecar_upstream_aborts", "Answers that the API did not finish.", counters.upstream_aborts)
+        yield _counter("sidecar_client_aborts", "Clients that left before their answer.", counters.client_aborts)
+        yield _counter("sidecar_released_holds", "Holds given back.", counters.released)
+        yield _counter("sidecar_tunnels", "Upgraded connections.", counters.tunnels)
+
+    def _ledger(self) -> Iterable[Metric]:
+        ledger = self._plane.ledger
+        counters = ledger.counters
+        yield _gauge("sidecar_ledger_up", "1 while Valkey answers in time.", 1.0 if ledger.is_up else 0.0)
+        yield _gauge("sidecar_ledger_backlog_operations", "Operations that Valkey has not confirmed.", ledger.backlog)
+        yield _counter("sidecar_ledger_batches", "Batches sent.", counters.batches)
+        yield _counter("sidecar_ledger_operations", "Holds, settles and releases in them.", counters.operations)
+        yield _counter("sidecar_ledger_unavailable_holds", "Holds not decided in time.", counters.timeouts)
+        yield _counter("sidecar_ledger_resent_batches", "Batches sent again with their number.", counters.resent)
+        yield _counter("sidecar_ledger_late_grants", "Holds granted after their caller left.", counters.late_grants)
+        yield _counter("sidecar_ledger_registrations", "Registrations of this instance.", counters.registrations)
+        yield _counter("sidecar_ledger_script_errors", "Batches that failed in the script.", counters.script_errors)
+        yield HistogramMetricFamily(
+            "sidecar_ledger_round_trip_seconds",
+            "From sending a batch to its reply.",
+            _buckets(ROUND_TRIP_BOUNDS_S, counters.round_trip_buckets),
+            counters.round_trip_s,
+        )
+        spool = self._plane.spool
+        if spool is not None:
+            yield _gauge("sidecar_spool_bytes", "Charges on disk that the ledger does not have yet.", spool.bytes_used)
+            yield _counter("sidecar_spool_written_charges", "Charges written to disk.", spool.written)
+            yield _counter("sidecar_spool_replayed_charges", "Charges of them given to the ledger.", spool.replayed)

@@ -1,0 +1,84 @@
+"""Sections ``admin``, ``log``, ``credit_headers``: how the gateway is watched, and what it tells callers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, model_validator
+
+from sidecar.config.fields import FilePath, Model, Port, conflict
+from sidecar.gateway.settings import Host
+
+TOKEN_LENGTH_MIN = 16
+_TOKEN = re.compile(rf"[!-~]{{{TOKEN_LENGTH_MIN},1024}}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside of this machine (of this pod) can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class AdminSettings(Model):
+    """Health, metrics and the state of accounts, on a port of their own."""
+
+    host: Host = Field(default="127.0.0.1", description="Address to listen on. Other than loopback it needs a token.")
+    port: Port = Field(default=9090, description="TCP port; 0 takes a free one.")
+    token: SecretStr | None = Field(
+        default=None,
+        description=f"Bearer token for everything but `/livez` and `/readyz`; at least {TOKEN_LENGTH_MIN} characters.",
+    )
+    token_file: FilePath | None = Field(default=None, description="File with the token, instead.")
+
+    @model_validator(mode="after")
+    def _not_open_to_all(self) -> AdminSettings:
+        if self.token is None and self.token_file is None and not is_loopback(self.host):
+            raise conflict([("token", f"is needed (or token_file): {self.host} is not loopback")])
+        if self.token is not None and _TOKEN.fullmatch(self.token.get_secret_value()) is None:
+            message = f"should be {TOKEN_LENGTH_MIN} or more visible ASCII characters: it is sent in a header"
+            raise conflict([("token", message)])
+        return self
+
+
+class LogSettings(Model):
+    """Lines on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important lines that are written."
+    )
+    format: Literal["json", "console"] = Field(
+        default="json", description="`json`: one object a line; `console`: for people."
+    )
+    access: Literal["off", "errors", "all"] = Field(
+        default="errors", description="Requests that get a line: none, those refused or answered with 5xx, or all."
+    )
+
+
+class CreditHeadersSettings(Model):
+    """Header fields that tell callers what they have left."""
+
+    credits: bool = Field(default=True, description="`X-Credits-Remaining` and `X-Credits-Charged`.")
+    rate_limit: bool = Field(
+        default=True, description="`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers)."
+    )
+
+
+def check_documentation_url(url: str) -> str:
+    """Answer an http(s) URL that can stand in an error's body. Raises ``ValueError``."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username is not None
+        or not url.isprintable()
+    ):
+        raise ValueError("should be a URL like https://developer.bank.example/errors")
+    return url

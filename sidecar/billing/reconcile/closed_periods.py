@@ -1,0 +1,181 @@
+"""Periods of the ledger that are over, and whether Lago has billed them.
+
+What a period cost stays owed until its invoice is final, for only then has Lago taken it from the wallet. A ledger
+period belongs to the Lago period of its subscription that contains its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final, Literal
+
+from sidecar.billing.lago.models import Invoice
+from sidecar.billing.reconcile.funds import money
+from sidecar.billing.reconcile.reconcile_state import Memory, SettledPeriod
+from sidecar.billing.usage_sync.period_links import PeriodLink
+from sidecar.ledger.accounts.account_state import AccountState
+
+_WITHOUT_USAGE: Final = frozenset(
+    ("subscription_starting", "in_advance_charge", "in_advance_charge_periodic", "progressive_billing")
+)
+"""Reasons for an invoice (lago-api ``InvoiceSubscription.invoicing_reasons``) that bills no usage of its period."""
+
+_NOT_YET: Final = frozenset(("draft", "pending", "failed", "open", "generating"))
+
+Stage = Literal["unbilled", "draft", "final", "voided", "forgiven"]
+
+
+@dataclass(frozen=True, slots=True)
+class OldPeriod:
+    """A period of the ledger that is over. ``fee`` is the plan's own, as far as a wallet pays it."""
+
+    start_ms: int
+    end_ms: int
+    units: Mapping[str, int]
+    costs: Mapping[str, Decimal]
+    fee: Decimal
+    links: tuple[PeriodLink, ...]
+    settled: SettledPeriod | None = None
+
+    @property
+    def cost(self) -> Decimal:
+        """What its usage came to."""
+        return sum(self.costs.values(), Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """``owed`` is what a period still takes from the funds. ``invoice`` is the one that bills it, if there is one, and
+    ``billed`` what a final one has for its usage where units are missing on it.
+    """
+
+    period: OldPeriod
+    stage: Stage
+    owed: Decimal
+    invoice: Invoice | None
+    billed: Decimal | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.stage in ("final", "forgiven")
+
+
+def old_periods(state: AccountState, memory: Memory) -> tuple[OldPeriod, ...]:
+    """Every period before the current one that has not been forgotten, oldest first."""
+    current = state.period_start_ms
+    starts = {start for start, _ in memory.links} | {period.start_ms for period in state.closed} | set(memory.settled)
+    older = sorted(start for start in starts if start < current)
+    periods = []
+    for start, following in zip(older, [*older, current][1:], strict=True):
+        links = memory.links_of(start)
+        planned = max((link.ledger_end_ms for link in links), default=following)
+        closed = [period for period in state.closed if period.start_ms == start]
+        settled = memory.settled.get(start)
+        units = {period.metric: period.units for period in closed}
+        costs = {period.metric: state.money(period.cost) for period in closed}
+        if not closed and settled is not None:
+            units, costs = dict(settled.units), dict(settled.costs)
+        fee = memory.fees.get(start, Decimal(0))
+        periods.append(OldPeriod(start, min(planned, following), units, costs, fee, links, settled))
+    return tuple(periods)
+
+
+def standing_of(
+    period: OldPeriod, invoices: Sequence[Invoice], currency: str, now_ms: int, voided_open_ms: int
+) -> Standing:
+    """Where a period stands. ``invoices``: with their periods and fees, as far as they could bill it."""
+    of_period = [invoice for invoice in invoices if _bills(invoice, period)]
+    # Subscriptions of one account may be billed on invoices of their own; all of them must be final.
+    final = [invoice for invoice in of_period if invoice.status == "finalized"]
+    if final and all(any(_bills_link(invoice, link) for invoice in final) for link in period.links):
+        billed = _billed_short(final, period, currency)
+        return Standing(period, "final", shortfall(period, billed, currency), final[0], billed)
+    draft = [invoice for invoice in of_period if invoice.status in _NOT_YET]
+    if draft:
+        kinds = ("charge", "subscription") if period.fee else ("charge",)
+        billed = sum((_usage_total(invoice, period, currency, kinds) for invoice in draft), Decimal(0))
+        return Standing(period, "draft", max(period.cost + period.fee, billed), draft[0])
+    settled = period.settled
+    voided = [invoice for invoice in of_period if invoice.status == "voided"]
+    if voided or _is_voided(settled, invoices):
+        since = voided[0].voided_at_ms if voided else None
+        if since is None:
+            since = settled.voided_at_ms if settled is not None and settled.voided_at_ms is not None else now_ms
+        invoice = voided[0] if voided else None
+        if now_ms - since >= voided_open_ms:
+            return Standing(period, "forgiven", Decimal(0), invoice)
+        return Standing(period, "voided", period.cost + period.fee, invoice)
+    if settled is not None:
+        return Standing(period, "final", shortfall(period, settled.billed, currency), None, settled.billed)
+    return Standing(period, "unbilled", period.cost + period.fee, None)
+
+
+def _billed_short(final: Sequence[Invoice], period: OldPeriod, currency: str) -> Decimal | None:
+    """What final invoices have for the period's usage if units are missing on them, else None: what a bank asks for
+    the units is its own affair.
+    """
+    subscriptions = {link.subscription_id for link in period.links}
+    invoiced: dict[str | None, Decimal] = {}
+    for invoice in final:
+        for fee in invoice.fees or ():
+            if fee.kind == "charge" and fee.subscription_id in subscriptions:
+                invoiced[fee.metric_code] = invoiced.get(fee.metric_code, Decimal(0)) + fee.units
+    if all(invoiced.get(metric, Decimal(0)) >= units for metric, units in period.units.items()):
+        return None
+    return sum((_usage_total(invoice, period, currency, ("charge",)) for invoice in final), Decimal(0))
+
+
+def shortfall(period: OldPeriod, billed: Decimal | None, currency: str) -> Decimal:
+    """What a final invoice lacks of what its period has cost: usage that came too late for it.
+
+    It was served and never taken from a wallet, so it must not become funds again. What fees and taxes lose by being
+    rounded is none.
+    """
+    if billed is None:
+        return Decimal(0)
+    missing = period.cost - billed
+    return missing if missing > money(2 * max(1, len(period.units)), currency) else Decimal(0)
+
+
+def unmatched_drafts(periods: Iterable[OldPeriod], invoices: Iterable[Invoice], currency: str) -> Decimal:
+    """What drafts will bill for periods that the ledger has never had, such as those before it was introduced."""
+    known = list(periods)
+    total = Decimal(0)
+    for invoice in invoices:
+        waits = invoice.status in _NOT_YET and invoice.type == "subscription" and invoice.currency == currency
+        if waits and not any(_bills(invoice, period) for period in known):
+            total += money(invoice.fees_cents + invoice.taxes_cents, currency)
+    return total
+
+
+def _is_voided(settled: SettledPeriod | None, invoices: Iterable[Invoice]) -> bool:
+    if settled is None or settled.invoice_id is None:
+        return False
+    return any(invoice.lago_id == settled.invoice_id and invoice.status == "voided" for invoice in invoices)
+
+
+def _bills(invoice: Invoice, period: OldPeriod) -> bool:
+    return any(_bills_link(invoice, link) for link in period.links)
+
+
+def _bills_link(invoice: Invoice, link: PeriodLink) -> bool:
+    start = max(link.ledger_start_ms, link.lago_from_ms)
+    return any(
+        billed.subscription_id == link.subscription_id
+        and billed.reason not in _WITHOUT_USAGE
+        and billed.from_ms <= start < billed.to_ms
+        for billed in invoice.periods or ()
+    )
+
+
+def _usage_total(invoice: Invoice, period: OldPeriod, currency: str, kinds: Sequence[str]) -> Decimal:
+    """Fees of these kinds of this period's subscriptions, with taxes."""
+    subscriptions = {link.subscription_id for link in period.links}
+    cents = sum(
+        fee.amount_cents + fee.taxes_cents
+        for fee in invoice.fees or ()
+        if fee.subscription_id in subscriptions and fee.kind in kinds
+    )
+    return money(cents, currency)

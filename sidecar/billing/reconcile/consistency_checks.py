@@ -1,0 +1,87 @@
+"""Figures that do not go together: Lago's own, Lago's and the ledger's, today's and yesterday's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Final
+
+from sidecar.billing.reconcile.account_reading import AccountReading
+from sidecar.billing.reconcile.alerts import Alerts
+from sidecar.billing.reconcile.closed_periods import Standing
+from sidecar.billing.reconcile.effective_prices import Offer
+from sidecar.billing.reconcile.funds import Funds, money
+from sidecar.billing.reconcile.reconcile_state import Memory
+from sidecar.ledger.accounts.account_spec import AccountSpec
+from sidecar.ledger.accounts.account_state import AccountState
+
+_DAY_MS: Final = 86_400_000
+UNBILLED_MS_MAX: Final = 2 * _DAY_MS
+"""A period that owes something, is over for so long and has not even a draft, is worth a look."""
+
+
+def check_transactions(reading: AccountReading, alerts: Alerts) -> None:
+    """Balance = Σ settled inbound − Σ settled outbound, or Lago has lost or doubled a transaction."""
+    for wallet in reading.wallets:
+        rows = reading.transactions.get(wallet.lago_id)
+        if rows is None:
+            continue
+        settled = [row for row in rows if row.status == "settled"]
+        total = sum((row.amount if row.type == "inbound" else -row.amount for row in settled), Decimal(0))
+        balance = money(wallet.balance_cents, wallet.currency)
+        if total != balance:
+            alerts.add("identity", f"wallet {wallet.lago_id}: its transactions sum up to {total} {wallet.currency},"
+                       f" its balance is {balance}")  # fmt: skip
+
+
+def check_raise(
+    state: AccountState,
+    spec: AccountSpec,
+    memory: Memory,
+    standings: Sequence[Standing],
+    funds: Funds,
+    mark: str,
+    alerts: Alerts,
+) -> None:
+    """Rule 4 of the ledger, looked at from here: no give-back."""
+    ceiling = spec.ceiling
+    if state.version == 0 or state.ceiling is None or ceiling is None or memory.last is None:
+        return
+    before = state.money(state.ceiling - (state.unsettled if state.count_k else 0))
+    after = ceiling - ((spec.unsettled or Decimal(0)) if spec.counts_unsettled else Decimal(0))
+    if after <= before or funds.balance > memory.last.balance or mark != memory.last.terms:
+        return
+    if any(standing.is_final and standing.period.settled is None for standing in standings):
+        return
+    alerts.add(
+        "raise", f"available rises from {before} to {after} {spec.currency} without new money or a final invoice"
+    )
+
+
+def check_age(standings: Sequence[Standing], alerts: Alerts, now_ms: int) -> None:
+    for standing in standings:
+        age_ms = now_ms - standing.period.end_ms
+        if standing.stage == "unbilled" and standing.owed > 0 and age_ms > UNBILLED_MS_MAX:
+            days = age_ms // _DAY_MS
+            alerts.add("unsettled", f"a period that ended {days} days ago owes {standing.owed} and has no invoice")
+
+
+def foreign_usage(reading: AccountReading, offer: Offer, state: AccountState, currency: str, alerts: Alerts) -> Decimal:
+    """By how much Lago's own figure for the current period exceeds what the ledger has settled in it."""
+    total = Decimal(0)
+    roundings = 0
+    for external_id in {each.external_id for each in offer.sold_by.values()}:
+        usage = reading.usages.get(external_id)
+        if usage is not None and usage.from_ms <= state.period_start_ms < usage.to_ms:
+            total += money(usage.total_cents, currency)
+            roundings += len(usage.charges) + 1
+    spent = sum((state.money(state.cost_of(usage)) for usage in state.usages), Decimal(0))
+    excess = total - spent
+    if excess <= money(roundings, currency):
+        return Decimal(0)
+    alerts.add(
+        "foreign",
+        f"Lago has counted {total} {currency} in the current period, the ledger {spent}: the difference is set aside;"
+        " events that did not pass the gateway, or lost data, may be the reason",
+    )
+    return excess

@@ -1,0 +1,113 @@
+"""What the wallets of an account are worth to it.
+
+Lago pays an invoice from the active wallets of the invoice's currency (lago-api
+``app/services/credits/applied_prepaid_credits_service.rb``): a wallet pays a fee when the metric matches, or the fee's
+type does, or it is unrestricted. The ledger has one pool of funds, so a wallet counts only if it pays for every metric
+that the account is charged for; Lago's order of wallets (priority, then age) then makes no difference to their sum.
+
+Stated bounds, all on the safe side: coupons and credit notes are left out (they only make an invoice smaller); the
+plan's own fee is set aside where a wallet would pay it; and a cent for each further rounding on the invoice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sidecar.billing.lago.models import Wallet
+from sidecar.ledger.pricing.currencies import exponent
+from sidecar.ledger.pricing.price_tables import PriceTable, amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Funds:
+    """``balance`` is what the counted wallets hold. ``ignored`` says of each other active wallet why it is not counted.
+
+    ``pays_plan_fee``: one of the counted wallets would pay the plan's fee too. ``next_expiry_ms`` is when the first of
+    them expires.
+    """
+
+    balance: Decimal
+    counted: tuple[Wallet, ...]
+    ignored: tuple[str, ...]
+    pays_plan_fee: bool
+    next_expiry_ms: int | None
+
+
+def money(cents: int, currency: str) -> Decimal:
+    """An integer of the smallest coin as money."""
+    return Decimal(cents).scaleb(-exponent(currency))
+
+
+def funds_of(wallets: Iterable[Wallet], metrics: Sequence[str], currency: str, now_ms: int) -> Funds:
+    """The funds for usage of ``metrics``."""
+    counted: list[Wallet] = []
+    ignored: list[str] = []
+    for wallet in wallets:
+        if not wallet.is_active:
+            continue
+        why = _why_not(wallet, metrics, currency, now_ms)
+        if why is None:
+            counted.append(wallet)
+        else:
+            ignored.append(f"wallet {wallet.lago_id} ({wallet.name or 'unnamed'}): {why}")
+    expiries = [wallet.expires_at_ms for wallet in counted if wallet.expires_at_ms is not None]
+    return Funds(
+        balance=sum((money(max(0, wallet.balance_cents), currency) for wallet in counted), Decimal(0)),
+        counted=tuple(sorted(counted, key=lambda wallet: (wallet.priority, wallet.created_at_ms))),
+        ignored=tuple(ignored),
+        pays_plan_fee=any(_pays_plan_fee(wallet) for wallet in counted),
+        next_expiry_ms=min(expiries, default=None),
+    )
+
+
+def identity_faults(wallet: Wallet) -> Iterable[str]:
+    """Where Lago's figures of one wallet contradict each other."""
+    name = f"wallet {wallet.lago_id}"
+    if wallet.balance_cents < 0:
+        yield f"{name}: its balance is negative ({wallet.balance_cents} cents)"
+    if wallet.consumed_credits < 0:
+        yield f"{name}: its consumed credits are negative ({wallet.consumed_credits})"
+    try:
+        worth = wallet.credits_balance * wallet.rate_amount
+        difference = abs(worth - money(wallet.balance_cents, wallet.currency))
+    except (ValueError, ArithmeticError) as error:
+        yield f"{name}: {error}"
+        return
+    # Both are rounded on their own: credits to five decimals, money to the coin.
+    if difference > money(1, wallet.currency) + wallet.rate_amount.scaleb(-5):
+        yield (
+            f"{name}: {wallet.credits_balance} credits at {wallet.rate_amount} are {worth} {wallet.currency},"
+            f" but its balance is {money(wallet.balance_cents, wallet.currency)}"
+        )
+
+
+def rounding_margin(tables: Iterable[PriceTable], taxes: int, currency: str) -> Decimal:
+    """By how much an invoice may exceed the exact cost, as each fee, and the taxes on it, are rounded to the coin.
+
+    ``tables``: prices with taxes. One in whole coins rounds nothing. A single rounding needs no margin: what a fee
+    costs cannot exceed funds in whole coins before it is rounded, and rounding half up cannot lift it above them.
+    """
+    coin = money(1, currency)
+    fractional = sum(any(amount % coin for amount in amounts(table)) for table in tables)
+    return money(max(0, fractional * (1 + taxes) - 1), currency)
+
+
+def _why_not(wallet: Wallet, metrics: Sequence[str], currency: str, now_ms: int) -> str | None:
+    if wallet.expires_at_ms is not None and wallet.expires_at_ms <= now_ms:
+        return "it has expired"
+    if wallet.currency != currency:
+        return f"its currency is {wallet.currency}, the plan's is {currency}"
+    if not wallet.fee_types and not wallet.metric_codes:
+        return None
+    if "charge" in wallet.fee_types:
+        return None
+    missing = [metric for metric in metrics if metric not in wallet.metric_codes]
+    if missing or not metrics:
+        return f"it does not pay for {', '.join(missing) or 'usage'}, and the account's funds are one pool"
+    return None
+
+
+def _pays_plan_fee(wallet: Wallet) -> bool:
+    return "subscription" in wallet.fee_types or not (wallet.fee_types or wallet.metric_codes)

@@ -1,0 +1,137 @@
+"""How a period of the ledger ends and another begins, and what is kept of the one that is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from sidecar.billing.lago.models import Subscription
+from sidecar.billing.reconcile.account_reading import AccountReading
+from sidecar.billing.reconcile.closed_periods import OldPeriod, Standing
+from sidecar.billing.reconcile.effective_prices import Offer
+from sidecar.billing.reconcile.reconcile_state import Memory, SettledPeriod
+from sidecar.billing.settings import LagoSettings
+from sidecar.billing.usage_sync.period_links import PeriodLink
+from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod
+
+ADOPTED_MS_MAX: Final = 3_600_000
+"""By how much a subscription may start after the ledger's period and still take all of it over."""
+
+
+def must_cut(state: AccountState, memory: Memory, offer: Offer, lago_from_ms: int) -> bool:
+    """Whether the ledger's period began before the one that Lago is in, or at no whole second, as one from an accounts
+    file may. If Lago is in a period of another subscription, but the ledger's lies in it, it has always been that one.
+
+    Lago starts the plan after a downgrade ten minutes into the day, and bills what is used until then to nobody
+    (lago-api ``plan_downgrade_service.rb``). A period of which nothing was pushed yet goes to the new plan as a whole.
+    """
+    start_ms, from_ms = state.period_start_ms, lago_from_ms // 1000 * 1000
+    if start_ms % 1000 or from_ms - start_ms > ADOPTED_MS_MAX:
+        return True
+    others = {link.subscription_id for link in memory.links_of(start_ms)} - {each.lago_id for each in offer.sellers}
+    return start_ms < from_ms and bool(others)
+
+
+def downgrade_is_due(reading: AccountReading, primary: Subscription, start_ms: int, now_ms: int) -> bool:
+    """Whether another plan should have begun with the period, and Lago has not got to it yet."""
+    if primary.next_plan_code is None or now_ms - start_ms > ADOPTED_MS_MAX:
+        return False
+    return any(
+        each.status == "pending" and each.external_id == primary.external_id and each.created_at_ms < start_ms
+        for each in reading.subscriptions
+    )
+
+
+def linked(period: OldPeriod, reading: AccountReading) -> OldPeriod:
+    """A period that nobody has linked, as Lago was out of reach all through it, belongs to whom it lies with."""
+    if period.links or not period.units or period.start_ms % 1000 or period.end_ms % 1000:
+        return period
+    for each in reading.subscriptions:
+        began, ended = each.started_at_ms, each.terminated_at_ms
+        if began is not None and began // 1000 * 1000 <= period.start_ms and (ended is None or period.start_ms < ended):
+            link = PeriodLink(
+                ledger_start_ms=period.start_ms,
+                ledger_end_ms=period.end_ms,
+                subscription_id=each.lago_id,
+                external_subscription_id=each.external_id,
+                lago_from_ms=period.start_ms,
+                lago_to_ms=min(period.end_ms, ended) if ended is not None else period.end_ms,
+                metrics=tuple(sorted(period.units)),
+                is_final=False,
+                is_current=False,
+            )
+            return replace(period, links=(link,))
+    return period
+
+
+def links_of_offer(
+    offer: Offer, start_ms: int, end_ms: int, lago_from_ms: int, lago_to_ms: int, ahead: bool
+) -> dict[tuple[int, str], PeriodLink]:
+
+    def bounds(each: Subscription) -> tuple[int, int]:
+        # Lago tells its periods in whole seconds, and yet counts no event before the millisecond of the start.
+        first, last = (start_ms, end_ms) if ahead else (lago_from_ms, lago_to_ms)
+        return max(first, each.started_at_ms or first), last
+
+    return {
+        (start_ms, each.lago_id): PeriodLink(
+            ledger_start_ms=start_ms,
+            ledger_end_ms=end_ms,
+            subscription_id=each.lago_id,
+            external_subscription_id=each.external_id,
+            lago_from_ms=bounds(each)[0],
+            lago_to_ms=bounds(each)[1],
+            metrics=tuple(sorted(metric for metric, seller in offer.sold_by.items() if seller.lago_id == each.lago_id)),
+            is_final=False,
+            is_current=True,
+        )
+        for each in offer.sellers
+    }
+
+
+def remembered(
+    reading: AccountReading,
+    memory: Memory,
+    standings: Sequence[Standing],
+    state: AccountState,
+    settings: LagoSettings,
+    now_ms: int,
+) -> tuple[Memory, tuple[ClosedPeriod, ...]]:
+    """What is kept of periods that are over, and which of the ledger's records are not needed any more."""
+    kept_ms = settings.reconcile.closed_kept_s * 1000
+    ends = {each.lago_id: each.terminated_at_ms for each in reading.subscriptions if each.terminated_at_ms is not None}
+    links, fees = dict(memory.links), dict(memory.fees)
+    settled, checks = dict(memory.settled), dict(memory.checks)
+    forget: list[ClosedPeriod] = []
+    for standing in standings:
+        period = standing.period
+        start = period.start_ms
+        at_ms = period.settled.at_ms if period.settled is not None else now_ms
+        for link in period.links:
+            # No event counts for a subscription that has ended, and the ledger heard of its end a moment later.
+            ended = ends.get(link.subscription_id, link.lago_to_ms)
+            lago_to_ms = min(link.lago_to_ms, ended) if ended > link.lago_from_ms else link.lago_to_ms
+            links[start, link.subscription_id] = replace(
+                link, ledger_end_ms=period.end_ms, lago_to_ms=lago_to_ms, is_final=standing.is_final, is_current=False
+            )
+        voided_at = period.settled.voided_at_ms if period.settled is not None else None
+        if standing.stage == "voided":
+            voided_at = voided_at if voided_at is not None else now_ms
+        if standing.stage in ("final", "forgiven", "voided"):
+            invoice = standing.invoice.lago_id if standing.invoice else None
+            if invoice is None and period.settled is not None:
+                invoice = period.settled.invoice_id
+            settled[start] = SettledPeriod(
+                start, period.end_ms, invoice, period.units, period.costs, period.fee, at_ms,
+                None if standing.stage == "final" else voided_at, standing.billed,
+            )  # fmt: skip
+            forget += [closed for closed in state.closed if closed.start_ms == start]
+        # A period without usage and without a fee owes nothing, whether Lago makes an invoice of it or not.
+        idle = not period.units and not period.cost and not period.fee
+        if now_ms - period.end_ms > kept_ms and (standing.is_final or idle):
+            settled.pop(start, None)
+            fees.pop(start, None)
+            checks.pop(start, None)
+            links = {key: link for key, link in links.items() if key[0] != start}
+    return Memory(links, fees, settled, memory.last, checks), tuple(forget)

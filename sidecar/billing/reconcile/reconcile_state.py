@@ -1,0 +1,153 @@
+"""What the reconciler remembers of an account between two readings: one hash in Valkey, beside the account's own.
+
+Fields: ``link:<ledger start>:<subscription>`` to which Lago period a period of the ledger belongs, ``fee:<start>`` what
+the plan's fee adds to it, ``settled:<start>`` what a period came to whose invoice is final, ``last`` the last reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Final
+
+import orjson
+
+from sidecar.billing.usage_sync.period_links import PeriodLink, decode_link, encode_link
+
+ABSENT: Final = "absent"
+"""Terms of a reading that found nothing to load."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettledPeriod:
+    """A period of the ledger whose invoice is final. ``units`` and ``costs`` are the ledger's, by metric; ``billed`` is
+    what the invoice has for them, taxes included, where units are missing on it. ``invoice_id`` None: nothing was due.
+    """
+
+    start_ms: int
+    end_ms: int
+    invoice_id: str | None
+    units: Mapping[str, int]
+    costs: Mapping[str, Decimal]
+    fee: Decimal
+    at_ms: int
+    voided_at_ms: int | None = None
+    billed: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastReading:
+    """What the last load was made of. Money in units of the currency. ``is_open``: a period owes something still."""
+
+    read_at_ms: int
+    balance: Decimal
+    terms: str
+    fingerprint: str = ""
+    is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Keys of ``fees``, ``settled`` and ``checks`` are the starts of ledger periods, those of ``links`` (start,
+    subscription). ``checks``: JSON of how the invoice compared with the ledger (``invoice_checks``).
+    """
+
+    links: Mapping[tuple[int, str], PeriodLink] = field(default_factory=dict)
+    fees: Mapping[int, Decimal] = field(default_factory=dict)
+    settled: Mapping[int, SettledPeriod] = field(default_factory=dict)
+    last: LastReading | None = None
+    checks: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def came_from_lago(self) -> bool:
+        """Whether the ledger's account was ever loaded from Lago; else it is a file's."""
+        return self.last is not None and self.last.terms != ABSENT
+
+    def links_of(self, start_ms: int) -> tuple[PeriodLink, ...]:
+        return tuple(link for (start, _), link in sorted(self.links.items()) if start == start_ms)
+
+    def fields(self) -> dict[str, str]:
+        """As it is stored."""
+        stored = {
+            f"link:{start}:{subscription}": encode_link(link) for (start, subscription), link in self.links.items()
+        }
+        stored |= {f"fee:{start}": str(fee) for start, fee in self.fees.items()}
+        stored |= {f"settled:{start}": _dump(asdict(period)) for start, period in self.settled.items()}
+        stored |= {f"check:{start}": check for start, check in self.checks.items()}
+        if self.last is not None:
+            stored["last"] = _dump(asdict(self.last))
+        return stored
+
+    def with_fingerprint(self, fingerprint: str) -> Memory:
+        return self if self.last is None else replace(self, last=replace(self.last, fingerprint=fingerprint))
+
+    def oldest_ms(self, current_ms: int) -> int:
+        """The earliest instant for which invoices may matter: the start of the first period that is not settled."""
+        starts = {start for start, _ in self.links} | set(self.settled)
+        waiting = (start for start in starts if not self._is_done(start))
+        return min([current_ms, *waiting])
+
+    def _is_done(self, start_ms: int) -> bool:
+        settled = self.settled.get(start_ms)
+        return settled is not None and settled.voided_at_ms is None
+
+
+class MalformedMemory(ValueError):
+    """A field that no version has written. The message names it."""
+
+
+def decode_memory(fields: Mapping[bytes, bytes]) -> Memory:
+    """Raises ``MalformedMemory``."""
+    links: dict[tuple[int, str], PeriodLink] = {}
+    fees: dict[int, Decimal] = {}
+    settled: dict[int, SettledPeriod] = {}
+    checks: dict[int, str] = {}
+    last = None
+    for name, value in fields.items():
+        kind, _, rest = name.decode("utf-8", "replace").partition(":")
+        try:
+            if kind == "link":
+                start, _, subscription = rest.partition(":")
+                links[int(start), subscription] = decode_link(value)
+            elif kind == "fee":
+                fees[int(rest)] = Decimal(value.decode())
+            elif kind == "settled":
+                settled[int(rest)] = _settled(orjson.loads(value))
+            elif kind == "check":
+                checks[int(rest)] = value.decode()
+            elif kind == "last":
+                row = orjson.loads(value)
+                last = decode_last(row)
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            raise MalformedMemory(f"{name[:60]!r} cannot be read: {error}") from None
+    return Memory(links, fees, settled, last, checks)
+
+
+def decode_last(row: Any) -> LastReading:
+    """Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``ArithmeticError``."""
+    return LastReading(
+        read_at_ms=int(row["read_at_ms"]),
+        balance=Decimal(row["balance"]),
+        terms=str(row["terms"]),
+        fingerprint=str(row["fingerprint"]),
+        is_open=bool(row["is_open"]),
+    )
+
+
+def _settled(row: Any) -> SettledPeriod:
+    return SettledPeriod(
+        start_ms=int(row["start_ms"]),
+        end_ms=int(row["end_ms"]),
+        invoice_id=row["invoice_id"],
+        units={str(metric): int(units) for metric, units in row["units"].items()},
+        costs={str(metric): Decimal(cost) for metric, cost in row["costs"].items()},
+        fee=Decimal(row["fee"]),
+        at_ms=int(row["at_ms"]),
+        voided_at_ms=row["voided_at_ms"],
+        billed=Decimal(row["billed"]) if row.get("billed") is not None else None,
+    )
+
+
+def _dump(row: object) -> str:
+    return orjson.dumps(row, default=str).decode()

@@ -1,0 +1,281 @@
+"""Brings accounts from Lago into the ledger, one at a time or as their doorbells ring.
+
+Only the leader does so, and each write carries its token, so that one that stood still writes nothing stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Final, Literal, Protocol, cast
+
+from sidecar.basics.logger import get_logger
+from sidecar.billing.lago.errors import LagoError
+from sidecar.billing.lago.models import Tax
+from sidecar.billing.reconcile.account_reading import AccountReading, Lago, read_account
+from sidecar.billing.reconcile.alerts import Alert, BillingRefused
+from sidecar.billing.reconcile.desired_state import Books, reconcile
+from sidecar.billing.reconcile.metrics import BillingMetrics
+from sidecar.billing.reconcile.reconcile_state import ABSENT, LastReading, MalformedMemory, Memory, decode_memory
+from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.settings import LagoSettings
+from sidecar.ledger.accounts.account_state import AccountState
+from sidecar.ledger.accounts.loader import (
+    AccountLoader,
+    ApiKeyTaken,
+    Fenced,
+    LedgerUnavailable,
+    LoadRefused,
+    MalformedAccount,
+    PeriodMoved,
+    PriceError,
+)
+from sidecar.ledger.keys import Keys
+from sidecar.valkey.hash_fields import set_fields
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
+
+log = get_logger("sidecar.billing")
+
+ROUNDS_MAX: Final = 6
+"""A cut, a period that moved meanwhile: each makes it look at the ledger once more."""
+
+TAXES_KEPT_S: Final = 60.0
+AGAIN_MS: Final = 2_000
+
+Result = Literal["loaded", "absent", "refused", "unavailable", "fenced", "dry-run"]
+
+
+class Counts(Protocol):
+    """Units that OpenMeter has counted for an account since an instant; raises ``CountsUnavailable``."""
+
+    async def __call__(self, account: str, metrics: tuple[str, ...], from_ms: int, to_ms: int) -> Mapping[str, int]: ...
+
+
+class CountsUnavailable(Exception):
+    """OpenMeter cannot say. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``before`` and ``after``: the ledger's account, rolled over; ``after`` None if nothing was loaded.
+
+    ``is_final``: asking again at once would come to the same.
+    """
+
+    account: str
+    result: Result
+    why: str = ""
+    is_final: bool = True
+    books: Books | None = None
+    before: AccountState | None = None
+    after: AccountState | None = None
+    alerts: tuple[Alert, ...] = ()
+
+
+class Reconciler:
+    """``sleep_until`` waits until Valkey's clock shows an instant in ms; tests with another clock give their own."""
+
+    def __init__(
+        self,
+        lago: Lago,
+        loader: AccountLoader,
+        client: Client,
+        keys: Keys,
+        settings: LagoSettings,
+        *,
+        metrics: BillingMetrics | None = None,
+        counts: Counts | None = None,
+        sleep_until: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        self.metrics = metrics or BillingMetrics()
+        self._lago = lago
+        self._loader = loader
+        self._client = client
+        self._keys = keys
+        self._bells = Bells(client, keys)
+        self._settings = settings
+        self._counts = counts
+        self._sleep_until = sleep_until or self._wait_for
+        self._flights: dict[str, asyncio.Task[Outcome]] = {}
+        self._taxes: tuple[Tax, ...] = ()
+        self._taxes_until_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"Reconciler({self._lago!r}, {len(self._flights)} under way)"
+
+    async def reconcile(
+        self, account: str, token: int | None = None, *, fingerprint: str | None = None, thorough: bool = False
+    ) -> Outcome:
+        """Read the account from Lago and load it. Never raises for what Lago or Valkey do; the outcome says it.
+
+        One that comes while the account is being read already joins that reading only if it has not begun to read; so
+        it waits for it and reads again. ``thorough`` reads the wallets' transactions too.
+        """
+        flight = self._flights.get(account)
+        if flight is not None:
+            await asyncio.wait({flight})
+        while (flight := self._flights.get(account)) is not None:
+            # Others have waited too, and one of them reads now, from after the moment at which all of them asked.
+            return await asyncio.shield(flight)
+        task = asyncio.create_task(self._reconcile(account, token, fingerprint, thorough))
+        self._flights[account] = task
+        task.add_done_callback(lambda _: self._flights.pop(account, None))
+        return await asyncio.shield(task)
+
+    async def preview(self, account: str) -> Outcome:
+        """What :meth:`reconcile` would do, without doing it."""
+        return await self._guarded(account, self._preview(account))
+
+    async def _preview(self, account: str) -> Outcome:
+        memory = await self.memory(account)
+        state = await self._rolled_over(account)
+        reading = await self._read(account, state, memory, thorough=True)
+        books = reconcile(reading, state, memory, self._settings, reading.read_at_ms)
+        return Outcome(account, "dry-run", books.why, True, books, state, None, books.alerts)
+
+    async def _reconcile(self, account: str, token: int | None, fingerprint: str | None, thorough: bool) -> Outcome:
+        started = time.monotonic()
+        outcome = await self._guarded(account, self._bring(account, token, fingerprint, thorough))
+        self.metrics.reconciles[outcome.result] += 1
+        self.metrics.reconcile_seconds += time.monotonic() - started
+        kinds = [alert.kind for alert in outcome.alerts]
+        if outcome.result != "unavailable":
+            self.metrics.note_alerts(account, kinds)
+        for alert in outcome.alerts:
+            log.warning("alert", account=account, kind=alert.kind, message=alert.message)
+        return outcome
+
+    async def _guarded(self, account: str, work: Awaitable[Outcome]) -> Outcome:
+        try:
+            return await work
+        except BillingRefused as error:
+            return _refused(account, Alert(error.kind, account, str(error)))
+        except (PriceError, LoadRefused) as error:
+            return _refused(account, Alert("amount", account, str(error)))
+        except (ApiKeyTaken, MalformedMemory, MalformedAccount) as error:
+            return _refused(account, Alert("terms", account, str(error)))
+        except Fenced as error:
+            return Outcome(account, "fenced", str(error), is_final=False)
+        except LagoError as error:
+            log.warning("account not read", account=account, reason=str(error))
+            return Outcome(account, "unavailable", str(error), is_final=not error.transient)
+        except LedgerUnavailable as error:
+            log.warning("account not loaded", account=account, reason=str(error))
+            return Outcome(account, "unavailable", str(error), is_final=False)
+
+    async def _bring(self, account: str, token: int | None, fingerprint: str | None, thorough: bool) -> Outcome:
+        memory = await self.memory(account)
+        before = state = await self._rolled_over(account)
+        reading = await self._read(account, state, memory, thorough)
+        for _ in range(ROUNDS_MAX):
+            now_ms = await self._loader.now_ms()
+            books = reconcile(reading, state, memory, self._settings, now_ms)
+            if books.cut is not None:
+                at_ms = now_ms // 1000 * 1000 + 1000
+                await self._loader.cut(account, at_ms, books.cut.next_ends_ms, token, close=books.cut.close)
+                await self._sleep_until(at_ms)
+            elif books.spec is None:
+                await self._mark_absent(account, memory, fingerprint)
+                return Outcome(account, "absent", books.why, books=books, before=before, alerts=books.alerts)
+            else:
+                try:
+                    await self._load(books, token)
+                except PeriodMoved:
+                    pass
+                else:
+                    await self._keep(books, memory, fingerprint)
+                    if not reading.is_stable:
+                        await self.wake(f"account:{account}", now_ms + AGAIN_MS)
+                    after = await self._rolled_over(account)
+                    return Outcome(account, "loaded", "", True, books, before, after, books.alerts)
+            state = await self._rolled_over(account)
+        return Outcome(account, "unavailable", "its period kept moving while it was loaded", is_final=False)
+
+    async def _load(self, books: Books, token: int | None) -> None:
+        spec = books.spec
+        assert spec is not None
+        counted = dict(books.counted)
+        if books.period_start_ms is None and self._counts is not None and spec.prices:
+            # New to the ledger, or lost by it: OpenMeter may have counted more than has reached Lago.
+            start_ms = spec.period.at(0).start_ms
+            try:
+                metered = await self._counts(spec.id, tuple(spec.prices), start_ms, await self._loader.now_ms())
+            except CountsUnavailable as error:
+                log.warning("usage before now is taken from Lago alone", account=spec.id, reason=str(error))
+            else:
+                counted |= {metric: max(units, counted.get(metric, 0)) for metric, units in metered.items() if units}
+        await self._loader.load(
+            spec, period_start_ms=books.period_start_ms, fence=token, counted=counted, keep_operator_status=True
+        )
+
+    async def _keep(self, books: Books, memory: Memory, fingerprint: str | None) -> None:
+        """Memory first, then the ledger's records of what it now remembers: a crash between keeps both."""
+        kept = books.memory if fingerprint is None else books.memory.with_fingerprint(fingerprint)
+        fields = kept.fields()
+        gone = memory.fields().keys() - fields.keys()
+        key = self._keys.billing(books.account)
+        try:
+            await set_fields(self._client, key, fields)
+            if gone:
+                await self._client.hdel(key, *gone)
+            await self._client.delete(self._keys.absent(books.account))
+            for at_ms in books.wake_at_ms:
+                await self.wake(f"account:{books.account}", at_ms)
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+        await self._loader.forget_closed(books.account, books.forget)
+
+    async def wake(self, name: str, at_ms: int) -> None:
+        """Ring a bell at an instant. Raises what redis-py raises."""
+        await self._bells.wake(name, at_ms)
+
+    async def memory(self, account: str) -> Memory:
+        """What is remembered of an account. Raises ``LedgerUnavailable``, ``MalformedMemory``."""
+        try:
+            fields = await self._client.hgetall(self._keys.billing(account))
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+        return decode_memory(cast("Mapping[bytes, bytes]", fields))
+
+    async def _read(self, account: str, state: AccountState, memory: Memory, thorough: bool) -> AccountReading:
+        current_ms = state.period_start_ms if state.version > 0 else 0
+        return await read_account(
+            self._lago,
+            account,
+            await self._default_taxes(),
+            await self._loader.now_ms(),
+            memory.oldest_ms(current_ms),
+            with_transactions=thorough,
+        )
+
+    async def _rolled_over(self, account: str) -> AccountState:
+        state = await self._loader.state(account)
+        return state.rolled_over(await self._loader.now_ms()) if state.version > 0 else state
+
+    async def _default_taxes(self) -> tuple[Tax, ...]:
+        if time.monotonic() >= self._taxes_until_s:
+            self._taxes = tuple(tax for tax in await self._lago.taxes() if tax.is_default)
+            self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
+        return self._taxes
+
+    async def _mark_absent(self, account: str, memory: Memory, fingerprint: str | None) -> None:
+        try:
+            await self._client.set(self._keys.absent(account), "1", ex=self._settings.reconcile.absent_s)
+            if fingerprint is not None:
+                # A customer of the bank who subscribes to nothing is not read again in every sweep.
+                last = LastReading(await self._loader.now_ms(), Decimal(0), ABSENT, fingerprint)
+                fields = replace(memory, last=last).fields()
+                await set_fields(self._client, self._keys.billing(account), {"last": fields["last"]})
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+
+    async def _wait_for(self, at_ms: int) -> None:
+        while (left_ms := at_ms - await self._loader.now_ms()) > 0:
+            await asyncio.sleep(left_ms / 1000)
+
+
+def _refused(account: str, alert: Alert) -> Outcome:
+    return Outcome(account, "refused", alert.message, alerts=(alert,))

@@ -1,0 +1,136 @@
+"""Events for Lago that are frozen: whatever happens, one is only ever sent as it was written down first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final, Literal
+
+import orjson
+
+from sidecar.billing.lago.models import Event
+from sidecar.billing.usage_sync.period_links import PeriodLink
+
+OUTGOING_BYTES_MAX: Final = 65_536
+REASON_CHARS_MAX: Final = 300
+
+State = Literal["frozen", "rejected", "conflict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event that Lago is not known to have.
+
+    ``period_start_ms``: the ledger period whose usage it is; ``target_start_ms``: the one that it is billed in, another
+    one if it is carried over; the targets of a metric are told apart by this alone. ``segment_s``: where the segment
+    started. ``state``: ``rejected`` and ``conflict`` are set aside, with the ``reason``.
+    """
+
+    transaction_id: str
+    external_subscription_id: str
+    metric: str
+    field_name: str
+    timestamp: Decimal
+    units: int
+    period_start_ms: int
+    target_start_ms: int
+    segment_s: int
+    state: State = "frozen"
+    reason: str = ""
+
+    @property
+    def is_carried(self) -> bool:
+        return self.target_start_ms != self.period_start_ms
+
+    @property
+    def revision(self) -> int:
+        """0 for the first event of a segment; what follows are differences."""
+        return int(self.transaction_id.removesuffix(":carried").rpartition(":")[2])
+
+    def event(self) -> Event:
+        """As Lago gets it."""
+        return Event(
+            transaction_id=self.transaction_id,
+            external_subscription_id=self.external_subscription_id,
+            code=self.metric,
+            timestamp=self.timestamp,
+            properties={self.field_name: str(self.units)},
+        )
+
+    def units_of(self, event: Event) -> int | None:
+        """Units of an event that Lago has under this transaction id; None if they cannot be read."""
+        return whole_units(event.properties.get(self.field_name))
+
+    def is_same(self, event: Event) -> bool:
+        """Whether what Lago has is what was frozen."""
+        return self.has_same_place(event) and self.timestamp == event.timestamp and self.units_of(event) == self.units
+
+    def has_same_place(self, event: Event) -> bool:
+        """Whether it is an event of the same subscription and metric."""
+        return (self.external_subscription_id, self.metric) == (event.external_subscription_id, event.code)
+
+
+def whole_units(value: object) -> int | None:
+    """A property as a whole number of at least 0, None if it is none. Lago may give it back as text or as a number."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    # The order of magnitude first: 1E+999999999 written out would fill the memory.
+    if not number.is_finite() or number < 0 or number.adjusted() > 18 or number != number.to_integral_value():
+        return None
+    return int(number)
+
+
+def transaction_id(metric: str, link: PeriodLink, segment_s: int, revision: int, *, carried: bool = False) -> str:
+    """Unique in all of Lago, since its check for duplicates within a batch looks at nothing else."""
+    return f"om:{metric}:{link.subscription_id}:{segment_s}:{revision}{':carried' if carried else ''}"
+
+
+def encode_outgoing(outgoing: Outgoing) -> bytes:
+    """What is stored of it under its transaction id."""
+    row: dict[str, Any] = {
+        "subscription": outgoing.external_subscription_id,
+        "metric": outgoing.metric,
+        "field": outgoing.field_name,
+        "timestamp": str(outgoing.timestamp),
+        "units": outgoing.units,
+        "period": outgoing.period_start_ms,
+        "target": outgoing.target_start_ms,
+        "segment": outgoing.segment_s,
+        "state": outgoing.state,
+        "reason": outgoing.reason[:REASON_CHARS_MAX],
+    }
+    return orjson.dumps(row)
+
+
+def decode_outgoing(transaction_id: str, data: bytes) -> Outgoing:
+    """As ``encode_outgoing`` has written it.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    if len(data) > OUTGOING_BYTES_MAX:
+        raise ValueError(f"{len(data)} bytes, more than {OUTGOING_BYTES_MAX}")
+    row = orjson.loads(data)
+    try:
+        state = row["state"]
+        if state not in ("frozen", "rejected", "conflict"):
+            raise ValueError(f"its state is {state!r}")
+        return Outgoing(
+            transaction_id=transaction_id,
+            external_subscription_id=str(row["subscription"]),
+            metric=str(row["metric"]),
+            field_name=str(row["field"]),
+            timestamp=Decimal(row["timestamp"]),
+            units=int(row["units"]),
+            period_start_ms=int(row["period"]),
+            target_start_ms=int(row["target"]),
+            segment_s=int(row["segment"]),
+            state=state,
+            reason=str(row["reason"]),
+        )
+    except (TypeError, KeyError, InvalidOperation) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,161 @@
+"""Metered usage to Lago: what the control plane calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from sidecar.basics.clock import Clock, SystemClock
+from sidecar.basics.logger import get_logger
+from sidecar.billing.lago.models import Invoice
+from sidecar.billing.settings import SyncSettings
+from sidecar.billing.usage_sync.comparison import Accounted, ComparisonRow, LedgerUsage, compare
+from sidecar.billing.usage_sync.delivery import Lago
+from sidecar.billing.usage_sync.metered_usage import Query
+from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
+from sidecar.billing.usage_sync.planning import Moment
+from sidecar.billing.usage_sync.sync_report import SyncMetrics, SyncReport
+from sidecar.billing.usage_sync.sync_round import Round
+from sidecar.billing.usage_sync.sync_store import Remembered, ValkeyStore
+from sidecar.ledger.keys import Keys
+from sidecar.valkey.topology import Client
+
+log = get_logger("sidecar.billing.usage_sync")
+
+RESCAN_EVERY_S: Final = 900
+"""Late usage is looked for no more often than this, however short the interval between two rounds."""
+
+LOGGED_ROWS_MAX: Final = 20
+
+
+class Sync:
+    """Brings usage from OpenMeter to Lago. One round at a time; ``metrics`` may be read whenever wanted."""
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        lago: Lago,
+        query: Query,
+        settings: SyncSettings,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self._store = ValkeyStore(client, keys)
+        self._lago = lago
+        self._query = query
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._lock = asyncio.Lock()
+        self._rescan_due_s: int | None = None
+        self.metrics = SyncMetrics()
+
+    def __repr__(self) -> str:
+        return f"Sync({self._store}, {self.metrics.rounds} rounds)"
+
+    async def run_once(
+        self,
+        accounts: AsyncIterator[SyncAccount] | Iterable[SyncAccount],
+        token: int,
+        now_ms: int,
+        flush: bool = False,
+    ) -> SyncReport:
+        """One round over these accounts. Trouble is in the report; what was left undone is done by the next round.
+
+        ``token``: of the leader's lease. ``flush``: push every open period up to this second, try again what was set
+        aside, and compare each open period as a whole.
+
+        Raises:
+            Fenced: another leader has taken over.
+        """
+        async with self._lock:
+            began_s = self._clock.monotonic_s()
+            now_s = now_ms // 1000
+            rescan = flush or self._rescan_due_s is None or now_s >= self._rescan_due_s
+            moment = Moment(now_s, flush=flush, rescan=rescan)
+            one = Round(self._store, self._lago, self._query, self._settings, token=token, moment=moment)
+            report = await one.run(accounts)
+            if rescan and report.stopped is None:
+                self._rescan_due_s = now_s + RESCAN_EVERY_S
+            _log(report, self.metrics)
+            self.metrics.note(report, now_ms, self._clock.monotonic_s() - began_s)
+            return report
+
+    async def compare(
+        self,
+        account: str,
+        link: PeriodLink,
+        ledger: Sequence[LedgerUsage],
+        invoice: Invoice,
+        *,
+        also: Sequence[PeriodLink] = (),
+    ) -> tuple[ComparisonRow, ...]:
+        """The ledger's units beside OpenMeter's, those pushed, and those invoiced.
+
+        ``ledger``: of the metrics that this subscription charges. ``also``: further periods of the ledger within the
+        same billing period; ``ledger`` is the sum then. ``invoice``: with its fees.
+
+        Raises:
+            ValueError: the links do not belong together, or the invoice has no fees.
+            SyncStateError: what is remembered of the account cannot be read.
+            QueryError: OpenMeter does not answer.
+        """
+        links = (link, *also)
+        remembered = await self._store.read(account)
+        sums: dict[str, Accounted] = {}
+        for each in links:
+            for metric in each.metrics:
+                rows = await self._query.usage(
+                    metric, each.ledger_start_ms, each.ledger_end_ms, subject=account, window=None
+                )
+                counted = sum(row.units for row in rows if row.subject == account)
+                sums[metric] = _plus(sums.get(metric, Accounted()), counted, remembered, each, metric)
+        return compare(account, links, ledger, sums, invoice)
+
+
+def _plus(sums: Accounted, counted: int, remembered: Remembered, link: PeriodLink, metric: str) -> Accounted:
+    sums = replace(sums, openmeter=sums.openmeter + counted)
+    book = remembered.books.get((link.start_s, metric))
+    if book is None:
+        return sums
+    # A book counts events from the moment at which they are frozen.
+    open_units = sum(
+        each.units
+        for each in remembered.outgoing.values()
+        if each.metric == metric and each.period_start_ms == link.ledger_start_ms and not each.is_carried
+    )
+    return replace(
+        sums,
+        pushed=sums.pushed + book.pushed - open_units,
+        carried_in=sums.carried_in + book.carried_in,
+        carried_out=sums.carried_out + book.carried_out,
+        late=sums.late + book.late,
+    )
+
+
+def _log(report: SyncReport, before: SyncMetrics) -> None:
+    """What is new. A period that is about to end is looked at every second, and what stands is in the metrics."""
+    counts = report.counts
+    if counts.events:
+        log.info("usage pushed to lago", events=counts.events, units=counts.units, deltas=counts.deltas)
+    if report.stopped is not None:
+        log.warning("sync stopped early", reason=report.stopped)
+    for metric, reason in report.refused.items():
+        if before.refused.get(metric) != reason:
+            log.warning("metric not pushed", metric=metric, reason=reason)
+    if counts.excess_units != before.last.excess_units and report.stopped is None:
+        log.warning("openmeter has fewer units than were pushed", units=counts.excess_units)
+    troubles = [row for row in report.rows if row.is_new and row.kind not in ("pushed", "carried", "duplicate")]
+    for row in troubles[:LOGGED_ROWS_MAX]:
+        log.warning(
+            f"sync {row.kind}",
+            account=row.account,
+            period_start_ms=row.period_start_ms,
+            metric=row.metric,
+            units=row.units,
+            detail=row.detail,
+        )
+    if len(troubles) > LOGGED_ROWS_MAX:
+        log.warning("more of this in the report", rows=len(troubles) - LOGGED_ROWS_MAX + report.rows_left_out)

@@ -1,0 +1,1 @@
+"""The control plane's loops: leadership, reconciliation, usage sync, webhooks."""

@@ -1,0 +1,117 @@
+"""What the billing side counts, in Prometheus' exposition format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sidecar.billing.reconcile.metrics import BillingCollector
+from sidecar.billing.webhooks.metrics import WebhookCollector
+from sidecar.metering.audit.metrics import AuditCollector
+
+if TYPE_CHECKING:
+    from sidecar.controlplane.billing_service import Billing
+
+
+class LagoCollector(Collector):
+    """The client, the sync and the comparison of invoices of one :class:`Billing`."""
+
+    def __init__(self, billing: Billing) -> None:
+        self._billing = billing
+
+    def collect(self) -> Iterator[Metric]:
+        client = self._billing.lago.metrics
+        yield _labelled("sidecar_lago_requests", "Requests to Lago.", "endpoint", client.requests)
+        yield _labelled("sidecar_lago_failures", "Requests to Lago that failed, by kind.", "kind", client.failures)
+        yield CounterMetricFamily("sidecar_lago_retries", "Requests that were sent again.", value=client.retries)
+        yield CounterMetricFamily("sidecar_lago_pauses", "Times that Lago asked for a pause.", value=client.pauses)
+        yield CounterMetricFamily(
+            "sidecar_lago_throttled_seconds", "Time for which requests were held back.", value=client.throttled_s
+        )
+        lease = self._billing.lease.state
+        yield CounterMetricFamily("sidecar_control_terms", "Times that this process began to lead.", value=lease.terms)
+        if self._billing.sync is not None:
+            yield from self._sync()
+        if self._billing.checks is not None:
+            yield from self._checks()
+
+    def _sync(self) -> Iterable[Metric]:
+        sync = self._billing.sync
+        assert sync is not None
+        metrics, total, last = sync.metrics, sync.metrics.total, self._billing.last_sync
+        yield CounterMetricFamily("sidecar_sync_rounds", "Rounds of pushing usage to Lago.", value=metrics.rounds)
+        yield CounterMetricFamily(
+            "sidecar_sync_rounds_failed", "Rounds that left something undone.", value=metrics.rounds_failed
+        )
+        yield CounterMetricFamily("sidecar_sync_events", "Usage events that Lago has taken.", value=total.events)
+        yield CounterMetricFamily("sidecar_sync_units", "Units in them.", value=total.units)
+        yield CounterMetricFamily("sidecar_sync_duplicates", "Events that Lago had already.", value=total.duplicates)
+        yield CounterMetricFamily("sidecar_sync_late_units", "Units that missed their invoice.", value=total.late_units)
+        yield CounterMetricFamily(
+            "sidecar_sync_carried_units", "Of these, units billed in a later period.", value=total.carried_units
+        )
+        yield GaugeMetricFamily(
+            "sidecar_sync_refused_metrics",
+            "Metrics that cannot be pushed as Lago has them; the log says why.",
+            value=len(metrics.refused),
+        )
+        if last is not None:
+            counts = last.counts
+            for name, text, value in (
+                ("set_aside_events", "Events that Lago refuses.", counts.set_aside),
+                ("pending_events", "Events not known to be delivered.", counts.pending),
+                ("excess_units", "Units pushed that OpenMeter does not have any more.", counts.excess_units),
+                ("accounts_failed", "Accounts whose usage could not be pushed.", counts.accounts_failed),
+            ):
+                yield GaugeMetricFamily(f"sidecar_sync_{name}", text, value=value)
+        if metrics.finished_at_ms is not None:
+            yield GaugeMetricFamily(
+                "sidecar_sync_timestamp_seconds",
+                "When the last complete round began.",
+                value=metrics.finished_at_ms / 1000,
+            )
+
+    def _checks(self) -> Iterable[Metric]:
+        checks = self._billing.checks
+        assert checks is not None
+        yield CounterMetricFamily(
+            "sidecar_invoices_compared",
+            "Metrics of final invoices compared with the ledger.",
+            value=checks.metrics.compared,
+        )
+        yield CounterMetricFamily(
+            "sidecar_invoices_equal", "Of these, how many agreed at once.", value=checks.metrics.equal
+        )
+        units = GaugeMetricFamily(
+            "sidecar_invoice_difference_units",
+            "Units of the ledger that no final invoice has, less those that only invoices have.",
+            labels=["tpp_id", "metric"],
+        )
+        cents = GaugeMetricFamily(
+            "sidecar_invoice_difference_cents", "The same in the currency's smallest coin.", labels=["tpp_id", "metric"]
+        )
+        for (account, metric), (difference, money) in sorted(checks.metrics.differences.items()):
+            units.add_metric([account, metric], float(difference))
+            cents.add_metric([account, metric], money)
+        yield units
+        yield cents
+
+
+def collectors(billing: Billing) -> Iterator[Collector]:
+    """Of everything that ``billing`` counts."""
+    yield BillingCollector(billing.metrics)
+    yield WebhookCollector(billing.receiver.metrics)
+    yield LagoCollector(billing)
+    if billing.auditor is not None:
+        yield AuditCollector(billing.auditor.metrics, time.time)
+
+
+def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in sorted(values.items()):
+        family.add_metric([value], count)
+    return family

@@ -1,0 +1,339 @@
+"""A client's connection: cuts its bytes into requests, one exchange at a time, and keeps its time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from sidecar.basics.listening import plain_address
+from sidecar.gateway import errors
+from sidecar.gateway.errors import Refusal
+from sidecar.gateway.exchange.exchange import Exchange
+from sidecar.gateway.http1.framing import ProtocolError, RequestHead
+from sidecar.gateway.upstream import UpstreamPool
+from sidecar.identity.types import Peer
+
+if TYPE_CHECKING:
+    from sidecar.gateway.gateway import Gateway
+
+_clock: Final = monotonic
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+LINGER_S: Final = 2.0
+"""How long a connection that was refused with unread data is still read, so that the refusal is not lost in a reset
+(RFC 9112 section 9.6)."""
+LINGER_BYTES_MAX: Final = 16_777_216
+"""What is read and thrown away meanwhile: more than the default limit of bodies, so that who sends a little too much
+sees the 413."""
+
+
+class ClientConnection:
+    """An ``asyncio.Protocol`` by its methods. ``deadline`` ends it (time of the monotonic clock) unless an exchange is
+    under way, which has its own. ``keep``: it may carry another request."""
+
+    __slots__ = (
+        "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "deadline",
+        "ending", "eof",
+        "exchange", "gateway", "keep", "lingering", "peer", "pool", "reading_paused", "requests", "secure", "transport",
+        "writing_paused",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, pool: UpstreamPool | None) -> None:
+        self.gateway = gateway
+        self.pool = pool
+        """Where its requests go; not yet known for one that the kernel redirected, until it is made."""
+        self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; set before anything else happens
+        self.peer: Peer = gateway.unknown_peer
+        self.secure = False
+        self.exchange: Exchange | None = None
+        self.keep = True
+        self.eof = False
+        self.lingering = False
+        """What arrives is read and thrown away."""
+        self.ending = False
+        self.reading_paused = False
+        self.writing_paused = False
+        self.requests = 0
+        self.deadline = 0.0
+        self._buffer = b""
+        self._searched = 0
+        self._lingered = 0
+        self._pumping = False
+        self._unsent = 0
+        self._forwarded = b""
+        self._lines = b""
+        self._lines_host: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<ClientConnection {self.peer.address} requests={self.requests} {self.exchange!r}>"
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        gateway = self.gateway
+        if not gateway.admit(self):
+            self.lingering = self.ending = True
+            return
+        settings = gateway.settings
+        self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
+        name = transport.get_extra_info("peername")
+        address = plain_address(name[0]) if isinstance(name, tuple) else ""
+        tls = transport.get_extra_info("ssl_object")
+        self.secure = tls is not None
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        self.peer = Peer(address, gateway.trusts(address), certificate)
+        self._forwarded = gateway.forwarded_prefix(self.peer, secure=self.secure)
+        self.deadline = monotonic() + gateway.settings.header_timeout_s
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            if self.lingering:
+                self._lingered += len(data)
+                if self._lingered > LINGER_BYTES_MAX:
+                    self.abort()
+                return
+            if self.writing_paused:
+                self._buffer += data  # no answer can be written; see resume_writing
+                self.pause_reading()
+                return
+            self._read_head(self._buffer + data if self._buffer else data)
+        elif exchange.tunnel or (exchange.body is not None and not exchange.body.done):
+            exchange.client_data(data)
+        else:
+            # The next request, sent before this one's answer (pipelining). It waits, too much of it in the kernel.
+            self._buffer += data
+            if len(self._buffer) > self.gateway.settings.limits.head_bytes_max:
+                self.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Half-closed, the client still gets the answers to what it sent (RFC 9112 section 9.6), but over TLS, which
+        has no half-close here."""
+        self.eof = True
+        if self.exchange is not None:
+            self.exchange.client_eof()
+        elif not self._pumping and not self.writing_paused:
+            return False
+        return not self.secure
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gateway.dismiss(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        self.writing_paused = True
+        self._unsent = self.transport.get_write_buffer_size()
+        if self.exchange is not None:
+            self.exchange.client_pause()
+
+    def resume_writing(self) -> None:
+        self.writing_paused = False
+        if self.exchange is not None:
+            self.exchange.client_resume()
+        elif not self.lingering:
+            self.deadline = monotonic() + self.gateway.settings.idle_timeout_s
+            self._next()
+
+    def still_taking(self) -> bool:
+        """Whether the client took some of what waits for it since it was last asked, or since more came to wait."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        return self._unsent < before
+
+    # requests
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another request may follow on this connection."""
+        most = self.gateway.settings.requests_per_connection_max
+        ended = self.eof and not self._buffer
+        return not self.gateway.draining and not ended and (not most or self.requests < most)
+
+    def _read_head(self, buffer: bytes) -> None:
+        gateway = self.gateway
+        try:
+            found = gateway.request_parser.request(buffer, 0, self._searched)
+        except ProtocolError as error:
+            self._refuse_head(error)
+            return
+        now = _clock()
+        if found is None:
+            if not self._buffer:
+                self.deadline = now + gateway.settings.header_timeout_s
+            self._buffer = buffer
+            self._searched = len(buffer)
+            return
+        head, end = found
+        self._searched = 0
+        self.requests += 1
+        exchange = Exchange(gateway, self, head, now)
+        self.exchange = exchange
+        if exchange.body is None:
+            self._buffer = buffer[end:] if end < len(buffer) else b""
+            exchange.begin()
+        else:
+            self._buffer = b""
+            rest = buffer[end:]
+            exchange.begin()
+            if rest and self._carries(exchange) and not exchange.finished:
+                exchange.client_data(rest)
+
+    def _refuse_head(self, error: ProtocolError) -> None:
+        """What is no request gets its answer and the end of the connection: where the next one begins is not known."""
+        self.gateway.counters.refuse(errors.BAD_REQUEST.name)
+        self.gateway.refused_head(self, error)
+        refusal = Refusal(errors.BAD_REQUEST, error.reason, error.status)
+        self.transport.write(self.gateway.errors.response(refusal, keep_alive=False))
+        self._linger()
+
+    def exchange_done(self, now: float, *, unread_body: bool = False) -> None:
+        """The answer was written, at ``now``. Goes on with the next request, or ends."""
+        self.exchange = None
+        if not self.keep:
+            if unread_body:
+                self._linger()
+            else:
+                self.end()
+            return
+        settings = self.gateway.settings
+        if self.writing_paused:
+            # The client does not take its answers: it gets no more of them until it does.
+            self.deadline = now + settings.write_timeout_s
+            return
+        self.deadline = now + settings.idle_timeout_s
+        if self._buffer or self.reading_paused or self.eof or self.gateway.draining:
+            self._next()
+
+    def _next(self) -> None:
+        """Goes on with what was sent ahead, or waits for the next request."""
+        self.resume_reading()
+        if self._buffer:
+            if not self._pumping:
+                self._pumping = True
+                self.gateway.loop.call_soon(self._pump)
+        elif self.eof or self.gateway.draining:
+            self.end()
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if self.exchange is not None or self.lingering or self.writing_paused or self.transport.is_closing():
+            return
+        buffer, self._buffer, self._searched = self._buffer, b"", 0
+        if buffer:
+            self._read_head(buffer)
+        if self._is_idle() and (self.eof or self.gateway.draining):
+            self.end()
+
+    # These look anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
+
+    def _carries(self, exchange: Exchange) -> bool:
+        return self.exchange is exchange
+
+    def _is_idle(self) -> bool:
+        return self.exchange is None and not self.lingering and not self._pumping
+
+    def take_leftover(self, data: bytes) -> None:
+        """Bytes after the end of a request's body: the next request."""
+        self._buffer += data
+
+    def _linger(self) -> None:
+        self._buffer = b""
+        self.exchange = None
+        if self.eof:
+            self.end()
+            return
+        self.lingering = True
+        self.deadline = monotonic() + LINGER_S
+        self.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def end(self) -> None:
+        """Closes when what was written has gone out. The sweep cuts it off if the client does not take that."""
+        self.exchange = None
+        self.lingering = self.ending = True
+        self._buffer = b""
+        self._unsent = self.transport.get_write_buffer_size()
+        self.deadline = monotonic() + self.gateway.settings.write_timeout_s
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        self.transport.abort()
+
+    def reset(self) -> None:
+        """Closes at once, with a reset: where the end of the connection is the end of a body, a plain close would let a
+        part pass for the whole."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self.transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+    def tunnel_begun(self) -> None:
+        """What came after the request's head belongs to the tunnel."""
+        self.resume_reading()
+        buffer, self._buffer = self._buffer, b""
+        if buffer and self.exchange is not None:
+            self.exchange.client_data(buffer)
+
+    def sweep(self, now: float) -> None:
+        """Ends what has taken too long."""
+        exchange = self.exchange
+        if exchange is not None:
+            if exchange.deadline < now:
+                exchange.timed_out()
+        elif self.deadline < now:
+            if self.ending or self.writing_paused:
+                if self.still_taking():
+                    self.deadline = now + self.gateway.settings.write_timeout_s
+                else:
+                    self.abort()
+            elif self._buffer and not self.lingering:
+                self.gateway.counters.refuse(errors.TIMEOUT_CLIENT.name)
+                self.gateway.counters.count("-", "OTHER", "-", errors.TIMEOUT_CLIENT.status)
+                self.transport.write(self.gateway.errors.response(Refusal(errors.TIMEOUT_CLIENT), keep_alive=False))
+                self.end()
+            else:
+                self.end()
+
+    def close_if_idle(self) -> None:
+        """For a drain: a connection that carries nothing ends now, the others after their answer."""
+        if self._is_idle():
+            self.end()
+
+    # back-pressure
+
+    def pause_reading(self) -> None:
+        if not self.reading_paused and not self.transport.is_closing():
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.reading_paused:
+            self.reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    # what is added to a forwarded request
+
+    def forwarded_lines(self, head: RequestHead) -> bytes:
+        """X-Forwarded-*, Via, and identity fields that a trusted peer may set, each with its CRLF."""
+        gateway, peer, host = self.gateway, self.peer, head.host
+        lines = self._forwarded
+        if peer.trusted:
+            lines = gateway.forwarded_by_trusted(peer, head.fields, secure=self.secure)
+            if b"x-forwarded-host" in head.fields:
+                host = b""
+        elif host is self._lines_host and head.version_minor:
+            return self._lines  # the usual request on a connection asks the same host as the one before
+        if host and gateway.settings.forwarded_headers:
+            made = b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, gateway.via[head.version_minor])
+        else:
+            made = lines + gateway.via[head.version_minor]
+        if not peer.trusted and head.version_minor:
+            self._lines_host, self._lines = host, made
+        return made

@@ -1,0 +1,1 @@
+"""One request and its answer, with the charge that belongs to them."""

@@ -1,0 +1,148 @@
+"""What a decided hold looks like to the caller: credit and rate-limit fields, and refusals.
+
+``RateLimit`` and ``RateLimit-Policy`` follow draft-ietf-httpapi-ratelimit-headers-10: structured lists of policies
+by name, with ``q`` quota, ``w`` window in seconds, ``qu`` unit, and of what is left, with ``r`` and ``t`` seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from sidecar.gateway import errors
+from sidecar.gateway.errors import Refusal
+from sidecar.ledger.client.outcomes import AccountView, Code, Hold
+
+DAY_S = 86_400
+COUNT_MAX = 999_999_999_999_999
+"""Largest integer of a structured field (RFC 9651 section 3.3.1)."""
+PRICES_MAX = 64
+"""Prices of one view for which field lines are kept."""
+
+
+@lru_cache(maxsize=10_000)
+def _policies(view: AccountView) -> str:
+    items = []
+    if view.rate_per_second > 0:
+        items.append(f'"rate";q={view.burst};w={_window_s(view)}')
+    if view.day_limit > 0:
+        items.append(f'"daily";q={view.day_limit};w={DAY_S}')
+    return ", ".join(items)
+
+
+def _window_s(view: AccountView) -> int:
+    """Seconds in which the whole burst comes back, at least 1."""
+    return max(1, math.ceil(view.burst / view.rate_per_second))
+
+
+def _rate_fields(hold: Hold, view: AccountView, retry_s: int | None = None, policy: str = "") -> list[tuple[str, str]]:
+    limits = []
+    if hold.rate_left >= 0:
+        wait = retry_s if policy == "rate" and retry_s is not None else (0 if hold.rate_left else 1)
+        limits.append(f'"rate";r={hold.rate_left};t={wait}')
+    if hold.day_left >= 0:
+        limits.append(f'"daily";r={hold.day_left}' + (f";t={retry_s}" if policy == "daily" else ""))
+    policies = _policies(view)
+    if hold.code == Code.GRANTED and hold.x >= 0 and hold.y > 0:
+        # How many more such calls the credit pays for. It does not come back with time, so it has no window.
+        calls = hold.x // hold.y
+        limits.append(f'"credit";r={min(calls, COUNT_MAX)}')
+        policies = ", ".join(filter(None, (policies, _credit_policy(view, hold.y))))
+    if not limits:
+        return []
+    return [("RateLimit-Policy", policies), ("RateLimit", ", ".join(limits))]
+
+
+def _credit_policy(view: AccountView, price: int) -> str:
+    """The quota that the account's credit is at this price."""
+    return f'"credit";q={min(max(1, view.ceiling // price), COUNT_MAX)}'
+
+
+def _usual_lines(view: AccountView, price: int) -> str:
+    """What stands between the rest of the credit and the count of calls when credit is all that limits; the same until
+    the price changes.
+    """
+    before = (
+        f"X-Credits-Charged: {view.money(price)}\r\nX-Credits-Currency: {view.currency}\r\n"
+        f'RateLimit-Policy: {_credit_policy(view, price)}\r\nRateLimit: "credit";r='
+    )
+    if len(view.lines) < PRICES_MAX:
+        view.lines[price] = before
+    return before
+
+
+def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True) -> bytes:
+    """Field lines for the response to a charged request, each with its CRLF."""
+    view = hold.view
+    if view is None:
+        return b""
+    x, y, digits = hold.x, hold.y, view.digits
+    if credits and rate_limit and y > 0 and x >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
+        # The same as below, but for what formats of numbers cost.
+        lines = view.lines.get(y) or _usual_lines(view, y)
+        scaled = str(x)
+        point = len(scaled) - digits
+        if point <= 0:
+            scaled = scaled.zfill(digits + 1)
+            point = 1
+        calls = x // y
+        count = str(calls if calls < COUNT_MAX else COUNT_MAX)
+        return f"X-Credits-Remaining: {scaled[:point]}.{scaled[point:]}\r\n{lines}{count}\r\n".encode()
+    text = ""
+    if credits:
+        remaining = "unlimited" if hold.x < 0 else view.money(hold.x)
+        text = (
+            f"X-Credits-Remaining: {remaining}\r\nX-Credits-Charged: {view.money(hold.y)}\r\n"
+            f"X-Credits-Currency: {view.currency}\r\n"
+        )
+        if hold.code == Code.REPEAT:
+            text += "X-Credits-Repeat: true\r\n"
+    if rate_limit:
+        for name, value in _rate_fields(hold, view):
+            text += f"{name}: {value}\r\n"
+    return text.encode()
+
+
+def refusal_of(hold: Hold) -> Refusal:
+    """The refusal that a hold's outcome means. Not for GRANTED and REPEAT."""
+    view = hold.view
+    code = hold.code
+    if code == Code.CREDIT:
+        if view is None:
+            return Refusal(errors.OUT_OF_CREDIT)
+        available, need = view.money(hold.x), view.money(hold.y)
+        return Refusal(
+            errors.OUT_OF_CREDIT,
+            f"The call costs {need} {view.currency}; {available} {view.currency} is available.",
+            extra={
+                "account": hold.account, "balance": available, "needed": need, "missing": view.money(max(0, hold.y -
+                hold.x)), "currency": view.currency, "metric": hold.metric, "units": hold.units,
+            },
+            headers=(("X-Credits-Remaining", available), ("X-Credits-Currency", view.currency)),
+        )  # fmt: skip
+    if code in (Code.RATE, Code.DAILY):
+        retry_s = max(1, -(-hold.x // 1_000_000))
+        policy = "rate" if code == Code.RATE else "daily"
+        fields = [("Retry-After", str(retry_s))]
+        if view is not None:
+            fields += _rate_fields(hold, view, retry_s, policy)
+        return Refusal(
+            errors.TOO_FAST,
+            f"The {'request rate' if policy == 'rate' else 'daily number of requests'} of this account is used up; "
+            f"try again in {retry_s} s.",
+            extra={"account": hold.account, "policy": policy, "retry_after": retry_s},
+            headers=tuple(fields),
+        )
+    if code == Code.SUSPENDED:
+        return Refusal(errors.SUSPENDED, extra={"account": hold.account})
+    if code == Code.CLOSED:
+        return Refusal(errors.CLOSED, extra={"account": hold.account})
+    if code == Code.UNPRICED:
+        return Refusal(
+            errors.NOT_SUBSCRIBED,
+            f"The account's plan has no price for {hold.metric}.",
+            extra={"account": hold.account},
+        )
+    if code == Code.UNKNOWN:
+        return Refusal(errors.UNIDENTIFIED, "The caller has no account here.")
+    return Refusal(errors.LEDGER_UNAVAILABLE, headers=(("Retry-After", "1"),))

@@ -1,0 +1,69 @@
+"""Which route a request takes, and what that costs. Routes stand in order; the first that matches decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sidecar.gateway.http1.target import routing_path
+from sidecar.gateway.route_settings import Template
+
+_MEMORY_MAX = 4096
+"""Paths remembered. Paths hold ids, so the memory is emptied when it is full rather than left to grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a request costs and how its outcome is charged.
+
+    Attributes:
+        name: the path template; label of metrics, ``endpoint`` of events.
+        metric, units: what is debited. A free route debits nothing.
+        deny: nothing is forwarded; 404.
+        charged: statuses that are charged, as a lookup by status.
+        idempotent_methods: methods of which a repetition under one idempotency key is charged once.
+    """
+
+    name: str
+    metric: str = "api_calls"
+    units: int = 1
+    free: bool = False
+    deny: bool = False
+    charged: frozenset[int] = field(default_factory=lambda: frozenset(range(100, 500)), repr=False)
+    idempotent_methods: frozenset[bytes] = frozenset({b"POST", b"PUT", b"PATCH"})
+    template: Template | None = field(default=None, repr=False)
+    methods: frozenset[bytes] | None = None
+
+
+class RouteTable:
+    """Finds routes. What a path was last found to be is remembered, up to a bound."""
+
+    def __init__(self, routes: Sequence[Route], default: Route) -> None:
+        self.routes: tuple[Route, ...] = (*routes, default)
+        self._default = default
+        self._memory: dict[tuple[bytes, bytes], Route] = {}
+
+    def find(self, method: bytes, path: bytes) -> Route:
+        """``path`` as received.
+
+        Raises:
+            ProtocolError: 400, servers read such a path in different ways (`routing_path`).
+        """
+        key = (method, path)
+        route = self._memory.get(key)
+        if route is None:
+            route = self._search(method, routing_path(path))
+            if len(path) <= 256:
+                if len(self._memory) >= _MEMORY_MAX:
+                    self._memory.clear()
+                self._memory[key] = route
+        return route
+
+    def _search(self, method: bytes, path: bytes) -> Route:
+        text = path.decode("latin-1")
+        for route in self.routes:
+            if route.methods is not None and method not in route.methods:
+                continue
+            if route.template is not None and route.template.matches(text):
+                return route
+        return self._default

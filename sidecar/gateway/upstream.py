@@ -1,0 +1,273 @@
+"""Connections to the API: a protocol for one, and the pool that keeps them.
+
+The pool's state changes only in synchronous functions; nothing awaits in the middle of a change. A connection belongs
+either to the pool's idle list, or to exactly one exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol, cast
+
+from sidecar.gateway.counters import ProxyCounters
+from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
+
+
+class UpstreamError(Exception):
+    """The upstream cannot be reached. ``timed_out`` tells slow from refused; the message names the address."""
+
+    def __init__(self, message: str, *, timed_out: bool = False, overloaded: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
+        self.overloaded = overloaded
+
+
+class UpstreamUser(Protocol):
+    """Who a connection belongs to while it carries a request."""
+
+    def upstream_data(self, data: bytes) -> None: ...
+    def upstream_eof(self) -> bool: ...
+    def upstream_lost(self, exc: Exception | None) -> None: ...
+    def upstream_pause(self) -> None: ...
+    def upstream_resume(self) -> None: ...
+
+
+class UpstreamConnection:
+    """One connection; an ``asyncio.Protocol`` by its methods. Everything that arrives goes to its user; what arrives
+    without one ends it."""
+
+    __slots__ = ("_unsent", "closed", "fresh", "idle_since", "paused", "pool", "transport", "user")
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self.pool = pool
+        self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; None until connected
+        self.user: UpstreamUser | None = None
+        self.closed = False
+        self.fresh = True
+        self.paused = False
+        self.idle_since = 0.0
+        self._unsent = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "busy" if self.user else "idle"
+        return f"<UpstreamConnection {state}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        settings = self.pool.settings
+        self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
+
+    def data_received(self, data: bytes) -> None:
+        if self.user is not None:
+            self.user.upstream_data(data)
+        else:
+            self.close()  # bytes that answer no request: the next answer could not be trusted
+
+    def eof_received(self) -> bool:
+        return self.user is not None and self.user.upstream_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.pool.forget(self)
+        user, self.user = self.user, None
+        if user is not None:
+            user.upstream_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        if self.user is not None:
+            self.user.upstream_pause()
+
+    def resume_writing(self) -> None:
+        if self.user is not None:
+            self.user.upstream_resume()
+
+    def pause_reading(self) -> None:
+        if not self.paused and not self.transport.is_closing():
+            self.paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.paused:
+            self.paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def still_taking(self) -> bool:
+        """Whether the API took some of what waits for it since it was last asked, or since more came to wait."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        return self._unsent < before
+
+    def end(self) -> None:
+        """Ends it when what was written has gone out, after a while in any case; its user hears nothing more."""
+        self.user = None
+        self.transport.close()
+        self.pool.abort_later(self)
+
+    def close(self) -> None:
+        """Ends it at once; its user hears nothing more."""
+        self.user = None
+        self.closed = True
+        if self.transport is not None:
+            self.transport.abort()
+
+
+Waiter = Callable[[UpstreamConnection | UpstreamError], None]
+
+
+class UpstreamPool:
+    """Keeps connections to one target. ``acquire`` answers at once if one is idle, else when one opens or is back."""
+
+    def __init__(self, target: UpstreamTarget, settings: ProxySettings, counters: ProxyCounters) -> None:
+        self.target = target
+        self.settings = settings
+        self.clients = 0
+        """Client connections that send their requests here."""
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[UpstreamConnection] = []
+        self._size = 0
+        self._connecting = 0
+        self._waiting: deque[Waiter] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<UpstreamPool {self.target} size={self._size} idle={len(self._idle)} waiting={len(self._waiting)}>"
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def take_idle(self) -> UpstreamConnection | None:
+        """An idle connection, the one used last (the least likely to have been closed by the other side), or None."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if not connection.closed and not connection.transport.is_closing():
+                return connection
+        return None
+
+    def acquire(self, waiter: Waiter, *, fresh: bool = False) -> None:
+        """Hands ``waiter`` a connection or an error, perhaps before this returns. ``fresh``: one not used before."""
+        if not fresh:
+            connection = self.take_idle()
+            if connection is not None:
+                waiter(connection)
+                return
+        if self._closed:
+            waiter(UpstreamError("the gateway is stopping", overloaded=True))
+        elif self._size < self.settings.upstream_connections_max:
+            self._open(waiter)
+        elif len(self._waiting) < self.settings.upstream_waiting_max:
+            self._waiting.append(waiter)
+        else:
+            waiter(UpstreamError(f"all connections to {self.target} are in use", overloaded=True))
+
+    def cancel(self, waiter: Waiter) -> None:
+        """A waiter that waits in the queue no longer does."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+
+    def release(self, connection: UpstreamConnection, now: float = 0.0) -> None:
+        """A connection that may carry another request comes back. ``now``: the clock's time if it was just read."""
+        connection.user = None
+        connection.fresh = False
+        if connection.paused:
+            connection.resume_reading()  # its last reader was slow; who comes next must not wait for that
+        if self._closed or connection.closed or connection.transport.is_closing():
+            connection.close()
+        elif self._waiting:
+            self._waiting.popleft()(connection)
+        else:
+            connection.idle_since = now or monotonic()
+            self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """A connection is gone (called once for each, when its transport is)."""
+        self._size -= 1
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._feed_waiting()
+
+    def _feed_waiting(self) -> None:
+        while self._waiting and self._size < self.settings.upstream_connections_max and not self._closed:
+            self._open(self._waiting.popleft())
+
+    def abort_later(self, connection: UpstreamConnection) -> None:
+        """A server that takes nothing more must not keep a connection for ever."""
+        self._loop.call_later(self.settings.write_timeout_s, connection.close)
+
+    def _open(self, waiter: Waiter) -> None:
+        self._size += 1
+        task = self._loop.create_task(self._connect(waiter))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, waiter: Waiter) -> None:
+        target, timeout_s = self.target, self.settings.connect_timeout_s
+        connection = UpstreamConnection(self)
+        protocol = cast(asyncio.Protocol, connection)
+        try:
+            async with asyncio.timeout(timeout_s):
+                if target.path is not None:
+                    await self._loop.create_unix_connection(lambda: protocol, target.path)
+                else:
+                    await self._loop.create_connection(
+                        lambda: protocol,
+                        target.host,
+                        target.port,
+                        ssl=target.tls,
+                        server_hostname=target.server_hostname if target.tls else None,
+                    )
+        except TimeoutError:
+            message = f"{target} did not accept a connection within {timeout_s:g} s"
+            self._failed(waiter, connection, UpstreamError(message, timed_out=True))
+        except (OSError, ssl.SSLError) as error:
+            self._failed(waiter, connection, UpstreamError(f"{target}: {error}"))
+        else:
+            self._counters.upstream_connects += 1
+            if connection.closed or connection.transport.is_closing():
+                self._failed(waiter, connection, UpstreamError(f"{target} closed a new connection at once"))
+            else:
+                waiter(connection)
+
+    def _failed(self, waiter: Waiter, connection: UpstreamConnection, error: UpstreamError) -> None:
+        if connection.transport is None:
+            self._size -= 1
+        else:
+            connection.close()  # it was made after all; when it is lost it is counted out
+        waiter(error)
+        self._feed_waiting()
+
+    def sweep(self, now: float) -> None:
+        """Closes connections that were idle for too long."""
+        limit = now - self.settings.keepalive_s
+        stale = [connection for connection in self._idle if connection.idle_since < limit]
+        for connection in stale:
+            self._idle.remove(connection)
+            connection.close()
+
+    async def close(self) -> None:
+        """Closes idle connections, refuses waiters, and stops connecting."""
+        self._closed = True
+        while self._waiting:
+            self._waiting.popleft()(UpstreamError("the gateway is stopping", overloaded=True))
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

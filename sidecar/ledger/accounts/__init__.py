@@ -1,0 +1,1 @@
+"""Accounts as the ledger stores them: loaded, decoded, shown."""

@@ -1,0 +1,91 @@
+"""Which account an API key belongs to: one string key for each SHA-256 (docs/ledger.md, "Keys")."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from sidecar.ledger.accounts.load_errors import ApiKeyTaken, LedgerUnavailable
+from sidecar.ledger.keys import Keys
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+#: What a header field can carry as one value: visible ASCII without the comma that separates a list.
+_KEY = re.compile(r"[!-+\--~]{1,512}")
+
+KEY_LENGTH_MIN: Final = 16
+"""Keys are stored under a plain hash, which protects a random key but not a short one."""
+
+
+def is_sha256(text: str) -> bool:
+    """Whether ``text`` is a SHA-256 in lower-case hexadecimal."""
+    return _SHA256.fullmatch(text) is not None
+
+
+def digest_of(key: str) -> str:
+    """What the ledger keeps of a key: its SHA-256 in lower-case hexadecimal.
+
+    Raises:
+        ValueError: it is too short, or no request could carry it. The message does not repeat it.
+    """
+    if _KEY.fullmatch(key) is None:
+        raise ValueError("should be at most 512 visible ASCII characters without comma")
+    if len(key) < KEY_LENGTH_MIN:
+        raise ValueError(f"should have at least {KEY_LENGTH_MIN} random characters: a shorter key can be guessed")
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class ApiKeys:
+    """The ledger's API keys. Fit to be identity's ``KeyStore``: give it the exception that identity expects."""
+
+    def __init__(self, client: Client, keys: Keys, *, unavailable: type[Exception] = LedgerUnavailable) -> None:
+        self._client = client
+        self._keys = keys
+        self._unavailable = unavailable
+
+    async def account_of(self, sha256_hex: str) -> str | None:
+        """The account that a key belongs to, None if there is no such key.
+
+        Raises:
+            LedgerUnavailable: or what the constructor was given.
+        """
+        try:
+            return await self._owner(sha256_hex)
+        except CLIENT_ERRORS as error:
+            raise self._unavailable(f"the ledger cannot be asked for an API key: {error}") from error
+
+    async def give(self, account: str, digests: Iterable[str]) -> list[str]:
+        """Make keys the account's; answer those that were new.
+
+        Raises:
+            ApiKeyTaken: one is another account's; then none of them was given.
+            CLIENT_ERRORS: the ledger cannot be reached; then some may have been.
+        """
+        new: list[str] = []
+        for digest in digests:
+            owner: str | None = None
+            while owner is None:
+                if await self._client.set(self._keys.api_key(digest), account, nx=True):
+                    new.append(digest)
+                    break
+                owner = await self._owner(digest)
+            if owner not in (None, account):
+                await self.take(account, new)
+                raise ApiKeyTaken(f"the API key sha256 {digest[:12]}… belongs to the account {owner!r}")
+        return new
+
+    async def take(self, account: str, digests: Iterable[str]) -> None:
+        """Remove keys that are the account's; raises ``CLIENT_ERRORS``."""
+        for digest in digests:
+            if await self._owner(digest) == account:
+                await self._client.delete(self._keys.api_key(digest))
+
+    async def _owner(self, digest: str) -> str | None:
+        account = await self._client.get(self._keys.api_key(digest))
+        return account.decode() if isinstance(account, bytes) else account
+
+    def __repr__(self) -> str:
+        return f"ApiKeys({self._keys.prefix})"

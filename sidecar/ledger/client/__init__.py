@@ -1,0 +1,1 @@
+"""The ledger as a gateway process uses it: holds, settles, releases, registration."""

@@ -1,0 +1,283 @@
+"""One batch of ledger operations: gathered in a turn of the event loop, packed for ``batch.lua``, its reply read.
+No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import orjson
+
+from sidecar.ledger.client.outcomes import Event, Hold
+from sidecar.valkey.command import bulk
+
+HOLD, SETTLE, SETTLE_LATE = 1, 2, 3
+PARTS_MAX = 3000
+"""Groups and singles that ``batch.lua`` takes in one call."""
+
+VALUES_PACKED = 4000
+"""Values of groups after which another argument begins: a script takes fewer than 8,000 from its stack at once."""
+
+_pack = msgpack.Packer(use_bin_type=False, autoreset=True).pack  # cmsgpack does not know the bin type
+
+
+class Group:
+    """Operations on one metric of one account: what is settled and given back, and the holds asked for."""
+
+    __slots__ = ("account", "holds", "late", "metric", "released", "settled")
+
+    def __init__(self, account: str, metric: str) -> None:
+        self.account = account
+        self.metric = metric
+        self.settled = 0
+        self.released = 0
+        self.late = 0
+        self.holds: list[Hold] = []
+
+    def without_holds(self) -> Group:
+        """What it settles and gives back alone."""
+        other = Group(self.account, self.metric)
+        other.settled, other.released, other.late = self.settled, self.released, self.late
+        return other
+
+
+@dataclass(slots=True)
+class Single:
+    """An operation under an idempotency key. A hold has no event yet, a settle has one."""
+
+    hold: Hold
+    kind: int
+    event: Event | None = None
+
+
+class Batch:
+    """``epoch`` is the instance's when the first operation came in; ``asked`` the loop's time when the first hold
+    did, 0 while there is none."""
+
+    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "singles")
+
+    def __init__(self, epoch: int, asked: float = 0.0) -> None:
+        self.epoch = epoch
+        self.asked = asked
+        self.number = 0
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.singles: list[Single] = []
+        self.events: list[Event] = []
+        self.operations = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Batch {self.number} groups={len(self.groups)} singles={len(self.singles)} operations={self.operations}>"
+        )
+
+    def group(self, account: str, metric: str) -> Group:
+        key = (account, metric)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(account, metric)
+        self.operations += 1
+        return group
+
+    def add_hold(self, hold: Hold) -> None:
+        if hold.idempotency_key is None:
+            self.group(hold.account, hold.metric).holds.append(hold)
+        else:
+            self.operations += 1
+            self.singles.append(Single(hold, HOLD))
+
+    def add_settle(self, hold: Hold, event: Event) -> None:
+        live = hold.epoch == self.epoch
+        if hold.idempotency_key is None:
+            group = self.group(hold.account, hold.metric)
+            if live:
+                group.settled += hold.units
+            else:
+                group.late += hold.units
+            self.events.append(event)
+        else:
+            self.operations += 1
+            self.singles.append(Single(hold, SETTLE if live else SETTLE_LATE, event))
+
+    def add_release(self, hold: Hold) -> None:
+        if hold.epoch == self.epoch:
+            self.group(hold.account, hold.metric).released += hold.units
+
+    def waiting(self) -> list[Hold]:
+        """Holds that somebody still waits for."""
+        holds = [hold for group in self.groups.values() for hold in group.holds if hold.callback is not None]
+        holds += [s.hold for s in self.singles if s.kind == HOLD and s.hold.callback is not None]
+        return holds
+
+    def drop_holds(self) -> list[Hold]:
+        """Takes the holds out, for a batch that was never sent; what remains are settles and releases."""
+        dropped = []
+        for group in self.groups.values():
+            dropped += group.holds
+            group.holds = []
+        dropped += [s.hold for s in self.singles if s.kind == HOLD]
+        self.singles = [s for s in self.singles if s.kind != HOLD]
+        self.operations -= len(dropped)
+        self.asked = 0.0
+        return dropped
+
+    def enter_epoch(self, epoch: int) -> None:
+        """The instance registered again: shares of the older epoch were given back already, so its settles are late."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        for group in self.groups.values():
+            group.late += group.settled
+            group.settled = group.released = 0
+        for single in self.singles:
+            if single.kind == SETTLE:
+                single.kind = SETTLE_LATE
+
+    def by_account(self) -> list[Batch]:
+        """The same operations, a batch for each account."""
+        parts: dict[str, Batch] = {}
+
+        def part(account: str) -> Batch:
+            if account not in parts:
+                parts[account] = Batch(self.epoch, self.asked)
+            return parts[account]
+
+        for key, group in self.groups.items():
+            mine = part(group.account)
+            mine.groups[key] = group
+            mine.operations += 1 + len(group.holds)
+        for single in self.singles:
+            mine = part(single.hold.account)
+            mine.singles.append(single)
+            mine.operations += 1
+        for event in self.events:
+            part(event[0]).events.append(event)
+        return list(parts.values())
+
+    def split(self, operations_max: int) -> list[Batch]:
+        """The same operations in batches of at most ``operations_max``. Settles of one account without idempotency keys
+        stay together, since their units are one sum; they are one operation here, as they are to the script."""
+        out: list[Batch] = []
+        for account in self.by_account():
+            for part in account._split_account(operations_max):
+                if out and out[-1].operations + part.operations <= operations_max:
+                    out[-1]._absorb(part)
+                else:
+                    out.append(part)
+        return out
+
+    def _split_account(self, operations_max: int) -> list[Batch]:
+        if self.operations <= operations_max:
+            return [self]
+        out = [Batch(self.epoch, self.asked)]
+        out[0].events = self.events
+        out[0].groups = {key: group.without_holds() for key, group in self.groups.items()}
+        out[0].operations = len(out[0].groups)
+
+        def place() -> Batch:
+            if out[-1].operations >= operations_max:
+                out.append(Batch(self.epoch, self.asked))
+            return out[-1]
+
+        for group in self.groups.values():
+            for hold in group.holds:
+                place().add_hold(hold)
+        for single in self.singles:
+            batch = place()
+            batch.singles.append(single)
+            batch.operations += 1
+        return out
+
+    def _absorb(self, other: Batch) -> None:
+        self.groups.update(other.groups)
+        self.singles += other.singles
+        self.events += other.events
+        self.operations += other.operations
+
+
+def encode(
+    batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Callable[[str], bytes]
+) -> tuple[list[bytes], list[bytes]]:
+    """Keys after the first two as bulk strings, and the arguments of ``batch.lua``.
+
+    ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its key as a
+    bulk string.
+    """
+    index: dict[str, int] = {}
+    keys: list[bytes] = []
+    metrics: dict[str, int] = {}
+    parts: list[int] = []
+    arguments: list[bytes] = [b""]
+    for group in batch.groups.values():
+        account, metric, holds = group.account, group.metric, group.holds
+        at = index.get(account)
+        if at is None:
+            at = index[account] = len(keys) + 1
+            keys.append(account_key(account))
+        number = metrics.get(metric)
+        if number is None:
+            number = metrics[metric] = len(metrics) + 1
+        parts += (at, versions.get(account, 0), number, group.settled, group.released, group.late)
+        if not holds:
+            parts.append(0)
+        else:
+            units = [hold.units for hold in holds]
+            if units.count(units[0]) == len(units):
+                parts += (len(units), units[0])
+            else:
+                parts.append(-len(units))
+                parts += units
+        if len(parts) >= VALUES_PACKED:
+            arguments.append(_pack_numbers(parts))
+            parts = []
+    if parts:
+        arguments.append(_pack_numbers(parts))
+    singles = []
+    idempotency_keys: list[bytes] = []
+    for single in batch.singles:
+        hold = single.hold
+        at = index.get(hold.account)
+        if at is None:
+            at = index[hold.account] = len(keys) + 1
+            keys.append(account_key(hold.account))
+        assert hold.idempotency_key is not None
+        idempotency_keys.append(bulk(hold.idempotency_key.encode()))
+        event = b"" if single.event is None else orjson.dumps(single.event)
+        known = versions.get(hold.account, 0)
+        singles.append((at, known, hold.metric, hold.units, len(idempotency_keys), single.kind, event))
+    events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
+    accounts = len(keys)
+    keys += idempotency_keys
+    arguments[0] = _pack_values((
+        batch.epoch, batch.number, origin, accounts, events, ttl_ms, len(batch.groups), list(metrics), singles
+    ))  # fmt: skip
+    return keys, arguments
+
+
+def _pack_numbers(values: list[int]) -> bytes:
+    try:
+        packed = bytes(values)
+    except ValueError:  # one is negative or above 255
+        return _pack_values(values)
+    # In msgpack a number below 128 is one byte, its own, and most here are.
+    return packed if packed.isascii() else _pack_values(values)
+
+
+def _pack_values(values: Sequence[Any]) -> bytes:
+    """The values one after another: an array without its head."""
+    count = len(values)
+    packed: bytes = _pack(values)
+    return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
+
+
+def decode(reply: bytes) -> tuple[bool, int, list[Any], list[Any]]:
+    """``(registered, now_us, holds, singles)`` of a reply. ``holds`` has for each group with holds its summary or
+    False, then code, x and y of each hold.
+
+    Raises:
+        ValueError: not a reply of ``batch.lua``.
+    """
+    registered, now_us, holds, singles = msgpack.unpackb(reply, raw=False)
+    return bool(registered), int(now_us), holds, singles

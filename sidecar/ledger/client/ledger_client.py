@@ -1,0 +1,167 @@
+"""The ledger as a gateway process sees it: hold, settle, release."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from sidecar.basics.logger import get_logger
+from sidecar.ledger.client.link import LedgerCounters, Link, LinkSettings
+from sidecar.ledger.client.outcomes import AccountView, Event, Hold
+from sidecar.ledger.keys import Keys
+from sidecar.valkey.command import bulk
+from sidecar.valkey.resp import RespConnection
+
+log = get_logger("sidecar.ledger")
+
+ACCOUNT_KEYS_MAX = 200_000
+
+
+class Endpoints(Protocol):
+    """Where the partitions live. ``homes``: one for a single server, all partitions for a cluster."""
+
+    def homes(self, instance: str, keys: Keys) -> list[int]: ...
+
+    async def connect(self, partition_key: str) -> RespConnection:
+        """A new connection to the server that now holds ``partition_key``.
+
+        Raises:
+            LedgerConnectionError: it cannot be had.
+        """
+        ...
+
+
+def new_instance_id() -> str:
+    """Unique for every start: a process that comes back is another instance, whose predecessor is reaped."""
+    host = "".join(c for c in socket.gethostname()[:32] if c.isalnum() or c == "-") or "host"
+    return f"{host}-{secrets.token_hex(6)}"
+
+
+class LedgerClient:
+    """One instance. Give it to a running loop with :meth:`start`, take it down with :meth:`close`."""
+
+    def __init__(
+        self, endpoints: Endpoints, keys: Keys, settings: LinkSettings | None = None, *,
+        heartbeat_s: float = 2.0, instance: str | None = None,
+    ) -> None:  # fmt: skip
+        self.instance = instance or new_instance_id()
+        self.keys = keys
+        self.counters = LedgerCounters()
+        self.views: dict[str, AccountView] = {}
+        self._versions: dict[str, int] = {}
+        self._account_keys: dict[str, bytes] = {}
+        self._endpoints = endpoints
+        self._settings = settings or LinkSettings()
+        self._heartbeat_s = heartbeat_s
+        self._links: list[Link] = []
+        self._by_partition: list[Link] = []
+        self._only: Link | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<LedgerClient {self.instance} {self._links!r}>"
+
+    def start(self) -> None:
+        """Connects in the background; holds are UNAVAILABLE until it has."""
+        homes = self._endpoints.homes(self.instance, self.keys)
+        self._links = [self._make_link(home) for home in homes]
+        self._only = self._links[0] if len(self._links) == 1 else None
+        by_home = {link.home: link for link in self._links}
+        self._by_partition = [self._only or by_home[partition] for partition in range(self.keys.partitions)]
+        for link in self._links:
+            link.start()
+        self._tasks.append(asyncio.get_running_loop().create_task(self._beat()))
+
+    def _make_link(self, home: int) -> Link:
+        anchor = self.keys.instance(home, self.instance)
+        return Link(
+            instance=self.instance, home=home, keys=self.keys, connect=lambda: self._endpoints.connect(anchor),
+            settings=self._settings, views=self.views, versions=self._versions,
+            account_keys=self._account_key, counters=self.counters,
+        )  # fmt: skip
+
+    def _account_key(self, account: str) -> bytes:
+        """As a bulk string."""
+        key = self._account_keys.get(account)
+        if key is None:
+            if len(self._account_keys) >= ACCOUNT_KEYS_MAX:
+                self._account_keys.clear()
+            key = self._account_keys[account] = bulk(self.keys.account(account).encode())
+        return key
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Until every link is registered; False if that takes longer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for link in self._links:
+                    await link.wait_ready()
+        except TimeoutError:
+            return False
+        return True
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self._links) and all(link.is_up for link in self._links)
+
+    @property
+    def backlog(self) -> int:
+        return sum(link.backlog for link in self._links)
+
+    def link_of(self, account: str) -> Link:
+        return self._only or self._by_partition[self.keys.partition(account)]
+
+    def hold(
+        self,
+        account: str,
+        metric: str,
+        units: int,
+        callback: Callable[[Hold], None],
+        idempotency_scope: bytes | None = None,
+    ) -> Hold:
+        """Asks to reserve ``units``; ``callback`` is called once, with the decided hold, possibly before this returns.
+
+        A caller that goes away sets ``hold.callback`` to None: what is granted after that is given back.
+        """
+        key = None if idempotency_scope is None else self.keys.idempotency(account, idempotency_scope)
+        hold = Hold(account, metric, units, key, callback)
+        (self._only or self._by_partition[self.keys.partition(account)]).hold(hold)
+        return hold
+
+    def settle(self, hold: Hold, event: Event) -> None:
+        """Turns a granted hold into a charge with its usage event."""
+        (self._only or self._by_partition[self.keys.partition(hold.account)]).settle(hold, event)
+
+    def release(self, hold: Hold) -> None:
+        """Gives a granted hold back."""
+        (self._only or self._by_partition[self.keys.partition(hold.account)]).release(hold)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            for result in await asyncio.gather(*(link.heartbeat() for link in self._links), return_exceptions=True):
+                if isinstance(result, Exception):  # without heartbeats the instance would be taken for dead
+                    log.error("a heartbeat failed", error=repr(result)[:200])
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Waits until every operation is known to be done; False if that takes longer."""
+        return all(await asyncio.gather(*(link.drain(timeout_s) for link in self._links)))
+
+    async def close(self, timeout_s: float = 5.0) -> bool:
+        """Waits until all operations are known to be done, leaves the ledger, closes. False: some were not in time."""
+        drained = await self.drain(timeout_s)
+        if not drained:
+            log.error("stopped with operations that Valkey has not confirmed", operations=self.backlog)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if drained:
+            await asyncio.gather(*(link.leave() for link in self._links))
+        await asyncio.gather(*(link.close() for link in self._links))
+        return drained
+
+    def take_unsent(self) -> list[Event]:
+        """After a :meth:`close` that was False: events of settles that were never sent, for whoever can keep them."""
+        return [event for link in self._links for event in link.take_unsent()]

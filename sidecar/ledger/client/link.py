@@ -1,0 +1,640 @@
+"""A link: one instance's numbered batches to one home partition.
+
+At most one batch is on its way at any time. While it is, the next one gathers; so batches grow with load, and a lost
+reply leaves exactly one batch in doubt, which is sent again with its number until its reply is known.
+
+A hold waits at most its budget. After that its caller is told UNAVAILABLE, and if Valkey grants it later it is given
+back. While a batch is overdue, or Valkey has failed often in a row, new holds are told so at once: nobody queues up
+behind a server that is gone.
+
+Longer than other modules: what is in flight, who waits and what a reply means are one state, changed in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import orjson
+
+from sidecar.basics.logger import get_logger
+from sidecar.ledger.client.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, decode, encode
+from sidecar.ledger.client.outcomes import AccountView, Code, Event, Hold
+from sidecar.ledger.client.registration import Seat
+from sidecar.ledger.keys import Keys
+from sidecar.valkey.command import bulk, encode_call, encode_command
+from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
+from sidecar.valkey.scripts import function
+
+log = get_logger("sidecar.ledger")
+
+RECONNECT_S_MIN, RECONNECT_S_MAX = 0.02, 1.0
+RETRY_S = 0.05
+"""Pause before a batch is repeated that the server turned away (loading, out of memory, a slot that moves)."""
+SILENCE_S = 2.0
+"""A connection that answers nothing, or turns the same batch away, for so long is given up."""
+COMPLAIN_S = 10.0
+"""Pause between two log lines about the same trouble."""
+VIEWS_MAX = 200_000
+ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+_UNAVAILABLE: Final = int(Code.UNAVAILABLE)
+_NO_SUMMARY: Final[list[Any]] = [False, -1, -1]
+_NOT_LOADED: Final = "ERR Function not found"
+
+# Replies after which nothing was done and the same batch can be sent again: elsewhere, or here a little later.
+_ELSEWHERE = frozenset({"MOVED", "READONLY", "NOAUTH"})
+_LATER = frozenset({
+    "ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "TRYAGAIN",
+    "UNBLOCKED",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Times in seconds. ``operations_max``: operations in one batch, which bounds how long a script runs.
+
+    ``settle_delay_s``: how long settles and releases wait for a hold to go with, since nobody waits for them.
+    """
+
+    hold_budget_s: float = 0.25
+    settle_delay_s: float = 0.002
+    breaker_failures: int = 5
+    breaker_open_s: float = 1.0
+    operations_max: int = 512
+    idempotency_ttl_ms: int = 86_400_000
+
+
+@dataclass(slots=True)
+class LedgerCounters:
+    """Totals since the start, shared by an instance's links."""
+
+    batches: int = 0
+    operations: int = 0
+    holds: int = 0
+    settles: int = 0
+    releases: int = 0
+    timeouts: int = 0
+    reconnects: int = 0
+    resent: int = 0
+    late_grants: int = 0
+    registrations: int = 0
+    script_errors: int = 0
+    round_trip_s: float = 0.0
+    round_trip_buckets: list[int] = field(default_factory=lambda: [0] * (len(ROUND_TRIP_BOUNDS_S) + 1))
+
+
+Connect = Callable[[], Awaitable[RespConnection]]
+
+
+class Link:
+    """``connect`` opens a connection to the server that holds ``home`` (and finds out anew which one that is)."""
+
+    def __init__(
+        self, *, instance: str, home: int, keys: Keys, connect: Connect, settings: LinkSettings,
+        views: dict[str, AccountView], versions: dict[str, int], account_keys: Callable[[str], bytes],
+        counters: LedgerCounters,
+    ) -> None:  # fmt: skip
+        self.instance = instance
+        self.home = home
+        self.epoch = 0
+        self.settings = settings
+        self.counters = counters
+        self.origin = f"{instance}.{home:02d}"
+        self._connect = connect
+        self._views = views
+        self._versions = versions
+        self._account_keys = account_keys
+        self._seat = Seat.of(instance, home, keys, SILENCE_S)
+        self._function = function("batch")
+        self._first_keys = [bulk(self._seat.instance_key), bulk(keys.outbox(home).encode())]
+        self._operations_max = min(settings.operations_max, PARTS_MAX)
+        self._loop = asyncio.get_running_loop()
+        self._connection: RespConnection | None = None
+        self._number = 0
+        self._pending = Batch(0)
+        self._queue: deque[Batch] = deque()
+        self._flight: Batch | None = None
+        self._flight_bytes: tuple[list[bytes], list[bytes]] = ([], [])
+        self._flight_sent = 0.0
+        self._flight_began = 0.0
+        self._turned_away_since = 0.0
+        self._answered = False
+        self._scheduled = False
+        self._lingering = False
+        self._failures = 0
+        self._open_until = 0.0
+        self._overdue = False
+        self._complained = float("-inf")
+        self._watch: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._maintainer: asyncio.Task[None] | None = None
+        self._entering = asyncio.Lock()
+        self._entry: asyncio.Task[None] | None = None
+        self._closing = False
+        self._ready = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "up" if self.is_up else "down"
+        return (
+            f"<Link {self.origin} {state} epoch={self.epoch} number={self._number} flight={self._flight!r} "
+            f"queue={len(self._queue)} pending={self._pending!r}>"
+        )
+
+    # What callers see
+
+    @property
+    def is_up(self) -> bool:
+        """Connected, registered, and not overdue with an answer."""
+        return self.is_connected and self.epoch > 0 and not self._overdue
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.closed
+
+    @property
+    def backlog(self) -> int:
+        """Operations that are not known to be done."""
+        waiting = self._pending.operations + sum(batch.operations for batch in self._queue)
+        return waiting + (self._flight.operations if self._flight else 0)
+
+    def hold(self, hold: Hold) -> None:
+        """Asks for units. The hold's callback gets it back, decided, later in the loop (or at once if the ledger is
+        known to be away)."""
+        if self._overdue or self._closing or not (self.epoch or self._entry) or self._breaker_is_open():
+            self.counters.timeouts += 1
+            self._decide(hold, Code.UNAVAILABLE)
+            return
+        self.counters.holds += 1
+        batch = self._gather()
+        if not batch.asked:
+            self._note_asked(batch, self._loop.time())
+        batch.add_hold(hold)
+
+    def _note_asked(self, batch: Batch, asked: float) -> None:
+        if not batch.asked or asked < batch.asked:
+            batch.asked = asked
+        if self._watch is None:
+            self._watch = self._loop.call_later(self.settings.hold_budget_s, self._check_budgets)
+
+    def _breaker_is_open(self) -> bool:
+        return self._open_until > 0.0 and self._open_until > self._loop.time()
+
+    def settle(self, hold: Hold, event: Event) -> None:
+        """Charges a granted hold and appends its usage event. Kept until Valkey has it, however long that takes."""
+        assert hold.open, hold
+        hold.open = False
+        self.counters.settles += 1
+        self._gather_unhurried().add_settle(hold, event)
+
+    def release(self, hold: Hold) -> None:
+        """Gives a granted hold back."""
+        assert hold.open, hold
+        hold.open = False
+        self.counters.releases += 1
+        self._gather_unhurried().add_release(hold)
+
+    def settle_late(self, hold: Hold, event: Event) -> None:
+        """Charges units for which no hold exists (a spool's); the hold's idempotency key makes a repetition harmless.
+
+        The hold's callback is called when Valkey has the charge: GRANTED, or REPEAT if it had it already.
+        """
+        hold.epoch = -1
+        self.counters.settles += 1
+        self._gather().add_settle(hold, event)
+
+    # Gathering and sending
+
+    def _gather(self) -> Batch:
+        batch = self._pending
+        if batch.epoch != self.epoch:
+            batch.enter_epoch(self.epoch)
+        if not self._scheduled and self._flight is None:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+        return batch
+
+    def _gather_unhurried(self) -> Batch:
+        """For what nobody waits for: it goes with the next hold, or after a little while."""
+        if not self.settings.settle_delay_s:
+            return self._gather()
+        batch = self._pending
+        if batch.epoch != self.epoch:
+            batch.enter_epoch(self.epoch)
+        if not self._scheduled and self._flight is None:
+            self._linger()
+        return batch
+
+    def _linger(self) -> None:
+        # A timer is never taken back: at worst it comes early for what was gathered after an earlier flush.
+        if not self._lingering:
+            self._lingering = True
+            self._loop.call_later(self.settings.settle_delay_s, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = False
+        self._flush()
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._flight is not None or self._connection is None or self._connection.closed or not self.epoch:
+            return
+        batch = self._next_batch()
+        if batch is None:
+            return
+        batch.enter_epoch(self.epoch)
+        self._number += 1
+        batch.number = self._number
+        self._flight_bytes = encode(
+            batch, self.origin, self.settings.idempotency_ttl_ms, self._versions, self._account_keys
+        )
+        self._flight = batch
+        self._flight_began = self._loop.time()
+        self.counters.batches += 1
+        self.counters.operations += batch.operations
+        self._send_flight()
+
+    def _next_batch(self) -> Batch | None:
+        if self._queue:
+            return self._queue.popleft()
+        batch = self._pending
+        if not batch.operations:
+            return None
+        self._pending = Batch(self.epoch)
+        if batch.operations > self._operations_max:
+            self._queue += batch.split(self._operations_max)
+            batch = self._queue.popleft()
+        return batch
+
+    def _send_flight(self) -> None:
+        batch = self._flight
+        assert self._connection is not None
+        assert batch is not None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        keys, arguments = self._flight_bytes
+        self._flight_sent = self._loop.time()
+        call = encode_call(self._function.name, [*self._first_keys, *keys], arguments)
+        # The reply is taken for this batch alone: one that was sent twice is answered twice.
+        self._connection.send(call, partial(self._on_reply, batch))
+
+    # Replies
+
+    def _on_reply(self, batch: Batch, reply: Reply) -> None:
+        if batch is not self._flight:
+            return
+        if isinstance(reply, bytes):
+            self._on_done(batch, reply)
+        elif isinstance(reply, LedgerConnectionError):
+            pass  # in doubt; the maintainer reconnects and sends it again
+        elif isinstance(reply, ReplyError):
+            self._on_refused(batch, str(reply))
+        else:
+            self._on_script_error(batch, f"unexpected reply of type {type(reply).__name__}")
+
+    def _on_done(self, batch: Batch, reply: bytes) -> None:
+        now = self._loop.time()
+        elapsed = now - self._flight_sent
+        counters = self.counters
+        counters.round_trip_s += elapsed
+        counters.round_trip_buckets[_bucket(elapsed)] += 1
+        self._flight = None
+        self._answered = True
+        if batch.asked and now - self._flight_began < self.settings.hold_budget_s:
+            # Only holds answered in time close the breaker: what nobody waits for says nothing about the next hold.
+            self._failures = 0
+            self._open_until = 0.0
+        self._overdue = False
+        self._turned_away_since = 0.0
+        registered, _now_us, answers, singles = decode(reply)
+        if not registered:
+            self._lose_epoch(batch.epoch)
+        at = 0
+        for group in batch.groups.values():
+            if group.holds:
+                self._deliver(group.holds, answers[at] or _NO_SUMMARY, answers, at + 1, batch)
+                at += 1 + 3 * len(group.holds)
+        if at != len(answers):
+            raise ValueError(f"{len(answers)} values answer holds that have {at}")
+        for single, answer in zip(batch.singles, singles, strict=True):
+            if single.kind == HOLD:
+                self._deliver([single.hold], answer, answer, 3, batch)
+            elif single.hold.callback is not None:
+                self._decide(single.hold, answer[3])
+        if self._pending.asked or self._queue or not self.settings.settle_delay_s:
+            self._flush()
+        elif self._pending.operations:
+            self._linger()
+
+    def _deliver(self, holds: list[Hold], summary: list[Any], answers: list[Any], at: int, batch: Batch) -> None:
+        """Holds of one account. ``summary``: info, what the rate leaves, what the day leaves. ``answers``: code, x and
+        y of each, from ``at`` on."""
+        account = holds[0].account
+        if summary[0]:
+            self._note_view(account, summary[0])
+        view_now = self._views.get(account)
+        rate_left, day_left = summary[1], summary[2]
+        for hold in holds:
+            code: int = answers[at]
+            hold.x = answers[at + 1]
+            hold.y = answers[at + 2]
+            at += 3
+            if code == 0:
+                hold.epoch = batch.epoch
+                hold.open = True
+            elif code == 8:
+                if hold.callback is not None and not self._closing:
+                    # Reaped while it waited: it is asked for again after the registration that is under way.
+                    again = self._gather()
+                    self._note_asked(again, batch.asked)
+                    again.add_hold(hold)
+                    continue
+                code = _UNAVAILABLE
+            hold.rate_left = rate_left
+            hold.day_left = day_left
+            hold.view = view_now
+            if hold.callback is not None:
+                self._decide(hold, code)
+            elif hold.open:
+                self.counters.late_grants += 1
+                self.release(hold)
+
+    def _note_view(self, account: str, info: str) -> None:
+        try:
+            view = AccountView.from_info(orjson.loads(info))
+        except (ValueError, KeyError, TypeError) as error:
+            # Written by somebody else's loader. What it says is for headers; the hold stands without it.
+            self._complain("an account's info cannot be read", account=account, error=repr(error)[:200])
+            self._views.pop(account, None)
+            self._versions.pop(account, None)
+            return
+        if account not in self._views and len(self._views) >= VIEWS_MAX:
+            oldest = next(iter(self._views))
+            del self._views[oldest], self._versions[oldest]
+        self._views[account] = view
+        self._versions[account] = view.version
+
+    def _decide(self, hold: Hold, code: int) -> None:
+        callback = hold.callback
+        hold.callback = None
+        hold.code = code
+        if callback is not None:
+            try:
+                callback(hold)
+            except Exception:
+                # One caller's fault must not cost the others of the batch their answer.
+                log.exception("a hold's callback failed", hold=repr(hold))
+
+    def _on_refused(self, batch: Batch, message: str) -> None:
+        word = message.split(" ", 1)[0]
+        if message.startswith(_NOT_LOADED):
+            assert self._connection is not None
+            command = encode_command([b"FUNCTION", b"LOAD", b"REPLACE", self._function.library])
+            self._connection.send(command, partial(self._on_loaded, batch))
+        elif word in _ELSEWHERE:
+            self._complain("Valkey turned a batch away", error=message[:200])
+            self._drop_connection()  # another server has the partition now; the maintainer finds it
+        elif word in _LATER:
+            now = self._loop.time()
+            self._complain("Valkey turned a batch away", error=message[:200])
+            self._turned_away_since = self._turned_away_since or now
+            if now - self._turned_away_since > SILENCE_S:
+                self._drop_connection()
+            else:
+                self._retry = self._loop.call_later(RETRY_S, self._resend)
+        else:
+            self._on_script_error(batch, message)
+
+    def _on_loaded(self, batch: Batch, reply: Reply) -> None:
+        """The server has the function now, or does not take it."""
+        if batch is not self._flight or isinstance(reply, LedgerConnectionError):
+            return
+        if isinstance(reply, ReplyError):
+            self._on_refused(batch, str(reply))
+        else:
+            self._send_flight()
+
+    def _resend(self) -> None:
+        self._retry = None
+        if self._flight is not None and self._connection is not None and not self._connection.closed:
+            self.counters.resent += 1
+            self._send_flight()
+
+    def _on_script_error(self, batch: Batch, message: str) -> None:
+        """The script itself failed, on data of some account. Each account is tried alone, so that one bad account costs
+        the others nothing."""
+        self.counters.script_errors += 1
+        self._flight = None
+        self._overdue = False  # the server answers
+        parts = batch.by_account()
+        if len(parts) > 1:
+            self._queue += parts
+        else:
+            log.error("ledger script failed; these operations are not in the ledger", error=message[:300],
+                      accounts=[key[0] for key in batch.groups] or [s.hold.account for s in batch.singles],
+                      events=batch.events, singles=[s.event for s in batch.singles if s.event])  # fmt: skip
+            self._give_up(batch.waiting())
+        self._flush()
+
+    # Time limits
+
+    def _check_budgets(self) -> None:
+        self._watch = None
+        now = self._loop.time()
+        too_old = now - self.settings.hold_budget_s
+        given_up: list[Hold] = []
+        flight = self._flight
+        if flight is not None and flight.asked and flight.asked <= too_old:
+            given_up += flight.waiting()
+        for batch in (*self._queue, self._pending):
+            if batch.asked and batch.asked <= too_old:
+                given_up += batch.drop_holds()
+        if given_up:
+            if flight is not None and self._flight_began <= too_old:
+                self._overdue = True
+            self._note_failure(now)
+        oldest = min(
+            (b.asked for b in (flight, *self._queue, self._pending) if b is not None and b.asked > too_old), default=0.0
+        )
+        if oldest:
+            self._watch = self._loop.call_later(max(0.001, oldest - too_old), self._check_budgets)
+        self._give_up(given_up)  # last, since whoever is told may ask again
+
+    def _give_up(self, holds: list[Hold]) -> None:
+        self.counters.timeouts += len(holds)
+        for hold in holds:
+            self._decide(hold, Code.UNAVAILABLE)
+
+    def _note_failure(self, now: float) -> None:
+        self._failures += 1
+        if self._failures >= self.settings.breaker_failures:
+            self._open_until = now + self.settings.breaker_open_s
+
+    # Connection, registration, heartbeat
+
+    def start(self) -> None:
+        """Begins to connect in the background and never stops trying."""
+        self._maintainer = self._loop.create_task(self._maintain())
+
+    async def wait_ready(self) -> None:
+        """Until the instance is registered for the first time."""
+        await self._ready.wait()
+
+    async def _maintain(self) -> None:
+        delay = RECONNECT_S_MIN
+        while not self._closing:
+            connection: RespConnection | None = None
+            of_use = False
+            try:
+                connection = await self._connect()
+                await self._enter(connection)
+            except LedgerConnectionError as error:
+                self._mark_down(str(error))
+            except Exception:
+                # Nobody restarts a maintainer: whatever it is, the next attempt may do better.
+                log.exception("cannot connect to Valkey", link=self.origin)
+                self._overdue = True
+            else:
+                of_use = await self._serve(connection)
+            finally:
+                if connection is not None:
+                    connection.close()
+            if of_use:
+                delay = RECONNECT_S_MIN
+            elif not self._closing:
+                await asyncio.sleep(delay * (0.5 + random.random()))  # noqa: S311  jitter, not a secret
+                delay = min(delay * 2, RECONNECT_S_MAX)
+
+    async def _serve(self, connection: RespConnection) -> bool:
+        """Lets the link use the connection until it is lost. Whether it was of use, so that it is replaced at once."""
+        began = self._loop.time()
+        self._answered = False
+        self.counters.reconnects += 1
+        self._connection = connection
+        self._turned_away_since = 0.0
+        self._ready.set()
+        if self._flight is not None:
+            self.counters.resent += 1
+            self._send_flight()
+        else:
+            self._flush()
+        await connection.lost.wait()
+        if not self._closing:
+            self._complain("connection to Valkey lost", server=str(connection.address))
+        return self._answered or self._loop.time() - began > RECONNECT_S_MAX
+
+    def _mark_down(self, reason: str) -> None:
+        self._complain("Valkey is out of reach", error=reason)
+        self._overdue = True
+
+    def _complain(self, what: str, **details: str) -> None:
+        now = self._loop.time()
+        if now - self._complained > COMPLAIN_S:
+            self._complained = now
+            log.warning(what, link=self.origin, **details)
+
+    async def _enter(self, connection: RespConnection) -> None:
+        async with self._entering:
+            # An epoch that is still valid is kept: the reply to the batch in doubt may depend on it.
+            if not (self.epoch and await self._seat.heartbeat(connection, self.epoch)):
+                # A batch in doubt was packed for an older epoch; the script sees that and counts its settles as late.
+                self.epoch, number = await self._seat.register(connection)
+                self._number = max(self._number, number)
+                self.counters.registrations += 1
+            self._overdue = self._overdue and self._flight is not None
+
+    def _lose_epoch(self, epoch: int) -> None:
+        """Valkey says that the instance was reaped: it registers again, once for all who hear so."""
+        connection = self._connection
+        if self.epoch != epoch or self._closing or connection is None:
+            return
+        self.epoch = 0
+        self._entry = self._loop.create_task(self._enter_again(connection))
+
+    async def _enter_again(self, connection: RespConnection) -> None:
+        try:
+            await self._enter(connection)
+        except LedgerConnectionError as error:
+            self._complain("this instance was reaped and cannot register", error=str(error))
+            connection.close()  # the maintainer tries again
+        finally:
+            self._entry = None
+        self._flush()
+
+    async def heartbeat(self) -> None:
+        """Tells Valkey that this instance lives; registers again if it was taken for dead."""
+        connection, epoch = self._connection, self.epoch
+        if connection is None or connection.closed or not epoch:
+            return
+        if self._flight is not None and self._loop.time() - self._flight_sent > SILENCE_S:
+            self._drop_connection()  # a server that hangs sends no reset; a new connection repeats the batch in doubt
+            return
+        try:
+            if not await self._seat.heartbeat(connection, epoch):
+                self._lose_epoch(epoch)
+        except LedgerConnectionError as error:
+            self._complain("no heartbeat", error=str(error))
+            connection.close()  # the maintainer connects anew, perhaps to another server
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Waits until every operation is known to be done. False if that took too long."""
+        deadline = self._loop.time() + timeout_s
+        while self.backlog:
+            if self._loop.time() > deadline:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    async def leave(self) -> None:
+        """Gives back what may still be held and takes this instance out of the living."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        self._closing = True
+        try:
+            await self._seat.leave(connection)
+        except LedgerConnectionError:
+            return  # the reaper does it after the heartbeat has aged
+
+    async def close(self) -> None:
+        """Stops. What is not done by then is lost to this process; :meth:`drain` first, and see :meth:`take_unsent`."""
+        self._closing = True
+        tasks = [task for task in (self._entry, self._maintainer) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for timer in (self._watch, self._retry):
+            if timer is not None:
+                timer.cancel()
+        for batch in (self._flight, *self._queue, self._pending):
+            if batch is not None:
+                self._give_up(batch.waiting())
+        self._drop_connection()
+
+    def take_unsent(self) -> list[Event]:
+        """Events of settles that were never sent, taken out of the link. The batch in doubt is not among them: it
+        may be done."""
+        events: list[Event] = []
+        for batch in (*self._queue, self._pending):
+            events += batch.events
+            events += [s.event for s in batch.singles if s.kind in (SETTLE, SETTLE_LATE) and s.event is not None]
+        self._queue.clear()
+        self._pending = Batch(self.epoch)
+        return events
+
+
+def _bucket(elapsed_s: float) -> int:
+    for index, bound in enumerate(ROUND_TRIP_BOUNDS_S):
+        if elapsed_s <= bound:
+            return index
+    return len(ROUND_TRIP_BOUNDS_S)

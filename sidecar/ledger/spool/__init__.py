@@ -1,0 +1,1 @@
+"""Charges on disk while the ledger is out of reach."""

@@ -1,0 +1,145 @@
+"""Gathers what both sides count of the hours that are not known to agree.
+
+The order matters: first what waits in the outbox, then OpenMeter. An event that is in neither is missing, since an
+entry leaves the outbox only after OpenMeter has accepted it. The other way round an event that is delivered between the
+two looks would be taken for missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from sidecar.ledger.hours import HOUR_MS, Hours, HourTotal
+from sidecar.metering.audit.audit_state import HourMemory, recall
+from sidecar.metering.audit.comparison import Cell, Counts
+from sidecar.metering.audit.streams import Streams, Waiting
+from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
+
+METRICS_MAX: Final = 100
+"""Ledger metrics of which OpenMeter is asked; a bank has a handful."""
+
+Progress = Callable[[int, int], None]
+"""Told how many hours of how many have been compared."""
+
+
+@dataclass(slots=True)
+class OpenHour:
+    """An hour that is not known to agree. ``counts``: the cells in which the sides differ or of which something waits.
+
+    ``answered``: OpenMeter has said everything that there was to ask.
+    """
+
+    hour: int
+    total: HourTotal
+    memory: HourMemory
+    ledger: dict[tuple[str, str], int]
+    openmeter_units: int = 0
+    answered: bool = True
+    counts: dict[Cell, Counts] = field(default_factory=dict)
+
+    @property
+    def steady(self) -> bool:
+        """The counts are those of which the total was taken."""
+        return sum(self.ledger.values()) == self.total.units
+
+
+class Census:
+    """One count. ``agreed``: the hours that agreed before and have not changed since. ``whole``: nothing that waits was
+    left out. ``problems``: why it is not all that it could be.
+    """
+
+    def __init__(self, hours: Hours, streams: Streams, query: MeterQuery, event_type: str) -> None:
+        self.agreed: dict[int, HourTotal] = {}
+        self.open: list[OpenHour] = []
+        self.whole = True
+        self.problems: list[str] = []
+        self._hours = hours
+        self._streams = streams
+        self._query = query
+        self._event_type = event_type
+        self._metrics: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"Census({len(self.agreed)} hours agreed, {len(self.open)} open)"
+
+    async def take(self, hours: Iterable[int], progress: Progress | None = None) -> None:
+        """Count. Raises RedisError or OSError when Valkey cannot be reached; OpenMeter's failures are problems."""
+        for hour in hours:
+            await self._choose(hour)
+        if not self.open:
+            return
+        waiting = await self._streams.waiting(frozenset(each.hour for each in self.open))
+        self.whole = waiting.whole
+        if not self.whole:
+            self.problems.append("too much waits in the outbox to be counted: what OpenMeter lacks is compared later")
+        await self._look_at_meters()
+        for number, each in enumerate(self.open, 1):
+            self._compare(each, await self._ask(each), waiting)
+            if progress is not None:
+                progress(number, len(self.open))
+
+    async def _choose(self, hour: int) -> None:
+        """An hour that the ledger did not count is left out: nothing was charged, or hours were not counted yet."""
+        total = await self._hours.total(hour)
+        if not total.counts:
+            return
+        memory = await recall(self._hours, hour)
+        if memory.agreed == total:
+            self.agreed[hour] = total
+        else:
+            self.open.append(OpenHour(hour, total, memory, await self._hours.units(hour)))
+
+    async def _look_at_meters(self) -> None:
+        """Leaves the metrics whose meters sum units. Another would never agree, however often events are sent."""
+        for metric in sorted({metric for each in self.open for _, metric in each.ledger})[:METRICS_MAX]:
+            try:
+                meter = await self._query.meter(metric)
+            except QueryError as error:
+                if self._note(error):
+                    self._metrics.clear()
+                    return
+                continue
+            if meter is None:
+                self.problems.append(f"OpenMeter has no meter {metric}; `sidecar catalog apply` makes it")
+            elif (meter.aggregation, meter.value_property, meter.event_type) != ("SUM", "$.units", self._event_type):
+                what = f"the SUM of $.units of {self._event_type}"
+                self.problems.append(f"OpenMeter's meter {metric} is not {what}, so it cannot be compared")
+            else:
+                self._metrics.append(metric)
+
+    async def _ask(self, hour: OpenHour) -> dict[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for metric in list(self._metrics):
+            try:
+                rows = await self._query.usage(metric, hour.hour * HOUR_MS, (hour.hour + 1) * HOUR_MS)
+            except QueryError as error:
+                if self._note(error):
+                    # Nobody waits for as many timeouts as there are hours: the rest is asked next time.
+                    self._metrics.clear()
+                    break
+                self._metrics.remove(metric)
+                continue
+            found |= {(row.subject, metric): row.units for row in rows}
+        hour.openmeter_units = sum(found.values())
+        hour.answered = {metric for _, metric in hour.ledger} <= set(self._metrics)
+        return found
+
+    def _compare(self, hour: OpenHour, openmeter: dict[tuple[str, str], int], waiting: Waiting) -> None:
+        for account, metric in hour.ledger.keys() | openmeter.keys():
+            if metric not in self._metrics:
+                continue
+            cell = Cell(hour.hour, account, metric)
+            counts = Counts(
+                hour.ledger.get((account, metric), 0),
+                openmeter.get((account, metric), 0),
+                waiting.outbox[cell],
+                waiting.dead[cell],
+            )
+            if counts.ledger != counts.openmeter or counts.outbox or counts.dead:
+                hour.counts[cell] = counts
+
+    def _note(self, error: QueryError) -> bool:
+        self.problems.append(str(error))
+        return error.transient

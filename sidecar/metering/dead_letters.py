@@ -1,0 +1,43 @@
+"""What is kept of an event that OpenMeter refuses for good, and of an entry that nobody can read.
+
+A dead letter carries the fields of an outbox entry, cut to the one event, so that putting it back is appending it
+to the outbox again: the event keeps its id and is counted once. Beside them stand, all beginning with ``dead-``:
+``reason``, ``event`` (the CloudEvent as it was sent, if it got that far), and, added by the script, ``at-ms`` and
+``entry``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import orjson
+
+from sidecar.metering.outbox.events import position_of, single_event
+
+PREFIX: Final = b"dead-"
+REASON, EVENT, AT_MS, ENTRY = b"dead-reason", b"dead-event", b"dead-at-ms", b"dead-entry"
+
+FIELDS_MAX = 64
+"""No gateway writes an entry of more than a handful of fields; Lua cannot pass on thousands."""
+
+Letter = dict[bytes, bytes]
+
+
+def letter_of_entry(fields: Mapping[bytes, bytes], reason: str) -> Letter:
+    """An entry that cannot be decoded, as it is."""
+    kept = [(name, value) for name, value in fields.items() if not name.startswith(PREFIX)][:FIELDS_MAX]
+    if len(kept) < len(fields):
+        reason += f" ({len(fields) - len(kept)} fields left out)"
+    return {**dict(kept), REASON: reason.encode("utf-8", "replace")}
+
+
+def letter_of_position(fields: Mapping[bytes, bytes], position: int, reason: str) -> Letter:
+    """An event that cannot be sent."""
+    return letter_of_entry(single_event(fields, position), reason)
+
+
+def letter_of_event(fields: Mapping[bytes, bytes], body: bytes, reason: str) -> Letter:
+    """An event that was sent, as ``body``, and refused."""
+    position = position_of(orjson.loads(body)["id"], fields)
+    return {**letter_of_position(fields, position, reason), EVENT: body}

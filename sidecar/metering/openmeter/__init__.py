@@ -1,0 +1,1 @@
+"""OpenMeter's API: access and queries."""

@@ -1,0 +1,1 @@
+"""The outbox in Valkey: its streams, its entries, its status."""

@@ -1,0 +1,1 @@
+"""Delivery of usage events from the outbox to OpenMeter."""

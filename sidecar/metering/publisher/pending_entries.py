@@ -1,0 +1,91 @@
+"""The entries that a publisher has read and that are still in the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sidecar.basics.logger import get_logger
+from sidecar.metering.dead_letters import letter_of_entry, letter_of_position
+from sidecar.metering.metrics import PublisherMetrics
+from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox.outbox import Outbox
+from sidecar.metering.publisher.batches import Batcher, Entry
+
+log = get_logger("sidecar.metering")
+
+
+class Progress:
+    """Takes entries in, queues their events in ``batcher``, and removes the entries when all is done.
+
+    ``bytes`` is the size of the entries in progress, the measure of how much more may be read.
+    """
+
+    def __init__(self, outbox: Outbox, batcher: Batcher, stamp: Stamp, metrics: PublisherMetrics) -> None:
+        self.bytes = 0
+        self._outbox = outbox
+        self._batcher = batcher
+        self._stamp = stamp
+        self._metrics = metrics
+        self._entries: dict[tuple[int, bytes], Entry] = {}
+        self._unfinished: list[Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Progress({len(self._entries)} entries, {len(self._unfinished)} to be removed, {self._batcher!r})"
+
+    async def take(self, entries: Iterable[Entry]) -> None:
+        """Decodes entries and queues their events. One that is in progress already is left as it is."""
+        finished: list[Entry] = []
+        events_before, entries_before = len(self._batcher), len(self._entries)
+        for entry in entries:
+            if (entry.partition, entry.id) in self._entries:
+                continue
+            self._entries[entry.partition, entry.id] = entry
+            self.bytes += entry.size_bytes
+            bodies = self._decode(entry)
+            self._batcher.add(entry, bodies)
+            if not bodies:
+                finished.append(entry)
+        events = len(self._batcher) - events_before
+        self._metrics.entries_read += len(self._entries) - entries_before
+        self._metrics.events_read += events
+        self._metrics.events_in_progress += events
+        if finished:
+            await self.finish(finished)
+
+    def _decode(self, entry: Entry) -> list[bytes]:
+        try:
+            decoded = decode_entry(entry.fields, self._stamp)
+        except MalformedEntry as error:
+            log.error("outbox entry cannot be read, kept as a dead letter", reason=str(error), entry=repr(entry))
+            entry.letters.append(letter_of_entry(entry.fields, str(error)))
+            return []
+        for flaw in decoded.flaws:
+            log.error("usage event cannot be sent, kept as a dead letter", reason=flaw.reason, entry=repr(entry))
+            entry.letters.append(letter_of_position(entry.fields, flaw.position, flaw.reason))
+        return decoded.bodies
+
+    async def finish(self, entries: Sequence[Entry]) -> None:
+        """Removes entries from the outbox. Those that Valkey cannot remove now wait for :meth:`finish_rest`."""
+        left = await self._outbox.finish(entries) if entries else []
+        self._unfinished += left
+        waiting = frozenset(left)
+        for entry in entries:
+            if entry in waiting:
+                continue
+            del self._entries[entry.partition, entry.id]
+            self.bytes -= entry.size_bytes
+            self._metrics.events_in_progress -= entry.events
+            self._metrics.entries_finished += 1
+            self._metrics.dead_letters += len(entry.letters)
+
+    async def finish_rest(self) -> None:
+        """Tries again to remove what could not be removed."""
+        entries, self._unfinished = self._unfinished, []
+        await self.finish(entries)
+
+    async def keep(self) -> None:
+        """Tells other publishers that all these entries are in progress."""
+        await self._outbox.keep(self._entries.values())

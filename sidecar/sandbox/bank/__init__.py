@@ -1,0 +1,1 @@
+"""A sample UK Open Banking API (v3.1)."""

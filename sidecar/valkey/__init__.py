@@ -1,0 +1,1 @@
+"""Connections to Valkey: topologies, RESP, partition calls, deadlines, scripts, leases, the embedded server."""

@@ -1,0 +1,182 @@
+"""Slow readers and slow writers: what waits in memory is bounded, and nobody else is slowed down."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.routes import Route
+from tests.integration.gateway.api import Conversation, always, length
+from tests.integration.gateway.rig import Rig, get
+
+FREE = Route("(other)", free=True)
+ANY_SIZE = Limits(body_bytes_max=None)
+READ_BYTES_MAX = 262_144
+"""What a transport of asyncio may hand over at once, on top of what it was told to bear."""
+HIGH = 65_536
+BOUNDS = {"buffer_bytes_high": HIGH, "buffer_bytes_low": 16_384}
+MEGABYTE = bytes(1_000_000)
+
+
+class Watch:
+    """The most that waited to be written at any look, towards clients and towards the API."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.most = 0
+        self._rig = rig
+        self._task = asyncio.ensure_future(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            for connection in self._rig.gateway.connections:
+                transports = [connection.transport]
+                if connection.exchange is not None and connection.exchange.upstream is not None:
+                    transports.append(connection.exchange.upstream.transport)
+                for transport in transports:
+                    if not transport.is_closing():
+                        self.most = max(self.most, transport.get_write_buffer_size())
+            await asyncio.sleep(0)
+
+    def stop(self) -> int:
+        self._task.cancel()
+        return self.most
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_slow_reader_of_a_large_answer_costs_little_memory(gateway: Any, chunked: bool) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.request()
+        framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 20000000"
+        await talk.send(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n")
+        for _ in range(20):
+            await talk.send(b"%x\r\n%b\r\n" % (len(MEGABYTE), MEGABYTE) if chunked else MEGABYTE)
+        await talk.send(b"0\r\n\r\n" if chunked else b"")
+
+    async with gateway(script, **BOUNDS) as rig:
+        watch = Watch(rig)
+        wire = await rig.connect(receive_bytes=8192)
+        await wire.send(get())
+        await rig.until(lambda: any(c.writing_paused for c in rig.gateway.connections))
+        assert len((await wire.response()).body) == 20_000_000
+        assert HIGH <= watch.stop() <= HIGH + 2 * READ_BYTES_MAX
+        assert await rig.charged() == [200]
+
+
+async def test_a_slow_reader_of_a_large_body_costs_little_memory(gateway: Any) -> None:
+    proceed = asyncio.Event()
+
+    async def script(talk: Conversation) -> None:
+        request = await talk.head()
+        await proceed.wait()
+        await talk.body(request)
+        await talk.send(length(b"%d" % len(request.body)))
+
+    async with gateway(script, limits=ANY_SIZE, body_timeout_s=0.1, **BOUNDS) as rig:
+        watch = Watch(rig)
+        wire = await rig.connect()
+        head = get(b"/p", b"Content-Length: 20000000", method=b"POST")
+        sending = asyncio.ensure_future(wire.send(head, *[MEGABYTE] * 20))
+        await rig.until(lambda: any(c.reading_paused for c in rig.gateway.connections))
+        proceed.set()
+        assert (await wire.response()).body == b"20000000"
+        await sending
+        assert HIGH <= watch.stop() <= HIGH + 2 * READ_BYTES_MAX
+        assert await rig.charged() == [200]
+
+
+async def test_an_api_that_stops_reading_the_body_is_late_not_the_client(gateway: Any) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.head()
+        talk.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(60)
+
+    async with gateway(script, limits=ANY_SIZE, body_timeout_s=0.2, write_timeout_s=0.2, **BOUNDS) as rig:
+        wire = await rig.connect()
+        head = get(b"/p", b"Content-Length: 50000000", method=b"POST")
+        sending = asyncio.ensure_future(wire.send(head, *[MEGABYTE] * 50))
+        assert (await wire.head()).status == 504
+        sending.cancel()
+        wire.reset()
+        assert await rig.charged() == []
+
+
+async def test_a_client_that_reads_slowly_but_steadily_is_not_cut_off(gateway: Any) -> None:
+    """2 MB through small buffers at a pace at which the limit would pass many times over."""
+
+    async def script(talk: Conversation) -> None:
+        await talk.answer(length(bytes(2_000_000)))
+        await talk.reader.read()
+
+    async with gateway(script, write_timeout_s=0.1, upstream_idle_timeout_s=0.1, **BOUNDS) as rig:
+        wire = await rig.connect(receive_bytes=8192)
+        wire.reader._limit = 8192  # how much the test's own side reads ahead
+        await wire.send(get())
+        await wire.head()
+        left = 2_000_000
+        while left:
+            left -= len(await wire.reader.readexactly(min(left, 40_000)))
+            await asyncio.sleep(0.02)
+        assert await rig.charged() == [200]
+
+
+async def test_a_client_that_sends_many_requests_and_reads_no_answer_costs_little_memory(gateway: Any) -> None:
+    async with gateway(always(length(bytes(500_000))), default=FREE, **BOUNDS) as rig:
+        watch = Watch(rig)
+        wire = await rig.connect(receive_bytes=8192)
+        await wire.send(get() * 40)
+        await rig.until(lambda: any(c.writing_paused for c in rig.gateway.connections))
+        before = -1
+        while before != len(rig.api.requests):  # until nothing more comes of it
+            before = len(rig.api.requests)
+            await asyncio.sleep(0.05)
+        assert watch.most <= HIGH + 2 * READ_BYTES_MAX
+        for _ in range(40):
+            assert len((await wire.response()).body) == 500_000
+        assert watch.stop() <= HIGH + 2 * READ_BYTES_MAX
+
+
+async def test_the_next_caller_does_not_wait_for_the_slow_reader_before_it(gateway: Any) -> None:
+    """The API's connection comes back to the pool while the answer before still waits for its slow reader."""
+    body = bytes(30_000)  # comes in one piece
+    small = {"buffer_bytes_high": 4096, "buffer_bytes_low": 1024}
+    async with gateway(always(length(body)), default=FREE, upstream_connections_max=1, **small) as rig:
+        slow = await rig.connect(receive_bytes=4096)
+        slow.writer.transport.pause_reading()
+        await rig.until(lambda: rig.gateway.connections)
+        for connection in rig.gateway.connections:
+            sock = connection.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        await slow.send(get())
+        await rig.until(lambda: rig.pool.idle)
+        assert any(c.writing_paused for c in rig.gateway.connections)
+        assert (await rig.ask(get())).body == body
+        slow.writer.transport.resume_reading()
+        assert (await slow.response()).body == body
+
+
+async def test_a_body_that_comes_before_the_api_is_reached_waits_within_bounds(gateway: Any) -> None:
+    proceed = asyncio.Event()
+
+    async def script(talk: Conversation) -> None:
+        while True:
+            request = await talk.request()
+            await proceed.wait()
+            await talk.send(length(b"%d" % len(request.body)))
+
+    async with gateway(script, limits=ANY_SIZE, upstream_connections_max=1, **BOUNDS) as rig:
+        first = asyncio.ensure_future(rig.ask(get()))
+        await rig.until(lambda: rig.api.requests)
+        wire = await rig.connect()
+        head = get(b"/p", b"Content-Length: 5000000", method=b"POST")
+        sending = asyncio.ensure_future(wire.send(head, *[MEGABYTE] * 5))
+        await rig.until(lambda: any(c.reading_paused for c in rig.gateway.connections))
+        queued = [c.exchange.queued_bytes for c in rig.gateway.connections if c.exchange is not None]
+        assert HIGH <= max(queued) <= HIGH + 2 * READ_BYTES_MAX
+        proceed.set()
+        assert (await wire.response()).body == b"5000000"
+        await asyncio.gather(sending, first)
+        assert await rig.charged() == [200, 200]
