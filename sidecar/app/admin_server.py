@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from sidecar.app.admin_endpoints import Answer, problem
-from sidecar.app.assemble import SetupError
+from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from sidecar.app.admin_endpoints import AdminEndpoints
-from sidecar.app.assemble import SetupError
 from sidecar.app.settings import AdminSettings
+from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
 
 WEBHOOKS = "/webhooks/lago"

@@ -9,9 +9,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sidecar.app.configuration import Config
+from sidecar.basics.errors import SetupError
+from sidecar.config.path_template import parse_template
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
-from sidecar.gateway.route_settings import DefaultRouteSettings, RouteSettings, parse_template
+from sidecar.gateway.route_settings import DefaultRouteSettings, RouteSettings
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.settings import ListenTlsSettings, UpstreamTlsSettings
 from sidecar.ledger.client.link import LinkSettings
@@ -27,10 +29,6 @@ _IDEMPOTENT = {
     "on": frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"}),
     "off": frozenset[bytes](),
 }
-
-
-class SetupError(Exception):
-    """The configuration is sound, but something that it names is not. The message says what and where."""
 
 
 def keys(config: Config) -> Keys:

@@ -1,21 +1,38 @@
-"""The whole configuration, composed of its sections."""
+"""The whole configuration, composed of the parts' sections, and read from a file and the environment."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from sidecar.app.health_settings import HealthSettings
-from sidecar.app.settings import AdminSettings, CreditHeadersSettings, LogSettings, check_documentation_url
+from sidecar.app.settings import AdminSettings, LogSettings
 from sidecar.billing.settings import LagoSettings
+from sidecar.config.document import Node
+from sidecar.config.environment import overlay
+from sidecar.config.errors import ConfigError, Origin, Problem
 from sidecar.config.fields import FilePath, Model, conflict
+from sidecar.config.reading import read_document
+from sidecar.config.secret_files import with_secrets
+from sidecar.config.validation import validate_texts
 from sidecar.gateway.route_settings import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, RoutePath, Routes
-from sidecar.gateway.settings import LimitsSettings, ListenerSettings, ListenSettings, UpstreamSettings
+from sidecar.gateway.settings import (
+    CreditHeadersSettings,
+    LimitsSettings,
+    ListenerSettings,
+    ListenSettings,
+    UpstreamSettings,
+    check_documentation_url,
+)
 from sidecar.identity.settings import ApiKeySettings, IdentitySettings, MtlsSettings, TrustedPeersSettings
+from sidecar.ledger.settings import LedgerSettings
 from sidecar.metering.settings import MeteringSettings
-from sidecar.valkey.settings import LedgerSettings, ValkeyEmbeddedSettings, ValkeyTlsSettings, ValkeyUrl
-from sidecar.valkey.url import Embedded, Sentinel
+from sidecar.valkey.settings import ValkeyEmbeddedSettings, ValkeyTlsSettings, ValkeyUrl
+from sidecar.valkey.url import Credentials, Embedded, Sentinel, Tls, Topology
 
 
 class Config(Model):
@@ -144,3 +161,39 @@ class Config(Model):
                     )
                 )
         return problems
+
+
+def load_config(path: Path | None, environ: Mapping[str, str], *, gateway: bool = False) -> Config:
+    """Read the file (None: the environment alone), lay ``SIDECAR_…`` variables over it, read secrets from their files.
+
+    The ``valkey`` of the answer is complete: with its password and TLS files, wherever they were set. ``gateway``: it
+    is for a data plane, which needs to know where its API is.
+
+    Raises:
+        ConfigError: everything that is wrong, each with file and line, or with the variable's name.
+    """
+    root = Node(Origin("environment"), {}) if path is None else read_document(path)
+    root = overlay(root, environ)
+    root = with_secrets(Config, root)
+    config = validate_texts(Config, root, lambda origin: origin.line is None)
+    if gateway and config.upstream.url is None and not config.upstream.original_destination:
+        above = root.child("upstream") or root
+        raise ConfigError([Problem(above.origin, "upstream.url", "is missing: a gateway needs it")])
+    return config.model_copy(update={"valkey": _complete(config)})
+
+
+def _complete(config: Config) -> Topology:
+    topology = config.valkey
+    if isinstance(topology, Embedded):
+        return topology
+    if config.valkey_password is not None:
+        password = config.valkey_password.get_secret_value()
+        topology = replace(topology, credentials=replace(topology.credentials, password=password))
+    if topology.tls is not None:
+        files = config.valkey_tls
+        topology = replace(topology, tls=Tls(files.ca_file, files.certificate_file, files.key_file, files.verify))
+    if isinstance(topology, Sentinel) and (config.valkey_sentinel_username or config.valkey_sentinel_password):
+        secret = config.valkey_sentinel_password
+        login = Credentials(config.valkey_sentinel_username, secret.get_secret_value() if secret else None)
+        topology = replace(topology, sentinel_credentials=login)
+    return topology

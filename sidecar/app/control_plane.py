@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from prometheus_client.registry import Collector
 
 from sidecar.app import assemble
-from sidecar.app.assemble import SetupError
 from sidecar.app.configuration import Config
 from sidecar.app.serve import Ready, admin_server
+from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
 from sidecar.controlplane import metrics
-from sidecar.controlplane.billing_service import Billing, open_billing
+from sidecar.controlplane.billing import Billing, open_billing
+from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.store import open_store
 from sidecar.metering.metrics import PublisherCollector
 from sidecar.metering.publisher.publisher import Publisher
-from sidecar.metering.publisher.sender import MeteringError
 
 log = get_logger("sidecar")
 
@@ -36,7 +36,7 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
     async with (
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
-        open_billing(config, store) as billing,
+        open_billing(config.lago, config.metering, store) as billing,
     ):
         publisher = Publisher(store.client, store.keys, config.metering)
         async with admin_server(
@@ -46,43 +46,8 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
             ready(ports)
             log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=ports.admin)
             try:
-                await control_until(publisher, billing, stop)
+                await run_loops(publisher, billing, stop)
             finally:
                 reaping.cancel()
                 await asyncio.gather(reaping, return_exceptions=True)
     return True
-
-
-async def control_until(publisher: Publisher, billing: Billing | None, stop: asyncio.Event) -> None:
-    """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`publish_until`."""
-    if billing is None:
-        await publish_until(publisher, stop)
-        return
-    ended = asyncio.Event()
-    keeping = asyncio.create_task(billing.run(ended))
-    told = asyncio.create_task(stop.wait())
-    publishing = asyncio.create_task(publish_until(publisher, ended))
-    try:
-        # Whichever ends on its own has failed, and the process with it: another control plane takes over.
-        await asyncio.wait({keeping, publishing, told}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        ended.set()
-        told.cancel()
-        results = await asyncio.gather(keeping, publishing, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-
-
-async def publish_until(publisher: Publisher, stop: asyncio.Event) -> None:
-    """Runs the publisher until ``stop``. Raises `SetupError`: a file that its settings name cannot be used."""
-    publishing = asyncio.create_task(publisher.run())
-    told = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({publishing, told}, return_when=asyncio.FIRST_COMPLETED)
-        publisher.stop()
-        await publishing
-    except MeteringError as error:
-        raise SetupError(f"metering: {error}") from None
-    finally:
-        told.cancel()

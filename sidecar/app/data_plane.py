@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from sidecar.app import assemble
-from sidecar.app.assemble import SetupError
 from sidecar.app.configuration import Config
 from sidecar.app.logs import AccessLog
+from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
 from sidecar.billing.reconcile.reload_requests import Bells
 from sidecar.gateway.gateway import Gateway

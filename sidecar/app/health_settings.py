@@ -7,8 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sidecar.config.fields import Milliseconds, Model, Port, conflict
-from sidecar.gateway.settings import Host
+from sidecar.config.fields import Host, Milliseconds, Model, Port, conflict
 
 CHECKS_MAX: Final = 256
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,252})/(?:livez|readyz|startupz|poststart|prestop)")

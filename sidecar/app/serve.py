@@ -67,7 +67,7 @@ def key_store(store: Store) -> KeyStore:
 
 
 class ControlSide(Protocol):
-    """What the billing side of a control plane shows and receives (``sidecar.controlplane.billing_service``)."""
+    """What the billing side of a control plane shows and receives (``sidecar.controlplane.billing``)."""
 
     @property
     def field_bytes_max(self) -> int: ...

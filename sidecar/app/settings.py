@@ -5,12 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from sidecar.config.fields import FilePath, Model, Port, conflict
-from sidecar.gateway.settings import Host
+from sidecar.config.fields import FilePath, Host, Model, Port, conflict
 
 TOKEN_LENGTH_MIN = 16
 _TOKEN = re.compile(rf"[!-~]{{{TOKEN_LENGTH_MIN},1024}}")
@@ -57,28 +55,3 @@ class LogSettings(Model):
     access: Literal["off", "errors", "all"] = Field(
         default="errors", description="Requests that get a line: none, those refused or answered with 5xx, or all."
     )
-
-
-class CreditHeadersSettings(Model):
-    """Header fields that tell callers what they have left."""
-
-    credits: bool = Field(default=True, description="`X-Credits-Remaining` and `X-Credits-Charged`.")
-    rate_limit: bool = Field(
-        default=True, description="`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers)."
-    )
-
-
-def check_documentation_url(url: str) -> str:
-    """Answer an http(s) URL that can stand in an error's body. Raises ``ValueError``."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.username is not None
-        or not url.isprintable()
-    ):
-        raise ValueError("should be a URL like https://developer.bank.example/errors")
-    return url

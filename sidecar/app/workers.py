@@ -26,13 +26,13 @@ from sidecar.app import assemble
 from sidecar.app.accounts_view import AccountsView
 from sidecar.app.admin_endpoints import AdminEndpoints, admin_token
 from sidecar.app.admin_server import AdminServer
-from sidecar.app.assemble import SetupError
 from sidecar.app.configuration import Config
 from sidecar.app.data_plane import Health
 from sidecar.app.metrics_merge import merge
 from sidecar.app.serve import Ports, Ready, drain_s_max, health_server, until_drained
 from sidecar.app.signals import Stop
 from sidecar.app.worker_environment import WORKER_VARIABLE
+from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.store import open_store

@@ -68,7 +68,7 @@ def main() -> None:
     app = build(sys.argv[1:])
     from redis.exceptions import RedisError
 
-    from sidecar.app.assemble import SetupError
+    from sidecar.basics.errors import SetupError
     from sidecar.cli.output import fail
     from sidecar.config.errors import ConfigError
 

@@ -14,14 +14,14 @@ import typer
 from rich.progress import Progress, TaskID
 
 from sidecar.app import assemble, logs
-from sidecar.app.assemble import SetupError
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
+from sidecar.basics.errors import SetupError
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.reconcile.reconciler import Outcome
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, print_table, run_async
-from sidecar.config.reading import load_config
-from sidecar.controlplane.billing_service import Billing, Overview, open_billing
+from sidecar.controlplane.billing import Billing, open_billing
+from sidecar.controlplane.sync_loop import Overview
 from sidecar.ledger.accounts.account_state import AccountState
 from sidecar.ledger.accounts.loader import LedgerUnavailable
 from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Volume
@@ -116,7 +116,8 @@ def sync(
 
 async def _sync(config: Config, account: str | None, flush: bool) -> tuple[SyncReport | None, Overview]:
     async with _opened(config) as billing:
-        if billing.sync is None:
+        loop = billing.sync_loop
+        if loop is None:
             fail("lago.sync is not enabled, or metering.url is not set: there is nothing to push", 1)
         report = None
         token = await billing.lease.acquire()
@@ -124,12 +125,12 @@ async def _sync(config: Config, account: str | None, flush: bool) -> tuple[SyncR
             async with _kept(billing):
                 with _progress() as progress:
                     task = progress.add_task("accounts", total=None)
-                    report, _ = await billing.sync_round(
+                    report, _ = await loop.round(
                         token, flush=flush, only=account, progress=lambda done: progress.update(task, completed=done)
                     )
         elif not await billing.ask_leader_to_flush(account, timeout_s=30.0):
             fail(f"{billing.lease.state.leader} leads, and has not answered within 30 s", 1)
-        return report, await billing.overview(account)
+        return report, await loop.overview(account)
 
 
 @contextlib.asynccontextmanager
@@ -154,7 +155,7 @@ async def _kept(billing: Billing) -> AsyncIterator[None]:
 async def _opened(config: Config) -> AsyncIterator[Billing]:
     async with (
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
-        open_billing(config, store) as billing,
+        open_billing(config.lago, config.metering, store) as billing,
     ):
         if billing is None:
             raise SetupError("lago.url is not set: accounts come from files (`sidecar account load`)")

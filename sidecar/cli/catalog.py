@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 from rich.markup import escape
 
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
 from sidecar.billing.catalog.apply import Outcome, apply
 from sidecar.billing.catalog.changes import ACTIONS, Action, Change, FieldChange, Observed, counts
 from sidecar.billing.catalog.current_state import read
@@ -24,7 +24,6 @@ from sidecar.billing.catalog.values import Catalog
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoError, LagoSetupError
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, run_async
-from sidecar.config.reading import load_config
 from sidecar.metering.openmeter.access import MeteringError
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
 

@@ -13,12 +13,11 @@ import aiohttp
 import typer
 
 from sidecar.app import assemble
-from sidecar.app.assemble import SetupError
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
+from sidecar.basics.errors import SetupError
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, run_async
-from sidecar.config.reading import load_config
 from sidecar.gateway.settings import UpstreamTlsSettings
 from sidecar.identity.build import build_chain
 from sidecar.identity.types import IdentitySetupError

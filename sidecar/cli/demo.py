@@ -18,16 +18,16 @@ import typer
 from aiohttp import web
 
 from sidecar.app import assemble, logs
-from sidecar.app.assemble import SetupError
-from sidecar.app.configuration import Config
-from sidecar.app.control_plane import collectors_of, control_until
+from sidecar.app.configuration import Config, load_config
+from sidecar.app.control_plane import collectors_of
 from sidecar.app.data_plane import DataPlane
 from sidecar.app.serve import admin_server, key_store
 from sidecar.app.signals import stop_event
+from sidecar.basics.errors import SetupError
 from sidecar.cli.output import console, errors, run_async
 from sidecar.config.errors import ConfigError
-from sidecar.config.reading import load_config
-from sidecar.controlplane.billing_service import open_billing
+from sidecar.controlplane.billing import open_billing
+from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.store import Store, open_store
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.sandbox.bank.bank_server import SampleApi
@@ -131,7 +131,7 @@ async def _demo(
         store = await stack.enter_async_context(
             open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync)
         )
-        billing = await stack.enter_async_context(open_billing(config, store))
+        billing = await stack.enter_async_context(open_billing(config.lago, config.metering, store))
         assert billing is not None
         accounts = demo_accounts()
         await seed_lago(billing.lago, accounts)
@@ -150,7 +150,7 @@ async def _demo(
         )
         # The publisher outlives the gateway, so that what the last requests were charged is counted too.
         no_more = asyncio.Event()
-        controlling = asyncio.create_task(control_until(publisher, billing, no_more))
+        controlling = asyncio.create_task(run_loops(publisher, billing, no_more))
         told = asyncio.create_task(stop.wait())
         try:
             await _loaded(store, accounts, controlling)

@@ -11,10 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
 from sidecar.app.settings import is_loopback
 from sidecar.cli.output import ConfigOption, fail
-from sidecar.config.reading import load_config
 
 ASK_TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 65_536

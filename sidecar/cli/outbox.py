@@ -10,6 +10,7 @@ import typer
 from rich.progress import Progress
 
 from sidecar.app import assemble, logs
+from sidecar.app.configuration import load_config
 from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
@@ -22,7 +23,6 @@ from sidecar.cli.output import (
     run_async,
     where,
 )
-from sidecar.config.reading import load_config
 from sidecar.ledger.store import open_store
 from sidecar.metering.audit.audit_report import COLUMNS, AuditReport, audit_table
 from sidecar.metering.audit.auditor import Auditor

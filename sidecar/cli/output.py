@@ -16,7 +16,7 @@ import orjson
 import typer
 
 from sidecar.app import assemble
-from sidecar.config.reading import load_config
+from sidecar.app.configuration import load_config
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.url import Topology, ValkeyUrlError, parse_valkey_url
 

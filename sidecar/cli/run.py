@@ -10,12 +10,11 @@ import orjson
 import typer
 
 from sidecar.app import logs
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
 from sidecar.app.serve import Ports, Ready, run_data_plane
 from sidecar.app.signals import stop_event
 from sidecar.app.worker_environment import stop_with_parent, worker_place
 from sidecar.cli.output import ConfigOption, run_async
-from sidecar.config.reading import load_config
 
 ReadyJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when ready.")]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+HOST_NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 
 
 class Model(BaseModel):
@@ -44,3 +47,20 @@ Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65_535)]
 Milliseconds = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=86_400_000)]
 FilePath = Annotated[Path, AfterValidator(_given)]
 """Path of a file that is opened later, by whoever needs it; relative to the working directory."""
+
+
+def _host(text: str) -> str:
+    if HOST_NAME.fullmatch(text) is None:
+        raise ValueError("should be a host name or an IP address")
+    return text
+
+
+Host = Annotated[str, AfterValidator(_host)]
+"""Host name or IP address."""
+
+
+def check_pair(certificate_file: object, key_file: object) -> None:
+    """Refuse a certificate without its key, and a key without its certificate."""
+    if (certificate_file is None) != (key_file is None):
+        lacking = "key_file" if key_file is None else "certificate_file"
+        raise conflict([(lacking, "is missing: a certificate and its key go together")])

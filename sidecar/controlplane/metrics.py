@@ -14,7 +14,9 @@ from sidecar.billing.webhooks.metrics import WebhookCollector
 from sidecar.metering.audit.metrics import AuditCollector
 
 if TYPE_CHECKING:
-    from sidecar.controlplane.billing_service import Billing
+    from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
+    from sidecar.controlplane.billing import Billing
+    from sidecar.controlplane.sync_loop import SyncLoop
 
 
 class LagoCollector(Collector):
@@ -34,15 +36,14 @@ class LagoCollector(Collector):
         )
         lease = self._billing.lease.state
         yield CounterMetricFamily("sidecar_control_terms", "Times that this process began to lead.", value=lease.terms)
-        if self._billing.sync is not None:
-            yield from self._sync()
-        if self._billing.checks is not None:
-            yield from self._checks()
+        loop = self._billing.sync_loop
+        if loop is not None:
+            yield from self._sync(loop)
+            yield from self._checks(loop.checks)
 
-    def _sync(self) -> Iterable[Metric]:
-        sync = self._billing.sync
-        assert sync is not None
-        metrics, total, last = sync.metrics, sync.metrics.total, self._billing.last_sync
+    @staticmethod
+    def _sync(loop: SyncLoop) -> Iterable[Metric]:
+        metrics, total, last = loop.sync.metrics, loop.sync.metrics.total, loop.last
         yield CounterMetricFamily("sidecar_sync_rounds", "Rounds of pushing usage to Lago.", value=metrics.rounds)
         yield CounterMetricFamily(
             "sidecar_sync_rounds_failed", "Rounds that left something undone.", value=metrics.rounds_failed
@@ -75,9 +76,8 @@ class LagoCollector(Collector):
                 value=metrics.finished_at_ms / 1000,
             )
 
-    def _checks(self) -> Iterable[Metric]:
-        checks = self._billing.checks
-        assert checks is not None
+    @staticmethod
+    def _checks(checks: InvoiceChecks) -> Iterable[Metric]:
         yield CounterMetricFamily(
             "sidecar_invoices_compared",
             "Metrics of final invoices compared with the ledger.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sidecar.config.path_template import Template
 from sidecar.gateway.http1.target import routing_path
-from sidecar.gateway.route_settings import Template
 
 _MEMORY_MAX = 4096
 """Paths remembered. Paths hold ids, so the memory is emptied when it is full rather than left to grow."""

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from sidecar.config.fields import FilePath, Milliseconds, Model, Port, Whole, conflict
-
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,253}")
-
-
-def _host(text: str) -> str:
-    if _HOST_NAME.fullmatch(text) is None:
-        raise ValueError("should be a host name or an IP address")
-    return text
-
-
-Host = Annotated[str, AfterValidator(_host)]
+from sidecar.config.fields import HOST_NAME, FilePath, Host, Milliseconds, Model, Port, Whole, check_pair, conflict
 
 
 class ListenTlsSettings(Model):
@@ -87,13 +75,6 @@ class UpstreamTlsSettings(Model):
         return self
 
 
-def check_pair(certificate_file: object, key_file: object) -> None:
-    """Refuse a certificate without its key, and a key without its certificate."""
-    if (certificate_file is None) != (key_file is None):
-        lacking = "key_file" if key_file is None else "certificate_file"
-        raise conflict([(lacking, "is missing: a certificate and its key go together")])
-
-
 def _upstream_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -109,7 +90,7 @@ def _upstream_url(url: str) -> str:
     if parts.scheme == "unix+http":
         if parts.netloc or not parts.path.strip("/"):
             raise ValueError("should name a socket with three slashes: unix+http:///run/api.sock")
-    elif not parts.hostname or _HOST_NAME.fullmatch(parts.hostname) is None:
+    elif not parts.hostname or HOST_NAME.fullmatch(parts.hostname) is None:
         raise ValueError("names no host")
     elif port == 0:
         raise ValueError("has the port 0")
@@ -279,3 +260,28 @@ class LimitsSettings(Model):
         if self.buffer_bytes_low >= self.buffer_bytes_high:
             raise conflict([("buffer_bytes_low", "must be below buffer_bytes_high")])
         return self
+
+
+class CreditHeadersSettings(Model):
+    """Header fields that tell callers what they have left."""
+
+    credits: bool = Field(default=True, description="`X-Credits-Remaining` and `X-Credits-Charged`.")
+    rate_limit: bool = Field(
+        default=True, description="`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers)."
+    )
+
+
+def check_documentation_url(url: str) -> str:
+    """Answer an http(s) URL that can stand in an error's body. Raises ``ValueError``."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.username is not None
+        or not url.isprintable()
+    ):
+        raise ValueError("should be a URL like https://developer.bank.example/errors")
+    return url

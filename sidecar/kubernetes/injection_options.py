@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Final, Literal
 
 from sidecar import __version__
-from sidecar.gateway.route_settings import parse_template
+from sidecar.config.path_template import parse_template
 from sidecar.kubernetes import names
 from sidecar.kubernetes.pod_fields import InjectionRefused
 from sidecar.kubernetes.redirect import RedirectError, parse_ports

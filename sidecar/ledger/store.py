@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sidecar.app.assemble import SetupError
+from sidecar.basics.errors import SetupError
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.embedded import Durability, EmbeddedError, EmbeddedValkey

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from zlib import crc32
 
-from sidecar.ledger.keys import Keys
 from sidecar.valkey.resp import Address, LedgerConnectionError, RespConnection
 from sidecar.valkey.topology import SlotMap, Topology, TopologyError, cluster_slots, primary_address, tls_context
 from sidecar.valkey.url import Address as HostPort
@@ -22,8 +21,8 @@ class SingleEndpoints:
         self._topology = topology
         self._tls = _Tls(None if isinstance(topology, Embedded) else topology.tls)
 
-    def homes(self, instance: str, keys: Keys) -> list[int]:
-        return [crc32(instance.encode()) % keys.partitions]
+    def homes(self, instance: str, partitions: int) -> list[int]:
+        return [crc32(instance.encode()) % partitions]
 
     async def connect(self, partition_key: str) -> RespConnection:
         topology = self._topology
@@ -52,8 +51,8 @@ class ClusterEndpoints:
         self._used: dict[str, int] = {}
         self._lock = asyncio.Lock()
 
-    def homes(self, instance: str, keys: Keys) -> list[int]:
-        return list(range(keys.partitions))
+    def homes(self, instance: str, partitions: int) -> list[int]:
+        return list(range(partitions))
 
     async def connect(self, partition_key: str) -> RespConnection:
         try:

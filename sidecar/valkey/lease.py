@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.logger import get_logger
-from sidecar.ledger.keys import Keys
 from sidecar.valkey.deadlines import within
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -79,23 +78,21 @@ class LeaseState:
 
 
 class Lease:
-    """One contender for the lease ``name``. ``holder`` is unique for every start of a process.
+    """One contender for the lease at ``key``. ``holder`` is unique for every start of a process.
 
     Every method that asks Valkey raises what redis-py raises (``sidecar.valkey.topology.CLIENT_ERRORS``); whether the
     lease was taken, renewed or released is not known then.
     """
 
-    def __init__(
-        self, client: Client, keys: Keys, name: str, holder: str, ttl_ms: int, *, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, client: Client, key: str, holder: str, ttl_ms: int, *, clock: Clock | None = None) -> None:
         assert holder
         assert ttl_ms > 0
-        self.name = name
+        self.name = key.rpartition(":")[2]
         self.holder = holder
         self.ttl_s = ttl_ms / 1000
         self.clock = clock or SystemClock()
         self._client = client
-        self._key = keys.lease(name)
+        self._key = key
         self._ttl_us = ttl_ms * 1000
         self._token: int | None = None
         self._safe_until_s = 0.0

@@ -14,9 +14,8 @@ import yaml
 
 from deploy.kustomize.__main__ import CHART, NAMESPACE
 from sidecar import __version__
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
 from sidecar.cli import build
-from sidecar.config.reading import load_config
 from sidecar.kubernetes import names
 from tests.deploy.manifests import (
     CONTROL,

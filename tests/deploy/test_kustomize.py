@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deploy.kustomize.__main__ import HERE, written
-from sidecar.config.reading import load_config
+from sidecar.app.configuration import load_config
 from tests.deploy.manifests import IMAGE, KUSTOMIZATIONS, chart, kustomization, named, of_kind, pods
 from tests.deploy.schemas import VERSIONS, Manifest, faults
 

@@ -24,7 +24,7 @@ from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.reconcile.reconciler import Outcome
 from sidecar.billing.reconcile.reload_requests import Bells
-from sidecar.controlplane.billing_service import Billing
+from sidecar.controlplane.billing import Billing
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.keys import Keys
@@ -202,7 +202,8 @@ class Quarter:
             await self.billing.keeper.sweep(TOKEN)
 
     async def sync(self, *, flush: bool = False) -> None:
-        report, _ = await self.billing.sync_round(TOKEN, flush=flush)
+        assert self.billing.sync_loop is not None
+        report, _ = await self.billing.sync_loop.round(TOKEN, flush=flush)
         if not self.lago_away and not self.meter_is_away and not report.is_complete:
             raise Violation(f"seed {self.seed} at {self.now_s}: sync: {report}")
 
@@ -362,7 +363,8 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
             await sim[0].sleep_until(at_ms)
 
         billing = Billing(
-            config, store, lago_client, query, sleep_until=sleep_until,
+            config.lago,
+            config.metering, store, lago_client, query, sleep_until=sleep_until,
             on_outcome=lambda outcome: sim[0].watch(outcome),
         )  # fmt: skip
         sim.append(Quarter(client, config, lago, meter, billing, keys, session, urls[0], seed))

@@ -82,8 +82,8 @@ async def the_books_agree(sim: Quarter, periods_min: int, *, all_until_s: int = 
     now_ms = sim.now_s * 1000
     for profile in PROFILES:
         memory = await sim.billing.reconciler.memory(profile.id)
-        assert sim.billing.checks is not None
-        rows = await sim.billing.checks.check(profile.id, memory, now_ms)
+        assert sim.billing.sync_loop is not None
+        rows = await sim.billing.sync_loop.checks.check(profile.id, memory, now_ms)
         billed = {row.period_start_ms for row in rows}
         for row in rows:
             served = sim.served.get((profile.id, row.period_start_ms, row.metric), 0)

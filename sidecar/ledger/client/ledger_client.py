@@ -23,7 +23,7 @@ ACCOUNT_KEYS_MAX = 200_000
 class Endpoints(Protocol):
     """Where the partitions live. ``homes``: one for a single server, all partitions for a cluster."""
 
-    def homes(self, instance: str, keys: Keys) -> list[int]: ...
+    def homes(self, instance: str, partitions: int) -> list[int]: ...
 
     async def connect(self, partition_key: str) -> RespConnection:
         """A new connection to the server that now holds ``partition_key``.
@@ -66,7 +66,7 @@ class LedgerClient:
 
     def start(self) -> None:
         """Connects in the background; holds are UNAVAILABLE until it has."""
-        homes = self._endpoints.homes(self.instance, self.keys)
+        homes = self._endpoints.homes(self.instance, self.keys.partitions)
         self._links = [self._make_link(home) for home in homes]
         self._only = self._links[0] if len(self._links) == 1 else None
         by_home = {link.home: link for link in self._links}

@@ -19,9 +19,9 @@ from sidecar.app import admin_server
 from sidecar.app.admin_endpoints import AdminEndpoints
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.admin_web import AdminWebServer
-from sidecar.app.assemble import SetupError
 from sidecar.app.data_plane import Health
 from sidecar.app.settings import AdminSettings
+from sidecar.basics.errors import SetupError
 
 METRICS = b"# TYPE a counter\na_total 1\n" * 20_000
 

@@ -19,7 +19,7 @@ from sidecar.valkey.lease import Lease, lead
 
 async def main(host: str, port: str, holder: str, ttl_ms: str) -> None:
     async with Redis(host=host, port=int(port), socket_timeout=1, socket_connect_timeout=1) as client:
-        lease = Lease(client, Keys(), "reconciler", holder, int(ttl_ms))
+        lease = Lease(client, Keys().lease("reconciler"), holder, int(ttl_ms))
 
         async def work(token: int) -> None:
             print(f"lead {token}", flush=True)

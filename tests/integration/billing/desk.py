@@ -13,7 +13,7 @@ from typing import Any
 from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.reconcile.reconciler import Outcome
-from sidecar.controlplane.billing_service import Billing
+from sidecar.controlplane.billing import Billing
 from sidecar.ledger.accounts.loader import AccountLoader, AccountSnapshot
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.store import Store
@@ -136,5 +136,5 @@ async def desk(port: int, *, lago: dict[str, Any] | None = None, **settings: Any
         keys = Keys()
         store = Store(valkey, keys, AccountLoader(valkey, keys))
         client = await stack.enter_async_context(LagoClient(config.lago))
-        billing = Billing(config, store, client, None)
+        billing = Billing(config.lago, config.metering, store, client, None)
         yield Desk(stand_in, url, client, store, Usage(valkey, keys), billing, {})

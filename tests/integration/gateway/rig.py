@@ -15,10 +15,10 @@ import orjson
 import redis
 from redis.asyncio import Redis
 
+from sidecar.config.path_template import parse_template
 from sidecar.gateway.gateway import Gateway
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
-from sidecar.gateway.route_settings import parse_template
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.upstream import UpstreamPool
 from sidecar.identity.build import build_chain

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.app.assemble import route_table, upstream_target
-from sidecar.app.configuration import Config
-from sidecar.config.reading import load_config
+from sidecar.app.configuration import Config, load_config
 from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
 
 

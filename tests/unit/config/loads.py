@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.app.configuration import Config
+from sidecar.app.configuration import Config, load_config
 from sidecar.config.errors import ConfigError
-from sidecar.config.reading import load_config
 
 SMALLEST = """\
 upstream: {url: "http://127.0.0.1:8000"}

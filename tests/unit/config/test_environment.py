@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import pytest
 
+from sidecar.app.configuration import load_config
 from sidecar.config.document import Node, compose
 from sidecar.config.environment import overlay, parse_value, variable
 from sidecar.config.errors import ConfigError, Origin
-from sidecar.config.reading import load_config
 from tests.unit.config.loads import SMALLEST, errors, load
 
 ROUTES = SMALLEST + "routes:\n  - {path: /a, units: 2}\n  - {path: /b}\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.app.configuration import load_config
 from sidecar.config.errors import ConfigError
-from sidecar.config.reading import load_config
 from sidecar.valkey.url import Credentials, Sentinel, Standalone, Tls
 from tests.unit.config.loads import FILE, SMALLEST, errors, load
 

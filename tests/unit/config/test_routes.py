@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.gateway.route_settings import RouteSettings, parse_template, statuses_of
+from sidecar.config.path_template import parse_template
+from sidecar.gateway.route_settings import RouteSettings, statuses_of
 
 
 @pytest.mark.parametrize(

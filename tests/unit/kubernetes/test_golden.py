@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from sidecar.config.reading import load_config
+from sidecar.app.configuration import load_config
 from sidecar.kubernetes import names
 from sidecar.kubernetes.injection import InjectionSettings
 from sidecar.kubernetes.manifests import inject_text

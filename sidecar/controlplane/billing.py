@@ -1,0 +1,217 @@
+"""The billing side of a control plane: webhooks on every replica; reconciler, sync and audit on the one that leads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from sidecar.basics.errors import SetupError
+from sidecar.basics.logger import get_logger
+from sidecar.billing.lago.client import LagoClient
+from sidecar.billing.lago.errors import LagoSetupError
+from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
+from sidecar.billing.reconcile.metrics import BillingMetrics
+from sidecar.billing.reconcile.reconciler import CountsUnavailable, Outcome, Reconciler
+from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.settings import LagoSettings
+from sidecar.billing.usage_sync.usage_sync import Sync
+from sidecar.billing.webhooks.receiver import WebhookReceiver
+from sidecar.billing.webhooks.signature import WebhookSetupError
+from sidecar.controlplane.reconcile_loop import FLUSH, Keeper
+from sidecar.controlplane.sync_loop import SyncLoop
+from sidecar.ledger.store import Store
+from sidecar.metering.audit.auditor import Auditor
+from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
+from sidecar.metering.publisher.sender import MeteringError
+from sidecar.metering.settings import MeteringSettings
+from sidecar.valkey.lease import Lease, lead
+
+log = get_logger("sidecar.billing")
+
+LOOK_S_MAX: Final = 20.0
+FLUSH_AFTER_MS: Final = 900_000
+"""For so long after its end a period is pushed at every look; Lago makes the invoice ten minutes past the hour."""
+
+PAGE: Final = 200
+RINGS_SEEN_MAX: Final = 10_000
+
+
+class Billing:
+    """One control plane's part. ``await run(stop)``; made by :func:`open_billing`.
+
+    ``now_ms`` and ``sleep_until`` are Valkey's clock unless a test has another.
+    """
+
+    def __init__(
+        self,
+        settings: LagoSettings,
+        metering: MeteringSettings,
+        store: Store,
+        lago: LagoClient,
+        query: MeterQuery | None,
+        *,
+        sleep_until: Callable[[int], Awaitable[None]] | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
+        holder: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.lago = lago
+        self.query = query
+        self.metrics = BillingMetrics()
+        self.bells = Bells(store.client, store.keys)
+        self.receiver = WebhookReceiver(
+            settings.webhooks, self.bells, fetch_public_key=lago.public_key, lago_url=settings.url
+        )
+        self.reconciler = Reconciler(
+            lago,
+            store.accounts,
+            store.client,
+            store.keys,
+            settings,
+            metrics=self.metrics,
+            counts=self._counted if query is not None else None,
+            sleep_until=sleep_until,
+        )
+        self.keeper = Keeper(
+            self.reconciler,
+            lago,
+            store.accounts,
+            store.client,
+            store.keys,
+            settings.reconcile,
+            on_outcome=self._note,
+            flush=self._flush,
+        )
+        self.sync_loop: SyncLoop | None = None
+        if query is not None and settings.sync.enabled:
+            sync = Sync(store.client, store.keys, lago, query, settings.sync)
+            checks = InvoiceChecks(store.client, store.keys, lago, sync)
+            self.sync_loop = SyncLoop(settings.sync, store, self.reconciler, sync, checks)
+        self._on_outcome = on_outcome
+        self.auditor: Auditor | None = None
+        if query is not None and settings.audit.enabled:
+            self.auditor = Auditor(store.client, store.keys, settings.audit, metering, query)
+        name = holder or f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.lease = Lease(store.client, store.keys.lease("billing"), name, settings.reconcile.lease_ttl_ms)
+
+    def __repr__(self) -> str:
+        return f"Billing({self.lease!r}, {self.keeper!r})"
+
+    def _note(self, outcome: Outcome) -> None:
+        if self.sync_loop is not None and outcome.books is not None and outcome.result == "loaded":
+            self.sync_loop.schedule.note(outcome.account, outcome.books.memory)
+        if self._on_outcome is not None:
+            self._on_outcome(outcome)
+
+    async def _counted(self, account: str, metrics: tuple[str, ...], from_ms: int, to_ms: int) -> Mapping[str, int]:
+        assert self.query is not None
+        # Whole seconds, the running one included: what counts too much is only stricter.
+        start_ms, end_ms = from_ms // 1000 * 1000, to_ms // 1000 * 1000 + 1000
+        counted = {}
+        try:
+            for metric in metrics:
+                rows = await self.query.usage(metric, start_ms, end_ms, subject=account, window=None)
+                counted[metric] = sum(row.units for row in rows if row.subject == account)
+        except QueryError as error:
+            raise CountsUnavailable(str(error)) from None
+        return counted
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Leads when nobody else does, until ``stop``."""
+        await lead(self.lease, lambda token: self._lead(token, stop), stop)
+
+    async def _lead(self, token: int, stop: asyncio.Event) -> None:
+        log.info("leading", holder=self.lease.holder, token=token)
+        self.metrics.is_leader = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                work = [tasks.create_task(self.sync_loop.run(token, stop))] if self.sync_loop is not None else []
+                if self.auditor is not None:
+                    work.append(tasks.create_task(self.auditor.run(stop)))
+                await self.keeper.run(token, stop)
+                for task in work:
+                    task.cancel()
+        finally:
+            self.metrics.is_leader = False
+
+    # sync
+
+    async def _flush(self, token: int, account: str | None) -> None:
+        if self.sync_loop is not None:
+            await self.sync_loop.round(token, flush=True, only=account)
+
+    async def ask_leader_to_flush(self, account: str | None, timeout_s: float) -> bool:
+        """Ring, and wait until the leader has pushed."""
+        name = FLUSH if account is None else f"{FLUSH}:{account}"
+        await self.bells.ring([name])
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s:
+            await asyncio.sleep(0.2)
+            if all(ring.name != name for ring in await self.bells.waiting(RINGS_SEEN_MAX)):
+                return True
+        return False
+
+    @property
+    def field_bytes_max(self) -> int:
+        """How long a header field the webhooks' server has to take."""
+        return self.receiver.field_bytes_max
+
+    def status(self) -> dict[str, Any]:
+        """Who leads, when everybody was looked at last, what is wrong."""
+        lease = self.lease.state
+        sync = self.sync_loop.sync.metrics if self.sync_loop is not None else None
+        return {
+            "lago": self.settings.url,
+            "leads": lease.held,
+            "leader": lease.leader,
+            "swept_at": self.metrics.swept_at_s or None,
+            "doorbells_waiting": self.metrics.bells_waiting,
+            "alerts": dict(self.metrics.alerts_by_kind()),
+            "synced_at": sync.finished_at_ms if sync is not None else None,
+            "sync_refused": dict(sync.refused) if sync is not None else {},
+        }
+
+    async def handle_webhook(self, request: web.Request) -> web.StreamResponse:
+        return await self.receiver.handle(request)
+
+
+@contextlib.asynccontextmanager
+async def open_billing(
+    settings: LagoSettings,
+    metering: MeteringSettings,
+    store: Store,
+    *,
+    sleep_until: Callable[[int], Awaitable[None]] | None = None,
+) -> AsyncIterator[Billing | None]:
+    """The billing side, or None where the configuration names no Lago.
+
+    Raises:
+        SetupError: a key or file that the configuration names cannot be used.
+    """
+    if settings.url is None:
+        yield None
+        return
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            lago = await stack.enter_async_context(LagoClient(settings))
+            query = None
+            if metering.url is not None:
+                query = await stack.enter_async_context(MeterQuery(metering))
+            billing = Billing(settings, metering, store, lago, query, sleep_until=sleep_until)
+            stack.push_async_callback(billing.receiver.close)
+            yield billing
+    except LagoSetupError as error:
+        raise SetupError(str(error)) from None
+    except WebhookSetupError as error:
+        raise SetupError(str(error)) from None
+    except MeteringError as error:
+        raise SetupError(f"metering: {error}") from None

@@ -1,0 +1,45 @@
+"""The publisher's loop, alone or beside the billing side's."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sidecar.basics.errors import SetupError
+from sidecar.controlplane.billing import Billing
+from sidecar.metering.openmeter.access import MeteringError
+from sidecar.metering.publisher.publisher import Publisher
+
+
+async def run_loops(publisher: Publisher, billing: Billing | None, stop: asyncio.Event) -> None:
+    """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`run_publisher`."""
+    if billing is None:
+        await run_publisher(publisher, stop)
+        return
+    ended = asyncio.Event()
+    keeping = asyncio.create_task(billing.run(ended))
+    told = asyncio.create_task(stop.wait())
+    publishing = asyncio.create_task(run_publisher(publisher, ended))
+    try:
+        # Whichever ends on its own has failed, and the process with it: another control plane takes over.
+        await asyncio.wait({keeping, publishing, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.set()
+        told.cancel()
+        results = await asyncio.gather(keeping, publishing, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def run_publisher(publisher: Publisher, stop: asyncio.Event) -> None:
+    """Runs the publisher until ``stop``. Raises `SetupError`: a file that its settings name cannot be used."""
+    publishing = asyncio.create_task(publisher.run())
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({publishing, told}, return_when=asyncio.FIRST_COMPLETED)
+        publisher.stop()
+        await publishing
+    except MeteringError as error:
+        raise SetupError(f"metering: {error}") from None
+    finally:
+        told.cancel()

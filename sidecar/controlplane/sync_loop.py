@@ -1,0 +1,191 @@
+"""The loop that pushes metered usage to Lago, on the control plane that leads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from sidecar.basics.logger import get_logger
+from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
+from sidecar.billing.reconcile.reconcile_state import MalformedMemory, Memory
+from sidecar.billing.reconcile.reconciler import Reconciler
+from sidecar.billing.settings import SyncSettings
+from sidecar.billing.usage_sync.comparison import ComparisonRow
+from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
+from sidecar.billing.usage_sync.sync_report import SyncReport
+from sidecar.billing.usage_sync.sync_store import Fenced as SyncFenced
+from sidecar.billing.usage_sync.usage_sync import Sync
+from sidecar.controlplane.reconcile_loop import notice_cancellation
+from sidecar.ledger.accounts.loader import LedgerUnavailable
+from sidecar.ledger.store import Store
+from sidecar.valkey.topology import CLIENT_ERRORS
+
+log = get_logger("sidecar.billing")
+
+LOOK_S_MAX: Final = 20.0
+FLUSH_AFTER_MS: Final = 900_000
+"""For so long after its end a period is pushed at every look; Lago makes the invoice ten minutes past the hour."""
+
+PAGE: Final = 200
+
+
+@dataclass(slots=True)
+class Schedule:
+    """When the periods of accounts end that are not billed yet, to know whose usage must reach Lago now."""
+
+    ends_ms: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def note(self, account: str, memory: Memory) -> None:
+        ends = tuple(sorted({link.ledger_end_ms for link in memory.links.values() if not link.is_final}))
+        if ends:
+            self.ends_ms[account] = ends
+        else:
+            self.ends_ms.pop(account, None)
+
+    def due(self, now_ms: int, before_ms: int) -> list[str]:
+        """Accounts with a period that ends within ``before_ms``, or has ended lately."""
+        return [
+            account
+            for account, ends in self.ends_ms.items()
+            if any(end - before_ms <= now_ms <= end + FLUSH_AFTER_MS for end in ends)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """``billed``: periods with a final invoice. ``waiting``: those without; nothing is invoiced in their rows."""
+
+    billed: tuple[ComparisonRow, ...]
+    waiting: tuple[ComparisonRow, ...]
+
+
+class SyncLoop:
+    """Pushes usage at intervals, and around the end of each period.
+
+    Args:
+        reconciler: what it remembers of an account says which periods Lago has not billed.
+    """
+
+    def __init__(
+        self, settings: SyncSettings, store: Store, reconciler: Reconciler, sync: Sync, checks: InvoiceChecks
+    ) -> None:
+        self.sync = sync
+        self.checks = checks
+        self.schedule = Schedule()
+        self.last: SyncReport | None = None
+        self._settings = settings
+        self._store = store
+        self._reconciler = reconciler
+        self._random = Random()  # noqa: S311 - spreads waits, keeps no secret
+
+    def __repr__(self) -> str:
+        return f"SyncLoop({len(self.schedule.ends_ms)} accounts with open periods)"
+
+    async def overview(self, only: str | None) -> Overview:
+        """Every period that is remembered, beside what ledger, OpenMeter, sync and Lago's invoices have of it."""
+        now_ms = await self._store.accounts.now_ms()
+        billed: list[ComparisonRow] = []
+        waiting: list[ComparisonRow] = []
+        async for account, memory in self._memories(only):
+            billed += await self.checks.check(account, memory, now_ms)
+            state = (await self._store.accounts.state(account)).rolled_over(now_ms)
+            waiting += await self.checks.open_periods(account, memory, state)
+        return Overview(tuple(billed), tuple(waiting))
+
+    async def run(self, token: int, stop: asyncio.Event) -> None:
+        settings = self._settings
+        look_s = min(float(settings.interval_s), max(1.0, min(LOOK_S_MAX, settings.final_flush_s / 3)))
+        due_s = time.monotonic()
+        while not stop.is_set():
+            notice_cancellation()
+            try:
+                if time.monotonic() >= due_s:
+                    await self.round(token)
+                    due_s = time.monotonic() + settings.interval_s * self._random.uniform(0.95, 1.05)
+                else:
+                    await self.flush_due(token)
+            except SyncFenced:
+                log.warning("sync left to another leader")
+            except (LedgerUnavailable, *CLIENT_ERRORS) as error:
+                log.warning("sync round broken off", reason=f"{type(error).__name__}: {error}")
+            await _wait(stop, look_s)
+
+    async def round(
+        self,
+        token: int,
+        *,
+        flush: bool = False,
+        only: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[SyncReport, tuple[ComparisonRow, ...]]:
+        """Every account, or ``only`` one: push what is due, then compare what has been invoiced.
+
+        Raises:
+            SyncFenced: another control plane leads by now.
+            LedgerUnavailable, RedisError: Valkey cannot be reached.
+        """
+        rows: list[ComparisonRow] = []
+        memories: dict[str, Memory] = {}
+
+        async def accounts() -> AsyncIterator[SyncAccount]:
+            done = 0
+            async for account, memory in self._memories(only):
+                done += 1
+                if progress is not None:
+                    progress(done)
+                if memory.settled:
+                    memories[account] = memory
+                if memory.links:
+                    yield SyncAccount(account, tuple(memory.links.values()))
+
+        now_ms = await self._store.accounts.now_ms()
+        report = await self.sync.run_once(accounts(), token, now_ms, flush)
+        if only is None:
+            self.last = report
+        for account, memory in memories.items():
+            rows += await self.checks.check(account, memory, now_ms)
+        return report, tuple(rows)
+
+    async def flush_due(self, token: int) -> SyncReport | None:
+        """Those whose period ends, or has just ended."""
+        now_ms = await self._store.accounts.now_ms()
+        due = self.schedule.due(now_ms, self._settings.final_flush_s * 1000)
+        if not due:
+            return None
+        accounts = []
+        for account in due:
+            links = (await self._reconciler.memory(account)).links
+            accounts.append(SyncAccount(account, _near(links.values(), now_ms)))
+        return await self.sync.run_once(accounts, token, now_ms)
+
+    async def _memories(self, only: str | None) -> AsyncIterator[tuple[str, Memory]]:
+        after = ""
+        while page := ((only,) if only is not None else await self._store.accounts.list(after, PAGE)):
+            for account in page:
+                try:
+                    memory = await self._reconciler.memory(account)
+                except MalformedMemory as error:
+                    log.warning("account not synced", account=account, reason=str(error))
+                    continue
+                self.schedule.note(account, memory)
+                yield account, memory
+            if only is not None:
+                return
+            after = page[-1]
+
+
+def _near(links: Iterable[PeriodLink], now_ms: int) -> tuple[PeriodLink, ...]:
+    """Without the periods that the regular rounds look after."""
+    return tuple(link for link in links if link.ledger_end_ms > now_ms - FLUSH_AFTER_MS)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
