@@ -11,7 +11,9 @@ from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from sidecar.app.admin_endpoints import Answer, problem
+from sidecar.app.listen_fault import CannotListen
 from sidecar.basics.errors import SetupError
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.listening import listening_sockets
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead
@@ -76,8 +78,9 @@ class AdminServer:
             for sock in sockets:
                 self._servers.append(await loop.create_server(lambda: _Connection(self), sock=sock))
         except OSError as error:
-            where = self._socket_path or f"{self._host}:{self._port}"
-            raise SetupError(f"{self._name}: {where}: {error.strerror or error}") from None
+            if self._socket_path is not None:
+                raise SetupError(f"{self._name}: cannot listen on {self._socket_path}: {reason_of(error)}") from None
+            raise CannotListen(error, self._host, self._port, f"{self._name}.port") from None
         bound: int = sockets[0].getsockname()[1]
         return bound
 

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from sidecar.app.admin_endpoints import AdminEndpoints
+from sidecar.app.listen_fault import CannotListen
 from sidecar.app.settings import AdminSettings
-from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
 
 WEBHOOKS = "/webhooks/lago"
@@ -40,7 +40,7 @@ class AdminWebServer:
         """Listens; returns the port.
 
         Raises:
-            SetupError: the port cannot be bound.
+            CannotListen: the port cannot be bound.
         """
         app = web.Application(client_max_size=65_536)
         app.router.add_post(WEBHOOKS, self._webhooks)
@@ -48,12 +48,11 @@ class AdminWebServer:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, max_field_size=self._field_bytes_max)
         await self._runner.setup()
         try:
-            for sock in listening_sockets(self._settings.host, self._settings.port):
+            for sock in listening_sockets(self._settings.host, self._settings.listening_port):
                 await web.SockSite(self._runner, sock).start()
         except OSError as error:
             await self._runner.cleanup()
-            where = f"{self._settings.host}:{self._settings.port}"
-            raise SetupError(f"admin: {where}: {error.strerror or error}") from None
+            raise CannotListen(error, self._settings.host, self._settings.listening_port, "admin.port") from None
         port: int = self._runner.addresses[0][1]
         return port
 

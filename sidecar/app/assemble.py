@@ -118,7 +118,7 @@ def upstream_target(config: Config) -> UpstreamTarget | OriginalDestinations:
     """Where requests of the first port go. Raises `SetupError`: a certificate or key cannot be read."""
     upstream = config.upstream
     if upstream.original_destination:
-        own = {config.listen.port, config.admin.port, config.health.port or 0}
+        own = {config.listen.port, config.admin.listening_port, config.health.port or 0}
         return OriginalDestinations(frozenset(upstream.ports) if upstream.ports else None, frozenset(own))
     assert upstream.url is not None, "it was asked for when the configuration was read"
     return target_of(upstream.url, upstream.tls)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from sidecar.app.health_settings import HealthSettings
-from sidecar.app.settings import AdminSettings, LogSettings
+from sidecar.app.settings import ADMIN_PORTS, AdminSettings, LogSettings
 from sidecar.billing.settings import LagoSettings
 from sidecar.config.document import Node
 from sidecar.config.environment import overlay
@@ -33,6 +33,9 @@ from sidecar.ledger.settings import LedgerSettings
 from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.settings import ValkeyEmbeddedSettings, ValkeyTlsSettings, ValkeyUrl
 from sidecar.valkey.url import Credentials, Embedded, Sentinel, Tls, Topology
+
+Command = Literal["run", "control"]
+NO_FILE: Final = "give -c FILE (or set SIDECAR_CONFIG)"
 
 
 class Config(Model):
@@ -163,23 +166,29 @@ class Config(Model):
         return problems
 
 
-def load_config(path: Path | None, environ: Mapping[str, str], *, gateway: bool = False) -> Config:
+def load_config(path: Path | None, environ: Mapping[str, str], *, command: Command | None = None) -> Config:
     """Read the file (None: the environment alone), lay ``SIDECAR_…`` variables over it, read secrets from their files.
 
-    The ``valkey`` of the answer is complete: with its password and TLS files, wherever they were set. ``gateway``: it
-    is for a data plane, which needs to know where its API is.
+    The ``valkey`` of the answer is complete: with its password and TLS files, wherever they were set. ``command`` is
+    what the configuration is for: a gateway needs to know where its API is, and each has an admin port of its own.
 
     Raises:
         ConfigError: everything that is wrong, each with file and line, or with the variable's name.
     """
     root = Node(Origin("environment"), {}) if path is None else read_document(path)
     root = overlay(root, environ)
+    if path is None and root.child("valkey") is None:
+        rest = ": the SIDECAR_… variables do not set valkey" if root.content else ""
+        raise ConfigError([Problem(Origin(""), "", NO_FILE + rest)])
     root = with_secrets(Config, root)
     config = validate_texts(Config, root, lambda origin: origin.line is None)
-    if gateway and config.upstream.url is None and not config.upstream.original_destination:
+    if command == "run" and config.upstream.url is None and not config.upstream.original_destination:
         above = root.child("upstream") or root
-        raise ConfigError([Problem(above.origin, "upstream.url", "is missing: a gateway needs it")])
-    return config.model_copy(update={"valkey": _complete(config)})
+        hint = f"; set SIDECAR_UPSTREAM__URL, or {NO_FILE}" if path is None else ""
+        raise ConfigError([Problem(above.origin, "upstream.url", f"is missing: a gateway needs it{hint}")])
+    port = config.admin.port if config.admin.port is not None else ADMIN_PORTS[command or "run"]
+    admin = config.admin.model_copy(update={"port": port})
+    return config.model_copy(update={"valkey": _complete(config), "admin": admin})
 
 
 def _complete(config: Config) -> Topology:

@@ -8,6 +8,7 @@ from typing import Final
 
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
+from sidecar.app.listen_fault import CannotListen
 from sidecar.app.logs import AccessLog
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
@@ -113,17 +114,21 @@ class DataPlane:
             raise SetupError(str(error)) from None
         await self.ledger.wait_ready(2.0)
         self._ledger_seen = self.ledger.is_up
-        self.port = await self._listen(config.listen.port if port is None else port, self._upstream, reuse_port)
-        for listener in config.listeners:
+        first = config.listen.port if port is None else port
+        self.port = await self._listen(first, self._upstream, reuse_port, "listen.port")
+        for index, listener in enumerate(config.listeners):
             target = assemble.target_of(listener.upstream, UpstreamTlsSettings())
-            self.further_ports.append(await self._listen(listener.port, target, reuse_port))
+            setting = f"listeners.{index}.port"
+            self.further_ports.append(await self._listen(listener.port, target, reuse_port, setting))
         self._started = True
         loop = asyncio.get_running_loop()
         ttl_ms = config.ledger.instance_ttl_ms
         self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
         return self.port
 
-    async def _listen(self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool) -> int:
+    async def _listen(
+        self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool, setting: str
+    ) -> int:
         listen = self.config.listen
         try:
             return await self.gateway.listen(
@@ -135,7 +140,7 @@ class DataPlane:
                 reuse_port=reuse_port or listen.reuse_port,
             )
         except OSError as error:
-            raise SetupError(f"listen: {listen.host}:{port}: {error.strerror or error}") from None
+            raise CannotListen(error, listen.host, port, setting) from None
 
     def health(self) -> Health:
         """Whether clients should come here.

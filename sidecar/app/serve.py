@@ -153,7 +153,9 @@ async def admin_server(
     )
     server: AdminServer | AdminWebServer
     if billing is None:
-        server = AdminServer("admin", config.admin.host, config.admin.port, endpoints, socket_path=socket_path)
+        server = AdminServer(
+            "admin", config.admin.host, config.admin.listening_port, endpoints, socket_path=socket_path
+        )
     else:
         from sidecar.app.admin_web import AdminWebServer
 

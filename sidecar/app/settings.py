@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
 from sidecar.config.fields import FilePath, Host, Model, Port, conflict
 
+ADMIN_PORTS: Final = {"run": 9090, "control": 9091}
+"""Where each command's admin side listens if `admin.port` is not set. One machine runs both with one file."""
 TOKEN_LENGTH_MIN = 16
 _TOKEN = re.compile(rf"[!-~]{{{TOKEN_LENGTH_MIN},1024}}")
 
@@ -26,7 +28,11 @@ class AdminSettings(Model):
     """Health, metrics and the state of accounts, on a port of their own."""
 
     host: Host = Field(default="127.0.0.1", description="Address to listen on. Other than loopback it needs a token.")
-    port: Port = Field(default=9090, description="TCP port; 0 takes a free one.")
+    port: Port | None = Field(
+        default=None,
+        description=f"TCP port; 0 takes a free one; null: {ADMIN_PORTS['run']} for `sidecar run`, "
+        f"{ADMIN_PORTS['control']} for `sidecar control`.",
+    )
     token: SecretStr | None = Field(
         default=None,
         description=f"Bearer token for everything but `/livez` and `/readyz`; at least {TOKEN_LENGTH_MIN} characters.",
@@ -41,6 +47,11 @@ class AdminSettings(Model):
             message = f"should be {TOKEN_LENGTH_MIN} or more visible ASCII characters: it is sent in a header"
             raise conflict([("token", message)])
         return self
+
+    @property
+    def listening_port(self) -> int:
+        """`load_config` fills in what the command has by default; elsewhere it is the gateway's."""
+        return ADMIN_PORTS["run"] if self.port is None else self.port
 
 
 class LogSettings(Model):

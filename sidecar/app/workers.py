@@ -28,6 +28,7 @@ from sidecar.app.admin_endpoints import AdminEndpoints, admin_token
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.configuration import Config
 from sidecar.app.data_plane import Health
+from sidecar.app.listen_fault import CannotListen
 from sidecar.app.metrics_merge import merge
 from sidecar.app.serve import Ports, Ready, drain_s_max, health_server, until_drained
 from sidecar.app.signals import Stop
@@ -107,7 +108,7 @@ class Supervisor:
                 view = AccountsView(store.accounts)
                 token = admin_token(config.admin, None)
                 endpoints = AdminEndpoints(self._health, self._metrics, self._status, self._process, view, token)
-                admin = AdminServer("admin", config.admin.host, config.admin.port, endpoints)
+                admin = AdminServer("admin", config.admin.host, config.admin.listening_port, endpoints)
                 admin_port = await admin.start()
                 keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
                 try:
@@ -229,7 +230,7 @@ def _reserve(stack: contextlib.ExitStack, host: str, port: int) -> int:
     try:
         sockets = listening_sockets(host, port, reuse_port=True)
     except OSError as error:
-        raise SetupError(f"listen: {host}:{port}: {error.strerror or error}") from None
+        raise CannotListen(error, host, port, "listen.port") from None
     for each in sockets:
         stack.enter_context(each)
     bound: int = sockets[0].getsockname()[1]

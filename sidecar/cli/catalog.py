@@ -147,8 +147,6 @@ async def _services(config: Config) -> AsyncIterator[_Services]:
 def _inputs(file: Path, config: Path | None) -> tuple[Catalog, Config]:
     """The file first: whoever writes one can see what is wrong in it without a Lago."""
     catalog = load_catalog(file)
-    if config is None and not os.environ.get("SIDECAR_LAGO__URL"):
-        fail("say where Lago is: --config FILE with a section lago", 2)
     loaded = load_config(config, os.environ)
     if loaded.lago.url is None:
         fail(f"{config or 'environment'}: lago.url is not set, so there is no Lago to bring the catalog to", 2)

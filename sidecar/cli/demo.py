@@ -21,6 +21,7 @@ from sidecar.app import assemble, logs
 from sidecar.app.configuration import Config, load_config
 from sidecar.app.control_plane import collectors_of
 from sidecar.app.data_plane import DataPlane
+from sidecar.app.listen_fault import CannotListen
 from sidecar.app.serve import admin_server, key_store
 from sidecar.app.signals import stop_event
 from sidecar.basics.errors import SetupError
@@ -104,6 +105,9 @@ def demo(
         clean = run_async(_demo(proxy_port, admin_port, valkey, period, tell))
     except ServerError as error:
         raise SetupError(str(error)) from None
+    except CannotListen as error:
+        flag = "--admin-port" if error.setting == "admin.port" else "--proxy-port"
+        raise SetupError(error.said_of(flag)) from None
     sys.exit(0 if clean else 1)
 
 

@@ -71,9 +71,9 @@ def drain(
 def _process(config: Config) -> dict[str, Any]:
     admin = config.admin
     host = admin.host if is_loopback(admin.host) else "127.0.0.1"
-    connection = http.client.HTTPConnection(host, admin.port, timeout=ASK_TIMEOUT_S)
+    connection = http.client.HTTPConnection(host, admin.listening_port, timeout=ASK_TIMEOUT_S)
     headers = {"Authorization": f"Bearer {admin.token.get_secret_value()}"} if admin.token else {}
-    where = f"http://{host}:{admin.port}/v1/process"
+    where = f"http://{host}:{admin.listening_port}/v1/process"
     try:
         connection.request("GET", "/v1/process", headers=headers)
         response = connection.getresponse()

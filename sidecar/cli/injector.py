@@ -122,7 +122,7 @@ def injector(
     try:
         run_async(_serve(made, Places(host, port, health_port), settings.image, drain_delay, json))
     except InjectorFault as error:
-        fail(str(error), 1)
+        fail(f"{error}; set {'--health-port' if error.port == health_port != port else '--port'}", 1)
 
 
 async def _serve(injector: Injector, places: Places, image: str, drain_delay_s: float, json: bool) -> None:

@@ -16,7 +16,7 @@ import orjson
 import typer
 
 from sidecar.app import assemble
-from sidecar.app.configuration import load_config
+from sidecar.app.configuration import NO_FILE, load_config
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.url import Topology, ValkeyUrlError, parse_valkey_url
 
@@ -92,12 +92,7 @@ def where(config: Path | None, valkey: str | None) -> tuple[Topology, Keys]:
         except ValkeyUrlError as error:
             fail(f"--valkey: {error}", 2)
     if config is None and not os.environ.get("SIDECAR_VALKEY"):
-        fail("say where the ledger is: --config FILE or --valkey URL", 2)
-    if config is None:
-        try:
-            return parse_valkey_url(os.environ["SIDECAR_VALKEY"]), Keys()
-        except ValkeyUrlError as error:
-            fail(f"SIDECAR_VALKEY: {error}", 2)
+        fail(f"{NO_FILE}, or --valkey URL", 2)
     loaded = load_config(config, os.environ)
     return loaded.valkey, assemble.keys(loaded)
 

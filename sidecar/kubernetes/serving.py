@@ -4,6 +4,7 @@ and for the first request, and a log that takes garbage from the network without
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.listening import listening_sockets
 from sidecar.basics.logger import get_logger
 
@@ -28,7 +30,13 @@ log = get_logger("sidecar.injector")
 
 
 class InjectorFault(Exception):
-    """An address cannot be bound; the message says which."""
+    """An address cannot be bound; the message says which. ``port`` is the one that was asked for."""
+
+    def __init__(self, error: OSError, host: str, port: int) -> None:
+        self.port = port
+        in_use = error.errno == errno.EADDRINUSE
+        where = f"port {port} is in use on {host}" if in_use else f"cannot listen on {host}:{port}: {reason_of(error)}"
+        super().__init__(where)
 
 
 @asynccontextmanager
@@ -64,7 +72,7 @@ async def listening(
         sockets = listening_sockets(host, port)
     except OSError as error:
         await runner.cleanup()
-        raise InjectorFault(f"{host}:{port}: {error.strerror or error}") from None
+        raise InjectorFault(error, host, port) from None
     acceptor = _Acceptor(runner.server, context, unused)
     loop = asyncio.get_running_loop()
     accepting = []

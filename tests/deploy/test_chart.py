@@ -321,7 +321,7 @@ def loaded(
         (directory / key).write_text("0123456789abcdef\n")
     path = directory / "gateway.yaml"
     path.write_text(text.replace(SECRETS_DIRECTORY, str(directory)))
-    return load_config(path, environment, gateway=gateway)
+    return load_config(path, environment, command="run" if gateway else None)
 
 
 def parse(given: list[str], about: str) -> None:

@@ -133,20 +133,35 @@ def test_a_list_in_a_variable_that_is_no_yaml_is_answered_with_its_name() -> Non
     assert line.startswith("SIDECAR_ROUTES: is not YAML: ")
 
 
-def test_without_a_file_what_is_missing_is_missing_in_the_environment() -> None:
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, "give -c FILE (or set SIDECAR_CONFIG)"),
+        (
+            {"SIDECAR_UPSTREAM__URL": "http://h"},
+            "give -c FILE (or set SIDECAR_CONFIG): the SIDECAR_… variables do not set valkey",
+        ),
+    ],
+)
+def test_without_a_file_and_a_ledger_in_the_environment_a_file_is_asked_for(
+    environ: dict[str, str], expected: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(None, {"SIDECAR_UPSTREAM__URL": "http://h"})
+        load_config(None, environ)
 
-    assert str(caught.value) == "environment: valkey: is missing"
+    assert str(caught.value) == expected
 
 
 def test_where_the_api_is_must_be_known_to_a_gateway_and_not_to_a_control_plane() -> None:
     environ = {"SIDECAR_VALKEY": "valkey://h"}
     assert load_config(None, environ).upstream.url is None
     with pytest.raises(ConfigError) as caught:
-        load_config(None, environ, gateway=True)
-    assert str(caught.value) == "environment: upstream.url: is missing: a gateway needs it"
-    redirected = load_config(None, {**environ, "SIDECAR_UPSTREAM__ORIGINAL_DESTINATION": "true"}, gateway=True)
+        load_config(None, environ, command="run")
+    assert str(caught.value) == (
+        "environment: upstream.url: is missing: a gateway needs it; "
+        "set SIDECAR_UPSTREAM__URL, or give -c FILE (or set SIDECAR_CONFIG)"
+    )
+    redirected = load_config(None, {**environ, "SIDECAR_UPSTREAM__ORIGINAL_DESTINATION": "true"}, command="run")
     assert redirected.upstream.original_destination
 
 

@@ -97,7 +97,7 @@ def test_every_variable_of_the_sidecar_is_a_setting_that_it_knows(case: Path, tm
             for container in [*spec.get("initContainers", []), *spec["containers"]]:
                 if container["name"] == names.CONTAINER:
                     environment = {each["name"]: each.get("value", "10.0.0.9") for each in container["env"]}
-                    config = load_config(file, environment, gateway=True)
+                    config = load_config(file, environment, command="run")
                     assert config.health.port == names.HEALTH_PORT
                     assert config.admin.port == names.ADMIN_PORT
                     found += 1
