@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -14,9 +14,9 @@ from sidecar.app.settings import ADMIN_PORTS, AdminSettings, LogSettings
 from sidecar.billing.settings import LagoSettings
 from sidecar.config.document import Node
 from sidecar.config.environment import overlay
-from sidecar.config.errors import ConfigError, Origin, Problem
+from sidecar.config.errors import ConfigError, Origin, Problem, dotted
 from sidecar.config.fields import FilePath, Model, conflict
-from sidecar.config.reading import read_document
+from sidecar.config.reading import empty, read_document
 from sidecar.config.secret_files import with_secrets
 from sidecar.config.validation import validate_texts
 from sidecar.gateway.route_settings import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, RoutePath, Routes
@@ -35,6 +35,8 @@ from sidecar.valkey.settings import ValkeyEmbeddedSettings, ValkeyTlsSettings, V
 from sidecar.valkey.url import Credentials, Embedded, Sentinel, Tls, Topology
 
 Command = Literal["run", "control"]
+HEADER_RESOLVERS: Final = ("trusted_header", "xfcc")
+"""Those that take what a trusted peer says of the caller."""
 NO_FILE: Final = "give -c FILE (or set SIDECAR_CONFIG)"
 
 
@@ -101,25 +103,44 @@ class Config(Model):
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         problems = [
-            *self._valkey_problems(), *self._identity_problems(), *self._lago_problems(), *self._listener_problems()
+            *self._valkey_problems(), *self._identity_problems(), *self._lago_problems(), *self._listener_problems(),
+            *self._port_problems(),
         ]  # fmt: skip
         if problems:
             raise conflict(problems)
         return self
 
     def _listener_problems(self) -> list[tuple[str, str]]:
-        taken, problems = {self.listen.port}, []
+        problems = []
         if self.listeners and self.upstream.original_destination:
             problems.append(("listeners", "has no meaning with upstream.original_destination, which serves all ports"))
         for index, listener in enumerate(self.listeners):
-            if listener.port and listener.port in taken:
-                problems.append(
-                    (f"listeners.{index}.port", f"{listener.port} is taken by another port of this process")
-                )
             if not listener.port and self.listen.workers > 1:
                 problems.append((f"listeners.{index}.port", "cannot be 0: several workers share it"))
-            taken.add(listener.port)
         return problems
+
+    def _port_problems(self) -> list[tuple[str, str]]:
+        """Two settings with one port, where both could not be listened on."""
+        places: list[tuple[str, str, int]] = []
+        if self.upstream.url is not None or self.upstream.original_destination:  # a control plane has no clients
+            places.append(("listen.port", self.listen.host, self.listen.port))
+            places += [(f"listeners.{i}.port", self.listen.host, each.port) for i, each in enumerate(self.listeners)]
+        places.append(("admin.port", self.admin.host, self.admin.listening_port))
+        if self.health.port is not None:
+            places.append(("health.port", self.health.host, self.health.port))
+        problems = []
+        for number, (name, host, port) in enumerate(places):
+            for earlier, other_host, other_port in places[:number]:
+                if port and port == other_port and _same_address(host, other_host):
+                    problems.append(self._port_twice(name, earlier, port))
+                    break
+        return problems
+
+    def _port_twice(self, name: str, earlier: str, port: int) -> tuple[str, str]:
+        if "admin.port" in (name, earlier) and self.admin.port is None:
+            other = earlier if name == "admin.port" else name
+            return other, f"{port} is the port of the admin side too (admin.port is not set)"
+        return name, f"{port} is the port of {dotted(tuple(_parts(earlier)))} too"
 
     def _valkey_problems(self) -> list[tuple[str, str]]:
         problems = []
@@ -156,14 +177,30 @@ class Config(Model):
                 problems.append(
                     (f"identity.{index}", "needs listen.tls with client_certificates: nobody is asked for one")
                 )
-            elif resolver.type in ("trusted_header", "xfcc") and not self.trusted_peers:
-                problems.append(
-                    (
-                        f"identity.{index}",
-                        "can never answer: trusted_peers is empty, so the header is believed of nobody",
-                    )
-                )
+            elif resolver.type in HEADER_RESOLVERS and not self.trusted_peers:
+                message = "has no effect: it takes a header from trusted peers, and trusted_peers is empty"
+                problems.append((f"identity.{index}", message))
+        reads = [resolver.type for resolver in self.identity if resolver.type in HEADER_RESOLVERS]
+        for index in everybody(self.trusted_peers) if reads else ():
+            message = (
+                f"trusts every address, and identity takes a header ({' and '.join(reads)}) from trusted peers: "
+                "every client could call as any account; name the addresses of your gateways"
+            )
+            problems.append((f"trusted_peers.{index}", message))
         return problems
+
+
+def everybody(trusted_peers: Sequence[str]) -> list[int]:
+    """Indexes of the networks that hold every address."""
+    return [index for index, network in enumerate(trusted_peers) if network.endswith("/0")]
+
+
+def _same_address(one: str, other: str) -> bool:
+    return one == other or bool({one, other} & {"0.0.0.0", "::"})  # noqa: S104  # compared with, not bound to
+
+
+def _parts(path: str) -> Iterator[str | int]:
+    return (int(part) if part.isdecimal() else part for part in path.split("."))
 
 
 def load_config(path: Path | None, environ: Mapping[str, str], *, command: Command | None = None) -> Config:
@@ -175,8 +212,10 @@ def load_config(path: Path | None, environ: Mapping[str, str], *, command: Comma
     Raises:
         ConfigError: everything that is wrong, each with file and line, or with the variable's name.
     """
-    root = Node(Origin("environment"), {}) if path is None else read_document(path)
-    root = overlay(root, environ)
+    written = Node(Origin("environment"), {}) if path is None else read_document(path)
+    root = overlay(written, environ)
+    if path is not None and written.content == {} and root.child("valkey") is None:
+        raise ConfigError([empty(written.origin.source, "valkey")])
     if path is None and root.child("valkey") is None:
         rest = ": the SIDECAR_… variables do not set valkey" if root.content else ""
         raise ConfigError([Problem(Origin(""), "", NO_FILE + rest)])

@@ -6,6 +6,7 @@ drop silently) and limits (which loaders lack: a few aliases of aliases make a b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -22,6 +23,7 @@ DEPTH_MAX: Final = 32
 NODES_MAX: Final = 1_000_000
 
 _Path = tuple[str | int, ...]
+_TAB_INDENT: Final = re.compile(r" *\t\s*\S")
 
 # libyaml's parser is some ten times faster; the pure one gives the same events.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -73,8 +75,10 @@ def compose(text: str | bytes, source: str, *, bytes_max: int = BYTES_MAX) -> No
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(part for part in (error.context, error.problem) if part)
-        where = Origin(source, mark.line + 1 if mark else 1)
-        raise ConfigError([*composer.problems, Problem(where, "", f"is not YAML: {what}")]) from None
+        line = mark.line + 1 if mark else 1
+        tabbed = _tab_indented(decoded, line)
+        message = "is indented with a tab: give YAML spaces, not tabs" if tabbed else f"is not YAML: {what}"
+        raise ConfigError([*composer.problems, Problem(Origin(source, tabbed or line), "", message)]) from None
     except yaml.reader.ReaderError as error:
         line = decoded.count("\n", 0, error.position) + 1
         raise ConfigError([Problem(Origin(source, line), "", f"is not YAML: {error.reason}")]) from None
@@ -83,6 +87,12 @@ def compose(text: str | bytes, source: str, *, bytes_max: int = BYTES_MAX) -> No
     if root is None or root.content is None:
         return Node(start, {})
     return root
+
+
+def _tab_indented(text: str, line_max: int) -> int | None:
+    """The first line up to ``line_max`` that a tab indents. The parser's own message does not say "tab"."""
+    lines = text.split("\n")[:line_max]
+    return next((number for number, line in enumerate(lines, start=1) if _TAB_INDENT.match(line)), None)
 
 
 class _Composer:

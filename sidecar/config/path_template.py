@@ -13,6 +13,9 @@ SEGMENTS_MAX: Final = 64
 _LITERAL = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_-]{0,63})\}")
 
+_OTHER_PARAMETER = re.compile(r":([A-Za-z_][A-Za-z0-9_-]{0,63})|<(?:[a-z]+:)?([A-Za-z_][A-Za-z0-9_-]{0,63})>")
+"""As other programs write them: ``:id``, ``<id>``, ``<int:id>``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -66,6 +69,10 @@ def parse_template(path: str) -> Template:
             segments.append(None)
         elif part == "" and number == len(parts) and not rest:
             segments.append("")  # a final slash is part of a path: /accounts and /accounts/ are two
+        elif other := _OTHER_PARAMETER.fullmatch(part):
+            raise ValueError(f"has the segment {part!r}; write a parameter as {{{other[1] or other[2]}}}")
+        elif inside := _PARAMETER.search(part):
+            raise ValueError(f"has the segment {part!r}; a parameter stands for a whole segment, as in {{{inside[1]}}}")
         elif part in ("", ".", "..", "*", "**") or _LITERAL.fullmatch(part) is None:
             raise ValueError(f"has the segment {part!r}, which is neither a name, nor a {{parameter}}, nor a final **")
         else:

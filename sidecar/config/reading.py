@@ -9,11 +9,11 @@ from sidecar.config.document import BYTES_MAX, Node, compose
 from sidecar.config.errors import ConfigError, Origin, Problem
 
 
-def read_document(path: Path, *, bytes_max: int = BYTES_MAX) -> Node:
-    """Read a YAML file into a tree.
+def read_document(path: Path, *, needs: str = "", bytes_max: int = BYTES_MAX) -> Node:
+    """Read a YAML file into a tree. ``needs`` is the key that the file has to set; "" if it may be empty.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML within the limits.
+        ConfigError: it cannot be read, or is no YAML within the limits, or is empty and may not be.
     """
     source = str(path)
     try:
@@ -24,4 +24,12 @@ def read_document(path: Path, *, bytes_max: int = BYTES_MAX) -> Node:
         raise ConfigError([Problem(Origin(source), "", error.strerror or "cannot be read")]) from None
     except ValueError:
         raise ConfigError([Problem(Origin(repr(source)), "", "is not a file's name")]) from None
-    return compose(raw, source, bytes_max=bytes_max)
+    root = compose(raw, source, bytes_max=bytes_max)
+    if needs and root.content == {}:
+        raise ConfigError([empty(source, needs)])
+    return root
+
+
+def empty(source: str, needs: str) -> Problem:
+    """What is said of a file without a value in it."""
+    return Problem(Origin(source), "", f"is empty: it should set {needs} at least")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
@@ -13,7 +14,15 @@ from sidecar.config.path_template import Template, parse_template
 
 ROUTES_MAX: Final = 1_000
 
-_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
+METHODS: Final = (
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", "ACL", "BASELINE-CONTROL",
+    "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL",
+    "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH",
+    "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
+)  # fmt: skip
+"""IANA's registry of HTTP methods, the usual ones first."""
+USUAL_METHODS: Final = 7
+
 _STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
 _METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
 
@@ -36,10 +45,12 @@ def _methods(methods: Any) -> Any:
     return methods
 
 
-def _method_tokens(methods: tuple[str, ...]) -> tuple[str, ...]:
+def _registered(methods: tuple[str, ...]) -> tuple[str, ...]:
     for method in methods:
-        if _METHOD.fullmatch(method) is None:
-            raise ValueError(f"{method!r} is not a method (RFC 9110 section 9.1)")
+        if method not in METHODS:
+            near = difflib.get_close_matches(method, METHODS, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"usual ones are {', '.join(METHODS[:USUAL_METHODS])}"
+            raise ValueError(f"{method!r} is not a registered method; {hint}")
     if len(set(methods)) != len(methods):
         raise ValueError("names a method twice")
     return methods
@@ -124,7 +135,7 @@ class _Place(Model):
         description="Path with parameters in braces; a final `/**` takes everything below too. It is also the name "
         "that events and metrics carry, so that account numbers never get there."
     )
-    methods: Annotated[tuple[str, ...], BeforeValidator(_methods), AfterValidator(_method_tokens)] = Field(
+    methods: Annotated[tuple[str, ...], BeforeValidator(_methods), AfterValidator(_registered)] = Field(
         default=(), max_length=32, description="Methods that the route is for; `any` (or none) for all."
     )
 

@@ -67,6 +67,11 @@ class AccountModel(Model):
             for name in names
             if name not in allowed and getattr(self, name) is not None
         ]
+        if self.mode == "postpaid" and self.funds is not None and self.credit_limit is None:
+            message = (
+                "has no effect: a postpaid account without credit_limit may spend any amount; set credit_limit too"
+            )
+            problems.append(("funds", message))
         if self.mode == "prepaid" and self.funds is None:
             problems.append(("funds", "is missing: a prepaid account spends them"))
         if problems:
@@ -125,5 +130,5 @@ def load_accounts(path: Path) -> tuple[AccountSpec, ...]:
     Raises:
         ConfigError: everything that is wrong, each with its line and key; keys in plain text are never repeated.
     """
-    document = read_document(path, bytes_max=FILE_BYTES_MAX)
+    document = read_document(path, needs="accounts", bytes_max=FILE_BYTES_MAX)
     return tuple(account.spec() for account in validate(AccountsFile, document).accounts)

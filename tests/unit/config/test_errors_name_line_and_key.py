@@ -11,7 +11,28 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
         "log: {level: info}\n",
         ["gateway.yaml:1: valkey: is missing"],
     ),
-    "an empty file": ("", ["gateway.yaml:1: valkey: is missing"]),
+    "an empty file": ("", ["gateway.yaml: is empty: it should set valkey at least"]),
+    "a file of comments": ("# valkey: valkey://h\n---\n", ["gateway.yaml: is empty: it should set valkey at least"]),
+    "a file of comments without a document": (
+        "# valkey: valkey://h\n",
+        ["gateway.yaml: is empty: it should set valkey at least"],
+    ),
+    "a tab as indentation": (
+        "upstream:\n\turl: http://h\nvalkey: valkey://h\n",
+        ["gateway.yaml:2: is indented with a tab: give YAML spaces, not tabs"],
+    ),
+    "a tab below spaces": (
+        "upstream:\n  url: http://h\n  \tvia: off\nvalkey: valkey://h\n",
+        ["gateway.yaml:3: is indented with a tab: give YAML spaces, not tabs"],
+    ),
+    "a tab in a list": (
+        SMALLEST + "trusted_peers:\n\t- 10.0.0.0/8\n",
+        ["gateway.yaml:4: is indented with a tab: give YAML spaces, not tabs"],
+    ),
+    "no YAML": (
+        SMALLEST + "log: [level\n",
+        ["gateway.yaml:4: is not YAML: while parsing a flow sequence did not find expected ',' or ']'"],
+    ),
     "a list instead of keys": ("- a\n", ["gateway.yaml:1: should be a mapping of keys to values, not a list"]),
     "text where a number belongs": (
         SMALLEST + "ledger:\n  hold_budget_ms: fast\n",
@@ -104,7 +125,64 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     ),
     "a port twice": (
         SMALLEST + "listeners:\n- {port: 8080, upstream: 'http://h'}\n",
-        ["gateway.yaml:4: listeners[0].port: 8080 is taken by another port of this process"],
+        ["gateway.yaml:4: listeners[0].port: 8080 is the port of listen.port too"],
+    ),
+    "the port of clients as that of the admin side": (
+        SMALLEST + "listen:\n  port: 9191\nadmin:\n  port: 9191\n",
+        ["gateway.yaml:6: admin.port: 9191 is the port of listen.port too"],
+    ),
+    "the admin port that a gateway has by default": (
+        SMALLEST + "listen:\n  port: 9090\n",
+        ["gateway.yaml:4: listen.port: 9090 is the port of the admin side too (admin.port is not set)"],
+    ),
+    "one port for everything": (
+        SMALLEST
+        + "listen: {port: 7000}\nlisteners:\n- {port: 7001, upstream: 'http://h'}\n- {port: 7001, upstream: 'http://h'}\n"
+        "admin: {port: 7001}\nhealth: {port: 7000}\n",
+        [
+            "gateway.yaml:6: listeners[1].port: 7001 is the port of listeners[0].port too",
+            "gateway.yaml:7: admin.port: 7001 is the port of listeners[0].port too",
+            "gateway.yaml:8: health.port: 7000 is the port of listen.port too",
+        ],
+    ),
+    "a health port that a control plane's admin side has": (
+        "valkey: valkey://h\nadmin: {port: 8080}\nhealth: {port: 8080}\n",
+        ["gateway.yaml:3: health.port: 8080 is the port of admin.port too"],
+    ),
+    "a method that is none": (
+        SMALLEST + "routes:\n- path: /a\n  methods: [GETT]\n",
+        ["gateway.yaml:5: routes[0].methods: 'GETT' is not a registered method; did you mean GET?"],
+    ),
+    "a method near none": (
+        SMALLEST + "routes:\n- path: /a\n  methods: [XYZZY]\n",
+        [
+            "gateway.yaml:5: routes[0].methods: 'XYZZY' is not a registered method; usual ones are GET, HEAD, POST, "
+            "PUT, PATCH, DELETE, OPTIONS"
+        ],
+    ),
+    "a parameter in another program's form": (
+        SMALLEST + "routes:\n- path: /api/:id\n- path: /b/<id>/c\n- path: /c/{id}x\nfree_paths: ['/d/:name']\n",
+        [
+            "gateway.yaml:4: routes[0].path: has the segment ':id'; write a parameter as {id}",
+            "gateway.yaml:5: routes[1].path: has the segment '<id>'; write a parameter as {id}",
+            "gateway.yaml:6: routes[2].path: has the segment '{id}x'; a parameter stands for a whole segment, as in "
+            "{id}",
+            "gateway.yaml:7: free_paths[0]: has the segment ':name'; write a parameter as {name}",
+        ],
+    ),
+    "everybody trusted where a header says who calls": (
+        SMALLEST + "trusted_peers: [10.0.0.0/8, 0.0.0.0/0]\nidentity:\n- type: trusted_header\n",
+        [
+            "gateway.yaml:3: trusted_peers[1]: trusts every address, and identity takes a header (trusted_header) from "
+            "trusted peers: every client could call as any account; name the addresses of your gateways"
+        ],
+    ),
+    "everybody trusted over IPv6 where a header says who calls": (
+        SMALLEST + "trusted_peers:\n- ::/0\nidentity:\n- type: xfcc\n",
+        [
+            "gateway.yaml:4: trusted_peers[0]: trusts every address, and identity takes a header (xfcc) from "
+            "trusted peers: every client could call as any account; name the addresses of your gateways"
+        ],
     ),
     "original destinations that are used by nothing": (
         "upstream:\n  url: http://h\n  ports: [80]\nvalkey: valkey://h\n",
@@ -144,7 +222,10 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     ),
     "a trusted header of nobody": (
         SMALLEST + "identity:\n  - type: api_key\n  - type: trusted_header\n",
-        ["gateway.yaml:5: identity[1]: can never answer: trusted_peers is empty, so the header is believed of nobody"],
+        [
+            "gateway.yaml:5: identity[1]: has no effect: it takes a header from trusted peers, and trusted_peers is "
+            "empty"
+        ],
     ),
     "an admin port for all without a token": (
         SMALLEST + "admin: {host: 0.0.0.0}\n",

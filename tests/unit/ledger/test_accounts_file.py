@@ -180,6 +180,11 @@ def test_a_period_is_a_rule(period: str, rule: object) -> None:
             "2: accounts[0]: account tpp, funds: 100000000000000 with 2 decimals does not fit below 2^53",
         ),
         ({"mode": "overage"}, "5: accounts[0].funds: has no meaning in the mode overage"),
+        (
+            {"mode": "postpaid"},
+            "5: accounts[0].funds: has no effect: a postpaid account without credit_limit may spend any amount; "
+            "set credit_limit too",
+        ),
         ({"credit_limit": "5"}, "8: accounts[0].credit_limit: has no meaning in the mode prepaid"),
         ({"overdraft": "-5"}, "8: accounts[0].overdraft: should be at least 0, not -5"),
         ({"status": "paused"}, "8: accounts[0].status: should be 'active', 'suspended' or 'closed', not 'paused'"),
@@ -291,7 +296,12 @@ def test_a_spec_never_holds_a_key_in_plain_text() -> None:
 
 
 def test_a_file_without_accounts_says_so() -> None:
-    assert errors("") == ["accounts.yaml:1: accounts: is missing"]
+    assert errors("other: 1\n") == [
+        "accounts.yaml:1: accounts: is missing",
+        "accounts.yaml:1: other: is not a known key; known are accounts",
+    ]
+    for nothing in ("", "# accounts:\n", "---\n"):
+        assert errors(nothing) == ["accounts.yaml: is empty: it should set accounts at least"]
 
 
 @pytest.mark.parametrize(
