@@ -96,7 +96,7 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
                     (wallet,) = await lago.wallets(account)
                     await lago.top_up({"wallet_id": wallet.lago_id, "granted_credits": "1"})
             cpu_s, began_s = time.process_time(), time.perf_counter()
-            report = await billing.keeper.sweep(1)
+            report = await billing.reconcile_loop.sweep(1)
             figures[name] = {
                 "requests": report.requests,
                 "accounts_read": report.read,
@@ -107,10 +107,10 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
             }
         before = lago.metrics.requests.total()
         for _ in range(5000):
-            await billing.bells.ring([f"account:{changed[0]}"])
+            await billing.reload_requests.add([f"account:{changed[0]}"])
         stop = asyncio.Event()
-        task = asyncio.create_task(billing.keeper.run(1, stop))
-        while await billing.bells.count():
+        task = asyncio.create_task(billing.reconcile_loop.run(1, stop))
+        while await billing.reload_requests.count():
             await asyncio.sleep(0.05)
         stop.set()
         await task

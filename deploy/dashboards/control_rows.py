@@ -98,9 +98,9 @@ LAGO: Final = Row(
             ),
         ),
         Panel(
-            "Doorbells",
-            "Accounts that wait to be read because a webhook rang, and for how long. Above a minute top-ups take effect"
-            " late: runbook QuotaDoorbellsWaiting.",
+            "Reload requests",
+            "Accounts that wait to be read because a webhook asked for it, and for how long. Above a minute top-ups"
+            " take effect late: runbook QuotaReloadRequestsWaiting.",
             (
                 Query("max(sidecar_doorbells_waiting{CONTROL} LEADER)", "waiting"),
                 Query("max(sidecar_doorbells_oldest_seconds{CONTROL} LEADER)", "oldest, in s"),

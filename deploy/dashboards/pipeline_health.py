@@ -53,7 +53,7 @@ NOW: Final = Row(
         Panel(
             "Since all accounts were looked at",
             "Time since the last sweep over Lago's customers ended. Until the next one funds stay as they were, but for"
-            " accounts whose webhook rings. Runbook QuotaReconcileOld.",
+            " accounts whose webhook arrives. Runbook QuotaReconcileOld.",
             (Query("time() - max(sidecar_sweep_timestamp_seconds{CONTROL} > 0)", "age"),),
             "s", "stat", 4, 4, above(600, 900),
         ),

@@ -163,7 +163,7 @@ class Config(Model):
     def _lago_problems(self) -> list[tuple[str, str]]:
         webhooks, problems = self.lago.webhooks, []
         if self.lago.url is None and (webhooks.jwt or webhooks.hmac_key or webhooks.hmac_key_file):
-            problems.append(("lago.webhooks", "is set, but lago.url is not: there is nothing to read when they ring"))
+            problems.append(("lago.webhooks", "is set, but lago.url is not: there is nothing to read when they arrive"))
         if self.lago.url is not None and self.lago.sync.enabled and self.metering.url is None:
             problems.append(("lago.sync", "needs metering.url, since what is pushed to Lago is read from OpenMeter"))
         return problems

@@ -12,7 +12,7 @@ from sidecar.app.listen_fault import CannotListen
 from sidecar.app.logs import AccessLog
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.gateway.gateway import Gateway
 from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
 from sidecar.gateway.settings import UpstreamTlsSettings
@@ -87,16 +87,16 @@ class DataPlane:
         )
 
     def _first_sight(self, keys: Keys) -> FirstSight:
-        """A control plane answers the doorbell that an unknown account rings."""
-        bells = Bells(self._client, keys)
+        """A control plane handles the reload request for an unknown account."""
+        requests = ReloadRequests(self._client, keys)
 
-        async def ring(name: str) -> None:
-            await bells.ring([name])
+        async def request_reload(name: str) -> None:
+            await requests.add([name])
 
         waits = FirstSightSettings(
             wait_s=self.config.ledger.first_sight_ms / 1000, refused_s=self.config.lago.reconcile.absent_s
         )
-        return FirstSight(self._client, keys, ring, waits)
+        return FirstSight(self._client, keys, request_reload, waits)
 
     async def start(self, *, port: int | None = None, reuse_port: bool = False) -> int:
         """Connects and listens; returns the port. Valkey may be away: then requests are refused until it is back.

@@ -86,7 +86,7 @@ class ReconcileSettings(_Model):
         default=5_000, ge=500, le=60_000,
         description="Milliseconds after which another control plane takes over from a leader that is gone.",
     )  # fmt: skip
-    poll_ms: int = Field(default=50, ge=10, le=5_000, description="Milliseconds between two looks for rung doorbells.")
+    poll_ms: int = Field(default=50, ge=10, le=5_000, description="Milliseconds between two looks for reload requests.")
     absent_s: int = Field(
         default=30, ge=1, le=3_600, description="Seconds for which an account that Lago does not know is not asked for."
     )

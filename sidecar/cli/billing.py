@@ -80,7 +80,9 @@ async def _reconcile(config: Config, account: str | None, dry_run: bool) -> list
                 progress.update(shown[what], completed=done, total=total)
 
             try:
-                await billing.keeper.sweep(None, everybody=True, dry_run=dry_run, progress=step, each=outcomes.append)
+                await billing.reconcile_loop.sweep(
+                    None, everybody=True, dry_run=dry_run, progress=step, each=outcomes.append
+                )
             except LagoError as error:
                 fail(f"Lago: {error}", 1)
         return sorted(outcomes, key=lambda outcome: outcome.account)

@@ -20,12 +20,12 @@ from sidecar.billing.lago.errors import LagoSetupError
 from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
 from sidecar.billing.reconcile.metrics import BillingMetrics
 from sidecar.billing.reconcile.reconciler import CountsUnavailable, Outcome, Reconciler
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.billing.settings import LagoSettings
 from sidecar.billing.usage_sync.usage_sync import Sync
 from sidecar.billing.webhooks.receiver import WebhookReceiver
 from sidecar.billing.webhooks.signature import WebhookSetupError
-from sidecar.controlplane.reconcile_loop import FLUSH, Keeper
+from sidecar.controlplane.reconcile_loop import FLUSH, ReconcileLoop
 from sidecar.controlplane.sync_loop import SyncLoop
 from sidecar.ledger.store import Store
 from sidecar.metering.audit.auditor import Auditor
@@ -41,7 +41,7 @@ FLUSH_AFTER_MS: Final = 900_000
 """For so long after its end a period is pushed at every look; Lago makes the invoice ten minutes past the hour."""
 
 PAGE: Final = 200
-RINGS_SEEN_MAX: Final = 10_000
+REQUESTS_LISTED_MAX: Final = 10_000
 
 
 class Billing:
@@ -67,9 +67,9 @@ class Billing:
         self.lago = lago
         self.query = query
         self.metrics = BillingMetrics()
-        self.bells = Bells(store.client, store.keys)
+        self.reload_requests = ReloadRequests(store.client, store.keys)
         self.receiver = WebhookReceiver(
-            settings.webhooks, self.bells, fetch_public_key=lago.public_key, lago_url=settings.url
+            settings.webhooks, self.reload_requests, fetch_public_key=lago.public_key, lago_url=settings.url
         )
         self.reconciler = Reconciler(
             lago,
@@ -81,7 +81,7 @@ class Billing:
             counts=self._counted if query is not None else None,
             sleep_until=sleep_until,
         )
-        self.keeper = Keeper(
+        self.reconcile_loop = ReconcileLoop(
             self.reconciler,
             lago,
             store.accounts,
@@ -104,7 +104,7 @@ class Billing:
         self.lease = Lease(store.client, store.keys.lease("billing"), name, settings.reconcile.lease_ttl_ms)
 
     def __repr__(self) -> str:
-        return f"Billing({self.lease!r}, {self.keeper!r})"
+        return f"Billing({self.lease!r}, {self.reconcile_loop!r})"
 
     def _note(self, outcome: Outcome) -> None:
         if self.sync_loop is not None and outcome.books is not None and outcome.result == "loaded":
@@ -137,7 +137,7 @@ class Billing:
                 work = [tasks.create_task(self.sync_loop.run(token, stop))] if self.sync_loop is not None else []
                 if self.auditor is not None:
                     work.append(tasks.create_task(self.auditor.run(stop)))
-                await self.keeper.run(token, stop)
+                await self.reconcile_loop.run(token, stop)
                 for task in work:
                     task.cancel()
         finally:
@@ -150,13 +150,13 @@ class Billing:
             await self.sync_loop.round(token, flush=True, only=account)
 
     async def ask_leader_to_flush(self, account: str | None, timeout_s: float) -> bool:
-        """Ring, and wait until the leader has pushed."""
+        """Request it, and wait until the leader has pushed."""
         name = FLUSH if account is None else f"{FLUSH}:{account}"
-        await self.bells.ring([name])
+        await self.reload_requests.add([name])
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
             await asyncio.sleep(0.2)
-            if all(ring.name != name for ring in await self.bells.waiting(RINGS_SEEN_MAX)):
+            if all(request.name != name for request in await self.reload_requests.waiting(REQUESTS_LISTED_MAX)):
                 return True
         return False
 
@@ -174,7 +174,7 @@ class Billing:
             "leads": lease.held,
             "leader": lease.leader,
             "swept_at": self.metrics.swept_at_s or None,
-            "doorbells_waiting": self.metrics.bells_waiting,
+            "reload_requests_waiting": self.metrics.reload_requests_waiting,
             "alerts": dict(self.metrics.alerts_by_kind()),
             "synced_at": sync.finished_at_ms if sync is not None else None,
             "sync_refused": dict(sync.refused) if sync is not None else {},

@@ -1,4 +1,4 @@
-"""Keeps the ledger's accounts as Lago has them: answers doorbells as they ring, sweeps over everybody in between."""
+"""Keeps the ledger's accounts as Lago has them: handles reload requests as they come, and sweeps over all accounts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sidecar.billing.lago.metrics import LagoMetrics
 from sidecar.billing.lago.models import Subscription, Wallet
 from sidecar.billing.reconcile.reconcile_state import ABSENT, LastReading, decode_last
 from sidecar.billing.reconcile.reconciler import Outcome, Reconciler
-from sidecar.billing.reconcile.reload_requests import SWEEP, Bells, Ring
+from sidecar.billing.reconcile.reload_requests import SWEEP, ReloadRequest, ReloadRequests
 from sidecar.billing.reconcile.sweep import Fingerprints, Lists, read_lists
 from sidecar.billing.settings import ReconcileSettings
 from sidecar.ledger.accounts.loader import AccountLoader, LedgerUnavailable, LoadError
@@ -29,13 +29,14 @@ from sidecar.valkey.topology import CLIENT_ERRORS, Client
 log = get_logger("sidecar.billing")
 
 FLUSH: Final = "flush"
-"""The kind of bell that asks for usage to be pushed at once: `flush` for everybody, `flush:<account>`."""
+"""The kind of reload request that asks for usage to be pushed at once: `flush` for all accounts, `flush:<account>`."""
 
-RINGS_MAX: Final = 256
-REST_S_MIN, REST_S_MAX = 0.1, 2.0
-"""Between two answers to one bell that goes on ringing, doubling: a storm must not become one of requests to Lago."""
+REQUESTS_MAX: Final = 256
+COOLDOWN_S_MIN, COOLDOWN_S_MAX = 0.1, 2.0
+"""Between two reloads of one name that is requested again and again, doubling: a storm of webhooks must not become a
+storm of calls to Lago."""
 QUIET_S: Final = 5.0
-"""After so long without a ring a bell is answered at once again."""
+"""After so long without a request the next one is handled at once again."""
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.25, 30.0
 BACKOFFS_MAX: Final = 10_000
@@ -47,7 +48,7 @@ JITTER: Final = 0.1
 SWEEP_RETRY_S: Final = 15.0
 
 
-class Directory(Lists, Protocol):
+class LagoReader(Lists, Protocol):
     """The part of ``LagoClient`` that is needed here."""
 
     async def wallet(self, lago_id: str) -> Wallet | None: ...
@@ -69,13 +70,13 @@ class SweepReport:
     seconds: float
 
 
-class Keeper:
+class ReconcileLoop:
     """``await run(token, stop)`` while this process leads."""
 
     def __init__(
         self,
         reconciler: Reconciler,
-        lago: Directory,
+        lago: LagoReader,
         loader: AccountLoader,
         client: Client,
         keys: Keys,
@@ -90,110 +91,116 @@ class Keeper:
         self._loader = loader
         self._client = client
         self._keys = keys
-        self._bells = Bells(client, keys)
+        self._reload_requests = ReloadRequests(client, keys)
         self._settings = settings
         self._flush = flush
         self._on_outcome = on_outcome or (lambda _: None)
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
         self._metrics = reconciler.metrics
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._at_work: set[str] = set()
-        self._lapsed: dict[str, int] = {}
-        self._waits_s: dict[str, float] = {}
-        self._rests: dict[str, tuple[float, float]] = {}
+        self._in_progress: set[str] = set()
+        self._suspended_readings: dict[str, int] = {}
+        self._backoffs_s: dict[str, float] = {}
+        self._cooldowns: dict[str, tuple[float, float]] = {}
         self._sweep_wanted = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"Keeper({len(self._at_work)} at work)"
+        return f"ReconcileLoop({len(self._in_progress)} in progress)"
 
     async def run(self, token: int, stop: asyncio.Event) -> None:
         """Until ``stop`` or cancellation, through every failure of Lago and Valkey."""
-        self._lapsed.clear()
+        self._suspended_readings.clear()
         try:
             async with asyncio.TaskGroup() as tasks:
-                sweeping = tasks.create_task(self._keep_sweeping(token, stop))
-                await self._answer_bells(tasks, token, stop)
+                sweeping = tasks.create_task(self._run_sweeps(token, stop))
+                await self._handle_requests(tasks, token, stop)
                 sweeping.cancel()
         finally:
             self._metrics.oldest_reading_s = 0.0  # from now on another one measures it
 
-    # doorbells
+    # reload requests
 
-    async def _answer_bells(self, tasks: asyncio.TaskGroup, token: int, stop: asyncio.Event) -> None:
+    async def _handle_requests(self, tasks: asyncio.TaskGroup, token: int, stop: asyncio.Event) -> None:
         failing = False
         while not stop.is_set():
             notice_cancellation()
             try:
-                rings = await self._bells.waiting(RINGS_MAX + len(self._at_work) + self._resting())
-                self._metrics.bells_waiting = await self._bells.count() if len(rings) >= RINGS_MAX else len(rings)
+                limit = REQUESTS_MAX + len(self._in_progress) + self._cooling_down()
+                requests = await self._reload_requests.waiting(limit)
+                count = await self._reload_requests.count() if len(requests) >= REQUESTS_MAX else len(requests)
+                self._metrics.reload_requests_waiting = count
                 failing = False
             except CLIENT_ERRORS as error:
                 if not failing:
-                    log.warning("doorbells cannot be read", reason=f"{type(error).__name__}: {error}")
+                    log.warning("reload requests cannot be read", reason=f"{type(error).__name__}: {error}")
                 failing = True
-                rings = ()
-            self._metrics.bells_oldest_s = max((ring.age_s for ring in rings), default=0.0)
-            for ring in rings:
-                if ring.name in self._at_work or self._rests.get(ring.name, (0.0, 0.0))[0] > time.monotonic():
+                requests = ()
+            self._metrics.reload_requests_oldest_s = max((request.age_s for request in requests), default=0.0)
+            for request in requests:
+                cooldown_until_s = self._cooldowns.get(request.name, (0.0, 0.0))[0]
+                if request.name in self._in_progress or cooldown_until_s > time.monotonic():
                     continue
-                if len(self._at_work) >= RINGS_MAX:
+                if len(self._in_progress) >= REQUESTS_MAX:
                     break
-                self._at_work.add(ring.name)
-                tasks.create_task(self._answer(ring, token))
+                self._in_progress.add(request.name)
+                tasks.create_task(self._handle(request, token))
             await _wait(stop, self._settings.poll_ms / 1000)
 
-    async def _answer(self, ring: Ring, token: int) -> None:
+    async def _handle(self, request: ReloadRequest, token: int) -> None:
         try:
-            done = await self.attend(ring, token)
+            done = await self.handle(request, token)
             if done:
-                self._waits_s.pop(ring.name, None)
-                self._rest(ring.name)
-                await self._bells.answer([ring])
+                self._backoffs_s.pop(request.name, None)
+                self._start_cooldown(request.name)
+                await self._reload_requests.complete([request])
             else:
-                await self._postpone(ring)
+                await self._postpone(request)
         except LagoError as error:
-            log.warning("doorbell not answered", bell=ring.name, reason=str(error))
+            log.warning("reload request not handled", request=request.name, reason=str(error))
             # Asking again at once would come to the same; a sweep finds what there is to find.
-            await (self._postpone(ring) if error.transient else self._drop(ring))
+            await (self._postpone(request) if error.transient else self._drop(request))
         except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-            log.warning("doorbell not answered", bell=ring.name, reason=f"{type(error).__name__}: {error}")
+            log.warning("reload request not handled", request=request.name, reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(BACKOFF_S_MIN)
         finally:
-            self._at_work.discard(ring.name)
+            self._in_progress.discard(request.name)
 
-    def _rest(self, name: str) -> None:
-        """The first answers follow one another quickly: a change in Lago rings more than once."""
+    def _start_cooldown(self, name: str) -> None:
+        """The first cooldown is short: one change in Lago requests more than one reload."""
         now_s = time.monotonic()
-        until_s, last_s = self._rests.get(name, (0.0, 0.0))
-        rest_s = min(REST_S_MAX, last_s * 2) if last_s and now_s - until_s < QUIET_S else REST_S_MIN
-        self._rests[name] = (now_s + rest_s, rest_s)
+        until_s, last_s = self._cooldowns.get(name, (0.0, 0.0))
+        cooldown_s = min(COOLDOWN_S_MAX, last_s * 2) if last_s and now_s - until_s < QUIET_S else COOLDOWN_S_MIN
+        self._cooldowns[name] = (now_s + cooldown_s, cooldown_s)
 
-    def _resting(self) -> int:
-        """How many bells have been answered lately; those that have been quiet since are forgotten."""
-        if len(self._rests) > BACKOFFS_MAX:
-            self._rests.clear()
+    def _cooling_down(self) -> int:
+        """How many requests were handled lately; names that have been quiet since are forgotten."""
+        if len(self._cooldowns) > BACKOFFS_MAX:
+            self._cooldowns.clear()
         now_s = time.monotonic()
-        for name in [name for name, (until_s, _) in self._rests.items() if now_s - until_s > QUIET_S]:
-            del self._rests[name]
-        return len(self._rests)
+        for name in [name for name, (until_s, _) in self._cooldowns.items() if now_s - until_s > QUIET_S]:
+            del self._cooldowns[name]
+        return len(self._cooldowns)
 
-    async def _drop(self, ring: Ring) -> None:
+    async def _drop(self, request: ReloadRequest) -> None:
         with contextlib.suppress(*CLIENT_ERRORS):
-            await self._bells.answer([ring])
+            await self._reload_requests.complete([request])
 
-    async def _postpone(self, ring: Ring) -> None:
-        """It rings again after a while, longer each time, and does not stand in the way of others until then."""
-        if len(self._waits_s) >= BACKOFFS_MAX:
-            self._waits_s.clear()
-        bound_s = min(BACKOFF_S_MAX, max(BACKOFF_S_MIN, self._waits_s.get(ring.name, 0.0) * 2))
-        self._waits_s[ring.name] = bound_s
+    async def _postpone(self, request: ReloadRequest) -> None:
+        """It is made again after a while, longer each time, and does not stand in the way of others until then."""
+        if len(self._backoffs_s) >= BACKOFFS_MAX:
+            self._backoffs_s.clear()
+        bound_s = min(BACKOFF_S_MAX, max(BACKOFF_S_MIN, self._backoffs_s.get(request.name, 0.0) * 2))
+        self._backoffs_s[request.name] = bound_s
         with contextlib.suppress(*CLIENT_ERRORS):  # it still waits, then, and is looked at again at once
-            await self._bells.postpone([ring], int(self._random.uniform(bound_s / 2, bound_s) * 1000))
+            await self._reload_requests.postpone([request], int(self._random.uniform(bound_s / 2, bound_s) * 1000))
 
-    async def attend(self, ring: Ring, token: int) -> bool:
-        """Do what a ring asks for; whether it is done. Raises ``LagoError``, ``LedgerUnavailable`` and what redis-py
-        does."""
-        kind, _, name = ring.name.partition(":")
+    async def handle(self, request: ReloadRequest, token: int) -> bool:
+        """Do what a request asks for; whether it is done.
+
+        Raises:
+            LagoError, LedgerUnavailable, and what redis-py raises.
+        """
+        kind, _, name = request.name.partition(":")
         if kind == "account":
             return (await self._reconcile(name, token)).is_final
         if kind == "wallet":
@@ -204,16 +211,16 @@ class Keeper:
             return subscription is None or (await self._reconcile(subscription.customer, token)).is_final
         if kind == "plan":
             async for accounts in self._subscribers(name):
-                await self._bells.ring(f"account:{account}" for account in accounts)
+                await self._reload_requests.add(f"account:{account}" for account in accounts)
             return True
-        if ring.name == SWEEP:
+        if request.name == SWEEP:
             self._sweep_wanted.set()
             return True
         if kind == FLUSH:
             if self._flush is not None:
                 await self._flush(token, name or None)
             return True
-        log.warning("doorbell of an unknown kind", bell=ring.name[:80])
+        log.warning("reload request of an unknown kind", request=request.name[:80])
         return True
 
     async def _reconcile(self, account: str, token: int) -> Outcome:
@@ -231,13 +238,13 @@ class Keeper:
 
     # sweeps
 
-    async def _keep_sweeping(self, token: int, stop: asyncio.Event) -> None:
+    async def _run_sweeps(self, token: int, stop: asyncio.Event) -> None:
         while not stop.is_set():
             notice_cancellation()
             self._sweep_wanted.clear()
             wait_s = self._settings.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
             # While Lago cannot be read, readings get old: a sweep that breaks off is no reason not to look at them.
-            for look in (self.sweep, self.look_at_ages):
+            for look in (self.sweep, self.check_reading_ages):
                 try:
                     await look(token)
                 except LagoError as error:
@@ -264,10 +271,10 @@ class Keeper:
             LedgerUnavailable: Valkey cannot be reached.
         """
         started_s, requests = time.monotonic(), self._lago.metrics.requests.total()
-        prints = await read_lists(self._lago, progress)
-        for account in await self._missing(prints):
-            prints.by_account[account] = 0
-        accounts = list(prints.by_account)
+        fingerprints = await read_lists(self._lago, progress)
+        for account in await self._missing(fingerprints):
+            fingerprints.by_account[account] = 0
+        accounts = list(fingerprints.by_account)
         read = failed = done = 0
         for start in range(0, len(accounts), LEDGER_PAGE):
             chunk = accounts[start : start + LEDGER_PAGE]
@@ -276,12 +283,14 @@ class Keeper:
             due = [
                 account
                 for account, last in zip(chunk, lasts, strict=True)
-                if everybody or self._is_due(last, prints.of(account), now_ms)
+                if everybody or self._is_due(last, fingerprints.of(account), now_ms)
             ]
             if dry_run:
                 outcomes = await asyncio.gather(*(self._preview(account) for account in due))
             else:
-                outcomes = await asyncio.gather(*(self._read_in_full(a, token, prints.of(a), everybody) for a in due))
+                outcomes = await asyncio.gather(
+                    *(self._read_in_full(a, token, fingerprints.of(a), everybody) for a in due)
+                )
             for outcome in outcomes:
                 if each is not None:
                     each(outcome)
@@ -306,7 +315,7 @@ class Keeper:
         self._on_outcome(outcome)
         return outcome
 
-    async def _missing(self, prints: Fingerprints) -> list[str]:
+    async def _missing(self, fingerprints: Fingerprints) -> list[str]:
         """Accounts that came from Lago and that its lists do not have any more; they are looked up one by one.
 
         If that is most of them, the lists are not to be believed: an empty Lago, or another one, must not close a
@@ -319,7 +328,7 @@ class Keeper:
                 if last is None or last.terms == ABSENT:
                     continue
                 known += 1
-                if account not in prints.by_account:
+                if account not in fingerprints.by_account:
                     missing.append(account)
         if len(missing) > max(MISSING_MAX, known // 2):
             log.error("most accounts are missing in lago: is lago.url right?", known=known, missing=len(missing))
@@ -349,7 +358,7 @@ class Keeper:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
         return [_last(row) for row in rows]
 
-    async def look_at_ages(self, token: int) -> None:
+    async def check_reading_ages(self, token: int) -> None:
         """Measures how old the oldest reading is, and suspends whoever could not be read from Lago for longer than the
         bank allows: once for each reading, so that somebody who resumes an account by hand is obeyed.
 
@@ -365,14 +374,14 @@ class Keeper:
                     continue
                 oldest_ms = min(oldest_ms, last.read_at_ms)
                 if limit_s is None or now_ms - last.read_at_ms <= limit_s * 1000:
-                    self._lapsed.pop(account, None)
-                elif self._lapsed.get(account) != last.read_at_ms and await self._lapse(account, token):
-                    self._lapsed[account] = last.read_at_ms
+                    self._suspended_readings.pop(account, None)
+                elif self._suspended_readings.get(account) != last.read_at_ms and await self._suspend(account, token):
+                    self._suspended_readings[account] = last.read_at_ms
         self._metrics.oldest_reading_s = (now_ms - oldest_ms) / 1000
 
-    async def _lapse(self, account: str, token: int) -> bool:
+    async def _suspend(self, account: str, token: int) -> bool:
         try:
-            await self._loader.lapse(account, token)
+            await self._loader.suspend_until_loaded(account, token)
         except LoadError as error:
             log.warning("account not suspended", account=account, reason=str(error))
             return False

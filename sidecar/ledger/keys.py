@@ -61,19 +61,20 @@ class Keys:
         """A mark that Lago does not know the account; it goes by itself."""
         return f"{self._tags[self.partition(account)]}absent:{account}"
 
-    def bells(self) -> str:
-        return f"{self._tags[0]}bells"
+    def reload_requests(self) -> str:
+        """Accounts, wallets, plans and subscriptions that the control plane is to read again."""
+        return f"{self._tags[0]}reload-requests"
 
-    def alarms(self) -> str:
-        """Bells that will ring at an instant."""
-        return f"{self._tags[0]}alarms"
+    def scheduled_reloads(self) -> str:
+        """Reload requests that are to be made at an instant."""
+        return f"{self._tags[0]}scheduled-reloads"
 
     def lease(self, name: str) -> str:
         return f"{self._tags[0]}lease:{name}"
 
-    def webhook(self, digest: str) -> str:
-        """A webhook that has been taken."""
-        return f"{self._tags[0]}webhook:{digest}"
+    def webhooks_seen(self) -> str:
+        """Digests of the webhooks that were acted upon."""
+        return f"{self._tags[0]}webhooks-seen"
 
     def idempotency(self, account: str, scope: bytes) -> str:
         """``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is the

@@ -1,4 +1,4 @@
-"""Two control planes at once, one killed with -9 again and again: nothing reaches Lago twice, no doorbell is lost."""
+"""Two control planes at once, one killed with -9 again and again: nothing is pushed twice, no request is lost."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def eventually(what: str, holds: Callable[[], Any]) -> None:
     raise AssertionError(f"{what}: {seen}")
 
 
-async def test_nothing_is_pushed_twice_and_no_doorbell_is_lost_while_leaders_are_killed(
+async def test_nothing_is_pushed_twice_and_no_reload_request_is_lost_while_leaders_are_killed(
     server: ValkeyServer, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("CHAOS_SEED", time.time_ns() % 1_000_000))
@@ -204,7 +204,7 @@ async def test_nothing_is_pushed_twice_and_no_doorbell_is_lost_while_leaders_are
             print(f"another led after {', '.join(f'{each:.1f}' for each in changes_s)} s")
             await eventually("every top-up is in the ledger", all_money_has_arrived)
             await eventually("every unit is in Lago, once", all_usage_has_arrived)
-            await eventually("every doorbell is answered", lambda: _quiet(system))
+            await eventually("every reload request is handled", lambda: _quiet(system))
     finally:
         server.stop()
 
@@ -214,4 +214,4 @@ async def _loaded(system: Desk) -> bool:
 
 
 async def _quiet(system: Desk) -> bool:
-    return await system.billing.bells.count() == 0
+    return await system.billing.reload_requests.count() == 0

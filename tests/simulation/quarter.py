@@ -23,7 +23,7 @@ from aiohttp import web
 from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.reconcile.reconciler import Outcome
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.controlplane.billing import Billing
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.client.outcomes import Code
@@ -131,8 +131,8 @@ class Quarter:
         self.events_in_lago: set[str] = set()
         self.fresh_money: set[str] = set()
         self.lago_away = False
-        self.alarms: dict[str, int] = {}
-        """Alarms go by Valkey's own clock, which does not move; here they go by the simulation's."""
+        self.scheduled_reloads: dict[str, int] = {}
+        """Scheduled reloads go by Valkey's own clock, which does not move; here they go by the simulation's."""
         self._seqs: dict[int, list[int]] = {}
         self._payments = itertools.count()
 
@@ -154,10 +154,10 @@ class Quarter:
         await self.settle()
 
     async def settle(self) -> None:
-        """Until webhooks are delivered, events published and doorbells answered."""
+        """Until webhooks are delivered, events published and reload requests handled."""
         await self.lago.webhooks.drain()
         await self.publish()
-        await self.answer_bells()
+        await self.handle_reload_requests()
 
     @property
     def meter_is_away(self) -> bool:
@@ -180,26 +180,26 @@ class Quarter:
 
     # billing
 
-    async def wake(self, name: str, at_ms: int) -> None:
-        self.alarms[name] = min(at_ms, self.alarms.get(name, at_ms))
+    async def schedule_reload(self, name: str, at_ms: int) -> None:
+        self.scheduled_reloads[name] = min(at_ms, self.scheduled_reloads.get(name, at_ms))
 
-    async def answer_bells(self) -> None:
-        bells = Bells(self.client, self.keys)
-        for name in [name for name, at_ms in self.alarms.items() if at_ms <= self.now_s * 1000]:
-            del self.alarms[name]
-            await bells.ring([name])
+    async def handle_reload_requests(self) -> None:
+        requests = ReloadRequests(self.client, self.keys)
+        for name in [name for name, at_ms in self.scheduled_reloads.items() if at_ms <= self.now_s * 1000]:
+            del self.scheduled_reloads[name]
+            await requests.add([name])
         for _ in range(20):
-            rings = await bells.waiting(1000)
-            if not rings or self.lago_away:
+            waiting = await requests.waiting(1000)
+            if not waiting or self.lago_away:
                 return
-            for ring in rings:
-                if await self.billing.keeper.attend(ring, TOKEN):
-                    await bells.answer([ring])
-        raise Violation(f"seed {self.seed}: doorbells never end: {await bells.waiting(5)}")
+            for request in waiting:
+                if await self.billing.reconcile_loop.handle(request, TOKEN):
+                    await requests.complete([request])
+        raise Violation(f"seed {self.seed}: reload requests never end: {await requests.waiting(5)}")
 
     async def sweep(self) -> None:
         if not self.lago_away:
-            await self.billing.keeper.sweep(TOKEN)
+            await self.billing.reconcile_loop.sweep(TOKEN)
 
     async def sync(self, *, flush: bool = False) -> None:
         assert self.billing.sync_loop is not None
@@ -368,7 +368,7 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
             on_outcome=lambda outcome: sim[0].watch(outcome),
         )  # fmt: skip
         sim.append(Quarter(client, config, lago, meter, billing, keys, session, urls[0], seed))
-        billing.reconciler.wake = sim[0].wake  # type: ignore[method-assign]
+        billing.reconciler.schedule_reload = sim[0].schedule_reload  # type: ignore[method-assign]
         receiving = web.Application()
         receiving.router.add_post("/webhooks/lago", billing.handle_webhook)
         receiver = Server(receiving)

@@ -29,7 +29,7 @@ WALLETS_MAX: Final = 6
 _NOT_LAGOS: Final = frozenset(
     ("credit.exhausted", "credit_note.refund_failure", "invoice.add_on_added")
 )  # names of older pages and versions, which the receiver knows but Lago does not send
-RINGING: Final = tuple(
+HANDLED_EVENT_TYPES: Final = tuple(
     sorted(name for name, rule in EVENT_TYPES.items() if rule.action is not Action.IGNORE and name not in _NOT_LAGOS)
 )
 """The webhooks that make the gateway read something again, or say something to people."""
@@ -124,7 +124,7 @@ class PlanSection(Model):
 
 
 class EndpointSection(Model):
-    """Where Lago rings. ``event_types`` are by default those that something is done about."""
+    """Where Lago sends its webhooks. ``event_types`` are by default those that something is done about."""
 
     url: Annotated[str, Field(max_length=2048), AfterValidator(_endpoint_url)] = Field(
         validation_alias=AliasChoices("url", "webhook_url")
@@ -133,7 +133,7 @@ class EndpointSection(Model):
         default="hmac", validation_alias=AliasChoices("signature", "signature_algo")
     )
     name: Text | None = None
-    event_types: Annotated[tuple[str, ...], Field(min_length=1, max_length=200)] = RINGING
+    event_types: Annotated[tuple[str, ...], Field(min_length=1, max_length=200)] = HANDLED_EVENT_TYPES
 
     @model_validator(mode="after")
     def _types_are_lagos(self) -> EndpointSection:

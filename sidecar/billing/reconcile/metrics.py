@@ -21,8 +21,8 @@ class BillingMetrics:
 
     reconciles: Counter[str] = field(default_factory=Counter)
     reconcile_seconds: float = 0.0
-    bells_waiting: int = 0
-    bells_oldest_s: float = 0.0
+    reload_requests_waiting: int = 0
+    reload_requests_oldest_s: float = 0.0
     sweeps: int = 0
     sweep_seconds: float = 0.0
     sweep_requests: int = 0
@@ -71,9 +71,15 @@ class BillingCollector(Collector):
         for kind, count in sorted(m.alerts_by_kind().items()):
             alerts.add_metric([kind], count)
         yield alerts
-        yield GaugeMetricFamily("sidecar_doorbells_waiting", "Accounts and plans to be read.", value=m.bells_waiting)
         yield GaugeMetricFamily(
-            "sidecar_doorbells_oldest_seconds", "Since the first of them rang.", value=m.bells_oldest_s
+            "sidecar_doorbells_waiting",
+            "Reload requests that wait: accounts and plans to be read.",
+            value=m.reload_requests_waiting,
+        )
+        yield GaugeMetricFamily(
+            "sidecar_doorbells_oldest_seconds",
+            "Age of the oldest reload request that waits.",
+            value=m.reload_requests_oldest_s,
         )
         yield CounterMetricFamily("sidecar_sweeps", "Sweeps over all customers.", value=m.sweeps)
         yield GaugeMetricFamily("sidecar_sweep_duration_seconds", "Of the last sweep.", value=m.sweep_seconds)

@@ -1,6 +1,6 @@
-"""Brings accounts from Lago into the ledger, one at a time or as their doorbells ring.
+"""Brings accounts from Lago into the ledger, one at a time.
 
-Only the leader does so, and each write carries its token, so that one that stood still writes nothing stale.
+Only the leader does so. Each write carries its token, so that a leader that stood still writes nothing stale.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sidecar.billing.reconcile.alerts import Alert, BillingRefused
 from sidecar.billing.reconcile.desired_state import Books, reconcile
 from sidecar.billing.reconcile.metrics import BillingMetrics
 from sidecar.billing.reconcile.reconcile_state import ABSENT, LastReading, MalformedMemory, Memory, decode_memory
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_state import AccountState
 from sidecar.ledger.accounts.loader import (
@@ -95,7 +95,7 @@ class Reconciler:
         self._loader = loader
         self._client = client
         self._keys = keys
-        self._bells = Bells(client, keys)
+        self._reload_requests = ReloadRequests(client, keys)
         self._settings = settings
         self._counts = counts
         self._sleep_until = sleep_until or self._wait_for
@@ -188,7 +188,7 @@ class Reconciler:
                 else:
                     await self._keep(books, memory, fingerprint)
                     if not reading.is_stable:
-                        await self.wake(f"account:{account}", now_ms + AGAIN_MS)
+                        await self.schedule_reload(f"account:{account}", now_ms + AGAIN_MS)
                     after = await self._rolled_over(account)
                     return Outcome(account, "loaded", "", True, books, before, after, books.alerts)
             state = await self._rolled_over(account)
@@ -223,14 +223,14 @@ class Reconciler:
                 await self._client.hdel(key, *gone)
             await self._client.delete(self._keys.absent(books.account))
             for at_ms in books.wake_at_ms:
-                await self.wake(f"account:{books.account}", at_ms)
+                await self.schedule_reload(f"account:{books.account}", at_ms)
         except CLIENT_ERRORS as error:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
         await self._loader.forget_closed(books.account, books.forget)
 
-    async def wake(self, name: str, at_ms: int) -> None:
-        """Ring a bell at an instant. Raises what redis-py raises."""
-        await self._bells.wake(name, at_ms)
+    async def schedule_reload(self, name: str, at_ms: int) -> None:
+        """Request a reload at an instant. Raises what redis-py raises."""
+        await self._reload_requests.schedule(name, at_ms)
 
     async def memory(self, account: str) -> Memory:
         """What is remembered of an account. Raises ``LedgerUnavailable``, ``MalformedMemory``."""

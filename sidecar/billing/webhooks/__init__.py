@@ -1,1 +1,1 @@
-"""Lago's webhooks: verified, understood just enough to know whom to look at again, and turned into doorbells."""
+"""Lago's webhooks: verified, read only for the names in them, and turned into reload requests."""

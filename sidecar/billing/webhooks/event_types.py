@@ -1,9 +1,9 @@
 """Every webhook type of Lago and what is done with it (lago-api ``config/webhook_event_types.yml``; Lago's OpenAPI
 document, "webhooks").
 
-A type rings where something may have changed that the ledger is loaded from: wallets, plans, subscriptions, taxes and
-metadata of customers, invoices that close or reopen periods. It is ignored where it is about documents, providers or
-things that end in one of those types anyway. Nothing but names is ever taken from a payload.
+A type requests a reload where something may have changed that the ledger is loaded from: wallets, plans, subscriptions,
+taxes and metadata of customers, invoices that close or reopen periods. It is ignored where it is about documents,
+providers or things that end in one of those types anyway. Nothing but names is ever taken from a payload.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 
 class Kind(Enum):
-    """What a name in a payload names: the first part of a bell's name."""
+    """What a name in a payload names: the first part of a reload request's name."""
 
     ACCOUNT = "account"
     WALLET = "wallet"
@@ -24,10 +24,10 @@ class Kind(Enum):
 
 
 class Action(Enum):
-    """``RING`` the bell of the first place that holds a name; ``SWEEP``: everything may be concerned, ``NOTE``: for
+    """``RELOAD`` what the first place that holds a name names. ``SWEEP``: anything may be concerned. ``NOTE``: for
     people, in the log."""
 
-    RING = "ring"
+    RELOAD = "reload"
     SWEEP = "sweep"
     NOTE = "note"
     IGNORE = "ignore"
@@ -52,16 +52,16 @@ class Rule:
 _BY_ID: Final = Place(Kind.ACCOUNT, ("external_customer_id",))
 _BY_CUSTOMER: Final = Place(Kind.ACCOUNT, ("customer", "external_id"))
 
-_ACCOUNT: Final = Rule(Action.RING, (_BY_ID, _BY_CUSTOMER))
-_CUSTOMER: Final = Rule(Action.RING, (Place(Kind.ACCOUNT, ("external_id",)), _BY_ID))
-_SUBSCRIPTION: Final = Rule(Action.RING, (_BY_ID, _BY_CUSTOMER, Place(Kind.SUBSCRIPTION, ("external_id",))))
+_ACCOUNT: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER))
+_CUSTOMER: Final = Rule(Action.RELOAD, (Place(Kind.ACCOUNT, ("external_id",)), _BY_ID))
+_SUBSCRIPTION: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, Place(Kind.SUBSCRIPTION, ("external_id",))))
 _OF_SUBSCRIPTION: Final = Rule(
-    Action.RING, (_BY_ID, _BY_CUSTOMER, Place(Kind.SUBSCRIPTION, ("external_subscription_id",)))
+    Action.RELOAD, (_BY_ID, _BY_CUSTOMER, Place(Kind.SUBSCRIPTION, ("external_subscription_id",)))
 )
-_WALLET: Final = Rule(Action.RING, (_BY_ID, _BY_CUSTOMER, Place(Kind.WALLET, ("lago_id",))))
+_WALLET: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, Place(Kind.WALLET, ("lago_id",))))
 # The embedded wallet came late (lago-api PR #4254); before, only the wallet's own id tells whose transaction it is.
 _TRANSACTION: Final = Rule(
-    Action.RING,
+    Action.RELOAD,
     (
         Place(Kind.ACCOUNT, ("wallet", "external_customer_id")),
         _BY_ID,
@@ -70,7 +70,7 @@ _TRANSACTION: Final = Rule(
         Place(Kind.WALLET, ("wallet", "lago_id")),
     ),
 )
-_PLAN: Final = Rule(Action.RING, (Place(Kind.PLAN, ("code",)),))
+_PLAN: Final = Rule(Action.RELOAD, (Place(Kind.PLAN, ("code",)),))
 _SWEEP: Final = Rule(Action.SWEEP)
 _NOTE: Final = Rule(Action.NOTE)
 _IGNORE: Final = Rule(Action.IGNORE)
@@ -78,7 +78,7 @@ _IGNORE: Final = Rule(Action.IGNORE)
 OTHER: Final = "other"
 """Label of every type that is not in the table: those names are not ours to bound."""
 ANY: Final = Rule(
-    Action.RING,
+    Action.RELOAD,
     (
         _BY_ID,
         _BY_CUSTOMER,
@@ -142,7 +142,7 @@ EVENT_TYPES: Final[Mapping[str, Rule]] = {
     # Not a type of any Lago that could be found; kept for senders that follow older pages. It may carry a wallet or a
     # customer.
     "credit.exhausted": Rule(
-        Action.RING,
+        Action.RELOAD,
         (*_TRANSACTION.places, Place(Kind.ACCOUNT, ("external_id",)), Place(Kind.WALLET, ("lago_id",))),
     ),
 }

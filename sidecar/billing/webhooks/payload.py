@@ -1,4 +1,4 @@
-"""From the bytes of a verified webhook to the bells that it rings. No I/O.
+"""From the bytes of a verified webhook to the reload requests that it makes. No I/O.
 
 Envelope: ``{"webhook_type", "object_type", "organization_id", "<object_type>": {…}}`` (lago-api
 ``app/services/webhooks/base_service.rb``).
@@ -37,11 +37,11 @@ class Webhook:
     object: Mapping[str, Any] | None
 
 
-class Finding(Enum):
-    """``RING``: ``bells`` are to ring. ``FOREIGN``: it names a customer whose id no caller of the gateway can have.
-    ``MALFORMED``: it should name somebody and does not."""
+class WebhookResult(Enum):
+    """``RELOAD``: ``reloads`` are to be requested. ``FOREIGN``: it names a customer whose id no caller of the gateway
+    can have. ``MALFORMED``: it should name somebody and does not."""
 
-    RING = "ring"
+    RELOAD = "reload"
     NOTE = "note"
     IGNORE = "ignore"
     FOREIGN = "foreign"
@@ -49,11 +49,11 @@ class Finding(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class WebhookDecision:
     """What a webhook asks for. ``notes`` are for the log: what Lago complains of, how often, and a few examples."""
 
-    finding: Finding
-    bells: tuple[str, ...] = ()
+    result: WebhookResult
+    reloads: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -75,31 +75,32 @@ def parse(body: bytes) -> Webhook:
     return Webhook(type_, type_ if type_ in EVENT_TYPES else OTHER, content if isinstance(content, dict) else None)
 
 
-def read(webhook: Webhook) -> Reading:
+def decide(webhook: Webhook) -> WebhookDecision:
     """What is to be done about it."""
     known = EVENT_TYPES.get(webhook.type)
     rule = known or ANY
     match rule.action:
         case Action.IGNORE:
-            return Reading(Finding.IGNORE)
+            return WebhookDecision(WebhookResult.IGNORE)
         case Action.SWEEP:
-            return Reading(Finding.RING, (SWEEP,))
+            return WebhookDecision(WebhookResult.RELOAD, (SWEEP,))
         case Action.NOTE:
-            return Reading(Finding.NOTE, notes=_notes(webhook.object or {}))
-        case Action.RING:
+            return WebhookDecision(WebhookResult.NOTE, notes=_notes(webhook.object or {}))
+        case Action.RELOAD:
             found = _find(webhook.object or {}, rule.places)
-            return Reading(Finding.IGNORE) if known is None and found.finding is not Finding.RING else found
+            is_other = known is None and found.result is not WebhookResult.RELOAD
+            return WebhookDecision(WebhookResult.IGNORE) if is_other else found
 
 
-def _find(content: Mapping[str, Any], places: tuple[Place, ...]) -> Reading:
+def _find(content: Mapping[str, Any], places: tuple[Place, ...]) -> WebhookDecision:
     for place in places:
         value = _at(content, place.path)
         if not isinstance(value, str) or not _is_name(value):
             continue
         if place.kind is Kind.ACCOUNT and not is_account_id(value):
-            return Reading(Finding.FOREIGN)
-        return Reading(Finding.RING, (f"{place.kind.value}:{value}",))
-    return Reading(Finding.MALFORMED)
+            return WebhookDecision(WebhookResult.FOREIGN)
+        return WebhookDecision(WebhookResult.RELOAD, (f"{place.kind.value}:{value}",))
+    return WebhookDecision(WebhookResult.MALFORMED)
 
 
 def _at(content: Mapping[str, Any], path: tuple[str, ...]) -> object:

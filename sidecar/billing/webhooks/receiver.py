@@ -1,15 +1,16 @@
-"""``POST /webhooks/lago``: verify, ring, answer. The work that a bell asks for is done by whoever leads, later.
+"""``POST /webhooks/lago``: verify, request a reload, answer. The leading control plane handles the request later.
 
 What comes first protects what comes after: the rate limit costs nothing, a body is read only as far as it may go, the
-signature is checked before anything in the body is looked at, and 200 is said only when the bells have rung in Valkey.
-So a crash at any point either has not answered, and Lago sends the webhook again, or has left its bells behind.
+signature is checked before anything in the body is looked at, and 200 is said only when the reload requests are in
+Valkey. So a crash at any point either has not answered, and Lago sends the webhook again, or has left its reload
+requests behind.
 
 **Repeats.** Lago sends a webhook up to three times, under the same ``X-Lago-Unique-Key`` and with the same body. Only
 the two together are a repeat. The key alone is not signed: whoever could send one could otherwise silence another
 webhook that is to come under it. The body alone is not unique: it has neither an id nor a time, so a wallet that is
 changed and changed back, or changed in something that its webhook does not show, gives the same bytes twice, and
-silencing the second would keep the ledger wrong. A replayed body under an invented key therefore rings; what it causes
-is one more look at Lago, which shows what is true now.
+silencing the second would keep the ledger wrong. A replayed body under an invented key therefore requests a reload;
+what it causes is one more look at Lago, which shows what is true now.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from aiohttp import web
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.logger import get_logger
 from sidecar.basics.token_bucket import TokenBucket
-from sidecar.billing.reconcile.reload_requests import SWEEP, Bells
+from sidecar.billing.reconcile.reload_requests import SWEEP, ReloadRequests
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.body import BodyReader
 from sidecar.billing.webhooks.metrics import WebhookMetrics
-from sidecar.billing.webhooks.payload import EnvelopeError, Finding, Reading, Webhook, parse, read
+from sidecar.billing.webhooks.payload import EnvelopeError, Webhook, WebhookDecision, WebhookResult, decide, parse
 from sidecar.billing.webhooks.refusals import Refusal, Refused
 from sidecar.billing.webhooks.signature import KeyUnavailable, SignatureRefused, Verifier, verifier_of
 from sidecar.valkey.deadlines import within
@@ -39,11 +40,11 @@ log = get_logger("sidecar.webhooks")
 
 SIGNATURE, ALGORITHM, UNIQUE_KEY = "X-Lago-Signature", "X-Lago-Signature-Algorithm", "X-Lago-Unique-Key"
 UNIQUE_KEY_CHARS_MAX: Final = 128
-RING_TIMEOUT_S: Final = 3.0
-RINGS_IN_FLIGHT_MAX: Final = 16
+REQUEST_TIMEOUT_S: Final = 3.0
+REQUESTS_IN_FLIGHT_MAX: Final = 16
 """Calls to Valkey at a time: its client has a limited number of connections, which others need too."""
 SWEEP_PAUSE_S: Final = 60.0
-"""Between two sweeps that webhooks ask for; one asked for sooner is put off, not left out."""
+"""Between two sweeps that webhooks ask for; a sooner one is postponed, not dropped."""
 LOG_PAUSE_S: Final = 60.0
 """Between two lines about refusals of one kind: strangers must not fill the log."""
 FIELD_BYTES: Final = 8_190
@@ -62,7 +63,7 @@ class WebhookReceiver:
     def __init__(
         self,
         settings: WebhookSettings,
-        bells: Bells,
+        reload_requests: ReloadRequests,
         *,
         fetch_public_key: Callable[[], Awaitable[bytes]],
         lago_url: str | None = None,
@@ -71,13 +72,13 @@ class WebhookReceiver:
     ) -> None:
         self.metrics = metrics or WebhookMetrics()
         self._settings = settings
-        self._bells = bells
+        self._reload_requests = reload_requests
         self._clock = clock or SystemClock()
         self._verifier: Verifier = verifier_of(settings, lago_url, fetch_public_key, self._clock)
         self._bodies = BodyReader(settings.body_bytes_max)
         rate = settings.requests_per_second_max
         self._rate = TokenBucket(rate, rate, self._clock.monotonic_s)
-        self._slots = asyncio.Semaphore(RINGS_IN_FLIGHT_MAX)
+        self._slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT_MAX)
         self._sweep_from_s = -math.inf
         self._log_from_s: dict[Refusal, float] = {}
 
@@ -95,7 +96,7 @@ class WebhookReceiver:
         return FIELD_BYTES + 3 * self._settings.body_bytes_max if self._settings.jwt else FIELD_BYTES
 
     async def handle(self, request: web.Request) -> web.Response:
-        """200 once the bells have rung; anything else makes Lago send the webhook again."""
+        """200 once the reload requests are in Valkey; anything else makes Lago send the webhook again."""
         started_s = self._clock.monotonic_s()
         try:
             await self._take(request)
@@ -132,43 +133,47 @@ class WebhookReceiver:
                 webhook = parse(body)
             except EnvelopeError as error:
                 raise Refused(Refusal.ENVELOPE, str(error)) from None
-            result = await self._act(webhook, _mark(body, unique_key))
+            result = await self._act(webhook, _idempotency_key(body, unique_key))
         self.metrics.taken[webhook.label, result] += 1
 
-    async def _act(self, webhook: Webhook, mark: str) -> str:
-        reading = read(webhook)
-        bells = reading.bells
-        match reading.finding:
-            case Finding.NOTE:
-                log.warning("lago reports usage that it cannot bill", type=webhook.label, errors=list(reading.notes))
-            case Finding.MALFORMED:
+    async def _act(self, webhook: Webhook, idempotency_key: str) -> str:
+        decision = decide(webhook)
+        reloads = decision.reloads
+        match decision.result:
+            case WebhookResult.NOTE:
+                log.warning("lago reports usage that it cannot bill", type=webhook.label, errors=list(decision.notes))
+            case WebhookResult.MALFORMED:
                 log.warning("a webhook names nobody; everything will be looked at", type=webhook.label)
-                bells = (SWEEP,)
-            case Finding.FOREIGN:
+                reloads = (SWEEP,)
+            case WebhookResult.FOREIGN:
                 log.info("a webhook is about a customer whose id no caller can have", type=webhook.label)
-        if not bells:
-            return reading.finding.value
+        if not reloads:
+            return decision.result.value
         try:
-            return await within(RING_TIMEOUT_S, self._ring(reading, bells, mark))
+            return await within(REQUEST_TIMEOUT_S, self._request_reloads(decision, reloads, idempotency_key))
         except (TimeoutError, *CLIENT_ERRORS):
             raise Refused(Refusal.LEDGER) from None
 
-    async def _ring(self, reading: Reading, bells: tuple[str, ...], mark: str) -> str:
+    async def _request_reloads(self, decision: WebhookDecision, reloads: tuple[str, ...], idempotency_key: str) -> str:
         async with self._slots:
-            return await self._ring_now(reading, bells, mark)
+            return await self._request_reloads_now(decision, reloads, idempotency_key)
 
-    async def _ring_now(self, reading: Reading, bells: tuple[str, ...], mark: str) -> str:
+    async def _request_reloads_now(
+        self, decision: WebhookDecision, reloads: tuple[str, ...], idempotency_key: str
+    ) -> str:
         now_s = self._clock.monotonic_s()
-        if SWEEP in bells and now_s < self._sweep_from_s:
-            await self._bells.wake(SWEEP, round((self._clock.now_s() + self._sweep_from_s - now_s) * 1000))
-            return reading.finding.value
-        if not mark:
-            await self._bells.ring(bells)
-        elif await self._bells.ring_once(bells, mark, self._settings.remember_s) is None:
+        if SWEEP in reloads and now_s < self._sweep_from_s:
+            await self._reload_requests.schedule(
+                SWEEP, round((self._clock.now_s() + self._sweep_from_s - now_s) * 1000)
+            )
+            return decision.result.value
+        if not idempotency_key:
+            await self._reload_requests.add(reloads)
+        elif await self._reload_requests.add_once(reloads, idempotency_key, self._settings.remember_s) is None:
             return REPEATED
-        if SWEEP in bells:
+        if SWEEP in reloads:
             self._sweep_from_s = now_s + SWEEP_PAUSE_S
-        return reading.finding.value
+        return decision.result.value
 
     def _note_refusal(self, refusal: Refusal) -> None:
         self.metrics.refused[refusal.value] += 1
@@ -194,7 +199,7 @@ def _headers(request: web.Request) -> tuple[bytes, str, str]:
     return signature.encode(errors="surrogateescape"), algorithm, unique_key
 
 
-def _mark(body: bytes, unique_key: str) -> str:
+def _idempotency_key(body: bytes, unique_key: str) -> str:
     """Names a webhook by body and key together; '' without a key, when nothing tells a repeat from a new one."""
     if not unique_key:
         return ""

@@ -224,7 +224,7 @@ class AccountLoader:
 
         return await self._rewrite(account, changed, fence)
 
-    async def lapse(self, account: str, fence: int | None = None) -> int:
+    async def suspend_until_loaded(self, account: str, fence: int | None = None) -> int:
         """Suspend the account until it is loaded again, as what is known of it is too old. Raises as ``cut``."""
 
         def changed(state: AccountState) -> _Change:

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.ledger.client.unknown_accounts import FirstSight, FirstSightSettings, Sight
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.topology import Client
@@ -26,17 +26,17 @@ PATIENCE_S = 20
 
 
 class Lago:
-    """The control plane's part: hears rings, loads accounts or marks them absent."""
+    """The control plane's part: hears requests, loads accounts or marks them absent."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self.client = client
         self.keys = keys
-        self.bells = Bells(client, keys)
-        self.rings: Counter[str] = Counter()
+        self.reload_requests = ReloadRequests(client, keys)
+        self.requests: Counter[str] = Counter()
 
     async def ring(self, name: str) -> None:
-        self.rings[name] += 1
-        await self.bells.ring([name])
+        self.requests[name] += 1
+        await self.reload_requests.add([name])
 
     async def load(self, account: str) -> None:
         await self.client.hset(self.keys.account(account), "terms", b"x")
@@ -101,34 +101,34 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_an_account_that_is_loaded_after_the_ring_is_known(open_sight: Open, lago: Lago) -> None:
     sight = open_sight()
     answer = ask(sight, "tpp-1")
-    await until(lambda: lago.rings["account:tpp-1"] == 1)
+    await until(lambda: lago.requests["account:tpp-1"] == 1)
     assert not answer.done()
     await lago.load("tpp-1")
     assert await answer is Sight.KNOWN
-    assert [ring.name for ring in await lago.bells.waiting(10)] == ["account:tpp-1"]
+    assert [request.name for request in await lago.reload_requests.waiting(10)] == ["account:tpp-1"]
 
 
 async def test_any_number_who_wait_for_an_account_ring_once_and_are_all_told(open_sight: Open, lago: Lago) -> None:
     sight = open_sight()
     answers = [ask(sight, "tpp-1") for _ in range(500)]
-    await until(lambda: bool(lago.rings))
+    await until(lambda: bool(lago.requests))
     answers += [ask(sight, "tpp-1") for _ in range(100)]
     await lago.load("tpp-1")
     assert set(await asyncio.gather(*answers)) == {Sight.KNOWN}
-    assert lago.rings == {"account:tpp-1": 1}
+    assert lago.requests == {"account:tpp-1": 1}
     assert (sight.counters.known, sight.counters.asks) == (600, 1)
 
 
 async def test_an_account_that_is_there_already_is_known_without_a_ring(open_sight: Open, lago: Lago) -> None:
     await lago.load("tpp-1")
     assert await ask(open_sight(), "tpp-1") is Sight.KNOWN
-    assert not lago.rings
+    assert not lago.requests
 
 
 async def test_one_that_lago_does_not_know_is_absent_for_all(open_sight: Open, lago: Lago) -> None:
     sight = open_sight()
     answers = [ask(sight, "nobody") for _ in range(10)]
-    await until(lambda: bool(lago.rings))
+    await until(lambda: bool(lago.requests))
     await lago.deny("nobody")
     assert set(await asyncio.gather(*answers)) == {Sight.ABSENT}
 
@@ -136,7 +136,7 @@ async def test_one_that_lago_does_not_know_is_absent_for_all(open_sight: Open, l
 async def test_a_mark_of_another_gateway_s_question_is_an_answer_without_a_ring(open_sight: Open, lago: Lago) -> None:
     await lago.deny("nobody")
     assert await ask(open_sight(), "nobody") is Sight.ABSENT
-    assert not lago.rings
+    assert not lago.requests
 
 
 async def test_an_account_that_is_loaded_is_known_though_the_mark_is_still_there(open_sight: Open, lago: Lago) -> None:
@@ -186,7 +186,7 @@ async def test_each_waits_from_its_own_beginning_and_the_bell_is_rung_again_for_
     second = ask(sight, "tpp-1")
     assert await first is Sight.PENDING
     assert not second.done()
-    await until(lambda: lago.rings["account:tpp-1"] == 2)
+    await until(lambda: lago.requests["account:tpp-1"] == 2)
     await lago.load("tpp-1")
     assert await second is Sight.KNOWN
 
@@ -209,7 +209,7 @@ async def test_no_more_new_accounts_are_asked_for_than_a_second_may_bring(
     assert sum(answer.done() for answer in answers) == 45
     assert not ask(sight, "tpp-0").done()  # one that is asked for already costs no question
     await asyncio.gather(*answers)
-    assert len(lago.rings) == 5
+    assert len(lago.requests) == 5
     clock.ahead_s = 1
     assert not ask(sight, "tpp-49").done()
 
@@ -313,7 +313,7 @@ async def test_it_works_on_every_kind_of_valkey(any_client: Client, keys: Keys) 
     try:
         await lago.deny("nobody")
         known, absent, pending = ask(sight, "tpp-1"), ask(sight, "nobody"), ask(sight, "tpp-2")
-        await until(lambda: len(lago.rings) == 2)
+        await until(lambda: len(lago.requests) == 2)
         await lago.load("tpp-1")
         assert [await known, await absent, await pending] == [Sight.KNOWN, Sight.ABSENT, Sight.PENDING]
     finally:

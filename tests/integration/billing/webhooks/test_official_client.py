@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks.receiver import WebhookReceiver
 from sidecar.ledger.keys import Keys
@@ -38,7 +38,7 @@ async def test_the_key_that_lago_s_client_reads_verifies_lago_s_webhooks(client:
             return key
 
         receiver = WebhookReceiver(
-            WebhookSettings(jwt=True), Bells(client, keys), fetch_public_key=fetch, lago_url=ISSUER
+            WebhookSettings(jwt=True), ReloadRequests(client, keys), fetch_public_key=fetch, lago_url=ISSUER
         )
         async with serving(receiver) as port, sending(port) as lago:
             body = body_of()

@@ -17,10 +17,10 @@ from redis.backoff import NoBackoff
 from structlog.testing import capture_logs
 
 from sidecar.basics.clock import SystemClock
-from sidecar.billing.reconcile.reload_requests import SWEEP, Bells
+from sidecar.billing.reconcile.reload_requests import SWEEP, ReloadRequests
 from sidecar.billing.settings import WebhookSettings
 from sidecar.billing.webhooks import body as body_module
-from sidecar.billing.webhooks.receiver import SWEEP_PAUSE_S, WebhookReceiver, _mark
+from sidecar.billing.webhooks.receiver import SWEEP_PAUSE_S, WebhookReceiver, _idempotency_key
 from sidecar.ledger.keys import Keys
 from tests.conftest import start_valkey
 from tests.integration.billing.webhooks.kit import Lago, body_of, headers_of, sending, serving
@@ -38,33 +38,35 @@ Open = Callable[..., Any]
 
 
 @pytest.fixture
-def bells(client: Redis, keys: Keys) -> Bells:
-    return Bells(client, keys)
+def reload_requests(client: Redis, keys: Keys) -> ReloadRequests:
+    return ReloadRequests(client, keys)
 
 
 @pytest.fixture
-async def open_receiver(bells: Bells) -> AsyncIterator[Open]:
+async def open_receiver(reload_requests: ReloadRequests) -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
         async def open_(settings: WebhookSettings = SETTINGS, **options: Any) -> tuple[Lago, WebhookReceiver]:
             options = {"fetch_public_key": no_key, **options}
-            receiver = WebhookReceiver(settings, options.pop("bells", bells), **options)
+            receiver = WebhookReceiver(settings, options.pop("reload_requests", reload_requests), **options)
             port = await stack.enter_async_context(serving(receiver))
             return await stack.enter_async_context(sending(port)), receiver
 
         yield open_
 
 
-async def names(bells: Bells) -> list[str]:
-    return sorted(ring.name for ring in await bells.waiting(1000))
+async def names(reload_requests: ReloadRequests) -> list[str]:
+    return sorted(request.name for request in await reload_requests.waiting(1000))
 
 
-async def test_a_signed_webhook_has_rung_when_it_is_answered(open_receiver: Open, bells: Bells) -> None:
+async def test_a_signed_webhook_has_requested_a_reload_when_it_is_answered(
+    open_receiver: Open, reload_requests: ReloadRequests
+) -> None:
     lago, receiver = await open_receiver()
     answer = await lago.send(body_of())
     assert (answer.status, answer.body) == (200, b"")
-    assert await names(bells) == ["account:tpp-1"]
-    assert receiver.metrics.taken == {("wallet.updated", "ring"): 1}
+    assert await names(reload_requests) == ["account:tpp-1"]
+    assert receiver.metrics.taken == {("wallet.updated", "reload"): 1}
     assert sum(receiver.metrics.seconds_buckets) == 1
 
 
@@ -85,7 +87,7 @@ async def test_a_signed_webhook_has_rung_when_it_is_answered(open_receiver: Open
     ],
 )
 async def test_what_lago_has_not_signed_is_refused_without_a_hint_and_rings_nothing(
-    open_receiver: Open, bells: Bells, changes: dict[str, str | None], status: int
+    open_receiver: Open, reload_requests: ReloadRequests, changes: dict[str, str | None], status: int
 ) -> None:
     lago, receiver = await open_receiver()
     body = body_of()
@@ -95,7 +97,7 @@ async def test_what_lago_has_not_signed_is_refused_without_a_hint_and_rings_noth
         "The signature is missing or not valid.",
         "The X-Lago headers are not as Lago sends them.",
     )
-    assert await names(bells) == []
+    assert await names(reload_requests) == []
     assert sum(receiver.metrics.refused.values()) == 1
     assert not receiver.metrics.taken
 
@@ -109,12 +111,12 @@ async def test_a_header_that_comes_twice_is_refused(open_receiver: Open, name: s
         assert response.status == 400
 
 
-async def test_a_body_changed_on_its_way_is_refused(open_receiver: Open, bells: Bells) -> None:
+async def test_a_body_changed_on_its_way_is_refused(open_receiver: Open, reload_requests: ReloadRequests) -> None:
     lago, _ = await open_receiver()
     body = body_of()
     for changed in (body[:-1], body + b" ", body.replace(b"tpp-1", b"tpp-2"), b""):
         assert (await lago.send(changed, headers_of(body))).status == 401
-    assert await names(bells) == []
+    assert await names(reload_requests) == []
 
 
 async def test_the_bytes_are_verified_and_not_the_json(open_receiver: Open) -> None:
@@ -144,7 +146,9 @@ async def test_without_a_key_the_address_says_that_webhooks_are_not_configured(o
 # limits
 
 
-async def test_a_body_larger_than_the_limit_is_refused_announced_or_not(open_receiver: Open, bells: Bells) -> None:
+async def test_a_body_larger_than_the_limit_is_refused_announced_or_not(
+    open_receiver: Open, reload_requests: ReloadRequests
+) -> None:
     lago, receiver = await open_receiver(SETTINGS.model_copy(update={"body_bytes_max": 1024}))
     fits, large = (body_of(name="x" * (size - len(body_of(name="")))) for size in (1024, 1025))
     assert (len(fits), len(large)) == (1024, 1025)
@@ -155,7 +159,7 @@ async def test_a_body_larger_than_the_limit_is_refused_announced_or_not(open_rec
 
     assert (await lago.send(large)).status == 413
     assert (await lago.send(pieces(large), headers_of(large))).status == 413
-    assert await names(bells) == []
+    assert await names(reload_requests) == []
     assert (await lago.send(fits)).status == 200
     assert (await lago.send(pieces(fits), headers_of(fits, "k2"))).status == 200
     assert receiver._bodies.buffered_bytes == 0
@@ -199,7 +203,9 @@ async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(
     assert (await lago.send(half(), headers_of(body))).status == 408
 
 
-async def test_a_sender_that_breaks_off_rings_nothing_and_leaves_nothing(open_receiver: Open, bells: Bells) -> None:
+async def test_a_sender_that_breaks_off_requests_nothing_and_leaves_nothing(
+    open_receiver: Open, reload_requests: ReloadRequests
+) -> None:
     lago, receiver = await open_receiver()
     body = body_of()
 
@@ -213,7 +219,7 @@ async def test_a_sender_that_breaks_off_rings_nothing_and_leaves_nothing(open_re
         await asyncio.sleep(0.01)
     assert receiver.metrics.refused == {"cut_short": 1}
     assert receiver._bodies.buffered_bytes == 0
-    assert await names(bells) == []
+    assert await names(reload_requests) == []
 
 
 async def test_an_encoded_body_is_refused_before_it_is_read(open_receiver: Open) -> None:
@@ -223,7 +229,7 @@ async def test_an_encoded_body_is_refused_before_it_is_read(open_receiver: Open)
 
 
 async def test_more_webhooks_than_a_second_may_bring_are_told_when_to_come_again(
-    open_receiver: Open, bells: Bells
+    open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:
     clock = HandClock()
     lago, receiver = await open_receiver(SETTINGS.model_copy(update={"requests_per_second_max": 2}), clock=clock)
@@ -261,65 +267,71 @@ async def test_neither_key_nor_signature_nor_body_shows_in_the_log(open_receiver
 # repeats
 
 
-async def test_a_retry_of_lago_is_answered_and_rings_no_more(open_receiver: Open, bells: Bells) -> None:
+async def test_a_retry_of_lago_is_answered_and_requests_no_more(
+    open_receiver: Open, reload_requests: ReloadRequests
+) -> None:
     lago, receiver = await open_receiver()
     await lago.send(body_of())
-    await bells.answer(await bells.waiting(10))
+    await reload_requests.complete(await reload_requests.waiting(10))
     assert [(await lago.send(body_of())).status for _ in range(2)] == [200, 200]
-    assert await names(bells) == []
-    assert receiver.metrics.taken == {("wallet.updated", "ring"): 1, ("wallet.updated", "repeated"): 2}
+    assert await names(reload_requests) == []
+    assert receiver.metrics.taken == {("wallet.updated", "reload"): 1, ("wallet.updated", "repeated"): 2}
 
 
-async def test_a_key_seen_before_does_not_silence_another_body(open_receiver: Open, bells: Bells) -> None:
+async def test_a_key_seen_before_does_not_silence_another_body(
+    open_receiver: Open, reload_requests: ReloadRequests
+) -> None:
     lago, _ = await open_receiver()
     await lago.send(body_of(account="tpp-1"), headers_of(body_of(account="tpp-1"), "k1"))
     await lago.send(body_of(account="tpp-2"), headers_of(body_of(account="tpp-2"), "k1"))
-    assert await names(bells) == ["account:tpp-1", "account:tpp-2"]
+    assert await names(reload_requests) == ["account:tpp-1", "account:tpp-2"]
 
 
 async def test_a_change_that_is_undone_and_done_again_rings_each_time_though_its_bytes_are_the_same(
-    open_receiver: Open, bells: Bells
+    open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:
     lago, _ = await open_receiver()
     for key, account in (("k1", "old terms"), ("k2", "new terms"), ("k3", "old terms")):
         body = body_of(name=account)
         await lago.send(body, headers_of(body, key))
-        rings = await bells.waiting(10)
-        assert [ring.name for ring in rings] == ["account:tpp-1"]
-        await bells.answer(rings)
+        requests = await reload_requests.waiting(10)
+        assert [request.name for request in requests] == ["account:tpp-1"]
+        await reload_requests.complete(requests)
 
 
-async def test_without_a_key_nothing_is_taken_for_a_repeat(open_receiver: Open, bells: Bells) -> None:
+async def test_without_a_key_nothing_is_taken_for_a_repeat(
+    open_receiver: Open, reload_requests: ReloadRequests
+) -> None:
     lago, _ = await open_receiver()
     for _ in range(2):
         assert (await lago.send(body_of(), headers_of(body_of(), None))).status == 200
-        assert await bells.answer(await bells.waiting(10)) == 1
+        assert await reload_requests.complete(await reload_requests.waiting(10)) == 1
 
 
 def test_key_and_body_cannot_be_shifted_into_each_other() -> None:
-    assert _mark(b" {}", "k") != _mark(b"{}", "k ")
+    assert _idempotency_key(b" {}", "k") != _idempotency_key(b"{}", "k ")
 
 
-async def test_a_repeat_is_forgotten_in_time(open_receiver: Open, bells: Bells) -> None:
+async def test_a_repeat_is_forgotten_in_time(open_receiver: Open, reload_requests: ReloadRequests) -> None:
     lago, _ = await open_receiver(SETTINGS.model_construct(**{**SETTINGS.__dict__, "remember_s": 1}))
     await lago.send(body_of())
-    await bells.answer(await bells.waiting(10))
+    await reload_requests.complete(await reload_requests.waiting(10))
     await asyncio.sleep(1.1)
     await lago.send(body_of())
-    assert await names(bells) == ["account:tpp-1"]
+    assert await names(reload_requests) == ["account:tpp-1"]
 
 
 # what is in them
 
 
 async def test_what_is_ignored_is_counted_by_its_type_and_the_unknown_together(
-    open_receiver: Open, bells: Bells
+    open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:
     lago, receiver = await open_receiver()
     for number, type_ in enumerate(["feature.created", "quote.voided", "new.one", "new.two"]):
         body = json.dumps({"webhook_type": type_, "object_type": "x", "x": {}}).encode()
         assert (await lago.send(body, headers_of(body, str(number)))).status == 200
-    assert await names(bells) == []
+    assert await names(reload_requests) == []
     assert receiver.metrics.taken == {
         ("feature.created", "ignore"): 1,
         ("quote.voided", "ignore"): 1,
@@ -328,19 +340,19 @@ async def test_what_is_ignored_is_counted_by_its_type_and_the_unknown_together(
 
 
 async def test_one_that_names_nobody_is_said_aloud_and_everything_is_looked_at(
-    open_receiver: Open, bells: Bells
+    open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:
     lago, receiver = await open_receiver()
     with capture_logs() as logs:
         body = json.dumps({"webhook_type": "wallet.updated", "object_type": "wallet", "wallet": {}}).encode()
         assert (await lago.send(body)).status == 200
-    assert await names(bells) == [SWEEP]
+    assert await names(reload_requests) == [SWEEP]
     assert receiver.metrics.taken == {("wallet.updated", "malformed"): 1}
     assert [log["type"] for log in logs] == ["wallet.updated"]
 
 
 async def test_a_sweep_asked_for_too_soon_is_put_off_and_not_left_out(
-    open_receiver: Open, bells: Bells, client: Redis, keys: Keys
+    open_receiver: Open, reload_requests: ReloadRequests, client: Redis, keys: Keys
 ) -> None:
     class Ahead(SystemClock):
         ahead_s = 0.0
@@ -352,22 +364,22 @@ async def test_a_sweep_asked_for_too_soon_is_put_off_and_not_left_out(
     lago, _ = await open_receiver(clock=clock)
     body = json.dumps({"webhook_type": "billable_metric.updated", "object_type": "x", "x": {}}).encode()
     await lago.send(body, headers_of(body, "k1"))
-    await bells.answer(await bells.waiting(10))
+    await reload_requests.complete(await reload_requests.waiting(10))
     for key in ("k2", "k3"):
         assert (await lago.send(body, headers_of(body, key))).status == 200
-    assert await names(bells) == []
-    assert await client.zrange(keys.alarms(), 0, -1) == [SWEEP.encode()]
-    at_ms = await client.zscore(keys.alarms(), SWEEP)
+    assert await names(reload_requests) == []
+    assert await client.zrange(keys.scheduled_reloads(), 0, -1) == [SWEEP.encode()]
+    at_ms = await client.zscore(keys.scheduled_reloads(), SWEEP)
     seconds = int((await client.time())[0])
     assert at_ms is not None
     assert SWEEP_PAUSE_S - 10 < float(at_ms) / 1000 - seconds <= SWEEP_PAUSE_S + 1
 
     clock.ahead_s = SWEEP_PAUSE_S
     await lago.send(body, headers_of(body, "k4"))
-    assert await names(bells) == [SWEEP]
+    assert await names(reload_requests) == [SWEEP]
 
 
-async def test_usage_that_lago_cannot_bill_is_said_aloud(open_receiver: Open, bells: Bells) -> None:
+async def test_usage_that_lago_cannot_bill_is_said_aloud(open_receiver: Open, reload_requests: ReloadRequests) -> None:
     lago, receiver = await open_receiver()
     errors = {"invalid_code": ["om:1"], "missing_group_key": []}
     body = json.dumps(
@@ -376,18 +388,18 @@ async def test_usage_that_lago_cannot_bill_is_said_aloud(open_receiver: Open, be
     with capture_logs() as logs:
         await lago.send(body)
     assert [(log["log_level"], log["errors"]) for log in logs] == [("warning", ["invalid_code: 1 (om:1)"])]
-    assert await names(bells) == []
+    assert await names(reload_requests) == []
     assert receiver.metrics.taken == {("events.errors", "note"): 1}
 
 
-async def test_balances_in_a_webhook_reach_nothing_but_a_doorbell(
-    open_receiver: Open, bells: Bells, client: Redis
+async def test_balances_in_a_webhook_reach_nothing_but_a_reload_request(
+    open_receiver: Open, reload_requests: ReloadRequests, client: Redis
 ) -> None:
     lago, _ = await open_receiver()
     await lago.send(body_of(balance_cents=10**15, credits_balance="9" * 30))
     stored = sorted([key.decode() async for key in client.scan_iter()])
-    assert stored == ["qs:{p00}:bells", "qs:{p00}:webhook:marks"]
-    assert await client.zrange("qs:{p00}:bells", 0, -1) == [b"account:tpp-1"]
+    assert stored == ["qs:{p00}:reload-requests", "qs:{p00}:webhooks-seen"]
+    assert await client.zrange("qs:{p00}:reload-requests", 0, -1) == [b"account:tpp-1"]
 
 
 # Valkey
@@ -401,7 +413,7 @@ async def test_while_valkey_is_away_lago_is_told_to_come_again(keys: Keys, open_
             Redis(host="127.0.0.1", port=proxy.listening_port) as through,
             Redis(host=server.host, port=server.port) as direct,
         ):
-            lago, receiver = await open_receiver(bells=Bells(through, keys))
+            lago, receiver = await open_receiver(reload_requests=ReloadRequests(through, keys))
             proxy.refuse()
             answer = await lago.send(body_of())
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
@@ -409,7 +421,7 @@ async def test_while_valkey_is_away_lago_is_told_to_come_again(keys: Keys, open_
 
             proxy.accept()
             assert (await lago.send(body_of())).status == 200
-            assert await names(Bells(direct, keys)) == ["account:tpp-1"]
+            assert await names(ReloadRequests(direct, keys)) == ["account:tpp-1"]
     finally:
         server.stop()
 
@@ -421,10 +433,10 @@ async def test_when_the_answer_of_valkey_is_lost_the_retry_is_taken_for_one(
         FaultProxy(valkey_server.host, valkey_server.port) as proxy,
         Redis(host="127.0.0.1", port=proxy.listening_port, retry=Retry(NoBackoff(), 0), socket_timeout=1) as through,
     ):
-        lago, receiver = await open_receiver(bells=Bells(through, keys))
+        lago, receiver = await open_receiver(reload_requests=ReloadRequests(through, keys))
         proxy.faults.append("drop after")
         assert (await lago.send(body_of())).status == 503
-        assert await names(Bells(client, keys)) == ["account:tpp-1"]
+        assert await names(ReloadRequests(client, keys)) == ["account:tpp-1"]
         assert (await lago.send(body_of())).status == 200
         assert receiver.metrics.taken == {("wallet.updated", "repeated"): 1}
 
@@ -436,7 +448,7 @@ async def test_a_valkey_that_hangs_is_not_waited_for_for_ever(
         FaultProxy(valkey_server.host, valkey_server.port) as proxy,
         Redis(host="127.0.0.1", port=proxy.listening_port, socket_timeout=60) as through,
     ):
-        lago, _ = await open_receiver(bells=Bells(through, keys))
+        lago, _ = await open_receiver(reload_requests=ReloadRequests(through, keys))
         proxy.stall()
         answers = await asyncio.gather(*(lago.send(body_of(), headers_of(body_of(), str(n))) for n in range(40)))
         assert {answer.status for answer in answers} == {503}
@@ -445,14 +457,14 @@ async def test_a_valkey_that_hangs_is_not_waited_for_for_ever(
 
 
 async def test_more_at_once_than_the_client_of_valkey_has_connections_are_all_taken(
-    open_receiver: Open, bells: Bells
+    open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:
     _, receiver = await open_receiver()
     async with serving(receiver) as port, sending(port, connections=300) as lago:
         bodies = [body_of(account=f"tpp-{n}") for n in range(300)]
         answers = await asyncio.gather(*(lago.send(body) for body in bodies))
     assert {answer.status for answer in answers} == {200}
-    assert await bells.count() == 300
+    assert await reload_requests.count() == 300
 
 
 # JWT
@@ -474,14 +486,14 @@ class KeyServer:
 JWT = WebhookSettings(jwt=True, requests_per_second_max=10_000)
 
 
-async def test_a_jwt_larger_than_usual_headers_is_taken(open_receiver: Open, bells: Bells) -> None:
+async def test_a_jwt_larger_than_usual_headers_is_taken(open_receiver: Open, reload_requests: ReloadRequests) -> None:
     fetch = KeyServer()
     lago, receiver = await open_receiver(JWT, fetch_public_key=fetch, lago_url=ISSUER)
     body = body_of(name='"' * 40_000)
     assert len(fetch.key.sign(body)) > 100_000
     answer = await lago.send(body, headers_of(body, signature=fetch.key.sign(body), algorithm="jwt"))
     assert answer.status == 200
-    assert await names(bells) == ["account:tpp-1"]
+    assert await names(reload_requests) == ["account:tpp-1"]
     assert receiver.metrics.key_fetches == 1
 
 
@@ -502,7 +514,7 @@ async def test_while_lago_s_key_cannot_be_had_a_jwt_is_to_come_again(open_receiv
 
 
 async def test_both_algorithms_may_be_in_use_while_lago_is_moved_from_one_to_the_other(
-    open_receiver: Open, bells: Bells
+    open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:
     fetch = KeyServer()
     both = SETTINGS.model_copy(update={"jwt": True})
@@ -510,4 +522,4 @@ async def test_both_algorithms_may_be_in_use_while_lago_is_moved_from_one_to_the
     one, two = body_of(account="tpp-1"), body_of(account="tpp-2")
     assert (await lago.send(one)).status == 200
     assert (await lago.send(two, headers_of(two, signature=fetch.key.sign(two), algorithm="jwt"))).status == 200
-    assert await names(bells) == ["account:tpp-1", "account:tpp-2"]
+    assert await names(reload_requests) == ["account:tpp-1", "account:tpp-2"]

@@ -16,7 +16,7 @@ import aiohttp
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from sidecar.billing.reconcile.reload_requests import Bells
+from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.billing.settings import WebhookSettings
 from sidecar.ledger.keys import Keys
 from tests.integration.billing.webhooks.kit import body_of, headers_of, sending
@@ -82,8 +82,8 @@ async def test_a_storm_is_answered_whole_and_rings_each_account_once(
 
     assert statuses == [200] * 5000
     assert grown < 64 * 1024 * 1024
-    assert await Bells(client, keys).count() == len(accounts) + 1
-    assert await client.zcard(keys.webhook("marks")) == len(distinct) + 1
+    assert await ReloadRequests(client, keys).count() == len(accounts) + 1
+    assert await client.zcard(keys.webhooks_seen()) == len(distinct) + 1
     seconds.sort()
     record_property("webhooks_per_second", round(5000 / took_s))
     record_property("p50_ms", round(seconds[2500] * 1000, 1))
@@ -111,7 +111,7 @@ async def test_a_storm_beyond_the_rate_ends_with_every_account_rung_when_the_ref
             if waiting:
                 await asyncio.sleep(0.5)
     assert refusals > 0
-    assert await Bells(client, keys).count() == 250
+    assert await ReloadRequests(client, keys).count() == 250
 
 
 async def test_what_was_answered_before_a_kill_rings_after_it(client: Redis, keys: Keys) -> None:
@@ -119,7 +119,7 @@ async def test_what_was_answered_before_a_kill_rings_after_it(client: Redis, key
         assert (await lago.send(body_of(account="tpp-9"))).status == 200
         process.kill()
         await process.wait()
-    assert [ring.name for ring in await Bells(client, keys).waiting(10)] == ["account:tpp-9"]
+    assert [request.name for request in await ReloadRequests(client, keys).waiting(10)] == ["account:tpp-9"]
 
 
 async def test_a_kill_in_the_middle_of_a_stream_loses_no_webhook(client: Redis, keys: Keys) -> None:
@@ -141,12 +141,12 @@ async def test_a_kill_in_the_middle_of_a_stream_loses_no_webhook(client: Redis, 
         await asyncio.gather(*(send(key) for key in bodies))
     assert 150 <= len(answered) < 400
 
-    bells = Bells(client, keys)
-    rung = {ring.name for ring in await bells.waiting(1000)}
-    assert {f"account:tpp-{key[1:]}" for key in answered} <= rung
+    reload_requests = ReloadRequests(client, keys)
+    requested = {request.name for request in await reload_requests.waiting(1000)}
+    assert {f"account:tpp-{key[1:]}" for key in answered} <= requested
 
     async with receiver(client) as (_, port), sending(port) as lago:
         left = bodies.keys() - answered
         answers = await asyncio.gather(*(lago.send(bodies[key], headers_of(bodies[key], key)) for key in left))
     assert {answer.status for answer in answers} == {200}
-    assert {ring.name for ring in await bells.waiting(1000)} == {f"account:tpp-{n}" for n in range(400)}
+    assert {request.name for request in await reload_requests.waiting(1000)} == {f"account:tpp-{n}" for n in range(400)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecar.billing.catalog.sections import RINGING
+from sidecar.billing.catalog.sections import HANDLED_EVENT_TYPES
 from sidecar.billing.catalog.values import Catalog
 from sidecar.billing.lago.models import Tax
 from sidecar.billing.webhooks.event_types import EVENT_TYPES
@@ -361,7 +361,7 @@ def test_an_endpoint_gets_by_default_what_the_gateway_acts_on(tmp_path: Path) ->
     endpoint = catalog(tmp_path, "webhook_endpoint: {url: 'https://x/h'}").endpoint
     assert endpoint is not None
     assert endpoint.signature == "hmac"
-    assert endpoint.event_types == RINGING
-    assert {"wallet.updated", "invoice.created", "subscription.started", "events.errors"} <= set(RINGING)
-    assert not {"invoice.generated", "credit.exhausted", "quote.created"} & set(RINGING)
-    assert set(RINGING) <= set(EVENT_TYPES)
+    assert endpoint.event_types == HANDLED_EVENT_TYPES
+    assert {"wallet.updated", "invoice.created", "subscription.started", "events.errors"} <= set(HANDLED_EVENT_TYPES)
+    assert not {"invoice.generated", "credit.exhausted", "quote.created"} & set(HANDLED_EVENT_TYPES)
+    assert set(HANDLED_EVENT_TYPES) <= set(EVENT_TYPES)

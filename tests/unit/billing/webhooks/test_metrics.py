@@ -9,7 +9,7 @@ from sidecar.billing.webhooks.metrics import WebhookCollector, WebhookMetrics
 
 def test_counts_are_exported_under_their_names() -> None:
     metrics = WebhookMetrics(key_fetches=2, key_failures=1)
-    metrics.taken["wallet.updated", "ring"] += 3
+    metrics.taken["wallet.updated", "reload"] += 3
     metrics.refused["signature"] += 1
     for seconds in (0.0004, 0.002, 60.0):
         metrics.observe(seconds)
@@ -17,7 +17,7 @@ def test_counts_are_exported_under_their_names() -> None:
     registry.register(WebhookCollector(metrics))
     lines = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
     assert lines[:2] == [
-        'sidecar_webhooks_total{result="ring",type="wallet.updated"} 3.0',
+        'sidecar_webhooks_total{result="reload",type="wallet.updated"} 3.0',
         'sidecar_webhook_refusals_total{reason="signature"} 1.0',
     ]
     buckets = [line for line in lines if "_bucket" in line]

@@ -1,4 +1,4 @@
-"""From the bytes of a webhook to the bells."""
+"""From the bytes of a webhook to the reload requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar.billing.reconcile.reload_requests import NAME_BYTES_MAX
 from sidecar.billing.webhooks.event_types import EVENT_TYPES, Action
-from sidecar.billing.webhooks.payload import EnvelopeError, Finding, Reading, parse, read
+from sidecar.billing.webhooks.payload import EnvelopeError, WebhookDecision, WebhookResult, decide, parse
 
 # lago-api config/webhook_event_types.yml
 LAGO_TYPES = """
@@ -44,12 +44,12 @@ def webhook(type_: str, object_type: str, content: Any) -> bytes:
     ).encode()
 
 
-def reading(type_: str, object_type: str, content: Any) -> Reading:
-    return read(parse(webhook(type_, object_type, content)))
+def decision(type_: str, object_type: str, content: Any) -> WebhookDecision:
+    return decide(parse(webhook(type_, object_type, content)))
 
 
-def rings(*bells: str) -> Reading:
-    return Reading(Finding.RING, bells)
+def reloads(*names: str) -> WebhookDecision:
+    return WebhookDecision(WebhookResult.RELOAD, names)
 
 
 @pytest.mark.parametrize("type_", list(_spread(LAGO_TYPES)))
@@ -62,14 +62,14 @@ def test_every_type_of_lago_has_a_rule(type_: str) -> None:
     "type_", ["credit.exhausted", "invoice.created", "invoice.payment_status_updated", "subscription.terminated"]
 )
 def test_every_type_of_the_platform_s_page_has_a_rule(type_: str) -> None:
-    assert EVENT_TYPES[type_].action is Action.RING
+    assert EVENT_TYPES[type_].action is Action.RELOAD
 
 
 CUSTOMER = {"external_id": "tpp-1"}
 
 
 @pytest.mark.parametrize(
-    ("type_", "object_type", "content", "bell"),
+    ("type_", "object_type", "content", "name"),
     [
         ("wallet.updated", "wallet", {"lago_id": "w1", "external_customer_id": "tpp-1"}, "account:tpp-1"),
         ("wallet.depleted_ongoing_balance", "wallet", {"lago_id": "w1"}, "wallet:w1"),
@@ -116,20 +116,20 @@ CUSTOMER = {"external_id": "tpp-1"}
         ("credit.exhausted", "customer", CUSTOMER, "account:tpp-1"),
     ],
 )
-def test_a_webhook_rings_for_whom_it_names(type_: str, object_type: str, content: Any, bell: str) -> None:
-    assert reading(type_, object_type, content) == rings(bell)
+def test_a_webhook_requests_a_reload_of_whom_it_names(type_: str, object_type: str, content: Any, name: str) -> None:
+    assert decision(type_, object_type, content) == reloads(name)
 
 
 @pytest.mark.parametrize("type_", sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is Action.IGNORE))
 def test_what_changes_no_funds_or_prices_is_ignored_whatever_is_in_it(type_: str) -> None:
-    assert reading(type_, "x", {"external_customer_id": "tpp-1"}) == Reading(Finding.IGNORE)
-    assert reading(type_, "x", None) == Reading(Finding.IGNORE)
+    assert decision(type_, "x", {"external_customer_id": "tpp-1"}) == WebhookDecision(WebhookResult.IGNORE)
+    assert decision(type_, "x", None) == WebhookDecision(WebhookResult.IGNORE)
 
 
-RINGING = sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is Action.RING)
+RELOADING = sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is Action.RELOAD)
 
 
-@pytest.mark.parametrize("type_", RINGING)
+@pytest.mark.parametrize("type_", RELOADING)
 @pytest.mark.parametrize(
     "content",
     [
@@ -142,26 +142,28 @@ RINGING = sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is 
     ],
 )
 def test_a_type_that_names_nobody_is_malformed_not_ignored(type_: str, content: Any) -> None:
-    assert reading(type_, "x", content) == Reading(Finding.MALFORMED)
+    assert decision(type_, "x", content) == WebhookDecision(WebhookResult.MALFORMED)
 
 
 def test_an_object_under_another_name_than_announced_is_not_looked_at() -> None:
     body = json.dumps({"webhook_type": "customer.updated", "object_type": "customer", "client": CUSTOMER})
-    assert read(parse(body.encode())) == Reading(Finding.MALFORMED)
+    assert decide(parse(body.encode())) == WebhookDecision(WebhookResult.MALFORMED)
 
 
 @pytest.mark.parametrize("id_", ["ACME Corp", "a/b", "ü", "x" * 129])
 def test_a_customer_whose_id_no_caller_can_have_is_foreign(id_: str) -> None:
-    assert reading("customer.updated", "customer", {"external_id": id_}) == Reading(Finding.FOREIGN)
+    assert decision("customer.updated", "customer", {"external_id": id_}) == WebhookDecision(WebhookResult.FOREIGN)
 
 
-def test_an_unknown_type_counts_as_other_and_rings_where_it_names_an_account() -> None:
+def test_an_unknown_type_counts_as_other_and_requests_a_reload_where_it_names_an_account() -> None:
     parsed = parse(webhook("gift.given", "gift", {"external_customer_id": "tpp-1"}))
-    assert (parsed.label, read(parsed)) == ("other", rings("account:tpp-1"))
-    assert reading("gift.given", "gift", {"wallet": {"external_customer_id": "tpp-1"}}) == rings("account:tpp-1")
-    assert reading("gift.given", "gift", {"external_id": "not-a-customer-s"}) == Reading(Finding.IGNORE)
-    assert reading("gift.given", "gift", {"external_customer_id": "ACME Corp"}) == Reading(Finding.IGNORE)
-    assert reading("gift.given", "gift", None) == Reading(Finding.IGNORE)
+    assert (parsed.label, decide(parsed)) == ("other", reloads("account:tpp-1"))
+    assert decision("gift.given", "gift", {"wallet": {"external_customer_id": "tpp-1"}}) == reloads("account:tpp-1")
+    assert decision("gift.given", "gift", {"external_id": "not-a-customer-s"}) == WebhookDecision(WebhookResult.IGNORE)
+    assert decision("gift.given", "gift", {"external_customer_id": "ACME Corp"}) == WebhookDecision(
+        WebhookResult.IGNORE
+    )
+    assert decision("gift.given", "gift", None) == WebhookDecision(WebhookResult.IGNORE)
 
 
 def test_errors_of_events_are_noted_by_kind_with_how_many_and_a_few_examples() -> None:
@@ -170,17 +172,17 @@ def test_errors_of_events_are_noted_by_kind_with_how_many_and_a_few_examples() -
         "missing_aggregation_property": ["om:5"],
         "invalid_filter_values": [],
     }
-    assert reading("events.errors", "events_errors", content) == Reading(
-        Finding.NOTE, notes=("invalid_code: 4 (om:1, om:2, om:3, …)", "missing_aggregation_property: 1 (om:5)")
+    assert decision("events.errors", "events_errors", content) == WebhookDecision(
+        WebhookResult.NOTE, notes=("invalid_code: 4 (om:1, om:2, om:3, …)", "missing_aggregation_property: 1 (om:5)")
     )
-    assert reading("event.error", "event_error", {"error": "no_metric", "status": 422}) == Reading(
-        Finding.NOTE, notes=("error: no_metric",)
+    assert decision("event.error", "event_error", {"error": "no_metric", "status": 422}) == WebhookDecision(
+        WebhookResult.NOTE, notes=("error: no_metric",)
     )
 
 
 def test_notes_stay_short_whatever_is_sent() -> None:
     content = {f"{'k' * 500}{n}": ["v" * 500] * 20 for n in range(100)}
-    notes = reading("events.errors", "events_errors", content).notes
+    notes = decision("events.errors", "events_errors", content).notes
     assert len(notes) == 16
     assert max(map(len, notes)) < 400
 
@@ -225,13 +227,15 @@ _JSON = st.recursive(
 
 
 @given(st.sampled_from([*EVENT_TYPES, "new.type"]), _JSON)
-def test_whatever_the_object_is_a_webhook_is_read_and_its_bells_are_fit_to_ring(type_: str, content: Any) -> None:
+def test_whatever_the_object_is_a_webhook_is_read_and_its_reload_requests_have_fit_names(
+    type_: str, content: Any
+) -> None:
     try:
-        found = reading(type_, "thing", content)
+        found = decision(type_, "thing", content)
     except EnvelopeError:
         return  # a lone surrogate, which is no JSON text
-    assert bool(found.bells) == (found.finding is Finding.RING)
-    assert all(0 < len(bell.encode()) <= NAME_BYTES_MAX for bell in found.bells)
+    assert bool(found.reloads) == (found.result is WebhookResult.RELOAD)
+    assert all(0 < len(name.encode()) <= NAME_BYTES_MAX for name in found.reloads)
 
 
 # Against Lago's OpenAPI document, which lies beside the repository, not in it.
@@ -282,16 +286,16 @@ DOCUMENTED = _documented()
 @pytest.mark.parametrize(("type_", "body"), [pytest.param(type_, body, id=type_) for type_, _, body in DOCUMENTED])
 def test_every_documented_webhook_is_understood_in_its_documented_form(type_: str, body: Any) -> None:
     rule = EVENT_TYPES[type_]
-    found = read(parse(json.dumps(body, default=str).encode()))
+    found = decide(parse(json.dumps(body, default=str).encode()))
     expected = {
-        Action.RING: Finding.RING,
-        Action.SWEEP: Finding.RING,
-        Action.NOTE: Finding.NOTE,
-        Action.IGNORE: Finding.IGNORE,
+        Action.RELOAD: WebhookResult.RELOAD,
+        Action.SWEEP: WebhookResult.RELOAD,
+        Action.NOTE: WebhookResult.NOTE,
+        Action.IGNORE: WebhookResult.IGNORE,
     }
-    assert found.finding is expected[rule.action]
-    if rule.action is Action.RING:
-        (bell,) = found.bells
+    assert found.result is expected[rule.action]
+    if rule.action is Action.RELOAD:
+        (name,) = found.reloads
         # A transaction is the one thing whose documented form need not say whose it is.
         wanted = ("plan:",) if type_.startswith("plan.") else ("account:",)
-        assert bell.startswith(("wallet:", *wanted) if type_.startswith("wallet_transaction.") else wanted)
+        assert name.startswith(("wallet:", *wanted) if type_.startswith("wallet_transaction.") else wanted)

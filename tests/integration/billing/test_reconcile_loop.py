@@ -1,4 +1,4 @@
-"""Doorbells answered, customers swept."""
+"""Reload requests handled, customers swept."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ async def system(valkey_server: ValkeyServer) -> AsyncIterator[Desk]:
 
 @contextlib.asynccontextmanager
 async def leading(system: Desk, token: int = 1, *, sweeps: int = 1) -> AsyncIterator[None]:
-    """The keeper at work, once so many sweeps are over."""
+    """The reconcile loop at work, once so many sweeps are over."""
     stop = asyncio.Event()
     wanted = system.billing.metrics.sweeps + sweeps
-    running = asyncio.create_task(system.billing.keeper.run(token, stop))
+    running = asyncio.create_task(system.billing.reconcile_loop.run(token, stop))
     try:
         await until(lambda: system.billing.metrics.sweeps >= wanted or running.done())
         yield
@@ -54,10 +54,10 @@ async def leading(system: Desk, token: int = 1, *, sweeps: int = 1) -> AsyncIter
 
 
 async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(system: Desk) -> None:
-    first = await system.billing.keeper.sweep(1)
-    second = await system.billing.keeper.sweep(1)
+    first = await system.billing.reconcile_loop.sweep(1)
+    second = await system.billing.reconcile_loop.sweep(1)
     await system.top_up("tpp-3", "5")
-    third = await system.billing.keeper.sweep(1)
+    third = await system.billing.reconcile_loop.sweep(1)
 
     assert (first.accounts, first.read, first.failed) == (6, 6, 0)
     assert (second.read, second.requests) == (0, 3)  # a page of customers, of subscriptions, of wallets
@@ -68,7 +68,7 @@ async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(s
 async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: Desk) -> None:
     await system.customer("idle", plan=None)
 
-    first, second = await system.billing.keeper.sweep(1), await system.billing.keeper.sweep(1)
+    first, second = await system.billing.reconcile_loop.sweep(1), await system.billing.reconcile_loop.sweep(1)
 
     assert (first.accounts, first.read) == (7, 7)
     assert second.read == 0
@@ -76,28 +76,30 @@ async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: Desk) -
 
 
 async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_sweep(system: Desk) -> None:
-    await system.billing.keeper.sweep(1)
+    await system.billing.reconcile_loop.sweep(1)
     await system.plan("max", amount_cents=100)
     await system.subscribe("tpp-0", "max")
     system.lago.faults.always(Fault(path="/api/v1/invoices", status=500))
-    await system.billing.keeper.sweep(1)
+    await system.billing.reconcile_loop.sweep(1)
     system.lago.faults.clear()
 
-    assert (await system.billing.keeper.sweep(1)).read == 1
+    assert (await system.billing.reconcile_loop.sweep(1)).read == 1
 
 
-async def test_the_bells_of_accounts_wallets_subscriptions_and_plans_are_answered(system: Desk) -> None:
+async def test_reload_requests_of_accounts_wallets_subscriptions_and_plans_are_handled(system: Desk) -> None:
     async with leading(system):
         for account in ACCOUNTS[:3]:
             await system.top_up(account, "1")
         (wallet,) = await system.client.wallets("tpp-1")
 
-        await system.billing.bells.ring(["account:tpp-0", f"wallet:{wallet.lago_id}", "subscription:tpp-2-sub"])
+        await system.billing.reload_requests.add(
+            ["account:tpp-0", f"wallet:{wallet.lago_id}", "subscription:tpp-2-sub"]
+        )
         await until(lambda: _all_have(system, ACCOUNTS[:3], Decimal(11)))
 
         for account in ACCOUNTS:
             await system.top_up(account, "2")
-        await system.billing.bells.ring(["plan:pro"])
+        await system.billing.reload_requests.add(["plan:pro"])
         await until(lambda: _all_have(system, ACCOUNTS[3:], Decimal(12)))
         await until(lambda: _none_wait(system))
 
@@ -107,14 +109,14 @@ async def _all_have(system: Desk, accounts: list[str], available: Decimal) -> bo
 
 
 async def _none_wait(system: Desk) -> bool:
-    return await system.billing.bells.count() == 0
+    return await system.billing.reload_requests.count() == 0
 
 
-async def test_a_bell_stays_while_lago_is_away_and_is_answered_when_it_is_back(system: Desk) -> None:
+async def test_a_request_stays_while_lago_is_away_and_is_handled_when_it_is_back(system: Desk) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
         system.lago.faults.always(Fault(path="/api/", status=503))
-        await system.billing.bells.ring(["account:tpp-0"])
+        await system.billing.reload_requests.add(["account:tpp-0"])
         await until(lambda: system.billing.metrics.reconciles["unavailable"] >= 2)
         assert await system.available("tpp-0") == Decimal(10)
 
@@ -122,34 +124,35 @@ async def test_a_bell_stays_while_lago_is_away_and_is_answered_when_it_is_back(s
         await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
 
 
-async def test_a_bell_that_goes_on_ringing_does_not_go_on_reading_lago(system: Desk) -> None:
+async def test_a_name_that_is_requested_again_and_again_does_not_go_on_reading_lago(system: Desk) -> None:
     async with leading(system):
         before = system.requests()
         for number in range(300):
-            await system.billing.bells.ring(["account:tpp-0"])
+            await system.billing.reload_requests.add(["account:tpp-0"])
             if number == 299:
                 await system.top_up("tpp-0", "5")
-                await system.billing.bells.ring(["account:tpp-0"])
+                await system.billing.reload_requests.add(["account:tpp-0"])
             await asyncio.sleep(0.01)
         await until(lambda: _none_wait(system))
 
-        # Three seconds: after 0, 0.1, 0.3, 0.7, 1.5 and 3.1, at eight requests each; without a rest it is a hundred.
+        # Three seconds: after 0, 0.1, 0.3, 0.7, 1.5 and 3.1, at eight requests each; without a cooldown it is a
+        # hundred.
         assert system.requests() - before < 10 * 10
         assert await system.available("tpp-0") == Decimal(15)
 
 
-async def test_a_bell_that_makes_no_sense_is_answered_and_forgotten(system: Desk) -> None:
+async def test_a_request_that_makes_no_sense_is_completed_and_forgotten(system: Desk) -> None:
     async with leading(system):
-        await system.billing.bells.ring(
+        await system.billing.reload_requests.add(
             ["account:nobody", "wallet:none", "plan:none", "subscription:none", "moon:full"]
         )
         await until(lambda: _none_wait(system))
 
 
-async def test_an_alarm_rings_when_its_time_has_come(system: Desk) -> None:
+async def test_a_scheduled_reload_is_handled_when_its_time_has_come(system: Desk) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
-        await system.billing.bells.wake("account:tpp-0", await system.store.accounts.now_ms() + 300)
+        await system.billing.reload_requests.schedule("account:tpp-0", await system.store.accounts.now_ms() + 300)
 
         await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
 
@@ -159,10 +162,10 @@ async def test_an_empty_lago_does_not_close_a_bank_s_accounts(valkey_server: Val
         await system.plan()
         for number in range(12):
             await system.customer(f"tpp-{number}")
-        await system.billing.keeper.sweep(1)
+        await system.billing.reconcile_loop.sweep(1)
 
         async with desk_on(valkey_server.port) as other:
-            report = await other.billing.keeper.sweep(2)
+            report = await other.billing.reconcile_loop.sweep(2)
 
         assert (report.accounts, report.read) == (0, 0)
         assert (await system.show("tpp-0")).status == "active"
@@ -193,7 +196,7 @@ async def desk_on(port: int) -> AsyncIterator[Desk]:
 
 
 async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(system: Desk) -> None:
-    await system.billing.keeper.sweep(1)
+    await system.billing.reconcile_loop.sweep(1)
     headers = {"Authorization": "Bearer desk-key"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -201,20 +204,20 @@ async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(sys
     ):
         assert answer.status == 200
 
-    await system.billing.keeper.sweep(1)
+    await system.billing.reconcile_loop.sweep(1)
 
     assert (await system.show("tpp-0")).status == "closed"
     assert (await system.show("tpp-1")).status == "active"
 
 
-async def test_accounts_from_files_are_none_of_a_sweep_s_business(system: Desk) -> None:
+async def test_a_sweep_leaves_accounts_from_files_alone(system: Desk) -> None:
     spec = AccountSpec(
         id="from-a-file", mode="prepaid", currency="EUR", period=CalendarPeriods("month"), funds=Decimal(5),
         prices={"api_calls": Standard(Decimal(1))},
     )  # fmt: skip
     await system.store.accounts.load(spec)
 
-    report = await system.billing.keeper.sweep(1)
+    report = await system.billing.reconcile_loop.sweep(1)
 
     assert report.accounts == 6
     assert (await system.show("from-a-file")).status == "active"
@@ -227,10 +230,10 @@ async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_cl
     )  # fmt: skip
     await system.store.accounts.load(spec)
     await system.customer("both", plan=None)
-    await system.billing.keeper.sweep(1)
+    await system.billing.reconcile_loop.sweep(1)
     await system.top_up("both", "5")
 
-    await system.billing.keeper.sweep(1)
+    await system.billing.reconcile_loop.sweep(1)
 
     assert (await system.show("both")).status == "active"
 
