@@ -22,7 +22,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SCANNER = "sidecar/gateway/http1/_scan.pyx"
 REQUEST_PATH = (
+    "sidecar/gateway/relay.py",
+    "sidecar/gateway/client.py",
+    "sidecar/gateway/context.py",
     "sidecar/gateway/exchange/exchange.py",
+    "sidecar/gateway/exchange/charging.py",
+    "sidecar/gateway/exchange/messages.py",
+    "sidecar/gateway/exchange/tunnel.py",
+    "sidecar/gateway/exchange/access_log.py",
     "sidecar/gateway/exchange/credit_fields.py",
     "sidecar/gateway/connection.py",
     "sidecar/gateway/upstream.py",

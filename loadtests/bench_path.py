@@ -19,6 +19,8 @@ import orjson
 import uvloop
 
 from sidecar.gateway.connection import ClientConnection
+from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.exchange.exchange import Exchange
 from sidecar.gateway.gateway import Gateway
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
 from sidecar.gateway.routes import Route, RouteTable
@@ -106,12 +108,13 @@ async def build(
     link._connection, link.epoch = cast(Any, valkey), 1
     identity = IdentityChain([ApiKeyResolver(ApiKeySettings(type="api_key"), Store(accounts), realm="bench")])
     route = Route("/open-banking/v3.1/aisp/accounts")
-    gateway = Gateway(
+    context = GatewayContext(
         settings=ProxySettings(), routes=RouteTable([], route),
         identity=identity, ledger=ledger, trusts=lambda _: False,
     )  # fmt: skip
-    pool = gateway.destinations.fixed(UpstreamTarget("127.0.0.1", 1))
-    clients = [ClientConnection(gateway, pool) for _ in range(connections)]
+    gateway = Gateway(context)
+    pool = gateway.context.destinations.fixed(UpstreamTarget("127.0.0.1", 1))
+    clients = [ClientConnection(context, gateway, pool) for _ in range(connections)]
     for client in clients:
         client.connection_made(cast(Any, Transport()))
     upstreams = [UpstreamConnection(pool) for _ in range(connections)]
@@ -142,7 +145,7 @@ async def main(batch: int, accounts: int, rounds: int, turns: int, profile: bool
 
     for request in requests:  # first sight of each key
         clients[0].data_received(request)
-        while (exchange := clients[0].exchange) is None or exchange.hold is None:
+        while not isinstance(exchange := clients[0].relay, Exchange) or exchange.hold is None:
             await asyncio.sleep(0)
         ledger_turn()
         assert exchange.upstream is not None
@@ -160,7 +163,7 @@ async def main(batch: int, accounts: int, rounds: int, turns: int, profile: bool
     if profiler is not None:
         profiler.disable()
         pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
-    done = sum(gateway.counters.requests.values())
+    done = sum(gateway.context.counters.requests.values())
     assert done >= rounds * turns * batch, done
     print(f"{best / (turns * batch) * 1e6:.2f} µs a request in this process (best of {rounds} rounds)")
 

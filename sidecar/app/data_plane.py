@@ -13,6 +13,7 @@ from sidecar.app.logs import AccessLog
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
 from sidecar.billing.reconcile.reload_requests import ReloadRequests
+from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.gateway import Gateway
 from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
 from sidecar.gateway.settings import UpstreamTlsSettings
@@ -75,7 +76,7 @@ class DataPlane:
         self.first_sight = self._first_sight(keys) if config.lago.url is not None else None
         self._tls = assemble.listen_tls(config)
         self._upstream = assemble.upstream_target(config)
-        self.gateway = Gateway(
+        context = GatewayContext(
             settings=assemble.proxy_settings(config),
             routes=assemble.route_table(config),
             identity=self.identity,
@@ -85,6 +86,7 @@ class DataPlane:
             first_sight=self.first_sight,
             access_log=self._access_log,
         )
+        self.gateway = Gateway(context)
 
     def _first_sight(self, keys: Keys) -> FirstSight:
         """A control plane handles the reload request for an unknown account."""
@@ -150,7 +152,7 @@ class DataPlane:
         gateway's own trouble, such as a wrong password, and a rollout of it has to stop.
         """
         self._ledger_seen = self._ledger_seen or self.ledger.is_up
-        if self.gateway.draining:
+        if self.gateway.context.draining:
             return Health(False, "the gateway is stopping")
         if not self._started:
             return Health(False, "the gateway is starting")
@@ -169,7 +171,7 @@ class DataPlane:
 
     async def _drain(self) -> bool:
         limits = self.config.limits
-        self.gateway.draining = True  # readiness must fail from this turn on
+        self.gateway.context.draining = True  # readiness must fail from this turn on
         log.info("draining", delay_ms=limits.drain_delay_ms)
         clean = await self.gateway.drain(limits.drain_timeout_ms / 1000, limits.drain_delay_ms / 1000)
         await self.ledger.drain(SETTLE_TIMEOUT_S)

@@ -62,7 +62,7 @@ class DataPlaneCollector(Collector):
         yield from self._ledger()
 
     def _requests(self) -> Iterable[Metric]:
-        counters = self._plane.gateway.counters
+        counters = self._plane.gateway.context.counters
         requests = CounterMetricFamily(
             "open_banking_requests", "Requests answered.", labels=["tpp_id", "method", "endpoint", "status"]
         )
@@ -88,7 +88,7 @@ class DataPlaneCollector(Collector):
 
     def _proxy(self) -> Iterable[Metric]:
         gateway = self._plane.gateway
-        counters, pools = gateway.counters, [*gateway.destinations]
+        counters, pools = gateway.context.counters, [*gateway.context.destinations]
         yield _histogram("sidecar_request_duration_seconds", "From head to the end of the answer.", counters.latency)
         yield _histogram("sidecar_hold_duration_seconds", "From head to the decided hold.", counters.hold)
         yield _gauge("sidecar_connections", "Client connections.", len(gateway.connections))

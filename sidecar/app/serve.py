@@ -96,7 +96,7 @@ def process_document(plane: DataPlane | None) -> dict[str, Any]:
         document["ready"] = health.ready
         if health.why:
             document["why"] = health.why
-        document["draining"], document["drained"] = plane.gateway.draining, plane.drained
+        document["draining"], document["drained"] = plane.gateway.context.draining, plane.drained
     return document
 
 
@@ -105,7 +105,7 @@ async def status_document(store: Store, plane: DataPlane | None, billing: Contro
     document = process_document(plane)
     if plane is not None:
         document["instance"] = plane.ledger.instance
-        document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.destinations)
+        document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.context.destinations)
         document["connections"] = len(plane.gateway.connections)
         document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
     status = await outbox_status(store.client, store.keys)
@@ -146,7 +146,9 @@ async def admin_server(
         return process_document(plane)
 
     async def drained() -> bool:
-        return plane is not None and await until_drained(config, lambda: plane.gateway.draining, lambda: plane.drained)
+        if plane is None:
+            return False
+        return await until_drained(config, lambda: plane.gateway.context.draining, lambda: plane.drained)
 
     endpoints = AdminEndpoints(
         health, metrics, status, process, AccountsView(store.accounts), admin_token(config.admin, socket_path)

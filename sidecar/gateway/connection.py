@@ -6,18 +6,19 @@ import asyncio
 import socket
 import struct
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sidecar.basics.listening import plain_address
 from sidecar.gateway import errors
+from sidecar.gateway.client import Client
+from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.errors import Refusal
+from sidecar.gateway.exchange.access_log import record_refused_head
 from sidecar.gateway.exchange.exchange import Exchange
 from sidecar.gateway.http1.framing import ProtocolError, RequestHead
+from sidecar.gateway.relay import Relay
 from sidecar.gateway.upstream import UpstreamPool
 from sidecar.identity.types import Peer
-
-if TYPE_CHECKING:
-    from sidecar.gateway.gateway import Gateway
 
 _clock: Final = monotonic
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -29,25 +30,37 @@ LINGER_BYTES_MAX: Final = 16_777_216
 sees the 413."""
 
 
-class ClientConnection:
+class Owner:
+    """Who counts connections in and out (``gateway.Gateway``)."""
+
+    def admit(self, connection: ClientConnection) -> bool:
+        """False: it was refused, and is being closed."""
+        raise NotImplementedError
+
+    def dismiss(self, connection: ClientConnection) -> None:
+        """It has ended."""
+        raise NotImplementedError
+
+
+class ClientConnection(Client):
     """An ``asyncio.Protocol`` by its methods. ``deadline`` ends it (time of the monotonic clock) unless an exchange is
     under way, which has its own. ``keep``: it may carry another request."""
 
     __slots__ = (
-        "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "deadline",
-        "ending", "eof",
-        "exchange", "gateway", "keep", "lingering", "peer", "pool", "reading_paused", "requests", "secure", "transport",
-        "writing_paused",
+        "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "context",
+        "deadline", "ending", "lingering", "owner", "relay", "requests", "secure",
     )  # fmt: skip
 
-    def __init__(self, gateway: Gateway, pool: UpstreamPool | None) -> None:
-        self.gateway = gateway
+    def __init__(self, context: GatewayContext, owner: Owner, pool: UpstreamPool | None) -> None:
+        self.context = context
+        self.owner = owner
         self.pool = pool
         """Where its requests go; not yet known for one that the kernel redirected, until it is made."""
         self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; set before anything else happens
-        self.peer: Peer = gateway.unknown_peer
+        self.peer: Peer = context.unknown_peer
         self.secure = False
-        self.exchange: Exchange | None = None
+        self.relay: Relay | None = None
+        """What is under way; None between requests."""
         self.keep = True
         self.eof = False
         self.lingering = False
@@ -67,30 +80,30 @@ class ClientConnection:
         self._lines_host: bytes | None = None
 
     def __repr__(self) -> str:
-        return f"<ClientConnection {self.peer.address} requests={self.requests} {self.exchange!r}>"
+        return f"<ClientConnection {self.peer.address} requests={self.requests} {self.relay!r}>"
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        gateway = self.gateway
-        if not gateway.admit(self):
+        context = self.context
+        if not self.owner.admit(self):
             self.lingering = self.ending = True
             return
-        settings = gateway.settings
+        settings = context.settings
         self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
         name = transport.get_extra_info("peername")
         address = plain_address(name[0]) if isinstance(name, tuple) else ""
         tls = transport.get_extra_info("ssl_object")
         self.secure = tls is not None
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-        self.peer = Peer(address, gateway.trusts(address), certificate)
-        self._forwarded = gateway.forwarded_prefix(self.peer, secure=self.secure)
-        self.deadline = monotonic() + gateway.settings.header_timeout_s
+        self.peer = Peer(address, context.trusts(address), certificate)
+        self._forwarded = context.forwarded_prefix(self.peer, secure=self.secure)
+        self.deadline = monotonic() + settings.header_timeout_s
 
     def data_received(self, data: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None:
+        relay = self.relay
+        if relay is None:
             if self.lingering:
                 self._lingered += len(data)
                 if self._lingered > LINGER_BYTES_MAX:
@@ -101,42 +114,42 @@ class ClientConnection:
                 self.pause_reading()
                 return
             self._read_head(self._buffer + data if self._buffer else data)
-        elif exchange.tunnel or (exchange.body is not None and not exchange.body.done):
-            exchange.client_data(data)
+        elif relay.wants_data():
+            relay.client_data(data)
         else:
             # The next request, sent before this one's answer (pipelining). It waits, too much of it in the kernel.
             self._buffer += data
-            if len(self._buffer) > self.gateway.settings.limits.head_bytes_max:
+            if len(self._buffer) > self.context.settings.limits.head_bytes_max:
                 self.pause_reading()
 
     def eof_received(self) -> bool:
         """Half-closed, the client still gets the answers to what it sent (RFC 9112 section 9.6), but over TLS, which
         has no half-close here."""
         self.eof = True
-        if self.exchange is not None:
-            self.exchange.client_eof()
+        if self.relay is not None:
+            self.relay.client_eof()
         elif not self._pumping and not self.writing_paused:
             return False
         return not self.secure
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.gateway.dismiss(self)
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.client_gone()
+        self.owner.dismiss(self)
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            relay.client_gone()
 
     def pause_writing(self) -> None:
         self.writing_paused = True
         self._unsent = self.transport.get_write_buffer_size()
-        if self.exchange is not None:
-            self.exchange.client_pause()
+        if self.relay is not None:
+            self.relay.client_pause()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
-        if self.exchange is not None:
-            self.exchange.client_resume()
+        if self.relay is not None:
+            self.relay.client_resume()
         elif not self.lingering:
-            self.deadline = monotonic() + self.gateway.settings.idle_timeout_s
+            self.deadline = monotonic() + self.context.settings.idle_timeout_s
             self._next()
 
     def still_taking(self) -> bool:
@@ -149,29 +162,29 @@ class ClientConnection:
     @property
     def may_go_on(self) -> bool:
         """Whether another request may follow on this connection."""
-        most = self.gateway.settings.requests_per_connection_max
+        most = self.context.settings.requests_per_connection_max
         ended = self.eof and not self._buffer
-        return not self.gateway.draining and not ended and (not most or self.requests < most)
+        return not self.context.draining and not ended and (not most or self.requests < most)
 
     def _read_head(self, buffer: bytes) -> None:
-        gateway = self.gateway
+        context = self.context
         try:
-            found = gateway.request_parser.request(buffer, 0, self._searched)
+            found = context.request_parser.request(buffer, 0, self._searched)
         except ProtocolError as error:
             self._refuse_head(error)
             return
         now = _clock()
         if found is None:
             if not self._buffer:
-                self.deadline = now + gateway.settings.header_timeout_s
+                self.deadline = now + context.settings.header_timeout_s
             self._buffer = buffer
             self._searched = len(buffer)
             return
         head, end = found
         self._searched = 0
         self.requests += 1
-        exchange = Exchange(gateway, self, head, now)
-        self.exchange = exchange
+        exchange = Exchange(context, self, head, now)
+        self.relay = exchange
         if exchange.body is None:
             self._buffer = buffer[end:] if end < len(buffer) else b""
             exchange.begin()
@@ -184,28 +197,28 @@ class ClientConnection:
 
     def _refuse_head(self, error: ProtocolError) -> None:
         """What is no request gets its answer and the end of the connection: where the next one begins is not known."""
-        self.gateway.counters.refuse(errors.BAD_REQUEST.name)
-        self.gateway.refused_head(self, error)
+        self.context.counters.refuse(errors.BAD_REQUEST.name)
+        record_refused_head(self.context, self, error)
         refusal = Refusal(errors.BAD_REQUEST, error.reason, error.status)
-        self.transport.write(self.gateway.errors.response(refusal, keep_alive=False))
+        self.transport.write(self.context.errors.response(refusal, keep_alive=False))
         self._linger()
 
     def exchange_done(self, now: float, *, unread_body: bool = False) -> None:
         """The answer was written, at ``now``. Goes on with the next request, or ends."""
-        self.exchange = None
+        self.relay = None
         if not self.keep:
             if unread_body:
                 self._linger()
             else:
                 self.end()
             return
-        settings = self.gateway.settings
+        settings = self.context.settings
         if self.writing_paused:
             # The client does not take its answers: it gets no more of them until it does.
             self.deadline = now + settings.write_timeout_s
             return
         self.deadline = now + settings.idle_timeout_s
-        if self._buffer or self.reading_paused or self.eof or self.gateway.draining:
+        if self._buffer or self.reading_paused or self.eof or self.context.draining:
             self._next()
 
     def _next(self) -> None:
@@ -214,27 +227,27 @@ class ClientConnection:
         if self._buffer:
             if not self._pumping:
                 self._pumping = True
-                self.gateway.loop.call_soon(self._pump)
-        elif self.eof or self.gateway.draining:
+                self.context.loop.call_soon(self._pump)
+        elif self.eof or self.context.draining:
             self.end()
 
     def _pump(self) -> None:
         self._pumping = False
-        if self.exchange is not None or self.lingering or self.writing_paused or self.transport.is_closing():
+        if self.relay is not None or self.lingering or self.writing_paused or self.transport.is_closing():
             return
         buffer, self._buffer, self._searched = self._buffer, b"", 0
         if buffer:
             self._read_head(buffer)
-        if self._is_idle() and (self.eof or self.gateway.draining):
+        if self._is_idle() and (self.eof or self.context.draining):
             self.end()
 
     # These look anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
 
     def _carries(self, exchange: Exchange) -> bool:
-        return self.exchange is exchange
+        return self.relay is exchange
 
     def _is_idle(self) -> bool:
-        return self.exchange is None and not self.lingering and not self._pumping
+        return self.relay is None and not self.lingering and not self._pumping
 
     def take_leftover(self, data: bytes) -> None:
         """Bytes after the end of a request's body: the next request."""
@@ -242,7 +255,7 @@ class ClientConnection:
 
     def _linger(self) -> None:
         self._buffer = b""
-        self.exchange = None
+        self.relay = None
         if self.eof:
             self.end()
             return
@@ -254,11 +267,11 @@ class ClientConnection:
 
     def end(self) -> None:
         """Closes when what was written has gone out. The sweep cuts it off if the client does not take that."""
-        self.exchange = None
+        self.relay = None
         self.lingering = self.ending = True
         self._buffer = b""
         self._unsent = self.transport.get_write_buffer_size()
-        self.deadline = monotonic() + self.gateway.settings.write_timeout_s
+        self.deadline = monotonic() + self.context.settings.write_timeout_s
         self.transport.close()
 
     def abort(self) -> None:
@@ -273,29 +286,29 @@ class ClientConnection:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 
-    def tunnel_begun(self) -> None:
-        """What came after the request's head belongs to the tunnel."""
+    def become_tunnel(self, tunnel: Relay) -> None:
+        """What came after the request's head belongs to the tunnel, as all that follows."""
+        self.relay = tunnel
         self.resume_reading()
         buffer, self._buffer = self._buffer, b""
-        if buffer and self.exchange is not None:
-            self.exchange.client_data(buffer)
+        if buffer:
+            tunnel.client_data(buffer)
 
     def sweep(self, now: float) -> None:
         """Ends what has taken too long."""
-        exchange = self.exchange
-        if exchange is not None:
-            if exchange.deadline < now:
-                exchange.timed_out()
+        relay = self.relay
+        if relay is not None:
+            relay.sweep(now)
         elif self.deadline < now:
             if self.ending or self.writing_paused:
                 if self.still_taking():
-                    self.deadline = now + self.gateway.settings.write_timeout_s
+                    self.deadline = now + self.context.settings.write_timeout_s
                 else:
                     self.abort()
             elif self._buffer and not self.lingering:
-                self.gateway.counters.refuse(errors.TIMEOUT_CLIENT.name)
-                self.gateway.counters.count("-", "OTHER", "-", errors.TIMEOUT_CLIENT.status)
-                self.transport.write(self.gateway.errors.response(Refusal(errors.TIMEOUT_CLIENT), keep_alive=False))
+                self.context.counters.refuse(errors.TIMEOUT_CLIENT.name)
+                self.context.counters.count("-", "OTHER", "-", errors.TIMEOUT_CLIENT.status)
+                self.transport.write(self.context.errors.response(Refusal(errors.TIMEOUT_CLIENT), keep_alive=False))
                 self.end()
             else:
                 self.end()
@@ -322,18 +335,18 @@ class ClientConnection:
 
     def forwarded_lines(self, head: RequestHead) -> bytes:
         """X-Forwarded-*, Via, and identity fields that a trusted peer may set, each with its CRLF."""
-        gateway, peer, host = self.gateway, self.peer, head.host
+        context, peer, host = self.context, self.peer, head.host
         lines = self._forwarded
         if peer.trusted:
-            lines = gateway.forwarded_by_trusted(peer, head.fields, secure=self.secure)
+            lines = context.forwarded_by_trusted(peer, head.fields, secure=self.secure)
             if b"x-forwarded-host" in head.fields:
                 host = b""
         elif host is self._lines_host and head.version_minor:
             return self._lines  # the usual request on a connection asks the same host as the one before
-        if host and gateway.settings.forwarded_headers:
-            made = b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, gateway.via[head.version_minor])
+        if host and context.settings.forwarded_headers:
+            made = b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, context.via[head.version_minor])
         else:
-            made = lines + gateway.via[head.version_minor]
+            made = lines + context.via[head.version_minor]
         if not peer.trusted and head.version_minor:
             self._lines_host, self._lines = host, made
         return made

@@ -11,10 +11,11 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
+from sidecar.gateway.relay import Relay
 
 
 class UpstreamError(Exception):
@@ -26,16 +27,6 @@ class UpstreamError(Exception):
         self.overloaded = overloaded
 
 
-class UpstreamUser(Protocol):
-    """Who a connection belongs to while it carries a request."""
-
-    def upstream_data(self, data: bytes) -> None: ...
-    def upstream_eof(self) -> bool: ...
-    def upstream_lost(self, exc: Exception | None) -> None: ...
-    def upstream_pause(self) -> None: ...
-    def upstream_resume(self) -> None: ...
-
-
 class UpstreamConnection:
     """One connection; an ``asyncio.Protocol`` by its methods. Everything that arrives goes to its user; what arrives
     without one ends it."""
@@ -45,7 +36,7 @@ class UpstreamConnection:
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
         self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; None until connected
-        self.user: UpstreamUser | None = None
+        self.user: Relay | None = None
         self.closed = False
         self.fresh = True
         self.paused = False

@@ -1,81 +1,58 @@
 """One request from its head to the last byte of its answer. The request path reads top to bottom:
 
-    begin ─ identify ─ hold ─ connect ─ send ─ (1xx) ─ respond ─ stream ─ complete
+    begin ─ charge ─ granted ─ send ─ (1xx) ─ respond ─ stream ─ complete
+
+Why in this order: the route comes first, since it says whether there is anything to charge; identity before the hold,
+since it says whose hold it is; the hold before a connection to the API is taken, so that nothing reaches the API that
+is not paid for; and the charge is decided when the API has answered, since only then is it known whether it did the
+work. ``charging`` holds what concerns money, this module what concerns bytes; ``tunnel`` takes over after a 101.
 
 Each step is a callback of the one before; a request costs no task and no future. A step that fails ends in ``refuse``
 while nothing of a response was written, in ``cut`` or ``client_gone`` after that, by whose fault it was. However a
-request ends, its hold ends with it, once: settled when the API did the work, given back when it did not.
-
-This module is long because the steps share one state and are understood together.
+request ends, its hold ends with it, once.
 """
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.client import Client
+from sidecar.gateway.context import INTERACTION_ID, GatewayContext
 from sidecar.gateway.errors import Refusal
-from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
+from sidecar.gateway.exchange.access_log import record
+from sidecar.gateway.exchange.charging import ChargedRelay
+from sidecar.gateway.exchange.messages import request_head, status_line, status_lines, write_pieces
+from sidecar.gateway.exchange.tunnel import Tunnel
 from sidecar.gateway.http1.body import Body, BodyKind, Piece, open_body
 from sidecar.gateway.http1.fields import list_elements
-from sidecar.gateway.http1.framing import ProtocolError, RequestHead, ResponseHead
-from sidecar.gateway.routes import Route
+from sidecar.gateway.http1.framing import ProtocolError
+from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
-from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
-from sidecar.ledger.client.outcomes import Code, Event, Hold
-from sidecar.ledger.client.unknown_accounts import Sight
-
-if TYPE_CHECKING:
-    from sidecar.gateway.connection import ClientConnection
-    from sidecar.gateway.gateway import Gateway
 
 CLIENT_CLOSED: Final = 499
 """Status in events and metrics of a request whose client went away (nginx's number for it)."""
-INTERACTION_ID: Final = b"x-fapi-interaction-id"
-TRACEPARENT: Final = b"traceparent"
-IDEMPOTENCY_KEYS: Final = (b"x-idempotency-key", b"idempotency-key")
-IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
 _NONE: Final = BodyKind.NONE
 _LENGTH: Final = BodyKind.LENGTH
 _CHUNKED: Final = BodyKind.CHUNKED
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
-_GRANTED: Final = int(Code.GRANTED)
-_REPEAT: Final = int(Code.REPEAT)
 _clock: Final = monotonic
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
-_JOIN_BYTES_MAX: Final = 65_536
-METHODS: Final[dict[bytes, str]] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_status_lines: Final[dict[tuple[int, bytes], bytes]] = {}
+_CLOSING: Final = (400, 408, 413)
+"""Refusals after which it is not known where the next request begins."""
 
 
-def status_line(status: int, reason: bytes) -> bytes:
-    key = (status, reason)
-    line = _status_lines.get(key)
-    if line is None:
-        line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
-        if len(_status_lines) < 256:
-            _status_lines[key] = line
-    return line
-
-
-class Exchange:
+class Exchange(ChargedRelay):
     """See the module. ``connection`` is None once the client has gone."""
 
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
-    account = ""
-    hold: Hold | None = None
-    asked = False
-    spooled = False
-    charged_units = 0
     body: Body | None = None
     queued: list[Piece] | None = None
     queued_bytes = 0
     upstream: UpstreamConnection | None = None
     upstream_spoke = False
-    upstream_ended = False
     continued = False
     sent = False
     retried = False
@@ -83,133 +60,42 @@ class Exchange:
     response_buffer = b""
     response_searched = 0
     decoder: Body | None = None
-    tunnel = False
-    finished = False
 
-    def __init__(self, gateway: Gateway, connection: ClientConnection, head: RequestHead, started: float) -> None:
-        self.gateway = gateway
-        self.connection: ClientConnection | None = connection
+    def __init__(self, context: GatewayContext, connection: Client, head: RequestHead, started: float) -> None:
+        super().__init__(context, connection, head, started)
         assert connection.pool is not None
         self.pool = connection.pool
-        self.head = head
-        self.started = started
-        self.deadline = started + gateway.settings.response_timeout_s
-        self.route: Route = gateway.no_route
+        self.deadline = started + context.settings.response_timeout_s
         if head.body is not _NONE:
-            self.body = open_body(head.body, head.length, gateway.request_parser.request_rules, chunked=True)
+            self.body = open_body(head.body, head.length, context.request_parser.request_rules, chunked=True)
 
     def __repr__(self) -> str:
-        stage = (
-            "finished" if self.finished else "tunnel" if self.tunnel else "response" if self.response
-            else "sent" if self.sent else "waiting"
-        )  # fmt: skip
+        stage = "finished" if self.finished else "response" if self.response else "sent" if self.sent else "waiting"
         return f"<Exchange {self.head.method.decode()} {self.route.name} {stage}>"
 
     @property
     def body_done(self) -> bool:
         return self.body is None or self.body.done
 
-    # begin, identify, hold
+    # begin
 
     def begin(self) -> None:
-        head, gateway = self.head, self.gateway
+        head, context = self.head, self.context
         try:
-            self.route = route = gateway.routes.find(head.method, head.path)
+            self.route = route = context.routes.find(head.method, head.path)
         except ProtocolError as error:
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
         if route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route leads to {head.path[:200].decode('latin-1')}."))
         elif route.free:
-            self._connect()
+            self.granted()
         else:
-            assert self.connection is not None
-            outcome = gateway.identity.identify(head.fields, self.connection.peer)
-            if isinstance(outcome, Identity):
-                self.account = outcome.account
-                self._take_hold()
-            elif isinstance(outcome, Unidentified):
-                self._unidentified(outcome)
-            else:
-                outcome.add_done_callback(self._identified_later)
+            self.charge()
 
-    def _identified_later(self, future: asyncio.Future[Outcome]) -> None:
-        if self.finished:
-            if not future.cancelled():
-                future.exception()  # looked at, so that it is not reported as lost
-            return
-        try:
-            outcome = future.result()
-        except IdentityUnavailable as error:
-            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, str(error), headers=(("Retry-After", "1"),)))
-        except asyncio.CancelledError:
-            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=(("Retry-After", "1"),)))
-        else:
-            if isinstance(outcome, Identity):
-                self.account = outcome.account
-                self._take_hold()
-            else:
-                self._unidentified(outcome)
+    # granted, send
 
-    def _unidentified(self, outcome: Unidentified) -> None:
-        headers = (("WWW-Authenticate", outcome.challenge),) if outcome.challenge else ()
-        self.refuse(Refusal(errors.UNIDENTIFIED, outcome.reason, headers=headers))
-
-    def _take_hold(self) -> None:
-        route = self.route
-        scope = self._idempotency_scope()
-        hold = self.gateway.ledger.hold(self.account, route.metric, route.units, self._held, scope)
-        if self.hold is None:  # else it was decided at once, and _held has it
-            self.hold = hold
-
-    def _idempotency_scope(self) -> bytes | None:
-        """What makes two requests one logical call. Method and target are in it, so that one key cannot make every call
-        free."""
-        head = self.head
-        if head.method not in self.route.idempotent_methods:
-            return None
-        for name in IDEMPOTENCY_KEYS:
-            key = head.fields.get(name)
-            if key and len(key) <= IDEMPOTENCY_KEY_BYTES_MAX:
-                return head.method + b" " + head.target + b"\0" + key
-        return None
-
-    def _held(self, hold: Hold) -> None:
-        self.hold = hold
-        gateway = self.gateway
-        now = _clock()
-        gateway.counters.hold.observe(now - self.started)
-        code = hold.code
-        if code in (_GRANTED, _REPEAT):
-            self._connect(now)
-        elif code == Code.UNAVAILABLE and gateway.spool is not None and gateway.spool.admit(self.account, hold.units):
-            self.spooled = True
-            self._connect()
-        elif code == Code.UNKNOWN and gateway.first_sight is not None and not self.asked:
-            self.asked = True
-            gateway.first_sight.ask(self.account, self._sighted)
-        else:
-            self.refuse(refusal_of(hold))
-
-    def _sighted(self, sight: Sight) -> None:
-        """The account was not in the ledger; whoever knows it was asked to bring it."""
-        hold = self.hold
-        if self.finished or hold is None:
-            return
-        if sight is Sight.KNOWN:
-            self.hold = None
-            self._take_hold()
-        elif sight is Sight.ABSENT:
-            self.refuse(refusal_of(hold))
-        else:
-            self.refuse(
-                Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=(("Retry-After", "1"),))
-            )
-
-    # connect, send
-
-    def _connect(self, now: float = 0.0) -> None:
-        """``now``: the clock's time if it was just read."""
+    def granted(self, now: float = 0.0) -> None:
         pool = self.pool
         upstream = pool.take_idle()
         if upstream is not None:
@@ -225,7 +111,7 @@ class Exchange:
                     kind = errors.OVERLOADED
                 elif upstream.timed_out:
                     kind = errors.UPSTREAM_TIMEOUT
-                self.gateway.note_upstream_failure(str(upstream))
+                self.context.note_upstream_failure(str(upstream))
                 self.refuse(Refusal(kind))
             return
         if self.finished:
@@ -234,26 +120,28 @@ class Exchange:
             self._send(upstream)
 
     def _send(self, upstream: UpstreamConnection, now: float = 0.0) -> None:
+        connection = self.connection
+        assert connection is not None
         self.upstream = upstream
         upstream.user = self
         self.sent = True
-        request = self._request_head()
+        request = request_head(self.head, connection.forwarded_lines(self.head), self.pool.target)
         if self.queued:
-            if not self.body_done and self.connection is not None:
-                self.connection.resume_reading()  # before the write, which may find the API slow and pause it again
+            if not self.body_done:
+                connection.resume_reading()  # before the write, which may find the API slow and pause it again
             pieces = [request, *self.queued]
             self.queued = None
             self.queued_bytes = 0
-            self._write_pieces(upstream.transport, pieces)
+            write_pieces(upstream.transport, pieces)
         else:
             upstream.transport.write(request)
         if self.body is None:
-            self.deadline = (now or _clock()) + self.gateway.settings.response_timeout_s
+            self.deadline = (now or _clock()) + self.context.settings.response_timeout_s
         else:
             self._await_response()
 
     def _await_response(self) -> None:
-        settings = self.gateway.settings
+        settings = self.context.settings
         waits_for_upstream = self.body_done or self._awaits_continue
         limit = settings.response_timeout_s if waits_for_upstream else settings.body_timeout_s
         self.deadline = _clock() + limit
@@ -263,27 +151,11 @@ class Exchange:
         """The client may rightly wait for 100 before it sends its body (RFC 9110 section 10.1.1)."""
         return self.head.expect_continue and not self.continued and self.body is not None and not self.body.received
 
-    def _request_head(self) -> bytes:
-        head, connection = self.head, self.connection
-        assert connection is not None
-        tail = connection.forwarded_lines(head)
-        if head.body is _CHUNKED:
-            tail += b"Transfer-Encoding: chunked\r\n"
-        if head.upgrade is not None:
-            tail += b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n"
-        elif head.te_trailers:
-            tail += b"Connection: TE\r\nTE: trailers\r\n"
-        if not head.version_minor and b"host" not in head.fields:
-            tail += b"Host: " + (head.host or self.pool.target.authority) + b"\r\n"
-        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.origin_target, head.block, tail)
+    def wants_data(self) -> bool:
+        return self.body is not None and not self.body.done
 
     def client_data(self, data: bytes) -> None:
-        """A piece of the request's body, or of a tunnel."""
-        if self.tunnel:
-            assert self.upstream is not None
-            self.deadline = _clock() + self.gateway.settings.tunnel_idle_timeout_s
-            self.upstream.transport.write(data)
-            return
+        """A piece of the request's body."""
         body, connection = self.body, self.connection
         assert body is not None
         assert connection is not None
@@ -298,7 +170,7 @@ class Exchange:
         if body.done:
             connection.take_leftover(body.leftover)
         if self.upstream is not None:
-            self._write_pieces(self.upstream.transport, pieces)
+            write_pieces(self.upstream.transport, pieces)
             if self.response is None:
                 self._await_response()
             else:
@@ -306,28 +178,12 @@ class Exchange:
         elif not self.finished:
             self.queued = [*(self.queued or ()), *pieces]
             self.queued_bytes += len(data)
-            if self.queued_bytes >= self.gateway.settings.buffer_bytes_high and not body.done:
+            if self.queued_bytes >= self.context.settings.buffer_bytes_high and not body.done:
                 connection.pause_reading()
 
     def client_eof(self) -> None:
-        """The client will send nothing more."""
-        if self.tunnel:
-            assert self.upstream is not None
-            if self.upstream_ended or not self.upstream.transport.can_write_eof():
-                self._end_tunnel()
-            else:
-                self.upstream.transport.write_eof()
-        elif not self.body_done:
+        if not self.body_done:
             self.client_gone()  # the request can never be completed
-
-    @staticmethod
-    def _write_pieces(transport: asyncio.Transport, pieces: list[Piece]) -> None:
-        if len(pieces) == 1:
-            transport.write(pieces[0])
-        elif sum(map(len, pieces)) <= _JOIN_BYTES_MAX:
-            transport.write(b"".join(pieces))
-        else:
-            transport.writelines(pieces)
 
     # respond, stream
 
@@ -341,9 +197,9 @@ class Exchange:
         at = 0
         while True:
             try:
-                found = self.gateway.response_parser.response(data, self.head.method, at, self.response_searched)
+                found = self.context.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
-                self.gateway.note_upstream_failure(f"{self.pool.target} answered nonsense: {error.reason}")
+                self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
                 self.refuse(Refusal(errors.UPSTREAM_FAILED))
                 return
             if found is None:
@@ -355,7 +211,7 @@ class Exchange:
             if response.status >= 200:
                 break
             if response.status == 101:
-                self._begin_tunnel(response, data[at:])
+                self._switch_protocols(response, data[at:])
                 return
             if self.connection is not None and self.head.version_minor:
                 # RFC 9110 section 15.2: a proxy forwards 1xx, except to those who cannot know them.
@@ -378,9 +234,9 @@ class Exchange:
         kind = response.body
         is_1_0 = head.version_minor == 0
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
-        tail = self.gateway.via[response.version_minor]
+        tail = self.context.via[response.version_minor]
         if self.hold is not None:
-            tail = self._credit_fields(self.hold) + tail
+            tail = self.credit_fields(self.hold) + tail
         if kind is _CHUNKED or kind is _UNTIL_CLOSE:
             if is_1_0:
                 keep = False
@@ -391,7 +247,7 @@ class Exchange:
         elif is_1_0:
             tail += b"Connection: keep-alive\r\n"
         connection.keep = keep
-        line = _status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
+        line = status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
         if kind is _LENGTH and len(rest) == response.length:
             # The usual answer: head and body arrived together and leave together.
             connection.transport.write(b"%b%b%b\r\n%b" % (line, response.block, tail, rest))
@@ -402,34 +258,47 @@ class Exchange:
             connection.transport.write(out)
             self._complete(clean=not rest)
         else:
-            self.decoder = open_body(
-                kind, response.length, self.gateway.response_parser.response_rules, chunked=not is_1_0
-            )
+            rules = self.context.response_parser.response_rules
+            self.decoder = open_body(kind, response.length, rules, chunked=not is_1_0)
             if rest:
                 self._stream(rest, out)
             else:
                 connection.transport.write(out)
                 self._touch()
 
-    def _credit_fields(self, hold: Hold) -> bytes:
-        settings = self.gateway.settings
-        if not (hold.open or hold.code == _REPEAT):
-            return b""
-        return granted_fields(hold, credits=settings.credit_headers, rate_limit=settings.rate_limit_headers)
+    def _switch_protocols(self, response: ResponseHead, rest: bytes) -> None:
+        connection, upstream = self.connection, self.upstream
+        asked, chosen = self.head.upgrade, response.upgrade
+        # RFC 9110 section 7.8: a server must not switch to a protocol that the client did not name.
+        named = asked is not None and chosen is not None and chosen.lower() in list_elements(asked)
+        if connection is None or upstream is None or chosen is None or not named:
+            self.context.note_upstream_failure(f"{self.pool.target} switched to a protocol that was not asked for")
+            self.refuse(Refusal(errors.UPSTREAM_FAILED))
+            return
+        self.response = response
+        self.finished = True
+        self.context.counters.tunnels += 1
+        lines = (
+            response.block
+            + (self.credit_fields(self.hold) if self.hold is not None else b"")
+            + self.context.via[response.version_minor]
+            + b"Connection: Upgrade\r\nUpgrade: "
+            + chosen
+            + b"\r\n"
+        )
+        connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
+        self.settle_or_release(101, 101, _clock())
+        self.upstream = None
+        connection.become_tunnel(Tunnel(self.context, self, connection, upstream))
 
     def _stream(self, data: bytes, before: bytes = b"") -> None:
         connection, decoder = self.connection, self.decoder
-        if self.tunnel:
-            assert connection is not None
-            self._touch()
-            connection.transport.write(data)
-            return
         assert connection is not None
         assert decoder is not None
         try:
             pieces = decoder.feed(data)
         except ProtocolError as error:
-            self.gateway.note_upstream_failure(f"{self.pool.target}: {error.reason}")
+            self.context.note_upstream_failure(f"{self.pool.target}: {error.reason}")
             if before:
                 connection.transport.write(before)
             self.cut()
@@ -437,17 +306,14 @@ class Exchange:
         if before:
             pieces.insert(0, before)
         if pieces:
-            self._write_pieces(connection.transport, pieces)
+            write_pieces(connection.transport, pieces)
         if decoder.done:
             self._complete(clean=not decoder.leftover)
         else:
             self._touch()
 
     def _touch(self) -> None:
-        settings = self.gateway.settings
-        if self.tunnel:
-            self.deadline = _clock() + settings.tunnel_idle_timeout_s
-            return
+        settings = self.context.settings
         paused = self.connection is not None and self.connection.writing_paused
         limit = settings.write_timeout_s if paused else settings.upstream_idle_timeout_s
         self.deadline = _clock() + limit
@@ -461,7 +327,7 @@ class Exchange:
         assert connection is not None
         self.finished = True
         now = _clock()
-        self._end_hold(response.status, response.status, now)
+        self.settle_or_release(response.status, response.status, now)
         if upstream is not None:
             self.upstream = None
             # One that answered before it took the whole request may never take the rest.
@@ -470,92 +336,47 @@ class Exchange:
                 self.pool.release(upstream, now)
             else:
                 upstream.close()
-        self.gateway.finished(self, response.status, now, refused=False)
+        record(self, response.status, now, refused=False)
         connection.exchange_done(now, unread_body=not self.body_done)
 
-    def _end_hold(self, decisive_status: int, reported_status: int, now: float) -> None:
-        """Settles or gives back. ``decisive_status`` is the API's answer; the event carries ``reported_status``."""
-        hold = self.hold
-        if hold is None:
-            return
-        gateway, route = self.gateway, self.route
-        charged = decisive_status in route.charged
-        if hold.open:
-            if not charged:
-                gateway.counters.released += 1
-                gateway.ledger.release(hold)
-                return
-            gateway.ledger.settle(hold, self._event(reported_status, now))
-            self.charged_units = hold.units
-            charged_units = gateway.counters.charged_units
-            charged_units[hold.metric] = charged_units.get(hold.metric, 0) + hold.units
-        elif self.spooled and gateway.spool is not None:
-            self.spooled = False
-            if charged:
-                gateway.spool.charge(hold, self._event(reported_status, now))
-                self.charged_units = hold.units
-            else:
-                gateway.spool.give_back(self.account, hold.units)
-        hold.callback = None
-
-    def _event(self, status: int, now: float) -> Event:
-        fields = self.head.fields
-        interaction_id = fields.get(INTERACTION_ID)
-        traceparent = fields.get(TRACEPARENT)
-        elapsed_ms = int((now - self.started) * 1_000_000) / 1000  # round() to digits takes ten times as long
-        hold = self.hold
-        assert hold is not None
-        method = self.head.method
-        return (
-            hold.account, hold.metric, hold.units, self.route.name, METHODS.get(method) or method.decode(), status,
-            elapsed_ms,
-            interaction_id[:128].decode("latin-1") if interaction_id else None,
-            traceparent[:128].decode("latin-1") if traceparent else None,
-        )  # fmt: skip
-
-    def _give_back(self) -> None:
-        """Ends the hold without a charge: the request never reached the API, or the API failed."""
-        hold = self.hold
-        if hold is None:
-            return
-        hold.callback = None
-        if hold.open:
-            self.gateway.counters.released += 1
-            self.gateway.ledger.release(hold)
-        elif self.spooled and self.gateway.spool is not None:
-            self.spooled = False
-            self.gateway.spool.give_back(self.account, hold.units)
+    def _complete_without_client(self, status: int) -> None:
+        self.finished = True
+        self.context.detached.discard(self)
+        now = _clock()
+        self.settle_or_release(status, CLIENT_CLOSED, now)
+        self._drop_upstream()
+        record(self, CLIENT_CLOSED, now, refused=False)
 
     # what goes wrong
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answers with an error. Only while nothing of another response was written."""
         if self.finished:
             return
         self.finished = True
-        self.gateway.detached.discard(self)
-        self._give_back()
+        context, head = self.context, self.head
+        context.detached.discard(self)
+        self.release()
         if self.sent:
             self._drop_upstream()
         else:
             self.pool.cancel(self._connected)
         status = refusal.status or refusal.kind.status
-        self.gateway.counters.refuse(refusal.kind.name)
+        context.counters.refuse(refusal.kind.name)
         now = _clock()
-        self.gateway.finished(self, status, now, refused=True, reason=refusal.kind.name)
+        record(self, status, now, refused=True, reason=refusal.kind.name)
         connection = self.connection
         if connection is None:
             return
-        keep = self.head.keep_alive and self.body_done and connection.may_go_on and status not in (400, 408, 413)
-        interaction_id = self.head.fields.get(INTERACTION_ID)
+        keep = head.keep_alive and self.body_done and connection.may_go_on and status not in _CLOSING
+        interaction_id = head.fields.get(INTERACTION_ID)
         connection.keep = keep
         connection.transport.write(
-            self.gateway.errors.response(
+            context.errors.response(
                 refusal,
                 keep_alive=keep,
-                head_only=self.head.method == b"HEAD",
+                head_only=head.method == b"HEAD",
                 interaction_id=interaction_id.decode("latin-1") if interaction_id else None,
-                version_minor=self.head.version_minor,
+                version_minor=head.version_minor,
             )
         )
         connection.exchange_done(now, unread_body=not self.body_done)
@@ -565,63 +386,46 @@ class Exchange:
         if self.finished:
             return
         self.finished = True
-        self.gateway.counters.upstream_aborts += 1
-        self._give_back()
+        self.context.counters.upstream_aborts += 1
+        self.release()
         self._drop_upstream()
-        self.gateway.finished(self, 502, _clock(), refused=True, reason="upstream-cut")
+        record(self, errors.UPSTREAM_FAILED.status, _clock(), refused=True, reason="upstream-cut")
         if self.connection is not None:
             self.connection.reset()
+
+    def client_gone(self) -> None:
+        if self.finished:
+            return
+        connection, self.connection = self.connection, None
+        self.context.counters.client_aborts += 1
+        if self.response is not None:
+            # The API did the work.
+            self._complete_without_client(self.response.status)
+        elif self.sent and self.body_done:
+            # It may be doing the work: its status decides.
+            self.context.detached.add(self)
+        else:
+            self.finished = True
+            self.release()
+            self.pool.cancel(self._connected)
+            self._drop_upstream()
+            record(self, CLIENT_CLOSED, _clock(), refused=False)
+        if connection is not None:
+            connection.reset()
 
     def _drop_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             upstream.close()
 
-    def client_gone(self) -> None:
-        """The client's connection is lost."""
-        if self.finished:
-            return
-        connection, self.connection = self.connection, None
-        self.gateway.counters.client_aborts += 1
-        if self.tunnel:
-            self._end_tunnel()
-        elif self.response is not None:
-            # The API did the work.
-            self.finished = True
-            now = _clock()
-            self._end_hold(self.response.status, CLIENT_CLOSED, now)
-            self._drop_upstream()
-            self.gateway.finished(self, CLIENT_CLOSED, now, refused=False)
-        elif self.sent and self.body_done:
-            # It may be doing the work: its status decides.
-            self.gateway.detach(self)
-        else:
-            self.finished = True
-            self._give_back()
-            self.pool.cancel(self._connected)
-            self._drop_upstream()
-            self.gateway.finished(self, CLIENT_CLOSED, _clock(), refused=False)
-        if connection is not None:
-            connection.reset()
-
-    def _complete_without_client(self, status: int) -> None:
-        self.finished = True
-        self.gateway.detached.discard(self)
-        now = _clock()
-        self._end_hold(status, CLIENT_CLOSED, now)
-        self._drop_upstream()
-        self.gateway.finished(self, CLIENT_CLOSED, now, refused=False)
-
     def timed_out(self) -> None:
         """``deadline`` has passed. Whose fault it is decides what follows, and who pays."""
         connection, upstream = self.connection, self.upstream
         if self.finished:
             return
-        if self.tunnel:
-            self._end_tunnel()
-        elif any(end is not None and end.still_taking() for end in (connection, upstream)):
+        if (connection is not None and connection.still_taking()) or (upstream is not None and upstream.still_taking()):
             # Slow is not dead: some of what waits to be written went out since the limit was set.
-            self.deadline = _clock() + self.gateway.settings.write_timeout_s
+            self.deadline = _clock() + self.context.settings.write_timeout_s
         elif self.response is not None:
             if self._client_is_late():
                 self.client_gone()
@@ -632,13 +436,8 @@ class Exchange:
         elif self._client_is_late():
             self.refuse(Refusal(errors.TIMEOUT_CLIENT))
         else:
-            self.gateway.note_upstream_failure(f"{self.pool.target} did not answer in time")
+            self.context.note_upstream_failure(f"{self.pool.target} did not answer in time")
             self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
-
-    def sweep(self, now: float) -> None:
-        """For an exchange that goes on without its client."""
-        if self.deadline < now:
-            self.timed_out()
 
     def _client_is_late(self) -> bool:
         """Whether it is the client that does not take its response, or does not send its body although it may."""
@@ -648,16 +447,7 @@ class Exchange:
         return connection.writing_paused or not (self.body_done or connection.reading_paused or self._awaits_continue)
 
     def upstream_eof(self) -> bool:
-        """The API will send nothing more. True keeps its connection for what the client still has to say."""
         decoder = self.decoder
-        if self.tunnel:
-            self.upstream_ended = True
-            connection = self.connection
-            if connection is None or connection.eof or not connection.transport.can_write_eof():
-                self._end_tunnel()
-                return False
-            connection.transport.write_eof()
-            return True
         if decoder is not None and self.response is not None and self.response.body is _UNTIL_CLOSE:
             assert self.connection is not None
             for piece in decoder.eof():
@@ -669,9 +459,7 @@ class Exchange:
         upstream, self.upstream = self.upstream, None
         if self.finished:
             return
-        if self.tunnel:
-            self._end_tunnel()
-        elif self.response is not None:
+        if self.response is not None:
             if self.response.body is _UNTIL_CLOSE and exc is None:
                 self.upstream_eof()
             else:
@@ -679,10 +467,10 @@ class Exchange:
         elif self._may_repeat(upstream):
             self.retried = True
             self.sent = False
-            self.gateway.counters.upstream_retries += 1
+            self.context.counters.upstream_retries += 1
             self.pool.acquire(self._connected, fresh=True)
         else:
-            self.gateway.note_upstream_failure(f"{self.pool.target} closed the connection without an answer")
+            self.context.note_upstream_failure(f"{self.pool.target} closed the connection without an answer")
             self.refuse(Refusal(errors.UPSTREAM_FAILED))
 
     def _may_repeat(self, upstream: UpstreamConnection | None) -> bool:
@@ -718,38 +506,3 @@ class Exchange:
             self.upstream.resume_reading()
             if self.response is not None:
                 self._touch()
-
-    # tunnels
-
-    def _begin_tunnel(self, response: ResponseHead, rest: bytes) -> None:
-        connection = self.connection
-        asked, chosen = self.head.upgrade, response.upgrade
-        # RFC 9110 section 7.8: a server must not switch to a protocol that the client did not name.
-        if connection is None or asked is None or chosen is None or chosen.lower() not in list_elements(asked):
-            self.gateway.note_upstream_failure(f"{self.pool.target} switched protocols unasked")
-            self.refuse(Refusal(errors.UPSTREAM_FAILED))
-            return
-        self.response = response
-        self.tunnel = True
-        self.gateway.counters.tunnels += 1
-        lines = (
-            response.block
-            + (self._credit_fields(self.hold) if self.hold is not None else b"")
-            + self.gateway.via[response.version_minor]
-            + b"Connection: Upgrade\r\nUpgrade: "
-            + chosen
-            + b"\r\n"
-        )
-        connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
-        self._end_hold(101, 101, _clock())
-        self._touch()
-        connection.tunnel_begun()
-
-    def _end_tunnel(self) -> None:
-        self.finished = True
-        upstream, self.upstream = self.upstream, None
-        if upstream is not None:
-            upstream.end()
-        self.gateway.finished(self, 101, _clock(), refused=False)
-        if self.connection is not None:
-            self.connection.end()

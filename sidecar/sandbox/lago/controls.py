@@ -11,16 +11,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import Protocol
 
-from sidecar.sandbox.lago.clock import ClockError
+from sidecar.sandbox.lago.clock import Clock, ClockError
+from sidecar.sandbox.lago.config import LagoConfig
 from sidecar.sandbox.lago.invoices import InvoicesApi
-from sidecar.sandbox.lago.lago_faults import FaultError
+from sidecar.sandbox.lago.lago_faults import FaultError, Faults
+from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Call, Json, bad_request
-
-if TYPE_CHECKING:
-    from sidecar.sandbox.lago.lago_server import Lago
+from sidecar.sandbox.lago.payments import Payments
+from sidecar.sandbox.lago.webhooks import Webhooks
 
 #: What lies between is worked through job by job, which takes time.
 MOVE_S_MAX = 800 * 86_400
@@ -28,8 +31,22 @@ MARKS_MAX = 2_000_000
 MODES = ("succeed", "fail", "hold")
 
 
+class Controlled(Protocol):
+    """What the controls show and change of a stand-in."""
+
+    config: LagoConfig
+    clock: Clock
+    store: Store
+    faults: Faults
+    requests: Counter[str]
+    webhooks: Webhooks
+    payments: Payments
+
+    def advance_to(self, when: datetime | float) -> None: ...
+
+
 class Controls:
-    def __init__(self, lago: Lago, invoices: InvoicesApi) -> None:
+    def __init__(self, lago: Controlled, invoices: InvoicesApi) -> None:
         self._lago = lago
         self._invoices = invoices
 

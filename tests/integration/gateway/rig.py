@@ -16,6 +16,7 @@ import redis
 from redis.asyncio import Redis
 
 from sidecar.config.path_template import parse_template
+from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.gateway import Gateway
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
@@ -112,7 +113,9 @@ class Rig:
 
     async def idle(self) -> None:
         """Until no request is under way and the ledger knows all."""
-        await self.until(lambda: not self.gateway.detached and not any(c.exchange for c in self.gateway.connections))
+        await self.until(
+            lambda: not self.gateway.context.detached and not any(c.relay for c in self.gateway.connections)
+        )
         assert await self.ledger.drain(PATIENCE_S)
 
     async def events(self) -> list[tuple[str, str, int, str, str, int]]:
@@ -201,7 +204,7 @@ async def running(
         if spool_directory is not None:
             spool = Spool(SpoolSettings(spool_directory, allowance_units=2, bytes_max=1_000_000), ledger)
             spool.start()
-        gateway = Gateway(
+        context = GatewayContext(
             settings=settings,
             routes=RouteTable(routes, default or Route("(other)")),
             identity=identity,
@@ -210,8 +213,9 @@ async def running(
             spool=spool,
             access_log=lambda line: log.append(orjson.loads(line)),
         )
+        gateway = Gateway(context)
         port = await gateway.listen("127.0.0.1", 0, _at(api_port, upstream or UpstreamTarget()), tls=tls)
-        (pool,) = gateway.destinations
+        (pool,) = gateway.context.destinations
         rig = Rig(gateway, pool, port, api, ledger, loader, client, tuple(spec.id for spec in specs), log, faults)
         try:
             yield rig

@@ -140,7 +140,7 @@ async def test_an_answer_that_breaks_off_cuts_the_client_and_costs_nothing(gatew
     async with gateway(once(said)) as rig:
         assert (await rig.ask(get())).cut
         assert await rig.charged() == []
-        assert rig.gateway.counters.upstream_aborts == 1
+        assert rig.gateway.context.counters.upstream_aborts == 1
 
 
 async def test_an_answer_that_breaks_off_resets_a_client_that_would_take_a_close_for_its_end(gateway: Any) -> None:
@@ -197,7 +197,7 @@ async def test_a_client_that_is_gone_before_the_answer_pays_by_the_answers_statu
         await wire.send(get())
         await rig.until(lambda: rig.api.requests)
         wire.reset()
-        await rig.until(lambda: rig.gateway.detached)
+        await rig.until(lambda: rig.gateway.context.detached)
         proceed.set()
         assert await rig.charged() == charged
         await rig.until(lambda: [line["status"] for line in rig.log] == [499])
@@ -209,7 +209,7 @@ async def test_a_client_that_is_gone_costs_nothing_if_the_api_never_answers(gate
         await wire.send(get())
         await rig.until(lambda: rig.api.requests)
         wire.reset()
-        await rig.until(lambda: rig.gateway.detached)
+        await rig.until(lambda: rig.gateway.context.detached)
         assert await rig.charged() == []
 
 

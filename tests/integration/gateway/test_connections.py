@@ -30,7 +30,7 @@ async def test_a_head_that_trickles_in_is_a_408(gateway: Any) -> None:
         assert (answer.status, answer.get(b"Connection")) == (408, b"close")
         assert await wire.ended() == b""
         sending.cancel()
-        assert rig.gateway.counters.requests["-", "OTHER", "-", 408] == 1
+        assert rig.gateway.context.counters.requests["-", "OTHER", "-", 408] == 1
 
 
 async def trickle(wire: Any, data: bytes) -> None:
@@ -139,10 +139,10 @@ async def test_a_drain_that_takes_too_long_cuts_off_and_gives_back(gateway: Any)
         await goes.send(get())
         await rig.until(lambda: len(rig.api.requests) == 2)
         goes.reset()
-        await rig.until(lambda: rig.gateway.detached)
+        await rig.until(lambda: rig.gateway.context.detached)
         assert not await rig.gateway.drain(0.05)
         assert await stays.ended() == b""
-        assert not rig.gateway.detached
+        assert not rig.gateway.context.detached
         assert await rig.charged() == []
 
 
@@ -176,14 +176,14 @@ async def test_requests_are_counted_by_account_method_route_and_status(gateway: 
         for request in (get(), get(method=b"PURGE"), get(key=b""), post(b"x")):
             await rig.ask(request)
         await rig.idle()
-        assert rig.gateway.counters.requests == {
+        assert rig.gateway.context.counters.requests == {
             ("tpp", "GET", "(other)", 200): 1,
             ("tpp", "OTHER", "(other)", 200): 1,
             ("-", "GET", "(other)", 401): 1,
             ("tpp", "POST", "(other)", 200): 1,
         }
-        assert rig.gateway.counters.charged_units == {"api_calls": 3}
-        assert rig.gateway.counters.refusals == {"unidentified": 1}
+        assert rig.gateway.context.counters.charged_units == {"api_calls": 3}
+        assert rig.gateway.context.counters.refusals == {"unidentified": 1}
 
 
 async def test_the_log_has_a_line_for_each_request_without_its_credentials(gateway: Any) -> None:

@@ -115,7 +115,7 @@ async def test_a_client_that_was_not_redirected_is_closed_and_counted(gateway: A
         wire = await connect(port)
         await wire.send(get())
         assert await wire.ended() == b""
-        assert rig.gateway.counters.connections_refused == 1
+        assert rig.gateway.context.counters.connections_refused == 1
         assert not rig.api.requests
 
 
@@ -125,7 +125,7 @@ async def test_a_delayed_drain_serves_those_who_come_late_and_tells_all_to_go(ga
         await kept.send(get())
         assert (await kept.response()).get(b"Connection") is None
         draining = asyncio.ensure_future(rig.gateway.drain(10.0, 30.0))
-        await rig.until(lambda: rig.gateway.draining)
+        await rig.until(lambda: rig.gateway.context.draining)
         for wire in (kept, await rig.connect()):
             await wire.send(get())
             answer = await wire.response()

@@ -51,7 +51,7 @@ def asked_by_http_client(port: int) -> list[tuple[int, int]]:
 async def test_http_client_keeps_one_connection_for_all(gateway: Any) -> None:
     async with gateway(sized) as rig:
         assert await asyncio.to_thread(asked_by_http_client, rig.port) == [path[1:] for path in PATHS]
-        assert rig.gateway.counters.connections_accepted == 1
+        assert rig.gateway.context.counters.connections_accepted == 1
         assert await rig.charged() == [200, 200, 404, 200]
 
 

@@ -43,7 +43,7 @@ async def test_what_may_be_done_twice_is_sent_again_when_a_kept_connection_dies(
         for _ in range(2):
             await wire.send(get(method=method))
             assert (await wire.response(method)).status == 200
-        assert rig.gateway.counters.upstream_retries == 1
+        assert rig.gateway.context.counters.upstream_retries == 1
         assert await rig.charged() == [200, 200]
 
 
@@ -52,7 +52,7 @@ async def test_what_may_not_be_done_twice_is_a_502_and_costs_nothing(gateway: An
     async with gateway(first_answer_then_close) as rig:
         assert (await rig.ask(get())).status == 200
         assert (await rig.ask(request_)).status == 502
-        assert rig.gateway.counters.upstream_retries == 0
+        assert rig.gateway.context.counters.upstream_retries == 0
         assert await rig.charged() == [200]
 
 
@@ -92,13 +92,13 @@ async def test_a_client_that_goes_away_while_its_request_waits_to_be_sent_again_
             await rig.until(lambda wire=wire: rig.pool.waiting == (1 if wire is second else 2))
         die.set()
         assert (await second.response()).status == 200
-        await rig.until(lambda: rig.gateway.counters.upstream_retries)
+        await rig.until(lambda: rig.gateway.context.counters.upstream_retries)
         first.reset()
-        await rig.until(lambda: not any(c.exchange and c.exchange.retried for c in rig.gateway.connections))
+        await rig.until(lambda: not any(c.relay and c.relay.retried for c in rig.gateway.connections))
         proceed.set()
         assert (await third.response()).status == 200
         assert len(await rig.charged()) == 3
-        assert not rig.gateway.detached
+        assert not rig.gateway.context.detached
 
 
 async def test_a_connection_that_the_api_closed_meanwhile_is_not_used(gateway: Any) -> None:

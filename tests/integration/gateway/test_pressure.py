@@ -34,8 +34,8 @@ class Watch:
         while True:
             for connection in self._rig.gateway.connections:
                 transports = [connection.transport]
-                if connection.exchange is not None and connection.exchange.upstream is not None:
-                    transports.append(connection.exchange.upstream.transport)
+                if connection.relay is not None and connection.relay.upstream is not None:
+                    transports.append(connection.relay.upstream.transport)
                 for transport in transports:
                     if not transport.is_closing():
                         self.most = max(self.most, transport.get_write_buffer_size())
@@ -174,7 +174,7 @@ async def test_a_body_that_comes_before_the_api_is_reached_waits_within_bounds(g
         head = get(b"/p", b"Content-Length: 5000000", method=b"POST")
         sending = asyncio.ensure_future(wire.send(head, *[MEGABYTE] * 5))
         await rig.until(lambda: any(c.reading_paused for c in rig.gateway.connections))
-        queued = [c.exchange.queued_bytes for c in rig.gateway.connections if c.exchange is not None]
+        queued = [c.relay.queued_bytes for c in rig.gateway.connections if c.relay is not None]
         assert HIGH <= max(queued) <= HIGH + 2 * READ_BYTES_MAX
         proceed.set()
         assert (await wire.response()).body == b"5000000"

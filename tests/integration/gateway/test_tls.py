@@ -97,7 +97,7 @@ async def test_a_client_that_leaves_a_tls_connection_before_the_answer_pays_by_i
         await wire.send(get())
         await rig.until(lambda: rig.api.requests)
         wire.close()
-        await rig.until(lambda: rig.gateway.detached)
+        await rig.until(lambda: rig.gateway.context.detached)
         proceed.set()
         assert await rig.charged() == [499]
 

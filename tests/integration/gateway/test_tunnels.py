@@ -38,7 +38,7 @@ async def test_a_websocket_passes_and_is_charged_once(gateway: Any, sandbox: Ups
             assert "X-Credits-Charged" in socket.response.headers
         await rig.until(lambda: not rig.gateway.connections)
         assert await rig.events() == [("tpp", "api_calls", 1, "(other)", "GET", 101)]
-        assert rig.gateway.counters.tunnels == 1
+        assert rig.gateway.context.counters.tunnels == 1
         assert [line["status"] for line in rig.log] == [101]
 
 

@@ -1,0 +1,74 @@
+"""What stands between a client's connection and one to the API: an exchange, or a tunnel after it.
+
+Both connections know no more of it than this class. So none of the modules of the request path imports one above it:
+
+    relay ← upstream ← client ← context ← exchange ← connection ← gateway
+"""
+
+from __future__ import annotations
+
+
+class Relay:
+    """``deadline`` (the monotonic clock's seconds) ends it unless something happens before."""
+
+    deadline = 0.0
+    finished = False
+
+    # from the client's connection
+
+    def wants_data(self) -> bool:
+        """Whether bytes of the client belong to this relay, and not to a request after it."""
+        raise NotImplementedError
+
+    def client_data(self, data: bytes) -> None:
+        """Bytes of the client, while they are wanted."""
+        raise NotImplementedError
+
+    def client_eof(self) -> None:
+        """The client will send nothing more."""
+        raise NotImplementedError
+
+    def client_gone(self) -> None:
+        """The client's connection is lost."""
+        raise NotImplementedError
+
+    def client_pause(self) -> None:
+        """The client takes its answer more slowly than the API gives it."""
+        raise NotImplementedError
+
+    def client_resume(self) -> None:
+        """The client has taken what waited for it."""
+        raise NotImplementedError
+
+    # from the connection to the API
+
+    def upstream_data(self, data: bytes) -> None:
+        """Bytes of the API."""
+        raise NotImplementedError
+
+    def upstream_eof(self) -> bool:
+        """The API will send nothing more. True keeps its connection for what the client still has to say."""
+        raise NotImplementedError
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        """The connection to the API is lost."""
+        raise NotImplementedError
+
+    def upstream_pause(self) -> None:
+        """The API takes the request more slowly than the client gives it."""
+        raise NotImplementedError
+
+    def upstream_resume(self) -> None:
+        """The API has taken what waited for it."""
+        raise NotImplementedError
+
+    # from the sweep
+
+    def timed_out(self) -> None:
+        """``deadline`` has passed."""
+        raise NotImplementedError
+
+    def sweep(self, now: float) -> None:
+        """Ends what has taken too long; for a relay that goes on without its client."""
+        if self.deadline < now:
+            self.timed_out()
