@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
-Client = Redis | RedisCluster
-"""With ``decode_responses=False``."""
+from sidecar.valkey.topology import Client
 
 VALKEY_ERRORS = (RedisError, OSError)
 """What any call may raise while Valkey is out of reach, fails over or is misused."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import redis.asyncio as valkey
 from redis.asyncio.cluster import ClusterNode
@@ -60,7 +60,7 @@ __all__ = [
 
 SLOTS: Final = REDIS_CLUSTER_HASH_SLOTS
 
-Client = valkey.Redis | ClusterClient
+Client: TypeAlias = valkey.Redis | ClusterClient
 """What control work is done with; answers are bytes."""
 
 

@@ -32,8 +32,7 @@ from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.outbox.events import Stamp
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.valkey.calls import Client
-from sidecar.valkey.topology import CLIENT_ERRORS
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
 log = get_logger("sidecar.metering")
 

@@ -14,7 +14,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.comparison import Cell, Tail
 from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
 from sidecar.metering.outbox.outbox import SKIPPED
-from sidecar.valkey.calls import Client
+from sidecar.valkey.topology import Client
 
 PAGE_ENTRIES: Final = 32
 """Entries of one look; an entry of a busy gateway holds hundreds of events, all decoded in one go."""

@@ -12,7 +12,8 @@ from sidecar.metering.dead_letters import AT_MS, ENTRY, EVENT, PREFIX, REASON
 from sidecar.metering.outbox import outbox_scripts
 from sidecar.metering.outbox.events import count_events
 from sidecar.metering.outbox.outbox import GROUP
-from sidecar.valkey.calls import Call, Client, call_each, is_missing, raise_first, script_call
+from sidecar.valkey.calls import Call, call_each, is_missing, raise_first, script_call
+from sidecar.valkey.topology import Client
 
 SAMPLE_ENTRIES = 5
 IDS_MAX = 250

@@ -33,7 +33,8 @@ from sidecar.metering.publisher.delivery_pause import Endpoint, Stopping
 from sidecar.metering.publisher.pending_entries import Progress
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.valkey.calls import VALKEY_ERRORS, Client
+from sidecar.valkey.calls import VALKEY_ERRORS
+from sidecar.valkey.topology import Client
 
 log = get_logger("sidecar.metering")
 
