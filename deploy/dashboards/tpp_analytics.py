@@ -126,7 +126,7 @@ TROUBLE: Final = Row(
         Panel(
             "Too fast (429)",
             "TPPs beyond their rate or their requests of the day. The limits are metadata of the customer in Lago"
-            " (quota_rate, quota_burst, quota_per_day) or of the plan in lago.plans.",
+            " (quota_rate, quota_burst, quota_per_day) or of the plan in lago.plan_policies.",
             (
                 Query(
                     f'topk(10, sum by (tpp_id) (rate(open_banking_requests_total{{{_OF},status="429"}}[RATE])))',

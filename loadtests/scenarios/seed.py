@@ -91,4 +91,4 @@ def _is_loaded(admin: str, made: DemoAccount) -> bool:
             return False
         raise
     funded = made.wallet is None or Decimal(found["amounts"].get("funds", "0")) == Decimal(made.wallet)
-    return bool(funded and found["api_keys"] and any(metric["offered"] for metric in found["metrics"]))
+    return bool(funded and found["api_keys"] and any(metric["in_plan"] for metric in found["metrics"]))

@@ -1,4 +1,5 @@
-"""Configuration of billing: where Lago is, what its webhooks are signed with, and how often the books are compared."""
+"""Configuration of billing: where Lago is, what its webhooks are signed with, how often funds and usage are
+compared."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class PlanTerms(_Model):
+class PlanPolicy(_Model):
     """What the bank enforces for the subscribers of a plan, beyond what Lago knows of it."""
 
     code: str = Field(min_length=1, max_length=255, description="The plan's code in Lago.")
@@ -169,8 +170,10 @@ class LagoSettings(_Model):
     answer_bytes_max: int = Field(
         default=16_777_216, ge=65_536, le=268_435_456, description="Largest answer of Lago in bytes."
     )
-    plans: tuple[PlanTerms, ...] = Field(
-        default=(), max_length=1_000, description="Terms of plans. Metadata of the customer in Lago comes before them."
+    plan_policies: tuple[PlanPolicy, ...] = Field(
+        default=(),
+        max_length=1_000,
+        description="What is enforced for the subscribers of a plan. Metadata of the customer in Lago comes first.",
     )
     webhooks: WebhookSettings = Field(default=WebhookSettings(), description="Lago's webhooks.")
     reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="From Lago into the ledger.")
@@ -183,9 +186,9 @@ class LagoSettings(_Model):
             raise ValueError("only one of api_key and api_key_file can be given")
         if self.url is not None and self.api_key is None and self.api_key_file is None:
             raise ValueError("url needs api_key or api_key_file")
-        codes = [terms.code for terms in self.plans]
+        codes = [policy.code for policy in self.plan_policies]
         if len(set(codes)) < len(codes):
-            raise ValueError("plans has two entries for one code")
+            raise ValueError("plan_policies has two entries for one code")
         if self.webhooks.hmac_key is not None and self.webhooks.hmac_key_file is not None:
             raise ValueError("only one of webhooks.hmac_key and webhooks.hmac_key_file can be given")
         return self

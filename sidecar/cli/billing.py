@@ -178,30 +178,30 @@ def _progress() -> Iterator[Progress]:
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
     """An outcome as JSON has it."""
-    books = outcome.books
-    spec = books.spec if books is not None else None
+    desired = outcome.desired
+    spec = desired.spec if desired is not None else None
     document: dict[str, Any] = {"account": outcome.account, "result": outcome.result}
     if outcome.why:
         document["why"] = outcome.why
     document["alerts"] = [{"kind": alert.kind, "message": alert.message} for alert in outcome.alerts]
     document["before"] = _state(outcome.before)
     document["after"] = _state(outcome.after)
-    if books is not None:
-        document["cut"] = books.cut is not None
-        document["plans"] = books.plans
-        document["figures"] = books.figures
+    if desired is not None:
+        document["ends_period"] = desired.period_end is not None
+        document["plans"] = desired.plans
+        document["figures"] = desired.figures
         document["periods"] = [
             {
-                "start": _instant(standing.period.start_ms),
-                "end": _instant(standing.period.end_ms),
-                "units": standing.period.units,
-                "cost": standing.period.cost,
-                "fee": standing.period.fee,
-                "stage": standing.stage,
-                "owed": standing.owed,
-                "invoice": standing.invoice.number if standing.invoice else None,
+                "start": _instant(status.period.start_ms),
+                "end": _instant(status.period.end_ms),
+                "units": status.period.units,
+                "cost": status.period.cost,
+                "fee": status.period.fee,
+                "stage": status.stage,
+                "owed": status.owed,
+                "invoice": status.invoice.number if status.invoice else None,
             }
-            for standing in books.standings
+            for status in desired.billing_statuses
         ]
     if spec is not None:
         document["loaded"] = {
@@ -269,7 +269,7 @@ def _available(state: AccountState | None) -> str:
 
 def _after(outcome: Outcome) -> str:
     """What is available once the account is loaded; for a dry run what would be, by the counts of this moment."""
-    spec = outcome.books.spec if outcome.books is not None else None
+    spec = outcome.desired.spec if outcome.desired is not None else None
     if outcome.after is not None or spec is None or outcome.result != "dry-run":
         return _available(outcome.after)
     if spec.ceiling is None:
@@ -279,16 +279,16 @@ def _after(outcome: Outcome) -> str:
 
 
 def _print_outcome(outcome: Outcome) -> None:
-    books = outcome.books
-    spec = books.spec if books is not None else None
+    desired = outcome.desired
+    spec = desired.spec if desired is not None else None
     title = outcome.result if outcome.result != "dry-run" else "dry run, nothing is written"
     console().print(f"\n[bold]{outcome.account}[/bold]  {title}")
     rows: list[tuple[str, str]] = []
     if outcome.why:
         rows.append(("why", outcome.why))
-    if books is not None and books.figures is not None:
-        figures = books.figures
-        rows.append(("plan", ", ".join(books.plans) or "none active"))
+    if desired is not None and desired.figures is not None:
+        figures = desired.figures
+        rows.append(("plan", ", ".join(desired.plans) or "none active"))
         if spec is not None:
             rows.append(("mode", f"{spec.mode}, {spec.status.word}"))
             for metric, table in spec.prices.items():
@@ -302,15 +302,15 @@ def _print_outcome(outcome: Outcome) -> None:
             if amount:
                 rows.append((name, f"−{_plain(amount)}"))
         rows.append(("not billed yet", f"−{_plain(figures.unsettled)}"))
-        for standing in books.standings:
-            period = standing.period
+        for status in desired.billing_statuses:
+            period = status.period
             units = ", ".join(f"{count} {metric}" for metric, count in period.units.items()) or "nothing used"
-            invoice = f", invoice {standing.invoice.number}" if standing.invoice else ""
+            invoice = f", invoice {status.invoice.number}" if status.invoice else ""
             rows.append(
                 ("period", f"{_instant(period.start_ms)} to {_instant(period.end_ms)}: {units}, {_plain(period.cost)};"
-                 f" {standing.stage}{invoice}, owes {_plain(standing.owed)}")
+                 f" {status.stage}{invoice}, owes {_plain(status.owed)}")
             )  # fmt: skip
-    if books is not None and books.cut is not None:
+    if desired is not None and desired.period_end is not None:
         rows.append(("period", "the one at hand ends now, and another begins"))
     change = (
         f"{_available(outcome.before)} → {_available(outcome.after)}" if outcome.after else _available(outcome.before)
@@ -325,16 +325,16 @@ def _print_outcome(outcome: Outcome) -> None:
 def _print_outcomes(outcomes: list[Outcome]) -> None:
     rows = []
     for outcome in outcomes:
-        books = outcome.books
-        spec = books.spec if books is not None else None
-        figures = books.figures if books is not None else None
+        desired = outcome.desired
+        spec = desired.spec if desired is not None else None
+        figures = desired.figures if desired is not None else None
         note = outcome.why or "; ".join(alert.message for alert in outcome.alerts)
         rows.append(
             (
                 outcome.account,
                 outcome.result,
                 spec.mode if spec else "-",
-                ", ".join(books.plans) if books else "-",
+                ", ".join(desired.plans) if desired else "-",
                 _plain(figures.balance) if figures else "-",
                 _plain(figures.unsettled) if figures else "-",
                 _available(outcome.before),

@@ -107,8 +107,8 @@ class Billing:
         return f"Billing({self.lease!r}, {self.reconcile_loop!r})"
 
     def _note(self, outcome: Outcome) -> None:
-        if self.sync_loop is not None and outcome.books is not None and outcome.result == "loaded":
-            self.sync_loop.schedule.note(outcome.account, outcome.books.memory)
+        if self.sync_loop is not None and outcome.desired is not None and outcome.result == "loaded":
+            self.sync_loop.schedule.note(outcome.account, outcome.desired.reconcile_state)
         if self._on_outcome is not None:
             self._on_outcome(outcome)
 

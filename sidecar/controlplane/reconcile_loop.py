@@ -325,7 +325,7 @@ class ReconcileLoop:
         known = 0
         async for page in self._accounts():
             for account, last in zip(page, await self._last_readings(page), strict=True):
-                if last is None or last.terms == ABSENT:
+                if last is None or last.policy == ABSENT:
                     continue
                 known += 1
                 if account not in fingerprints.by_account:
@@ -370,7 +370,7 @@ class ReconcileLoop:
         oldest_ms = now_ms
         async for page in self._accounts():
             for account, last in zip(page, await self._last_readings(page), strict=True):
-                if last is None or last.terms == ABSENT:
+                if last is None or last.policy == ABSENT:
                     continue
                 oldest_ms = min(oldest_ms, last.read_at_ms)
                 if limit_s is None or now_ms - last.read_at_ms <= limit_s * 1000:

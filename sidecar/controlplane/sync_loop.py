@@ -11,7 +11,7 @@ from typing import Final
 
 from sidecar.basics.logger import get_logger
 from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
-from sidecar.billing.reconcile.reconcile_state import MalformedMemory, Memory
+from sidecar.billing.reconcile.reconcile_state import MalformedReconcileState, ReconcileState
 from sidecar.billing.reconcile.reconciler import Reconciler
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.comparison import ComparisonRow
@@ -39,8 +39,8 @@ class Schedule:
 
     ends_ms: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def note(self, account: str, memory: Memory) -> None:
-        ends = tuple(sorted({link.ledger_end_ms for link in memory.links.values() if not link.is_final}))
+    def note(self, account: str, saved: ReconcileState) -> None:
+        ends = tuple(sorted({link.ledger_end_ms for link in saved.links.values() if not link.is_final}))
         if ends:
             self.ends_ms[account] = ends
         else:
@@ -86,14 +86,14 @@ class SyncLoop:
         return f"SyncLoop({len(self.schedule.ends_ms)} accounts with open periods)"
 
     async def overview(self, only: str | None) -> Overview:
-        """Every period that is remembered, beside what ledger, OpenMeter, sync and Lago's invoices have of it."""
+        """Every period that is updated_state, beside what ledger, OpenMeter, sync and Lago's invoices have of it."""
         now_ms = await self._store.accounts.now_ms()
         billed: list[ComparisonRow] = []
         waiting: list[ComparisonRow] = []
-        async for account, memory in self._memories(only):
-            billed += await self.checks.check(account, memory, now_ms)
+        async for account, saved in self._reconcile_states(only):
+            billed += await self.checks.check(account, saved, now_ms)
             state = (await self._store.accounts.state(account)).rolled_over(now_ms)
-            waiting += await self.checks.open_periods(account, memory, state)
+            waiting += await self.checks.open_periods(account, saved, state)
         return Overview(tuple(billed), tuple(waiting))
 
     async def run(self, token: int, stop: asyncio.Event) -> None:
@@ -129,25 +129,25 @@ class SyncLoop:
             LedgerUnavailable, RedisError: Valkey cannot be reached.
         """
         rows: list[ComparisonRow] = []
-        memories: dict[str, Memory] = {}
+        reconcile_states: dict[str, ReconcileState] = {}
 
         async def accounts() -> AsyncIterator[SyncAccount]:
             done = 0
-            async for account, memory in self._memories(only):
+            async for account, saved in self._reconcile_states(only):
                 done += 1
                 if progress is not None:
                     progress(done)
-                if memory.settled:
-                    memories[account] = memory
-                if memory.links:
-                    yield SyncAccount(account, tuple(memory.links.values()))
+                if saved.invoiced:
+                    reconcile_states[account] = saved
+                if saved.links:
+                    yield SyncAccount(account, tuple(saved.links.values()))
 
         now_ms = await self._store.accounts.now_ms()
         report = await self.sync.run_once(accounts(), token, now_ms, flush)
         if only is None:
             self.last = report
-        for account, memory in memories.items():
-            rows += await self.checks.check(account, memory, now_ms)
+        for account, saved in reconcile_states.items():
+            rows += await self.checks.check(account, saved, now_ms)
         return report, tuple(rows)
 
     async def flush_due(self, token: int) -> SyncReport | None:
@@ -158,21 +158,21 @@ class SyncLoop:
             return None
         accounts = []
         for account in due:
-            links = (await self._reconciler.memory(account)).links
+            links = (await self._reconciler.reconcile_state(account)).links
             accounts.append(SyncAccount(account, _near(links.values(), now_ms)))
         return await self.sync.run_once(accounts, token, now_ms)
 
-    async def _memories(self, only: str | None) -> AsyncIterator[tuple[str, Memory]]:
+    async def _reconcile_states(self, only: str | None) -> AsyncIterator[tuple[str, ReconcileState]]:
         after = ""
         while page := ((only,) if only is not None else await self._store.accounts.list(after, PAGE)):
             for account in page:
                 try:
-                    memory = await self._reconciler.memory(account)
-                except MalformedMemory as error:
+                    saved = await self._reconciler.reconcile_state(account)
+                except MalformedReconcileState as error:
                     log.warning("account not synced", account=account, reason=str(error))
                     continue
-                self.schedule.note(account, memory)
-                yield account, memory
+                self.schedule.note(account, saved)
+                yield account, saved
             if only is not None:
                 return
             after = page[-1]

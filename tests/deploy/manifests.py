@@ -24,7 +24,7 @@ EVERYTHING: dict[str, Any] = {
     "image": {"digest": DIGEST},
     "imagePullSecrets": [{"name": "registry"}],
     "commonLabels": {"team": "payments"},
-    "config": {"lago": {"plans": [{"code": "api_pro", "mode": "overage", "spending_cap": "500.00"}]}},
+    "config": {"lago": {"plan_policies": [{"code": "api_pro", "mode": "overage", "spending_cap": "500.00"}]}},
     "secrets": {"openmeterToken": True},
     "dataPlane": {
         "namespaces": ["accounts", "payments", NAMESPACE],

@@ -1,4 +1,4 @@
-"""A quarter, three billing models, and everything that goes wrong: the books agree at the end of every period.
+"""A quarter, three billing models, and everything that goes wrong: the desired agree at the end of every period.
 
 Ledger units = OpenMeter units = invoiced units, invoice amounts = ledger cost to the cent, nobody who pays in advance
 was served beyond what was paid, and no reconcile made more available without new money or a final invoice.
@@ -81,9 +81,9 @@ async def the_books_agree(sim: Quarter, periods_min: int, *, all_until_s: int = 
     compared = 0
     now_ms = sim.now_s * 1000
     for profile in PROFILES:
-        memory = await sim.billing.reconciler.memory(profile.id)
+        saved = await sim.billing.reconciler.reconcile_state(profile.id)
         assert sim.billing.sync_loop is not None
-        rows = await sim.billing.sync_loop.checks.check(profile.id, memory, now_ms)
+        rows = await sim.billing.sync_loop.checks.check(profile.id, saved, now_ms)
         billed = {row.period_start_ms for row in rows}
         for row in rows:
             served = sim.served.get((profile.id, row.period_start_ms, row.metric), 0)
@@ -95,7 +95,7 @@ async def the_books_agree(sim: Quarter, periods_min: int, *, all_until_s: int = 
             if account == profile.id and start_ms < all_until_s * 1000 and start_ms not in billed:
                 raise Violation(f"seed {sim.seed}: {account}: {units} {metric} from {start_ms} on were never billed")
         if len(billed) < periods_min and profile.id not in EVENTS_LEFT:
-            raise Violation(f"seed {sim.seed} at {sim.now_s}: {profile.id} has {len(billed)} invoices: {memory}")
+            raise Violation(f"seed {sim.seed} at {sim.now_s}: {profile.id} has {len(billed)} invoices: {saved}")
     return compared
 
 

@@ -25,7 +25,7 @@ from sidecar.billing.catalog.values import (
 )
 from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
 from sidecar.billing.reconcile.alerts import BillingRefused
-from sidecar.billing.reconcile.enforcement_policy import terms_of
+from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
 from sidecar.config.document import Node
 from sidecar.config.errors import ConfigError, Problem, dotted
 from sidecar.config.reading import read_document
@@ -127,7 +127,9 @@ class _Reader:
         currency = self._currencies[index]
         wanted = WantedCustomer(section.id, section.name, currency, section.timezone, section.metadata)
         try:
-            terms_of(Customer("", section.id, currency, "UTC", section.metadata), None, bool(section.wallets), ())
+            enforcement_policy(
+                Customer("", section.id, currency, "UTC", section.metadata), None, bool(section.wallets), ()
+            )
         except BillingRefused as error:
             self._problem(("customers", index, "metadata"), str(error).removeprefix("metadata "))
         return wanted

@@ -163,7 +163,7 @@ class LagoClient:
     async def current_usage(
         self, customer: str, external_subscription_id: str, *, apply_taxes: bool = True
     ) -> CurrentUsage | None:
-        """What has been ingested in the period at hand; None without such a customer or an active subscription."""
+        """What has been ingested in the current period; None without such a customer or an active subscription."""
         return await self._find(
             "/customers/{id}/current_usage",
             customer,

@@ -1,4 +1,4 @@
-"""What somebody should look at: found while the books were compared, never a reason to stop."""
+"""What somebody should look at: found while Lago and the ledger are compared, never a reason to stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AlertKind = Literal[
     "plan",  # a charge that cannot be enforced
     "wallet",  # a wallet that is not counted
     "subscription",  # subscriptions that one account cannot have together
-    "terms",  # metadata or plan terms that cannot be used
+    "policy",  # metadata or a plan policy that cannot be used
     "amount",  # a price or balance that cannot be represented
     "foreign",  # Lago has usage that the ledger has not
     "short",  # a final invoice lacks usage

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from sidecar.billing.lago.models import Invoice
 from sidecar.billing.reconcile.funds import money
-from sidecar.billing.reconcile.reconcile_state import Memory, SettledPeriod
+from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
 from sidecar.billing.usage_sync.period_links import PeriodLink
 from sidecar.ledger.accounts.account_state import AccountState
 
@@ -24,12 +24,15 @@ _WITHOUT_USAGE: Final = frozenset(
 
 _NOT_YET: Final = frozenset(("draft", "pending", "failed", "open", "generating"))
 
-Stage = Literal["unbilled", "draft", "final", "voided", "forgiven"]
+Stage = Literal["unbilled", "draft", "final", "voided", "written_off"]
 
 
 @dataclass(frozen=True, slots=True)
-class OldPeriod:
-    """A period of the ledger that is over. ``fee`` is the plan's own, as far as a wallet pays it."""
+class ClosedPeriod:
+    """A period of the ledger that is over, with all its metrics. ``fee`` is the plan's own, as far as a wallet pays it.
+
+    ``invoiced``: what is saved of it since its invoice was final or voided.
+    """
 
     start_ms: int
     end_ms: int
@@ -37,7 +40,7 @@ class OldPeriod:
     costs: Mapping[str, Decimal]
     fee: Decimal
     links: tuple[PeriodLink, ...]
-    settled: SettledPeriod | None = None
+    invoiced: InvoicedPeriod | None = None
 
     @property
     def cost(self) -> Decimal:
@@ -46,12 +49,15 @@ class OldPeriod:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """``owed`` is what a period still takes from the funds. ``invoice`` is the one that bills it, if there is one, and
-    ``billed`` what a final one has for its usage where units are missing on it.
+class BillingStatus:
+    """Whether Lago has billed a closed period.
+
+    ``owed`` is what the period still takes from the funds. ``invoice`` is the one that bills it, if there is one, and
+    ``billed`` what a final one has for its usage where units are missing on it. ``stage`` "written_off": its invoice
+    was voided, and no other one came in time.
     """
 
-    period: OldPeriod
+    period: ClosedPeriod
     stage: Stage
     owed: Decimal
     invoice: Invoice | None
@@ -59,60 +65,60 @@ class Standing:
 
     @property
     def is_final(self) -> bool:
-        return self.stage in ("final", "forgiven")
+        return self.stage in ("final", "written_off")
 
 
-def old_periods(state: AccountState, memory: Memory) -> tuple[OldPeriod, ...]:
-    """Every period before the current one that has not been forgotten, oldest first."""
+def closed_periods(state: AccountState, saved: ReconcileState) -> tuple[ClosedPeriod, ...]:
+    """Every period before the current one that is not forgotten, oldest first."""
     current = state.period_start_ms
-    starts = {start for start, _ in memory.links} | {period.start_ms for period in state.closed} | set(memory.settled)
+    starts = {start for start, _ in saved.links} | {period.start_ms for period in state.closed} | set(saved.invoiced)
     older = sorted(start for start in starts if start < current)
     periods = []
     for start, following in zip(older, [*older, current][1:], strict=True):
-        links = memory.links_of(start)
+        links = saved.links_of(start)
         planned = max((link.ledger_end_ms for link in links), default=following)
         closed = [period for period in state.closed if period.start_ms == start]
-        settled = memory.settled.get(start)
+        invoiced = saved.invoiced.get(start)
         units = {period.metric: period.units for period in closed}
         costs = {period.metric: state.money(period.cost) for period in closed}
-        if not closed and settled is not None:
-            units, costs = dict(settled.units), dict(settled.costs)
-        fee = memory.fees.get(start, Decimal(0))
-        periods.append(OldPeriod(start, min(planned, following), units, costs, fee, links, settled))
+        if not closed and invoiced is not None:
+            units, costs = dict(invoiced.units), dict(invoiced.costs)
+        fee = saved.fees.get(start, Decimal(0))
+        periods.append(ClosedPeriod(start, min(planned, following), units, costs, fee, links, invoiced))
     return tuple(periods)
 
 
-def standing_of(
-    period: OldPeriod, invoices: Sequence[Invoice], currency: str, now_ms: int, voided_open_ms: int
-) -> Standing:
-    """Where a period stands. ``invoices``: with their periods and fees, as far as they could bill it."""
+def billing_status(
+    period: ClosedPeriod, invoices: Sequence[Invoice], currency: str, now_ms: int, voided_open_ms: int
+) -> BillingStatus:
+    """The status of a period. ``invoices``: with their periods and fees, as far as they could bill it."""
     of_period = [invoice for invoice in invoices if _bills(invoice, period)]
     # Subscriptions of one account may be billed on invoices of their own; all of them must be final.
     final = [invoice for invoice in of_period if invoice.status == "finalized"]
     if final and all(any(_bills_link(invoice, link) for invoice in final) for link in period.links):
         billed = _billed_short(final, period, currency)
-        return Standing(period, "final", shortfall(period, billed, currency), final[0], billed)
+        return BillingStatus(period, "final", shortfall(period, billed, currency), final[0], billed)
     draft = [invoice for invoice in of_period if invoice.status in _NOT_YET]
     if draft:
         kinds = ("charge", "subscription") if period.fee else ("charge",)
         billed = sum((_usage_total(invoice, period, currency, kinds) for invoice in draft), Decimal(0))
-        return Standing(period, "draft", max(period.cost + period.fee, billed), draft[0])
-    settled = period.settled
+        return BillingStatus(period, "draft", max(period.cost + period.fee, billed), draft[0])
+    invoiced = period.invoiced
     voided = [invoice for invoice in of_period if invoice.status == "voided"]
-    if voided or _is_voided(settled, invoices):
+    if voided or _is_voided(invoiced, invoices):
         since = voided[0].voided_at_ms if voided else None
         if since is None:
-            since = settled.voided_at_ms if settled is not None and settled.voided_at_ms is not None else now_ms
+            since = invoiced.voided_at_ms if invoiced is not None and invoiced.voided_at_ms is not None else now_ms
         invoice = voided[0] if voided else None
         if now_ms - since >= voided_open_ms:
-            return Standing(period, "forgiven", Decimal(0), invoice)
-        return Standing(period, "voided", period.cost + period.fee, invoice)
-    if settled is not None:
-        return Standing(period, "final", shortfall(period, settled.billed, currency), None, settled.billed)
-    return Standing(period, "unbilled", period.cost + period.fee, None)
+            return BillingStatus(period, "written_off", Decimal(0), invoice)
+        return BillingStatus(period, "voided", period.cost + period.fee, invoice)
+    if invoiced is not None:
+        return BillingStatus(period, "final", shortfall(period, invoiced.billed, currency), None, invoiced.billed)
+    return BillingStatus(period, "unbilled", period.cost + period.fee, None)
 
 
-def _billed_short(final: Sequence[Invoice], period: OldPeriod, currency: str) -> Decimal | None:
+def _billed_short(final: Sequence[Invoice], period: ClosedPeriod, currency: str) -> Decimal | None:
     """What final invoices have for the period's usage if units are missing on them, else None: what a bank asks for
     the units is its own affair.
     """
@@ -127,7 +133,7 @@ def _billed_short(final: Sequence[Invoice], period: OldPeriod, currency: str) ->
     return sum((_usage_total(invoice, period, currency, ("charge",)) for invoice in final), Decimal(0))
 
 
-def shortfall(period: OldPeriod, billed: Decimal | None, currency: str) -> Decimal:
+def shortfall(period: ClosedPeriod, billed: Decimal | None, currency: str) -> Decimal:
     """What a final invoice lacks of what its period has cost: usage that came too late for it.
 
     It was served and never taken from a wallet, so it must not become funds again. What fees and taxes lose by being
@@ -139,7 +145,7 @@ def shortfall(period: OldPeriod, billed: Decimal | None, currency: str) -> Decim
     return missing if missing > money(2 * max(1, len(period.units)), currency) else Decimal(0)
 
 
-def unmatched_drafts(periods: Iterable[OldPeriod], invoices: Iterable[Invoice], currency: str) -> Decimal:
+def unmatched_drafts(periods: Iterable[ClosedPeriod], invoices: Iterable[Invoice], currency: str) -> Decimal:
     """What drafts will bill for periods that the ledger has never had, such as those before it was introduced."""
     known = list(periods)
     total = Decimal(0)
@@ -150,13 +156,13 @@ def unmatched_drafts(periods: Iterable[OldPeriod], invoices: Iterable[Invoice], 
     return total
 
 
-def _is_voided(settled: SettledPeriod | None, invoices: Iterable[Invoice]) -> bool:
-    if settled is None or settled.invoice_id is None:
+def _is_voided(invoiced: InvoicedPeriod | None, invoices: Iterable[Invoice]) -> bool:
+    if invoiced is None or invoiced.invoice_id is None:
         return False
-    return any(invoice.lago_id == settled.invoice_id and invoice.status == "voided" for invoice in invoices)
+    return any(invoice.lago_id == invoiced.invoice_id and invoice.status == "voided" for invoice in invoices)
 
 
-def _bills(invoice: Invoice, period: OldPeriod) -> bool:
+def _bills(invoice: Invoice, period: ClosedPeriod) -> bool:
     return any(_bills_link(invoice, link) for link in period.links)
 
 
@@ -170,7 +176,7 @@ def _bills_link(invoice: Invoice, link: PeriodLink) -> bool:
     )
 
 
-def _usage_total(invoice: Invoice, period: OldPeriod, currency: str, kinds: Sequence[str]) -> Decimal:
+def _usage_total(invoice: Invoice, period: ClosedPeriod, currency: str, kinds: Sequence[str]) -> Decimal:
     """Fees of these kinds of this period's subscriptions, with taxes."""
     subscriptions = {link.subscription_id for link in period.links}
     cents = sum(

@@ -8,10 +8,10 @@ from typing import Final
 
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alerts
-from sidecar.billing.reconcile.closed_periods import Standing
-from sidecar.billing.reconcile.effective_prices import Offer
+from sidecar.billing.reconcile.closed_periods import BillingStatus
+from sidecar.billing.reconcile.effective_prices import EffectivePrices
 from sidecar.billing.reconcile.funds import Funds, money
-from sidecar.billing.reconcile.reconcile_state import Memory
+from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.account_state import AccountState
 
@@ -37,40 +37,42 @@ def check_transactions(reading: AccountReading, alerts: Alerts) -> None:
 def check_raise(
     state: AccountState,
     spec: AccountSpec,
-    memory: Memory,
-    standings: Sequence[Standing],
+    saved: ReconcileState,
+    billing_statuses: Sequence[BillingStatus],
     funds: Funds,
-    mark: str,
+    revision: str,
     alerts: Alerts,
 ) -> None:
     """Rule 4 of the ledger, looked at from here: no give-back."""
     ceiling = spec.ceiling
-    if state.version == 0 or state.ceiling is None or ceiling is None or memory.last is None:
+    if state.version == 0 or state.ceiling is None or ceiling is None or saved.last is None:
         return
     before = state.money(state.ceiling - (state.unsettled if state.count_k else 0))
     after = ceiling - ((spec.unsettled or Decimal(0)) if spec.counts_unsettled else Decimal(0))
-    if after <= before or funds.balance > memory.last.balance or mark != memory.last.terms:
+    if after <= before or funds.balance > saved.last.balance or revision != saved.last.policy:
         return
-    if any(standing.is_final and standing.period.settled is None for standing in standings):
+    if any(status.is_final and status.period.invoiced is None for status in billing_statuses):
         return
     alerts.add(
         "raise", f"available rises from {before} to {after} {spec.currency} without new money or a final invoice"
     )
 
 
-def check_age(standings: Sequence[Standing], alerts: Alerts, now_ms: int) -> None:
-    for standing in standings:
-        age_ms = now_ms - standing.period.end_ms
-        if standing.stage == "unbilled" and standing.owed > 0 and age_ms > UNBILLED_MS_MAX:
+def check_age(billing_statuses: Sequence[BillingStatus], alerts: Alerts, now_ms: int) -> None:
+    for status in billing_statuses:
+        age_ms = now_ms - status.period.end_ms
+        if status.stage == "unbilled" and status.owed > 0 and age_ms > UNBILLED_MS_MAX:
             days = age_ms // _DAY_MS
-            alerts.add("unsettled", f"a period that ended {days} days ago owes {standing.owed} and has no invoice")
+            alerts.add("unsettled", f"a period that ended {days} days ago owes {status.owed} and has no invoice")
 
 
-def foreign_usage(reading: AccountReading, offer: Offer, state: AccountState, currency: str, alerts: Alerts) -> Decimal:
+def foreign_usage(
+    reading: AccountReading, effective: EffectivePrices, state: AccountState, currency: str, alerts: Alerts
+) -> Decimal:
     """By how much Lago's own figure for the current period exceeds what the ledger has settled in it."""
     total = Decimal(0)
     roundings = 0
-    for external_id in {each.external_id for each in offer.sold_by.values()}:
+    for external_id in {each.external_id for each in effective.billed_by.values()}:
         usage = reading.usages.get(external_id)
         if usage is not None and usage.from_ms <= state.period_start_ms < usage.to_ms:
             total += money(usage.total_cents, currency)

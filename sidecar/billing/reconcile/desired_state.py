@@ -1,8 +1,8 @@
 """From what Lago says of an account, and what the ledger has, to what the ledger shall have. Without I/O.
 
-The rule: available = Σ balances of the wallets that pay − what periods owe that are not finally billed − what the
-current period has cost, or what Lago has counted in it if that is more. The last but one is the ledger's ``K``, the
-last its own; ``funds`` is the rest.
+The rule: available = Σ balances of the wallets that pay − what periods owe whose invoice is not final − what the
+current period has cost, or what Lago has counted in it if that is more. The ledger calls what ended periods owe
+``unsettled``, and computes the cost of the current period itself; ``funds`` is the rest.
 """
 
 from __future__ import annotations
@@ -17,16 +17,28 @@ from sidecar.billing.lago.models import Customer
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
 from sidecar.billing.reconcile.calendar import next_ends_ms
-from sidecar.billing.reconcile.closed_periods import Standing, old_periods, standing_of, unmatched_drafts
+from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
 from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, check_transactions, foreign_usage
-from sidecar.billing.reconcile.effective_prices import Offer, counted_before, offer_of, plan_fee_of, terms_mark
-from sidecar.billing.reconcile.enforcement_policy import terms_of
+from sidecar.billing.reconcile.effective_prices import (
+    EffectivePrices,
+    counted_before,
+    effective_prices,
+    plan_fee_of,
+    policy_revision,
+)
+from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
 from sidecar.billing.reconcile.funds import funds_of, identity_faults, money, rounding_margin
-from sidecar.billing.reconcile.period_change import downgrade_is_due, linked, links_of_offer, must_cut, remembered
-from sidecar.billing.reconcile.reconcile_state import LastReading, Memory
+from sidecar.billing.reconcile.period_change import (
+    current_links,
+    downgrade_is_due,
+    must_end_period,
+    updated_state,
+    with_links,
+)
+from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_spec import AccountSpec, Status
-from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod
+from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
 from sidecar.ledger.accounts.periods import NOW_MS_MAX, FixedPeriod
 from sidecar.ledger.pricing.price_tables import PriceError
 
@@ -35,9 +47,9 @@ DOWNGRADE_LOOK_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """The period at hand must end first: ``next_ends_ms`` are the ends of those after it; ``close``: nothing may be
-    held any more, at once.
+class PeriodEnd:
+    """The current period must end now. ``next_ends_ms``: the ends of the periods after it. ``close``: from now on the
+    account takes no new holds.
     """
 
     next_ends_ms: tuple[int, ...]
@@ -59,32 +71,32 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """What is to be done for an account.
+class DesiredState:
+    """What an account shall be in the ledger.
 
-    ``cut`` comes before ``spec``: with it, the state has changed afterwards and must be reconciled again. ``spec``
-    None: nothing is to be loaded, and ``why`` says why. ``counted``: for an account new to the ledger. ``forget``:
-    records of closed periods that ``memory`` now has.
+    ``period_end`` comes before ``spec``: the ledger's state changes with it, and must be reconciled again afterwards.
+    ``spec`` None: nothing is to be loaded, and ``why`` says why. ``counted``: for an account new to the ledger.
+    ``forget``: records of closed periods that ``reconcile_state`` now has.
     """
 
     account: str
     spec: AccountSpec | None
     period_start_ms: int | None
-    memory: Memory
+    reconcile_state: ReconcileState
     why: str = ""
-    cut: Cut | None = None
+    period_end: PeriodEnd | None = None
     counted: Mapping[str, int] = field(default_factory=dict)
-    forget: tuple[ClosedPeriod, ...] = ()
+    forget: tuple[ClosedUsage, ...] = ()
     alerts: tuple[Alert, ...] = ()
-    standings: tuple[Standing, ...] = ()
+    billing_statuses: tuple[BillingStatus, ...] = ()
     figures: Figures | None = None
     plans: tuple[str, ...] = ()
-    wake_at_ms: tuple[int, ...] = ()
+    reload_at_ms: tuple[int, ...] = ()
 
 
-def reconcile(
-    reading: AccountReading, state: AccountState, memory: Memory, settings: LagoSettings, now_ms: int
-) -> Books:
+def desired_state(
+    reading: AccountReading, state: AccountState, saved: ReconcileState, settings: LagoSettings, now_ms: int
+) -> DesiredState:
     """``state``: the ledger's account, rolled over to ``now_ms`` by Valkey's clock; version 0 if it has none.
 
     Raises:
@@ -94,25 +106,25 @@ def reconcile(
     customer = reading.customer
     if customer is None:
         # An account that never came from Lago is a file's, and none of our business.
-        if state.version == 0 or not memory.came_from_lago:
-            return Books(reading.account, None, None, memory, "Lago does not know this customer")
+        if state.version == 0 or not saved.came_from_lago:
+            return DesiredState(reading.account, None, None, saved, "Lago does not know this customer")
         alerts.add("missing", "Lago does not know this customer any more; the account is closed")
-        return _closed(reading, state, memory, settings, alerts, now_ms)
+        return _closed(reading, state, saved, settings, alerts, now_ms)
     actives = [each for each in reading.subscriptions if each.is_active and each.plan is not None]
     if not actives:
-        if state.version == 0 or not memory.came_from_lago:
-            return Books(reading.account, None, None, memory, "the customer has no active subscription")
-        return _closed(reading, state, memory, settings, alerts, now_ms)
-    offer = offer_of(actives, customer, reading.default_taxes, alerts)
-    if offer.refused and not offer.prices and state.version > 0:
-        raise BillingRefused("plan", f"plan {offer.plan.code} has no charge that can be enforced: {_last(alerts)}")
-    # Before the cut, so that what cannot be loaded does not cut either.
-    spec = _open(reading, customer, offer, state, memory, settings, alerts, now_ms)
-    if spec.cut is None and spec.spec is not None:
+        if state.version == 0 or not saved.came_from_lago:
+            return DesiredState(reading.account, None, None, saved, "the customer has no active subscription")
+        return _closed(reading, state, saved, settings, alerts, now_ms)
+    effective = effective_prices(actives, customer, reading.default_taxes, alerts)
+    if effective.refused and not effective.prices and state.version > 0:
+        raise BillingRefused("plan", f"plan {effective.plan.code} has no charge that can be enforced: {_last(alerts)}")
+    # First, so that what cannot be loaded does not end a period either.
+    spec = _open(reading, customer, effective, state, saved, settings, alerts, now_ms)
+    if spec.period_end is None and spec.spec is not None:
         try:
             spec.spec.check()
         except PriceError as error:
-            raise BillingRefused("amount", f"plan {offer.plan.code}: {error}") from None
+            raise BillingRefused("amount", f"plan {effective.plan.code}: {error}") from None
     return spec
 
 
@@ -126,14 +138,14 @@ def _last(alerts: Alerts) -> str:
 def _open(
     reading: AccountReading,
     customer: Customer,
-    offer: Offer,
+    effective: EffectivePrices,
     state: AccountState,
-    memory: Memory,
+    saved: ReconcileState,
     settings: LagoSettings,
     alerts: Alerts,
     now_ms: int,
-) -> Books:
-    primary, plan = offer.primary, offer.plan
+) -> DesiredState:
+    primary, plan = effective.primary, effective.plan
     currency = plan.currency
     _check_currency(state, currency)
     lago_from, lago_to = primary.period_start_ms, primary.period_end_ms
@@ -141,15 +153,15 @@ def _open(
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, plan, customer.timezone)
     is_new = state.version == 0
-    if not is_new and must_cut(state, memory, offer, lago_from):
+    if not is_new and must_end_period(state, saved, effective, lago_from):
         following = (lago_to, *ends)
-        return Books(reading.account, None, None, memory, "the period at hand ends first",
-                     cut=Cut(following, close=False), alerts=tuple(alerts.rows))  # fmt: skip
+        return DesiredState(reading.account, None, None, saved, "the current period ends first",
+                     period_end=PeriodEnd(following, close=False), alerts=tuple(alerts.rows))  # fmt: skip
     # Ahead of Lago by its clock: the period that the ledger has begun stands.
     ahead = not is_new and state.period_start_ms >= lago_to
     start_ms = lago_from // 1000 * 1000 if is_new else state.period_start_ms
     end_ms, later = (state.period_end_ms, state.next_ends_ms) if ahead else (lago_to, ends)
-    funds = funds_of(reading.wallets, tuple(offer.prices), currency, now_ms)
+    funds = funds_of(reading.wallets, tuple(effective.prices), currency, now_ms)
     for fault in funds.ignored:
         alerts.add("wallet", fault)
     for wallet in reading.wallets:
@@ -158,15 +170,15 @@ def _open(
                 alerts.add("identity", fault)
     check_transactions(reading, alerts)
     has_wallet = any(wallet.is_active for wallet in reading.wallets)
-    terms = terms_of(customer, plan, has_wallet, settings.plans)
-    plan_fee = plan_fee_of(offer, customer, reading.default_taxes) if funds.pays_plan_fee else Decimal(0)
+    policy = enforcement_policy(customer, plan, has_wallet, settings.plan_policies)
+    plan_fee = plan_fee_of(effective, customer, reading.default_taxes) if funds.pays_plan_fee else Decimal(0)
 
-    standings = _standings(reading, state, memory, currency, settings, now_ms)
-    periods = [standing.period for standing in standings]
-    unsettled = _owed(standings, settings, currency, alerts)
+    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
+    periods = [status.period for status in billing_statuses]
+    unsettled = _owed(billing_statuses, settings, currency, alerts)
     unsettled += unmatched_drafts(periods, reading.invoices, currency)
     unpaid = Decimal(0)
-    if terms.mode == "postpaid":
+    if policy.mode == "postpaid":
         unpaid = sum(
             (
                 money(invoice.due_cents, currency)
@@ -178,65 +190,65 @@ def _open(
             Decimal(0),
         )
     if is_new:
-        counted = counted_before(reading, offer)
+        counted = counted_before(reading, effective)
         foreign = Decimal(0)
     else:
         counted = {}
-        foreign = Decimal(0) if ahead else foreign_usage(reading, offer, state, currency, alerts)
+        foreign = Decimal(0) if ahead else foreign_usage(reading, effective, state, currency, alerts)
     taxes = len(customer.taxes or reading.default_taxes)
-    margin = rounding_margin(offer.prices.values(), taxes, currency) if terms.mode == "prepaid" else Decimal(0)
+    margin = rounding_margin(effective.prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
     available = funds.balance - plan_fee - margin - foreign
     unsettled += unpaid
     spec = AccountSpec(
         id=reading.account,
-        mode=terms.mode,
+        mode=policy.mode,
         currency=currency,
         period=FixedPeriod(start_ms, end_ms, later),
-        prices=offer.prices,
-        status=terms.status,
+        prices=effective.prices,
+        status=policy.status,
         funds=available,
-        overdraft=terms.overdraft,
-        spending_cap=terms.spending_cap,
-        credit_limit=terms.credit_limit,
+        overdraft=policy.overdraft,
+        spending_cap=policy.spending_cap,
+        credit_limit=policy.credit_limit,
         unsettled=unsettled,
-        limits=terms.limits,
-        api_keys=terms.api_keys,
+        limits=policy.limits,
+        api_keys=policy.api_keys,
     )
     figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
-    mark = terms_mark(terms, offer)
-    check_raise(state, spec, memory, standings, funds, mark, alerts)
-    check_age(standings, alerts, now_ms)
+    revision = policy_revision(policy, effective)
+    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts)
+    check_age(billing_statuses, alerts, now_ms)
     if not reading.is_stable:
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
-    is_open = any(not standing.is_final for standing in standings)
-    last = LastReading(now_ms, funds.balance, mark, memory.last.fingerprint if memory.last else "", is_open)
-    kept, forget = remembered(reading, memory, standings, state, settings, now_ms)
+    is_open = any(not status.is_final for status in billing_statuses)
+    last = LastReading(now_ms, funds.balance, revision, saved.last.fingerprint if saved.last else "", is_open)
+    kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
     waits = not is_new and downgrade_is_due(reading, primary, start_ms, now_ms)
-    current = {} if waits else links_of_offer(offer, start_ms, end_ms, lago_from, lago_to, ahead)
+    current = {} if waits else current_links(effective, start_ms, end_ms, lago_from, lago_to, ahead)
     kept = replace(
         kept,
         links={**{key: link for key, link in kept.links.items() if key[0] != start_ms}, **current},
         fees={**kept.fees, start_ms: plan_fee},
         last=last,
     )
-    moments = (
+    reload_times = (
         funds.next_expiry_ms,
         _after(reading.account, start_ms, end_ms),
         now_ms + DOWNGRADE_LOOK_MS if waits else None,
     )
-    wakes = [at for at in moments if at is not None and at > now_ms]
-    return Books(
+    wakes = [at for at in reload_times if at is not None and at > now_ms]
+    return DesiredState(
         account=reading.account,
         spec=spec,
         period_start_ms=None if is_new else start_ms,
-        memory=kept,
+        reconcile_state=kept,
         counted=counted,
         forget=forget,
         alerts=tuple(alerts.rows),
-        standings=standings,
+        billing_statuses=billing_statuses,
         figures=figures,
-        plans=tuple(each.code for each in offer.plans),
-        wake_at_ms=tuple(wakes),
+        plans=tuple(each.code for each in effective.plans),
+        reload_at_ms=tuple(wakes),
     )
 
 
@@ -255,31 +267,31 @@ def _check_currency(state: AccountState, currency: str) -> None:
         )
 
 
-def _standings(
+def _billing_statuses(
     reading: AccountReading,
     state: AccountState,
-    memory: Memory,
+    saved: ReconcileState,
     currency: str,
     settings: LagoSettings,
     now_ms: int,
-) -> tuple[Standing, ...]:
+) -> tuple[BillingStatus, ...]:
     voided_open_ms = settings.reconcile.voided_open_s * 1000
     return tuple(
-        standing_of(linked(period, reading), reading.invoices, currency, now_ms, voided_open_ms)
-        for period in old_periods(state, memory)
+        billing_status(with_links(period, reading), reading.invoices, currency, now_ms, voided_open_ms)
+        for period in closed_periods(state, saved)
     )
 
 
-def _owed(standings: Sequence[Standing], settings: LagoSettings, currency: str, alerts: Alerts) -> Decimal:
+def _owed(billing_statuses: Sequence[BillingStatus], settings: LagoSettings, currency: str, alerts: Alerts) -> Decimal:
     """With ``carry`` a shortfall is billed in the current period, and Lago's own figure for that has it."""
     total = Decimal(0)
-    for standing in standings:
-        if not standing.is_final:
-            total += standing.owed
-        elif standing.owed and settings.sync.late_usage == "report":
-            total += standing.owed
-            alerts.add("short", f"the final invoice of a period has {standing.billed} {currency} for usage, the ledger"
-                       f" {standing.period.cost}: the difference stays set aside")  # fmt: skip
+    for status in billing_statuses:
+        if not status.is_final:
+            total += status.owed
+        elif status.owed and settings.sync.late_usage == "report":
+            total += status.owed
+            alerts.add("short", f"the final invoice of a period has {status.billed} {currency} for usage, the ledger"
+                       f" {status.period.cost}: the difference stays set aside")  # fmt: skip
     return total
 
 
@@ -289,19 +301,19 @@ def _owed(standings: Sequence[Standing], settings: LagoSettings, currency: str, 
 def _closed(
     reading: AccountReading,
     state: AccountState,
-    memory: Memory,
+    saved: ReconcileState,
     settings: LagoSettings,
     alerts: Alerts,
     now_ms: int,
-) -> Books:
+) -> DesiredState:
     """What it has used is billed on its last invoice; it takes no new holds."""
     currency = str(state.info.get("currency", ""))
-    if memory.links_of(state.period_start_ms) or any(usage.settled for usage in state.usages):
-        return Books(reading.account, None, None, memory, "the period at hand ends first",
-                     cut=Cut((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
-    standings = _standings(reading, state, memory, currency, settings, now_ms)
-    unsettled = _owed(standings, settings, currency, alerts)
-    kept, forget = remembered(reading, memory, standings, state, settings, now_ms)
+    if saved.links_of(state.period_start_ms) or any(usage.settled for usage in state.usages):
+        return DesiredState(reading.account, None, None, saved, "the current period ends first",
+                     period_end=PeriodEnd((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
+    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
+    unsettled = _owed(billing_statuses, settings, currency, alerts)
+    kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
     mode = state.info.get("mode")
     balance = funds_of(reading.wallets, (), currency, now_ms).balance
     spec = AccountSpec(
@@ -316,22 +328,22 @@ def _closed(
         credit_limit=Decimal(0) if mode == "postpaid" else None,
         unsettled=unsettled,
     )
-    return Books(
+    return DesiredState(
         account=reading.account,
         spec=spec,
         period_start_ms=state.period_start_ms,
-        memory=replace(
+        reconcile_state=replace(
             kept,
             last=LastReading(
                 now_ms,
                 balance,
                 "closed",
-                memory.last.fingerprint if memory.last else "",
-                any(not standing.is_final for standing in standings),
+                saved.last.fingerprint if saved.last else "",
+                any(not status.is_final for status in billing_statuses),
             ),
         ),
         forget=forget,
         alerts=tuple(alerts.rows),
-        standings=standings,
+        billing_statuses=billing_statuses,
         figures=Figures(currency, balance=balance, unsettled=unsettled, funds=balance),
     )

@@ -11,7 +11,7 @@ from typing import Final
 from sidecar.billing.lago.models import Customer, Plan, Subscription, Tax
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alerts, BillingRefused
-from sidecar.billing.reconcile.enforcement_policy import Terms
+from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy
 from sidecar.billing.reconcile.funds import money
 from sidecar.billing.reconcile.plan_prices import plan_prices
 from sidecar.billing.reconcile.taxes import gross, subscription_taxes
@@ -22,14 +22,17 @@ _DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What the active subscriptions of an account come to: one period, one price for each metric."""
+class EffectivePrices:
+    """The prices of an account: its active subscriptions together have one period, and one price for each metric.
+
+    ``billed_by``: the subscription that bills a metric. ``refused``: how many charges cannot be enforced.
+    """
 
     primary: Subscription
     plan: Plan
     actives: tuple[tuple[Subscription, Plan], ...]
     prices: Mapping[str, PriceTable]
-    sold_by: Mapping[str, Subscription]
+    billed_by: Mapping[str, Subscription]
     refused: int
 
     @property
@@ -38,21 +41,27 @@ class Offer:
         return tuple(plan for _, plan in self.actives)
 
     @property
-    def sellers(self) -> tuple[Subscription, ...]:
+    def billing_subscriptions(self) -> tuple[Subscription, ...]:
         """Those that bill usage; the primary one if none does."""
-        by_id = {each.lago_id: each for each in self.sold_by.values()}
+        by_id = {each.lago_id: each for each in self.billed_by.values()}
         return tuple(by_id.values()) or (self.primary,)
 
 
-def offer_of(actives: Sequence[Subscription], customer: Customer, defaults: tuple[Tax, ...], alerts: Alerts) -> Offer:
-    """What is sold; who cannot be served with the others is an alert. Raises ``BillingRefused``: too many metrics."""
+def effective_prices(
+    actives: Sequence[Subscription], customer: Customer, defaults: tuple[Tax, ...], alerts: Alerts
+) -> EffectivePrices:
+    """The prices in force; a subscription that does not go with the others is an alert.
+
+    Raises:
+        BillingRefused: too many metrics.
+    """
     by_age = sorted(actives, key=lambda each: (each.started_at_ms or each.created_at_ms, each.lago_id))
     priced = [each for each in by_age if each.plan is not None and each.plan.charges] or by_age
     primary = priced[0]
     assert primary.plan is not None
     bounds = (primary.period_start_ms, primary.period_end_ms)
     prices: dict[str, PriceTable] = {}
-    sold_by: dict[str, Subscription] = {}
+    billed_by: dict[str, Subscription] = {}
     refused = 0
     for each in priced:
         plan = each.plan
@@ -73,28 +82,28 @@ def offer_of(actives: Sequence[Subscription], customer: Customer, defaults: tupl
             refused += 1
         for metric, table in found.prices.items():
             if metric in prices:
-                alerts.add("subscription", f"{metric} is charged by the subscriptions {sold_by[metric].external_id} and"
-                           f" {each.external_id}; it is counted for the first")  # fmt: skip
+                alerts.add("subscription", f"{metric} is charged by the subscriptions"
+                           f" {billed_by[metric].external_id} and {each.external_id}; it is counted for the first")  # fmt: skip
                 continue
-            prices[metric], sold_by[metric] = table, each
+            prices[metric], billed_by[metric] = table, each
     if len(prices) > METRICS_MAX:
         raise BillingRefused("plan", f"{len(prices)} metrics are charged; an account has at most {METRICS_MAX}")
     pairs = tuple((each, each.plan) for each in by_age if each.plan is not None)
-    return Offer(primary, primary.plan, pairs, prices, sold_by, refused)
+    return EffectivePrices(primary, primary.plan, pairs, prices, billed_by, refused)
 
 
-def plan_fee_of(offer: Offer, customer: Customer, defaults: tuple[Tax, ...]) -> Decimal:
+def plan_fee_of(effective: EffectivePrices, customer: Customer, defaults: tuple[Tax, ...]) -> Decimal:
     """What the plans themselves will cost at the end of the period; a whole one, though Lago may prorate it."""
     total = Decimal(0)
-    for subscription, plan in offer.actives:
-        if plan.currency != offer.plan.currency or not plan.amount_cents:
+    for subscription, plan in effective.actives:
+        if plan.currency != effective.plan.currency or not plan.amount_cents:
             continue
         if _on_trial(subscription, plan):
             continue
         net = money(plan.amount_cents, plan.currency)
         total += gross(net, subscription_taxes(plan, customer, defaults))
     # Taxes are rounded to the coin: up, to be on the safe side.
-    return total.quantize(money(1, offer.plan.currency), ROUND_CEILING)
+    return total.quantize(money(1, effective.plan.currency), ROUND_CEILING)
 
 
 def _on_trial(subscription: Subscription, plan: Plan) -> bool:
@@ -104,20 +113,20 @@ def _on_trial(subscription: Subscription, plan: Plan) -> bool:
     return started + int(plan.trial_days * _DAY_MS) >= end
 
 
-def terms_mark(terms: Terms, offer: Offer) -> str:
+def policy_revision(policy: EnforcementPolicy, effective: EffectivePrices) -> str:
     """Changes when something other than money may raise what is available."""
-    plans = (plan.lago_id for plan in offer.plans)
-    prices = (f"{metric}={table}" for metric, table in sorted(offer.prices.items()))
-    parts = (terms.mode, terms.overdraft, terms.spending_cap, terms.credit_limit, *plans, *prices)
+    plans = (plan.lago_id for plan in effective.plans)
+    prices = (f"{metric}={table}" for metric, table in sorted(effective.prices.items()))
+    parts = (policy.mode, policy.overdraft, policy.spending_cap, policy.credit_limit, *plans, *prices)
     return "|".join(map(str, parts))[:4_000]
 
 
-def counted_before(reading: AccountReading, offer: Offer) -> dict[str, int]:
+def counted_before(reading: AccountReading, effective: EffectivePrices) -> dict[str, int]:
     """Units by metric that Lago has counted in the current period; parts of a unit count as a whole one."""
     counted: dict[str, int] = {}
-    for subscription in offer.sold_by.values():
+    for subscription in effective.billed_by.values():
         usage = reading.usages.get(subscription.external_id)
         for charge in usage.charges if usage is not None else ():
-            if charge.metric_code in offer.prices and charge.units > 0:
+            if charge.metric_code in effective.prices and charge.units > 0:
                 counted[charge.metric_code] = max(counted.get(charge.metric_code, 0), math.ceil(charge.units))
     return counted

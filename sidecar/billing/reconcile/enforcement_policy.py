@@ -1,4 +1,4 @@
-"""What the bank enforces for an account: from the customer's metadata in Lago, else the plan's terms in the
+"""What the bank enforces for an account: from the customer's metadata in Lago, else the plan's policy in the
 configuration, else by whether there is a wallet.
 
 Metadata of a customer (Lago allows keys of 20 characters): ``quota_mode``, ``quota_status`` (active, suspended,
@@ -16,7 +16,7 @@ from typing import Final, TypeVar, get_args
 
 from sidecar.billing.lago.models import Customer, Plan
 from sidecar.billing.reconcile.alerts import BillingRefused
-from sidecar.billing.settings import PlanTerms
+from sidecar.billing.settings import PlanPolicy
 from sidecar.ledger.accounts.account_spec import (
     API_KEYS_MAX,
     BURST_MAX,
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _API_KEY: Final = re.compile(r"quota_api_key(?:_\d{1,3})?")
-_NO_TERMS: Final = PlanTerms(code="-")
+_NO_POLICY: Final = PlanPolicy(code="-")
 _KNOWN: Final = frozenset(
     ("quota_mode", "quota_status", "quota_overdraft", "quota_spending_cap", "quota_credit_limit", "quota_rate",
      "quota_burst", "quota_per_day")
@@ -40,7 +40,7 @@ _KNOWN: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class EnforcementPolicy:
     """Money in units of the account's currency; ``api_keys`` None: the ledger's stay."""
 
     mode: Mode
@@ -52,8 +52,10 @@ class Terms:
     api_keys: tuple[str, ...] | None
 
 
-def terms_of(customer: Customer, plan: Plan | None, has_wallet: bool, plans: Iterable[PlanTerms]) -> Terms:
-    """The terms of an account.
+def enforcement_policy(
+    customer: Customer, plan: Plan | None, has_wallet: bool, plans: Iterable[PlanPolicy]
+) -> EnforcementPolicy:
+    """The policy of an account.
 
     Raises:
         BillingRefused: a value of the metadata cannot be read, or a ``quota_`` key is not known; it is named.
@@ -61,8 +63,8 @@ def terms_of(customer: Customer, plan: Plan | None, has_wallet: bool, plans: Ite
     metadata = customer.metadata
     for key in metadata:
         if key.startswith("quota_") and key not in _KNOWN and not _API_KEY.fullmatch(key):
-            raise BillingRefused("terms", f"metadata {key}: there is no such setting")
-    planned = next((each for each in plans if plan is not None and each.code == plan.code), _NO_TERMS)
+            raise BillingRefused("policy", f"metadata {key}: there is no such setting")
+    planned = next((each for each in plans if plan is not None and each.code == plan.code), _NO_POLICY)
 
     def read(key: str, parse: Callable[[str], T], otherwise: T) -> T:
         text = metadata.get(key, "").strip()
@@ -72,10 +74,10 @@ def terms_of(customer: Customer, plan: Plan | None, has_wallet: bool, plans: Ite
             return parse(text)
         except (ValueError, InvalidOperation, KeyError) as error:
             why = f": {error}" if isinstance(error, ValueError) else ""
-            raise BillingRefused("terms", f"metadata {key}: {text[:40]!r} cannot be used{why}") from None
+            raise BillingRefused("policy", f"metadata {key}: {text[:40]!r} cannot be used{why}") from None
 
     rate = read("quota_rate", _rate, planned.requests_per_second or Decimal(0))
-    return Terms(
+    return EnforcementPolicy(
         mode=read("quota_mode", _mode, planned.mode or _mode_by_wallet(plan, has_wallet)),
         status=read("quota_status", Status.of, Status.ACTIVE),
         overdraft=read("quota_overdraft", _money, planned.overdraft or Decimal(0)),
@@ -134,7 +136,7 @@ def _api_keys(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     for key, digest in digests.items():
         # What is there may be the API key itself, so it is not shown.
         if not _SHA256.fullmatch(digest):
-            raise BillingRefused("terms", f"metadata {key}: not a SHA-256 in lower-case hexadecimal")
+            raise BillingRefused("policy", f"metadata {key}: not a SHA-256 in lower-case hexadecimal")
     if len(digests) > API_KEYS_MAX:
-        raise BillingRefused("terms", f"metadata has {len(digests)} API keys, at most {API_KEYS_MAX} are allowed")
+        raise BillingRefused("policy", f"metadata has {len(digests)} API keys, at most {API_KEYS_MAX} are allowed")
     return tuple(sorted(set(digests.values())))

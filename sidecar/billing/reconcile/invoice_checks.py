@@ -16,7 +16,7 @@ import orjson
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Invoice
-from sidecar.billing.reconcile.reconcile_state import Memory, SettledPeriod
+from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
 from sidecar.billing.usage_sync.comparison import ComparisonRow, LedgerUsage
 from sidecar.billing.usage_sync.sync_store import SyncStateError
 from sidecar.billing.usage_sync.usage_sync import Sync
@@ -59,17 +59,17 @@ class InvoiceChecks:
     def __repr__(self) -> str:
         return f"InvoiceChecks({self.metrics.compared} compared)"
 
-    async def check(self, account: str, memory: Memory, now_ms: int) -> tuple[ComparisonRow, ...]:
+    async def check(self, account: str, saved: ReconcileState, now_ms: int) -> tuple[ComparisonRow, ...]:
         """Compare what has not been compared; answer all rows that are known of the account, oldest first."""
         rows: list[ComparisonRow] = []
-        for start_ms, settled in sorted(memory.settled.items()):
-            known = decode_rows(memory.checks.get(start_ms))
-            if settled.invoice_id is None:
+        for start_ms, invoiced in sorted(saved.invoiced.items()):
+            known = decode_rows(saved.checks.get(start_ms))
+            if invoiced.invoice_id is None:
                 continue
-            if known is not None and (all(row.is_equal for row in known) or now_ms - settled.at_ms > AGAIN_MS):
+            if known is not None and (all(row.is_equal for row in known) or now_ms - invoiced.at_ms > AGAIN_MS):
                 rows += known
                 continue
-            fresh = await self._compare(account, memory, settled)
+            fresh = await self._compare(account, saved, invoiced)
             if fresh is not None and fresh != known:
                 await set_fields(self._client, self._keys.billing(account), {f"check:{start_ms}": encode_rows(fresh)})
                 self._note(known is None, fresh)
@@ -77,12 +77,12 @@ class InvoiceChecks:
         self._show(account, rows)
         return tuple(rows)
 
-    async def open_periods(self, account: str, memory: Memory, state: AccountState) -> tuple[ComparisonRow, ...]:
+    async def open_periods(self, account: str, saved: ReconcileState, state: AccountState) -> tuple[ComparisonRow, ...]:
         """The periods that are not billed yet, oldest first, with nothing invoiced; ``state`` is rolled over."""
         nothing = _no_invoice(str(state.info.get("currency", "")))
         rows: list[ComparisonRow] = []
-        for (start_ms, _), link in sorted(memory.links.items()):
-            if start_ms in memory.settled:
+        for (start_ms, _), link in sorted(saved.links.items()):
+            if start_ms in saved.invoiced:
                 continue
             if start_ms == state.period_start_ms:
                 counts = [(usage.metric, usage.settled, state.cost_of(usage)) for usage in state.usages]
@@ -95,26 +95,28 @@ class InvoiceChecks:
                 log.warning("period not compared", account=account, reason=str(error))
         return tuple(rows)
 
-    async def _compare(self, account: str, memory: Memory, settled: SettledPeriod) -> tuple[ComparisonRow, ...] | None:
-        assert settled.invoice_id is not None
-        links = memory.links_of(settled.start_ms)
+    async def _compare(
+        self, account: str, saved: ReconcileState, invoiced: InvoicedPeriod
+    ) -> tuple[ComparisonRow, ...] | None:
+        assert invoiced.invoice_id is not None
+        links = saved.links_of(invoiced.start_ms)
         if not links:
             return None
         try:
-            invoice = await self._lago.invoice(settled.invoice_id)
+            invoice = await self._lago.invoice(invoiced.invoice_id)
             if invoice is None or invoice.fees is None:
                 return None
             rows: list[ComparisonRow] = []
             for link in links:
                 usage = [
-                    LedgerUsage(metric, units, settled.costs.get(metric, Decimal(0)))
-                    for metric, units in settled.units.items()
+                    LedgerUsage(metric, units, invoiced.costs.get(metric, Decimal(0)))
+                    for metric, units in invoiced.units.items()
                     if metric in link.metrics
                 ]
                 rows += await self._sync.compare(account, link, usage, invoice)
             return tuple(rows)
         except (LagoError, QueryError, SyncStateError, ValueError) as error:
-            log.warning("invoice not compared", account=account, invoice=settled.invoice_id, reason=str(error))
+            log.warning("invoice not compared", account=account, invoice=invoiced.invoice_id, reason=str(error))
             return None
 
     def _note(self, is_first: bool, rows: Iterable[ComparisonRow]) -> None:

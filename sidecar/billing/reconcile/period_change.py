@@ -8,18 +8,18 @@ from typing import Final
 
 from sidecar.billing.lago.models import Subscription
 from sidecar.billing.reconcile.account_reading import AccountReading
-from sidecar.billing.reconcile.closed_periods import OldPeriod, Standing
-from sidecar.billing.reconcile.effective_prices import Offer
-from sidecar.billing.reconcile.reconcile_state import Memory, SettledPeriod
+from sidecar.billing.reconcile.closed_periods import BillingStatus, ClosedPeriod
+from sidecar.billing.reconcile.effective_prices import EffectivePrices
+from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
 from sidecar.billing.settings import LagoSettings
 from sidecar.billing.usage_sync.period_links import PeriodLink
-from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod
+from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
 
 ADOPTED_MS_MAX: Final = 3_600_000
 """By how much a subscription may start after the ledger's period and still take all of it over."""
 
 
-def must_cut(state: AccountState, memory: Memory, offer: Offer, lago_from_ms: int) -> bool:
+def must_end_period(state: AccountState, saved: ReconcileState, effective: EffectivePrices, lago_from_ms: int) -> bool:
     """Whether the ledger's period began before the one that Lago is in, or at no whole second, as one from an accounts
     file may. If Lago is in a period of another subscription, but the ledger's lies in it, it has always been that one.
 
@@ -29,7 +29,9 @@ def must_cut(state: AccountState, memory: Memory, offer: Offer, lago_from_ms: in
     start_ms, from_ms = state.period_start_ms, lago_from_ms // 1000 * 1000
     if start_ms % 1000 or from_ms - start_ms > ADOPTED_MS_MAX:
         return True
-    others = {link.subscription_id for link in memory.links_of(start_ms)} - {each.lago_id for each in offer.sellers}
+    others = {link.subscription_id for link in saved.links_of(start_ms)} - {
+        each.lago_id for each in effective.billing_subscriptions
+    }
     return start_ms < from_ms and bool(others)
 
 
@@ -43,8 +45,8 @@ def downgrade_is_due(reading: AccountReading, primary: Subscription, start_ms: i
     )
 
 
-def linked(period: OldPeriod, reading: AccountReading) -> OldPeriod:
-    """A period that nobody has linked, as Lago was out of reach all through it, belongs to whom it lies with."""
+def with_links(period: ClosedPeriod, reading: AccountReading) -> ClosedPeriod:
+    """A period without links, as Lago was out of reach all through it, is linked to the subscription of its time."""
     if period.links or not period.units or period.start_ms % 1000 or period.end_ms % 1000:
         return period
     for each in reading.subscriptions:
@@ -65,8 +67,8 @@ def linked(period: OldPeriod, reading: AccountReading) -> OldPeriod:
     return period
 
 
-def links_of_offer(
-    offer: Offer, start_ms: int, end_ms: int, lago_from_ms: int, lago_to_ms: int, ahead: bool
+def current_links(
+    effective: EffectivePrices, start_ms: int, end_ms: int, lago_from_ms: int, lago_to_ms: int, ahead: bool
 ) -> dict[tuple[int, str], PeriodLink]:
 
     def bounds(each: Subscription) -> tuple[int, int]:
@@ -82,56 +84,62 @@ def links_of_offer(
             external_subscription_id=each.external_id,
             lago_from_ms=bounds(each)[0],
             lago_to_ms=bounds(each)[1],
-            metrics=tuple(sorted(metric for metric, seller in offer.sold_by.items() if seller.lago_id == each.lago_id)),
+            metrics=tuple(
+                sorted(
+                    metric
+                    for metric, subscription in effective.billed_by.items()
+                    if subscription.lago_id == each.lago_id
+                )
+            ),
             is_final=False,
             is_current=True,
         )
-        for each in offer.sellers
+        for each in effective.billing_subscriptions
     }
 
 
-def remembered(
+def updated_state(
     reading: AccountReading,
-    memory: Memory,
-    standings: Sequence[Standing],
+    saved: ReconcileState,
+    billing_statuses: Sequence[BillingStatus],
     state: AccountState,
     settings: LagoSettings,
     now_ms: int,
-) -> tuple[Memory, tuple[ClosedPeriod, ...]]:
-    """What is kept of periods that are over, and which of the ledger's records are not needed any more."""
+) -> tuple[ReconcileState, tuple[ClosedUsage, ...]]:
+    """The state to save of closed periods, and the ledger's records that are not needed any more."""
     kept_ms = settings.reconcile.closed_kept_s * 1000
     ends = {each.lago_id: each.terminated_at_ms for each in reading.subscriptions if each.terminated_at_ms is not None}
-    links, fees = dict(memory.links), dict(memory.fees)
-    settled, checks = dict(memory.settled), dict(memory.checks)
-    forget: list[ClosedPeriod] = []
-    for standing in standings:
-        period = standing.period
+    links, fees = dict(saved.links), dict(saved.fees)
+    invoiced, checks = dict(saved.invoiced), dict(saved.checks)
+    forget: list[ClosedUsage] = []
+    for status in billing_statuses:
+        period = status.period
         start = period.start_ms
-        at_ms = period.settled.at_ms if period.settled is not None else now_ms
+        at_ms = period.invoiced.at_ms if period.invoiced is not None else now_ms
         for link in period.links:
             # No event counts for a subscription that has ended, and the ledger heard of its end a moment later.
             ended = ends.get(link.subscription_id, link.lago_to_ms)
             lago_to_ms = min(link.lago_to_ms, ended) if ended > link.lago_from_ms else link.lago_to_ms
             links[start, link.subscription_id] = replace(
-                link, ledger_end_ms=period.end_ms, lago_to_ms=lago_to_ms, is_final=standing.is_final, is_current=False
+                link, ledger_end_ms=period.end_ms, lago_to_ms=lago_to_ms, is_final=status.is_final, is_current=False
             )
-        voided_at = period.settled.voided_at_ms if period.settled is not None else None
-        if standing.stage == "voided":
+        voided_at = period.invoiced.voided_at_ms if period.invoiced is not None else None
+        if status.stage == "voided":
             voided_at = voided_at if voided_at is not None else now_ms
-        if standing.stage in ("final", "forgiven", "voided"):
-            invoice = standing.invoice.lago_id if standing.invoice else None
-            if invoice is None and period.settled is not None:
-                invoice = period.settled.invoice_id
-            settled[start] = SettledPeriod(
+        if status.stage in ("final", "written_off", "voided"):
+            invoice = status.invoice.lago_id if status.invoice else None
+            if invoice is None and period.invoiced is not None:
+                invoice = period.invoiced.invoice_id
+            invoiced[start] = InvoicedPeriod(
                 start, period.end_ms, invoice, period.units, period.costs, period.fee, at_ms,
-                None if standing.stage == "final" else voided_at, standing.billed,
+                None if status.stage == "final" else voided_at, status.billed,
             )  # fmt: skip
             forget += [closed for closed in state.closed if closed.start_ms == start]
         # A period without usage and without a fee owes nothing, whether Lago makes an invoice of it or not.
         idle = not period.units and not period.cost and not period.fee
-        if now_ms - period.end_ms > kept_ms and (standing.is_final or idle):
-            settled.pop(start, None)
+        if now_ms - period.end_ms > kept_ms and (status.is_final or idle):
+            invoiced.pop(start, None)
             fees.pop(start, None)
             checks.pop(start, None)
             links = {key: link for key, link in links.items() if key[0] != start}
-    return Memory(links, fees, settled, memory.last, checks), tuple(forget)
+    return ReconcileState(links, fees, invoiced, saved.last, checks), tuple(forget)

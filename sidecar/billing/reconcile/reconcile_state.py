@@ -1,7 +1,7 @@
-"""What the reconciler remembers of an account between two readings: one hash in Valkey, beside the account's own.
+"""The reconciler's state of an account between two readings: one hash in Valkey, beside the account's own.
 
 Fields: ``link:<ledger start>:<subscription>`` to which Lago period a period of the ledger belongs, ``fee:<start>`` what
-the plan's fee adds to it, ``settled:<start>`` what a period came to whose invoice is final, ``last`` the last reading.
+the plan's fee adds to it, ``invoiced:<start>`` what a period came to whose invoice is final, ``last`` the last reading.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import orjson
 from sidecar.billing.usage_sync.period_links import PeriodLink, decode_link, encode_link
 
 ABSENT: Final = "absent"
-"""Terms of a reading that found nothing to load."""
+"""Policy of a reading that found nothing to load."""
 
 
 @dataclass(frozen=True, slots=True)
-class SettledPeriod:
+class InvoicedPeriod:
     """A period of the ledger whose invoice is final. ``units`` and ``costs`` are the ledger's, by metric; ``billed`` is
     what the invoice has for them, taxes included, where units are missing on it. ``invoice_id`` None: nothing was due.
     """
@@ -38,31 +38,33 @@ class SettledPeriod:
 
 @dataclass(frozen=True, slots=True)
 class LastReading:
-    """What the last load was made of. Money in units of the currency. ``is_open``: a period owes something still."""
+    """What the last load was made of. Money in units of the currency. ``policy``: the policy's revision
+    (``effective_prices.policy_revision``). ``is_open``: a period owes something still.
+    """
 
     read_at_ms: int
     balance: Decimal
-    terms: str
+    policy: str
     fingerprint: str = ""
     is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Keys of ``fees``, ``settled`` and ``checks`` are the starts of ledger periods, those of ``links`` (start,
+class ReconcileState:
+    """Keys of ``fees``, ``invoiced`` and ``checks`` are the starts of ledger periods, those of ``links`` (start,
     subscription). ``checks``: JSON of how the invoice compared with the ledger (``invoice_checks``).
     """
 
     links: Mapping[tuple[int, str], PeriodLink] = field(default_factory=dict)
     fees: Mapping[int, Decimal] = field(default_factory=dict)
-    settled: Mapping[int, SettledPeriod] = field(default_factory=dict)
+    invoiced: Mapping[int, InvoicedPeriod] = field(default_factory=dict)
     last: LastReading | None = None
     checks: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def came_from_lago(self) -> bool:
         """Whether the ledger's account was ever loaded from Lago; else it is a file's."""
-        return self.last is not None and self.last.terms != ABSENT
+        return self.last is not None and self.last.policy != ABSENT
 
     def links_of(self, start_ms: int) -> tuple[PeriodLink, ...]:
         return tuple(link for (start, _), link in sorted(self.links.items()) if start == start_ms)
@@ -73,35 +75,35 @@ class Memory:
             f"link:{start}:{subscription}": encode_link(link) for (start, subscription), link in self.links.items()
         }
         stored |= {f"fee:{start}": str(fee) for start, fee in self.fees.items()}
-        stored |= {f"settled:{start}": _dump(asdict(period)) for start, period in self.settled.items()}
+        stored |= {f"invoiced:{start}": _dump(asdict(period)) for start, period in self.invoiced.items()}
         stored |= {f"check:{start}": check for start, check in self.checks.items()}
         if self.last is not None:
             stored["last"] = _dump(asdict(self.last))
         return stored
 
-    def with_fingerprint(self, fingerprint: str) -> Memory:
+    def with_fingerprint(self, fingerprint: str) -> ReconcileState:
         return self if self.last is None else replace(self, last=replace(self.last, fingerprint=fingerprint))
 
     def oldest_ms(self, current_ms: int) -> int:
-        """The earliest instant for which invoices may matter: the start of the first period that is not settled."""
-        starts = {start for start, _ in self.links} | set(self.settled)
+        """The earliest instant for which invoices may matter: the start of the first period that is not invoiced."""
+        starts = {start for start, _ in self.links} | set(self.invoiced)
         waiting = (start for start in starts if not self._is_done(start))
         return min([current_ms, *waiting])
 
     def _is_done(self, start_ms: int) -> bool:
-        settled = self.settled.get(start_ms)
-        return settled is not None and settled.voided_at_ms is None
+        invoiced = self.invoiced.get(start_ms)
+        return invoiced is not None and invoiced.voided_at_ms is None
 
 
-class MalformedMemory(ValueError):
+class MalformedReconcileState(ValueError):
     """A field that no version has written. The message names it."""
 
 
-def decode_memory(fields: Mapping[bytes, bytes]) -> Memory:
-    """Raises ``MalformedMemory``."""
+def decode_reconcile_state(fields: Mapping[bytes, bytes]) -> ReconcileState:
+    """Raises ``MalformedReconcileState``."""
     links: dict[tuple[int, str], PeriodLink] = {}
     fees: dict[int, Decimal] = {}
-    settled: dict[int, SettledPeriod] = {}
+    invoiced: dict[int, InvoicedPeriod] = {}
     checks: dict[int, str] = {}
     last = None
     for name, value in fields.items():
@@ -112,16 +114,16 @@ def decode_memory(fields: Mapping[bytes, bytes]) -> Memory:
                 links[int(start), subscription] = decode_link(value)
             elif kind == "fee":
                 fees[int(rest)] = Decimal(value.decode())
-            elif kind == "settled":
-                settled[int(rest)] = _settled(orjson.loads(value))
+            elif kind == "invoiced":
+                invoiced[int(rest)] = _invoiced(orjson.loads(value))
             elif kind == "check":
                 checks[int(rest)] = value.decode()
             elif kind == "last":
                 row = orjson.loads(value)
                 last = decode_last(row)
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-            raise MalformedMemory(f"{name[:60]!r} cannot be read: {error}") from None
-    return Memory(links, fees, settled, last, checks)
+            raise MalformedReconcileState(f"{name[:60]!r} cannot be read: {error}") from None
+    return ReconcileState(links, fees, invoiced, last, checks)
 
 
 def decode_last(row: Any) -> LastReading:
@@ -129,14 +131,14 @@ def decode_last(row: Any) -> LastReading:
     return LastReading(
         read_at_ms=int(row["read_at_ms"]),
         balance=Decimal(row["balance"]),
-        terms=str(row["terms"]),
+        policy=str(row["policy"]),
         fingerprint=str(row["fingerprint"]),
         is_open=bool(row["is_open"]),
     )
 
 
-def _settled(row: Any) -> SettledPeriod:
-    return SettledPeriod(
+def _invoiced(row: Any) -> InvoicedPeriod:
+    return InvoicedPeriod(
         start_ms=int(row["start_ms"]),
         end_ms=int(row["end_ms"]),
         invoice_id=row["invoice_id"],

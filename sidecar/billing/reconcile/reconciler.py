@@ -17,9 +17,15 @@ from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Tax
 from sidecar.billing.reconcile.account_reading import AccountReading, Lago, read_account
 from sidecar.billing.reconcile.alerts import Alert, BillingRefused
-from sidecar.billing.reconcile.desired_state import Books, reconcile
+from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
 from sidecar.billing.reconcile.metrics import BillingMetrics
-from sidecar.billing.reconcile.reconcile_state import ABSENT, LastReading, MalformedMemory, Memory, decode_memory
+from sidecar.billing.reconcile.reconcile_state import (
+    ABSENT,
+    LastReading,
+    MalformedReconcileState,
+    ReconcileState,
+    decode_reconcile_state,
+)
 from sidecar.billing.reconcile.reload_requests import ReloadRequests
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_state import AccountState
@@ -40,7 +46,7 @@ from sidecar.valkey.topology import CLIENT_ERRORS, Client
 log = get_logger("sidecar.billing")
 
 ROUNDS_MAX: Final = 6
-"""A cut, a period that moved meanwhile: each makes it look at the ledger once more."""
+"""A period that is ended early, or that moved meanwhile: each makes it look at the ledger once more."""
 
 TAXES_KEPT_S: Final = 60.0
 AGAIN_MS: Final = 2_000
@@ -69,7 +75,7 @@ class Outcome:
     result: Result
     why: str = ""
     is_final: bool = True
-    books: Books | None = None
+    desired: DesiredState | None = None
     before: AccountState | None = None
     after: AccountState | None = None
     alerts: tuple[Alert, ...] = ()
@@ -130,11 +136,11 @@ class Reconciler:
         return await self._guarded(account, self._preview(account))
 
     async def _preview(self, account: str) -> Outcome:
-        memory = await self.memory(account)
+        saved = await self.reconcile_state(account)
         state = await self._rolled_over(account)
-        reading = await self._read(account, state, memory, thorough=True)
-        books = reconcile(reading, state, memory, self._settings, reading.read_at_ms)
-        return Outcome(account, "dry-run", books.why, True, books, state, None, books.alerts)
+        reading = await self._read(account, state, saved, thorough=True)
+        desired = desired_state(reading, state, saved, self._settings, reading.read_at_ms)
+        return Outcome(account, "dry-run", desired.why, True, desired, state, None, desired.alerts)
 
     async def _reconcile(self, account: str, token: int | None, fingerprint: str | None, thorough: bool) -> Outcome:
         started = time.monotonic()
@@ -155,8 +161,8 @@ class Reconciler:
             return _refused(account, Alert(error.kind, account, str(error)))
         except (PriceError, LoadRefused) as error:
             return _refused(account, Alert("amount", account, str(error)))
-        except (ApiKeyTaken, MalformedMemory, MalformedAccount) as error:
-            return _refused(account, Alert("terms", account, str(error)))
+        except (ApiKeyTaken, MalformedReconcileState, MalformedAccount) as error:
+            return _refused(account, Alert("policy", account, str(error)))
         except Fenced as error:
             return Outcome(account, "fenced", str(error), is_final=False)
         except LagoError as error:
@@ -167,38 +173,40 @@ class Reconciler:
             return Outcome(account, "unavailable", str(error), is_final=False)
 
     async def _bring(self, account: str, token: int | None, fingerprint: str | None, thorough: bool) -> Outcome:
-        memory = await self.memory(account)
+        saved = await self.reconcile_state(account)
         before = state = await self._rolled_over(account)
-        reading = await self._read(account, state, memory, thorough)
+        reading = await self._read(account, state, saved, thorough)
         for _ in range(ROUNDS_MAX):
             now_ms = await self._loader.now_ms()
-            books = reconcile(reading, state, memory, self._settings, now_ms)
-            if books.cut is not None:
+            desired = desired_state(reading, state, saved, self._settings, now_ms)
+            if desired.period_end is not None:
                 at_ms = now_ms // 1000 * 1000 + 1000
-                await self._loader.cut(account, at_ms, books.cut.next_ends_ms, token, close=books.cut.close)
+                await self._loader.end_period(
+                    account, at_ms, desired.period_end.next_ends_ms, token, close=desired.period_end.close
+                )
                 await self._sleep_until(at_ms)
-            elif books.spec is None:
-                await self._mark_absent(account, memory, fingerprint)
-                return Outcome(account, "absent", books.why, books=books, before=before, alerts=books.alerts)
+            elif desired.spec is None:
+                await self._mark_absent(account, saved, fingerprint)
+                return Outcome(account, "absent", desired.why, desired=desired, before=before, alerts=desired.alerts)
             else:
                 try:
-                    await self._load(books, token)
+                    await self._load(desired, token)
                 except PeriodMoved:
                     pass
                 else:
-                    await self._keep(books, memory, fingerprint)
+                    await self._keep(desired, saved, fingerprint)
                     if not reading.is_stable:
                         await self.schedule_reload(f"account:{account}", now_ms + AGAIN_MS)
                     after = await self._rolled_over(account)
-                    return Outcome(account, "loaded", "", True, books, before, after, books.alerts)
+                    return Outcome(account, "loaded", "", True, desired, before, after, desired.alerts)
             state = await self._rolled_over(account)
         return Outcome(account, "unavailable", "its period kept moving while it was loaded", is_final=False)
 
-    async def _load(self, books: Books, token: int | None) -> None:
-        spec = books.spec
+    async def _load(self, desired: DesiredState, token: int | None) -> None:
+        spec = desired.spec
         assert spec is not None
-        counted = dict(books.counted)
-        if books.period_start_ms is None and self._counts is not None and spec.prices:
+        counted = dict(desired.counted)
+        if desired.period_start_ms is None and self._counts is not None and spec.prices:
             # New to the ledger, or lost by it: OpenMeter may have counted more than has reached Lago.
             start_ms = spec.period.at(0).start_ms
             try:
@@ -208,46 +216,46 @@ class Reconciler:
             else:
                 counted |= {metric: max(units, counted.get(metric, 0)) for metric, units in metered.items() if units}
         await self._loader.load(
-            spec, period_start_ms=books.period_start_ms, fence=token, counted=counted, keep_operator_status=True
+            spec, period_start_ms=desired.period_start_ms, fence=token, counted=counted, keep_operator_status=True
         )
 
-    async def _keep(self, books: Books, memory: Memory, fingerprint: str | None) -> None:
-        """Memory first, then the ledger's records of what it now remembers: a crash between keeps both."""
-        kept = books.memory if fingerprint is None else books.memory.with_fingerprint(fingerprint)
+    async def _keep(self, desired: DesiredState, saved: ReconcileState, fingerprint: str | None) -> None:
+        """The reconcile state first, then the ledger's records of what it now has: a crash between keeps both."""
+        kept = desired.reconcile_state if fingerprint is None else desired.reconcile_state.with_fingerprint(fingerprint)
         fields = kept.fields()
-        gone = memory.fields().keys() - fields.keys()
-        key = self._keys.billing(books.account)
+        gone = saved.fields().keys() - fields.keys()
+        key = self._keys.billing(desired.account)
         try:
             await set_fields(self._client, key, fields)
             if gone:
                 await self._client.hdel(key, *gone)
-            await self._client.delete(self._keys.absent(books.account))
-            for at_ms in books.wake_at_ms:
-                await self.schedule_reload(f"account:{books.account}", at_ms)
+            await self._client.delete(self._keys.absent(desired.account))
+            for at_ms in desired.reload_at_ms:
+                await self.schedule_reload(f"account:{desired.account}", at_ms)
         except CLIENT_ERRORS as error:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
-        await self._loader.forget_closed(books.account, books.forget)
+        await self._loader.forget_closed(desired.account, desired.forget)
 
     async def schedule_reload(self, name: str, at_ms: int) -> None:
         """Request a reload at an instant. Raises what redis-py raises."""
         await self._reload_requests.schedule(name, at_ms)
 
-    async def memory(self, account: str) -> Memory:
-        """What is remembered of an account. Raises ``LedgerUnavailable``, ``MalformedMemory``."""
+    async def reconcile_state(self, account: str) -> ReconcileState:
+        """What is saved of an account. Raises ``LedgerUnavailable``, ``MalformedReconcileState``."""
         try:
             fields = await self._client.hgetall(self._keys.billing(account))
         except CLIENT_ERRORS as error:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
-        return decode_memory(cast("Mapping[bytes, bytes]", fields))
+        return decode_reconcile_state(cast("Mapping[bytes, bytes]", fields))
 
-    async def _read(self, account: str, state: AccountState, memory: Memory, thorough: bool) -> AccountReading:
+    async def _read(self, account: str, state: AccountState, saved: ReconcileState, thorough: bool) -> AccountReading:
         current_ms = state.period_start_ms if state.version > 0 else 0
         return await read_account(
             self._lago,
             account,
             await self._default_taxes(),
             await self._loader.now_ms(),
-            memory.oldest_ms(current_ms),
+            saved.oldest_ms(current_ms),
             with_transactions=thorough,
         )
 
@@ -261,13 +269,13 @@ class Reconciler:
             self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 
-    async def _mark_absent(self, account: str, memory: Memory, fingerprint: str | None) -> None:
+    async def _mark_absent(self, account: str, saved: ReconcileState, fingerprint: str | None) -> None:
         try:
             await self._client.set(self._keys.absent(account), "1", ex=self._settings.reconcile.absent_s)
             if fingerprint is not None:
                 # A customer of the bank who subscribes to nothing is not read again in every sweep.
                 last = LastReading(await self._loader.now_ms(), Decimal(0), ABSENT, fingerprint)
-                fields = replace(memory, last=last).fields()
+                fields = replace(saved, last=last).fields()
                 await set_fields(self._client, self._keys.billing(account), {"last": fields["last"]})
         except CLIENT_ERRORS as error:
             raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error

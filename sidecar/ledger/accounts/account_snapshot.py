@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod
+from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
 from sidecar.ledger.pricing.price_tables import PriceTable
 from sidecar.ledger.pricing.rating import unpacked
 
 
 @dataclass(frozen=True, slots=True)
 class MetricSnapshot:
-    """One metric in the current period. ``cost`` is that of the settled units; ``offered``: the plan still has it.
+    """One metric in the current period. ``cost`` is that of the settled units; ``in_plan``: the plan still has it.
 
     ``model`` names the kind of ``price``; "" and None for a metric that has been used but never had a price.
     """
@@ -23,7 +23,7 @@ class MetricSnapshot:
     cost: Decimal
     model: str
     price: PriceTable | None
-    offered: bool
+    in_plan: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class AccountSnapshot:
     period_end_ms: int
     rollover_pending: bool
     metrics: tuple[MetricSnapshot, ...]
-    closed: tuple[tuple[ClosedPeriod, Decimal], ...]
+    closed: tuple[tuple[ClosedUsage, Decimal], ...]
     rate_per_second: str
     burst: int
     day_limit: int
@@ -75,7 +75,7 @@ def snapshot_of(account: str, stored: AccountState, state: AccountState) -> Acco
                 cost=state.money(spent),
                 model=type(price).__name__.lower() if price else "",
                 price=price,
-                offered=name in state.prices,
+                in_plan=name in state.prices,
             )
         )
     info = state.info

@@ -31,8 +31,8 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class ClosedPeriod:
-    """What one metric came to in a period that is over; ``cost`` is scaled."""
+class ClosedUsage:
+    """What one metric came to in a closed period; ``cost`` is scaled."""
 
     start_ms: int
     metric: str
@@ -61,7 +61,7 @@ class AccountState:
     usages: tuple[Usage, ...]
     prices: Mapping[str, PackedTable]
     former_prices: Mapping[str, PackedTable]
-    closed: tuple[ClosedPeriod, ...]
+    closed: tuple[ClosedUsage, ...]
     digits: int
     info: Mapping[str, Any]
 
@@ -111,7 +111,7 @@ class AccountState:
         for usage in self.usages:
             spent = self.cost_of(usage)
             if usage.settled > 0 or spent > 0:
-                closed.append(ClosedPeriod(self.period_start_ms, usage.metric, usage.settled, spent))
+                closed.append(ClosedUsage(self.period_start_ms, usage.metric, usage.settled, spent))
             older = bounded(older + spent)
             if usage.metric in self.prices or usage.held > 0:
                 kept.append(Usage(usage.metric, 0, usage.held))
@@ -134,7 +134,7 @@ class AccountState:
             table = self.table(usage.metric)
             spent = bounded(cost(table, 0) * count) if table else 0
             if spent > 0:
-                closed.append(ClosedPeriod(self.period_start_ms, usage.metric, 0, spent))
+                closed.append(ClosedUsage(self.period_start_ms, usage.metric, 0, spent))
                 older = bounded(older + spent)
         moved = count * length_ms
         return replace(
@@ -166,7 +166,7 @@ def _decode(fields: Mapping[bytes, bytes]) -> AccountState:
     if not 0 <= state[1] < state[2]:
         raise ValueError("its period does not end after its start")
     closed = [
-        ClosedPeriod(int(match[1]), match[2].decode(), *map(int, value.split()))
+        ClosedUsage(int(match[1]), match[2].decode(), *map(int, value.split()))
         for name, value in fields.items()
         if (match := _CLOSED.fullmatch(name))
     ]
@@ -191,7 +191,7 @@ def _decode(fields: Mapping[bytes, bytes]) -> AccountState:
     )
 
 
-def _in_order(closed: Iterable[ClosedPeriod]) -> tuple[ClosedPeriod, ...]:
+def _in_order(closed: Iterable[ClosedUsage]) -> tuple[ClosedUsage, ...]:
     return tuple(sorted(closed, key=lambda each: (each.start_ms, each.metric)))
 
 

@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot, MetricSnapshot, snapshot_of
 from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Status
-from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod, decode_account
+from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage, decode_account
 from sidecar.ledger.accounts.api_keys import ApiKeys
 from sidecar.ledger.accounts.load_errors import (
     ApiKeyTaken,
@@ -88,7 +88,7 @@ class AccountLoader:
     ) -> int:
         """Write an account, new or not; answer its new version.
 
-        ``now_ms`` chooses the period (None: Valkey's clock). ``period_start_ms`` says to which period at hand
+        ``now_ms`` chooses the period (None: Valkey's clock). ``period_start_ms`` says to which current period
         ``spec.unsettled`` belongs: it counts what was due before that; without it, that of the moment is taken.
         ``fence`` is a leader's token (``sidecar.valkey.lease``). ``counted``: units by metric that an account which is
         new to the ledger has used in its period already. With ``keep_operator_status`` an account that was suspended
@@ -97,7 +97,7 @@ class AccountLoader:
         Raises:
             PriceError: an amount cannot be represented.
             ApiKeyTaken: a key is another account's.
-            PeriodMoved: the period at hand starts elsewhere than ``period_start_ms``.
+            PeriodMoved: the current period starts elsewhere than ``period_start_ms``.
             Fenced: a later leader has written the account.
             LoadRefused: the script cannot take it.
             LedgerUnavailable: Valkey cannot be reached; whether the account was written is not known.
@@ -132,10 +132,10 @@ class AccountLoader:
         for _ in range(ATTEMPTS_MAX):
             state = await self._read(spec.id)
             if period_start_ms is not None and state.version > 0:
-                at_hand = state.rolled_over(await self._now_ms()).period_start_ms
-                if at_hand != period_start_ms:
+                current_ms = state.rolled_over(await self._now_ms()).period_start_ms
+                if current_ms != period_start_ms:
                     raise PeriodMoved(
-                        f"account {spec.id}: the period at hand starts at {at_hand}, not {period_start_ms}"
+                        f"account {spec.id}: the current period starts at {current_ms}, not {period_start_ms}"
                     )
             digits = max(state.digits, spec.digits_needed())
             stored_keys = _api_keys_in(state.info)
@@ -196,7 +196,7 @@ class AccountLoader:
 
         return await self._rewrite(account, changed)
 
-    async def cut(
+    async def end_period(
         self,
         account: str,
         at_ms: int,
@@ -225,7 +225,7 @@ class AccountLoader:
         return await self._rewrite(account, changed, fence)
 
     async def suspend_until_loaded(self, account: str, fence: int | None = None) -> int:
-        """Suspend the account until it is loaded again, as what is known of it is too old. Raises as ``cut``."""
+        """Suspend the account until it is loaded again, as what is known of it is too old. Raises as ``end_period``."""
 
         def changed(state: AccountState) -> _Change:
             status = max(state.status, Status.SUSPENDED)
@@ -233,7 +233,7 @@ class AccountLoader:
 
         return await self._rewrite(account, changed, fence)
 
-    async def forget_closed(self, account: str, periods: Iterable[ClosedPeriod]) -> None:
+    async def forget_closed(self, account: str, periods: Iterable[ClosedUsage]) -> None:
         """Drop records of periods that are over and paid for. Raises ``LedgerUnavailable``."""
         fields = [f"closed:{period.start_ms}:{period.metric}" for period in periods]
         if fields:

@@ -13,15 +13,8 @@ from sidecar.ledger.keys import Keys
 from sidecar.metering.dead_letters import EVENT
 from sidecar.metering.outbox import outbox_scripts
 from sidecar.metering.publisher.batches import Entry
-from sidecar.valkey.calls import (
-    VALKEY_ERRORS,
-    Argument,
-    Call,
-    Client,
-    PartitionCalls,
-    is_missing,
-    script_call,
-)
+from sidecar.valkey.calls import VALKEY_ERRORS, Argument, Call, PartitionCalls, is_missing, script_call
+from sidecar.valkey.topology import Client
 
 GROUP = "publishers"
 

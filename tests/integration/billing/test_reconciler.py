@@ -42,25 +42,25 @@ async def test_reconciling_again_changes_nothing_but_the_version(system: Desk) -
     await system.customer("tpp-1")
     await system.reconcile("tpp-1")
     await system.usage.spend("tpp-1", "api_calls", 30)
-    first, memory = await system.show("tpp-1"), await system.billing.reconciler.memory("tpp-1")
+    first, saved = await system.show("tpp-1"), await system.billing.reconciler.reconcile_state("tpp-1")
 
     await system.reconcile("tpp-1")
 
     second = await system.show("tpp-1")
     assert replace(second, version=first.version) == first
-    after = await system.billing.reconciler.memory("tpp-1")
-    assert (after.links, after.fees, after.settled) == (memory.links, memory.fees, memory.settled)
+    after = await system.billing.reconciler.reconcile_state("tpp-1")
+    assert (after.links, after.fees, after.invoiced) == (saved.links, saved.fees, saved.invoiced)
 
 
 async def test_an_unknown_customer_leaves_a_mark_that_goes_when_lago_knows_it(system: Desk) -> None:
-    mark = system.store.keys.absent("tpp-9")
+    revision = system.store.keys.absent("tpp-9")
 
     assert (await system.reconcile("tpp-9")).result == "absent"
-    assert 0 < await system.store.client.ttl(mark) <= 30
+    assert 0 < await system.store.client.ttl(revision) <= 30
     await system.customer("tpp-9")
     assert (await system.reconcile("tpp-9")).result == "loaded"
 
-    assert await system.store.client.exists(mark) == 0
+    assert await system.store.client.exists(revision) == 0
 
 
 async def test_an_account_from_a_file_is_left_alone_when_lago_does_not_know_it(system: Desk) -> None:
@@ -101,9 +101,9 @@ async def test_an_upgrade_begins_a_new_period_at_a_whole_second_and_keeps_what_t
     assert account.period_start_ms % 1000 == 0
     assert account.metrics[0].price == Standard(Decimal("0.2"))
     assert account.metrics[0].settled == 0
-    assert outcome.books is not None
+    assert outcome.desired is not None
     # The stand-in bills the old subscription at once, and has no usage of it: what was used stays owed to nobody.
-    assert [standing.period.units for standing in outcome.books.standings] == [{"api_calls": 30}]
+    assert [status.period.units for status in outcome.desired.billing_statuses] == [{"api_calls": 30}]
 
 
 async def test_a_terminated_subscription_closes_the_account_at_once(system: Desk) -> None:
@@ -188,7 +188,7 @@ async def test_data_that_cannot_be_used_is_refused_by_name_and_the_last_good_fun
     assert outcome.result == "refused"
     assert names in outcome.why
     assert "in-clear" not in outcome.why
-    assert system.billing.metrics.alerts_by_kind() == {"terms": 1}
+    assert system.billing.metrics.alerts_by_kind() == {"policy": 1}
     assert await system.available("tpp-1") == Decimal(10)
 
 
@@ -224,7 +224,7 @@ async def test_a_preview_writes_nothing(system: Desk) -> None:
     outcome = await system.billing.reconciler.preview("tpp-1")
 
     assert outcome.result == "dry-run"
-    assert outcome.books is not None
-    assert outcome.books.spec is not None
-    assert outcome.books.spec.funds == Decimal(10)
+    assert outcome.desired is not None
+    assert outcome.desired.spec is not None
+    assert outcome.desired.spec.funds == Decimal(10)
     assert await system.store.client.keys("qs:*") == []

@@ -193,7 +193,7 @@ async def test_unsettled_of_another_period_is_refused(ledger: Ledger) -> None:
     await ledger.usage.spend("tpp-1", "api_calls", 100)
     await ledger.usage.age("tpp-1", YEAR_MS)
 
-    with pytest.raises(PeriodMoved, match=f"the period at hand starts at {start}, not {start - YEAR_MS}"):
+    with pytest.raises(PeriodMoved, match=f"the current period starts at {start}, not {start - YEAR_MS}"):
         await ledger.loader.load(replace(SPEC, unsettled=Decimal(0)), period_start_ms=start - YEAR_MS)
 
     assert (await shown(ledger)).unsettled == Decimal(5)
@@ -209,7 +209,7 @@ async def test_a_metric_that_left_the_plan_still_costs_until_its_period_ends(led
     await ledger.loader.load(SPEC)
 
     account = await shown(ledger)
-    left = {m.metric: (m.settled, m.cost, m.offered) for m in account.metrics}
+    left = {m.metric: (m.settled, m.cost, m.in_plan) for m in account.metrics}
     assert left == {"api_calls": (0, Decimal(0), True), "sms": (2, Decimal(2), False)}
     assert account.available == 8
     assert (await ledger.usage.hold("tpp-1", "sms", 1))[3] == Code.UNPRICED
@@ -412,7 +412,7 @@ async def test_a_leader_that_has_been_succeeded_writes_nothing(ledger: Ledger) -
     with pytest.raises(Fenced, match="later leader"):
         await ledger.loader.load(replace(SPEC, funds=Decimal(99)), fence=7)
     with pytest.raises(Fenced):
-        await ledger.loader.cut("tpp-1", await ledger.loader.now_ms() + 1000, (), fence=7)
+        await ledger.loader.end_period("tpp-1", await ledger.loader.now_ms() + 1000, (), fence=7)
 
     assert await ledger.usage.stored("tpp-1") == before
     await ledger.loader.load(replace(SPEC, funds=Decimal(21)), fence=8)
@@ -454,8 +454,8 @@ async def test_a_period_that_is_cut_short_ends_then_and_owes_what_it_cost(ledger
     await ledger.usage.spend("tpp-1", "api_calls", 10)
     end = now + 200
 
-    await ledger.loader.cut("tpp-1", end, (now + DAY_MS, now + 2 * DAY_MS))
-    await ledger.loader.cut("tpp-1", now + DAY_MS + 1, ())  # later than it ends anyway
+    await ledger.loader.end_period("tpp-1", end, (now + DAY_MS, now + 2 * DAY_MS))
+    await ledger.loader.end_period("tpp-1", now + DAY_MS + 1, ())  # later than it ends anyway
     await asyncio.sleep(0.25)
 
     account = await shown(ledger)

@@ -15,8 +15,8 @@ from sidecar.metering.audit.audit_report import AuditReport
 from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.settings import MeteringSettings
-from sidecar.valkey.calls import Client
 from sidecar.valkey.command import bulk
+from sidecar.valkey.topology import Client
 from tests.integration.metering.kit import Valkey
 from tests.support.ledger_driver import CLOCK_KEY, call_batch, text_of
 

@@ -19,7 +19,7 @@ from sidecar.metering.outbox.outbox import GROUP
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
-from sidecar.valkey.calls import Client
+from sidecar.valkey.topology import Client
 
 Valkey = Any
 """A client that waits. Its library's annotations leave open whether text or bytes come back, so they are of no use."""

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.billing.lago.models import Tax
 from sidecar.billing.reconcile.alerts import BillingRefused
-from sidecar.billing.reconcile.desired_state import Books
+from sidecar.billing.reconcile.desired_state import DesiredState
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_spec import Status
 from sidecar.ledger.accounts.account_state import Usage
@@ -32,8 +32,8 @@ from tests.unit.billing.world import (
 )
 
 
-def kinds(books: Books) -> list[str]:
-    return [alert.kind for alert in books.alerts]
+def kinds(desired: DesiredState) -> list[str]:
+    return [alert.kind for alert in desired.alerts]
 
 
 def in_august(world: World | None = None) -> World:
@@ -60,15 +60,15 @@ def in_august(world: World | None = None) -> World:
 def test_a_new_account_gets_prices_period_and_the_sum_of_its_wallets() -> None:
     world = World().lago(wallets=(wallet("100"), wallet("20.50", "w2"), wallet("9", "w3", status="terminated")))
 
-    books = world.load()
+    desired = world.load()
 
-    assert books.spec is not None
-    assert books.spec.mode == "prepaid"
-    assert books.spec.prices == {"api_calls": Standard(Decimal("0.10"))}
-    assert books.spec.period.at(NOW).start_ms == AUGUST
-    assert books.spec.period.at(NOW).end_ms == SEPTEMBER
+    assert desired.spec is not None
+    assert desired.spec.mode == "prepaid"
+    assert desired.spec.prices == {"api_calls": Standard(Decimal("0.10"))}
+    assert desired.spec.period.at(NOW).start_ms == AUGUST
+    assert desired.spec.period.at(NOW).end_ms == SEPTEMBER
     assert world.available == Decimal("120.50")
-    assert kinds(books) == []
+    assert kinds(desired) == []
 
 
 def test_what_lago_has_counted_already_is_taken_over_by_an_account_that_is_new() -> None:
@@ -81,17 +81,17 @@ def test_what_lago_has_counted_already_is_taken_over_by_an_account_that_is_new()
 
 
 def test_a_customer_whom_lago_does_not_know_is_not_loaded() -> None:
-    books = World().lago(customer=None, subscriptions=(), wallets=()).books()
+    desired = World().lago(customer=None, subscriptions=(), wallets=()).desired()
 
-    assert books.spec is None
-    assert "does not know" in books.why
+    assert desired.spec is None
+    assert "does not know" in desired.why
 
 
 def test_a_customer_without_a_subscription_is_not_loaded() -> None:
-    books = World().lago(subscriptions=()).books()
+    desired = World().lago(subscriptions=()).desired()
 
-    assert (books.spec, books.cut) == (None, None)
-    assert "no active subscription" in books.why
+    assert (desired.spec, desired.period_end) == (None, None)
+    assert "no active subscription" in desired.why
 
 
 # Wallets
@@ -109,11 +109,11 @@ def test_a_customer_without_a_subscription_is_not_loaded() -> None:
 def test_a_wallet_that_would_not_pay_is_not_counted_and_said(options: dict[str, object], why: str) -> None:
     world = World().lago(wallets=(wallet("5"), wallet("100", "w2", **options)))
 
-    books = world.load()
+    desired = world.load()
 
     assert world.available == Decimal("5")
-    assert kinds(books) == ["wallet"]
-    assert why in books.alerts[0].message
+    assert kinds(desired) == ["wallet"]
+    assert why in desired.alerts[0].message
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_a_wallet_whose_scope_covers_the_account_s_metrics_counts(options: dict[
 
 
 def test_the_account_is_looked_at_again_when_a_wallet_expires_and_when_the_period_ends() -> None:
-    books = World().lago(wallets=(wallet(expires_at_ms=NOW + 5000),)).books()
+    desired = World().lago(wallets=(wallet(expires_at_ms=NOW + 5000),)).desired()
 
-    expiry, end = books.wake_at_ms
+    expiry, end = desired.reload_at_ms
     assert expiry == NOW + 5000
     assert SEPTEMBER <= end < SEPTEMBER + 1_800_000
 
@@ -153,10 +153,10 @@ def test_the_plan_s_fee_with_its_tax_is_rounded_up_to_the_coin() -> None:
     taxed = replace(customer(), taxes=(Tax("vat", Decimal("7.7")),))
     world = World().lago(customer=taxed, subscriptions=(subscription(plan(standard("1"), amount_cents=1_001)),))
 
-    books = world.load()
+    desired = world.load()
 
-    assert books.figures is not None
-    assert books.figures.plan_fee == Decimal("10.79")  # 10.78077
+    assert desired.figures is not None
+    assert desired.figures.plan_fee == Decimal("10.79")  # 10.78077
 
 
 def test_a_trial_waives_the_fee_of_its_own_subscription_alone() -> None:
@@ -185,10 +185,10 @@ def test_prices_are_those_with_tax_and_a_cent_is_kept_for_its_rounding() -> None
     parts = World().lago(customer=taxed, subscriptions=(subscription(plan(standard("0.101"))),))
 
     whole.load()
-    books = parts.load()
+    desired = parts.load()
 
-    assert books.spec is not None
-    assert books.spec.prices == {"api_calls": Standard(Decimal("0.1212"))}
+    assert desired.spec is not None
+    assert desired.spec.prices == {"api_calls": Standard(Decimal("0.1212"))}
     assert (whole.available, parts.available) == (Decimal(100), Decimal("99.99"))
 
 
@@ -203,25 +203,25 @@ def test_each_further_price_in_parts_of_a_coin_keeps_a_cent_more() -> None:
 
 
 def test_a_wallet_whose_figures_contradict_each_other_is_an_alert_and_no_failure() -> None:
-    books = World().lago(wallets=(wallet("100", credits_balance=Decimal(7)),)).books()
+    desired = World().lago(wallets=(wallet("100", credits_balance=Decimal(7)),)).desired()
 
-    assert kinds(books) == ["identity"]
-    assert "7 credits at 1 are 7 EUR, but its balance is 100" in books.alerts[0].message
+    assert kinds(desired) == ["identity"]
+    assert "7 credits at 1 are 7 EUR, but its balance is 100" in desired.alerts[0].message
 
 
 # Modes
 
 
-def test_mode_comes_from_metadata_then_from_the_plan_s_terms_then_from_the_wallet() -> None:
-    terms = LagoSettings.model_validate({"plans": [{"code": "pro", "mode": "overage", "spending_cap": "7"}]})
+def test_mode_comes_from_metadata_then_from_the_plan_s_policy_then_from_the_wallet() -> None:
+    policy = LagoSettings.model_validate({"plan_policies": [{"code": "pro", "mode": "overage", "spending_cap": "7"}]})
 
     def mode(world: World) -> str:
-        books = world.books()
-        assert books.spec is not None
-        return books.spec.mode
+        desired = world.desired()
+        assert desired.spec is not None
+        return desired.spec.mode
 
-    assert mode(World(settings=terms).lago(customer=customer(quota_mode="postpaid"))) == "postpaid"
-    assert mode(World(settings=terms)) == "overage"
+    assert mode(World(settings=policy).lago(customer=customer(quota_mode="postpaid"))) == "postpaid"
+    assert mode(World(settings=policy)) == "overage"
     assert mode(World()) == "prepaid"
     assert mode(World().lago(wallets=())) == "postpaid"
     assert mode(World().lago(wallets=(), subscriptions=(subscription(plan(amount_cents=9900)),))) == "overage"
@@ -231,13 +231,17 @@ def test_metadata_suspends_limits_and_identifies() -> None:
     digest = "ab" * 32
     metadata = {"quota_status": "suspended", "quota_rate": "5", "quota_burst": "9", "quota_per_day": "1000",
                 "quota_overdraft": "2.5", "quota_api_key": digest, "colour": "blue"}  # fmt: skip
-    books = World().lago(customer=customer(**metadata)).books()
+    desired = World().lago(customer=customer(**metadata)).desired()
 
-    assert books.spec is not None
-    assert books.spec.status is Status.SUSPENDED
-    assert (books.spec.limits.per_second, books.spec.limits.burst, books.spec.limits.per_day) == (Decimal(5), 9, 1000)
-    assert books.spec.overdraft == Decimal("2.5")
-    assert books.spec.api_keys == (digest,)
+    assert desired.spec is not None
+    assert desired.spec.status is Status.SUSPENDED
+    assert (desired.spec.limits.per_second, desired.spec.limits.burst, desired.spec.limits.per_day) == (
+        Decimal(5),
+        9,
+        1000,
+    )
+    assert desired.spec.overdraft == Decimal("2.5")
+    assert desired.spec.api_keys == (digest,)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_metadata_that_cannot_be_used_is_named_and_never_shows_a_key(metadata: d
     (key,) = metadata
 
     with pytest.raises(BillingRefused, match=f"metadata {key}") as refused:
-        World().lago(customer=customer(**metadata)).books()
+        World().lago(customer=customer(**metadata)).desired()
 
     assert "secret" not in str(refused.value)
 
@@ -278,31 +282,31 @@ def test_what_a_period_cost_is_owed_until_its_invoice_is_final() -> None:
         world.lago(invoices=(invoice(status),)).load()
         assert world.available == Decimal(90)
 
-    books = world.lago(invoices=(invoice("finalized"),), wallets=(wallet("90"),)).load()
+    desired = world.lago(invoices=(invoice("finalized"),), wallets=(wallet("90"),)).load()
     assert world.available == Decimal(90)
-    assert [standing.stage for standing in books.standings] == ["final"]
-    assert books.forget
-    assert kinds(books) == []
+    assert [status.stage for status in desired.billing_statuses] == ["final"]
+    assert desired.forget
+    assert kinds(desired) == []
 
 
 def test_a_final_invoice_that_was_paid_in_cash_frees_what_was_owed() -> None:
     world = in_august()
     world.load()
 
-    books = world.lago(invoices=(invoice("finalized"),)).load()
+    desired = world.lago(invoices=(invoice("finalized"),)).load()
 
     assert world.available == Decimal(100)
-    assert kinds(books) == []
+    assert kinds(desired) == []
 
 
 def test_usage_that_missed_its_final_invoice_does_not_become_funds_again() -> None:
     world = in_august()
     world.load()
 
-    books = world.lago(invoices=(invoice(cents=700, units="70"),), wallets=(wallet("93"),)).load()
+    desired = world.lago(invoices=(invoice(cents=700, units="70"),), wallets=(wallet("93"),)).load()
 
     assert world.available == Decimal(90)
-    assert kinds(books) == ["short"]
+    assert kinds(desired) == ["short"]
     assert kinds(world.load()) == ["short"]  # the invoice is not read in detail any more
     assert world.available == Decimal(90)
 
@@ -310,20 +314,20 @@ def test_usage_that_missed_its_final_invoice_does_not_become_funds_again() -> No
 def test_what_rounding_loses_is_no_shortfall() -> None:
     world = in_august()
 
-    books = world.lago(invoices=(invoice(cents=999),), wallets=(wallet("90.01"),)).load()
+    desired = world.lago(invoices=(invoice(cents=999),), wallets=(wallet("90.01"),)).load()
 
     assert world.available == Decimal("90.01")
-    assert kinds(books) == []
+    assert kinds(desired) == []
 
 
 def test_usage_that_is_carried_over_counts_by_lago_s_figure_for_the_current_period() -> None:
     world = in_august(World(settings=LagoSettings.model_validate({"sync": {"late_usage": "carry"}})))
     short = invoice(cents=700, units="70")
 
-    books = world.lago(invoices=(short,), wallets=(wallet("93"),), usages={"ext-1": usage("30", 300)}).load()
+    desired = world.lago(invoices=(short,), wallets=(wallet("93"),), usages={"ext-1": usage("30", 300)}).load()
 
     assert world.available == Decimal(90)
-    assert kinds(books) == ["foreign"]
+    assert kinds(desired) == ["foreign"]
 
 
 def test_a_debit_that_is_seen_before_its_invoice_counts_twice_rather_than_not_at_all() -> None:
@@ -363,14 +367,14 @@ def test_a_voided_invoice_s_period_is_owed_again_until_it_is_billed_again_or_tim
     world.lago(invoices=(invoice("voided"),), wallets=(wallet("100"),)).load()
     assert world.available == Decimal(90)
     corrected = invoice(lago_id="i2", cents=900)
-    again = World(world.reading, world.state, world.memory, world.settings, world.now_ms)
+    again = World(world.reading, world.state, world.saved, world.settings, world.now_ms)
     again.lago(invoices=(corrected, invoice("voided")), wallets=(wallet("91"),)).load()
     assert again.available == Decimal(91)
 
     world.now_ms += 7 * DAY_MS
-    books = world.load()
+    desired = world.load()
     assert world.available == Decimal(100)
-    assert [standing.stage for standing in books.standings] == ["forgiven"]
+    assert [status.stage for status in desired.billing_statuses] == ["written_off"]
 
 
 def test_a_period_without_usage_owes_the_plan_s_fee_until_that_is_billed() -> None:
@@ -386,9 +390,9 @@ def test_a_period_without_usage_owes_the_plan_s_fee_until_that_is_billed() -> No
 
 
 def test_a_period_that_is_long_over_and_has_no_invoice_is_an_alert() -> None:
-    books = in_august().load()
+    desired = in_august().load()
 
-    assert "unsettled" in kinds(books)
+    assert "unsettled" in kinds(desired)
 
 
 def test_a_period_during_which_lago_was_out_of_reach_is_found_by_its_subscription() -> None:
@@ -400,10 +404,10 @@ def test_a_period_during_which_lago_was_out_of_reach_is_found_by_its_subscriptio
     current = subscription(period_start_ms=october, period_end_ms=october + 31 * DAY_MS)
     bills = (invoice(), invoice(lago_id="i2", start=AUGUST, end=SEPTEMBER, cents=500))
 
-    books = world.lago(subscriptions=(current,), invoices=bills, wallets=(wallet("85"),)).load()
+    desired = world.lago(subscriptions=(current,), invoices=bills, wallets=(wallet("85"),)).load()
 
     assert world.available == Decimal(85)
-    assert all(standing.is_final for standing in books.standings if standing.period.units)
+    assert all(status.is_final for status in desired.billing_statuses if status.period.units)
 
 
 def test_a_draft_for_a_time_before_the_ledger_is_owed() -> None:
@@ -422,10 +426,10 @@ def test_usage_that_only_lago_has_is_set_aside_and_said() -> None:
     world.load()
     world.use(10)
 
-    books = world.lago(usages={"ext-1": usage("50", 500)}).load()
+    desired = world.lago(usages={"ext-1": usage("50", 500)}).load()
 
     assert world.available == Decimal(95)
-    assert kinds(books) == ["foreign"]
+    assert kinds(desired) == ["foreign"]
 
 
 def test_usage_that_lago_has_not_yet_counts_by_the_ledger() -> None:
@@ -433,10 +437,10 @@ def test_usage_that_lago_has_not_yet_counts_by_the_ledger() -> None:
     world.load()
     world.use(10)
 
-    books = world.lago(usages={"ext-1": usage("3", 30)}).load()
+    desired = world.lago(usages={"ext-1": usage("3", 30)}).load()
 
     assert world.available == Decimal(99)
-    assert kinds(books) == []
+    assert kinds(desired) == []
 
 
 # Upgrades, terminations
@@ -452,19 +456,19 @@ def test_an_upgrade_ends_the_period_at_hand_and_begins_one_with_the_new_prices()
     old = subscription(status="terminated", terminated_at_ms=NOW - 3000, period_start_ms=None, period_end_ms=None)
     final = invoice(lago_id="i2", start=AUGUST, end=NOW - 3000, cents=200, reason="subscription_terminating")
 
-    books = world.lago(
+    desired = world.lago(
         subscriptions=(new, replace(old, plan=None)), invoices=(final, invoice()), wallets=(wallet("88"),)
     ).load()
 
-    assert books.spec is not None
-    start = books.spec.period.at(world.now_ms).start_ms
+    assert desired.spec is not None
+    start = desired.spec.period.at(world.now_ms).start_ms
     assert start % 1000 == 0
     assert NOW < start <= NOW + 1000
-    assert books.spec.prices == {"api_calls": Standard(Decimal("0.20"))}
+    assert desired.spec.prices == {"api_calls": Standard(Decimal("0.20"))}
     assert world.available == Decimal(88)
-    (link,) = world.memory.links_of(start)
+    (link,) = world.saved.links_of(start)
     assert (link.subscription_id, link.lago_from_ms, link.lago_to_ms) == ("sub-2", NOW - 3000, SEPTEMBER)
-    (before,) = world.memory.links_of(AUGUST)
+    (before,) = world.saved.links_of(AUGUST)
     assert (before.ledger_end_ms, before.is_final, before.is_current) == (start, True, False)
     assert before.lago_to_ms == NOW - 3000
 
@@ -482,9 +486,9 @@ def test_what_is_used_before_lago_carries_out_a_downgrade_goes_to_the_new_plan(l
     in_august(world)
     world.use(3)
     if looked_in_between:
-        books = world.load()
-        assert world.memory.links_of(AUGUST) == ()
-        assert world.now_ms + 60_000 in books.wake_at_ms
+        desired = world.load()
+        assert world.saved.links_of(AUGUST) == ()
+        assert world.now_ms + 60_000 in desired.reload_at_ms
     ten_past = AUGUST + 600_000
     world.now_ms = ten_past + 5_000
     new = subscription(plan(standard("0.05"), code="basic"), "sub-2", started_at_ms=ten_past, period_start_ms=ten_past)
@@ -492,15 +496,15 @@ def test_what_is_used_before_lago_carries_out_a_downgrade_goes_to_the_new_plan(l
         status="terminated", terminated_at_ms=ten_past, plan=None, period_start_ms=None, period_end_ms=None
     )
 
-    books = world.lago(subscriptions=(new, old)).load()
+    desired = world.lago(subscriptions=(new, old)).load()
 
-    assert books.spec is not None
-    assert books.spec.period.at(world.now_ms).start_ms == AUGUST
-    (link,) = world.memory.links_of(AUGUST)
+    assert desired.spec is not None
+    assert desired.spec.period.at(world.now_ms).start_ms == AUGUST
+    (link,) = world.saved.links_of(AUGUST)
     assert (link.subscription_id, link.lago_from_ms) == ("sub-2", ten_past)
     world.now_ms += 60_000
-    assert world.books().cut is None
-    assert [standing.period.start_ms for standing in books.standings] == [JULY]
+    assert world.desired().period_end is None
+    assert [status.period.start_ms for status in desired.billing_statuses] == [JULY]
 
 
 def test_a_downgrade_that_is_for_later_changes_nothing_now() -> None:
@@ -512,7 +516,7 @@ def test_a_downgrade_that_is_for_later_changes_nothing_now() -> None:
 
     world.load()
 
-    assert [link.subscription_id for link in world.memory.links_of(AUGUST)] == ["sub-1"]
+    assert [link.subscription_id for link in world.saved.links_of(AUGUST)] == ["sub-1"]
 
 
 def test_a_terminated_subscription_closes_the_account_and_leaves_what_it_owes() -> None:
@@ -521,9 +525,9 @@ def test_a_terminated_subscription_closes_the_account_and_leaves_what_it_owes() 
     world.use(20)
     ended = subscription(status="terminated", terminated_at_ms=NOW, plan=None, period_start_ms=None, period_end_ms=None)
 
-    books = world.lago(subscriptions=(ended,)).books()
-    assert books.cut is not None
-    assert books.cut.close
+    desired = world.lago(subscriptions=(ended,)).desired()
+    assert desired.period_end is not None
+    assert desired.period_end.close
     world.load()
 
     assert world.state.status is Status.CLOSED
@@ -552,10 +556,10 @@ def test_a_customer_whom_lago_has_forgotten_is_closed() -> None:
     world = World()
     world.load()
 
-    books = world.lago(customer=None, subscriptions=(), wallets=()).load()
+    desired = world.lago(customer=None, subscriptions=(), wallets=()).load()
 
     assert world.state.status is Status.CLOSED
-    assert "missing" in kinds(books)
+    assert "missing" in kinds(desired)
 
 
 def test_a_ledger_that_is_ahead_of_lago_keeps_its_period() -> None:
@@ -564,10 +568,10 @@ def test_a_ledger_that_is_ahead_of_lago_keeps_its_period() -> None:
     world.use(10)
     world.now_ms = SEPTEMBER + 2000
 
-    books = world.load()
+    desired = world.load()
 
-    assert books.spec is not None
-    assert books.spec.period == FixedPeriod(SEPTEMBER, SEPTEMBER + 30 * DAY_MS, world.state.next_ends_ms)
+    assert desired.spec is not None
+    assert desired.spec.period == FixedPeriod(SEPTEMBER, SEPTEMBER + 30 * DAY_MS, world.state.next_ends_ms)
     assert world.available == Decimal(99)
 
 
@@ -578,15 +582,15 @@ def test_two_subscriptions_with_one_period_share_the_account() -> None:
     calls = subscription(plan())
     pays = subscription(plan(standard("1", "payments"), code="pay"), "sub-2", external_id="ext-2")
 
-    books = World().lago(subscriptions=(calls, pays)).books()
+    desired = World().lago(subscriptions=(calls, pays)).desired()
 
-    assert books.spec is not None
-    assert set(books.spec.prices) == {"api_calls", "payments"}
-    assert {link.external_subscription_id: link.metrics for link in books.memory.links.values()} == {
+    assert desired.spec is not None
+    assert set(desired.spec.prices) == {"api_calls", "payments"}
+    assert {link.external_subscription_id: link.metrics for link in desired.reconcile_state.links.values()} == {
         "ext-1": ("api_calls",),
         "ext-2": ("payments",),
     }
-    assert kinds(books) == []
+    assert kinds(desired) == []
 
 
 @pytest.mark.parametrize(
@@ -606,11 +610,11 @@ def test_two_subscriptions_with_one_period_share_the_account() -> None:
     ],
 )
 def test_a_second_subscription_that_does_not_fit_is_said_and_the_first_stands(second: object, why: str) -> None:
-    books = World().lago(subscriptions=(subscription(), second)).books()
+    desired = World().lago(subscriptions=(subscription(), second)).desired()
 
-    assert books.spec is not None
-    assert books.spec.prices == {"api_calls": Standard(Decimal("0.10"))}
-    assert [why in alert.message for alert in books.alerts] == [True]
+    assert desired.spec is not None
+    assert desired.spec.prices == {"api_calls": Standard(Decimal("0.10"))}
+    assert [why in alert.message for alert in desired.alerts] == [True]
 
 
 def test_a_plan_that_cannot_be_enforced_leaves_what_the_ledger_has_in_force() -> None:
@@ -619,34 +623,34 @@ def test_a_plan_that_cannot_be_enforced_leaves_what_the_ledger_has_in_force() ->
     percentage = replace(standard(), model="percentage", properties={"rate": "1"})
 
     with pytest.raises(BillingRefused, match="pro"):
-        world.lago(subscriptions=(subscription(plan(percentage)),)).books()
+        world.lago(subscriptions=(subscription(plan(percentage)),)).desired()
 
 
 def test_a_charge_that_cannot_be_enforced_leaves_the_others() -> None:
     percentage = replace(standard(metric="transfers"), model="percentage", properties={"rate": "1"})
 
-    books = World().lago(subscriptions=(subscription(plan(standard(), percentage)),)).books()
+    desired = World().lago(subscriptions=(subscription(plan(standard(), percentage)),)).desired()
 
-    assert books.spec is not None
-    assert set(books.spec.prices) == {"api_calls"}
-    assert kinds(books) == ["plan"]
+    assert desired.spec is not None
+    assert set(desired.spec.prices) == {"api_calls"}
+    assert kinds(desired) == ["plan"]
 
 
 def test_an_amount_that_cannot_be_represented_is_refused_by_name() -> None:
     world = World()
     world.load()
     with pytest.raises(BillingRefused, match="pro"):
-        world.lago(subscriptions=(subscription(plan(standard("0.0000000000001"))),)).books()
+        world.lago(subscriptions=(subscription(plan(standard("0.0000000000001"))),)).desired()
     with pytest.raises(BillingRefused, match="funds"):
-        World().lago(wallets=(wallet("99999999999999"),)).books()
+        World().lago(wallets=(wallet("99999999999999"),)).desired()
 
 
 def test_more_available_without_new_money_or_a_final_invoice_is_an_alert() -> None:
     world = in_august()
     world.load()
-    world.memory = replace(world.memory, links={}, fees={}, settled={})
+    world.saved = replace(world.saved, links={}, fees={}, invoiced={})
     world.state = replace(world.state, closed=())  # as if the records of July had been lost
 
-    books = world.load()
+    desired = world.load()
 
-    assert "raise" in kinds(books)
+    assert "raise" in kinds(desired)

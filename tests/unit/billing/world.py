@@ -19,11 +19,11 @@ from sidecar.billing.lago.models import (
     Wallet,
 )
 from sidecar.billing.reconcile.account_reading import AccountReading
-from sidecar.billing.reconcile.desired_state import Books, reconcile
-from sidecar.billing.reconcile.reconcile_state import Memory
+from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
+from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_spec import AccountSpec, Status
-from sidecar.ledger.accounts.account_state import AccountState, ClosedPeriod, Usage
+from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage, Usage
 from sidecar.ledger.pricing.price_tables import MAX_INT
 
 DAY_MS = 86_400_000
@@ -94,15 +94,15 @@ EMPTY = AccountState(
 
 @dataclass
 class World:
-    """One account, ``tpp-1``: what Lago says, what the ledger has, what is remembered. ``load`` does what the ledger's
-    script would.
+    """One account, ``tpp-1``: what Lago says, what the ledger has, what is updated_state. ``load`` does what the
+    ledger's script would.
     """
 
     reading: AccountReading = field(
         default_factory=lambda: AccountReading("tpp-1", NOW, customer(), (subscription(),), (wallet(),))
     )
     state: AccountState = EMPTY
-    memory: Memory = field(default_factory=Memory)
+    saved: ReconcileState = field(default_factory=ReconcileState)
     settings: LagoSettings = field(default_factory=lambda: LagoSettings.model_validate({}))
     now_ms: int = NOW
 
@@ -111,26 +111,26 @@ class World:
         self.reading = replace(self.reading, **changes)
         return self
 
-    def books(self) -> Books:
-        return reconcile(self.reading, self.state.rolled_over(self.now_ms), self.memory, self.settings, self.now_ms)
+    def desired(self) -> DesiredState:
+        return desired_state(self.reading, self.state.rolled_over(self.now_ms), self.saved, self.settings, self.now_ms)
 
-    def load(self) -> Books:
-        """Reconcile, and bring it into the ledger, cuts included."""
+    def load(self) -> DesiredState:
+        """Reconcile, and bring it into the ledger, early ends of periods included."""
         for _ in range(3):
             self.state = self.state.rolled_over(self.now_ms)
-            books = self.books()
-            if books.cut is not None:
+            desired = self.desired()
+            if desired.period_end is not None:
                 self.now_ms = self.now_ms // 1000 * 1000 + 1000
-                status = Status.CLOSED if books.cut.close else self.state.status
+                status = Status.CLOSED if desired.period_end.close else self.state.status
                 self.state = replace(
-                    self.state, period_end_ms=self.now_ms, next_ends_ms=books.cut.next_ends_ms, status=status
+                    self.state, period_end_ms=self.now_ms, next_ends_ms=desired.period_end.next_ends_ms, status=status
                 )
                 continue
-            assert books.spec is not None, books.why
-            self.state = loaded(self.state, books.spec, dict(books.counted), books.forget)
-            self.memory = books.memory
-            return books
-        raise AssertionError("it goes on cutting")
+            assert desired.spec is not None, desired.why
+            self.state = loaded(self.state, desired.spec, dict(desired.counted), desired.forget)
+            self.saved = desired.reconcile_state
+            return desired
+        raise AssertionError("it goes on ending periods")
 
     def use(self, units: int, metric: str = "api_calls") -> None:
         """Settle units."""
@@ -148,7 +148,7 @@ class World:
 
 
 def loaded(
-    state: AccountState, spec: AccountSpec, counted: dict[str, int], forget: tuple[ClosedPeriod, ...]
+    state: AccountState, spec: AccountSpec, counted: dict[str, int], forget: tuple[ClosedUsage, ...]
 ) -> AccountState:
     """A state after ``load.lua``, as far as these tests look at it: twelve decimals throughout."""
     digits = 10
