@@ -50,14 +50,16 @@ types: $(VENV)/.installed-test ## mypy --strict
 unit: $(VENV)/.installed-test ## The tests
 	$(BIN)/pytest --ignore tests/chaos $(PYTEST_ARGS)
 
-# The wheel as users get it, with the request path compiled; unpacked, and put before the sources by AS_WHEEL.
+# The wheel as users get it, with the request path compiled: built where nothing else is installed, unpacked, and put
+# before the sources by AS_WHEEL.
 COMPILED := build/compiled
 AS_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
 COMPILED_TESTS := tests/conformance tests/integration/proxy tests/integration/ledger_client tests/chaos
 
 $(COMPILED)/.done: $(VENV)/.installed-test $(shell find sidecar lua -name '*.py' -o -name '*.pyx' -o -name '*.lua')
 	rm -rf $(COMPILED) build/wheel
-	QUOTA_SIDECAR_BUILD_CORE=require $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/venv
+	QUOTA_SIDECAR_BUILD_CORE=require build/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m zipfile -e build/wheel/*.whl $(COMPILED)
 	@touch $@
 

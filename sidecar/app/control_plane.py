@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from prometheus_client.registry import Collector
 
+from sidecar import __version__
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
 from sidecar.app.serve import Ready, admin_server
@@ -44,7 +45,9 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         ) as ports:
             reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
             ready(ports)
-            log.info("publishing", to=config.metering.url, lago=config.lago.url, admin_port=ports.admin)
+            log.info(
+                "publishing", version=__version__, to=config.metering.url, lago=config.lago.url, admin_port=ports.admin
+            )
             try:
                 await run_loops(publisher, billing, stop)
             finally:

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from sidecar import __version__
+from sidecar.basics.build import request_path
 from sidecar.gateway.counters import Histogram
 from sidecar.gateway.errors import KINDS
 from sidecar.ledger.client.link import ROUND_TRIP_BOUNDS_S
@@ -45,8 +46,12 @@ class BuildCollector(Collector):
     """Which release this is."""
 
     def collect(self) -> Iterable[Metric]:
-        info = GaugeMetricFamily("sidecar_build_info", "1; the release is the label.", labels=["version"])
-        info.add_metric([__version__], 1)
+        info = GaugeMetricFamily(
+            "sidecar_build_info",
+            "1; the labels are the release, and whether the request path is compiled.",
+            labels=["version", "request_path"],
+        )
+        info.add_metric([__version__, request_path()], 1)
         yield info
 
 

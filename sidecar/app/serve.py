@@ -28,6 +28,7 @@ from sidecar.app.data_plane import SETTLE_TIMEOUT_S, DataPlane, Health
 from sidecar.app.health_endpoints import HealthEndpoints
 from sidecar.app.metrics import BuildCollector, DataPlaneCollector
 from sidecar.app.signals import Stop
+from sidecar.basics.build import request_path
 from sidecar.basics.logger import get_logger
 from sidecar.identity.types import KeyStore, KeyStoreUnavailable
 from sidecar.ledger.accounts.api_keys import ApiKeys
@@ -90,7 +91,7 @@ def _registry(plane: DataPlane | None, collectors: Iterable[Collector]) -> Colle
 
 def process_document(plane: DataPlane | None) -> dict[str, Any]:
     """What ``/v1/process`` shows."""
-    document: dict[str, Any] = {"version": __version__, "pid": os.getpid()}
+    document: dict[str, Any] = {"version": __version__, "request_path": request_path(), "pid": os.getpid()}
     if plane is not None:
         health = plane.health()
         document["ready"] = health.ready
@@ -241,8 +242,9 @@ async def run_data_plane(
                 _settle_memory()
                 ports = replace(ports, proxy=port, further=tuple(plane.further_ports))
                 ready(ports)
-                log.info("serving", host=config.listen.host, port=port, admin_port=ports.admin,
-                         **({"health_port": ports.health} if ports.health else {}))  # fmt: skip
+                log.info("serving", version=__version__, request_path=request_path(),
+                         host=config.listen.host, port=port,
+                         admin_port=ports.admin, **({"health_port": ports.health} if ports.health else {}))  # fmt: skip
                 await stop.drain.wait()
                 plane.drain()
                 await stop.wait()

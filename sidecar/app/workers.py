@@ -33,6 +33,7 @@ from sidecar.app.metrics_merge import merge
 from sidecar.app.serve import Ports, Ready, drain_s_max, health_server, until_drained
 from sidecar.app.signals import Stop
 from sidecar.app.worker_environment import WORKER_VARIABLE
+from sidecar.basics.build import request_path
 from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
 from sidecar.basics.logger import get_logger
@@ -117,7 +118,8 @@ class Supervisor:
                         if not stop.is_set():
                             further = tuple(listener.port for listener in config.listeners)
                             ready(Ports(admin_port, port, health_port, further))
-                            log.info("serving", host=config.listen.host, port=port, admin_port=admin_port,
+                            log.info("serving", version=__version__, request_path=request_path(), port=port,
+                                     host=config.listen.host, admin_port=admin_port,
                                      workers=len(self._workers))  # fmt: skip
                         await stop.drain.wait()
                         self._begin_drain()
@@ -215,7 +217,12 @@ class Supervisor:
     async def _process(self) -> Mapping[str, Any]:
         answers = await self._ask_all("/v1/process")
         told = [orjson.loads(answer[1]) if answer is not None else {"drained": True} for answer in answers]
-        document = {"version": __version__, "pid": os.getpid(), "ready": (await self._health()).ready}
+        document = {
+            "version": __version__,
+            "request_path": request_path(),
+            "pid": os.getpid(),
+            "ready": (await self._health()).ready,
+        }
         drained = self._draining and all(each.get("drained") for each in told)  # one that is gone has nothing left
         return {**document, "draining": self._draining, "drained": drained}
 

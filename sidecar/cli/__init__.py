@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from sidecar import __version__
-
 _MODULES = {
     "demo": "demo",
     "run": "run",
@@ -51,7 +49,9 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(__version__)
+        from sidecar.basics.build import describe
+
+        typer.echo(describe())
         raise typer.Exit
 
 

