@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sidecar.app.configuration import Config
-from sidecar.basics.errors import SetupError
+from sidecar.app.tls_files import client_context, load_authorities, load_pair
 from sidecar.config.path_template import parse_template
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
@@ -140,12 +140,9 @@ def target_of(url: str, settings: UpstreamTlsSettings) -> UpstreamTarget:
 
 
 def _client_context(settings: UpstreamTlsSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        if settings.certificate_file is not None:
-            context.load_cert_chain(settings.certificate_file, settings.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SetupError(f"upstream.tls: {_file_fault(error)}") from None
+    context = client_context(settings.ca_file, "upstream.tls.ca_file")
+    if settings.certificate_file is not None and settings.key_file is not None:
+        load_pair(context, "upstream.tls", settings.certificate_file, settings.key_file)
     if not settings.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -161,14 +158,12 @@ def listen_tls(config: Config) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if settings.minimum_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(settings.certificate_file, settings.key_file, _key_password(settings))
-        if settings.client_certificates != "off":
-            context.load_verify_locations(cafile=settings.client_ca_file)
-            required = settings.client_certificates == "required"
-            context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
-    except (OSError, ssl.SSLError) as error:
-        raise SetupError(f"listen.tls: {_file_fault(error)}") from None
+    load_pair(context, "listen.tls", settings.certificate_file, settings.key_file, _key_password(settings))
+    if settings.client_certificates != "off":
+        assert settings.client_ca_file is not None, "the configuration asks for it"
+        load_authorities(context, settings.client_ca_file, "listen.tls.client_ca_file")
+        required = settings.client_certificates == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     context.set_alpn_protocols(["http/1.1"])
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
@@ -176,8 +171,3 @@ def listen_tls(config: Config) -> ssl.SSLContext | None:
 
 def _key_password(settings: ListenTlsSettings) -> str | None:
     return settings.key_password.get_secret_value() if settings.key_password is not None else None
-
-
-def _file_fault(error: OSError) -> str:
-    name = f"{error.filename}: " if error.filename else ""
-    return f"{name}{error.strerror or error}"

@@ -24,15 +24,16 @@ _WORDS: Final = {
 }
 _NUMBER: Final = re.compile(r"\[Errno (-?\d+)\]|\bError (\d+) (?:connecting to|while)")
 _ADDRESS: Final = re.compile(r"\bconnecting to (\S+?)\.(?: |$)")
-_OBJECT: Final = re.compile(r"\s*<(?:[^<>]|<(?:[^<>]|<[^<>]*>)*>)*>")
-"""An object as Python prints one, with what is nested in it. redis-py names clients so."""
+_REDIS_TIMEOUT: Final = "Timeout connecting to server"
+_NO_PRIMARY: Final = re.compile(r"No master found for ('.*?')")
+_HTTP_CLIENTS: Final = ("httpx", "httpcore")
 _CONNECT_FAILED: Final = re.compile(r"\[?Connect call failed \(.*\)\]?")
 
 
 def reason_of(error: BaseException) -> str:
     """The reason in a few words, with the address where the error has one. Never empty."""
-    inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None)  # aiohttp's wrap another
-    if isinstance(inner, Exception) and inner is not error:
+    inner = _wrapped(error)
+    if inner is not None:
         host, port = getattr(error, "host", None), getattr(error, "port", None)
         reason = reason_of(inner)
         return f"{host}:{port}: {reason}" if host and port and f"{host}:{port}" not in reason else reason
@@ -42,12 +43,23 @@ def reason_of(error: BaseException) -> str:
         return _tls_reason(error)
     if isinstance(error, socket.gaierror):
         return "the host name is not known"
-    if isinstance(error, TimeoutError) and not str(error):
+    if isinstance(error, TimeoutError) or str(error) == _REDIS_TIMEOUT:
         return "no answer in time"
     if isinstance(error, OSError) and error.errno:
-        reason = words_of(error.errno)
-        return f"{error.filename}: {reason}" if error.filename else reason
+        return words_of(error.errno)
     return _cleaned(str(error)) or _name(error)
+
+
+def _wrapped(error: BaseException) -> BaseException | None:
+    """The error that this one was made of, where that says more."""
+    inner: BaseException | None = getattr(error, "os_error", None) or getattr(error, "certificate_error", None)
+    if inner is None and type(error).__module__.partition(".")[0] in _HTTP_CLIENTS:
+        inner = error.__cause__ or error.__context__
+    if inner is None and type(error) is OSError and not error.errno:  # anyio's, of all addresses of a host
+        inner = error.__cause__
+    if isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    return inner if isinstance(inner, Exception) and inner is not error else None
 
 
 def words_of(number: int) -> str:
@@ -72,7 +84,23 @@ def _cleaned(text: str) -> str:
         return f"{address[1]}: {reason}" if address else reason
     if _CONNECT_FAILED.search(text):
         return "connection refused"
-    return " ".join(_OBJECT.sub("", text).split()).rstrip(" .:")
+    no_primary = _NO_PRIMARY.match(text)
+    if no_primary:
+        return f"no Sentinel knows a primary of {no_primary[1]}"
+    return " ".join(_without_objects(text).split()).rstrip(" .:")
+
+
+def _without_objects(text: str) -> str:
+    """Without what Python prints of an object, ``<module.Class(…)>``, and what is nested in it."""
+    kept, depth = [], 0
+    for index, character in enumerate(text):
+        if character == "<" and (depth or text[index + 1 : index + 2].isalpha()):
+            depth += 1
+        elif character == ">" and depth:
+            depth -= 1
+        elif not depth:
+            kept.append(character)
+    return "".join(kept)
 
 
 def _name(error: BaseException) -> str:

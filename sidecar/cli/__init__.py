@@ -66,21 +66,15 @@ def _root(
 def main() -> None:
     """Runs the command line; a user's mistake is a message, not a traceback."""
     app = build(sys.argv[1:])
-    from redis.exceptions import RedisError
-
-    from sidecar.basics.errors import SetupError
-    from sidecar.cli.output import fail
-    from sidecar.config.errors import ConfigError
-
     try:
         app(prog_name="sidecar")
-    except ConfigError as error:
-        fail(str(error), 2)
-    except SetupError as error:
-        fail(str(error), 1)
-    except RedisError as error:
-        fail(f"Valkey: {error}", 1)
-    except OSError as error:
-        fail(str(error), 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        from sidecar.cli.failures import explained  # what only failures need is not in a gateway's memory
+        from sidecar.cli.output import fail
+
+        message = explained(error)
+        if message is None:
+            raise
+        fail(*message)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 from rich.markup import escape
 
+from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
 from sidecar.billing.catalog.apply import Outcome, apply
 from sidecar.billing.catalog.changes import ACTIONS, Action, Change, FieldChange, Observed, counts
@@ -148,6 +149,7 @@ def _inputs(file: Path, config: Path | None) -> tuple[Catalog, Config]:
     """The file first: whoever writes one can see what is wrong in it without a Lago."""
     catalog = load_catalog(file)
     loaded = load_config(config, os.environ)
+    logs.configure("error", "console")
     if loaded.lago.url is None:
         fail(f"{config or 'environment'}: lago.url is not set, so there is no Lago to bring the catalog to", 2)
     return catalog, loaded

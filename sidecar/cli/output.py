@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
+import socket
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from decimal import Decimal
@@ -76,8 +78,18 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Runs on uvloop."""
     import uvloop
 
-    result: T = uvloop.run(main)
+    async def guarded() -> T:
+        asyncio.get_running_loop().set_exception_handler(_unretrieved)
+        return await main
+
+    result: T = uvloop.run(guarded())
     return result
+
+
+def _unretrieved(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """uvloop prints a traceback for each look-up of a host name that failed after its caller had stopped waiting."""
+    if not isinstance(context.get("exception"), socket.gaierror):
+        loop.default_exception_handler(context)
 
 
 def where(config: Path | None, valkey: str | None) -> tuple[Topology, Keys]:

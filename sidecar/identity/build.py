@@ -83,7 +83,7 @@ def _key_ring(settings: JwtSettings, clock: Clock) -> KeyRing:
     from sidecar.identity.key_ring import KeyRing
 
     return KeyRing(
-        _key_source(settings),
+        key_source(settings),
         ttl_s=settings.jwks_ttl_s,
         cool_down_s=settings.jwks_cool_down_s,
         max_stale_s=settings.jwks_max_stale_s,
@@ -91,7 +91,8 @@ def _key_ring(settings: JwtSettings, clock: Clock) -> KeyRing:
     )
 
 
-def _key_source(settings: JwtSettings) -> KeySource:
+def key_source(settings: JwtSettings) -> KeySource:
+    """Where an issuer's keys are read from."""
     from sidecar.identity.jwks_source import FileKeySource, UrlKeySource
 
     if settings.jwks_file is not None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.identity.jwks import KeySetError
 from sidecar.identity.types import IdentitySetupError
 
@@ -54,7 +55,8 @@ class UrlKeySource:
         try:
             context = ssl.create_default_context(cafile=self._ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise IdentitySetupError(f"identity jwt: jwks_ca_file {self._ca_file}: {error}") from None
+            reason = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else reason_of(error)
+            raise IdentitySetupError(f"identity jwt: jwks_ca_file {self._ca_file}: {reason}") from None
         # Bodies are taken as they are sent, without decompression: the limit then is on what really came.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, limit=2),
@@ -74,7 +76,7 @@ class UrlKeySource:
                     raise KeySetError(f"it answered {response.status}")
                 return await self._read(response.content)
         except (aiohttp.ClientError, OSError) as error:
-            raise KeySetError(f"it cannot be read: {type(error).__name__}") from None
+            raise KeySetError(f"it cannot be read: {reason_of(error)}") from None
 
     async def _read(self, content: aiohttp.StreamReader) -> bytes:
         body = bytearray()

@@ -22,6 +22,7 @@ from redis.backoff import ExponentialBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.valkey.url import (
     Address,
     Cluster,
@@ -239,7 +240,8 @@ async def primary_address(topology: Embedded | Standalone | Sentinel, *, timeout
         host, port = await group.discover_master(topology.service)
     except (RedisError, OSError) as error:
         hosts = ", ".join(map(str, topology.sentinels))
-        raise TopologyError(f"no primary of {topology.service!r} is known to the Sentinels {hosts}: {error}") from None
+        reason = reason_of(error)
+        raise TopologyError(f"no primary of {topology.service!r} is known to the Sentinels {hosts}: {reason}") from None
     finally:
         for sentinel in group.sentinels:
             await sentinel.aclose()

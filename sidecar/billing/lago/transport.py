@@ -9,12 +9,13 @@ from decimal import Decimal
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from random import Random
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
 from sidecar.basics.backoff import Backoff
 from sidecar.basics.clock import Clock
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.access import Access, tls_context
 from sidecar.billing.lago.errors import (
@@ -78,6 +79,7 @@ class Transport:
         self._slots = asyncio.Semaphore(settings.requests_in_flight_max)
         self._timeout_s = settings.timeout_ms / 1000
         self._is_failing = False
+        self._place = urlsplit(settings.url).netloc.rpartition("@")[2]
         self._http = httpx.AsyncClient(
             base_url=f"{settings.url}/api/v1",
             verify=tls_context(settings.ca_file),
@@ -164,7 +166,7 @@ class Transport:
                 what = f"{endpoint}: no answer in {self._settings.timeout_ms} ms"
                 raise LagoUnavailable(what, kind="timeout", unsent=isinstance(error, _UNSENT)) from None
             except (httpx.HTTPError, OSError) as error:
-                what = f"{endpoint}: {type(error).__name__}: {excerpt(str(error))}".rstrip(": ")
+                what = f"{endpoint}: {self._place}: {excerpt(reason_of(error))}"
                 raise LagoUnavailable(what, kind="network", unsent=isinstance(error, _UNSENT)) from None
 
     async def _exchange(self, endpoint: str, url: str, content: bytes | None, key: str) -> Answer:

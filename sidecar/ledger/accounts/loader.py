@@ -17,6 +17,7 @@ import msgpack
 import orjson
 from redis.exceptions import NoScriptError, ResponseError
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot, MetricSnapshot, snapshot_of
 from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Status
 from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage, decode_account
@@ -358,7 +359,7 @@ class _translated:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, CLIENT_ERRORS):
-            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
 
 
 def _info(spec: AccountSpec, digits: int, api_keys: Iterable[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import aiohttp
 import orjson
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.metering.openmeter.access import Access
 from sidecar.metering.openmeter.query_rows import (
     GROUP_KEY,
@@ -197,7 +198,7 @@ class MeterQuery:
                 f"no answer of OpenMeter in {self._settings.query_timeout_ms} ms", transient=True
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            reason = f"{type(error).__name__}: {error}"[:REASON_CHARS_MAX]
+            reason = reason_of(error)[:REASON_CHARS_MAX]
             raise QueryError(f"OpenMeter cannot be reached: {reason}", transient=True) from None
 
 

@@ -8,6 +8,7 @@ import aiohttp
 
 from sidecar.basics.backoff import retry_after_s
 from sidecar.basics.clock import Clock
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.metering.openmeter.access import Access, MeteringError
 from sidecar.metering.publisher.ingest_answers import REASON_CHARS_MAX, Answer, Verdict, answer_of
 from sidecar.metering.settings import MeteringSettings
@@ -64,8 +65,7 @@ class Sender:
         except TimeoutError:
             return Answer(Verdict.RETRY, None, f"no answer in {self._settings.timeout_ms} ms")
         except (aiohttp.ClientError, OSError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            return Answer(Verdict.RETRY, None, reason[:REASON_CHARS_MAX])
+            return Answer(Verdict.RETRY, None, reason_of(error)[:REASON_CHARS_MAX])
 
     def reload_token(self) -> None:
         """Reads the token's file again, since it may have been replaced. Keeps the old token if it cannot be read."""

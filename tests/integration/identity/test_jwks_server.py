@@ -211,8 +211,8 @@ async def answer_half(request: web.Request) -> web.StreamResponse:
         (answer_redirect, "answered 302"),
         (answer_too_much, "larger than 4096"),
         (answer_too_much_in_chunks, "larger than 4096"),
-        (answer_never, "cannot be read: TimeoutError"),
-        (answer_half, "cannot be read: ClientPayloadError"),
+        (answer_never, "cannot be read: no answer in time"),
+        (answer_half, "cannot be read: Response payload"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

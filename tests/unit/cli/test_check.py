@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from sidecar.cli.check import _valkey_settings
+from sidecar.cli.checks.ledger import server_settings
 from sidecar.valkey.topology import Client
 
 
@@ -22,7 +22,7 @@ class Says:
 
 async def findings(**info: Any) -> dict[str, bool | None]:
     said = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": 1, **info}
-    return {finding.what: finding.ok for finding in await _valkey_settings(cast(Client, Says(**said)))}
+    return {finding.what: finding.ok for finding in await server_settings(cast(Client, Says(**said)))}
 
 
 @pytest.mark.parametrize(("version", "old"), [("6.2.14", True), ("7.0.0", False), ("7.2.4", False), ("10.1", False)])

@@ -1,0 +1,144 @@
+"""What the gateway and the control plane connect to besides the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import aiohttp
+
+from sidecar.app import assemble
+from sidecar.app.configuration import Config
+from sidecar.basics.fault_reasons import reason_of
+from sidecar.billing.lago.client import LagoClient
+from sidecar.billing.lago.errors import LagoError
+from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
+from sidecar.cli.checks.finding import TIMEOUT_S, Finding
+from sidecar.cli.checks.metrics import charged_metrics
+from sidecar.cli.words import count
+from sidecar.gateway.settings import UpstreamTlsSettings
+from sidecar.identity.settings import JwtSettings
+
+
+async def upstream(config: Config) -> list[Finding]:
+    if config.upstream.original_destination:
+        detail = "requests go to the address that each client asked for (upstream.original_destination)"
+        return [Finding("upstream", None, detail)]
+    if config.upstream.url is None:
+        return [Finding("upstream", None, "upstream.url is not set; a gateway needs it, a control plane does not")]
+    findings = [await _reached(config.upstream.url, config.upstream.tls, "upstream.url")]
+    for index, listener in enumerate(config.listeners):
+        findings.append(await _reached(listener.upstream, UpstreamTlsSettings(), f"listeners.{index}.upstream"))
+    return findings
+
+
+async def _reached(url: str, tls: UpstreamTlsSettings, setting: str) -> Finding:
+    target = assemble.target_of(url, tls)
+    began = time.perf_counter()
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            if target.path is not None:
+                _, writer = await asyncio.open_unix_connection(target.path)
+            else:
+                _, writer = await asyncio.open_connection(
+                    target.host, target.port, ssl=target.tls,
+                    server_hostname=target.server_hostname if target.tls else None,
+                )  # fmt: skip
+    except OSError as error:
+        where = target.path or f"{target.host}:{target.port}"
+        return Finding("upstream", False, f"{setting}: {where}: {reason_of(error)}")
+    writer.close()
+    elapsed_ms = (time.perf_counter() - began) * 1000
+    return Finding("upstream", True, f"{url} accepts connections ({elapsed_ms:.1f} ms)")
+
+
+async def key_sets(config: Config) -> list[Finding]:
+    """The issuers' keys, which tokens are verified against."""
+    findings = []
+    for index, resolver in enumerate(config.identity):
+        if isinstance(resolver, JwtSettings) and resolver.jwks_url is not None:
+            findings.append(await _key_set(resolver, f"identity.{index}.jwks_url"))
+    return findings
+
+
+async def _key_set(settings: JwtSettings, setting: str) -> Finding:
+    from sidecar.identity.build import key_source  # as there: who verifies no tokens needs no cryptography
+    from sidecar.identity.jwks import KeySetError, parse_key_set
+
+    source = key_source(settings)
+    try:
+        keys = parse_key_set(await source.fetch())
+    except KeySetError as error:
+        return Finding("identity jwt", False, f"{setting}: {source.description}: {error}")
+    finally:
+        await source.close()
+    return Finding("identity jwt", True, f"{source.description} has {count(len(keys.keys), 'key')}")
+
+
+async def openmeter(config: Config) -> list[Finding]:
+    url = config.metering.url
+    if url is None:
+        return [Finding("openmeter", None, "metering.url is not set; usage events stay in the outbox")]
+    headers = {"Authorization": f"Bearer {config.metering.token.get_secret_value()}"} if config.metering.token else {}
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            session.get(f"{url}/api/v1/meters") as response,
+        ):
+            if response.status != 200:
+                return [Finding("openmeter", False, f"{url} answers {response.status} to GET /api/v1/meters")]
+            meters = [str(meter.get("slug")) for meter in await response.json()]
+    except (aiohttp.ClientError, OSError) as error:
+        return [Finding("openmeter", False, f"metering.url: {reason_of(error)}")]
+    except (ValueError, AttributeError, TypeError):
+        return [Finding("openmeter", False, f"metering.url: {url} answers GET /api/v1/meters with no list of meters")]
+    missing = sorted(set(charged_metrics(config)) - set(meters))
+    findings = [Finding("openmeter", True, f"{url} answers; meters: {', '.join(meters) or 'none'}")]
+    if missing:
+        findings.append(Finding("openmeter meters", None, f"there is no meter for {', '.join(missing)}"))
+    return findings
+
+
+async def lago(config: Config) -> list[Finding]:
+    settings = config.lago
+    if settings.url is None:
+        return [Finding("lago", None, "lago.url is not set; accounts come from files (`sidecar account load`)")]
+    proxies = config.upstream.url is not None or config.upstream.original_destination
+    if proxies and settings.api_key_file is not None and not settings.api_key_file.exists():
+        missing = f"lago.api_key_file: {settings.api_key_file} is not there"
+        return [Finding("lago", None, f"{missing}; a control plane needs it, a gateway does not")]
+    try:
+        return await _lago(config)
+    except LagoError as error:
+        return [Finding("lago", False, f"lago.url: {settings.url}: {error}")]
+
+
+async def _lago(config: Config) -> list[Finding]:
+    settings = config.lago
+    async with LagoClient(settings) as client:
+        customers = await client.customers(1, 1)
+        number = count(customers.total_count or 0, "customer")
+        findings = [Finding("lago", True, f"{settings.url} answers; {number}")]
+        for code in sorted(charged_metrics(config)):
+            try:
+                field_of(code, await client.metric(code))
+            except MetricRefused as error:
+                findings.append(Finding(f"lago metric {code}", False, str(error)))
+        endpoints = [each for each in await client.webhook_endpoints() if each.url.endswith("/webhooks/lago")]
+    webhooks = settings.webhooks
+    accepted = {"hmac"} if webhooks.hmac_key or webhooks.hmac_key_file else set[str]()
+    accepted |= {"jwt"} if webhooks.jwt else set[str]()
+    if not accepted:
+        detail = (
+            "neither hmac_key nor jwt is set: the control plane sees a top-up at its next sweep, "
+            f"up to {settings.reconcile.interval_s} s later"
+        )
+        findings.append(Finding("lago webhooks", None, detail))
+    elif not endpoints:
+        findings.append(Finding("lago webhooks", None, "Lago has no endpoint that ends with /webhooks/lago"))
+    for endpoint in endpoints:
+        if accepted and endpoint.signature not in accepted:
+            findings.append(Finding("lago webhooks", False, f"Lago signs {endpoint.url} with {endpoint.signature}; the "
+                                    f"configuration accepts {' and '.join(sorted(accepted))} only"))  # fmt: skip
+    return findings
