@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from sidecar import __version__
 from sidecar.billing.catalog.document import load_catalog
 from sidecar.billing.catalog.values import Catalog
 from sidecar.config.errors import ConfigError
@@ -43,7 +44,7 @@ def test_every_image_has_a_version() -> None:
     images = {container["image"] for _, pod in pods(ALL) for container in containers(pod)}
     assert images == {
         "getlago/api:v1.50.0", "getlago/front:v1.50.0", "valkey/valkey:9.0.1-alpine3.23",
-        "ghcr.io/openova/quota-sidecar:0.1.0",
+        f"ghcr.io/openova/quota-sidecar:{__version__}",
     }  # fmt: skip
 
 
