@@ -99,7 +99,7 @@ local function give_back(acc, i, field, units)
   end
 end
 
--- Charges are added to the hour's counts: the one place where N grows is the one place where they do.
+-- Settled units grow here only, and so do the hour's counts.
 local function charge(acc, i, field, units)
   acc.state[i + 1] = acc.state[i + 1] + units
   acc.dirty = true
@@ -116,12 +116,12 @@ end
 
 -- What the account may still spend, -1 for no limit. Zero if a reload or late settles left it below.
 local function account_remains(acc)
-  local ceiling = acc.terms[3]
+  local ceiling = acc.policy[3]
   if not ceiling then
     return -1
   end
   acc.cost = acc.cost or account_cost(acc)
-  return max(0, ceiling - acc.cost - (acc.terms[4] == 1 and acc.state[1] or 0))
+  return max(0, ceiling - acc.cost - (acc.policy[4] == 1 and acc.state[1] or 0))
 end
 
 local function set_limits(acc, tat, day, day_count)
@@ -130,24 +130,24 @@ local function set_limits(acc, tat, day, day_count)
   acc.head = nil
 end
 
--- Decides one hold and takes it if granted. Returns code, x, y. `idem`: the key of a call that is charged only once, or nil.
+-- Decides one hold and takes it if granted. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). `idem`: the key of a call that is charged only once, or nil.
 local function hold(acc, i, field, units, idem)
   if not registered then
     return UNREGISTERED, 0, 0
   end
-  local terms = acc.terms
-  if not terms then
+  local policy = acc.policy
+  if not policy then
     return UNKNOWN, 0, 0
   end
-  if terms[2] ~= 0 then
-    return terms[2] == 1 and SUSPENDED or CLOSED, 0, 0
+  if policy[2] ~= 0 then
+    return policy[2] == 1 and SUSPENDED or CLOSED, 0, 0
   end
   local repeated = idem and call('EXISTS', idem) == 1
   if not repeated and not metric_is_live(acc, i) then
     return UNPRICED, 0, 0
   end
   local state = acc.state
-  local day_limit, day, day_count = terms[7], state[5], state[6]
+  local day_limit, day, day_count = policy[7], state[5], state[6]
   if day_limit > 0 then
     local today = floor(now_us / DAY_US)
     if today ~= day then
@@ -157,10 +157,10 @@ local function hold(acc, i, field, units, idem)
       return DAILY, (today + 1) * DAY_US - now_us, 0
     end
   end
-  local interval, tat = terms[5], state[4]
+  local interval, tat = policy[5], state[4]
   if interval > 0 then
     tat = (tat > now_us and tat or now_us) + interval
-    local wait = tat - interval * terms[6] - now_us
+    local wait = tat - interval * policy[6] - now_us
     if wait > 0 then
       return RATE, wait, 0
     end
@@ -182,9 +182,9 @@ local function hold(acc, i, field, units, idem)
   local h = state[i + 2]
   local added = metric_worst(acc, i, h + units) - metric_worst(acc, i, h)
   local cost = acc.cost + added
-  local ceiling = terms[3]
+  local ceiling = policy[3]
   if ceiling then
-    if terms[4] == 1 then
+    if policy[4] == 1 then
       ceiling = ceiling - state[1]
     end
     if cost > ceiling then
@@ -206,22 +206,22 @@ end
 -- What the caller shows of the account beside the outcomes: info if it does not know this version, and what the limits leave.
 -- Nil if there is nothing of it to say.
 local function account_summary(acc, known_version)
-  local terms, state = acc.terms, acc.state
-  if not terms or (terms[1] == known_version and terms[5] <= 0 and terms[7] <= 0) then
+  local policy, state = acc.policy, acc.state
+  if not policy or (policy[1] == known_version and policy[5] <= 0 and policy[7] <= 0) then
     return nil
   end
   local info = false
-  if terms[1] ~= known_version then
+  if policy[1] ~= known_version then
     info = call('HGET', acc.key, 'info')
   end
   local rate_left, day_left = -1, -1
-  if terms[5] > 0 then
+  if policy[5] > 0 then
     local tat = state[4] > now_us and state[4] or now_us
-    rate_left = max(0, floor((terms[5] * terms[6] - (tat - now_us)) / terms[5]))
+    rate_left = max(0, floor((policy[5] * policy[6] - (tat - now_us)) / policy[5]))
   end
-  if terms[7] > 0 then
+  if policy[7] > 0 then
     local count = state[5] == floor(now_us / DAY_US) and state[6] or 0
-    day_left = terms[7] > count and terms[7] - count or 0
+    day_left = policy[7] > count and policy[7] - count or 0
   end
   return {info, rate_left, day_left}
 end

@@ -1,22 +1,22 @@
 -- Funds, prices, limits and period bounds of one account, from whoever knows them (an accounts file, the Lago reconciler).
 -- KEYS [1] account hash [2] accounts index
--- ARGV [1] msgpack {expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
---                   period_start_ms, period_end_ms, periods, K, digits, expected_digits, expected_start_ms, fence, counted}
+-- ARGV [1] msgpack {expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, prices, info,
+--                   period_start_ms, period_end_ms, periods, unsettled, digits, expected_digits, expected_start_ms, fence, counted}
 -- reply {'OK', version}, {'CONFLICT', version, digits} or {'FENCED', fence}, or an error that says what cannot be taken; then
 -- nothing is changed
 -- Why the expected version: digits and prices were computed from what the caller read; if another loader came between, it must read again.
--- Why the expected start: K was computed from the periods that had ended when the caller read; if another one has ended since, writing
--- that K would give back what it cost.
+-- Why the expected start: the caller computed the unsettled cost from the periods that had ended when it read; if another one has
+-- ended since, writing that sum would give back what it cost.
 -- Why the fence: a reconciler that stood still since it read Lago must not write old funds over those of its successor.
--- N is never written but by closing a period, H never at all: the request path owns them. Only an account that the ledger has
+-- Settled units are only written by closing a period, held units never: the request path owns them. Only an account that the ledger has
 -- never had, or has lost, takes over what was counted elsewhere in its period (`counted`, metric to units).
 bind()
 local req = mp_unpack(ARGV[1])
-local expected_version, id, status, ceiling, count_k, rate_interval_us, burst, day_limit, prices, info,
-  period_start, period_end, periods, older_cost, digits, expected_digits, expected_start, fence, counted = values(req, 1, 19)
+local expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, prices, info,
+  period_start, period_end, periods, unsettled, digits, expected_digits, expected_start, fence, counted = values(req, 1, 19)
 local _, now_ms = clock()
 local acc = account_read(KEYS[1])
-local version = acc.terms and acc.terms[1] or 0
+local version = acc.policy and acc.policy[1] or 0
 local stored_digits = number(call('HGET', KEYS[1], 'digits') or digits)
 if version ~= expected_version or (version > 0 and stored_digits ~= expected_digits) then
   return {'CONFLICT', version, stored_digits}
@@ -35,18 +35,18 @@ if digits < stored_digits then
 end
 
 -- The clock's rollover comes first, by the old prices.
-if acc.terms then
+if acc.policy then
   account_roll(acc, now_ms)
-  if older_cost and expected_start and expected_start ~= acc.state[2] then
+  if unsettled and expected_start and expected_start ~= acc.state[2] then
     account_write(acc)
     return {'CONFLICT', version, stored_digits}
   end
 end
--- An earlier start than the stored one means that the caller looked before a rollover: the period at hand stays, and K, unless
+-- An earlier start than the stored one means that the caller looked before a rollover: the current period stays, and the unsettled cost, unless
 -- the caller says that it knew of this period.
-local behind = acc.terms and period_start < acc.state[2]
+local behind = acc.policy and period_start < acc.state[2]
 local older, closed = acc.state[1], 0
-if acc.terms and period_start > acc.state[2] then
+if acc.policy and period_start > acc.state[2] then
   account_close_period(acc, period_start)
   closed = acc.state[1] - older
 end
@@ -57,12 +57,12 @@ end
 
 local factor = 10 ^ (digits - stored_digits)
 older = older * factor
-if older_cost and (expected_start or not behind) then
-  older = older_cost
+if unsettled and (expected_start or not behind) then
+  older = unsettled
 end
 state[1] = older + closed * factor
 if math.abs(state[1]) > MAX_INT then
-  return redis.error_reply('OVERFLOW the older cost of account ' .. id .. ' cannot be represented with ' .. digits .. ' decimals')
+  return redis.error_reply('OVERFLOW the unsettled cost of account ' .. id .. ' cannot be represented with ' .. digits .. ' decimals')
 end
 
 -- A metric that left the plan keeps its table until its period ends: what it has cost so far stays counted.
@@ -126,7 +126,7 @@ if fence then
   call('HSET', KEYS[1], 'fence', fence)
 end
 call('HSET', KEYS[1],
-  'terms', mp_pack({version, status, ceiling, count_k, rate_interval_us, burst, day_limit}),
+  'policy', mp_pack({version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit}),
   'state', mp_pack(state),
   'prices', mp_pack({prices, gone}),
   'periods', mp_pack(periods),

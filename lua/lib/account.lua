@@ -1,8 +1,9 @@
 -- One account in memory: read once, changed in place, written once. Nothing is written before account_write, so that a script
 -- that ends in an error has changed nothing.
 --
--- terms  {version, status, ceiling, count_k, rate_interval_us, burst, day_limit}
+-- policy {version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit}
 -- state  {K, period_start_ms, period_end_ms, tat_us, day, day_count, [name, N, H, lo, hi, a, b] ...}
+--        K: the unsettled cost of earlier periods; N: a metric's settled units of this period; H: its held units
 -- prices {tables, gone}: maps from metric to price table; `gone` are those that the current plan lacks.
 local HEAD = 6   -- state values before the first metric
 local WIDTH = 7  -- state values a metric
@@ -80,8 +81,8 @@ local function state_packed(acc)
 end
 
 local function account_read(key)
-  local fields = call('HMGET', key, 'terms', 'state')
-  local terms, state = fields[1], fields[2]
+  local fields = call('HMGET', key, 'policy', 'state')
+  local policy, state = fields[1], fields[2]
   local acc = known[key]
   if not acc then
     acc = {key = key}
@@ -91,8 +92,8 @@ local function account_read(key)
     known[key] = acc
     known_count = known_count + 1
   end
-  if acc.terms_packed ~= terms then
-    acc.terms_packed, acc.terms = terms, terms and mp_values(terms) or nil
+  if acc.policy_packed ~= policy then
+    acc.policy_packed, acc.policy = policy, policy and mp_values(policy) or nil
   end
   if not state then
     acc.state = {0, 0, MAX_INT, 0, 0, 0}
@@ -207,7 +208,7 @@ local function account_set_later(acc, field, value)
   pending[#pending + 1] = value
 end
 
--- Ends the period at `new_start`: what it cost moves into K, every N restarts, holds stay.
+-- Ends the period at `new_start`: its cost moves into K, every N restarts at 0, holds stay.
 local function account_close_period(acc, new_start)
   local state = acc.state
   local kept = {state[1], new_start, state[3], state[4], state[5], state[6]}

@@ -22,7 +22,7 @@ from sidecar.identity.peers import TrustedPeers
 from sidecar.identity.types import IdentitySetupError, KeyStore
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.reaper import keep_reaping
-from sidecar.ledger.client.unknown_accounts import FirstSight, FirstSightSettings
+from sidecar.ledger.client.unknown_accounts import UnknownAccounts, UnknownAccountSettings
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.spool.spool import Spool, SpoolError
 from sidecar.valkey.endpoints import endpoints
@@ -88,17 +88,17 @@ class DataPlane:
         )
         self.gateway = Gateway(context)
 
-    def _first_sight(self, keys: Keys) -> FirstSight:
+    def _first_sight(self, keys: Keys) -> UnknownAccounts:
         """A control plane handles the reload request for an unknown account."""
         requests = ReloadRequests(self._client, keys)
 
         async def request_reload(name: str) -> None:
             await requests.add([name])
 
-        waits = FirstSightSettings(
-            wait_s=self.config.ledger.first_sight_ms / 1000, refused_s=self.config.lago.reconcile.absent_s
+        waits = UnknownAccountSettings(
+            wait_s=self.config.ledger.unknown_account_wait_ms / 1000, refused_s=self.config.lago.reconcile.absent_s
         )
-        return FirstSight(self._client, keys, request_reload, waits)
+        return UnknownAccounts(self._client, keys, request_reload, waits)
 
     async def start(self, *, port: int | None = None, reuse_port: bool = False) -> int:
         """Connects and listens; returns the port. Valkey may be away: then requests are refused until it is back.

@@ -19,7 +19,7 @@ from sidecar.identity.chain import IdentityChain
 from sidecar.identity.types import Peer
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.outcomes import Event, Hold
-from sidecar.ledger.client.unknown_accounts import Sight
+from sidecar.ledger.client.unknown_accounts import AccountLookup
 
 log = get_logger("sidecar.gateway")
 
@@ -40,7 +40,7 @@ class Spool(Protocol):
 class UnknownAccounts(Protocol):
     """Where accounts are asked for that the ledger does not know (``sidecar.ledger.client``)."""
 
-    def ask(self, account: str, done: Callable[[Sight], None]) -> None: ...
+    def ask(self, account: str, done: Callable[[AccountLookup], None]) -> None: ...
 
 
 class GatewayContext:

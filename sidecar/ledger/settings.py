@@ -48,7 +48,7 @@ class LedgerSettings(Model):
         description="How long a charge waits for the next request's hold to go to Valkey with it, in one call instead "
         "of two; 0 sends it at once. What a gateway that is killed has not sent yet is not charged.",
     )
-    first_sight_ms: Milliseconds = Field(
+    unknown_account_wait_ms: Milliseconds = Field(
         default=1_500,
         description="With Lago: how long a request of an account that the ledger does not know waits for it to be"
         " brought; then it is answered 503.",

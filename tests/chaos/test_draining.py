@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.chaos.kit import KEYS, Answers, Api, Process, gateways, get, load, load_until, settings, until
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 from tests.support.valkey_process import ValkeyProcess
 
 CLIENTS = 12
@@ -87,11 +87,11 @@ async def test_under_constant_load_no_request_is_lost_and_no_hold_is_left(
         stop.set()
         await loading
         watching.cancel()
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
     assert set(answers.statuses) == {200}
     assert (answers.lost, answers.refused) == (0, 0)
-    assert books.settled["tpp"] == answers.statuses[200] == answers.sent
+    assert totals.settled["tpp"] == answers.statuses[200] == answers.sent
 
 
 async def test_a_gateway_told_by_a_terminal_waits_for_nobody(server: ValkeyProcess, api: Api, tmp_path: Path) -> None:

@@ -26,19 +26,19 @@ from tests.chaos.kit import (
     storm,
     until,
 )  # fmt: skip
-from tests.support.ledger_books import Books, read_books
+from tests.support.ledger_totals import LedgerTotals, read_totals
 from tests.support.valkey_process import ValkeyProcess
 
 CLIENTS = 16
 
 
-async def _held_nothing(control: Redis) -> Books:
+async def _held_nothing(control: Redis) -> LedgerTotals:
     """Waits until the reaper has given back what the dead held."""
-    books = await read_books(control, KEYS, ["tpp"])
-    while books.held["tpp"]:
+    totals = await read_totals(control, KEYS, ["tpp"])
+    while totals.held["tpp"]:
         await asyncio.sleep(0.05)
-        books = await read_books(control, KEYS, ["tpp"])
-    return books
+        totals = await read_totals(control, KEYS, ["tpp"])
+    return totals
 
 
 async def test_a_gateway_killed_under_load_again_and_again_loses_no_hold_and_charges_nothing_twice(
@@ -65,10 +65,10 @@ async def test_a_gateway_killed_under_load_again_and_again_loses_no_hold_and_cha
         stop.set()
         await loading
         async with asyncio.timeout(30):
-            books = await _held_nothing(control)
-        books.check()
+            totals = await _held_nothing(control)
+        totals.check()
         assert survivor.process.returncode is None
-    charged = books.settled["tpp"]
+    charged = totals.settled["tpp"]
     assert answers.statuses[200] - CLIENTS * kills <= charged <= answers.sent
     assert charged <= answers.statuses[200] + answers.lost, "charged, and never asked for"
     assert set(answers.statuses) == {200}
@@ -87,11 +87,11 @@ async def test_a_gateway_told_to_stop_under_load_charges_every_answer_and_leaves
     code = await gateway.end(signal.SIGTERM)
     stop.set()
     await loading
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
     assert code == 0, gateway.log
-    assert books.alive == frozenset()
-    assert books.settled == {"tpp": answers.statuses[200]}
+    assert totals.alive == frozenset()
+    assert totals.settled == {"tpp": answers.statuses[200]}
     assert set(answers.statuses) == {200}
 
 
@@ -105,20 +105,20 @@ async def test_a_gateway_frozen_until_it_was_reaped_charges_what_it_had_under_wa
     async with gateways(tmp_path, document, document) as (zombie, _reaping):
         calling = asyncio.create_task(storm(zombie.port, "tpp", 8, 8, answers))
         await until(lambda: api.asked == 8, api)
-        assert (await read_books(control, KEYS, ["tpp"])).held == {"tpp": 8}
+        assert (await read_totals(control, KEYS, ["tpp"])).held == {"tpp": 8}
         zombie.send(signal.SIGSTOP)
         async with asyncio.timeout(30):
-            books = await _held_nothing(control)
-        assert books.settled == {}
-        assert len(books.alive) == 1
+            totals = await _held_nothing(control)
+        assert totals.settled == {}
+        assert len(totals.alive) == 1
         zombie.send(signal.SIGCONT)
         await calling
         api.delay_s = 0.0
         await storm(zombie.port, "tpp", 8, 80, answers)
         assert answers.statuses == {200: 88}
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 88}, "late settles count, and count once"
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 88}, "late settles count, and count once"
 
 
 async def test_workers_are_started_again_and_end_with_their_parent(
@@ -144,8 +144,8 @@ async def test_workers_are_started_again_and_end_with_their_parent(
         last = await _workers(parent)
         assert await parent.end(signal.SIGTERM) == 0, parent.log
         assert not any(map(_runs, last))
-    books = await read_books(control, KEYS, ["tpp"])
-    assert (books.settled, books.events) == ({"tpp": 200}, {"tpp": 200})
+    totals = await read_totals(control, KEYS, ["tpp"])
+    assert (totals.settled, totals.events) == ({"tpp": 200}, {"tpp": 200})
 
 
 async def _workers(parent: Process) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.chaos.kit import KEYS, Answers, Api, Process, gateways, get, load, settings, start, storm, until
-from tests.support.ledger_books import Books, read_books
+from tests.support.ledger_totals import LedgerTotals, read_totals
 from tests.support.valkey_process import ValkeyProcess
 
 ALLOWANCE = 40
@@ -37,20 +37,20 @@ async def _away(server: ValkeyProcess, *processes: Process) -> None:
     await until(known, "the gateways know that the ledger is away")
 
 
-async def _books_of(server: ValkeyProcess, units: int) -> Books:
+async def _totals_of(server: ValkeyProcess, units: int) -> LedgerTotals:
     """Waits until so many units are settled, and then looks whether it becomes more."""
     client = Redis(port=server.port, protocol=2)
     try:
-        books = Books()
+        totals = LedgerTotals()
         try:
             async with asyncio.timeout(30):
-                while books.settled.get("tpp", 0) < units or books.held["tpp"]:
+                while totals.settled.get("tpp", 0) < units or totals.held["tpp"]:
                     await asyncio.sleep(0.05)
-                    books = await read_books(client, KEYS, ["tpp"])
+                    totals = await read_totals(client, KEYS, ["tpp"])
         except TimeoutError:
-            raise AssertionError(f"{units} units are not settled, but {books.settled}, held {books.held}") from None
+            raise AssertionError(f"{units} units are not settled, but {totals.settled}, held {totals.held}") from None
         await asyncio.sleep(0.6)  # two rounds of the replay
-        return await read_books(client, KEYS, ["tpp"])
+        return await read_totals(client, KEYS, ["tpp"])
     finally:
         await client.aclose()
 
@@ -78,7 +78,7 @@ async def test_closed_it_answers_503_and_says_when_to_come_back(
     assert answers.statuses == {200: 20, 503: 20}
     assert all(b"\r\nRetry-After: " in head for head in answers.heads)
     assert api.asked == 21, "the free one too"
-    (await _books_of(server, 20)).check()
+    (await _totals_of(server, 20)).check()
 
 
 async def _charges(gateway: Process) -> bool:
@@ -113,13 +113,13 @@ async def test_open_it_passes_the_allowance_and_charges_it_once_when_the_ledger_
         assert answers.statuses == {200: 10 + ALLOWANCE, 503: 15}
         await until(lambda: _spooled(tmp_path) == ALLOWANCE, "every charge on disk")
         server.start()
-        books = await _books_of(server, 10 + ALLOWANCE)
-        books.check()
-        assert books.settled == {"tpp": 10 + ALLOWANCE}
+        totals = await _totals_of(server, 10 + ALLOWANCE)
+        totals.check()
+        assert totals.settled == {"tpp": 10 + ALLOWANCE}
         await until(lambda: _spooled(tmp_path) == 0, "the spool is empty")
         await storm(gateway.port, "tpp", 4, 10, answers)
         assert answers.statuses == {200: 20 + ALLOWANCE, 503: 15}
-    assert (await _books_of(server, 20 + ALLOWANCE)).settled == {"tpp": 20 + ALLOWANCE}
+    assert (await _totals_of(server, 20 + ALLOWANCE)).settled == {"tpp": 20 + ALLOWANCE}
     assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -133,7 +133,8 @@ async def test_what_a_killed_gateway_had_spooled_is_charged_once_by_the_next(
     async with gateways(tmp_path, failing_open, name="second") as (second,):
         await storm(first.port, "tpp", 1, 1, answers)
         await storm(second.port, "tpp", 1, 1, answers)
-        await _books_of(server, 2)  # a gateway that dies with the ledger away takes what it had not yet settled with it
+        # A gateway that dies while the ledger is away takes with it what it had not yet settled.
+        await _totals_of(server, 2)
         await _away(server, first, second)
         await storm(first.port, "tpp", 4, ALLOWANCE, answers)
         await storm(second.port, "tpp", 4, ALLOWANCE, answers)
@@ -145,9 +146,9 @@ async def test_what_a_killed_gateway_had_spooled_is_charged_once_by_the_next(
         lines[3] = lines[3].replace(b'"api_calls"', b'"api_cells"')
         torn.write_bytes(b"".join(lines) + lines[0][:40])
         server.start()
-        books = await _books_of(server, 2 + 2 * ALLOWANCE - 1)
-        books.check()
-        assert books.settled == {"tpp": 2 + 2 * ALLOWANCE - 1}, "all but the damaged line"
+        totals = await _totals_of(server, 2 + 2 * ALLOWANCE - 1)
+        totals.check()
+        assert totals.settled == {"tpp": 2 + 2 * ALLOWANCE - 1}, "all but the damaged line"
         await until(lambda: _spooled(tmp_path) == 0, "both files are done")
     left = list((tmp_path / "spool").iterdir())
     assert [file.suffix for file in left] == [".damaged"], "kept for people to look at"
@@ -173,21 +174,21 @@ async def test_a_gateway_killed_in_the_middle_of_the_replay_leaves_no_charge_to_
     answers = Answers()
     first = await start(failing_open, tmp_path, name="first")
     await storm(first.port, "tpp", 1, 1, answers)
-    await _books_of(server, 1)
+    await _totals_of(server, 1)
     await _away(server, first)
     await storm(first.port, "tpp", 16, 1_500, answers)
     await until(lambda: _spooled(tmp_path) == 1_500, "every charge on disk")
     server.start()
 
     async def begun() -> bool:
-        return (await read_books(control, KEYS, ["tpp"])).settled.get("tpp", 0) > 100
+        return (await read_totals(control, KEYS, ["tpp"])).settled.get("tpp", 0) > 100
 
     await until(begun, "the replay")
     await first.end(signal.SIGKILL)
     async with gateways(tmp_path, failing_open, name="second"):
-        books = await _books_of(server, 1_501)
-    books.check()
-    assert books.settled == {"tpp": 1_501}
+        totals = await _totals_of(server, 1_501)
+    totals.check()
+    assert totals.settled == {"tpp": 1_501}
 
 
 async def test_stopped_while_the_ledger_is_away_it_keeps_what_it_could_not_settle_for_the_next(
@@ -206,8 +207,8 @@ async def test_stopped_while_the_ledger_is_away_it_keeps_what_it_could_not_settl
     assert await first.end(signal.SIGTERM) == 1, "not all was settled, and its exit code says so"
     server.start()
     async with gateways(tmp_path, failing_open, name="second"):
-        books = await _books_of(server, 8)
-    assert (books.settled, books.events, books.held) == ({"tpp": 8}, {"tpp": 8}, {"tpp": 0})
+        totals = await _totals_of(server, 8)
+    assert (totals.settled, totals.events, totals.held) == ({"tpp": 8}, {"tpp": 8}, {"tpp": 0})
 
 
 async def test_a_spool_directory_that_is_none_is_refused_by_name(failing_open: dict[str, Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.chaos.kit import KEYS, METRIC, Answers, Api, gateways, get, load, settings, storm, until
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 from tests.support.valkey_process import ValkeyProcess
 
 CREDIT = 1_000
@@ -46,10 +46,10 @@ async def test_of_5000_calls_exactly_the_1000_paid_for_pass(
             texts = [(await get(each.admin_port, "/metrics"))[1] for each in running]
             assert sum(_value(text, "sidecar_charged_units_total") for text in texts) == CREDIT
             await until(lambda: sum(1 for _ in meter.store.events()) >= CREDIT, meter)
-        books = await read_books(control, KEYS, ["tpp"])
-        assert (books.settled, books.held) == ({"tpp": CREDIT}, {"tpp": 0})
-        assert books.alive == frozenset(), "who has left is not waited for by the reaper"
-        assert _metered(meter) + books.events.get("tpp", 0) == CREDIT
+        totals = await read_totals(control, KEYS, ["tpp"])
+        assert (totals.settled, totals.held) == ({"tpp": CREDIT}, {"tpp": 0})
+        assert totals.alive == frozenset(), "who has left is not waited for by the reaper"
+        assert _metered(meter) + totals.events.get("tpp", 0) == CREDIT
         assert _metered(meter) == CREDIT
 
 

@@ -25,7 +25,7 @@ from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfi
 from sidecar.sandbox.server import Server
 from sidecar.valkey.scripts import script
 from tests.conftest import start_valkey
-from tests.integration.billing.desk import API_KEY, HMAC_KEY, Desk, desk
+from tests.integration.billing.billing_system import API_KEY, HMAC_KEY, BillingSystem, billing_system
 from tests.support.ledger_driver import acall_batch, one_answer, one_group
 from tests.support.processes import Running, running
 
@@ -42,7 +42,7 @@ def server() -> ValkeyServer:
 class Calls:
     """Traffic through the scripts, as a gateway makes it."""
 
-    def __init__(self, system: Desk) -> None:
+    def __init__(self, system: BillingSystem) -> None:
         self.system = system
         self.settled: dict[str, int] = dict.fromkeys(ACCOUNTS, 0)
         self._seqs: dict[int, list[int]] = {}
@@ -140,7 +140,8 @@ async def test_nothing_is_pushed_twice_and_no_reload_request_is_lost_while_leade
     random = Random(seed)
     try:
         async with contextlib.AsyncExitStack() as stack:
-            system = await stack.enter_async_context(desk(server.port, lago={"webhook_retry_waits_s": (0.3, 1.0)}))
+            lago = {"webhook_retry_waits_s": (0.3, 1.0)}
+            system = await stack.enter_async_context(billing_system(server.port, lago=lago))
             file = configuration(tmp_path, server.port, system.lago_url, await stack.enter_async_context(openmeter()))
             await system.plan("pro", "0.01")
             for account in ACCOUNTS:
@@ -209,9 +210,9 @@ async def test_nothing_is_pushed_twice_and_no_reload_request_is_lost_while_leade
         server.stop()
 
 
-async def _loaded(system: Desk) -> bool:
+async def _loaded(system: BillingSystem) -> bool:
     return all([(await system.store.accounts.state(account)).version > 0 for account in ACCOUNTS])
 
 
-async def _quiet(system: Desk) -> bool:
+async def _quiet(system: BillingSystem) -> bool:
     return await system.billing.reload_requests.count() == 0

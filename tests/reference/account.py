@@ -14,9 +14,9 @@ DAY_US = 86_400 * 1_000_000
 @dataclass
 class Account:
     name: str
-    terms: Load | None = None
+    policy: Load | None = None
     version: int = 0
-    older_cost: int = 0
+    unsettled: int = 0
     start_ms: int = 0
     end_ms: int = MAX_INT
     following_ms: list[int] = field(default_factory=list)
@@ -33,22 +33,22 @@ class Account:
 
     # Prices and money
 
-    def h(self, metric: str) -> int:
+    def held_units(self, metric: str) -> int:
         return sum(units for (_, of), units in self.held.items() if of == metric)
 
     def exposure(self, extra_metric: str = "", extra: int = 0) -> int:
         """What is used and held costs at worst, with ``extra`` units of a metric held beside."""
         return sum(
-            worst(table, self.used[metric], self.h(metric) + (extra if metric == extra_metric else 0))
+            worst(table, self.used[metric], self.held_units(metric) + (extra if metric == extra_metric else 0))
             for metric, table in (self.live | self.gone).items()
         )
 
     def available(self) -> int | None:
         """What used and held units may cost in all; None without a limit."""
-        assert self.terms is not None
-        if self.terms.ceiling is None:
+        assert self.policy is not None
+        if self.policy.ceiling is None:
             return None
-        return self.terms.ceiling - (self.older_cost if self.terms.count_k else 0)
+        return self.policy.ceiling - (self.unsettled if self.policy.counts_unsettled else 0)
 
     # Periods
 
@@ -77,8 +77,8 @@ class Account:
             if units or price:
                 before = self.closed.get((record, metric), (0, 0)) if record_at is not None else (0, 0)
                 self.closed[record, metric] = (units + before[0], price + before[1])
-            self.older_cost = min(self.older_cost + price, MAX_INT)
-            if metric in self.gone and not self.h(metric):
+            self.unsettled = min(self.unsettled + price, MAX_INT)
+            if metric in self.gone and not self.held_units(metric):
                 del self.gone[metric]
         self.used.clear()
         self.start_ms = new_start_ms
@@ -87,14 +87,14 @@ class Account:
 
     def next_tat(self, now_us: int) -> tuple[int, int]:
         """The theoretical arrival time after one more request, and for how long that request would have to wait."""
-        assert self.terms is not None
-        interval = self.terms.rate_interval_us
+        assert self.policy is not None
+        interval = self.policy.rate_interval_us
         tat = max(self.tat_us, now_us) + interval
-        return tat, max(0, tat - now_us - interval * self.terms.burst)
+        return tat, max(0, tat - now_us - interval * self.policy.burst)
 
     def rate_left(self, now_us: int) -> int:
-        assert self.terms is not None
-        if not self.terms.rate_interval_us:
+        assert self.policy is not None
+        if not self.policy.rate_interval_us:
             return -1
         before, passed = self.tat_us, 0
         while True:
@@ -109,25 +109,25 @@ class Account:
         return self.day_count if self.day == now_us // DAY_US else 0
 
     def day_left(self, now_us: int) -> int:
-        assert self.terms is not None
-        return max(0, self.terms.day_limit - self.counted_today(now_us)) if self.terms.day_limit else -1
+        assert self.policy is not None
+        return max(0, self.policy.day_limit - self.counted_today(now_us)) if self.policy.day_limit else -1
 
     # What is stored
 
     def is_stored(self) -> bool:
-        return self.terms is not None or any(self.used.values())
+        return self.policy is not None or any(self.used.values())
 
     def info(self) -> str:
-        assert self.terms is not None
-        return self.terms.info.replace('"version":0', f'"version":{self.version}', 1)
+        assert self.policy is not None
+        return self.policy.info.replace('"version":0', f'"version":{self.version}', 1)
 
     def state(self) -> AccountState:
         """In the form in which the driver reads it from Valkey."""
         names = set(self.used) | {metric for _, metric in self.held}
-        metrics = {name: MetricState(self.used.get(name, 0), self.h(name)) for name in names}
+        metrics = {name: MetricState(self.used.get(name, 0), self.held_units(name)) for name in names}
         return AccountState(
             version=self.version,
-            older_cost=self.older_cost,
+            unsettled=self.unsettled,
             start_ms=self.start_ms,
             end_ms=self.end_ms,
             tat_us=self.tat_us,
@@ -138,11 +138,11 @@ class Account:
             gone=self.gone,
             periods=tuple(self.following_ms),
             closed=self.closed,
-            terms=None if self.terms is None else self._terms(self.terms),
+            policy=None if self.policy is None else self._policy(self.policy),
             digits=self.digits,
-            info=None if self.terms is None else self.info(),
+            info=None if self.policy is None else self.info(),
         )
 
-    def _terms(self, terms: Load) -> tuple[int | None, ...]:
-        limits = (terms.rate_interval_us, terms.burst, terms.day_limit)
-        return (self.version, terms.status, terms.ceiling, int(terms.count_k), *limits)
+    def _policy(self, policy: Load) -> tuple[int | None, ...]:
+        limits = (policy.rate_interval_us, policy.burst, policy.day_limit)
+        return (self.version, policy.status, policy.ceiling, int(policy.counts_unsettled), *limits)

@@ -1,7 +1,8 @@
 """The ledger as docs/ledger.md describes it, in plain Python and exact integers, one call at a time.
 
-It keeps what the rules talk about (who holds what, what was used in this period) rather than what the scripts store: H
-is always the sum of the instances' shares, and how many calls a rate limit leaves is counted by letting them pass.
+It keeps what the rules talk about (who holds what, what was used in this period) rather than what the scripts store:
+held units are always the sum of the instances' shares, and how many calls a rate limit leaves is counted by letting them
+pass.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Ledger:
     def load(self, load: Load, now_us: int) -> Loaded | Conflict:
         # A copy: a load that is refused leaves no trace.
         account = deepcopy(self.accounts.get(load.account) or Account(load.account))
-        known = account.terms is not None
+        known = account.policy is not None
         stored_digits = load.digits if account.digits is None else account.digits
         if account.version != load.expected_version or (known and stored_digits != load.expected_digits):
             return Conflict(account.version, stored_digits)
@@ -126,21 +127,21 @@ class Ledger:
             raise LedgerError("INVALID")
         if known:
             account.roll(now_us // 1000)
-            if load.older_cost is not None and load.expected_start_ms not in (None, account.start_ms):
+            if load.unsettled is not None and load.expected_start_ms not in (None, account.start_ms):
                 self.accounts[load.account] = account
                 return Conflict(account.version, stored_digits)
         scale = 10 ** (load.digits - stored_digits)
-        older = account.older_cost * scale
+        older = account.unsettled * scale
         behind = known and load.period_start_ms < account.start_ms
-        if load.older_cost is not None and not (behind and load.expected_start_ms is None):
-            older = load.older_cost
+        if load.unsettled is not None and not (behind and load.expected_start_ms is None):
+            older = load.unsettled
         if known and load.period_start_ms > account.start_ms:
-            before = account.older_cost
+            before = account.unsettled
             account.close_period(load.period_start_ms)
-            older += (account.older_cost - before) * scale
+            older += (account.unsettled - before) * scale
         if not behind:
             account.start_ms, account.end_ms = load.period_start_ms, load.period_end_ms
-        account.older_cost = older
+        account.unsettled = older
         if abs(older) > MAX_INT:
             raise LedgerError("OVERFLOW")
         account.closed = {of: (units, min(price * scale, MAX_INT)) for of, (units, price) in account.closed.items()}
@@ -155,7 +156,7 @@ class Ledger:
         account.following_ms = list(load.periods)
         account.digits = load.digits
         account.version += 1
-        account.terms = load
+        account.policy = load
         self.accounts[load.account] = account
         return Loaded(account.version)
 
@@ -233,22 +234,22 @@ class Ledger:
         now_us: int,
         key: tuple[str, str] | None = None,
     ) -> Outcome:
-        terms = account.terms
+        policy = account.policy
         if not registered:
             return Outcome(Code.UNREGISTERED)
-        if terms is None:
+        if policy is None:
             return Outcome(Code.UNKNOWN)
-        if terms.status:
-            return Outcome(Code.SUSPENDED if terms.status == 1 else Code.CLOSED)
+        if policy.status:
+            return Outcome(Code.SUSPENDED if policy.status == 1 else Code.CLOSED)
         available = account.available()
         exposure = account.exposure()
         repeated = key is not None and key in self.charged
         if not repeated and metric not in account.live:
             return Outcome(Code.UNPRICED)
-        if terms.day_limit and account.counted_today(now_us) >= terms.day_limit:
+        if policy.day_limit and account.counted_today(now_us) >= policy.day_limit:
             return Outcome(Code.DAILY, DAY_US - now_us % DAY_US)
         tat_us, wait_us = account.next_tat(now_us)
-        if terms.rate_interval_us and wait_us:
+        if policy.rate_interval_us and wait_us:
             return Outcome(Code.RATE, wait_us)
         if repeated:
             self._count_request(account, tat_us, now_us)
@@ -265,16 +266,16 @@ class Ledger:
 
     @staticmethod
     def _count_request(account: Account, tat_us: int, now_us: int) -> None:
-        assert account.terms is not None
-        if account.terms.rate_interval_us:
+        assert account.policy is not None
+        if account.policy.rate_interval_us:
             account.tat_us = tat_us
-        if account.terms.day_limit:
+        if account.policy.day_limit:
             account.day_count = account.counted_today(now_us) + 1
             account.day = now_us // DAY_US
 
     @staticmethod
     def _summary(account: Account, known_version: int, outcomes: tuple[Outcome, ...], now_us: int) -> Summary:
-        if account.terms is None:
+        if account.policy is None:
             return Summary(None, -1, -1, outcomes)
         info = None if known_version == account.version else account.info()
         return Summary(info, account.rate_left(now_us), account.day_left(now_us), outcomes)

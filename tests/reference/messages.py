@@ -127,7 +127,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Load:
-    """``older_cost`` None: K stays as it is. Money in 10^-digits."""
+    """``unsettled`` None: what is stored stays. Money in 10^-digits."""
 
     account: str
     prices: Mapping[str, Table]
@@ -136,12 +136,12 @@ class Load:
     ceiling: int | None = None
     expected_version: int = 0
     status: int = 0
-    count_k: bool = True
+    counts_unsettled: bool = True
     rate_interval_us: int = 0
     burst: int = 0
     day_limit: int = 0
     periods: tuple[int, ...] = ()
-    older_cost: int | None = None
+    unsettled: int | None = None
     digits: int = 2
     expected_digits: int = 2
     expected_start_ms: int | None = None
@@ -171,16 +171,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class MetricState:
-    n: int
-    h: int
+    """Units of one metric in the current period."""
+
+    settled: int
+    held: int
 
 
 @dataclass(frozen=True)
 class AccountState:
-    """Everything the ledger keeps of one account, in comparable form. A metric with neither N nor H is left out."""
+    """Everything the ledger keeps of one account, in comparable form. A metric with no units is left out."""
 
     version: int
-    older_cost: int
+    unsettled: int
     start_ms: int
     end_ms: int
     tat_us: int
@@ -191,7 +193,7 @@ class AccountState:
     gone: Mapping[str, Table]
     periods: tuple[int, ...]
     closed: Mapping[tuple[int, str], tuple[int, int]]
-    terms: tuple[Any, ...] | None
+    policy: tuple[Any, ...] | None
     digits: int | None
     info: str | None
 

@@ -138,9 +138,9 @@ class RealLedger:
     def load(self, load: Load, now_us: int | None = None) -> Loaded | Conflict:
         request = [
             load.expected_version, load.account, load.status, False if load.ceiling is None else load.ceiling,
-            int(load.count_k), load.rate_interval_us, load.burst, load.day_limit, dict(load.prices), load.info,
+            int(load.counts_unsettled), load.rate_interval_us, load.burst, load.day_limit, dict(load.prices), load.info,
             load.period_start_ms, load.period_end_ms, load.periods,
-            False if load.older_cost is None else load.older_cost, load.digits, load.expected_digits,
+            False if load.unsettled is None else load.unsettled, load.digits, load.expected_digits,
             False if load.expected_start_ms is None else load.expected_start_ms,
         ]  # fmt: skip
         account = load.account

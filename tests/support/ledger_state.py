@@ -57,14 +57,14 @@ def account_state(fields: dict[bytes, bytes]) -> AccountState:
     state: list[Any] = [0, 0, NO_PERIOD_END_MS, 0, 0, 0]
     if b"state" in fields:
         state = unpack(fields[b"state"])
-    terms: tuple[Any, ...] | None = None
-    if b"terms" in fields:
-        terms = tuple(None if value is False else value for value in unpack(fields[b"terms"]))
+    policy: tuple[Any, ...] | None = None
+    if b"policy" in fields:
+        policy = tuple(None if value is False else value for value in unpack(fields[b"policy"]))
     live, gone = unpack(fields[b"prices"]) if b"prices" in fields else ({}, {})
     metrics: dict[str, MetricState] = {}
     for at in range(head, len(state), 7):
-        name, n, h, *_piece = state[at : at + 7]
-        metrics[name] = MetricState(n, h)
+        name, settled, held, *_piece = state[at : at + 7]
+        metrics[name] = MetricState(settled, held)
     closed: dict[tuple[int, str], tuple[int, int]] = {}
     for field, value in fields.items():
         if field.startswith(b"closed:"):
@@ -72,8 +72,8 @@ def account_state(fields: dict[bytes, bytes]) -> AccountState:
             units, cost = value.split(b" ")
             closed[integer(start), metric.decode()] = (integer(units), integer(cost))
     return AccountState(
-        version=terms[0] if terms else 0,
-        older_cost=state[0],
+        version=policy[0] if policy else 0,
+        unsettled=state[0],
         start_ms=state[1],
         end_ms=state[2],
         tat_us=state[3],
@@ -84,7 +84,7 @@ def account_state(fields: dict[bytes, bytes]) -> AccountState:
         gone=_as_map(gone),
         periods=tuple(unpack(fields[b"periods"])) if b"periods" in fields else (),
         closed=closed,
-        terms=terms,
+        policy=policy,
         digits=integer(fields[b"digits"]) if b"digits" in fields else None,
         info=fields[b"info"].decode() if b"info" in fields else None,
     )

@@ -47,7 +47,7 @@ def check_raise(
     ceiling = spec.ceiling
     if state.version == 0 or state.ceiling is None or ceiling is None or saved.last is None:
         return
-    before = state.money(state.ceiling - (state.unsettled if state.count_k else 0))
+    before = state.money(state.ceiling - (state.unsettled if state.counts_unsettled else 0))
     after = ceiling - ((spec.unsettled or Decimal(0)) if spec.counts_unsettled else Decimal(0))
     if after <= before or funds.balance > saved.last.balance or revision != saved.last.policy:
         return

@@ -82,8 +82,9 @@ def effective_prices(
             refused += 1
         for metric, table in found.prices.items():
             if metric in prices:
-                alerts.add("subscription", f"{metric} is charged by the subscriptions"
-                           f" {billed_by[metric].external_id} and {each.external_id}; it is counted for the first")  # fmt: skip
+                first = billed_by[metric].external_id
+                alerts.add("subscription", f"{metric} is charged by the subscriptions {first} and {each.external_id};"
+                           " it is counted for the first")  # fmt: skip
                 continue
             prices[metric], billed_by[metric] = table, each
     if len(prices) > METRICS_MAX:

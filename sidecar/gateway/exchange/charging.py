@@ -20,7 +20,7 @@ from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
 from sidecar.ledger.client.outcomes import Code, Event, Hold
-from sidecar.ledger.client.unknown_accounts import Sight
+from sidecar.ledger.client.unknown_accounts import AccountLookup
 
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 METHODS: Final[dict[bytes, str]] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
@@ -129,15 +129,15 @@ class ChargedRelay(Relay):
         else:
             self.refuse(refusal_of(hold))
 
-    def _sighted(self, sight: Sight) -> None:
+    def _sighted(self, sight: AccountLookup) -> None:
         """The account was not in the ledger; whoever knows it was asked to bring it."""
         hold = self.hold
         if self.finished or hold is None:
             return
-        if sight is Sight.KNOWN:
+        if sight is AccountLookup.KNOWN:
             self.hold = None
             self._take_hold()
-        elif sight is Sight.ABSENT:
+        elif sight is AccountLookup.ABSENT:
             self.refuse(refusal_of(hold))
         else:
             self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=_RETRY))

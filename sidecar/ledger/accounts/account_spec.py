@@ -34,7 +34,7 @@ DAY_LIMIT_MAX: Final = 10**12
 
 
 class Status(IntEnum):
-    """Whether an account may call; the numbers are the scripts' (docs/ledger.md, ``terms``)."""
+    """Whether an account may call; the numbers are the scripts' (docs/ledger.md, ``policy``)."""
 
     ACTIVE = 0
     SUSPENDED = 1
@@ -74,9 +74,9 @@ class RateLimits:
 class AccountSpec:
     """Everything that a load writes. Money is in units of ``currency``.
 
-    ``funds`` is what prepaid accounts may spend in all (``B`` in docs/ledger.md); ``overdraft`` adds to it.
+    ``funds`` is what prepaid accounts may spend in all; ``overdraft`` adds to it.
     ``spending_cap`` bounds a period of an overage account, ``credit_limit`` a postpaid one; None is no bound.
-    ``unsettled`` is what the periods before the current one still owe (``K``); None leaves what the ledger has.
+    ``unsettled`` is what the periods before the current one still owe; None leaves what the ledger has.
     ``api_keys`` are SHA-256 in lower-case hexadecimal; None leaves the ledger's.
     """
 
@@ -96,7 +96,7 @@ class AccountSpec:
 
     @property
     def ceiling(self) -> Decimal | None:
-        """What the account may cost in all; None is no bound (docs/ledger.md, ``terms``)."""
+        """What the account may cost in all; None is no bound (docs/ledger.md, ``policy``)."""
         match self.mode:
             case "prepaid":
                 return self.funds + self.overdraft

@@ -42,15 +42,15 @@ class ClosedUsage:
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """Terms, counts and prices, as stored (docs/ledger.md, "Fields of an account"). Money is scaled by ``digits``.
+    """Policy, counts and prices, as stored (docs/ledger.md, "Fields of an account"). Money is scaled by ``digits``.
 
-    ``version`` 0 says that the account was never loaded, or lost its terms; it may have counts all the same.
+    ``version`` 0 says that the account was never loaded, or lost its policy; it may have counts all the same.
     """
 
     version: int
     status: Status
     ceiling: int | None
-    count_k: bool
+    counts_unsettled: bool
     rate_interval_us: int
     burst: int
     day_limit: int
@@ -75,7 +75,7 @@ class AccountState:
         return bounded(cost(table, usage.settled)) if table else 0
 
     def reserved(self) -> int:
-        """Σ worst(N, H): what settled and held units come to at most."""
+        """What settled and held units come to at most: the sum of ``worst`` over the metrics."""
         tables = ((self.table(usage.metric), usage) for usage in self.usages)
         return sum(worst(table, usage.settled, usage.held) for table, usage in tables if table)
 
@@ -83,7 +83,7 @@ class AccountState:
         """What a hold may still add to the cost; may be negative; None without a limit."""
         if self.ceiling is None:
             return None
-        return self.ceiling - self.reserved() - (self.unsettled if self.count_k else 0)
+        return self.ceiling - self.reserved() - (self.unsettled if self.counts_unsettled else 0)
 
     def money(self, scaled: int) -> Decimal:
         """Scaled money in units of the currency."""
@@ -159,10 +159,10 @@ def decode_account(account: str, fields: Mapping[bytes, bytes]) -> AccountState:
 
 
 def _decode(fields: Mapping[bytes, bytes]) -> AccountState:
-    terms = _unpack(fields, b"terms", [0, 0, False, 0, 0, 0, 0])
+    policy = _unpack(fields, b"policy", [0, 0, False, 0, 0, 0, 0])
     state = _unpack(fields, b"state", [0, 0, MAX_INT, 0, 0, 0])
     live, former = _unpack(fields, b"prices", [{}, {}])
-    version, status, ceiling, count_k, interval_us, burst, day_limit = terms
+    version, status, ceiling, counts_unsettled, interval_us, burst, day_limit = policy
     if not 0 <= state[1] < state[2]:
         raise ValueError("its period does not end after its start")
     closed = [
@@ -174,7 +174,7 @@ def _decode(fields: Mapping[bytes, bytes]) -> AccountState:
         version=int(version),
         status=Status(status),
         ceiling=None if ceiling is False else int(ceiling),
-        count_k=count_k == 1,
+        counts_unsettled=counts_unsettled == 1,
         rate_interval_us=int(interval_us),
         burst=int(burst),
         day_limit=int(day_limit),

@@ -1,7 +1,7 @@
 """Writes accounts into the ledger, and reads them back for people.
 
 Everything but counts is written by ``load``, through lua/load.lua: compare-and-set on the account's version, so that
-two loaders never mix their prices and funds. N and H are the request path's.
+two loaders never mix their prices and funds. Settled and held units are the request path's.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class AccountLoader:
                         account,
                         int(change.status),
                         _or_false(state.ceiling),
-                        int(state.count_k),
+                        int(state.counts_unsettled),
                         state.rate_interval_us,
                         state.burst,
                         state.day_limit,

@@ -25,7 +25,7 @@ import orjson
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, decode, encode
 from sidecar.ledger.client.outcomes import AccountView, Code, Event, Hold
-from sidecar.ledger.client.registration import Seat
+from sidecar.ledger.client.registration import Registration
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk, encode_call, encode_command
 from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
@@ -110,9 +110,9 @@ class Link:
         self._views = views
         self._versions = versions
         self._account_keys = account_keys
-        self._seat = Seat.of(instance, home, keys, SILENCE_S)
+        self._registration = Registration.of(instance, home, keys, SILENCE_S)
         self._function = function("batch")
-        self._first_keys = [bulk(self._seat.instance_key), bulk(keys.outbox(home).encode())]
+        self._first_keys = [bulk(self._registration.instance_key), bulk(keys.outbox(home).encode())]
         self._operations_max = min(settings.operations_max, PARTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._connection: RespConnection | None = None
@@ -542,9 +542,9 @@ class Link:
     async def _enter(self, connection: RespConnection) -> None:
         async with self._entering:
             # An epoch that is still valid is kept: the reply to the batch in doubt may depend on it.
-            if not (self.epoch and await self._seat.heartbeat(connection, self.epoch)):
+            if not (self.epoch and await self._registration.heartbeat(connection, self.epoch)):
                 # A batch in doubt was packed for an older epoch; the script sees that and counts its settles as late.
-                self.epoch, number = await self._seat.register(connection)
+                self.epoch, number = await self._registration.register(connection)
                 self._number = max(self._number, number)
                 self.counters.registrations += 1
             self._overdue = self._overdue and self._flight is not None
@@ -576,7 +576,7 @@ class Link:
             self._drop_connection()  # a server that hangs sends no reset; a new connection repeats the batch in doubt
             return
         try:
-            if not await self._seat.heartbeat(connection, epoch):
+            if not await self._registration.heartbeat(connection, epoch):
                 self._lose_epoch(epoch)
         except LedgerConnectionError as error:
             self._complain("no heartbeat", error=str(error))
@@ -602,7 +602,7 @@ class Link:
             return
         self._closing = True
         try:
-            await self._seat.leave(connection)
+            await self._registration.leave(connection)
         except LedgerConnectionError:
             return  # the reaper does it after the heartbeat has aged
 

@@ -1,4 +1,6 @@
-"""An instance's seat at its home partition: register, heartbeat, leave, each a script call on a given connection."""
+"""An instance's registration at its home partition: register, heartbeat, leave. Each is a script call on a given
+connection.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ ACCOUNTS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class Registration:
     """``answer_s``: how long a call may take; a connection that is slower is closed."""
 
     instance: str
@@ -23,7 +25,7 @@ class Seat:
     answer_s: float
 
     @classmethod
-    def of(cls, instance: str, home: int, keys: Keys, answer_s: float) -> Seat:
+    def of(cls, instance: str, home: int, keys: Keys, answer_s: float) -> Registration:
         return cls(instance, keys.instance(home, instance).encode(), keys.alive(home).encode(), answer_s)
 
     async def register(self, connection: RespConnection) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Accounts that a caller names and the ledger does not know: have them loaded, once for all who wait.
 
-The request path asks here; a doorbell is rung for the control plane, which loads the account from Lago or leaves a
-mark that Lago does not know it (``Keys.absent``). Whichever appears first in Valkey is the answer. However many
-requests wait for an account, there is one ring and one loop that looks.
+The request path asks here; a reload request is made for the control plane, which loads the account from Lago or leaves
+a mark that Lago does not know it (``Keys.absent``). Whichever appears first in Valkey is the answer. However many
+requests wait for an account, there is one reload request and one loop that looks.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _CALLS_MAX: Final = 16
 _LOOK: Final = """
 -- KEYS [1] account [2] mark that it is absent
 -- reply 1 if the account is loaded, 2 if it is known to be absent, otherwise 0
-return redis.call('HEXISTS', KEYS[1], 'terms') == 1 and 1 or redis.call('EXISTS', KEYS[2]) * 2
+return redis.call('HEXISTS', KEYS[1], 'policy') == 1 and 1 or redis.call('EXISTS', KEYS[2]) * 2
 """
 
 
-class Sight(Enum):
+class AccountLookup(Enum):
     """``KNOWN``: the ledger has the account now. ``ABSENT``: Lago does not know it. ``PENDING``: neither in time, or
     too many ask; the caller may come again."""
 
@@ -44,13 +44,13 @@ class Sight(Enum):
     PENDING = "pending"
 
 
-_SIGHTS: Final = {1: Sight.KNOWN, 2: Sight.ABSENT}
+_LOOKUPS: Final = {1: AccountLookup.KNOWN, 2: AccountLookup.ABSENT}
 
-Done = Callable[[Sight], None]
+Done = Callable[[AccountLookup], None]
 
 
 @dataclass(frozen=True, slots=True)
-class FirstSightSettings:
+class UnknownAccountSettings:
     """``wait_s`` for one request; ``refused_s`` and ``refused_max``: how long and how many absent accounts are
     remembered here; ``waiting_max`` requests wait at a time; ``asks_per_second_max`` new accounts."""
 
@@ -62,7 +62,7 @@ class FirstSightSettings:
 
 
 @dataclass(slots=True)
-class FirstSightCounters:
+class UnknownAccountCounters:
     """Requests by their answer, accounts asked for, and requests that were not let wait because too many did."""
 
     known: int = 0
@@ -80,23 +80,26 @@ class _Search:
     next_waiter: int = 0
 
 
-class FirstSight:
-    """Lives on one event loop. ``ring`` rings the bell of that name (``sidecar.billing.reconcile.reload_requests``)."""
+class UnknownAccounts:
+    """Lives on one event loop.
+
+    ``request_reload`` makes the reload request of a name (``sidecar.billing.reconcile.reload_requests``).
+    """
 
     def __init__(
         self,
         client: Client,
         keys: Keys,
-        ring: Callable[[str], Awaitable[None]],
-        settings: FirstSightSettings | None = None,
+        request_reload: Callable[[str], Awaitable[None]],
+        settings: UnknownAccountSettings | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.counters = FirstSightCounters()
+        self.counters = UnknownAccountCounters()
         self._client = client
         self._keys = keys
-        self._ring = ring
-        self._settings = settings or FirstSightSettings()
+        self._request_reload = request_reload
+        self._settings = settings or UnknownAccountSettings()
         self._clock = clock
         asks = self._settings.asks_per_second_max
         self._asks = TokenBucket(asks, max(1.0, asks), clock)
@@ -109,9 +112,8 @@ class FirstSight:
         self._closed = False
 
     def __repr__(self) -> str:
-        return (
-            f"FirstSight({self._waiting} wait for {len(self._searches)} accounts, {len(self._absent_until_s)} absent)"
-        )
+        absent = len(self._absent_until_s)
+        return f"UnknownAccounts({self._waiting} wait for {len(self._searches)} accounts, {absent} absent)"
 
     @property
     def waiting(self) -> int:
@@ -121,14 +123,14 @@ class FirstSight:
     def ask(self, account: str, done: Done) -> None:
         """Look for the account; ``done`` is called once, possibly before this returns, and must not raise."""
         if self._is_absent(account):
-            self._count(Sight.ABSENT)
-            done(Sight.ABSENT)
+            self._count(AccountLookup.ABSENT)
+            done(AccountLookup.ABSENT)
             return
         search = None if self._closed or self._waiting >= self._settings.waiting_max else self._search(account)
         if search is None:
             self.counters.refused_by_limit += 1
-            self._count(Sight.PENDING)
-            done(Sight.PENDING)
+            self._count(AccountLookup.PENDING)
+            done(AccountLookup.PENDING)
             return
         number, search.next_waiter = search.next_waiter, search.next_waiter + 1
         timer = asyncio.get_running_loop().call_later(self._settings.wait_s, self._give_up, search, number)
@@ -146,50 +148,51 @@ class FirstSight:
         return search
 
     async def _run(self, account: str, search: _Search) -> None:
-        sight = Sight.PENDING
+        lookup = AccountLookup.PENDING
         try:
-            sight = await self._look_until_seen(account, search)
+            lookup = await self._look_until_found(account, search)
         except CLIENT_ERRORS as error:
             self._note(error)
         finally:
             # Nobody can join from here on: an answer is given to all, a new question starts a new search.
             if self._searches.get(account) is search:
                 del self._searches[account]
-            if sight is Sight.ABSENT:
+            if lookup is AccountLookup.ABSENT:
                 self._remember_absent(account)
             for number in list(search.waiters):
-                self._tell(search, number, sight)
+                self._tell(search, number, lookup)
 
-    async def _look_until_seen(self, account: str, search: _Search) -> Sight:
-        ring_at_s = self._clock()
+    async def _look_until_found(self, account: str, search: _Search) -> AccountLookup:
+        request_at_s = self._clock()
         pause_s = LOOK_S_MIN
         while True:
-            sight = await self._look(account)
-            if sight is not Sight.PENDING or self._closed or not search.waiters:
-                return sight
-            if self._clock() >= ring_at_s:
-                # Again after a while, as long as somebody new waits: a Valkey that failed over may have lost a ring.
+            lookup = await self._look(account)
+            if lookup is not AccountLookup.PENDING or self._closed or not search.waiters:
+                return lookup
+            if self._clock() >= request_at_s:
+                # Again after a while, as long as somebody new waits: a Valkey that failed over may have lost the
+                # request.
                 async with self._slots:
-                    await self._ring(f"account:{account}")
-                ring_at_s = self._clock() + self._settings.wait_s
+                    await self._request_reload(f"account:{account}")
+                request_at_s = self._clock() + self._settings.wait_s
             await asyncio.sleep(pause_s)
             pause_s = min(LOOK_S_MAX, pause_s * _LOOK_GROWTH)
 
-    async def _look(self, account: str) -> Sight:
+    async def _look(self, account: str) -> AccountLookup:
         keys = (self._keys.account(account), self._keys.absent(account))
         async with self._slots:
-            return _SIGHTS.get(int(await self._client.eval(_LOOK, 2, *keys)), Sight.PENDING)
+            return _LOOKUPS.get(int(await self._client.eval(_LOOK, 2, *keys)), AccountLookup.PENDING)
 
     def _give_up(self, search: _Search, number: int) -> None:
-        self._tell(search, number, Sight.PENDING)
+        self._tell(search, number, AccountLookup.PENDING)
 
-    def _tell(self, search: _Search, number: int, sight: Sight) -> None:
+    def _tell(self, search: _Search, number: int, lookup: AccountLookup) -> None:
         done, timer = search.waiters.pop(number)
         timer.cancel()
         self._waiting -= 1
-        self._count(sight)
+        self._count(lookup)
         try:
-            done(sight)
+            done(lookup)
         except Exception:  # one caller's fault must not leave the others waiting
             log.exception("a caller failed to take an answer")
 
@@ -208,13 +211,13 @@ class FirstSight:
         if len(self._absent_until_s) > self._settings.refused_max:
             self._absent_until_s.popitem(last=False)
 
-    def _count(self, sight: Sight) -> None:
-        match sight:
-            case Sight.KNOWN:
+    def _count(self, lookup: AccountLookup) -> None:
+        match lookup:
+            case AccountLookup.KNOWN:
                 self.counters.known += 1
-            case Sight.ABSENT:
+            case AccountLookup.ABSENT:
                 self.counters.absent += 1
-            case Sight.PENDING:
+            case AccountLookup.PENDING:
                 self.counters.pending += 1
 
     def _note(self, error: Exception) -> None:
@@ -228,7 +231,7 @@ class FirstSight:
         self._closed = True
         for search in list(self._searches.values()):
             for number in list(search.waiters):
-                self._tell(search, number, Sight.PENDING)
+                self._tell(search, number, AccountLookup.PENDING)
         while self._tasks:
             # redis-py can lose a cancellation that falls together with an answer.
             for task in self._tasks:

@@ -364,7 +364,7 @@ async def two(
     try:
         for name in ("one", "two"):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.integration.billing.contender",
+                sys.executable, "-m", "tests.integration.billing.lease_holder",
                 where["host"], str(where["port"]), name, str(ttl_ms), cwd=ROOT, stdout=PIPE, stderr=DEVNULL,
             )  # fmt: skip
             found.append(Contender(process, name))

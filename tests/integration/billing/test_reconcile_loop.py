@@ -24,15 +24,15 @@ from sidecar.sandbox.lago.lago_faults import Fault
 from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.server import Server
 from sidecar.valkey.topology import Address, Standalone, connected
-from tests.integration.billing.desk import API_KEY, Desk, config_of, desk, until
+from tests.integration.billing.billing_system import API_KEY, BillingSystem, billing_system, config_of, until
 from tests.integration.ledger_loader.usage import Usage
 
 ACCOUNTS = [f"tpp-{number}" for number in range(6)]
 
 
 @pytest.fixture
-async def system(valkey_server: ValkeyServer) -> AsyncIterator[Desk]:
-    async with desk(valkey_server.port, attempts_max=1) as opened:
+async def system(valkey_server: ValkeyServer) -> AsyncIterator[BillingSystem]:
+    async with billing_system(valkey_server.port, attempts_max=1) as opened:
         await opened.plan()
         for account in ACCOUNTS:
             await opened.customer(account)
@@ -40,7 +40,7 @@ async def system(valkey_server: ValkeyServer) -> AsyncIterator[Desk]:
 
 
 @contextlib.asynccontextmanager
-async def leading(system: Desk, token: int = 1, *, sweeps: int = 1) -> AsyncIterator[None]:
+async def leading(system: BillingSystem, token: int = 1, *, sweeps: int = 1) -> AsyncIterator[None]:
     """The reconcile loop at work, once so many sweeps are over."""
     stop = asyncio.Event()
     wanted = system.billing.metrics.sweeps + sweeps
@@ -53,7 +53,7 @@ async def leading(system: Desk, token: int = 1, *, sweeps: int = 1) -> AsyncIter
         await running
 
 
-async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(system: Desk) -> None:
+async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(system: BillingSystem) -> None:
     first = await system.billing.reconcile_loop.sweep(1)
     second = await system.billing.reconcile_loop.sweep(1)
     await system.top_up("tpp-3", "5")
@@ -65,7 +65,7 @@ async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(s
     assert [await system.available(account) for account in ACCOUNTS[2:5]] == [Decimal(10), Decimal(15), Decimal(10)]
 
 
-async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: Desk) -> None:
+async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: BillingSystem) -> None:
     await system.customer("idle", plan=None)
 
     first, second = await system.billing.reconcile_loop.sweep(1), await system.billing.reconcile_loop.sweep(1)
@@ -75,7 +75,7 @@ async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: Desk) -
     assert await system.store.accounts.show("idle") is None
 
 
-async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_sweep(system: Desk) -> None:
+async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_sweep(system: BillingSystem) -> None:
     await system.billing.reconcile_loop.sweep(1)
     await system.plan("max", amount_cents=100)
     await system.subscribe("tpp-0", "max")
@@ -86,7 +86,7 @@ async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_swee
     assert (await system.billing.reconcile_loop.sweep(1)).read == 1
 
 
-async def test_reload_requests_of_accounts_wallets_subscriptions_and_plans_are_handled(system: Desk) -> None:
+async def test_reload_requests_of_accounts_wallets_subscriptions_and_plans_are_handled(system: BillingSystem) -> None:
     async with leading(system):
         for account in ACCOUNTS[:3]:
             await system.top_up(account, "1")
@@ -104,15 +104,15 @@ async def test_reload_requests_of_accounts_wallets_subscriptions_and_plans_are_h
         await until(lambda: _none_wait(system))
 
 
-async def _all_have(system: Desk, accounts: list[str], available: Decimal) -> bool:
+async def _all_have(system: BillingSystem, accounts: list[str], available: Decimal) -> bool:
     return all([await system.available(account) == available for account in accounts])
 
 
-async def _none_wait(system: Desk) -> bool:
+async def _none_wait(system: BillingSystem) -> bool:
     return await system.billing.reload_requests.count() == 0
 
 
-async def test_a_request_stays_while_lago_is_away_and_is_handled_when_it_is_back(system: Desk) -> None:
+async def test_a_request_stays_while_lago_is_away_and_is_handled_when_it_is_back(system: BillingSystem) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
         system.lago.faults.always(Fault(path="/api/", status=503))
@@ -124,7 +124,7 @@ async def test_a_request_stays_while_lago_is_away_and_is_handled_when_it_is_back
         await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
 
 
-async def test_a_name_that_is_requested_again_and_again_does_not_go_on_reading_lago(system: Desk) -> None:
+async def test_a_name_that_is_requested_again_and_again_does_not_go_on_reading_lago(system: BillingSystem) -> None:
     async with leading(system):
         before = system.requests()
         for number in range(300):
@@ -141,7 +141,7 @@ async def test_a_name_that_is_requested_again_and_again_does_not_go_on_reading_l
         assert await system.available("tpp-0") == Decimal(15)
 
 
-async def test_a_request_that_makes_no_sense_is_completed_and_forgotten(system: Desk) -> None:
+async def test_a_request_that_makes_no_sense_is_completed_and_forgotten(system: BillingSystem) -> None:
     async with leading(system):
         await system.billing.reload_requests.add(
             ["account:nobody", "wallet:none", "plan:none", "subscription:none", "moon:full"]
@@ -149,7 +149,7 @@ async def test_a_request_that_makes_no_sense_is_completed_and_forgotten(system: 
         await until(lambda: _none_wait(system))
 
 
-async def test_a_scheduled_reload_is_handled_when_its_time_has_come(system: Desk) -> None:
+async def test_a_scheduled_reload_is_handled_when_its_time_has_come(system: BillingSystem) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
         await system.billing.reload_requests.schedule("account:tpp-0", await system.store.accounts.now_ms() + 300)
@@ -158,13 +158,13 @@ async def test_a_scheduled_reload_is_handled_when_its_time_has_come(system: Desk
 
 
 async def test_an_empty_lago_does_not_close_a_bank_s_accounts(valkey_server: ValkeyServer) -> None:
-    async with desk(valkey_server.port) as system:
+    async with billing_system(valkey_server.port) as system:
         await system.plan()
         for number in range(12):
             await system.customer(f"tpp-{number}")
         await system.billing.reconcile_loop.sweep(1)
 
-        async with desk_on(valkey_server.port) as other:
+        async with another_lago(valkey_server.port) as other:
             report = await other.billing.reconcile_loop.sweep(2)
 
         assert (report.accounts, report.read) == (0, 0)
@@ -172,7 +172,7 @@ async def test_an_empty_lago_does_not_close_a_bank_s_accounts(valkey_server: Val
 
 
 @contextlib.asynccontextmanager
-async def desk_on(port: int) -> AsyncIterator[Desk]:
+async def another_lago(port: int) -> AsyncIterator[BillingSystem]:
     """Another Lago, with nobody in it, and the same ledger."""
 
     lago = Lago(LagoConfig(api_key=API_KEY))
@@ -182,7 +182,7 @@ async def desk_on(port: int) -> AsyncIterator[Desk]:
     try:
         async with connected(Standalone(Address("127.0.0.1", port))) as valkey, LagoClient(config.lago) as client:
             store = Store(valkey, Keys(), AccountLoader(valkey, Keys()))
-            yield Desk(
+            yield BillingSystem(
                 lago,
                 url,
                 client,
@@ -195,9 +195,9 @@ async def desk_on(port: int) -> AsyncIterator[Desk]:
         await server.close()
 
 
-async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(system: Desk) -> None:
+async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(system: BillingSystem) -> None:
     await system.billing.reconcile_loop.sweep(1)
-    headers = {"Authorization": "Bearer desk-key"}
+    headers = {"Authorization": "Bearer lago-api-key"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
         session.delete(f"{system.lago_url}/api/v1/customers/tpp-0") as answer,
@@ -210,7 +210,7 @@ async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(sys
     assert (await system.show("tpp-1")).status == "active"
 
 
-async def test_a_sweep_leaves_accounts_from_files_alone(system: Desk) -> None:
+async def test_a_sweep_leaves_accounts_from_files_alone(system: BillingSystem) -> None:
     spec = AccountSpec(
         id="from-a-file", mode="prepaid", currency="EUR", period=CalendarPeriods("month"), funds=Decimal(5),
         prices={"api_calls": Standard(Decimal(1))},
@@ -223,7 +223,7 @@ async def test_a_sweep_leaves_accounts_from_files_alone(system: Desk) -> None:
     assert (await system.show("from-a-file")).status == "active"
 
 
-async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_closed(system: Desk) -> None:
+async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_closed(system: BillingSystem) -> None:
     spec = AccountSpec(
         id="both", mode="prepaid", currency="EUR", period=CalendarPeriods("month"), funds=Decimal(5),
         prices={"api_calls": Standard(Decimal(1))},
@@ -238,7 +238,7 @@ async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_cl
     assert (await system.show("both")).status == "active"
 
 
-async def read_long_ago(system: Desk, account: str, ago_s: int) -> None:
+async def read_long_ago(system: BillingSystem, account: str, ago_s: int) -> None:
     key = system.store.keys.billing(account)
     last = (await system.store.client.hget(key, "last")) or b""
     at_ms = await system.store.accounts.now_ms() - ago_s * 1000
@@ -252,7 +252,7 @@ async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_u
     path: str, valkey_server: ValkeyServer
 ) -> None:
     settings = {"interval_s": 1, "funds_age_s_max": 10}
-    async with desk(valkey_server.port, attempts_max=1, reconcile=settings) as system:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=settings) as system:
         await system.plan()
         await system.customer("tpp-1")
         await system.customer("tpp-2")

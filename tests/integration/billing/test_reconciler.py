@@ -17,17 +17,17 @@ from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.pricing.price_tables import Standard
 from sidecar.sandbox.lago.lago_faults import Fault
-from tests.integration.billing.desk import Desk, desk
+from tests.integration.billing.billing_system import BillingSystem, billing_system
 
 
 @pytest.fixture
-async def system(valkey_server: ValkeyServer) -> AsyncIterator[Desk]:
-    async with desk(valkey_server.port) as opened:
+async def system(valkey_server: ValkeyServer) -> AsyncIterator[BillingSystem]:
+    async with billing_system(valkey_server.port) as opened:
         await opened.plan()
         yield opened
 
 
-async def test_an_account_is_loaded_with_lago_s_prices_and_funds(system: Desk) -> None:
+async def test_an_account_is_loaded_with_lago_s_prices_and_funds(system: BillingSystem) -> None:
     await system.customer("tpp-1", wallet="12.50")
 
     outcome = await system.reconcile("tpp-1")
@@ -38,7 +38,7 @@ async def test_an_account_is_loaded_with_lago_s_prices_and_funds(system: Desk) -
     assert account.metrics[0].price == Standard(Decimal("0.1"))
 
 
-async def test_reconciling_again_changes_nothing_but_the_version(system: Desk) -> None:
+async def test_reconciling_again_changes_nothing_but_the_version(system: BillingSystem) -> None:
     await system.customer("tpp-1")
     await system.reconcile("tpp-1")
     await system.usage.spend("tpp-1", "api_calls", 30)
@@ -52,7 +52,7 @@ async def test_reconciling_again_changes_nothing_but_the_version(system: Desk) -
     assert (after.links, after.fees, after.invoiced) == (saved.links, saved.fees, saved.invoiced)
 
 
-async def test_an_unknown_customer_leaves_a_mark_that_goes_when_lago_knows_it(system: Desk) -> None:
+async def test_an_unknown_customer_leaves_a_mark_that_goes_when_lago_knows_it(system: BillingSystem) -> None:
     revision = system.store.keys.absent("tpp-9")
 
     assert (await system.reconcile("tpp-9")).result == "absent"
@@ -63,7 +63,7 @@ async def test_an_unknown_customer_leaves_a_mark_that_goes_when_lago_knows_it(sy
     assert await system.store.client.exists(revision) == 0
 
 
-async def test_an_account_from_a_file_is_left_alone_when_lago_does_not_know_it(system: Desk) -> None:
+async def test_an_account_from_a_file_is_left_alone_when_lago_does_not_know_it(system: BillingSystem) -> None:
     spec = AccountSpec(
         id="tpp-file", mode="prepaid", currency="EUR", period=CalendarPeriods("month"), funds=Decimal(5),
         prices={"api_calls": Standard(Decimal(1))},
@@ -75,7 +75,7 @@ async def test_an_account_from_a_file_is_left_alone_when_lago_does_not_know_it(s
     assert (await system.show("tpp-file")).status == "active"
 
 
-async def test_a_leader_that_has_been_succeeded_changes_nothing(system: Desk) -> None:
+async def test_a_leader_that_has_been_succeeded_changes_nothing(system: BillingSystem) -> None:
     await system.customer("tpp-1")
     await system.billing.reconciler.reconcile("tpp-1", 8)
     await system.top_up("tpp-1", "5")
@@ -86,7 +86,9 @@ async def test_a_leader_that_has_been_succeeded_changes_nothing(system: Desk) ->
     assert await system.available("tpp-1") == Decimal(10)
 
 
-async def test_an_upgrade_begins_a_new_period_at_a_whole_second_and_keeps_what_the_old_one_cost(system: Desk) -> None:
+async def test_an_upgrade_begins_a_new_period_at_a_whole_second_and_keeps_what_the_old_one_cost(
+    system: BillingSystem,
+) -> None:
     await system.plan("max", "0.20", amount_cents=100)
     await system.customer("tpp-1", wallet="100")
     await system.reconcile("tpp-1")
@@ -106,7 +108,7 @@ async def test_an_upgrade_begins_a_new_period_at_a_whole_second_and_keeps_what_t
     assert [status.period.units for status in outcome.desired.billing_statuses] == [{"api_calls": 30}]
 
 
-async def test_a_terminated_subscription_closes_the_account_at_once(system: Desk) -> None:
+async def test_a_terminated_subscription_closes_the_account_at_once(system: BillingSystem) -> None:
     await system.customer("tpp-1")
     await system.reconcile("tpp-1")
     await terminate(system, "tpp-1-sub")
@@ -117,16 +119,16 @@ async def test_a_terminated_subscription_closes_the_account_at_once(system: Desk
     assert (await system.usage.hold("tpp-1", "api_calls", 1))[3] == Code.CLOSED
 
 
-async def terminate(system: Desk, external_id: str) -> None:
+async def terminate(system: BillingSystem, external_id: str) -> None:
     url = f"{system.lago_url}/api/v1/subscriptions/{external_id}"
     async with (
-        aiohttp.ClientSession(headers={"Authorization": "Bearer desk-key"}) as session,
+        aiohttp.ClientSession(headers={"Authorization": "Bearer lago-api-key"}) as session,
         session.delete(url) as answer,
     ):
         assert answer.status == 200
 
 
-async def test_one_who_asks_while_an_account_is_read_is_given_a_reading_that_began_later(system: Desk) -> None:
+async def test_one_who_asks_while_an_account_is_read_is_given_a_reading_that_began_later(system: BillingSystem) -> None:
     await system.customer("tpp-1")
     before = system.requests()
     first = asyncio.create_task(system.reconcile("tpp-1"))
@@ -153,7 +155,7 @@ async def test_one_who_asks_while_an_account_is_read_is_given_a_reading_that_beg
 async def test_when_lago_answers_nonsense_the_last_good_funds_stay_in_force(
     valkey_server: ValkeyServer, fault: Fault, says: str
 ) -> None:
-    async with desk(valkey_server.port, attempts_max=1) as system:
+    async with billing_system(valkey_server.port, attempts_max=1) as system:
         await system.plan()
         await system.customer("tpp-1")
         await system.reconcile("tpp-1")
@@ -164,7 +166,7 @@ async def test_when_lago_answers_nonsense_the_last_good_funds_stay_in_force(
 
         assert outcome.result == "unavailable"
         assert says.lower() in outcome.why.lower()
-        assert "desk-key" not in outcome.why
+        assert "lago-api-key" not in outcome.why
         assert await system.available("tpp-1") == Decimal(10)
         assert system.billing.metrics.reconciles["unavailable"] == 1
         system.lago.faults.clear()
@@ -177,7 +179,7 @@ async def test_when_lago_answers_nonsense_the_last_good_funds_stay_in_force(
     [({"quota_mode": "gratis"}, "quota_mode"), ({"quota_api_key": "in-clear"}, "quota_api_key")],
 )
 async def test_data_that_cannot_be_used_is_refused_by_name_and_the_last_good_funds_stay(
-    system: Desk, metadata: dict[str, str], names: str
+    system: BillingSystem, metadata: dict[str, str], names: str
 ) -> None:
     await system.customer("tpp-1")
     await system.reconcile("tpp-1")
@@ -192,7 +194,9 @@ async def test_data_that_cannot_be_used_is_refused_by_name_and_the_last_good_fun
     assert await system.available("tpp-1") == Decimal(10)
 
 
-async def test_a_balance_beyond_what_can_be_represented_is_refused_and_the_last_good_funds_stay(system: Desk) -> None:
+async def test_a_balance_beyond_what_can_be_represented_is_refused_and_the_last_good_funds_stay(
+    system: BillingSystem,
+) -> None:
     await system.plan("fine", "0.000000000001")
     await system.customer("tpp-1", plan="fine", wallet="100")
     assert (await system.reconcile("tpp-1")).result == "loaded"
@@ -205,7 +209,7 @@ async def test_a_balance_beyond_what_can_be_represented_is_refused_and_the_last_
     assert await system.available("tpp-1") == Decimal(100)
 
 
-async def test_usage_that_lago_had_before_the_ledger_counts(system: Desk) -> None:
+async def test_usage_that_lago_had_before_the_ledger_counts(system: BillingSystem) -> None:
     await system.customer("tpp-1")
     await asyncio.sleep(1.1)  # events count from the first whole second of a subscription
     now = Decimal(await system.store.accounts.now_ms()) / 1000
@@ -218,7 +222,7 @@ async def test_usage_that_lago_had_before_the_ledger_counts(system: Desk) -> Non
     assert account.available == Decimal(6)
 
 
-async def test_a_preview_writes_nothing(system: Desk) -> None:
+async def test_a_preview_writes_nothing(system: BillingSystem) -> None:
     await system.customer("tpp-1")
 
     outcome = await system.billing.reconciler.preview("tpp-1")

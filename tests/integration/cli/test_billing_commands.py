@@ -19,7 +19,7 @@ from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.lago.lago_faults import Fault
 from tests.chaos.test_two_control_planes import Calls, openmeter
-from tests.integration.billing.desk import API_KEY, Desk, desk
+from tests.integration.billing.billing_system import API_KEY, BillingSystem, billing_system
 from tests.support.processes import sidecar
 
 
@@ -28,9 +28,9 @@ async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.asynccontextmanager
-async def system(port: int, directory: Path) -> AsyncIterator[tuple[Desk, str, str]]:
+async def system(port: int, directory: Path) -> AsyncIterator[tuple[BillingSystem, str, str]]:
     """A Lago with three customers, a configuration file that names it and an OpenMeter, and the latter's address."""
-    async with desk(port) as opened, openmeter() as meter:
+    async with billing_system(port) as opened, openmeter() as meter:
         settings: dict[str, Any] = {
             "upstream": {"url": "http://127.0.0.1:1"},
             "valkey": f"valkey://127.0.0.1:{port}",
@@ -126,7 +126,7 @@ async def test_sync_pushes_what_was_debited_and_shows_the_books_side_by_side(
 async def test_a_metric_that_counts_events_is_refused_with_how_to_mend_it(
     valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
-    async with desk(valkey_server.port) as opened, openmeter() as meter:
+    async with billing_system(valkey_server.port) as opened, openmeter() as meter:
         made = await opened.client.create_metric(
             {"code": "api_calls", "name": "API calls", "aggregation_type": "count_agg", "field_name": "calls"}
         )

@@ -171,7 +171,7 @@ async def running(
     spool_directory: Path | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
-    """A rig; ``changes`` are settings. Its end checks the books, and that nothing failed unseen."""
+    """A rig; ``changes`` are settings. Its end checks the totals, and that nothing failed unseen."""
     loop = asyncio.get_running_loop()
     faults: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: faults.append(context))

@@ -28,12 +28,13 @@ class Calendar:
         self.starts.append(start_ms)
 
     def rename_first(self, start_ms: int, now_ms: int) -> None:
-        """It had no terms until now: all that was used so far goes into its first period, even if that is over."""
+        """It had no policy until now: all that was used so far goes into its first period, even if that is over."""
         self.instants, self.starts, self.loaded_ms = [0], [start_ms], now_ms
 
 
 def assert_conserved(state: State, calendars: dict[str, Calendar]) -> None:
-    """Rule 1: N, and the units of every closed period, are the sums of the units in all events of that period."""
+    """Rule 1: the settled units, and the units of every closed period, are the sums of the units in all events of that
+    period."""
     in_events: Counter[tuple[str, str, int]] = Counter()
     for entry in state.outbox:
         for account, metric, units, *_ in entry.events:
@@ -41,7 +42,7 @@ def assert_conserved(state: State, calendars: dict[str, Calendar]) -> None:
     in_ledger: Counter[tuple[str, str, int]] = Counter()
     for name, account in state.accounts.items():
         for metric, of in account.metrics.items():
-            in_ledger[name, metric, account.start_ms] += of.n
+            in_ledger[name, metric, account.start_ms] += of.settled
         for (start, metric), (units, _cost) in account.closed.items():
             in_ledger[name, metric, start] += units
     assert +in_events == +in_ledger
@@ -57,12 +58,14 @@ def assert_hours(state: State) -> None:
 
 
 def assert_no_hold_is_lost(state: State) -> None:
-    """Rule 3: H is the sum of the instances' shares."""
+    """Rule 3: the held units are the sum of the instances' shares."""
     shares: Counter[tuple[str, str]] = Counter()
     for instance in state.instances.values():
         assert all(units > 0 for units in instance.shares.values()), instance
         shares.update(instance.shares)
-    held = {(name, metric): of.h for name, a in state.accounts.items() for metric, of in a.metrics.items() if of.h}
+    held = {
+        (name, metric): of.held for name, a in state.accounts.items() for metric, of in a.metrics.items() if of.held
+    }
     assert held == dict(shares)
 
 
@@ -71,18 +74,18 @@ def exposure(account: AccountState) -> int:
     total = 0
     for metric, table in (dict(account.live) | dict(account.gone)).items():
         of = account.metrics.get(metric)
-        total += worst(table, of.n if of else 0, of.h if of else 0)
+        total += worst(table, of.settled if of else 0, of.held if of else 0)
     return total
 
 
 def remaining(account: AccountState) -> int | None:
     """What may still be spent, negative when overdrawn; None without a limit."""
-    if account.terms is None:
+    if account.policy is None:
         return None
-    _version, _status, ceiling, count_k, *_ = account.terms
+    _version, _status, ceiling, counts_unsettled, *_ = account.policy
     if ceiling is None:
         return None
-    return int(ceiling) - (account.older_cost if count_k else 0) - exposure(account)
+    return int(ceiling) - (account.unsettled if counts_unsettled else 0) - exposure(account)
 
 
 def never_falls(account: AccountState) -> bool:

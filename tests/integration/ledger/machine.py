@@ -25,7 +25,7 @@ from tests.integration.ledger.invariants import (
     assert_money,
     assert_no_hold_is_lost,
 )
-from tests.integration.ledger.world import (
+from tests.integration.ledger.strategies import (
     ACCOUNTS,
     DAY_MS,
     GATEWAYS,
@@ -92,7 +92,11 @@ class LedgerMachine(RuleBasedStateMachine):
         first = {"api_calls": TABLES[2], "payments": TABLES[6]}
         plans: dict[str, dict[str, Any]] = {
             "prepaid": {"ceiling": 400, "prices": first},
-            "overage": {"ceiling": 300, "count_k": False, "prices": {"api_calls": TABLES[3], "payments": TABLES[7]}},
+            "overage": {
+                "ceiling": 300,
+                "counts_unsettled": False,
+                "prices": {"api_calls": TABLES[3], "payments": TABLES[7]},
+            },
             "postpaid": {"ceiling": None, "prices": {"api_calls": TABLES[4], "payments": TABLES[0]}},
             "limited": {"ceiling": 10**6, "prices": {"api_calls": TABLES[0]}, "rate": (250_000, 3), "day_limit": 7},
         }
@@ -257,7 +261,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.now_us = max(self.now_us, (self.now_us // length_us + 1) * length_us + off)
             return
         state = self.seen.accounts.get(account)
-        if state is not None and state.terms is not None:
+        if state is not None and state.policy is not None:
             length = state.end_ms - state.start_ms
             self.now_us = max(self.now_us, (state.end_ms + off + periods * length) * 1000)
 
@@ -281,7 +285,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _load(self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None) -> None:
         self.now_us += 1000  # so that what happens in one millisecond happens in one period
         load = compose_load(account, self.model.accounts.get(account), self.now_ms, change, period, following, knows)
-        was_known = account in self.model.accounts and self.model.accounts[account].terms is not None
+        was_known = account in self.model.accounts and self.model.accounts[account].policy is not None
         answer = self.both(lambda ledger: ledger.load(load, now_us=self.now_us))
         self.overdrawn_for_a_reason.add(account)
         self.freed_for_a_reason.add(account)
@@ -325,7 +329,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A period that ended by the clock ends for the ledger, and for the events, at the same instant."""
         for name, account in state.accounts.items():
             calendar = self.calendars[name]
-            if account.terms is not None and account.start_ms != calendar.starts[-1]:
+            if account.policy is not None and account.start_ms != calendar.starts[-1]:
                 calendar.begin(account.start_ms, account.start_ms)
                 self.overdrawn_for_a_reason.add(name)
                 self.freed_for_a_reason.add(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from tests.integration.ledger.desk import Desk
+from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.reference.messages import Code, Group
 from tests.reference.pricing import MAX_INT
 from tests.support.ledger_driver import HOME, RealLedger, call_batch, one_group, text_of
@@ -15,100 +15,104 @@ KEPT_MAX = 1024
 
 
 @pytest.fixture
-def stored(real_desk: Desk) -> redis.Redis:
-    assert isinstance(real_desk.ledger, RealLedger)
-    return real_desk.ledger.client
+def stored(real_ledger: LedgerFixture) -> redis.Redis:
+    assert isinstance(real_ledger.backend, RealLedger)
+    return real_ledger.backend.client
 
 
-def key_of(desk: Desk, account: str = "tpp") -> str:
-    assert isinstance(desk.ledger, RealLedger)
-    return desk.ledger.keys.account(account)
+def key_of(ledger: LedgerFixture, account: str = "tpp") -> str:
+    assert isinstance(ledger.backend, RealLedger)
+    return ledger.backend.keys.account(account)
 
 
-def test_a_call_that_ends_in_an_error_leaves_nothing_behind(real_desk: Desk, stored: redis.Redis) -> None:
-    real_desk.load(ceiling=10)
-    real_desk.load("other")
-    real_desk.hold(1)
-    stored.hset(key_of(real_desk, "other"), "prices", pack([{"api_calls": ["unheard of", 1]}, {}]))
+def test_a_call_that_ends_in_an_error_leaves_nothing_behind(real_ledger: LedgerFixture, stored: redis.Redis) -> None:
+    real_ledger.load(ceiling=10)
+    real_ledger.load("other")
+    real_ledger.hold(1)
+    stored.hset(key_of(real_ledger, "other"), "prices", pack([{"api_calls": ["unheard of", 1]}, {}]))
     for _ in range(3):
         with pytest.raises(redis.ResponseError, match="unknown model"):
-            real_desk.send("gw", Group.of("tpp", hold=(4,)), Group.of("other", hold=(1,)))
-    assert real_desk.h() == 1
-    assert real_desk.hold(9).code == Code.GRANTED, "the failed calls took nothing"
+            real_ledger.send("gw", Group.of("tpp", hold=(4,)), Group.of("other", hold=(1,)))
+    assert real_ledger.held_units() == 1
+    assert real_ledger.hold(9).code == Code.GRANTED, "the failed calls took nothing"
 
 
-def test_a_state_that_was_put_back_counts(real_desk: Desk, stored: redis.Redis) -> None:
-    real_desk.load(ceiling=10)
-    before = stored.hget(key_of(real_desk), "state")
-    real_desk.hold(10)
-    assert real_desk.hold(1).code == Code.CREDIT
-    stored.hset(key_of(real_desk), "state", before)
-    assert real_desk.hold(10).code == Code.GRANTED
+def test_a_state_that_was_put_back_counts(real_ledger: LedgerFixture, stored: redis.Redis) -> None:
+    real_ledger.load(ceiling=10)
+    before = stored.hget(key_of(real_ledger), "state")
+    real_ledger.hold(10)
+    assert real_ledger.hold(1).code == Code.CREDIT
+    stored.hset(key_of(real_ledger), "state", before)
+    assert real_ledger.hold(10).code == Code.GRANTED
 
 
 def test_an_account_that_is_gone_is_unknown_and_one_that_returns_begins_anew(
-    real_desk: Desk, stored: redis.Redis
+    real_ledger: LedgerFixture, stored: redis.Redis
 ) -> None:
-    real_desk.load(ceiling=10)
-    real_desk.hold(10)
-    stored.delete(key_of(real_desk))
-    assert real_desk.hold(1).code == Code.UNKNOWN
-    stored.delete(key_of(real_desk))
-    real_desk.load(ceiling=10)
-    assert real_desk.hold(10).code == Code.GRANTED
+    real_ledger.load(ceiling=10)
+    real_ledger.hold(10)
+    stored.delete(key_of(real_ledger))
+    assert real_ledger.hold(1).code == Code.UNKNOWN
+    stored.delete(key_of(real_ledger))
+    real_ledger.load(ceiling=10)
+    assert real_ledger.hold(10).code == Code.GRANTED
 
 
-def test_more_accounts_than_are_kept(real_desk: Desk) -> None:
+def test_more_accounts_than_are_kept(real_ledger: LedgerFixture) -> None:
     accounts = [f"tpp-{number}" for number in range(KEPT_MAX + 100)]
     for account in accounts:
-        real_desk.load(account, ceiling=2)
+        real_ledger.load(account, ceiling=2)
     for expected in (Code.GRANTED, Code.GRANTED, Code.CREDIT):
         for at in range(0, len(accounts), 500):
-            reply = real_desk.send("gw", *(Group.of(account, hold=(1,)) for account in accounts[at : at + 500]))
+            reply = real_ledger.send("gw", *(Group.of(account, hold=(1,)) for account in accounts[at : at + 500]))
             assert {group.outcomes[0].code for group in reply.groups if group is not None} == {expected}
 
 
 @pytest.mark.parametrize("metrics", [1, 2, 3, 700])
 def test_a_state_that_was_packed_piece_by_piece_is_one_array(
-    real_desk: Desk, stored: redis.Redis, metrics: int
+    real_ledger: LedgerFixture, stored: redis.Redis, metrics: int
 ) -> None:
     # 6 values and 7 a metric: arrays with heads of one byte and of three, and one that is packed as a whole.
     names = [f"metric {number}" for number in range(metrics)]
-    real_desk.load(prices={name: ["s", 0] for name in names})
+    real_ledger.load(prices={name: ["s", 0] for name in names})
     for units in (1, 200, 70_000):
-        real_desk.send("gw", *(Group.of("tpp", name, hold=(units,)) for name in names))
-        packed = stored.hget(key_of(real_desk), "state")
+        real_ledger.send("gw", *(Group.of("tpp", name, hold=(units,)) for name in names))
+        packed = stored.hget(key_of(real_ledger), "state")
         assert isinstance(packed, bytes)
         state = unpack(packed)
         assert pack(state) == packed
         assert len(state) == 6 + 7 * metrics
-        real_desk.send("gw", *(Group.of("tpp", name, settle=(units,)) for name in names))
-    assert real_desk.n(metric="metric 0") == 70_201
+        real_ledger.send("gw", *(Group.of("tpp", name, settle=(units,)) for name in names))
+    assert real_ledger.settled_units(metric="metric 0") == 70_201
 
 
-def test_what_is_stored_of_a_price_is_the_tier_that_the_last_hold_met(real_desk: Desk, stored: redis.Redis) -> None:
-    real_desk.load(prices={"api_calls": ["g", 3, 0, 0, 6, 5, 0, MAX_INT, 7, 0]}, ceiling=1000)
+def test_what_is_stored_of_a_price_is_the_tier_that_the_last_hold_met(
+    real_ledger: LedgerFixture, stored: redis.Redis
+) -> None:
+    real_ledger.load(prices={"api_calls": ["g", 3, 0, 0, 6, 5, 0, MAX_INT, 7, 0]}, ceiling=1000)
     for count, piece in [(1, [0, 3, 0, 0]), (3, [0, 3, 0, 0]), (5, [4, 6, 5, 5]), (8, [7, MAX_INT, 22, 7])]:
-        while real_desk.n() < count:
-            real_desk.hold(1)
-            real_desk.settle(1)
-        assert unpack(stored.hget(key_of(real_desk), "state"))[9:] == piece  # type: ignore[arg-type]
+        while real_ledger.settled_units() < count:
+            real_ledger.hold(1)
+            real_ledger.settle(1)
+        assert unpack(stored.hget(key_of(real_ledger), "state"))[9:] == piece  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("values", ["one fewer", "one more", "none"])
 def test_a_batch_whose_values_are_not_those_of_its_groups_changes_nothing(
-    real_desk: Desk, stored: redis.Redis, values: str
+    real_ledger: LedgerFixture, stored: redis.Redis, values: str
 ) -> None:
-    assert isinstance(real_desk.ledger, RealLedger)
-    real_desk.load()
-    real_desk.hold(1)
-    before = real_desk.ledger.state(["tpp"], ["gw"])
-    keys = real_desk.ledger.keys
+    assert isinstance(real_ledger.backend, RealLedger)
+    real_ledger.load()
+    real_ledger.hold(1)
+    before = real_ledger.backend.state(["tpp"], ["gw"])
+    keys = real_ledger.backend.keys
     names = [keys.instance(HOME, "gw"), keys.outbox(HOME), keys.account("tpp")]
-    head, group = one_group(real_desk.epochs["gw"], real_desk.seqs["gw"] + 1, "gw.00", "", ["api_calls", 0, 0, 0, [1]])
+    head, group = one_group(
+        real_ledger.epochs["gw"], real_ledger.seqs["gw"] + 1, "gw.00", "", ["api_calls", 0, 0, 0, [1]]
+    )
     wrong = {"one fewer": [group[:-1]], "one more": [group + pack(1)], "none": []}[values]
     text = text_of("batch", movable_clock=True)
     with pytest.raises(redis.ResponseError, match="a batch of 1 groups whose values are more or fewer"):
         call_batch(stored, text, names, head, *wrong)
-    assert real_desk.ledger.state(["tpp"], ["gw"]) == before
+    assert real_ledger.backend.state(["tpp"], ["gw"]) == before
     assert len(call_batch(stored, text, names, head, group)) > 0, "as it was sent, it is good"

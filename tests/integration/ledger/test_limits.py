@@ -6,63 +6,63 @@ from typing import Any
 
 import pytest
 
-from tests.integration.ledger.desk import CENT, DAY_MS, Desk
+from tests.integration.ledger.ledger_fixture import CENT, DAY_MS, LedgerFixture
 from tests.reference.messages import Code, Outcome
 
 DAY_US = DAY_MS * 1000
 FOUR_A_SECOND: dict[str, Any] = {"rate_interval_us": 250_000, "burst": 3}
 
 
-def test_a_burst_passes_and_then_one_call_every_interval(desk: Desk) -> None:
-    desk.load(**FOUR_A_SECOND)
-    assert [o.code for o in desk.ask(1, 1, 1, 1).outcomes] == [Code.GRANTED] * 3 + [Code.RATE]
-    assert desk.hold(1) == Outcome(Code.RATE, 250_000)
-    desk.now_us += 249_999
-    assert desk.hold(1) == Outcome(Code.RATE, 1), "a microsecond too early"
-    desk.now_us += 1
-    assert desk.hold(1).code == Code.GRANTED
-    assert desk.hold(1) == Outcome(Code.RATE, 250_000)
+def test_a_burst_passes_and_then_one_call_every_interval(ledger: LedgerFixture) -> None:
+    ledger.load(**FOUR_A_SECOND)
+    assert [o.code for o in ledger.ask(1, 1, 1, 1).outcomes] == [Code.GRANTED] * 3 + [Code.RATE]
+    assert ledger.hold(1) == Outcome(Code.RATE, 250_000)
+    ledger.now_us += 249_999
+    assert ledger.hold(1) == Outcome(Code.RATE, 1), "a microsecond too early"
+    ledger.now_us += 1
+    assert ledger.hold(1).code == Code.GRANTED
+    assert ledger.hold(1) == Outcome(Code.RATE, 250_000)
 
 
-def test_a_call_after_a_long_pause_starts_a_full_burst_and_no_more(desk: Desk) -> None:
-    desk.load(**FOUR_A_SECOND)
-    desk.hold(1)
-    desk.wait_ms(60_000)
-    answer = desk.ask(1, 1, 1, 1)
+def test_a_call_after_a_long_pause_starts_a_full_burst_and_no_more(ledger: LedgerFixture) -> None:
+    ledger.load(**FOUR_A_SECOND)
+    ledger.hold(1)
+    ledger.wait_ms(60_000)
+    answer = ledger.ask(1, 1, 1, 1)
     assert [o.code for o in answer.outcomes] == [Code.GRANTED] * 3 + [Code.RATE]
 
 
-def test_what_is_refused_counts_against_no_limit(desk: Desk) -> None:
-    desk.load(ceiling=5, day_limit=2, **FOUR_A_SECOND)
-    assert [o.code for o in desk.ask(9, 9, 9, 9, 1, 9, 1).outcomes] == (
+def test_what_is_refused_counts_against_no_limit(ledger: LedgerFixture) -> None:
+    ledger.load(ceiling=5, day_limit=2, **FOUR_A_SECOND)
+    assert [o.code for o in ledger.ask(9, 9, 9, 9, 1, 9, 1).outcomes] == (
         [Code.CREDIT] * 4 + [Code.GRANTED, Code.CREDIT, Code.GRANTED]
     )
-    assert (desk.account().day_count, desk.ask(1).rate_left) == (2, 1)
+    assert (ledger.account().day_count, ledger.ask(1).rate_left) == (2, 1)
 
 
-def test_calls_are_counted_and_not_units(desk: Desk) -> None:
-    desk.load(day_limit=2, **FOUR_A_SECOND)
-    assert desk.ask(50, 60).day_left == 0
+def test_calls_are_counted_and_not_units(ledger: LedgerFixture) -> None:
+    ledger.load(day_limit=2, **FOUR_A_SECOND)
+    assert ledger.ask(50, 60).day_left == 0
 
 
 @pytest.mark.parametrize("before_midnight_us", [1, 999, 1_000, DAY_US - 1, DAY_US])
-def test_the_daily_cap_ends_exactly_at_midnight_utc(desk: Desk, before_midnight_us: int) -> None:
-    desk.load(day_limit=2)
-    desk.now_us = (desk.now_us // DAY_US + 1) * DAY_US - before_midnight_us
-    refused = desk.ask(1, 1, 1).outcomes[2]
+def test_the_daily_cap_ends_exactly_at_midnight_utc(ledger: LedgerFixture, before_midnight_us: int) -> None:
+    ledger.load(day_limit=2)
+    ledger.now_us = (ledger.now_us // DAY_US + 1) * DAY_US - before_midnight_us
+    refused = ledger.ask(1, 1, 1).outcomes[2]
     assert refused == Outcome(Code.DAILY, before_midnight_us)
-    desk.now_us += before_midnight_us - 1
-    assert desk.hold(1) == Outcome(Code.DAILY, 1)
-    desk.now_us += 1
-    assert [o.code for o in desk.ask(1, 1, 1).outcomes] == [Code.GRANTED, Code.GRANTED, Code.DAILY]
+    ledger.now_us += before_midnight_us - 1
+    assert ledger.hold(1) == Outcome(Code.DAILY, 1)
+    ledger.now_us += 1
+    assert [o.code for o in ledger.ask(1, 1, 1).outcomes] == [Code.GRANTED, Code.GRANTED, Code.DAILY]
 
 
-def test_the_answer_says_how_many_calls_the_limits_leave(desk: Desk) -> None:
-    desk.load(day_limit=10, **FOUR_A_SECOND)
+def test_the_answer_says_how_many_calls_the_limits_leave(ledger: LedgerFixture) -> None:
+    ledger.load(day_limit=10, **FOUR_A_SECOND)
     answers = []
     for wait_us in (0, 0, 0, 0, 249_999, 1, 10**9):
-        desk.now_us += wait_us
-        answer = desk.ask(1)
+        ledger.now_us += wait_us
+        answer = ledger.ask(1)
         answers.append((answer.outcomes[0].code == Code.GRANTED, answer.rate_left, answer.day_left))
     assert answers == [
         (True, 2, 9),
@@ -75,25 +75,25 @@ def test_the_answer_says_how_many_calls_the_limits_leave(desk: Desk) -> None:
     ]
 
 
-def test_without_limits_the_answer_says_minus_one(desk: Desk) -> None:
-    desk.load()
-    answer = desk.ask(1)
+def test_without_limits_the_answer_says_minus_one(ledger: LedgerFixture) -> None:
+    ledger.load()
+    answer = ledger.ask(1)
     assert (answer.rate_left, answer.day_left) == (-1, -1)
 
 
-def test_a_burst_that_shrinks_leaves_no_calls_rather_than_less_than_none(desk: Desk) -> None:
-    desk.load(rate_interval_us=1_000_000, burst=8)
-    desk.ask(1, 1, 1, 1, 1)
-    desk.load(rate_interval_us=1_000_000, burst=1)
-    answer = desk.ask(1)
+def test_a_burst_that_shrinks_leaves_no_calls_rather_than_less_than_none(ledger: LedgerFixture) -> None:
+    ledger.load(rate_interval_us=1_000_000, burst=8)
+    ledger.ask(1, 1, 1, 1, 1)
+    ledger.load(rate_interval_us=1_000_000, burst=1)
+    answer = ledger.ask(1)
     assert (answer.outcomes[0], answer.rate_left) == (Outcome(Code.RATE, 5_000_000), 0), "-1 would say: no limit"
 
 
-def test_a_daily_cap_that_shrinks_leaves_no_calls_rather_than_less_than_none(desk: Desk) -> None:
-    desk.load(day_limit=5)
-    desk.ask(1, 1, 1)
-    desk.load(day_limit=2)
-    assert desk.ask(1).day_left == 0
+def test_a_daily_cap_that_shrinks_leaves_no_calls_rather_than_less_than_none(ledger: LedgerFixture) -> None:
+    ledger.load(day_limit=5)
+    ledger.ask(1, 1, 1)
+    ledger.load(day_limit=2)
+    assert ledger.ask(1).day_left == 0
 
 
 HARMLESS: dict[str, Any] = {"status": 0, "prices": CENT, "day_limit": 0, "rate_interval_us": 0, "ceiling": 100}
@@ -107,25 +107,25 @@ REFUSING: list[tuple[Code, str, Any]] = [
 
 
 @pytest.mark.parametrize("at", range(len(REFUSING)), ids=[code.name for code, _, _ in REFUSING])
-def test_of_several_reasons_to_refuse_the_first_is_told(desk: Desk, at: int) -> None:
-    desk.load(ceiling=100, day_limit=1, rate_interval_us=10**6, burst=1)
-    desk.hold(1)
-    desk.load(**(HARMLESS | {field: value for _, field, value in REFUSING[at:]}))
-    assert desk.hold(1).code == REFUSING[at][0]
+def test_of_several_reasons_to_refuse_the_first_is_told(ledger: LedgerFixture, at: int) -> None:
+    ledger.load(ceiling=100, day_limit=1, rate_interval_us=10**6, burst=1)
+    ledger.hold(1)
+    ledger.load(**(HARMLESS | {field: value for _, field, value in REFUSING[at:]}))
+    assert ledger.hold(1).code == REFUSING[at][0]
 
 
-def test_an_account_that_nobody_loaded_is_unknown(desk: Desk) -> None:
-    answer = desk.ask(1, account="other")
+def test_an_account_that_nobody_loaded_is_unknown(ledger: LedgerFixture) -> None:
+    answer = ledger.ask(1, account="other")
     assert (answer.outcomes, answer.info) == ((Outcome(Code.UNKNOWN),), None)
     assert (answer.rate_left, answer.day_left) == (-1, -1)
 
 
-def test_a_suspended_account_still_settles_what_it_holds(desk: Desk) -> None:
-    desk.load()
-    desk.hold(4)
-    desk.load(status=1)
-    assert desk.hold(1) == Outcome(Code.SUSPENDED)
-    desk.settle(4)
-    assert (desk.n(), desk.h()) == (4, 0)
-    desk.load(status=0)
-    assert desk.hold(1).code == Code.GRANTED
+def test_a_suspended_account_still_settles_what_it_holds(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.hold(4)
+    ledger.load(status=1)
+    assert ledger.hold(1) == Outcome(Code.SUSPENDED)
+    ledger.settle(4)
+    assert (ledger.settled_units(), ledger.held_units()) == (4, 0)
+    ledger.load(status=0)
+    assert ledger.hold(1).code == Code.GRANTED

@@ -26,7 +26,7 @@ MUTANTS = [
     ("an hour forgets what came before, one account", "call('HINCRBY', hour", "call('HSET', hour"),
     ("an hour forgets what came before, several", "(units and number(units) or 0)", "0"),
     ("a changed account is not read anew", "elseif acc.state_packed ~= state then", "elseif not acc.state then"),
-    ("changed terms are not read anew", "if acc.terms_packed ~= terms then", "if not acc.terms then"),
+    ("changed policy are not read anew", "if acc.policy_packed ~= policy then", "if not acc.policy then"),
     ("what was packed of a rate outlives it", "day, day_count\n  acc.head = nil", "day, day_count"),
     ("what was packed of a period outlives it", "= kept\n  acc.head, acc.tails = nil, {}", "= kept"),
     (

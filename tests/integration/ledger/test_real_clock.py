@@ -59,7 +59,7 @@ def test_a_period_that_ends_while_it_is_used_rolls_over(ledger: RealLedger) -> N
         time.sleep(0.001)
     state = ledger.account("tpp")
     assert [count for count, _cost in state.closed.values()] == ([units[0]] if units[0] else [])
-    assert state.metrics[METRIC].n == units[1] == 3
+    assert state.metrics[METRIC].settled == units[1] == 3
 
 
 def test_a_heartbeat_is_the_time_at_which_it_was_heard(ledger: RealLedger) -> None:
@@ -96,7 +96,7 @@ def test_of_gateways_that_race_for_the_last_credits_exactly_as_many_win_as_there
         granted = sum(pool.map(spend, [f"gw-{at}" for at in range(8)]))
     state = ledger.account("tpp")
     assert granted == 37
-    assert (state.metrics[METRIC].n, state.metrics[METRIC].h) == (37, 0)
+    assert (state.metrics[METRIC].settled, state.metrics[METRIC].held) == (37, 0)
     assert sum(event[2] for entry in ledger.entries() for event in entry.events) == 37
 
 
@@ -119,4 +119,4 @@ def test_of_gateways_that_race_with_one_idempotency_key_exactly_one_is_charged(
     with ThreadPoolExecutor(8) as pool:
         charged = sum(pool.map(call, [f"gw-{at}" for at in range(24)]))
     state = ledger.account("tpp")
-    assert (charged, state.metrics[METRIC].n, state.metrics[METRIC].h) == (1, 1, 0)
+    assert (charged, state.metrics[METRIC].settled, state.metrics[METRIC].held) == (1, 1, 0)

@@ -11,7 +11,7 @@ from sidecar.ledger.client.link import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Hold
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import FaultProxy
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 
 BUDGET_S = 0.2
 HASTY = LinkSettings(hold_budget_s=BUDGET_S, breaker_failures=3, breaker_open_s=0.4)
@@ -28,7 +28,7 @@ async def test_a_hold_is_told_of_a_server_that_hangs_after_its_budget_and_given_
         proxy.flow()
         await until(lambda: client.counters.late_grants == 5, client)
         assert await client.drain(5)
-        assert (await read_books(control, KEYS, ["tpp"])).held == {"tpp": 0}
+        assert (await read_totals(control, KEYS, ["tpp"])).held == {"tpp": 0}
         assert (await ask(client, "tpp")).x == 8, "nothing was charged"
 
 
@@ -57,9 +57,9 @@ async def test_behind_settles_that_hang_holds_wait_once_and_no_more(control: Red
         assert ask(client, "tpp").done()
         proxy.flow()
         await until(lambda: client.is_up, client)
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 1}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 1}
 
 
 async def test_a_server_that_answers_too_late_again_and_again_opens_the_breaker(
@@ -115,7 +115,7 @@ async def test_holds_of_a_split_batch_are_told_too_when_the_server_is_gone(contr
         assert {hold.code for hold in held} == {Code.UNAVAILABLE}
         proxy.flow()
         assert await client.drain(10)
-    assert not any((await read_books(control, KEYS, [f"tpp-{n}" for n in range(40)])).held.values())
+    assert not any((await read_totals(control, KEYS, [f"tpp-{n}" for n in range(40)])).held.values())
 
 
 async def test_what_is_granted_to_a_caller_that_has_gone_is_given_back(control: Redis, proxy: FaultProxy) -> None:
@@ -129,7 +129,7 @@ async def test_what_is_granted_to_a_caller_that_has_gone_is_given_back(control: 
         hold.callback = None
         await until(lambda: client.counters.late_grants == 1, client)
         assert await client.drain(5)
-        assert (await read_books(control, KEYS, ["tpp"])).held == {"tpp": 0}
+        assert (await read_totals(control, KEYS, ["tpp"])).held == {"tpp": 0}
 
 
 async def test_settles_that_were_never_sent_can_be_taken_when_the_client_gives_up(

@@ -16,7 +16,7 @@ from sidecar.metering.outbox.outbox_status import outbox_status
 from sidecar.valkey.topology import connect, keyslot
 from sidecar.valkey.url import Address, Cluster
 from tests.integration.ledger_client.kit import KEYS, ask, call, calls, client_of, load
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 from tests.support.valkey_process import START_TIMEOUT_S, ValkeyProcess
 
 SLOTS = 16_384
@@ -98,10 +98,10 @@ async def test_every_account_spends_exactly_what_it_has(control: RedisCluster, t
         jobs = [calls(client, account, 4) for account in ACCOUNTS for client in (one, two)]
         codes = [code for job in await asyncio.gather(*jobs) for code in job]
     assert (codes.count(Code.GRANTED), codes.count(Code.CREDIT)) == (5 * len(ACCOUNTS), 3 * len(ACCOUNTS))
-    books = await read_books(control, KEYS, ACCOUNTS)
-    books.check()
-    assert books.settled == dict.fromkeys(ACCOUNTS, 5)
-    assert books.alive == frozenset()
+    totals = await read_totals(control, KEYS, ACCOUNTS)
+    totals.check()
+    assert totals.settled == dict.fromkeys(ACCOUNTS, 5)
+    assert totals.alive == frozenset()
     assert (await outbox_status(control, KEYS)).events == 5 * len(ACCOUNTS)
 
 
@@ -111,21 +111,21 @@ async def test_an_idempotency_key_is_charged_once(control: RedisCluster, topolog
         for expected in (Code.GRANTED, Code.REPEAT):
             codes = await asyncio.gather(*(call(client, account, scope=b"POST /payments 1") for account in ACCOUNTS))
             assert set(codes) == {expected}
-    (await read_books(control, KEYS, ACCOUNTS)).check()
+    (await read_totals(control, KEYS, ACCOUNTS)).check()
 
 
 async def test_holds_of_a_dead_client_come_back_from_every_partition(control: RedisCluster, topology: Cluster) -> None:
     await load(control, dict.fromkeys(ACCOUNTS, 5))
     async with client_of(topology, leave=False) as client:
         await asyncio.gather(*(ask(client, account) for account in ACCOUNTS))
-    assert set((await read_books(control, KEYS, ACCOUNTS)).held.values()) == {1}
+    assert set((await read_totals(control, KEYS, ACCOUNTS)).held.values()) == {1}
     await asyncio.sleep(0.002)
     fresh = connect(topology)  # one that has not yet asked anything
     try:
         assert await reap(fresh, KEYS, 0) == KEYS.partitions
     finally:
         await fresh.aclose()
-    assert set((await read_books(control, KEYS, ACCOUNTS)).held.values()) == {0}
+    assert set((await read_totals(control, KEYS, ACCOUNTS)).held.values()) == {0}
 
 
 async def test_the_reaper_outlives_a_cluster_that_cannot_be_reached() -> None:
@@ -166,9 +166,9 @@ async def test_a_slot_that_moves_under_load_loses_and_doubles_nothing(
         charged = await asyncio.gather(*workers)
         assert client.counters.reconnects > KEYS.partitions, "nobody noticed that a slot moved"
         assert client.counters.registrations == KEYS.partitions, "the instance moved with its slot"
-    books = await read_books(control, KEYS, ACCOUNTS)
-    books.check()
-    assert books.settled == dict(zip(ACCOUNTS, charged, strict=True))
+    totals = await read_totals(control, KEYS, ACCOUNTS)
+    totals.check()
+    assert totals.settled == dict(zip(ACCOUNTS, charged, strict=True))
 
 
 def _move(nodes: list[ValkeyProcess], slot: int) -> None:

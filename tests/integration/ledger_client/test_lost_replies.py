@@ -12,7 +12,7 @@ from sidecar.ledger.client import link
 from sidecar.ledger.client.outcomes import Code
 from tests.integration.ledger_client.kit import KEYS, PATIENT, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import Fault, FaultProxy
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 
 FAULTS: tuple[Fault, ...] = ("drop before", "drop after", "split")
 
@@ -43,11 +43,11 @@ async def test_a_batch_whose_answer_is_lost_is_done_once(
         assert await client.drain(10)
         assert proxy.done == [fault], "the fault never happened"
         remaining = (await ask(client, "tpp")).x
-    books = await read_books(control, KEYS, ["tpp"])
+    totals = await read_totals(control, KEYS, ["tpp"])
     charged = 0 if step == "release" else 1
-    assert books.settled.get("tpp", 0) == books.events.get("tpp", 0) == charged
+    assert totals.settled.get("tpp", 0) == totals.events.get("tpp", 0) == charged
     assert remaining == 5 - charged - 1
-    assert books.held == {"tpp": 0}, "what a client still holds when it leaves is given back"
+    assert totals.held == {"tpp": 0}, "what a client still holds when it leaves is given back"
 
 
 async def test_exactly_the_credit_is_spent_through_a_wire_that_breaks_all_the_time(
@@ -62,9 +62,9 @@ async def test_exactly_the_credit_is_spent_through_a_wire_that_breaks_all_the_ti
         await until(lambda: not client.backlog, client)
         while proxy.faults:  # whatever the batches were, every fault is met
             await call(client, "c", released=True)
-    books = await read_books(control, KEYS, ["a", "b", "c"])
-    books.check()
-    assert books.settled == {"a": 60, "b": 40, "c": 80}
+    totals = await read_totals(control, KEYS, ["a", "b", "c"])
+    totals.check()
+    assert totals.settled == {"a": 60, "b": 40, "c": 80}
     assert codes.count(Code.GRANTED) == 180
     assert codes.count(Code.CREDIT) == 60
 
@@ -77,9 +77,9 @@ async def test_calls_with_one_idempotency_key_are_charged_once_through_lost_repl
     async with client_of(at(proxy.listening_port)) as client:
         codes = [await call(client, "tpp", scope=b"POST /payments 7") for _ in range(6)]
     assert codes == [Code.GRANTED, *[Code.REPEAT] * 5]
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 1}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 1}
 
 
 async def test_a_batch_that_arrives_after_its_repetition_changes_nothing(
@@ -96,9 +96,9 @@ async def test_a_batch_that_arrives_after_its_repetition_changes_nothing(
         await until(lambda: proxy.connections > connected, proxy)
         proxy.flow()
         assert await calls(client, "tpp", 4) == [Code.GRANTED] * 4
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 5}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 5}
 
 
 async def test_an_answer_to_a_batch_sent_twice_is_not_taken_for_that_of_the_next_one(
@@ -113,7 +113,7 @@ async def test_an_answer_to_a_batch_sent_twice_is_not_taken_for_that_of_the_next
         assert (await rich).code == Code.GRANTED
         assert (await poor).code == Code.CREDIT
         client.release(await rich)
-    assert (await read_books(control, KEYS, ["rich", "poor"])).held == {"rich": 0, "poor": 0}
+    assert (await read_totals(control, KEYS, ["rich", "poor"])).held == {"rich": 0, "poor": 0}
 
 
 async def test_a_wire_cut_a_hundred_times_under_load_loses_and_doubles_nothing(
@@ -135,6 +135,6 @@ async def test_a_wire_cut_a_hundred_times_under_load_loses_and_doubles_nothing(
             proxy.cut()
         await asyncio.gather(*workers)
         assert client.counters.reconnects > 5
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 800}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 800}

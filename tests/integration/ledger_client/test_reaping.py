@@ -14,7 +14,7 @@ from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping, reap
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import FaultProxy
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 
 ALL = 0
 """An age that every heartbeat has."""
@@ -29,10 +29,10 @@ async def test_holds_of_a_client_that_crashed_come_back(control: Redis, proxy: F
     await load(control, {"a": 5, "b": 5})
     async with client_of(at(proxy.listening_port), leave=False) as client:
         await asyncio.gather(*(ask(client, account) for account in "aabbb"))
-    assert (await read_books(control, KEYS, ["a", "b"])).held == {"a": 2, "b": 3}
+    assert (await read_totals(control, KEYS, ["a", "b"])).held == {"a": 2, "b": 3}
     assert await _dead_for_ttl(control) == 1
-    books = await read_books(control, KEYS, ["a", "b"])
-    assert (books.held, books.settled, books.alive) == ({"a": 0, "b": 0}, {}, frozenset())
+    totals = await read_totals(control, KEYS, ["a", "b"])
+    assert (totals.held, totals.settled, totals.alive) == ({"a": 0, "b": 0}, {}, frozenset())
     assert await _dead_for_ttl(control) == 0
 
 
@@ -45,7 +45,7 @@ async def test_a_client_with_holds_on_more_accounts_than_one_call_names_is_reape
     async with client_of(at(proxy.listening_port), leave=False) as client:
         await asyncio.gather(*(ask(client, account) for account in accounts))
     assert await _dead_for_ttl(control) == 1
-    assert not any((await read_books(control, KEYS, accounts)).held.values())
+    assert not any((await read_totals(control, KEYS, accounts)).held.values())
 
 
 async def test_a_client_reaped_while_it_works_registers_again_and_loses_no_call(
@@ -69,9 +69,9 @@ async def test_a_client_reaped_while_it_works_registers_again_and_loses_no_call(
         await asyncio.gather(*workers)
         assert client.counters.registrations > 2, "it was never reaped"
         assert client.counters.reconnects == 1
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": done}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": done}
 
 
 async def test_a_zombie_charges_what_it_had_under_way_once_and_gives_back_nothing_twice(
@@ -90,15 +90,15 @@ async def test_a_zombie_charges_what_it_had_under_way_once_and_gives_back_nothin
         zombie.release(released)
         assert await call(zombie, "tpp") == Code.GRANTED, "asked again after the registration, within its budget"
         assert await zombie.drain(5)
-        books = await read_books(control, KEYS, ["tpp"])
-        assert books.settled == {"tpp": 2}
-        assert books.held["tpp"] == sum(hold.epoch == other._links[0].epoch for hold in others)
+        totals = await read_totals(control, KEYS, ["tpp"])
+        assert totals.settled == {"tpp": 2}
+        assert totals.held["tpp"] == sum(hold.epoch == other._links[0].epoch for hold in others)
         zombie.settle(stays, event_of(stays))
         for hold in others:
             other.release(hold)
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 3}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 3}
 
 
 @pytest.mark.parametrize("how", ["heartbeat", "hold", "settle", "all at once"])
@@ -120,9 +120,9 @@ async def test_a_zombie_finds_out_however_it_first_speaks_again(control: Redis, 
         assert client.counters.reconnects == 1
         if held.open:
             client.settle(held, event_of(held))
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 4 if how in ("hold", "all at once") else 1}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 4 if how in ("hold", "all at once") else 1}
 
 
 async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_registers(
@@ -135,9 +135,9 @@ async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_register
         await control.hincrby(KEYS.instance(client._links[0].home, client.instance), "e", 1)
         assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
         client.settle(held, event_of(held))
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 4}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 4}
 
 
 async def test_one_dead_client_that_cannot_be_reaped_keeps_no_other_from_it(control: Redis, proxy: FaultProxy) -> None:
@@ -150,10 +150,10 @@ async def test_one_dead_client_that_cannot_be_reaped_keeps_no_other_from_it(cont
     state = await control.hget(KEYS.account("bad"), "state")
     await control.hset(KEYS.account("bad"), "state", msgpack.packb("nonsense"))
     assert await _dead_for_ttl(control) == 1
-    assert (await read_books(control, KEYS, ["good"])).held == {"good": 0}
+    assert (await read_totals(control, KEYS, ["good"])).held == {"good": 0}
     await control.hset(KEYS.account("bad"), "state", state)
     assert await _dead_for_ttl(control) == 1
-    assert (await read_books(control, KEYS, ["bad"])).held == {"bad": 0}
+    assert (await read_totals(control, KEYS, ["bad"])).held == {"bad": 0}
 
 
 async def test_the_reaper_outlives_a_server_that_goes_away(proxy: FaultProxy, control: Redis) -> None:
@@ -168,7 +168,7 @@ async def test_the_reaper_outlives_a_server_that_goes_away(proxy: FaultProxy, co
         assert not reaping.done()
         proxy.accept()
         async with asyncio.timeout(20):
-            while (await read_books(control, KEYS, ["tpp"])).held["tpp"]:
+            while (await read_totals(control, KEYS, ["tpp"])).held["tpp"]:
                 await asyncio.sleep(0.01)
     finally:
         reaping.cancel()

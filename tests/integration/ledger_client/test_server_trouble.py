@@ -26,7 +26,7 @@ from tests.integration.ledger_client.kit import (
     valkey_client,
 )
 from tests.support.fault_proxy import FaultProxy
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 from tests.support.valkey_process import ValkeyProcess, valkey_process
 
 RELOADS_MAX = 20
@@ -55,7 +55,7 @@ async def test_scripts_that_the_server_forgot_are_loaded_again_without_a_failed_
             await forget_scripts(control)
             await client._links[0].heartbeat()
         assert client.counters.reconnects == 1, "no connection was given up for it"
-    (await read_books(control, KEYS, ["tpp"])).check()
+    (await read_totals(control, KEYS, ["tpp"])).check()
 
 
 async def test_a_server_that_does_not_take_the_function_yet_is_waited_for(own: ValkeyProcess) -> None:
@@ -72,9 +72,9 @@ async def test_a_server_that_does_not_take_the_function_yet_is_waited_for(own: V
             assert await client.drain(5)
             assert await calls(client, "tpp", 8) == [Code.GRANTED] * 8
             assert client.counters.script_errors == 0
-        books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 9}
+        totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 9}
 
 
 async def test_a_server_killed_and_restarted_finds_its_clients_again(own: ValkeyProcess) -> None:
@@ -92,9 +92,9 @@ async def test_a_server_killed_and_restarted_finds_its_clients_again(own: Valkey
                 await calling
                 await until(lambda: client.is_up, client)
                 assert await calls(client, "tpp", 5) == [Code.GRANTED] * 5
-        books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 33}
+        totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 33}
 
 
 async def test_a_server_that_still_reads_its_data_is_waited_for(own: ValkeyProcess) -> None:
@@ -119,9 +119,9 @@ async def test_a_server_that_still_reads_its_data_is_waited_for(own: ValkeyProce
                 if client.counters.resent > 0:
                     break
             assert client.counters.resent > 0, "nothing was turned away"
-        books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 1 + called}
+        totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 1 + called}
 
 
 async def _reload(port: int) -> None:
@@ -139,9 +139,9 @@ async def test_a_server_that_lost_its_data_gets_what_is_settled_and_knows_no_acc
         client.settle(held, event_of(held))
         assert await call(client, "tpp") == Code.UNKNOWN
         assert client.counters.registrations == 2
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 1}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 1}
 
 
 async def test_a_client_that_is_killed_off_comes_back_without_a_failed_call(control: Redis, proxy: FaultProxy) -> None:
@@ -152,9 +152,9 @@ async def test_a_client_that_is_killed_off_comes_back_without_a_failed_call(cont
             await control.client_kill_filter(_type="normal", skipme=True)
             assert await calling == [Code.GRANTED] * 10
         assert client.counters.registrations == 1, "its epoch stays valid"
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 40}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 40}
 
 
 async def test_a_server_that_stands_still_for_a_moment_is_waited_for(control: Redis, proxy: FaultProxy) -> None:
@@ -163,7 +163,7 @@ async def test_a_server_that_stands_still_for_a_moment_is_waited_for(control: Re
         await control.client_pause(200, all=True)
         assert await calls(client, "tpp", 9) == [Code.GRANTED] * 9
         assert client.counters.reconnects == 1
-    (await read_books(control, KEYS, ["tpp"])).check()
+    (await read_totals(control, KEYS, ["tpp"])).check()
 
 
 @asynccontextmanager
@@ -203,9 +203,9 @@ async def test_settles_wait_for_a_server_that_is_out_of_memory(
                 client.release(asking.result())
         assert await client.drain(10)
         assert proxy.connections < 30, "connections are not made in a loop"
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 3}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 3}
 
 
 async def test_connections_that_cannot_be_used_are_closed(
@@ -240,9 +240,9 @@ async def test_a_primary_that_became_a_replica_is_left_for_the_new_one(own: Valk
                 # Whatever stands for the address (a Sentinel, a service) names the new primary now.
                 proxy.aim("127.0.0.1", new.port)
                 assert await calling == [Code.GRANTED] * 5
-            books = await read_books(new_control, KEYS, ["tpp"])
-            books.check()
-            assert books.settled == {"tpp": 11}
+            totals = await read_totals(new_control, KEYS, ["tpp"])
+            totals.check()
+            assert totals.settled == {"tpp": 11}
 
 
 async def _caught_up(primary: Redis, replica: Redis) -> None:
@@ -264,9 +264,9 @@ async def test_one_account_that_the_script_cannot_read_costs_the_others_nothing(
         good, bad, fine = await asyncio.gather(*(call(client, account) for account in ("good", "bad", "fine")))
         assert (good, bad, fine) == (Code.GRANTED, Code.UNAVAILABLE, Code.GRANTED)
         assert await call(client, "good") == Code.GRANTED, "the link is not taken for dead"
-    books = await read_books(control, KEYS, ["good", "fine"])
-    books.check()
-    assert books.settled == {"good": 2, "fine": 1}
+    totals = await read_totals(control, KEYS, ["good", "fine"])
+    totals.check()
+    assert totals.settled == {"good": 2, "fine": 1}
 
 
 async def test_a_caller_that_fails_costs_the_others_of_its_batch_nothing(control: Redis, proxy: FaultProxy) -> None:
@@ -290,6 +290,6 @@ async def test_more_operations_of_one_account_than_a_batch_may_have_are_all_done
         jobs.append(call(client, "other"))
         assert set(await asyncio.gather(*jobs)) == {Code.GRANTED}
         assert client.counters.script_errors == 0
-    books = await read_books(control, KEYS, ["tpp", "other"])
-    books.check()
-    assert books.settled == {"tpp": 7_000, "other": 1}
+    totals = await read_totals(control, KEYS, ["tpp", "other"])
+    totals.check()
+    assert totals.settled == {"tpp": 7_000, "other": 1}

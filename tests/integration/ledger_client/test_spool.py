@@ -21,7 +21,7 @@ from sidecar.ledger.spool.spool import Spool, SpoolError, SpoolSettings
 from sidecar.ledger.spool.spool_file import Damage, Record, decode_record, encode_record, open_locked, read_records
 from tests.integration.ledger_client.kit import KEYS, METRIC, at, client_of, load, until
 from tests.support.fault_proxy import FaultProxy
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 
 EVENT: Event = ("tpp", METRIC, 1, "/accounts", "GET", 200, 1.5, None, None)
 RECORD = Record("spool:gw:1", "tpp", METRIC, 1, EVENT)
@@ -138,9 +138,9 @@ async def test_what_a_full_disk_did_not_take_is_charged_from_memory_and_nothing_
         assert spool.admit("tpp", 1)
         spool.charge(_hold(), EVENT)
         await until(lambda: not spool.bytes_used, spool)
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 5}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 5}
     assert files(tmp_path) == []
 
 
@@ -177,9 +177,9 @@ async def test_the_files_of_many_dead_processes_are_replayed_once_by_two_living_
     ):
         await until(lambda: len(files(tmp_path)) == 3, "only the files of the living")
     os.close(living)
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 300}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 300}
     assert [file.name for file in files(tmp_path)] == ["spool-living.log"], "what is another's is left alone"
 
 
@@ -198,9 +198,9 @@ async def test_a_replay_broken_off_again_and_again_charges_once(
             await asyncio.sleep(0.05)
             proxy.accept()
         await until(lambda: not (tmp_path / "spool-dead.log").exists(), client)
-    books = await read_books(control, KEYS, ["tpp"])
-    books.check()
-    assert books.settled == {"tpp": 300}
+    totals = await read_totals(control, KEYS, ["tpp"])
+    totals.check()
+    assert totals.settled == {"tpp": 300}
 
 
 async def test_a_directory_that_cannot_be_is_named(tmp_path: Path, proxy: FaultProxy) -> None:

@@ -24,7 +24,7 @@ from sidecar.valkey.resp import LedgerConnectionError, RespConnection
 from sidecar.valkey.topology import Topology, connected
 from sidecar.valkey.url import Address, Credentials, Sentinel, Standalone, Tls, parse_valkey_url
 from tests.integration.ledger_client.kit import KEYS, ask, calls, client_of, load, until
-from tests.support.ledger_books import read_books
+from tests.support.ledger_totals import read_totals
 from tests.support.valkey_process import ValkeyProcess, free_port, valkey_process
 
 PASSWORD = "correct-horse-battery"
@@ -59,9 +59,9 @@ async def _works(topology: Topology) -> None:
         await load(control, {"tpp": 3})
         async with client_of(topology) as client:
             assert await calls(client, "tpp", 4) == [*[Code.GRANTED] * 3, Code.CREDIT]
-        books = await read_books(control, KEYS, ["tpp"])
-        books.check()
-        assert books.settled == {"tpp": 3}
+        totals = await read_totals(control, KEYS, ["tpp"])
+        totals.check()
+        assert totals.settled == {"tpp": 3}
 
 
 @pytest.mark.parametrize("url", [
@@ -83,7 +83,7 @@ async def test_it_works_as_a_user_who_may_touch_nothing_but_the_ledger(guarded: 
         await load(control, {"tpp": 3})
         async with client_of(who) as client:
             assert await calls(client, "tpp", 4) == [*[Code.GRANTED] * 3, Code.CREDIT]
-        (await read_books(control, KEYS, ["tpp"])).check()
+        (await read_totals(control, KEYS, ["tpp"])).check()
 
 
 @pytest.mark.parametrize(("username", "password", "why"), [

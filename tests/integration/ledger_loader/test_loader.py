@@ -62,7 +62,7 @@ async def test_a_new_account_is_stored_as_the_document_says(ledger: Ledger) -> N
     stored = await ledger.usage.stored("tpp-1")
     start, end, *_ = stored["state"][1:3]
     assert version == 1
-    assert stored["terms"] == [1, 0, 1250, 1, 250_000, 10, 1000]
+    assert stored["policy"] == [1, 0, 1250, 1, 250_000, 10, 1000]
     assert stored["state"] == [0, start, end, 0, 0, 0, "api_calls", 0, 0, 1, 0, 0, 0]
     assert end - start == YEAR_MS
     assert stored["prices"] == [{"api_calls": ["s", 5]}, {}] or stored["prices"] == [{"api_calls": ["s", 5]}, []]
@@ -167,11 +167,11 @@ async def test_what_cannot_be_represented_is_refused_and_changes_nothing(ledger:
     assert await ledger.loader.account_of(A) is None
 
 
-async def test_an_older_cost_that_no_longer_fits_is_refused_by_the_script(ledger: Ledger) -> None:
+async def test_an_unsettled_cost_that_no_longer_fits_is_refused_by_the_script(ledger: Ledger) -> None:
     await ledger.loader.load(replace(SPEC, unsettled=Decimal(10**12)))
     before = await ledger.usage.stored("tpp-1")
 
-    with pytest.raises(LoadRefused, match="the older cost of account tpp-1 cannot be represented with 8 decimals"):
+    with pytest.raises(LoadRefused, match="the unsettled cost of account tpp-1 cannot be represented with 8 decimals"):
         await ledger.loader.load(replace(SPEC, prices={"api_calls": Standard(Decimal("0.00000001"))}, api_keys=(A,)))
 
     assert await ledger.usage.stored("tpp-1") == before
@@ -240,7 +240,7 @@ async def test_suspending_and_resuming_keeps_everything_else(ledger: Ledger) -> 
         version = await change("tpp-1")
 
         after = await ledger.usage.stored("tpp-1")
-        assert after["terms"] == [version, int(status), *before["terms"][2:]]
+        assert after["policy"] == [version, int(status), *before["policy"][2:]]
         by_operator = {} if status is Status.ACTIVE else {"by_operator": status.word}
         assert after["info"] == before["info"] | {"version": version, "status": status.word} | by_operator
         assert after["prices"][0] == before["prices"][0]
@@ -336,7 +336,7 @@ async def test_a_script_that_valkey_has_forgotten_is_sent_again(ledger: Ledger) 
 
 @pytest.mark.parametrize("stored", [b"", b"\xff\xff", b"\x90", b"\x93\x01\x02\x03", b"{}"])
 async def test_an_account_that_cannot_be_read_is_named(ledger: Ledger, stored: bytes) -> None:
-    await ledger.client.hset(ledger.keys.account("tpp-1"), "terms", stored)
+    await ledger.client.hset(ledger.keys.account("tpp-1"), "policy", stored)
 
     with pytest.raises(MalformedAccount, match="account 'tpp-1' cannot be read"):
         await ledger.loader.show("tpp-1")

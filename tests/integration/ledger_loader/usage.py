@@ -55,7 +55,7 @@ class Usage:
     async def stored(self, account: str) -> dict[str, Any]:
         """The account's hash, decoded field by field as docs/ledger.md has them."""
         fields: dict[bytes, bytes] = await self._client.hgetall(self._keys.account(account))  # type: ignore[assignment]
-        packed = ("terms", "state", "prices", "periods")
+        packed = ("policy", "state", "prices", "periods")
         decoded: dict[str, Any] = {}
         for name, value in fields.items():
             text = name.decode()

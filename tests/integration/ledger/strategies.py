@@ -59,12 +59,12 @@ changes = st.fixed_dictionaries(
     {},
     optional={
         "ceiling": ceilings,
-        "count_k": st.booleans(),
+        "counts_unsettled": st.booleans(),
         "prices": price_lists,
         "status": st.sampled_from([0, 0, 1, 2]),
         "rate": st.sampled_from([(0, 0), (250_000, 3), (1_000_000, 1), (1_000_000, 8)]),
         "day_limit": st.sampled_from([0, 2, 7]),
-        "older_cost": st.integers(0, 80),
+        "unsettled": st.integers(0, 80),
         "digits": st.integers(DIGITS, DIGITS_MAX),
     },
 )  # fmt: skip
@@ -80,23 +80,23 @@ def compose_load(
     knows: str | None,
 ) -> Load:
     """What a loader sends that knows ``stored``, or not quite (``knows``), and has ``change`` to tell."""
-    terms = stored.terms if stored else None
-    if stored is None or terms is None:
+    policy = stored.policy if stored else None
+    if stored is None or policy is None:
         version, stored_digits, start, end = 0, DIGITS, START_MS, START_MS + LENGTH_MS
-        terms = Load(account, {"api_calls": TABLES[0]}, start, end, ceiling=200)
+        policy = Load(account, {"api_calls": TABLES[0]}, start, end, ceiling=200)
     else:
         assert stored.digits is not None
         version, stored_digits, start, end = stored.version, stored.digits, stored.start_ms, stored.end_ms
     digits = max(stored_digits, change.get("digits", stored_digits))
     scale = 10 ** (digits - DIGITS)
     ceiling = change["ceiling"] * scale if change.get("ceiling") is not None else None
-    if "ceiling" not in change and terms.ceiling is not None:
-        ceiling = terms.ceiling * 10 ** (digits - terms.digits)
+    if "ceiling" not in change and policy.ceiling is not None:
+        ceiling = policy.ceiling * 10 ** (digits - policy.digits)
     if "prices" in change:
         prices = {metric: scaled(table, scale) for metric, table in change["prices"].items()}
     else:
-        prices = {m: scaled(t, 10 ** (digits - terms.digits)) for m, t in terms.prices.items()}
-    rate_interval_us, burst = change.get("rate", (terms.rate_interval_us, terms.burst))
+        prices = {m: scaled(t, 10 ** (digits - policy.digits)) for m, t in policy.prices.items()}
+    rate_interval_us, burst = change.get("rate", (policy.rate_interval_us, policy.burst))
     period_start, period_end = {
         "as stored": (start, end),
         "new one now": (now_ms, now_ms + LENGTH_MS),
@@ -117,12 +117,12 @@ def compose_load(
         ceiling=ceiling,
         expected_version=version - 1 if knows == "an old version" else version,
         status=change.get("status", 0),
-        count_k=change.get("count_k", terms.count_k),
+        counts_unsettled=change.get("counts_unsettled", policy.counts_unsettled),
         rate_interval_us=rate_interval_us,
         burst=burst,
-        day_limit=change.get("day_limit", terms.day_limit),
+        day_limit=change.get("day_limit", policy.day_limit),
         periods=tuple(period_end + (k + 1) * LENGTH_MS // 2 for k in following),
-        older_cost=change["older_cost"] * scale if "older_cost" in change else None,
+        unsettled=change["unsettled"] * scale if "unsettled" in change else None,
         digits=digits,
         expected_digits=stored_digits + (1 if knows == "other digits" else 0),
         expected_start_ms=expected_start,

@@ -22,12 +22,12 @@ from sidecar.sandbox.server import Server
 from sidecar.valkey.topology import Address, Standalone, connected
 from tests.integration.ledger_loader.usage import Usage
 
-API_KEY, HMAC_KEY = "desk-key", "desk-hmac"
-PATIENCE_S = 20.0
+API_KEY, HMAC_KEY = "lago-api-key", "lago-hmac-key"
+DEADLINE_S = 20.0
 
 
 @dataclass
-class Desk:
+class BillingSystem:
     """``lago`` is the stand-in's inside, ``client`` talks to it, ``billing`` brings it into ``store``."""
 
     lago: Lago
@@ -93,7 +93,7 @@ class Desk:
 
 async def until(holds: Callable[[], Any]) -> None:
     """Waits for a condition, synchronous or not."""
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + DEADLINE_S
     while True:
         found = holds()
         if asyncio.iscoroutine(found):
@@ -123,7 +123,9 @@ def config_of(port: int, lago_url: str, openmeter: str | None = None, **lago: An
 
 
 @contextlib.asynccontextmanager
-async def desk(port: int, *, lago: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Desk]:
+async def billing_system(
+    port: int, *, lago: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[BillingSystem]:
     """``lago``: options of the stand-in; ``settings``: of the configuration's section. The Valkey is emptied."""
     stand_in = Lago(LagoConfig(api_key=API_KEY, hmac_key=HMAC_KEY, **(lago or {})))
     async with contextlib.AsyncExitStack() as stack:
@@ -137,4 +139,4 @@ async def desk(port: int, *, lago: dict[str, Any] | None = None, **settings: Any
         store = Store(valkey, keys, AccountLoader(valkey, keys))
         client = await stack.enter_async_context(LagoClient(config.lago))
         billing = Billing(config.lago, config.metering, store, client, None)
-        yield Desk(stand_in, url, client, store, Usage(valkey, keys), billing, {})
+        yield BillingSystem(stand_in, url, client, store, Usage(valkey, keys), billing, {})

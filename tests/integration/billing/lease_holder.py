@@ -1,4 +1,4 @@
-"""A contender for the lease ``reconciler`` as a process of its own: ``python -m …contender HOST PORT HOLDER TTL_MS``.
+"""A process that wants the lease ``reconciler``: ``python -m …lease_holder HOST PORT HOLDER TTL_MS``.
 
 While it leads it appends its token to the list ``work``, every few milliseconds, and says what it sees on standard
 output: ``lead TOKEN``, ``lost``, ``end``.

@@ -86,14 +86,14 @@ def usage(units: str, cents: int, start: int = AUGUST, end: int = SEPTEMBER) -> 
 
 
 EMPTY = AccountState(
-    version=0, status=Status.ACTIVE, ceiling=None, count_k=False, rate_interval_us=0, burst=0, day_limit=0,
+    version=0, status=Status.ACTIVE, ceiling=None, counts_unsettled=False, rate_interval_us=0, burst=0, day_limit=0,
     unsettled=0, period_start_ms=0, period_end_ms=MAX_INT, next_ends_ms=(), usages=(), prices={}, former_prices={},
     closed=(), digits=0, info={},
 )  # fmt: skip
 
 
 @dataclass
-class World:
+class Scenario:
     """One account, ``tpp-1``: what Lago says, what the ledger has, what is updated_state. ``load`` does what the
     ledger's script would.
     """
@@ -106,7 +106,7 @@ class World:
     settings: LagoSettings = field(default_factory=lambda: LagoSettings.model_validate({}))
     now_ms: int = NOW
 
-    def lago(self, **changes: Any) -> World:
+    def lago(self, **changes: Any) -> Scenario:
         """Lago now says something else."""
         self.reading = replace(self.reading, **changes)
         return self
@@ -164,7 +164,7 @@ def loaded(
         version=state.version + 1,
         status=spec.status,
         ceiling=spec.scaled_ceiling(digits),
-        count_k=spec.counts_unsettled,
+        counts_unsettled=spec.counts_unsettled,
         unsettled=unsettled if unsettled is not None else state.unsettled * factor,
         period_start_ms=bounds.start_ms,
         period_end_ms=bounds.end_ms,

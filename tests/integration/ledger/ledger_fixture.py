@@ -34,11 +34,11 @@ CENT: dict[str, Table] = {"api_calls": ["s", 1]}
 """One cent a call."""
 
 
-class Desk:
+class LedgerFixture:
     """One ledger, its clock, and whoever talks to it. Numbers and epochs are kept for each instance by name."""
 
-    def __init__(self, ledger: RealLedger | Ledger, accounts: tuple[str, ...] = ("tpp", "other")) -> None:
-        self.ledger = ledger
+    def __init__(self, backend: RealLedger | Ledger, accounts: tuple[str, ...] = ("tpp", "other")) -> None:
+        self.backend = backend
         self.now_us = (START_MS + DAY_MS) * 1000
         self.epochs: dict[str, int] = {}
         self.seqs: dict[str, int] = {}
@@ -51,26 +51,26 @@ class Desk:
         """Loads ``account``: what is not said stays as it was, or is prepaid with 10.00 at one cent a call."""
         stored = self._known().get(account)
         fresh = Load(account, CENT, START_MS, END_MS, ceiling=1000)
-        if stored is not None and stored.terms is not None:
-            version, status, ceiling, count_k, interval, burst, day_limit = stored.terms
+        if stored is not None and stored.policy is not None:
+            version, status, ceiling, counts_unsettled, interval, burst, day_limit = stored.policy
             assert stored.digits is not None
             fresh = replace(
                 fresh, prices=stored.live, period_start_ms=stored.start_ms, period_end_ms=stored.end_ms,
-                ceiling=ceiling, expected_version=version, status=status, count_k=bool(count_k),
+                ceiling=ceiling, expected_version=version, status=status, counts_unsettled=bool(counts_unsettled),
                 rate_interval_us=interval, burst=burst, day_limit=day_limit, periods=stored.periods,
                 digits=stored.digits, expected_digits=stored.digits,
             )  # fmt: skip
-        return self.ledger.load(replace(fresh, **changes), now_us=self.now_us)
+        return self.backend.load(replace(fresh, **changes), now_us=self.now_us)
 
     # Instances
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.epochs[name], self.seqs[name] = self.ledger.register(name, frozenset(), now_us=self.now_us)
+            self.epochs[name], self.seqs[name] = self.backend.register(name, frozenset(), now_us=self.now_us)
 
     def reap(self, name: str, ttl_ms: int = -1, accounts: tuple[str, ...] | None = None) -> int:
         named = frozenset(self._accounts if accounts is None else accounts)
-        return self.ledger.reap(name, ttl_ms, named, now_us=self.now_us)
+        return self.backend.reap(name, ttl_ms, named, now_us=self.now_us)
 
     # Batches
 
@@ -82,10 +82,10 @@ class Desk:
         groups = tuple(part for part in parts if isinstance(part, Group))
         singles = tuple(part for part in parts if isinstance(part, Single))
         self.last[name] = Batch(self.epochs[name], self.seqs[name], groups, singles)
-        return self.ledger.batch(name, self.last[name], now_us=self.now_us)
+        return self.backend.batch(name, self.last[name], now_us=self.now_us)
 
     def send_again(self, name: str) -> Reply:
-        return self.ledger.batch(name, self.last[name], now_us=self.now_us)
+        return self.backend.batch(name, self.last[name], now_us=self.now_us)
 
     def ask(
         self, *units: int, account: str = "tpp", metric: str = "api_calls", by: str = "gw", known: int = 0
@@ -125,28 +125,28 @@ class Desk:
     # What is stored
 
     def _known(self) -> dict[str, AccountState]:
-        if isinstance(self.ledger, RealLedger):
-            return dict(self.ledger.state(self._accounts, []).accounts)
-        return dict(self.ledger.state().accounts)
+        if isinstance(self.backend, RealLedger):
+            return dict(self.backend.state(self._accounts, []).accounts)
+        return dict(self.backend.state().accounts)
 
     def account(self, account: str = "tpp") -> AccountState:
         return self._known()[account]
 
-    def n(self, account: str = "tpp", metric: str = "api_calls") -> int:
+    def settled_units(self, account: str = "tpp", metric: str = "api_calls") -> int:
         of = self.account(account).metrics.get(metric)
-        return of.n if of else 0
+        return of.settled if of else 0
 
-    def h(self, account: str = "tpp", metric: str = "api_calls") -> int:
+    def held_units(self, account: str = "tpp", metric: str = "api_calls") -> int:
         of = self.account(account).metrics.get(metric)
-        return of.h if of else 0
+        return of.held if of else 0
 
     def instance(self, name: str) -> InstanceState:
-        if isinstance(self.ledger, RealLedger):
-            return self.ledger.instance(name, self._accounts)
-        return self.ledger.state().instances[name]
+        if isinstance(self.backend, RealLedger):
+            return self.backend.instance(name, self._accounts)
+        return self.backend.state().instances[name]
 
     def entries(self) -> tuple[Entry, ...]:
-        return self.ledger.entries() if isinstance(self.ledger, RealLedger) else tuple(self.ledger.outbox)
+        return self.backend.entries() if isinstance(self.backend, RealLedger) else tuple(self.backend.outbox)
 
     def charged_units(self) -> int:
         """Of all events."""
