@@ -45,7 +45,7 @@ async def ledger(config: Config) -> list[Finding]:
 async def _priced(store: Store, accounts: Sequence[str]) -> set[str]:
     """Metrics for which one of the accounts has a price."""
     found = await asyncio.gather(*map(store.accounts.show, accounts))
-    return {each.metric for account in found if account is not None for each in account.metrics if each.offered}
+    return {each.metric for account in found if account is not None for each in account.metrics if each.in_plan}
 
 
 async def server_settings(client: Client) -> list[Finding]:

@@ -204,7 +204,7 @@ def test_a_mistake_in_the_file_is_told_by_line_and_key_even_without_a_lago(tmp_p
 
 
 UNUSABLE = {
-    "no configuration": (None, 2, "--config FILE"),
+    "no configuration": (None, 2, "give -c FILE (or set SIDECAR_CONFIG)"),
     "no Lago": ({}, 2, "lago.url is not set"),
     "a Lago that is not there": ({"lago": {"url": "http://127.0.0.1:9", "api_key": "k", "attempts_max": 1}}, 1, "Lago"),
     "a key's file that is not there": (
