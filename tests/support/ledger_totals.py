@@ -16,7 +16,7 @@ _PER_METRIC = 7
 
 
 @dataclass(frozen=True)
-class Books:
+class LedgerTotals:
     """Units by account. ``events`` sums the outbox; ``ids`` counts how often each event's id occurs."""
 
     settled: dict[str, int] = field(default_factory=dict)
@@ -27,12 +27,12 @@ class Books:
 
     def check(self) -> None:
         """Every charge has its event and every event its charge; no event is there twice; nothing is held."""
-        assert self.settled == self.events, "N is not the sum of the events"
+        assert self.settled == self.events, "the settled units are not the sum of the events"
         assert set(self.ids.values()) <= {1}, "an event's id occurs twice"
         assert not any(self.held.values()), f"units are still held: {self.held}"
 
 
-async def read_books(client: Any, keys: Keys, accounts: list[str]) -> Books:
+async def read_totals(client: Any, keys: Keys, accounts: list[str]) -> LedgerTotals:
     """``client``: redis.asyncio's Redis or RedisCluster."""
     settled: dict[str, int] = {}
     held: dict[str, int] = {}
@@ -53,4 +53,4 @@ async def read_books(client: Any, keys: Keys, accounts: list[str]) -> Books:
                 events[event[0]] += event[2]
                 ids[f"{origin}.{number}.{position}"] += 1
         alive |= {member.decode() for member in await client.zrange(keys.alive(partition), 0, -1)}
-    return Books(settled, held, dict(events), ids, frozenset(alive))
+    return LedgerTotals(settled, held, dict(events), ids, frozenset(alive))
