@@ -1,0 +1,1 @@
+"""One version everywhere (``places``), and artefacts that were tried before they are published (``artefacts``)."""
