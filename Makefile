@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+REQUIREMENTS_ARGS ?=
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-host test-cluster lint types unit compiled compiled-test compare scaling load docs clean
+.PHONY: help demo test test-host test-cluster lint types unit compiled compiled-test compare scaling load docs requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -94,6 +95,17 @@ load-%: $(VENV)/.installed-load
 
 docs: $(VENV)/.installed ## Write docs/configuration.md anew
 	$(BIN)/python -m sidecar.app.configuration_reference > docs/configuration.md
+
+# The versions that are there stay where pyproject.toml still allows them; REQUIREMENTS_ARGS=--upgrade takes the newest.
+requirements: | $(BIN)/python ## Lock deploy/requirements.txt anew, with the hashes of every file
+	$(BIN)/python -m venv build/venv
+	build/venv/bin/python -m pip install --quiet 'uv>=0.5'
+	build/venv/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --python-platform linux \
+		--no-emit-index-url --custom-compile-command 'make requirements  (newer versions: REQUIREMENTS_ARGS=--upgrade)' \
+		--output-file deploy/requirements.txt $(REQUIREMENTS_ARGS) pyproject.toml
+
+release: | $(BIN)/python ## Build, install and try what a release publishes, into dist (needs git, a C compiler)
+	$(BIN)/python -m deploy.release build
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

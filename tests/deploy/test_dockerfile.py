@@ -22,11 +22,9 @@ ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Dockerfile").read_text()
 IGNORED = (DEPLOY / "Dockerfile.dockerignore").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINS = {
-    canonicalize_name(line.split("==")[0]): line.split("==")[1]
-    for line in (DEPLOY / "requirements.txt").read_text().splitlines()
-    if not line.startswith("#")
-}
+REQUIREMENTS = (DEPLOY / "requirements.txt").read_text()
+LOCKED = re.findall(r"^(\S+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)\n", REQUIREMENTS, re.MULTILINE)
+PINS = {canonicalize_name(name): pinned for name, pinned, _ in LOCKED}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -65,7 +63,7 @@ def test_it_has_nft_and_nothing_that_builds() -> None:
 
 
 def test_the_request_path_is_compiled_or_there_is_no_image() -> None:
-    assert "QUOTA_SIDECAR_BUILD_CORE=require pip" in TEXT
+    assert "QUOTA_SIDECAR_BUILD_CORE=require pip wheel" in TEXT
 
 
 def test_both_stages_are_of_one_pinned_python_that_the_package_takes() -> None:
@@ -110,6 +108,23 @@ def test_every_requirement_is_pinned_to_a_version_that_the_package_takes() -> No
         pinned = PINS.get(canonicalize_name(requirement.name))
         assert pinned is not None, f"{requirement.name} is missing in deploy/requirements.txt"
         assert requirement.specifier.contains(pinned), f"{requirement.name} {pinned}"
+
+
+def test_only_files_with_a_known_hash_are_installed() -> None:
+    assert [name for name, _, hashes in LOCKED if not hashes] == []
+    [install] = [rest for name, rest in instructions() if name == "RUN" and "requirements.txt" in rest]
+    assert "--require-hashes" in install
+
+
+def test_the_list_names_no_place_to_download_from() -> None:
+    """Each line is a requirement, a hash or a comment, so that whoever builds decides on the index."""
+    rest = [line for line in REQUIREMENTS.splitlines() if not re.fullmatch(r" *#.*| +--hash=\S+(?: \\)?", line)]
+    assert len(rest) == len(LOCKED)
+    assert "://" not in REQUIREMENTS
+
+
+def test_the_list_says_how_to_make_it_anew() -> None:
+    assert "make requirements" in REQUIREMENTS.partition("==")[0]
 
 
 def test_pins_are_complete() -> None:
