@@ -29,12 +29,6 @@ SUMS: Final = "SHA256SUMS"
 PATH: Final = "/open-banking/v3.1/aisp/accounts"
 START_S: Final = 60.0
 TAIL_LINES: Final = 30
-IN_SDIST: Final = (
-    "pyproject.toml", "hatch_build.py", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md",
-    "CONTRIBUTING.md", ".ci/run", "deploy/requirements.txt", "lua/batch.lua", "sidecar/__init__.py",
-    "tests/__init__.py", "loadtests/__init__.py", "docs/configuration.md", "examples/gateway.yaml",
-)  # fmt: skip
-"""What a source distribution needs so that it can be built, tested and read; one file for each directory."""
 
 
 def build(root: Path) -> None:
@@ -55,7 +49,7 @@ def build(root: Path) -> None:
     _run([tools, "-m", "pip", "install", "--quiet", BUILD], "the builder could not be installed")
     _run([tools, "-m", "build", "--sdist", "--outdir", work, root], "the source distribution could not be built")
     sdist = _only(work, f"quota_sidecar-{version}.tar.gz")
-    require_files(sdist)
+    require_files(sdist, _run(["git", "-C", root, "ls-files", "-z"], "git ls-files failed").split("\0")[:-1])
     say("wheel, built in isolation from the source distribution, with the request path compiled")
     _run(
         [tools, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", work, sdist],
@@ -105,13 +99,17 @@ def require_clean(root: Path) -> None:
         raise ReleaseError("\n  ".join(["the tree has changes that are not committed:", *changes]))
 
 
-def require_files(sdist: Path) -> None:
-    """Raises `ReleaseError`: the source distribution lacks what is needed to build and test it."""
+def require_files(sdist: Path, tracked: Sequence[str]) -> None:
+    """Whoever has the source distribution alone can build, test and read everything.
+
+    Raises:
+        ReleaseError: it lacks a file that the repository has.
+    """
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    missing = [name for name in IN_SDIST if name not in names]
+    missing = [name for name in tracked if name not in names]
     if missing:
-        raise ReleaseError(f"{sdist.name} lacks {', '.join(missing)}; see [tool.hatch.build.targets.sdist]")
+        raise ReleaseError("\n  ".join([f"{sdist.name} lacks, see [tool.hatch.build.targets.sdist]:", *missing]))
 
 
 def _environment(directory: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.release.artefacts import IN_SDIST, require_clean, require_files
+from deploy.release.artefacts import require_clean, require_files
 from deploy.release.places import CHANGELOG, PLACES, ROOT, SOURCE, Place, ReleaseError, check, sync, version_of
 
 VERSION = version_of(ROOT)
@@ -123,12 +123,12 @@ def test_nothing_is_released_of_a_tree_with_changes(tmp_path: Path) -> None:
     require_clean(tmp_path)
 
 
-def test_a_source_distribution_that_lacks_something_is_refused(tmp_path: Path) -> None:
+def test_a_source_distribution_that_lacks_a_file_of_the_repository_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "quota_sidecar-1.tar.gz"
     (tmp_path / "empty").touch()
     with tarfile.open(path, "w:gz") as archive:
-        for name in IN_SDIST:
-            if name != "SECURITY.md":
-                archive.add(tmp_path / "empty", f"quota_sidecar-1/{name}")
-    with pytest.raises(ReleaseError, match=r"lacks SECURITY\.md;"):
-        require_files(path)
+        archive.add(tmp_path / "empty", "quota_sidecar-1/tests/a.py")
+        archive.add(tmp_path / "empty", "quota_sidecar-1/PKG-INFO")
+    require_files(path, ["tests/a.py"])
+    with pytest.raises(ReleaseError, match=r"lacks, .*:\n  SECURITY\.md$"):
+        require_files(path, ["tests/a.py", "SECURITY.md"])
