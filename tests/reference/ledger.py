@@ -1,8 +1,8 @@
 """The ledger as docs/ledger.md describes it, in plain Python and exact integers, one call at a time.
 
 It keeps what the rules talk about (who holds what, what was used in this period) rather than what the scripts store:
-held units are always the sum of the instances' shares, and how many calls a rate limit leaves is counted by letting them
-pass.
+held units are always the sum of the instances' shares, and how many calls a rate limit leaves is counted by letting
+them pass.
 """
 
 from __future__ import annotations

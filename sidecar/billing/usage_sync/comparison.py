@@ -23,7 +23,7 @@ class LedgerUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class Accounted:
+class SyncedUnits:
     """What the sync knows of one metric in a period."""
 
     openmeter: int = 0
@@ -70,12 +70,12 @@ def compare(
     account: str,
     links: Sequence[PeriodLink],
     ledger: Sequence[LedgerUsage],
-    accounted: Mapping[str, Accounted],
+    synced: Mapping[str, SyncedUnits],
     invoice: Invoice,
 ) -> tuple[ComparisonRow, ...]:
     """One row per metric that the ledger, the link or the invoice knows, by name.
 
-    ``links``: the ledger's periods that one billing period of Lago contains, usually one; ``ledger`` and ``accounted``
+    ``links``: the ledger's periods that one billing period of Lago contains, usually one; ``ledger`` and ``synced``
     are their sums.
 
     Raises:
@@ -94,11 +94,11 @@ def compare(
     for usage in ledger:
         units[usage.metric] = units.get(usage.metric, 0) + usage.units
         costs[usage.metric] = costs.get(usage.metric, Decimal(0)) + usage.cost
-    known = {metric for link in links for metric in link.metrics} | units.keys() | fees.keys() | accounted.keys()
+    known = {metric for link in links for metric in link.metrics} | units.keys() | fees.keys() | synced.keys()
     start_ms = min(link.ledger_start_ms for link in links)
     rows = []
     for metric in sorted(known):
-        sums, billed = accounted.get(metric, Accounted()), fees.get(metric, [])
+        sums, billed = synced.get(metric, SyncedUnits()), fees.get(metric, [])
         invoiced = sum((fee.units for fee in billed), Decimal(0))
         debited = units.get(metric, 0)
         rows.append(

@@ -10,13 +10,13 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-async def all_of(do: Callable[[A], Awaitable[T]], items: Iterable[A], at_once_max: int) -> list[T]:
+async def gather_limited(do: Callable[[A], Awaitable[T]], items: Iterable[A], concurrency_max: int) -> list[T]:
     """What ``do`` answers for each, in order.
 
     Raises:
         Exception: the first that was raised, by order of ``items``; by then everything has come to its end.
     """
-    slots = asyncio.Semaphore(at_once_max)
+    slots = asyncio.Semaphore(concurrency_max)
 
     async def in_turn(item: A) -> T:
         async with slots:

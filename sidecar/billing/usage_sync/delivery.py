@@ -12,8 +12,8 @@ from typing import Final, Literal, Protocol
 
 from sidecar.billing.lago.errors import LagoError, LagoRejected
 from sidecar.billing.lago.models import BillableMetric, Event
-from sidecar.billing.usage_sync.concurrency import all_of
-from sidecar.billing.usage_sync.frozen_events import REASON_CHARS_MAX, Outgoing
+from sidecar.billing.usage_sync.concurrency import gather_limited
+from sidecar.billing.usage_sync.frozen_events import REASON_CHARS_MAX, FrozenEvent
 
 REQUESTS_MAX: Final = 4
 """Batches on their way at once."""
@@ -54,7 +54,7 @@ class Deliveries:
     error: LagoError | None = None
 
 
-class Courier:
+class EventDelivery:
     """Sends for one round. After a failure of Lago's nothing more is sent."""
 
     def __init__(self, lago: Lago, batch_events_max: int) -> None:
@@ -63,13 +63,13 @@ class Courier:
         self._error: LagoError | None = None
 
     def __repr__(self) -> str:
-        return f"Courier({'stopped' if self._error else 'ready'})"
+        return f"EventDelivery({'stopped' if self._error else 'ready'})"
 
-    async def deliver(self, events: Sequence[Outgoing]) -> Deliveries:
+    async def deliver(self, events: Sequence[FrozenEvent]) -> Deliveries:
         """Send all; what is not in the outcomes stays frozen."""
         outcomes: dict[str, Outcome] = {}
 
-        async def deliver_batch(batch: Sequence[Outgoing]) -> None:
+        async def deliver_batch(batch: Sequence[FrozenEvent]) -> None:
             if self._error is None:
                 try:
                     await self._deliver_batch(batch, outcomes)
@@ -78,15 +78,15 @@ class Courier:
 
         size = self._batch_events_max
         batches = [events[at : at + size] for at in range(0, len(events), size)]
-        await all_of(deliver_batch, batches, REQUESTS_MAX)
+        await gather_limited(deliver_batch, batches, REQUESTS_MAX)
         return Deliveries(outcomes, self._error)
 
-    async def look_up(self, outgoing: Outgoing) -> Outcome | None:
+    async def look_up(self, frozen_event: FrozenEvent) -> Outcome | None:
         """What Lago has under the event's id, None if nothing. Raises ``LagoError``."""
-        event = await self._lago.event(outgoing.transaction_id)
-        return None if event is None else _compared(outgoing, event)
+        event = await self._lago.event(frozen_event.transaction_id)
+        return None if event is None else _compared(frozen_event, event)
 
-    async def _deliver_batch(self, batch: Sequence[Outgoing], outcomes: dict[str, Outcome]) -> None:
+    async def _deliver_batch(self, batch: Sequence[FrozenEvent], outcomes: dict[str, Outcome]) -> None:
         """Every try gives at least one event an outcome, or halves the batch, so this ends."""
         parts = [list(batch)]
         while parts:
@@ -109,23 +109,23 @@ class Courier:
             else:
                 outcomes.update((each.transaction_id, Outcome("sent")) for each in part)
 
-    async def _outcome(self, outgoing: Outgoing, reasons: Mapping[str, Sequence[str]]) -> Outcome:
+    async def _outcome(self, frozen_event: FrozenEvent, reasons: Mapping[str, Sequence[str]]) -> Outcome:
         others = [f"{name}: {code}" for name, codes in reasons.items() for code in codes if code != DUPLICATE]
         if others:
             return Outcome("rejected", reason=", ".join(others)[:REASON_CHARS_MAX])
-        found = await self.look_up(outgoing)
+        found = await self.look_up(frozen_event)
         return found or Outcome("unseen", reason="Lago says that it has this event, and does not show it")
 
 
-def _compared(outgoing: Outgoing, event: Event) -> Outcome:
-    if outgoing.is_same(event):
+def _compared(frozen_event: FrozenEvent, event: Event) -> Outcome:
+    if frozen_event.is_same(event):
         return Outcome("duplicate")
-    units = outgoing.units_of(event)
-    if outgoing.has_same_place(event) and outgoing.timestamp == event.timestamp and units is not None:
-        return Outcome("adopted", units, f"Lago has it with {units} units instead of {outgoing.units}")
+    units = frozen_event.units_of(event)
+    if frozen_event.has_same_place(event) and frozen_event.timestamp == event.timestamp and units is not None:
+        return Outcome("adopted", units, f"Lago has it with {units} units instead of {frozen_event.units}")
     return Outcome(
         "conflict",
         reason=f"Lago has an event of this id for subscription {event.external_subscription_id!r}, metric"
-        f" {event.code!r}, at {event.timestamp}; frozen was {outgoing.external_subscription_id!r},"
-        f" {outgoing.metric!r}, at {outgoing.timestamp}"[:REASON_CHARS_MAX],
+        f" {event.code!r}, at {event.timestamp}; frozen was {frozen_event.external_subscription_id!r},"
+        f" {frozen_event.metric!r}, at {frozen_event.timestamp}"[:REASON_CHARS_MAX],
     )

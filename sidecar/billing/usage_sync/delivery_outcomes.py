@@ -1,4 +1,4 @@
-"""What the outcomes of deliveries change in what is remembered, without I/O."""
+"""What the outcomes of deliveries change in the sync state, without I/O."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sidecar.billing.usage_sync.delivery import Outcome
-from sidecar.billing.usage_sync.frozen_events import Outgoing
-from sidecar.billing.usage_sync.pushed_usage import Book
-from sidecar.billing.usage_sync.sync_store import Change, Remembered
+from sidecar.billing.usage_sync.frozen_events import FrozenEvent
+from sidecar.billing.usage_sync.pushed_usage import PushedUsage
+from sidecar.billing.usage_sync.sync_store import Change, SyncState
 
 
-def absorb(remembered: Remembered, outcomes: Mapping[str, Outcome]) -> Change:
-    """What to write. Outcomes of events that are not remembered say nothing of this account."""
-    books: dict[tuple[int, str], Book] = {}
+def apply_outcomes(state: SyncState, outcomes: Mapping[str, Outcome]) -> Change:
+    """What to write. Outcomes of events that are not in the state say nothing of this account."""
+    pushed_usages: dict[tuple[int, str], PushedUsage] = {}
     delivered: list[str] = []
-    set_aside: list[Outgoing] = []
-    for transaction_id, outgoing in remembered.outgoing.items():
+    set_aside: list[FrozenEvent] = []
+    for transaction_id, frozen_event in state.frozen_events.items():
         outcome = outcomes.get(transaction_id)
         if outcome is None:
             continue
@@ -25,27 +25,29 @@ def absorb(remembered: Remembered, outcomes: Mapping[str, Outcome]) -> Change:
                 delivered.append(transaction_id)
             case "adopted":
                 delivered.append(transaction_id)
-                _correct(books, remembered, outgoing, outcome.units - outgoing.units)
+                _correct(pushed_usages, state, frozen_event, outcome.units - frozen_event.units)
             case "void":
                 delivered.append(transaction_id)
-                _correct(books, remembered, outgoing, -outgoing.units)
+                _correct(pushed_usages, state, frozen_event, -frozen_event.units)
             case "rejected" | "conflict":
-                aside = replace(outgoing, state=outcome.kind, reason=outcome.reason)
-                if aside != outgoing:
+                aside = replace(frozen_event, state=outcome.kind, reason=outcome.reason)
+                if aside != frozen_event:
                     set_aside.append(aside)
             case "unseen":
                 pass
-    return Change(books=tuple(books.values()), outgoing=set_aside, delivered=delivered)
+    return Change(pushed_usages=tuple(pushed_usages.values()), frozen_events=set_aside, delivered=delivered)
 
 
-def _correct(books: dict[tuple[int, str], Book], remembered: Remembered, outgoing: Outgoing, difference: int) -> None:
+def _correct(
+    pushed_usages: dict[tuple[int, str], PushedUsage], state: SyncState, frozen_event: FrozenEvent, difference: int
+) -> None:
     """Lago counts other units for an event than were frozen."""
-    own = outgoing.period_start_ms // 1000, outgoing.metric
-    target = outgoing.target_start_ms // 1000, outgoing.metric
-    book = books.get(own) or remembered.books.get(own)
-    if book is not None:
-        carried = difference if outgoing.is_carried else 0
-        books[own] = book.adjusted(outgoing.segment_s, pushed=difference - carried, carried=carried)
-    into = books.get(target) or remembered.books.get(target)
-    if into is not None and outgoing.is_carried:
-        books[target] = replace(into, carried_in=into.carried_in + difference)
+    own = frozen_event.period_start_ms // 1000, frozen_event.metric
+    target = frozen_event.target_start_ms // 1000, frozen_event.metric
+    pushed_usage = pushed_usages.get(own) or state.pushed_usages.get(own)
+    if pushed_usage is not None:
+        carried = difference if frozen_event.is_carried else 0
+        pushed_usages[own] = pushed_usage.adjusted(frozen_event.segment_s, pushed=difference - carried, carried=carried)
+    into = pushed_usages.get(target) or state.pushed_usages.get(target)
+    if into is not None and frozen_event.is_carried:
+        pushed_usages[target] = replace(into, carried_in=into.carried_in + difference)

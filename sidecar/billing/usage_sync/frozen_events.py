@@ -11,14 +11,14 @@ import orjson
 from sidecar.billing.lago.models import Event
 from sidecar.billing.usage_sync.period_links import PeriodLink
 
-OUTGOING_BYTES_MAX: Final = 65_536
+FROZEN_EVENT_BYTES_MAX: Final = 65_536
 REASON_CHARS_MAX: Final = 300
 
 State = Literal["frozen", "rejected", "conflict"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class FrozenEvent:
     """An event that Lago is not known to have.
 
     ``period_start_ms``: the ledger period whose usage it is; ``target_start_ms``: the one that it is billed in, another
@@ -89,37 +89,37 @@ def transaction_id(metric: str, link: PeriodLink, segment_s: int, revision: int,
     return f"om:{metric}:{link.subscription_id}:{segment_s}:{revision}{':carried' if carried else ''}"
 
 
-def encode_outgoing(outgoing: Outgoing) -> bytes:
+def encode_frozen_event(frozen_event: FrozenEvent) -> bytes:
     """What is stored of it under its transaction id."""
     row: dict[str, Any] = {
-        "subscription": outgoing.external_subscription_id,
-        "metric": outgoing.metric,
-        "field": outgoing.field_name,
-        "timestamp": str(outgoing.timestamp),
-        "units": outgoing.units,
-        "period": outgoing.period_start_ms,
-        "target": outgoing.target_start_ms,
-        "segment": outgoing.segment_s,
-        "state": outgoing.state,
-        "reason": outgoing.reason[:REASON_CHARS_MAX],
+        "subscription": frozen_event.external_subscription_id,
+        "metric": frozen_event.metric,
+        "field": frozen_event.field_name,
+        "timestamp": str(frozen_event.timestamp),
+        "units": frozen_event.units,
+        "period": frozen_event.period_start_ms,
+        "target": frozen_event.target_start_ms,
+        "segment": frozen_event.segment_s,
+        "state": frozen_event.state,
+        "reason": frozen_event.reason[:REASON_CHARS_MAX],
     }
     return orjson.dumps(row)
 
 
-def decode_outgoing(transaction_id: str, data: bytes) -> Outgoing:
-    """As ``encode_outgoing`` has written it.
+def decode_frozen_event(transaction_id: str, data: bytes) -> FrozenEvent:
+    """As ``encode_frozen_event`` has written it.
 
     Raises:
         ValueError: it is not that.
     """
-    if len(data) > OUTGOING_BYTES_MAX:
-        raise ValueError(f"{len(data)} bytes, more than {OUTGOING_BYTES_MAX}")
+    if len(data) > FROZEN_EVENT_BYTES_MAX:
+        raise ValueError(f"{len(data)} bytes, more than {FROZEN_EVENT_BYTES_MAX}")
     row = orjson.loads(data)
     try:
         state = row["state"]
         if state not in ("frozen", "rejected", "conflict"):
             raise ValueError(f"its state is {state!r}")
-        return Outgoing(
+        return FrozenEvent(
             transaction_id=transaction_id,
             external_subscription_id=str(row["subscription"]),
             metric=str(row["metric"]),

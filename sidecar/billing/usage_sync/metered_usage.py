@@ -1,7 +1,7 @@
 """What OpenMeter has counted, asked for with as few queries as possible.
 
 Most accounts want the same hours, so an hour that two accounts want is asked for all subjects at once and kept for the
-whole round. The rest, stretches cut by the bounds of a period and hours that one account is behind, is asked for that
+whole round. The rest, intervals cut by the bounds of a period and hours that one account is behind, is asked for that
 account alone, neighbouring hours with one query.
 """
 
@@ -14,14 +14,14 @@ from functools import partial
 from itertools import groupby
 from typing import Final, Literal, Protocol
 
-from sidecar.billing.usage_sync.concurrency import all_of
+from sidecar.billing.usage_sync.concurrency import gather_limited
 from sidecar.billing.usage_sync.pushed_usage import HOUR_S
 
 Window = Literal["HOUR", "MINUTE"]
 
 STEP_S: Final[dict[Window, int]] = {"HOUR": HOUR_S, "MINUTE": 60}
 MINUTES_MAX: Final = 15
-"""A stretch of more minutes is asked for as a whole."""
+"""An interval of more minutes is asked for as a whole."""
 QUERIES_MAX: Final = 4
 """Queries at once; OpenMeter counts raw events for each."""
 SHARED_CELLS_MAX: Final[dict[Window, int]] = {"HOUR": 6, "MINUTE": 10}
@@ -49,7 +49,7 @@ class Query(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class UsageRange:
     """Units of one account from ``start_s`` to just before ``end_s``."""
 
     account: str
@@ -74,43 +74,43 @@ class _Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class _Interval:
     metric: str
     start_s: int
     end_s: int
 
 
 class UsageReader:
-    """Answers for one round. ``load`` a page's needs, then ask for each with ``units``."""
+    """Answers for one round. ``load`` the ranges of a page, then ask for each with ``units``."""
 
     def __init__(self, query: Query) -> None:
         self._query = query
         # For all subjects, kept for the round.
         self._cells: dict[_Cell, dict[str, int]] = {}
-        self._stretches: dict[_Stretch, dict[str, int]] = {}
+        self._intervals: dict[_Interval, dict[str, int]] = {}
         # For one account, kept for the page.
         self._own_cells: dict[tuple[str, _Cell], int] = {}
-        self._own_stretches: dict[tuple[str, _Stretch], int] = {}
+        self._own_intervals: dict[tuple[str, _Interval], int] = {}
 
     def __repr__(self) -> str:
-        return f"UsageReader({len(self._cells)} windows and {len(self._stretches)} stretches of all subjects)"
+        return f"UsageReader({len(self._cells)} windows and {len(self._intervals)} intervals of all subjects)"
 
-    async def load(self, needs: Sequence[Need]) -> None:
+    async def load(self, ranges: Sequence[UsageRange]) -> None:
         """Fetch what is needed and not known yet.
 
         Raises:
             QueryError: the first query that failed; the others have come to their ends.
         """
         self._own_cells.clear()
-        self._own_stretches.clear()
-        cells, stretches = defaultdict[_Cell, set[str]](set), defaultdict[_Stretch, set[str]](set)
-        for need in needs:
-            window = need.window()
+        self._own_intervals.clear()
+        cells, intervals = defaultdict[_Cell, set[str]](set), defaultdict[_Interval, set[str]](set)
+        for usage_range in ranges:
+            window = usage_range.window()
             if window is None:
-                stretches[_stretch(need)].add(need.account)
+                intervals[_interval(usage_range)].add(usage_range.account)
             else:
-                for cell in _cells(need, window):
-                    cells[cell].add(need.account)
+                for cell in _cells(usage_range, window):
+                    cells[cell].add(usage_range.account)
         unknown = {cell: accounts for cell, accounts in cells.items() if cell not in self._cells}
         shared = [cell for cell, accounts in unknown.items() if len(accounts) > 1]
         own = [(next(iter(accounts)), cell) for cell, accounts in unknown.items() if len(accounts) == 1]
@@ -118,24 +118,24 @@ class UsageReader:
             *(partial(self._fetch_cells, run) for run in _runs(shared, SHARED_CELLS_MAX)),
             *(partial(self._fetch_own_cells, account, run) for account, run in _own_runs(own)),
             *(
-                partial(self._fetch_stretch, stretch, None if len(accounts) > 1 else next(iter(accounts)))
-                for stretch, accounts in stretches.items()
-                if stretch not in self._stretches
+                partial(self._fetch_interval, interval, None if len(accounts) > 1 else next(iter(accounts)))
+                for interval, accounts in intervals.items()
+                if interval not in self._intervals
             ),
         ]
-        await all_of(lambda query: query(), queries, QUERIES_MAX)
+        await gather_limited(lambda query: query(), queries, QUERIES_MAX)
 
-    def units(self, need: Need) -> int:
-        """Units of a need that was loaded last. OpenMeter has no row for what has no usage."""
-        window, account = need.window(), need.account
+    def units(self, usage_range: UsageRange) -> int:
+        """Units of a range that was loaded last. OpenMeter has no row for what has no usage."""
+        window, account = usage_range.window(), usage_range.account
         if window is None:
-            stretch = _stretch(need)
-            if stretch in self._stretches:
-                return self._stretches[stretch].get(account, 0)
-            return self._own_stretches[account, stretch]
+            interval = _interval(usage_range)
+            if interval in self._intervals:
+                return self._intervals[interval].get(account, 0)
+            return self._own_intervals[account, interval]
         return sum(
             self._cells[cell].get(account, 0) if cell in self._cells else self._own_cells[account, cell]
-            for cell in _cells(need, window)
+            for cell in _cells(usage_range, window)
         )
 
     async def _fetch_cells(self, run: Sequence[_Cell]) -> None:
@@ -161,25 +161,28 @@ class UsageReader:
             first.metric, first.start_s * 1000, end_s * 1000, subject=subject, window=first.window
         )
 
-    async def _fetch_stretch(self, stretch: _Stretch, account: str | None) -> None:
+    async def _fetch_interval(self, interval: _Interval, account: str | None) -> None:
         rows = await self._query.usage(
-            stretch.metric, stretch.start_s * 1000, stretch.end_s * 1000, subject=account, window=None
+            interval.metric, interval.start_s * 1000, interval.end_s * 1000, subject=account, window=None
         )
         totals = Counter[str]()
         for row in rows:
             totals[row.subject] += row.units
         if account is None:
-            self._stretches[stretch] = dict(totals)
+            self._intervals[interval] = dict(totals)
         else:
-            self._own_stretches[account, stretch] = totals[account]
+            self._own_intervals[account, interval] = totals[account]
 
 
-def _stretch(need: Need) -> _Stretch:
-    return _Stretch(need.metric, need.start_s, need.end_s)
+def _interval(usage_range: UsageRange) -> _Interval:
+    return _Interval(usage_range.metric, usage_range.start_s, usage_range.end_s)
 
 
-def _cells(need: Need, window: Window) -> list[_Cell]:
-    return [_Cell(need.metric, window, at_s) for at_s in range(need.start_s, need.end_s, STEP_S[window])]
+def _cells(usage_range: UsageRange, window: Window) -> list[_Cell]:
+    return [
+        _Cell(usage_range.metric, window, at_s)
+        for at_s in range(usage_range.start_s, usage_range.end_s, STEP_S[window])
+    ]
 
 
 def _own_runs(own: Iterable[tuple[str, _Cell]]) -> Iterator[tuple[str, list[_Cell]]]:

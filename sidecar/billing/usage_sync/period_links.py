@@ -69,7 +69,7 @@ class SyncAccount:
     id: str
     links: tuple[PeriodLink, ...]
 
-    def claims(self) -> Iterator[tuple[PeriodLink, str]]:
+    def metric_periods(self) -> Iterator[tuple[PeriodLink, str]]:
         """Each period with each of its metrics, oldest first."""
         for link in sorted(self.links, key=lambda each: (each.ledger_start_ms, each.subscription_id)):
             for metric in link.metrics:

@@ -86,7 +86,7 @@ class SyncReport:
 
 
 @dataclass(slots=True)
-class Tally:
+class ReportBuilder:
     """A report while it grows."""
 
     counts: Counts = field(default_factory=Counts)

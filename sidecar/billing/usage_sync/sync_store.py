@@ -1,7 +1,7 @@
-"""Where books and frozen events are kept: one hash per account in Valkey.
+"""The sync state: what was pushed, and frozen events. One hash per account in Valkey.
 
-Fields: ``token`` the highest leader's token that has written, ``book:<period's start>:<metric>``,
-``out:<transaction id>`` a frozen event that Lago is not known to have, ``past`` what forgotten periods came to.
+Fields: ``token`` the highest leader's token that has written, ``usage:<period's start>:<metric>``,
+``event:<transaction id>`` a frozen event that Lago is not known to have, ``forgotten`` what forgotten periods came to.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Final, Protocol, cast
 import msgpack
 import orjson
 
-from sidecar.billing.usage_sync.frozen_events import Outgoing, decode_outgoing, encode_outgoing
-from sidecar.billing.usage_sync.pushed_usage import Book, decode_book, encode_book
+from sidecar.billing.usage_sync.frozen_events import FrozenEvent, decode_frozen_event, encode_frozen_event
+from sidecar.billing.usage_sync.pushed_usage import PushedUsage, decode_pushed_usage, encode_pushed_usage
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.topology import Client
 
 APPLY: Final = """
--- Changes what is remembered of an account, all of it or nothing, unless somebody else has changed it or a
+-- Changes what is state of an account, all of it or nothing, unless somebody else has changed it or a
 -- later leader came.
 --
 -- KEYS [1] the account's sync hash
@@ -70,7 +70,7 @@ return 'OK'
 
 
 class SyncStateError(Exception):
-    """What is remembered of an account cannot be used. The message names the account."""
+    """The sync state of an account cannot be used. The message names the account."""
 
 
 class Fenced(Exception):
@@ -82,7 +82,7 @@ class Changed(SyncStateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ForgottenPeriods:
     """Periods that are forgotten: every one that starts by ``until_s``, and what they came to per metric."""
 
     until_s: int = -1
@@ -90,67 +90,80 @@ class Past:
     late: Mapping[str, int] = field(default_factory=dict)
     carried: Mapping[str, int] = field(default_factory=dict)
 
-    def with_book(self, book: Book) -> Past:
+    def with_pushed_usage(self, pushed_usage: PushedUsage) -> ForgottenPeriods:
         """These periods and this one."""
-        return Past(
-            max(self.until_s, book.start_s),
-            _plus(self.pushed, book.metric, book.pushed),
-            _plus(self.late, book.metric, book.late),
-            _plus(self.carried, book.metric, book.carried_out),
+        return ForgottenPeriods(
+            max(self.until_s, pushed_usage.start_s),
+            _plus(self.pushed, pushed_usage.metric, pushed_usage.pushed),
+            _plus(self.late, pushed_usage.metric, pushed_usage.late),
+            _plus(self.carried, pushed_usage.metric, pushed_usage.carried_out),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """All that is remembered of an account; ``books`` by start in seconds and metric, ``outgoing`` by transaction id.
+class SyncState:
+    """The sync state of an account; ``pushed_usages`` by start in seconds and metric, ``frozen_events`` by
+    transaction id.
 
     ``raw`` is what was read, by which a later change by somebody else is noticed.
     """
 
-    books: Mapping[tuple[int, str], Book] = field(default_factory=dict)
-    outgoing: Mapping[str, Outgoing] = field(default_factory=dict)
-    past: Past = field(default_factory=Past)
+    pushed_usages: Mapping[tuple[int, str], PushedUsage] = field(default_factory=dict)
+    frozen_events: Mapping[str, FrozenEvent] = field(default_factory=dict)
+    forgotten_periods: ForgottenPeriods = field(default_factory=ForgottenPeriods)
     token: int = 0
     raw: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to write: books and events as they are to be, events and books to forget."""
+    """What to write: pushed usage and events as they are to be, events and pushed usage to forget."""
 
-    books: Sequence[Book] = ()
-    outgoing: Sequence[Outgoing] = ()
+    pushed_usages: Sequence[PushedUsage] = ()
+    frozen_events: Sequence[FrozenEvent] = ()
     delivered: Sequence[str] = ()
     forgotten: Sequence[tuple[int, str]] = ()
-    past: Past | None = None
+    forgotten_periods: ForgottenPeriods | None = None
 
     @property
     def is_empty(self) -> bool:
-        return not (self.books or self.outgoing or self.delivered or self.forgotten or self.past)
+        return not (
+            self.pushed_usages or self.frozen_events or self.delivered or self.forgotten or self.forgotten_periods
+        )
 
     def values(self) -> dict[bytes, bytes]:
         """Fields to set."""
-        values = {_book_field(book.start_s, book.metric): encode_book(book) for book in self.books}
-        values |= {_out_field(each.transaction_id): encode_outgoing(each) for each in self.outgoing}
-        if self.past is not None:
-            past = self.past
-            row = {"until_s": past.until_s, "pushed": past.pushed, "late": past.late, "carried": past.carried}
-            values[b"past"] = orjson.dumps(row)
+        values = {
+            _pushed_usage_field(pushed_usage.start_s, pushed_usage.metric): encode_pushed_usage(pushed_usage)
+            for pushed_usage in self.pushed_usages
+        }
+        values |= {_frozen_event_field(each.transaction_id): encode_frozen_event(each) for each in self.frozen_events}
+        if self.forgotten_periods is not None:
+            forgotten_periods = self.forgotten_periods
+            row = {
+                "until_s": forgotten_periods.until_s,
+                "pushed": forgotten_periods.pushed,
+                "late": forgotten_periods.late,
+                "carried": forgotten_periods.carried,
+            }
+            values[b"forgotten"] = orjson.dumps(row)
         return values
 
     def removed(self) -> list[bytes]:
         """Fields to remove."""
-        return [_out_field(each) for each in self.delivered] + [_book_field(*each) for each in self.forgotten]
+        return [_frozen_event_field(each) for each in self.delivered] + [
+            _pushed_usage_field(*each) for each in self.forgotten
+        ]
 
 
-class Store(Protocol):
-    """Reads and changes what is remembered."""
+class SyncStore(Protocol):
+    """Reads and changes sync states."""
 
-    async def read(self, account: str) -> Remembered:
+    async def read(self, account: str) -> SyncState:
         """Raises ``SyncStateError``, and what redis-py raises."""
         ...
 
-    async def apply(self, account: str, remembered: Remembered, change: Change, token: int) -> Remembered:
+    async def apply(self, account: str, state: SyncState, change: Change, token: int) -> SyncState:
         """Write a change to what was read; answer how it is now.
 
         Raises:
@@ -160,7 +173,7 @@ class Store(Protocol):
         ...
 
 
-class ValkeyStore:
+class ValkeySyncStore:
     """The real one. Beside its own errors it raises what redis-py raises (``topology.CLIENT_ERRORS``)."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
@@ -168,18 +181,18 @@ class ValkeyStore:
         self._keys = keys
 
     def __repr__(self) -> str:
-        return f"ValkeyStore({self._keys.prefix})"
+        return f"ValkeySyncStore({self._keys.prefix})"
 
-    async def read(self, account: str) -> Remembered:
+    async def read(self, account: str) -> SyncState:
         fields = await self._client.hgetall(self._keys.sync(account))
         # The client was made with decode_responses=False, which redis-py's types do not know.
-        return decode_remembered(account, cast(Mapping[bytes, bytes], fields))
+        return decode_sync_state(account, cast(Mapping[bytes, bytes], fields))
 
-    async def apply(self, account: str, remembered: Remembered, change: Change, token: int) -> Remembered:
+    async def apply(self, account: str, state: SyncState, change: Change, token: int) -> SyncState:
         values, removed = change.values(), change.removed()
         expected: list[bytes | bool] = []
         for name in [*values, *removed]:
-            expected += [name, remembered.raw.get(name, False)]
+            expected += [name, state.raw.get(name, False)]
         pairs = [each for pair in values.items() for each in pair]
         # cmsgpack reads strings only, not the newer type for bytes.
         packed = [msgpack.packb(each, use_bin_type=False) for each in (expected, pairs, removed)]
@@ -188,55 +201,55 @@ class ValkeyStore:
             raise Fenced(f"a leader later than {token} has written the sync state of account {account}")
         if reply != b"OK":
             raise Changed(f"account {account}: its sync state was changed by another process meanwhile")
-        return after(account, remembered, change, token)
+        return after(account, state, change, token)
 
 
-def after(account: str, remembered: Remembered, change: Change, token: int) -> Remembered:
-    """What is remembered once a change is written."""
+def after(account: str, state: SyncState, change: Change, token: int) -> SyncState:
+    """The sync state once a change is written."""
     gone = set(change.removed())
-    raw = {name: value for name, value in remembered.raw.items() if name not in gone}
+    raw = {name: value for name, value in state.raw.items() if name not in gone}
     raw |= change.values()
-    raw[b"token"] = b"%d" % max(token, remembered.token)
-    return decode_remembered(account, raw)
+    raw[b"token"] = b"%d" % max(token, state.token)
+    return decode_sync_state(account, raw)
 
 
-def decode_remembered(account: str, fields: Mapping[bytes, bytes]) -> Remembered:
+def decode_sync_state(account: str, fields: Mapping[bytes, bytes]) -> SyncState:
     """Raises ``SyncStateError``, naming the account and the field."""
-    books: dict[tuple[int, str], Book] = {}
-    outgoing: dict[str, Outgoing] = {}
-    past, token = Past(), 0
+    pushed_usages: dict[tuple[int, str], PushedUsage] = {}
+    frozen_events: dict[str, FrozenEvent] = {}
+    forgotten_periods, token = ForgottenPeriods(), 0
     for name, value in fields.items():
         try:
             kind, _, rest = name.decode().partition(":")
-            if kind == "book":
+            if kind == "usage":
                 start, _, metric = rest.partition(":")
-                books[int(start), metric] = decode_book(int(start), metric, value)
-            elif kind == "out":
-                outgoing[rest] = decode_outgoing(rest, value)
-            elif kind == "past":
-                past = _decode_past(value)
+                pushed_usages[int(start), metric] = decode_pushed_usage(int(start), metric, value)
+            elif kind == "event":
+                frozen_events[rest] = decode_frozen_event(rest, value)
+            elif kind == "forgotten":
+                forgotten_periods = _decode_forgotten(value)
             elif kind == "token":
                 token = int(value)
         except ValueError as error:
             raise SyncStateError(f"account {account}: field {name[:80]!r} cannot be read: {error}") from None
-    return Remembered(books, outgoing, past, token, dict(fields))
+    return SyncState(pushed_usages, frozen_events, forgotten_periods, token, dict(fields))
 
 
-def _decode_past(data: bytes) -> Past:
+def _decode_forgotten(data: bytes) -> ForgottenPeriods:
     row = orjson.loads(data)
     try:
         sums = [{str(name): int(units) for name, units in row[each].items()} for each in ("pushed", "late", "carried")]
-        return Past(int(row["until_s"]), *sums)
+        return ForgottenPeriods(int(row["until_s"]), *sums)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
-def _book_field(start_s: int, metric: str) -> bytes:
-    return f"book:{start_s}:{metric}".encode()
+def _pushed_usage_field(start_s: int, metric: str) -> bytes:
+    return f"usage:{start_s}:{metric}".encode()
 
 
-def _out_field(transaction_id: str) -> bytes:
-    return f"out:{transaction_id}".encode()
+def _frozen_event_field(transaction_id: str) -> bytes:
+    return f"event:{transaction_id}".encode()
 
 
 def _plus(sums: Mapping[str, int], metric: str, units: int) -> dict[str, int]:

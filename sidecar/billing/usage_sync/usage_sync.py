@@ -11,14 +11,14 @@ from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.models import Invoice
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.usage_sync.comparison import Accounted, ComparisonRow, LedgerUsage, compare
+from sidecar.billing.usage_sync.comparison import ComparisonRow, LedgerUsage, SyncedUnits, compare
 from sidecar.billing.usage_sync.delivery import Lago
 from sidecar.billing.usage_sync.metered_usage import Query
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
-from sidecar.billing.usage_sync.planning import Moment
+from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import SyncMetrics, SyncReport
-from sidecar.billing.usage_sync.sync_round import Round
-from sidecar.billing.usage_sync.sync_store import Remembered, ValkeyStore
+from sidecar.billing.usage_sync.sync_round import SyncRound
+from sidecar.billing.usage_sync.sync_store import SyncState, ValkeySyncStore
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.topology import Client
 
@@ -43,7 +43,7 @@ class Sync:
         *,
         clock: Clock | None = None,
     ) -> None:
-        self._store = ValkeyStore(client, keys)
+        self._store = ValkeySyncStore(client, keys)
         self._lago = lago
         self._query = query
         self._settings = settings
@@ -74,8 +74,8 @@ class Sync:
             began_s = self._clock.monotonic_s()
             now_s = now_ms // 1000
             rescan = flush or self._rescan_due_s is None or now_s >= self._rescan_due_s
-            moment = Moment(now_s, flush=flush, rescan=rescan)
-            one = Round(self._store, self._lago, self._query, self._settings, token=token, moment=moment)
+            round_time = RoundTime(now_s, flush=flush, rescan=rescan)
+            one = SyncRound(self._store, self._lago, self._query, self._settings, token=token, round_time=round_time)
             report = await one.run(accounts)
             if rescan and report.stopped is None:
                 self._rescan_due_s = now_s + RESCAN_EVERY_S
@@ -99,39 +99,39 @@ class Sync:
 
         Raises:
             ValueError: the links do not belong together, or the invoice has no fees.
-            SyncStateError: what is remembered of the account cannot be read.
+            SyncStateError: the sync state of the account cannot be read.
             QueryError: OpenMeter does not answer.
         """
         links = (link, *also)
-        remembered = await self._store.read(account)
-        sums: dict[str, Accounted] = {}
+        state = await self._store.read(account)
+        sums: dict[str, SyncedUnits] = {}
         for each in links:
             for metric in each.metrics:
                 rows = await self._query.usage(
                     metric, each.ledger_start_ms, each.ledger_end_ms, subject=account, window=None
                 )
                 counted = sum(row.units for row in rows if row.subject == account)
-                sums[metric] = _plus(sums.get(metric, Accounted()), counted, remembered, each, metric)
+                sums[metric] = _plus(sums.get(metric, SyncedUnits()), counted, state, each, metric)
         return compare(account, links, ledger, sums, invoice)
 
 
-def _plus(sums: Accounted, counted: int, remembered: Remembered, link: PeriodLink, metric: str) -> Accounted:
+def _plus(sums: SyncedUnits, counted: int, state: SyncState, link: PeriodLink, metric: str) -> SyncedUnits:
     sums = replace(sums, openmeter=sums.openmeter + counted)
-    book = remembered.books.get((link.start_s, metric))
-    if book is None:
+    pushed_usage = state.pushed_usages.get((link.start_s, metric))
+    if pushed_usage is None:
         return sums
-    # A book counts events from the moment at which they are frozen.
+    # Pushed usage counts events from the moment at which they are frozen.
     open_units = sum(
         each.units
-        for each in remembered.outgoing.values()
+        for each in state.frozen_events.values()
         if each.metric == metric and each.period_start_ms == link.ledger_start_ms and not each.is_carried
     )
     return replace(
         sums,
-        pushed=sums.pushed + book.pushed - open_units,
-        carried_in=sums.carried_in + book.carried_in,
-        carried_out=sums.carried_out + book.carried_out,
-        late=sums.late + book.late,
+        pushed=sums.pushed + pushed_usage.pushed - open_units,
+        carried_in=sums.carried_in + pushed_usage.carried_in,
+        carried_out=sums.carried_out + pushed_usage.carried_out,
+        late=sums.late + pushed_usage.late,
     )
 
 

@@ -15,11 +15,11 @@ from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from tests.integration.billing.usage_sync.kit import T0, Books
+from tests.integration.billing.usage_sync.kit import T0, SyncSystem
 
 
 @pytest.fixture
-async def books(client: Redis, keys: Keys) -> AsyncIterator[Books]:
+async def system(client: Redis, keys: Keys) -> AsyncIterator[SyncSystem]:
     lago = Lago(LagoConfig(now=lambda: T0))
     meter = OpenMeter(OpenMeterConfig(seed=3))
     async with Server(lago.app()) as lago_server, Server(meter.app()) as meter_server:
@@ -32,4 +32,4 @@ async def books(client: Redis, keys: Keys) -> AsyncIterator[Books]:
             }
         )
         async with LagoClient(settings) as api, MeterQuery(MeteringSettings(url=meter_server.url)) as query:
-            yield await Books(client, keys, lago, meter, api, query).opened()
+            yield await SyncSystem(client, keys, lago, meter, api, query).opened()

@@ -1,4 +1,4 @@
-"""A bank's books: usage in OpenMeter, a subscription in Lago, and the sync between them."""
+"""A bank's usage sync: usage in OpenMeter, a subscription in Lago, and the sync between them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def standard_plan(code: str, cents: int, amount: str = "0.015") -> dict[str, Any
 
 
 @dataclass(slots=True)
-class Books:
+class SyncSystem:
     client: Redis
     keys: Keys
     lago: Lago
@@ -51,8 +51,8 @@ class Books:
     settings: SyncSettings = field(default_factory=SyncSettings)
     numbers: int = 0
 
-    async def opened(self) -> Books:
-        """The books with a metric, two plans, and no subscription yet."""
+    async def opened(self) -> SyncSystem:
+        """The system with a metric, two plans, and no subscription yet."""
         metric = await self.api.create_metric(
             {
                 "name": "API calls",

@@ -15,118 +15,122 @@ from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.comparison import ComparisonRow, LedgerUsage
 from sidecar.billing.usage_sync.period_links import SyncAccount
 from sidecar.billing.usage_sync.sync_store import Fenced
-from tests.integration.billing.usage_sync.kit import HOUR, MONTH_END, T0, Books, link_of
+from tests.integration.billing.usage_sync.kit import HOUR, MONTH_END, T0, SyncSystem, link_of
 
 RATE = Decimal("0.015")
 
 
-async def test_the_invoice_bills_every_call_of_the_month(books: Books) -> None:
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
+async def test_the_invoice_bills_every_call_of_the_month(system: SyncSystem) -> None:
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
     for hour in range(24):
-        books.use("tpp-1", T0 + hour * HOUR + 5, 10 + hour)
-        books.use("tpp-1", T0 + hour * HOUR + 3599, 1)
-        await books.run(T0 + (hour + 1) * HOUR + 10, link)
-    books.at(MONTH_END + 700)
-    invoice = await books.invoice_of("tpp-1", link.subscription_id)
+        system.use("tpp-1", T0 + hour * HOUR + 5, 10 + hour)
+        system.use("tpp-1", T0 + hour * HOUR + 3599, 1)
+        await system.run(T0 + (hour + 1) * HOUR + 10, link)
+    system.at(MONTH_END + 700)
+    invoice = await system.invoice_of("tpp-1", link.subscription_id)
     used = sum(10 + hour for hour in range(24)) + 24
-    (row,) = await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", used, used * RATE)], invoice)
+    (row,) = await system.sync().compare("tpp-1", link, [LedgerUsage("api_calls", used, used * RATE)], invoice)
     assert (row.openmeter, row.pushed, int(row.invoiced)) == (used, used, used)
     assert row.is_equal
 
 
-async def test_calls_of_the_last_second_are_on_the_invoice_by_a_flush_right_after_the_end(books: Books) -> None:
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
+async def test_calls_of_the_last_second_are_on_the_invoice_by_a_flush_right_after_the_end(
+    system: SyncSystem,
+) -> None:
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
     for second in range(1, 90):
-        books.use("tpp-1", MONTH_END - second, 1)
-    await books.run(MONTH_END - 30, link)
-    books.use("tpp-1", MONTH_END - 1, 4)
-    await books.run(MONTH_END + 1, replace(link, is_current=False))
-    books.at(MONTH_END + 700)
-    invoice = await books.invoice_of("tpp-1", link.subscription_id)
-    (row,) = await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", 93, 93 * RATE)], invoice)
+        system.use("tpp-1", MONTH_END - second, 1)
+    await system.run(MONTH_END - 30, link)
+    system.use("tpp-1", MONTH_END - 1, 4)
+    await system.run(MONTH_END + 1, replace(link, is_current=False))
+    system.at(MONTH_END + 700)
+    invoice = await system.invoice_of("tpp-1", link.subscription_id)
+    (row,) = await system.sync().compare("tpp-1", link, [LedgerUsage("api_calls", 93, 93 * RATE)], invoice)
     assert row.is_equal
 
 
-async def test_an_upgrade_that_was_noticed_late_leaves_no_call_unbilled(books: Books) -> None:
+async def test_an_upgrade_that_was_noticed_late_leaves_no_call_unbilled(system: SyncSystem) -> None:
     """Lago bills an upgrade at once. Here the last flush came just before it, and the cut is seconds later."""
-    old = await books.subscribe("tpp-1")
-    books.use("tpp-1", T0 + 100, 7)
-    await books.run(T0 + 5_000, link_of(old, T0, MONTH_END), flush=True)
-    books.at(T0 + 5_000.5)
-    new = await books.subscribe("tpp-1", "pro")
+    old = await system.subscribe("tpp-1")
+    system.use("tpp-1", T0 + 100, 7)
+    await system.run(T0 + 5_000, link_of(old, T0, MONTH_END), flush=True)
+    system.at(T0 + 5_000.5)
+    new = await system.subscribe("tpp-1", "pro")
     assert new.lago_id != old.lago_id
     assert new.started_at_ms is not None
     cut_s = T0 + 5_003
     before = link_of(old, T0, cut_s, lago_to_ms=new.started_at_ms, is_current=False)
     after = link_of(new, cut_s, MONTH_END)
-    books.use("tpp-1", cut_s - 1, 2)
-    books.use("tpp-1", cut_s, 5)
-    report = await books.run(cut_s + 60, replace(before, is_final=True), after, flush=True)
+    system.use("tpp-1", cut_s - 1, 2)
+    system.use("tpp-1", cut_s, 5)
+    report = await system.run(cut_s + 60, replace(before, is_final=True), after, flush=True)
     assert (report.counts.late_units, report.counts.units) == (2, 5)
-    books.at(MONTH_END + 700)
-    invoices = [await books.invoice_of("tpp-1", each.lago_id) for each in (old, new)]
+    system.at(MONTH_END + 700)
+    invoices = [await system.invoice_of("tpp-1", each.lago_id) for each in (old, new)]
     rows: list[ComparisonRow] = []
     for link, ledger, invoice in zip((before, after), (9, 5), invoices, strict=True):
-        rows += await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
+        rows += await system.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
     assert [(int(row.difference), row.late) for row in rows] == [(2, 2), (0, 0)]
 
 
-async def test_calls_that_missed_the_invoice_of_an_upgrade_can_be_carried_into_the_next(books: Books) -> None:
-    books.settings = SyncSettings(late_usage="carry")
-    old = await books.subscribe("tpp-1")
-    books.use("tpp-1", T0 + 100, 7)
-    await books.run(T0 + 5_000, link_of(old, T0, MONTH_END), flush=True)
-    books.at(T0 + 5_000.5)
-    new = await books.subscribe("tpp-1", "pro")
+async def test_calls_that_missed_the_invoice_of_an_upgrade_can_be_carried_into_the_next(
+    system: SyncSystem,
+) -> None:
+    system.settings = SyncSettings(late_usage="carry")
+    old = await system.subscribe("tpp-1")
+    system.use("tpp-1", T0 + 100, 7)
+    await system.run(T0 + 5_000, link_of(old, T0, MONTH_END), flush=True)
+    system.at(T0 + 5_000.5)
+    new = await system.subscribe("tpp-1", "pro")
     before = link_of(old, T0, T0 + 5_003, lago_to_ms=new.started_at_ms, is_current=False, is_final=True)
     after = link_of(new, T0 + 5_003, MONTH_END)
-    books.use("tpp-1", T0 + 5_002, 2)
-    await books.run(T0 + 6_000, before, after, flush=True)
-    books.at(MONTH_END + 700)
+    system.use("tpp-1", T0 + 5_002, 2)
+    await system.run(T0 + 6_000, before, after, flush=True)
+    system.at(MONTH_END + 700)
     rows: list[ComparisonRow] = []
     for link, ledger in ((before, 9), (after, 0)):
-        invoice = await books.invoice_of("tpp-1", link.subscription_id)
-        rows += await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
+        invoice = await system.invoice_of("tpp-1", link.subscription_id)
+        rows += await system.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
     assert [(int(row.difference), row.carried_out, row.carried_in, int(row.invoiced)) for row in rows] == [
         (0, 2, 0, 7),
         (0, 0, 2, 2),
     ]
 
 
-async def test_a_comparison_before_everything_is_delivered_says_what_lago_has(books: Books) -> None:
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
-    books.use("tpp-1", T0 + 5, 7)
-    await books.run(T0 + HOUR + 10, link)
-    books.use("tpp-1", T0 + 6, 2)
-    books.lago.faults.replace({"script": [{"path": "/api/v1/events", "status": 503}]})
-    report = await books.run(T0 + HOUR + 20, link)
+async def test_a_comparison_before_everything_is_delivered_says_what_lago_has(system: SyncSystem) -> None:
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
+    system.use("tpp-1", T0 + 5, 7)
+    await system.run(T0 + HOUR + 10, link)
+    system.use("tpp-1", T0 + 6, 2)
+    system.lago.faults.replace({"script": [{"path": "/api/v1/events", "status": 503}]})
+    report = await system.run(T0 + HOUR + 20, link)
     assert report.counts.pending == 1
-    books.at(MONTH_END + 700)
-    invoice = await books.invoice_of("tpp-1", link.subscription_id)
-    (row,) = await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", 9, 9 * RATE)], invoice)
+    system.at(MONTH_END + 700)
+    invoice = await system.invoice_of("tpp-1", link.subscription_id)
+    (row,) = await system.sync().compare("tpp-1", link, [LedgerUsage("api_calls", 9, 9 * RATE)], invoice)
     assert (row.pushed, int(row.invoiced), int(row.difference)) == (7, 7, 2)
 
 
-async def test_an_answer_of_lago_that_was_lost_bills_nothing_twice(books: Books) -> None:
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
-    books.use("tpp-1", T0 + 5, 7)
-    books.lago.faults.replace({"script": [{"path": "/api/v1/events/batch", "drop": "after"}]})
-    report = await books.run(T0 + HOUR + 10, link)
+async def test_an_answer_of_lago_that_was_lost_bills_nothing_twice(system: SyncSystem) -> None:
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
+    system.use("tpp-1", T0 + 5, 7)
+    system.lago.faults.replace({"script": [{"path": "/api/v1/events/batch", "drop": "after"}]})
+    report = await system.run(T0 + HOUR + 10, link)
     assert report.stopped is not None
     assert report.counts.pending == 1
-    report = await books.run(T0 + HOUR + 20, link)
+    report = await system.run(T0 + HOUR + 20, link)
     assert (report.counts.duplicates, report.counts.pending) == (1, 0)
-    usage = await books.api.current_usage("tpp-1", link.external_subscription_id)
+    usage = await system.api.current_usage("tpp-1", link.external_subscription_id)
     assert usage is not None
     assert [int(charge.units) for charge in usage.charges] == [7]
 
 
-async def test_a_count_is_not_pushed_to(books: Books) -> None:
-    await books.api.create_metric(
+async def test_a_count_is_not_pushed_to(system: SyncSystem) -> None:
+    await system.api.create_metric(
         {"name": "Counted", "code": "counted", "aggregation_type": "count_agg", "field_name": "calls"}
     )
-    link = replace(link_of(await books.subscribe("tpp-1"), T0, MONTH_END), metrics=("counted",))
-    report = await books.run(T0 + HOUR + 10, link)
+    link = replace(link_of(await system.subscribe("tpp-1"), T0, MONTH_END), metrics=("counted",))
+    report = await system.run(T0 + HOUR + 10, link)
     assert "count_agg" in report.refused["counted"]
 
 
@@ -150,104 +154,106 @@ class Slow:
         await self._api.send_events(events)
 
 
-async def test_a_leader_that_wakes_after_its_successor_changes_nothing(books: Books) -> None:
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
-    books.use("tpp-1", T0 + 5, 7)
+async def test_a_leader_that_wakes_after_its_successor_changes_nothing(system: SyncSystem) -> None:
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
+    system.use("tpp-1", T0 + 5, 7)
     accounts = [SyncAccount("tpp-1", (link,))]
     now_ms = (T0 + HOUR + 10) * 1000
-    slow = Slow(books.api)
-    old = asyncio.create_task(books.sync(lago=slow).run_once(accounts, 1, now_ms))
+    slow = Slow(system.api)
+    old = asyncio.create_task(system.sync(lago=slow).run_once(accounts, 1, now_ms))
     await slow.sends.wait()
-    books.use("tpp-1", T0 + 6, 3)
-    report = await books.sync().run_once(accounts, 2, now_ms)
+    system.use("tpp-1", T0 + 6, 3)
+    report = await system.sync().run_once(accounts, 2, now_ms)
     assert report.counts.units == 10
     slow.may_send.set()
     with pytest.raises(Fenced):
         await old
     with pytest.raises(Fenced):
-        await books.sync().run_once(accounts, 1, now_ms)
-    usage = await books.api.current_usage("tpp-1", link.external_subscription_id)
+        await system.sync().run_once(accounts, 1, now_ms)
+    usage = await system.api.current_usage("tpp-1", link.external_subscription_id)
     assert usage is not None
     assert [int(charge.units) for charge in usage.charges] == [10]
 
 
-async def test_a_process_that_dies_anywhere_leaves_books_that_come_out_right(books: Books) -> None:
-    subscription = await books.subscribe("tpp-1")
+async def test_a_process_that_dies_anywhere_leaves_a_sync_that_comes_out_right(system: SyncSystem) -> None:
+    subscription = await system.subscribe("tpp-1")
     link = link_of(subscription, T0, MONTH_END)
     accounts = [SyncAccount("tpp-1", (link,))]
     used = 0
     for n in range(30):
         at_s = T0 + 600 * n
-        books.use("tpp-1", at_s, n + 1)
+        system.use("tpp-1", at_s, n + 1)
         used += n + 1
-        task = asyncio.create_task(books.sync().run_once(accounts, 1, (at_s + 30) * 1000, flush=True))
+        task = asyncio.create_task(system.sync().run_once(accounts, 1, (at_s + 30) * 1000, flush=True))
         await asyncio.sleep(0.0007 * n)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     for _ in range(2):
-        await books.run(T0 + 6 * HOUR, link, flush=True)
-    usage = await books.api.current_usage("tpp-1", link.external_subscription_id)
+        await system.run(T0 + 6 * HOUR, link, flush=True)
+    usage = await system.api.current_usage("tpp-1", link.external_subscription_id)
     assert usage is not None
     assert [int(charge.units) for charge in usage.charges] == [used]
 
 
-async def test_a_thousand_accounts_take_few_requests(books: Books) -> None:
-    subscription = await books.subscribe("tpp-1")
+async def test_a_thousand_accounts_take_few_requests(system: SyncSystem) -> None:
+    subscription = await system.subscribe("tpp-1")
     accounts = []
     for n in range(1_000):
-        books.use(f"tpp-{n}", T0 + 5 + n, 1 + n % 7)
+        system.use(f"tpp-{n}", T0 + 5 + n, 1 + n % 7)
         external = f"sub-tpp-{n}"
         link = replace(link_of(subscription, T0, MONTH_END), subscription_id=f"s{n}", external_subscription_id=external)
         accounts.append(SyncAccount(f"tpp-{n}", (link,)))
-    before = sum(books.lago.requests.values())
-    report = await books.sync().run_once(accounts, 1, (T0 + HOUR + 10) * 1000)
+    before = sum(system.lago.requests.values())
+    report = await system.sync().run_once(accounts, 1, (T0 + HOUR + 10) * 1000)
     assert report.counts.events == 1_000
-    assert sum(books.lago.requests.values()) - before == 11
+    assert sum(system.lago.requests.values()) - before == 11
 
 
-async def test_accounts_may_come_one_after_the_other(books: Books) -> None:
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
-    books.use("tpp-1", T0 + 5, 7)
+async def test_accounts_may_come_one_after_the_other(system: SyncSystem) -> None:
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
+    system.use("tpp-1", T0 + 5, 7)
 
     async def listed() -> AsyncIterator[SyncAccount]:
         yield SyncAccount("tpp-1", (link,))
 
-    sync = books.sync()
+    sync = system.sync()
     report = await sync.run_once(listed(), 1, (T0 + HOUR + 10) * 1000)
     assert report.counts.units == 7
     assert (sync.metrics.rounds, sync.metrics.total.units) == (1, 7)
 
 
-async def test_late_usage_is_looked_for_every_quarter_of_an_hour(books: Books) -> None:
-    books.settings = SyncSettings(window_s=60)
-    link = link_of(await books.subscribe("tpp-1"), T0, MONTH_END)
+async def test_late_usage_is_looked_for_every_quarter_of_an_hour(system: SyncSystem) -> None:
+    system.settings = SyncSettings(window_s=60)
+    link = link_of(await system.subscribe("tpp-1"), T0, MONTH_END)
     accounts = [SyncAccount("tpp-1", (link,))]
-    sync = books.sync()
+    sync = system.sync()
     await sync.run_once(accounts, 1, (T0 + 120) * 1000)
-    books.use("tpp-1", T0 + 5, 7)
+    system.use("tpp-1", T0 + 5, 7)
     assert (await sync.run_once(accounts, 1, (T0 + 900) * 1000)).counts.units == 0
     assert (await sync.run_once(accounts, 1, (T0 + 1_020) * 1000)).counts.units == 7
 
 
-async def test_calls_pushed_after_lagos_cut_are_compared_with_the_invoice_that_bills_them(books: Books) -> None:
+async def test_calls_pushed_after_lago_ended_the_period_are_compared_with_the_invoice_that_bills_them(
+    system: SyncSystem,
+) -> None:
     """An upgrade that nobody notices for ten minutes, in which usage is pushed every minute. The eleven calls of the
     minute in which Lago made its cut came after its invoice, with a time before it: no invoice has them."""
-    books.settings = SyncSettings(window_s=60)
-    old = await books.subscribe("tpp-1")
+    system.settings = SyncSettings(window_s=60)
+    old = await system.subscribe("tpp-1")
     for minute in range(20):
-        books.use("tpp-1", T0 + 60 * minute, minute + 1)
-    await books.run(T0 + 610, link_of(old, T0, MONTH_END))
-    books.at(T0 + 615)
-    new = await books.subscribe("tpp-1", "pro")
-    await books.run(T0 + 1_210, link_of(old, T0, MONTH_END))
+        system.use("tpp-1", T0 + 60 * minute, minute + 1)
+    await system.run(T0 + 610, link_of(old, T0, MONTH_END))
+    system.at(T0 + 615)
+    new = await system.subscribe("tpp-1", "pro")
+    await system.run(T0 + 1_210, link_of(old, T0, MONTH_END))
     before = link_of(old, T0, T0 + 1_215, lago_to_ms=new.started_at_ms, is_current=False, is_final=True)
     after = link_of(new, T0 + 1_215, MONTH_END)
-    await books.run(T0 + 1_230, before, after, flush=True)
-    books.at(MONTH_END + 700)
+    await system.run(T0 + 1_230, before, after, flush=True)
+    system.at(MONTH_END + 700)
     rows: list[ComparisonRow] = []
     for link, ledger in ((before, 210), (after, 0)):
-        invoice = await books.invoice_of("tpp-1", link.subscription_id)
-        rows += await books.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
+        invoice = await system.invoice_of("tpp-1", link.subscription_id)
+        rows += await system.sync().compare("tpp-1", link, [LedgerUsage("api_calls", ledger, ledger * RATE)], invoice)
     assert [(int(row.difference), row.carried_out, row.carried_in, int(row.invoiced)) for row in rows] == [
         (11, 144, 0, 55),
         (0, 0, 144, 144),

@@ -11,10 +11,10 @@ from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.metered_usage import Window
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
-from sidecar.billing.usage_sync.planning import Moment
+from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import SyncReport
-from sidecar.billing.usage_sync.sync_round import Round
-from sidecar.billing.usage_sync.sync_store import Change, Changed, Fenced, Remembered, after, decode_remembered
+from sidecar.billing.usage_sync.sync_round import SyncRound
+from sidecar.billing.usage_sync.sync_store import Change, Changed, Fenced, SyncState, after, decode_sync_state
 from sidecar.metering.openmeter.meter_query import QueryError, UsageRow
 
 HOUR = 3_600
@@ -153,18 +153,18 @@ class MemoryStore:
     fields: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     writes: int = 0
 
-    async def read(self, account: str) -> Remembered:
+    async def read(self, account: str) -> SyncState:
         self.fate.step()
-        return decode_remembered(account, self.fields.get(account, {}))
+        return decode_sync_state(account, self.fields.get(account, {}))
 
-    async def apply(self, account: str, remembered: Remembered, change: Change, token: int) -> Remembered:
+    async def apply(self, account: str, state: SyncState, change: Change, token: int) -> SyncState:
         self.fate.step()
         stored = self.fields.setdefault(account, {})
         if int(stored.get(b"token", b"0")) > token:
             raise Fenced(account)
-        if any(stored.get(name) != remembered.raw.get(name) for name in [*change.values(), *change.removed()]):
+        if any(stored.get(name) != state.raw.get(name) for name in [*change.values(), *change.removed()]):
             raise Changed(f"account {account}: changed")
-        result = after(account, remembered, change, token)
+        result = after(account, state, change, token)
         self.fields[account] = dict(result.raw)
         self.writes += 1
         self.fate.step()
@@ -221,13 +221,13 @@ class Bank:
         token: int = 1,
     ) -> SyncReport:
         """One round; by default of one account with these periods."""
-        one = Round(
+        one = SyncRound(
             self.store,
             self.lago,
             self.meter,
             self.settings,
             token=token,
-            moment=Moment(now_s, flush=flush, rescan=rescan),
+            round_time=RoundTime(now_s, flush=flush, rescan=rescan),
         )
         return await one.run([SyncAccount(account, links)] if accounts is None else accounts)
 
@@ -235,8 +235,8 @@ class Bank:
         """Units by transaction id."""
         return {name: int(event.properties["calls"]) for name, event in sorted(self.lago.events.items())}
 
-    def remembered(self, account: str = "tpp-1") -> Remembered:
-        return decode_remembered(account, self.store.fields.get(account, {}))
+    def state(self, account: str = "tpp-1") -> SyncState:
+        return decode_sync_state(account, self.store.fields.get(account, {}))
 
 
 def unavailable() -> LagoUnavailable:

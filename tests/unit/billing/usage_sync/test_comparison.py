@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from sidecar.billing.lago.models import Fee, Invoice
-from sidecar.billing.usage_sync.comparison import Accounted, LedgerUsage, compare
+from sidecar.billing.usage_sync.comparison import LedgerUsage, SyncedUnits, compare
 from tests.unit.billing.usage_sync.kit import HOUR, T0, link
 
 LINK = link(T0, T0 + HOUR, is_final=True, is_current=False)
@@ -42,7 +42,7 @@ def test_an_invoice_of_what_was_debited_differs_in_nothing() -> None:
         "tpp-1",
         [LINK],
         [LedgerUsage("api_calls", 100, Decimal("1.234"))],
-        {"api_calls": Accounted(100, 100)},
+        {"api_calls": SyncedUnits(100, 100)},
         invoice(fee("api_calls", 100, 103, taxes=20), fee(None, 1, 9900, kind="subscription")),
     )
     assert row.is_equal
@@ -61,7 +61,7 @@ def test_fee_and_taxes_are_rounded_one_after_the_other_as_on_the_invoice(
     billed = replace(fee("api_calls", 7, fee_cents, taxes=tax_cents), taxes_rate=Decimal(rate))
 
     (row,) = compare(
-        "tpp-1", [LINK], [LedgerUsage("api_calls", 7, cost)], {"api_calls": Accounted(7, 7)}, invoice(billed)
+        "tpp-1", [LINK], [LedgerUsage("api_calls", 7, cost)], {"api_calls": SyncedUnits(7, 7)}, invoice(billed)
     )
 
     assert (row.ledger_cents, row.cents_difference) == (fee_cents + tax_cents, 0)
@@ -78,10 +78,10 @@ def test_a_missing_unit_is_seen() -> None:
 def test_what_was_carried_is_accounted_for_in_both_periods() -> None:
     usage = [LedgerUsage("api_calls", 100, Decimal(1))]
     (old,) = compare(
-        "tpp-1", [LINK], usage, {"api_calls": Accounted(100, 97, carried_out=3)}, invoice(fee("api_calls", 97, 97))
+        "tpp-1", [LINK], usage, {"api_calls": SyncedUnits(100, 97, carried_out=3)}, invoice(fee("api_calls", 97, 97))
     )
     (new,) = compare(
-        "tpp-1", [LINK], usage, {"api_calls": Accounted(100, 100, carried_in=3)}, invoice(fee("api_calls", 103, 103))
+        "tpp-1", [LINK], usage, {"api_calls": SyncedUnits(100, 100, carried_in=3)}, invoice(fee("api_calls", 103, 103))
     )
     assert old.difference == new.difference == 0
     assert old.cents_difference == 3

@@ -9,13 +9,13 @@ import pytest
 
 from sidecar.billing.lago.errors import LagoRejected
 from sidecar.billing.lago.models import Event
-from sidecar.billing.usage_sync.delivery import Courier, Outcome
-from sidecar.billing.usage_sync.frozen_events import Outgoing, decode_outgoing, encode_outgoing, whole_units
+from sidecar.billing.usage_sync.delivery import EventDelivery, Outcome
+from sidecar.billing.usage_sync.frozen_events import FrozenEvent, decode_frozen_event, encode_frozen_event, whole_units
 from tests.unit.billing.usage_sync.kit import T0, LagoFake, unavailable
 
 
-def outgoing(n: int, units: int = 5) -> Outgoing:
-    return Outgoing(
+def frozen_event(n: int, units: int = 5) -> FrozenEvent:
+    return FrozenEvent(
         f"om:api_calls:s1:{T0 + n}:0",
         "sub-1",
         "api_calls",
@@ -28,11 +28,11 @@ def outgoing(n: int, units: int = 5) -> Outgoing:
     )
 
 
-EVENTS = [outgoing(n) for n in range(7)]
+EVENTS = [frozen_event(n) for n in range(7)]
 
 
-async def outcomes(lago: LagoFake, events: Sequence[Outgoing] = EVENTS, batch: int = 100) -> Mapping[str, Outcome]:
-    return (await Courier(lago, batch).deliver(events)).outcomes
+async def outcomes(lago: LagoFake, events: Sequence[FrozenEvent] = EVENTS, batch: int = 100) -> Mapping[str, Outcome]:
+    return (await EventDelivery(lago, batch).deliver(events)).outcomes
 
 
 def kinds(found: Mapping[str, Outcome]) -> list[str]:
@@ -65,7 +65,7 @@ async def test_lago_may_answer_units_as_a_number_and_the_time_with_decimals() ->
 
 async def test_other_units_at_the_same_place_count_as_lago_has_them() -> None:
     lago = LagoFake()
-    lago.events = {EVENTS[0].transaction_id: outgoing(0, units=3).event()}
+    lago.events = {EVENTS[0].transaction_id: frozen_event(0, units=3).event()}
     found = (await outcomes(lago))[EVENTS[0].transaction_id]
     assert (found.kind, found.units) == ("adopted", 3)
 
@@ -117,26 +117,26 @@ async def test_an_event_that_lago_refuses_without_naming_it_is_found_by_halving(
 
 async def test_a_refusal_of_the_request_itself_sets_no_event_aside() -> None:
     lago = LagoFake(error=LagoRejected("POST /events/batch: 404", status=404))
-    deliveries = await Courier(lago, 100).deliver(EVENTS)
+    deliveries = await EventDelivery(lago, 100).deliver(EVENTS)
     assert not deliveries.outcomes
     assert deliveries.error is lago.error
 
 
 async def test_after_a_failure_nothing_more_is_sent() -> None:
     lago = LagoFake(error=unavailable())
-    courier = Courier(lago, 1)
-    deliveries = await courier.deliver(EVENTS)
+    delivery = EventDelivery(lago, 1)
+    deliveries = await delivery.deliver(EVENTS)
     assert deliveries.error is lago.error
     assert len(lago.batches) <= 4
     sent = len(lago.batches)
-    assert (await courier.deliver(EVENTS)).error is lago.error
+    assert (await delivery.deliver(EVENTS)).error is lago.error
     assert len(lago.batches) == sent
 
 
 async def test_what_was_taken_before_a_failure_is_known() -> None:
     lago = LagoFake()
     lago.fate.at, lago.fate.error = 8, unavailable()
-    deliveries = await Courier(lago, 1).deliver(EVENTS)
+    deliveries = await EventDelivery(lago, 1).deliver(EVENTS)
     assert deliveries.error is not None
     assert deliveries.outcomes
     assert all(name in lago.events for name in deliveries.outcomes)
@@ -155,18 +155,20 @@ def test_units_are_whole_numbers(value: object, units: int | None) -> None:
 
 
 def test_a_frozen_event_is_read_as_it_was_written() -> None:
-    each = replace(outgoing(3), timestamp=Decimal(f"{T0}.123"), state="rejected", reason="timestamp: invalid_format")
-    assert decode_outgoing(each.transaction_id, encode_outgoing(each)) == each
+    each = replace(
+        frozen_event(3), timestamp=Decimal(f"{T0}.123"), state="rejected", reason="timestamp: invalid_format"
+    )
+    assert decode_frozen_event(each.transaction_id, encode_frozen_event(each)) == each
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"{", b'{"state":"other"}', b" " * 70_000])
 def test_what_is_no_frozen_event_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
-        decode_outgoing("om:x", data)
+        decode_frozen_event("om:x", data)
 
 
 @pytest.mark.parametrize("name", ["timestamp", "units", "state"])
 def test_a_frozen_event_with_a_wrong_member_is_refused(name: str) -> None:
-    row = orjson.loads(encode_outgoing(outgoing(0))) | {name: "?"}
+    row = orjson.loads(encode_frozen_event(frozen_event(0))) | {name: "?"}
     with pytest.raises(ValueError):
-        decode_outgoing("om:x", orjson.dumps(row))
+        decode_frozen_event("om:x", orjson.dumps(row))

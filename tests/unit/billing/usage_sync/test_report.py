@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sidecar.billing.usage_sync.sync_report import ROWS_MAX, Counts, SyncMetrics, SyncReport, SyncRow, Tally
+from sidecar.billing.usage_sync.sync_report import ROWS_MAX, Counts, ReportBuilder, SyncMetrics, SyncReport, SyncRow
 
 
 def row(n: int, kind: str = "pushed") -> SyncRow:
@@ -8,21 +8,21 @@ def row(n: int, kind: str = "pushed") -> SyncRow:
 
 
 def test_a_table_is_bounded_and_trouble_goes_before_what_is_well() -> None:
-    tally = Tally()
+    report = ReportBuilder()
     for n in range(ROWS_MAX + 5):
-        tally.add(row(n))
-    tally.add(row(99_999, "conflict"))
-    report = tally.report()
+        report.add(row(n))
+    report.add(row(99_999, "conflict"))
+    report = report.report()
     assert len(report.rows) == ROWS_MAX
     assert report.rows_left_out == 6
     assert [each.kind for each in report.rows].count("conflict") == 1
 
 
 def test_rows_are_in_the_order_of_accounts() -> None:
-    tally = Tally()
-    tally.add(row(2))
-    tally.add(row(1))
-    assert [each.account for each in tally.report().rows] == ["tpp-00001", "tpp-00002"]
+    report = ReportBuilder()
+    report.add(row(2))
+    report.add(row(1))
+    assert [each.account for each in report.report().rows] == ["tpp-00001", "tpp-00002"]
 
 
 def test_metrics_sum_up_what_happened_and_keep_what_stands() -> None:

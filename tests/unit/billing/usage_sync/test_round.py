@@ -8,9 +8,9 @@ import pytest
 from sidecar.billing.lago.errors import LagoUnauthorized
 from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.usage_sync.account_work import BOOKS_DONE_MAX
+from sidecar.billing.usage_sync.account_work import PUSHED_USAGES_DONE_MAX
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
-from sidecar.billing.usage_sync.sync_store import Change, Changed, Fenced, Remembered
+from sidecar.billing.usage_sync.sync_store import Change, Changed, Fenced, SyncState
 from sidecar.metering.openmeter.meter_query import QueryError
 from tests.unit.billing.usage_sync.kit import DAY, HOUR, T0, Bank, Crash, MemoryStore, link, metric_of, unavailable
 
@@ -47,7 +47,7 @@ async def test_an_event_is_frozen_before_it_is_sent(bank: Bank) -> None:
     with pytest.raises(Crash):
         await bank.round(NOW, MONTH)
     assert bank.lago.events == {}
-    assert bank.remembered().outgoing[FIRST].units == 7
+    assert bank.state().frozen_events[FIRST].units == 7
 
 
 async def test_what_was_frozen_is_sent_again_as_it_was(bank: Bank) -> None:
@@ -96,7 +96,7 @@ async def test_events_of_many_accounts_travel_together() -> None:
 
 
 async def test_an_account_that_cannot_be_read_does_not_stop_the_others(bank: Bank) -> None:
-    bank.store.fields["tpp-0"] = {b"book:5:api_calls": b"?"}
+    bank.store.fields["tpp-0"] = {b"usage:5:api_calls": b"?"}
     accounts = [SyncAccount("tpp-0", (MONTH,)), SyncAccount("tpp-1", (MONTH,))]
     report = await bank.round(NOW, accounts=accounts)
     assert bank.sent() == {FIRST: 7}
@@ -251,9 +251,9 @@ async def test_late_usage_is_carried_into_the_current_period_and_booked_in_both(
     report = await bank.round(NOW + 700, replace(OLD, is_final=True), NEW)
     assert bank.sent() == {FIRST: 7, f"om:api_calls:s1:{T0}:1:carried": 2}
     assert (report.counts.carried_events, report.counts.carried_units, report.counts.late_units) == (1, 2, 0)
-    books = bank.remembered().books
-    assert books[T0, "api_calls"].carried_out == 2
-    assert books[T0 + HOUR, "api_calls"].carried_in == 2
+    pushed_usages = bank.state().pushed_usages
+    assert pushed_usages[T0, "api_calls"].carried_out == 2
+    assert pushed_usages[T0 + HOUR, "api_calls"].carried_in == 2
     assert bank.lago.units(NEW) == 2
     assert (await bank.round(NOW + 800, replace(OLD, is_final=True), NEW)).is_clean
 
@@ -280,9 +280,9 @@ async def test_a_carried_event_that_missed_its_invoice_too_is_carried_on(bank: B
     assert bank.lago.units(newer) == 2
     assert bank.lago.units(missed) == 0
     assert (report.counts.voided, report.counts.carried_units) == (1, 2)
-    books = bank.remembered().books
-    assert books[T0 + HOUR, "api_calls"].carried_in == 0
-    assert (books[T0, "api_calls"].pushed, books[T0, "api_calls"].carried_out) == (7, 2)
+    pushed_usages = bank.state().pushed_usages
+    assert pushed_usages[T0 + HOUR, "api_calls"].carried_in == 0
+    assert (pushed_usages[T0, "api_calls"].pushed, pushed_usages[T0, "api_calls"].carried_out) == (7, 2)
 
 
 async def test_a_metric_that_two_subscriptions_charge_is_pushed_to_one_of_them(bank: Bank) -> None:
@@ -320,17 +320,17 @@ async def test_what_is_remembered_stays_small() -> None:
         for minute in range(0, 240, 7):
             bank.meter.use("tpp-1", start + minute * 60, 1)
             await bank.round(start + minute * 60 + 75, *links, rescan=minute % 21 == 0)
-            book = bank.remembered().books[start, "api_calls"]
-            assert len(book.segments) <= 65
+            pushed_usage = bank.state().pushed_usages[start, "api_calls"]
+            assert len(pushed_usage.segments) <= 65
         start += 4 * HOUR
-    books = bank.remembered().books
-    assert [len(books[T0 + n * 4 * HOUR, "api_calls"].segments) for n in range(10)] == [1] * 10
-    assert books[T0, "api_calls"].is_done
+    pushed_usages = bank.state().pushed_usages
+    assert [len(pushed_usages[T0 + n * 4 * HOUR, "api_calls"].segments) for n in range(10)] == [1] * 10
+    assert pushed_usages[T0, "api_calls"].is_done
 
 
 async def test_periods_that_are_done_are_summed_up_when_there_are_many() -> None:
     bank = Bank(SyncSettings(rescan_s=3600))
-    count = BOOKS_DONE_MAX + 20
+    count = PUSHED_USAGES_DONE_MAX + 20
     links: list[PeriodLink] = []
     for n in range(count):
         each = link(T0 + n * HOUR, T0 + (n + 1) * HOUR, is_current=False)
@@ -340,11 +340,15 @@ async def test_periods_that_are_done_are_summed_up_when_there_are_many() -> None
     await bank.round(T0 + (count + 3) * HOUR, *links)
     await bank.round(T0 + (count + 4) * HOUR, *links)
     await bank.round(T0 + (count + 5) * HOUR, *links)
-    remembered = bank.remembered()
-    assert len(remembered.books) <= BOOKS_DONE_MAX + 3
-    assert remembered.past.pushed["api_calls"] + sum(book.pushed for book in remembered.books.values()) == count
+    state = bank.state()
+    assert len(state.pushed_usages) <= PUSHED_USAGES_DONE_MAX + 3
+    assert (
+        state.forgotten_periods.pushed["api_calls"]
+        + sum(pushed_usage.pushed for pushed_usage in state.pushed_usages.values())
+        == count
+    )
     assert sum(bank.sent().values()) == count
-    assert remembered.past.until_s >= T0
+    assert state.forgotten_periods.until_s >= T0
 
 
 async def test_a_refused_event_gets_another_chance_before_the_invoice_is_made(bank: Bank) -> None:
@@ -366,7 +370,7 @@ async def test_a_period_that_is_cut_short_ends_where_the_next_one_begins(bank: B
     bank.meter.use("tpp-1", T0 + 200, 2)
     await bank.round(NOW, old, new)
     assert (bank.lago.units(old), bank.lago.units(new)) == (8, 2)
-    (segment,) = bank.remembered().books[T0, "api_calls"].segments
+    (segment,) = bank.state().pushed_usages[T0, "api_calls"].segments
     assert (segment.start_s, segment.end_s) == (T0, T0 + 200)
 
 
@@ -374,7 +378,7 @@ async def test_a_final_period_that_is_old_is_not_looked_at_any_more(bank: Bank) 
     final = replace(OLD, is_final=True)
     await bank.round(NOW, OLD)
     await bank.round(NOW + 2 * DAY, final)
-    assert bank.remembered().books[T0, "api_calls"].is_done
+    assert bank.state().pushed_usages[T0, "api_calls"].is_done
     bank.meter.queries.clear()
     await bank.round(NOW + 2 * DAY, final)
     assert bank.meter.queries == []
@@ -394,10 +398,10 @@ async def test_a_final_period_with_an_event_under_way_is_looked_at_until_that_is
 async def test_what_could_not_be_frozen_is_not_sent(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     apply = bank.store.apply
 
-    async def apply_to_others(account: str, remembered: Remembered, change: Change, token: int) -> Remembered:
+    async def apply_to_others(account: str, state: SyncState, change: Change, token: int) -> SyncState:
         if account == "tpp-1":
             raise Changed(f"account {account}: changed by another process")
-        return await apply(account, remembered, change, token)
+        return await apply(account, state, change, token)
 
     monkeypatch.setattr(MemoryStore, "apply", lambda _, *each: apply_to_others(*each))
     bank.meter.use("tpp-2", T0 + 5, 3)
@@ -419,13 +423,13 @@ async def test_what_was_pushed_before_a_cut_was_noticed_is_booked_where_lago_bil
     await bank.round(T0 + 610, MONTH)
     bank.meter.use("tpp-1", T0 + 690, 5_000)
     report = await bank.round(T0 + 710, CUT_OLD, CUT_NEW)
-    old, new = (bank.remembered().books[start, "api_calls"] for start in (T0, T0 + 700))
+    old, new = (bank.state().pushed_usages[start, "api_calls"] for start in (T0, T0 + 700))
     assert bank.lago.units(CUT_OLD) == 0b111111 + 5_000
     assert bank.lago.units(CUT_NEW) == 0b1111000000
     assert (old.pushed, old.carried_out, new.carried_in) == (0b111111 + 5_000, 0b1111000000, 0b1111000000)
     assert report.counts.excess_units == 0
     again = await bank.round(T0 + 720, CUT_OLD, CUT_NEW)
-    assert (again.counts.events, bank.remembered().books[T0 + 700, "api_calls"].carried_in) == (0, 0b1111000000)
+    assert (again.counts.events, bank.state().pushed_usages[T0 + 700, "api_calls"].carried_in) == (0, 0b1111000000)
 
 
 async def test_a_cut_without_a_successor_leaves_what_was_pushed_after_it_as_late_usage() -> None:
@@ -446,10 +450,10 @@ async def test_an_event_on_its_way_when_a_cut_is_noticed_is_told_where_it_will_b
     bank.lago.odd = {name: ("invalid_format",)}
     await bank.round(T0 + 610, MONTH)
     await bank.round(T0 + 710, CUT_OLD, CUT_NEW)
-    assert bank.remembered().outgoing[name].target_start_ms == CUT_NEW.ledger_start_ms
+    assert bank.state().frozen_events[name].target_start_ms == CUT_NEW.ledger_start_ms
     assert len(bank.lago.payloads[name]) == 2
     await bank.round(T0 + DAY + 10, replace(CUT_OLD, is_final=True), replace(CUT_NEW, is_final=True, is_current=False))
-    books = bank.remembered().books
-    assert (books[T0, "api_calls"].pushed, books[T0, "api_calls"].carried_out) == (0, 0)
-    assert books[T0 + 700, "api_calls"].carried_in == 0
-    assert books[T0, "api_calls"].late == 2
+    pushed_usages = bank.state().pushed_usages
+    assert (pushed_usages[T0, "api_calls"].pushed, pushed_usages[T0, "api_calls"].carried_out) == (0, 0)
+    assert pushed_usages[T0 + 700, "api_calls"].carried_in == 0
+    assert pushed_usages[T0, "api_calls"].late == 2

@@ -73,7 +73,7 @@ finalisings = st.builds(Finalise, account=st.integers(0, 2))
 
 
 @dataclass(slots=True)
-class World:
+class Simulation:
     """A bank with three accounts, their periods, and a clock."""
 
     bank: Bank
@@ -166,18 +166,18 @@ class World:
                 await self.run(action)
 
 
-async def play(world: World, actions: list[Use | Pass | Run | Cut | Finalise]) -> None:
+async def play(simulation: Simulation, actions: list[Use | Pass | Run | Cut | Finalise]) -> None:
     for action in actions:
-        await world.step(action)
-    world.advance(60)
+        await simulation.step(action)
+    simulation.advance(60)
     for _ in range(3):
-        await world.run(Run(flush=True, rescan=True, fails_at=None, how="crash"))
-        world.now_s += 1
-    event(f"{len(world.bank.lago.events)} events" if len(world.bank.lago.events) < 9 else "many events")
+        await simulation.run(Run(flush=True, rescan=True, fails_at=None, how="crash"))
+        simulation.now_s += 1
+    event(f"{len(simulation.bank.lago.events)} events" if len(simulation.bank.lago.events) < 9 else "many events")
 
 
-def world_with(window_s: int, late_usage: str = "report", batch: int = 100) -> World:
-    return World(
+def world_with(window_s: int, late_usage: str = "report", batch: int = 100) -> Simulation:
+    return Simulation(
         Bank(
             SyncSettings.model_validate(
                 {"window_s": window_s, "rescan_s": 7_200, "late_usage": late_usage, "batch_events_max": batch}
@@ -195,19 +195,21 @@ def world_with(window_s: int, late_usage: str = "report", batch: int = 100) -> W
 def test_each_period_is_billed_what_openmeter_has_counted_in_it(
     actions: list[Use | Pass | Run | Cut | Finalise], window_s: int, batch: int
 ) -> None:
-    world = world_with(window_s, batch=batch)
-    asyncio.run(play(world, actions))
-    for account, links in world.links.items():
-        remembered = world.bank.remembered(account)
-        assert not remembered.outgoing
-        assert sum(map(world.bank.lago.units, links)) == world.bank.meter.total(account, 0, world.now_s + 1)
+    simulation = world_with(window_s, batch=batch)
+    asyncio.run(play(simulation, actions))
+    for account, links in simulation.links.items():
+        state = simulation.bank.state(account)
+        assert not state.frozen_events
+        assert sum(map(simulation.bank.lago.units, links)) == simulation.bank.meter.total(
+            account, 0, simulation.now_s + 1
+        )
         for each in links:
-            used = world.bank.meter.total(account, each.start_s, each.end_s)
-            book = remembered.books.get((each.start_s, "api_calls"))
+            used = simulation.bank.meter.total(account, each.start_s, each.end_s)
+            pushed_usage = state.pushed_usages.get((each.start_s, "api_calls"))
             # What Lago's cut has moved to the next subscription before it was noticed.
-            moved = book.carried_in - book.carried_out if book else 0
-            assert world.bank.lago.units(each) == used + moved
-            if not world.has_cut:
+            moved = pushed_usage.carried_in - pushed_usage.carried_out if pushed_usage else 0
+            assert simulation.bank.lago.units(each) == used + moved
+            if not simulation.has_cut:
                 assert moved == 0
 
 
@@ -216,21 +218,21 @@ def test_each_period_is_billed_what_openmeter_has_counted_in_it(
 def test_a_final_invoice_is_left_alone_and_what_it_lacks_is_known_as_late(
     actions: list[Use | Pass | Run | Cut | Finalise], window_s: int
 ) -> None:
-    world = world_with(window_s)
-    asyncio.run(play(world, actions))
-    for account, links in world.links.items():
-        books = world.bank.remembered(account).books
+    simulation = world_with(window_s)
+    asyncio.run(play(simulation, actions))
+    for account, links in simulation.links.items():
+        pushed_usages = simulation.bank.state(account).pushed_usages
         for each in links:
-            used = world.bank.meter.total(account, each.start_s, each.end_s)
-            billed = world.bank.lago.units(each)
-            book = books.get((each.start_s, "api_calls"))
-            moved = book.carried_in - book.carried_out if book else 0
+            used = simulation.bank.meter.total(account, each.start_s, each.end_s)
+            billed = simulation.bank.lago.units(each)
+            pushed_usage = pushed_usages.get((each.start_s, "api_calls"))
+            moved = pushed_usage.carried_in - pushed_usage.carried_out if pushed_usage else 0
             if not each.is_final:
                 assert billed == used + moved
                 continue
-            assert billed == world.invoiced[account, each.start_s], "units were pushed that no invoice takes"
-            if each.end_s + 7_200 >= world.now_s - 3:  # later, nobody looks any more
-                assert billed + (book.late if book else 0) == used + moved
+            assert billed == simulation.invoiced[account, each.start_s], "units were pushed that no invoice takes"
+            if each.end_s + 7_200 >= simulation.now_s - 3:  # later, nobody looks any more
+                assert billed + (pushed_usage.late if pushed_usage else 0) == used + moved
 
 
 @settings(max_examples=80)
@@ -238,20 +240,20 @@ def test_a_final_invoice_is_left_alone_and_what_it_lacks_is_known_as_late(
 def test_late_usage_that_is_carried_is_billed_once_in_a_later_period(
     actions: list[Use | Pass | Run | Cut | Finalise], window_s: int
 ) -> None:
-    world = world_with(window_s, late_usage="carry")
-    asyncio.run(play(world, actions))
-    for account, links in world.links.items():
-        books = world.bank.remembered(account).books
+    simulation = world_with(window_s, late_usage="carry")
+    asyncio.run(play(simulation, actions))
+    for account, links in simulation.links.items():
+        pushed_usages = simulation.bank.state(account).pushed_usages
         for each in links:
-            used = world.bank.meter.total(account, each.start_s, each.end_s)
-            billed = world.bank.lago.units(each)
-            book = books.get((each.start_s, "api_calls"))
-            carried_in, carried_out = (book.carried_in, book.carried_out) if book else (0, 0)
+            used = simulation.bank.meter.total(account, each.start_s, each.end_s)
+            billed = simulation.bank.lago.units(each)
+            pushed_usage = pushed_usages.get((each.start_s, "api_calls"))
+            carried_in, carried_out = (pushed_usage.carried_in, pushed_usage.carried_out) if pushed_usage else (0, 0)
             if each.is_final:
-                assert billed == world.invoiced[account, each.start_s]
+                assert billed == simulation.invoiced[account, each.start_s]
             if not each.is_final:
                 assert billed == used + carried_in - carried_out
-            elif each.end_s + 7_200 >= world.now_s - 3:
-                late = book.late if book else 0
+            elif each.end_s + 7_200 >= simulation.now_s - 3:
+                late = pushed_usage.late if pushed_usage else 0
                 assert billed + carried_out + late == used + carried_in
-                assert late == 0 or (book is not None and not book.was_open)
+                assert late == 0 or (pushed_usage is not None and not pushed_usage.was_open)
