@@ -19,7 +19,8 @@ ACCOUNTS_PAGE_MAX = 500
 QUERY_FIELDS_MAX = 16
 _ACCOUNTS = "/v1/accounts"
 _OPEN = frozenset({"/livez", "/readyz"})
-_ALLOWED = ("GET", "HEAD")
+ALLOWED = ("GET", "HEAD")
+"""Methods of everything but webhooks."""
 log = get_logger("sidecar.admin")
 
 
@@ -72,14 +73,14 @@ class AdminEndpoints:
         if self.token is not None and path not in _OPEN and not _shows(self.token, authorization):
             return problem(401, "A bearer token is needed.", (("WWW-Authenticate", 'Bearer realm="sidecar admin"'),))
         try:
-            found = await self._find(path, query, only_look=method not in _ALLOWED)
+            found = await self._find(path, query, only_look=method not in ALLOWED)
         except Exception:  # whatever it is (Valkey gone, a defect), who watches needs an answer, and the next one too
             log.exception("an admin request failed", path=path[:200])
             return problem(500, "This failed; the log says why.")
         if found is None:
             return problem(404, "There is nothing here.")
-        if method not in _ALLOWED:
-            return problem(405, "This can only be read.", (("Allow", ", ".join(_ALLOWED)),))
+        if method not in ALLOWED:
+            return problem(405, "This can only be read.", (("Allow", ", ".join(ALLOWED)),))
         return found
 
     async def _find(self, path: str, query: str, *, only_look: bool) -> Answer | None:

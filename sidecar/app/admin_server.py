@@ -10,7 +10,7 @@ import os
 from http import HTTPStatus
 from typing import Final, Protocol, cast
 
-from sidecar.app.admin_endpoints import Answer, problem
+from sidecar.app.admin_endpoints import ALLOWED, Answer, problem
 from sidecar.app.listen_fault import CannotListen
 from sidecar.basics.errors import SetupError
 from sidecar.basics.fault_reasons import reason_of
@@ -186,21 +186,22 @@ class _Connection(asyncio.Protocol):
             return
         head, end = found
         self._buffer, self._searched = self._buffer[end:], 0
-        if head.body is not BodyKind.NONE:
-            # Nothing here takes a body, and what is not read of it cannot be told from the next request.
+        has_body = head.body is not BodyKind.NONE
+        if has_body and head.method.decode() in ALLOWED:
             self._write(problem(413, "A request to the admin side has no body."), keep=False)
             return
         self._arm(self._server.answer_timeout_s)
-        self.task = asyncio.get_running_loop().create_task(self._answer(head))
+        # What is not read of a body cannot be told from the next request.
+        self.task = asyncio.get_running_loop().create_task(self._answer(head, last=has_body))
 
-    async def _answer(self, head: RequestHead) -> None:
+    async def _answer(self, head: RequestHead, *, last: bool) -> None:
         answer = await self._server.endpoints.answer(
             head.method.decode(),
             head.path.decode("latin-1"),
             head.query.decode("latin-1"),
             head.fields.get(_AUTHORIZATION, b"").decode("latin-1"),
         )
-        keep = head.keep_alive and head.version_minor == 1 and not self._server.closing
+        keep = head.keep_alive and head.version_minor == 1 and not self._server.closing and not last
         self.task = None
         self._write(answer, keep=keep, head_only=head.method == b"HEAD")
         if keep:

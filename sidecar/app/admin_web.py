@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from sidecar.app.admin_endpoints import AdminEndpoints
+from sidecar.app.admin_endpoints import AdminEndpoints, Answer, problem
 from sidecar.app.listen_fault import CannotListen
 from sidecar.app.settings import AdminSettings
 from sidecar.basics.listening import listening_sockets
@@ -44,6 +44,7 @@ class AdminWebServer:
         """
         app = web.Application(client_max_size=65_536)
         app.router.add_post(WEBHOOKS, self._webhooks)
+        app.router.add_route("*", WEBHOOKS, _post_only)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, max_field_size=self._field_bytes_max)
         await self._runner.setup()
@@ -63,6 +64,15 @@ class AdminWebServer:
     async def _answer(self, request: web.Request) -> web.Response:
         url = request.rel_url
         authorization = ", ".join(request.headers.getall("Authorization", ()))
-        answer = await self._endpoints.answer(request.method, url.raw_path, url.raw_query_string, authorization)
-        headers = {"Content-Type": answer.content_type, "Cache-Control": "no-store", **dict(answer.headers)}
-        return web.Response(body=answer.body, status=answer.status, headers=headers)
+        return _response(
+            await self._endpoints.answer(request.method, url.raw_path, url.raw_query_string, authorization)
+        )
+
+
+async def _post_only(_: web.Request) -> web.Response:
+    return _response(problem(405, "Lago sends its webhooks with POST.", (("Allow", "POST"),)))
+
+
+def _response(answer: Answer) -> web.Response:
+    headers = {"Content-Type": answer.content_type, "Cache-Control": "no-store", **dict(answer.headers)}
+    return web.Response(body=answer.body, status=answer.status, headers=headers)

@@ -11,6 +11,7 @@ import ssl
 from typing import TYPE_CHECKING, Final
 
 from sidecar.app.health_settings import ApplicationSettings, CheckSettings, GrpcSettings, HttpGetSettings
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.gateway.http1.framing import HeadParser, ProtocolError
 from sidecar.gateway.http1.limits import Limits
 
@@ -65,7 +66,7 @@ class ApplicationChecks:
         except TimeoutError:
             raise CheckFailed(f"the application did not answer within {check.timeout_ms} ms") from None
         except OSError as error:
-            raise CheckFailed(f"the application cannot be reached: {error.strerror or error}") from None
+            raise CheckFailed(f"the gateway cannot reach the application: {reason_of(error)}") from None
 
 
 async def _tcp_socket(host: str, port: int) -> None:
@@ -108,7 +109,7 @@ async def _status(reader: asyncio.StreamReader) -> int:
                 at, searched = found[1], 0
                 found = parser.response(received, b"GET", at, searched)
         except ProtocolError as error:
-            raise CheckFailed(f"the application answered nonsense: {error.reason}") from None
+            raise CheckFailed(f"the application sent an invalid answer: {error.reason}") from None
         if found is not None:
             return found[0].status
         searched = len(received) - at
@@ -126,7 +127,7 @@ async def _grpc(host: str, check: GrpcSettings) -> None:
     except GRPCError as error:
         raise CheckFailed(f"the application answered {error.status.name}") from None
     except StreamTerminatedError as error:
-        raise CheckFailed(f"the application broke the call off: {error}") from None
+        raise CheckFailed(f"the application ended the call early: {error}") from None
     finally:
         channel.close()
     status = _health_status(answer)
@@ -163,4 +164,4 @@ def _health_status(message: bytes) -> int:
         return 0
     if len(message) == 2 and message[0] == 0x08 and message[1] < 128:
         return message[1]
-    raise CheckFailed("the application answered with what is no HealthCheckResponse")
+    raise CheckFailed("the application did not send a HealthCheckResponse")

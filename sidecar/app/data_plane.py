@@ -59,7 +59,7 @@ class DataPlane:
         self._started = False
         self._ledger_seen = False
         self._draining: asyncio.Task[bool] | None = None
-        self._access_log = AccessLog() if config.log.access != "off" else None
+        self._access_log = AccessLog(config.log.format) if config.log.access != "off" else None
         keys = assemble.keys(config)
         try:
             self.ledger = LedgerClient(

@@ -8,13 +8,12 @@ from typing import Final
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from sidecar.app.admin_endpoints import Answer, problem, text
+from sidecar.app.admin_endpoints import ALLOWED, Answer, problem, text
 from sidecar.app.application_checks import ApplicationChecks, CheckFailed
 from sidecar.app.data_plane import Health
 from sidecar.basics.logger import get_logger
 
 _APPLICATION: Final = "/app/"
-_ALLOWED: Final = ("GET", "HEAD")
 log = get_logger("sidecar.health")
 
 
@@ -36,13 +35,21 @@ class HealthEndpoints:
 
     async def answer(self, method: str, path: str, query: str, authorization: str) -> Answer:
         """The answer to a request, whatever happens meanwhile. Arguments as of `AdminEndpoints.answer`."""
-        if method not in _ALLOWED:
-            return problem(405, "This can only be read.", (("Allow", ", ".join(_ALLOWED)),))
+        if not self._has(path):
+            return problem(404, "There is nothing here.")
+        if method not in ALLOWED:
+            return problem(405, "This can only be read.", (("Allow", ", ".join(ALLOWED)),))
         try:
             return await self._answer(path)
         except Exception:  # whatever it is, who watches needs an answer, and the next one too
             log.exception("a health request failed", path=path[:200])
             return problem(500, "This failed; the log says why.")
+
+    def _has(self, path: str) -> bool:
+        if path.startswith(_APPLICATION):
+            return path.removeprefix(_APPLICATION) in self.checks
+        optional = {"/metrics": self.metrics, "/drained": self.drained}
+        return path in ("/livez", "/readyz") or optional.get(path) is not None
 
     async def _answer(self, path: str) -> Answer:
         if path == "/livez":
@@ -54,11 +61,8 @@ class HealthEndpoints:
             return Answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
         if path == "/drained" and self.drained is not None:
             return text(200, "drained") if await self.drained() else text(503, "not drained")
-        name = path.removeprefix(_APPLICATION)
-        if path.startswith(_APPLICATION) and name in self.checks:
-            try:
-                await self.checks.run(name)
-            except CheckFailed as error:
-                return text(503, str(error))
-            return text(200, "ok")
-        return problem(404, "There is nothing here.")
+        try:
+            await self.checks.run(path.removeprefix(_APPLICATION))
+        except CheckFailed as error:
+            return text(503, str(error))
+        return text(200, "ok")

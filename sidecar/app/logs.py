@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import time
-from typing import TextIO
+from typing import Final, TextIO
+
+import orjson
 
 from sidecar.basics.logger import structlog
 
 FLUSH_S = 0.1
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 """Access lines held for a standard error that does not take them; beyond it they are counted and dropped."""
+
+_STATUS: Final = re.compile(rb'"status":(\d)')
+"""In text from a caller the quotes have backslashes before them."""
+_LEVELS: Final = {b"4": "warning", b"5": "error"}
 
 
 def configure(level: str, style: str, stream: TextIO | None = None) -> None:
@@ -39,10 +46,13 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
 
 
 class AccessLog:
-    """Lines of JSON, each with the time put before it, written together every tenth of a second."""
+    """Lines about requests, written together every tenth of a second. They come as JSON and leave in the format of the
+    rest of the log (``style``), each with a time and a level."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._out = (stream or sys.stderr).buffer
+    def __init__(self, style: str, stream: TextIO | None = None) -> None:
+        out = stream or sys.stderr
+        self._out = out.buffer
+        self._for_people = structlog.dev.ConsoleRenderer(colors=out.isatty()) if style == "console" else None
         self._lines: list[bytes] = []
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -55,10 +65,21 @@ class AccessLog:
         stamp = time.time()
         whole = int(stamp)
         text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-        self._lines.append(b'{"timestamp":"%b.%03dZ",%b\n' % (text.encode(), int((stamp - whole) * 1000), line[1:]))
-        self._bytes += len(line)
+        at = f"{text}.{int((stamp - whole) * 1000):03d}Z"
+        if self._for_people is None:
+            made = b'{"timestamp":"%b","level":"%b",%b\n' % (at.encode(), _level(line).encode(), line[1:])
+        else:
+            made = self._rendered(line, at)
+        self._lines.append(made)
+        self._bytes += len(made)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def _rendered(self, line: bytes, at: str) -> bytes:
+        assert self._for_people is not None
+        known = {name: _printable(value) for name, value in orjson.loads(line).items() if value is not None}
+        rendered = self._for_people(None, "", {"timestamp": at, "level": _level(line), **known})
+        return f"{rendered}\n".encode()
 
     def flush(self) -> None:
         self._timer = None
@@ -68,3 +89,15 @@ class AccessLog:
             self._out.flush()
         except (OSError, ValueError):
             self.dropped += len(lines)
+
+
+def _level(line: bytes) -> str:
+    found = _STATUS.search(line)
+    return _LEVELS.get(found[1], "info") if found else "info"
+
+
+def _printable(value: object) -> object:
+    """A caller's text cannot steer a terminal, or begin a line."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in value)

@@ -25,7 +25,9 @@ class Kind:
 
 
 BAD_REQUEST = Kind("bad-request", 400, "The request is malformed", "UK.OBIE.Field.Invalid", "FORMAT_ERROR")
-UNIDENTIFIED = Kind("unidentified", 401, "Who calls is not known", "UK.OBIE.Header.Invalid", "CERTIFICATE_MISSING")
+UNIDENTIFIED = Kind(
+    "unidentified", 401, "The gateway does not know the caller", "UK.OBIE.Header.Invalid", "CERTIFICATE_MISSING"
+)
 OUT_OF_CREDIT = Kind("out-of-credit", 402, "Out of credit", "UK.OBIE.Rules.FailsControlParameters", "ACCESS_EXCEEDED")
 SUSPENDED = Kind(
     "account-suspended", 403, "The account is suspended", "UK.OBIE.Rules.AfterCutOffDateTime", "SERVICE_BLOCKED"
@@ -34,7 +36,7 @@ CLOSED = Kind("account-closed", 403, "The account is closed", "UK.OBIE.Rules.Aft
 NOT_SUBSCRIBED = Kind(
     "not-subscribed", 403, "The plan does not include this call", "UK.OBIE.Resource.NotFound", "SERVICE_INVALID"
 )
-NOT_FOUND = Kind("no-route", 404, "There is no such resource", "UK.OBIE.Resource.NotFound", "RESOURCE_UNKNOWN")
+NOT_FOUND = Kind("no-route", 404, "The API has no such resource", "UK.OBIE.Resource.NotFound", "RESOURCE_UNKNOWN")
 TIMEOUT_CLIENT = Kind(
     "request-timeout", 408, "The request took too long to arrive", "UK.OBIE.Field.Invalid", "FORMAT_ERROR"
 )
@@ -43,10 +45,10 @@ TOO_FAST = Kind(
 )
 INTERNAL = Kind("internal-error", 500, "The gateway failed", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
 _SERVER_ERROR = ("UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
-UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API could not be reached or answered nonsense", *_SERVER_ERROR)
-LEDGER_UNAVAILABLE = Kind("ledger-unavailable", 503, "Credits cannot be checked at the moment", *_SERVER_ERROR)
-IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "Who calls cannot be checked at the moment", *_SERVER_ERROR)
-OVERLOADED = Kind("overloaded", 503, "The gateway is at its limit", *_SERVER_ERROR)
+UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API did not send a valid answer", *_SERVER_ERROR)
+LEDGER_UNAVAILABLE = Kind("ledger-unavailable", 503, "The gateway cannot check credits now", *_SERVER_ERROR)
+IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "The gateway cannot verify the caller now", *_SERVER_ERROR)
+OVERLOADED = Kind("overloaded", 503, "The gateway is overloaded", *_SERVER_ERROR)
 UPSTREAM_TIMEOUT = Kind("upstream-timeout", 504, "The API did not answer in time", *_SERVER_ERROR)
 
 KINDS = (

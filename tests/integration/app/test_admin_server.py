@@ -172,6 +172,39 @@ async def test_head_has_the_fields_of_get_and_no_body_and_others_are_told_what_i
         assert (await exchange(port, get("/nowhere", method="DELETE"))).startswith(b"HTTP/1.1 404 ")
 
 
+@of_both
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
+@pytest.mark.parametrize("body", [b"", b"abc"])
+async def test_another_method_is_405_where_there_is_something_and_404_where_there_is_nothing(
+    kind: str, method: str, body: bytes
+) -> None:
+    length = [f"Content-Length: {len(body)}"] if body else []
+    known = ("/livez", "/readyz", "/metrics", "/v1/status", "/v1/process", "/v1/accounts", "/v1/accounts/tpp-1")
+    async with served_by(kind) as port:
+        for path in known:
+            received = await exchange(port, get(path, "Connection: close", *length, method=method) + body)
+            assert received.startswith(b"HTTP/1.1 405 "), path
+            assert b"\r\nAllow: GET, HEAD\r\n" in received
+        for path in ("/", "/nowhere", "/v1", "/v1/accounts/", "/v1/accounts/a/b", "/webhooks"):
+            received = await exchange(port, get(path, "Connection: close", *length, method=method) + body)
+            assert received.startswith(b"HTTP/1.1 404 "), path
+            assert b"Allow" not in received
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+async def test_webhooks_can_only_be_posted_and_are_nowhere_without_a_control_plane(method: str) -> None:
+    asked = get("/webhooks/lago", "Connection: close", method=method)
+    async with served_by("control plane") as port:
+        received = await exchange(port, asked)
+        assert received.startswith(b"HTTP/1.1 405 ")
+        assert b"\r\nAllow: POST\r\n" in received
+        assert (await exchange(port, get("/webhooks/other", "Connection: close", method="POST"))).startswith(
+            b"HTTP/1.1 404 "
+        )
+    async with served_by("gateway") as port:
+        assert (await exchange(port, asked)).startswith(b"HTTP/1.1 404 ")
+
+
 async def test_requests_sent_ahead_are_answered_in_order_on_one_connection() -> None:
     sent = get("/livez") + get("/metrics") + get("/v1/accounts/tpp-1") + get("/livez", "Connection: close")
     async with served() as (_, port):
@@ -394,7 +427,7 @@ async def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         async with served() as (server, _):
-            with pytest.raises(SetupError, match=f"admin: 127.0.0.1:{port}: "):
+            with pytest.raises(SetupError, match=f"admin.port: port {port} is in use on 127.0.0.1"):
                 await AdminServer("admin", "127.0.0.1", port, server.endpoints).start()
 
 

@@ -76,8 +76,8 @@ ANSWERS = {
     "500": (b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", "the application answered 500"),
     "nothing": (b"", "the application closed the connection without an answer"),
     "half a head": (b"HTTP/1.1 200 OK\r\nX: ", "the application closed the connection without an answer"),
-    "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "the application answered nonsense"),
-    "a head without end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "the application answered nonsense"),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "the application sent an invalid answer"),
+    "a head without end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "the application sent an invalid answer"),
 }
 
 
@@ -109,7 +109,7 @@ async def test_an_https_check_takes_any_certificate_as_a_kubelet_does(tmp_path: 
 
 @pytest.mark.parametrize("kind", ["http_get", "tcp_socket", "grpc"])
 async def test_an_application_that_is_not_there_fails_every_check(kind: str, unused_tcp_port: int) -> None:
-    assert "cannot be reached" in await failure({kind: {"port": unused_tcp_port}})
+    assert "cannot reach" in await failure({kind: {"port": unused_tcp_port}})
 
 
 async def test_an_application_that_is_too_slow_fails_in_the_time_that_the_kubelet_gives() -> None:
@@ -205,7 +205,7 @@ WHAT = {
     "drained": (endpoints(drained=yes), "/drained", 200, "drained"),
     "not drained": (endpoints(drained=no), "/drained", 503, "not drained"),
     "a process that does not drain": (endpoints(), "/drained", 404, "nothing here"),
-    "a check that fails": (endpoints(), "/app/app/readyz", 503, "cannot be reached"),
+    "a check that fails": (endpoints(), "/app/app/readyz", 503, "cannot reach"),
     "a check that is not configured": (endpoints(), "/app/app/livez", 404, "nothing here"),
     "what the admin side knows": (endpoints(), "/v1/status", 404, "nothing here"),
 }
@@ -218,4 +218,11 @@ async def test_what_the_health_port_answers(of: HealthEndpoints, path: str, stat
 
 
 async def test_the_health_port_can_only_be_read() -> None:
-    assert (await endpoints().answer("POST", "/livez", "", "")).status == 405
+    everything = endpoints(drained=yes, metrics=True)
+    for path in ("/livez", "/readyz", "/metrics", "/drained", "/app/app/readyz"):
+        answer = await everything.answer("POST", path, "", "")
+        assert (answer.status, answer.headers) == (405, (("Allow", "GET, HEAD"),)), path
+    for path in ("/", "/nowhere", "/app/app/livez", "/app/", "/v1/status"):
+        assert (await everything.answer("POST", path, "", "")).status == 404, path
+    for path in ("/metrics", "/drained"):
+        assert (await endpoints().answer("POST", path, "", "")).status == 404, "not configured here"

@@ -91,7 +91,7 @@ def test_a_caller_without_a_key_is_told_so(demo: Running) -> None:
     status, headers, body = get(demo.ready["proxy"] + ACCOUNTS)
     assert status == 401
     assert headers["WWW-Authenticate"]
-    assert body["title"] == "Who calls is not known"
+    assert body["title"] == "The gateway does not know the caller"
 
 
 def test_included_calls_cost_nothing_and_say_so(demo: Running) -> None:
