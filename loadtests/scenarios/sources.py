@@ -16,13 +16,13 @@ from loadtests.scenarios.books import Account, Books, Events, Ledger, Meters, Us
 from loadtests.scenarios.target import CannotRun, Secret, Target
 from loadtests.scenarios.web import ask, place
 from sidecar.ledger.keys import Keys
-from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry
 
 STATE_HEAD = 6
 STATE_STEP = 7
 """Values before the first metric of an account's ``state``, and of each metric (docs/ledger.md)."""
 PAGE = 2_000
-STAMP = Stamp("", "")
+ATTRIBUTES = EventAttributes("", "")
 
 
 class Sources:
@@ -118,7 +118,7 @@ def read_events(client: redis.Redis, since_ms: int, accounts: frozenset[str]) ->
                 if events:
                     found[b"%d/%b" % (partition, id_)] = events
     for partition in range(keys.partitions):
-        for _, fields in _entries(client, keys.dead(partition), since_ms):
+        for _, fields in _entries(client, keys.dead_letters(partition), since_ms):
             dead += len(_events_of(fields, since_ms, accounts))
     moved = {event.id for events in accepted.values() for event in events}
     still = [event for events in waiting.values() for event in events if event.id not in moved]
@@ -140,7 +140,7 @@ def _events_of(fields: dict[bytes, bytes], since_ms: int, accounts: frozenset[st
     if int(fields.get(b"t", b"0")) < since_ms:
         return []
     try:
-        bodies = map(orjson.loads, decode_entry(fields, STAMP).bodies)
+        bodies = map(orjson.loads, decode_entry(fields, ATTRIBUTES).bodies)
         return [
             UsageEvent(body["id"], body["subject"], body["data"]["units"])
             for body in bodies

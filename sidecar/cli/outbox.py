@@ -30,7 +30,7 @@ from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.outbox.outbox_status import (
     DeadLetter,
     OutboxStatus,
-    UnknownLetter,
+    UnknownDeadLetter,
     dead_letters,
     drop_dead_letters,
     outbox_status,
@@ -103,7 +103,7 @@ def dead_letters_(
 
     try:
         letters, put_back, dropped = run_async(work())
-    except UnknownLetter as error:
+    except UnknownDeadLetter as error:
         fail(str(error), 2)
     if json:
         print_json({"dead_letters": letters, "requeued": put_back, "dropped": dropped})

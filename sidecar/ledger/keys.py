@@ -38,8 +38,9 @@ class Keys:
     def outbox(self, partition: int) -> str:
         return f"{self._tags[partition]}outbox"
 
-    def dead(self, partition: int) -> str:
-        return f"{self._tags[partition]}dead"
+    def dead_letters(self, partition: int) -> str:
+        """Usage events that OpenMeter refuses for good."""
+        return f"{self._tags[partition]}dead-letters"
 
     def sent(self, partition: int) -> str:
         """Outbox entries that OpenMeter has accepted, kept for a while."""

@@ -21,10 +21,10 @@ REASON, EVENT, AT_MS, ENTRY = b"dead-reason", b"dead-event", b"dead-at-ms", b"de
 FIELDS_MAX = 64
 """No gateway writes an entry of more than a handful of fields; Lua cannot pass on thousands."""
 
-Letter = dict[bytes, bytes]
+DeadLetterFields = dict[bytes, bytes]
 
 
-def letter_of_entry(fields: Mapping[bytes, bytes], reason: str) -> Letter:
+def dead_letter_of_entry(fields: Mapping[bytes, bytes], reason: str) -> DeadLetterFields:
     """An entry that cannot be decoded, as it is."""
     kept = [(name, value) for name, value in fields.items() if not name.startswith(PREFIX)][:FIELDS_MAX]
     if len(kept) < len(fields):
@@ -32,12 +32,12 @@ def letter_of_entry(fields: Mapping[bytes, bytes], reason: str) -> Letter:
     return {**dict(kept), REASON: reason.encode("utf-8", "replace")}
 
 
-def letter_of_position(fields: Mapping[bytes, bytes], position: int, reason: str) -> Letter:
+def dead_letter_of_position(fields: Mapping[bytes, bytes], position: int, reason: str) -> DeadLetterFields:
     """An event that cannot be sent."""
-    return letter_of_entry(single_event(fields, position), reason)
+    return dead_letter_of_entry(single_event(fields, position), reason)
 
 
-def letter_of_event(fields: Mapping[bytes, bytes], body: bytes, reason: str) -> Letter:
+def dead_letter_of_event(fields: Mapping[bytes, bytes], body: bytes, reason: str) -> DeadLetterFields:
     """An event that was sent, as ``body``, and refused."""
     position = position_of(orjson.loads(body)["id"], fields)
-    return {**letter_of_position(fields, position, reason), EVENT: body}
+    return {**dead_letter_of_position(fields, position, reason), EVENT: body}

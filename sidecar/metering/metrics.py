@@ -9,11 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.ingest_responses import ResponseClass
 
 
-def _no_requests() -> dict[Verdict, int]:
-    return dict.fromkeys(Verdict, 0)
+def _no_requests() -> dict[ResponseClass, int]:
+    return dict.fromkeys(ResponseClass, 0)
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class PublisherMetrics:
     entries_finished: int = 0
     dead_letters: int = 0
     valkey_failures: int = 0
-    requests: dict[Verdict, int] = field(default_factory=_no_requests)
+    requests: dict[ResponseClass, int] = field(default_factory=_no_requests)
     events_in_progress: int = 0
     lag_events: int = 0
     oldest_s: float = 0.0
@@ -92,6 +92,6 @@ class PublisherCollector(Collector):
         requests = CounterMetricFamily(
             "sidecar_publisher_requests", "Requests to OpenMeter by what their answer meant.", labels=["outcome"]
         )
-        for verdict, count in counts.requests.items():
-            requests.add_metric([verdict.value], count)
+        for response_class, count in counts.requests.items():
+            requests.add_metric([response_class.value], count)
         yield requests

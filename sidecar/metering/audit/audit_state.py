@@ -1,4 +1,4 @@
-"""What audits remember of an hour, beside its counts in Valkey: whether it agreed, and what was sent again."""
+"""What audits save of an hour, beside its counts in Valkey: whether it agreed, and what was sent again."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any, Final
 import orjson
 
 from sidecar.ledger.hours import Hours, HourTotal
-from sidecar.metering.audit.comparison import Cell, Past
+from sidecar.metering.audit.comparison import Cell, ResendHistory
 
 AGREED: Final = "agreed"
 RESENT: Final = "resent"
-PAST_MAX: Final = 20_000
+HISTORY_MAX: Final = 20_000
 """Cells remembered of an hour. Those beyond begin anew with each audit, so they are never given up."""
 
 
 @dataclass(frozen=True, slots=True)
-class HourMemory:
-    """``agreed``: the sums with which the hour agreed. ``past``: cells that were missing."""
+class HourAuditState:
+    """``agreed``: the sums with which the hour agreed. ``history``: cells that were missing."""
 
     agreed: HourTotal | None = None
-    past: Mapping[Cell, Past] = field(default_factory=dict)
+    history: Mapping[Cell, ResendHistory] = field(default_factory=dict)
 
 
-async def recall(hours: Hours, hour: int) -> HourMemory:
+async def load_hour_state(hours: Hours, hour: int) -> HourAuditState:
     """What is known of an hour. What cannot be read is as good as forgotten."""
-    agreed, past = await hours.notes(hour, AGREED, RESENT)
-    return HourMemory(_total(agreed), _past(hour, past))
+    agreed, history = await hours.notes(hour, AGREED, RESENT)
+    return HourAuditState(_total(agreed), _history(hour, history))
 
 
-async def remember_agreed(hours: Hours, hour: int, total: HourTotal) -> None:
+async def save_agreed(hours: Hours, hour: int, total: HourTotal) -> None:
     """The hour agreed, with these sums: it need not be compared again while it has them."""
     await hours.note(hour, {AGREED: f"{total.counts} {total.units}"})
 
 
-async def remember_past(hours: Hours, hour: int, past: Mapping[Cell, Past]) -> None:
+async def save_resend_history(hours: Hours, hour: int, history: Mapping[Cell, ResendHistory]) -> None:
     """Replaces what is known of the hour's cells."""
     rows = [
         [cell.account, cell.metric, each.attempts, each.at_ms, each.events]
-        for cell, each in list(past.items())[:PAST_MAX]
+        for cell, each in list(history.items())[:HISTORY_MAX]
     ]
     await hours.note(hour, {RESENT: orjson.dumps(rows)})
 
@@ -52,9 +52,9 @@ def _total(note: bytes | None) -> HourTotal | None:
     return HourTotal(int(numbers[0]), int(numbers[1]))
 
 
-def _past(hour: int, note: bytes | None) -> dict[Cell, Past]:
+def _history(hour: int, note: bytes | None) -> dict[Cell, ResendHistory]:
     try:
         rows: Any = orjson.loads(note or b"[]")
-        return {Cell(hour, account, metric): Past(*numbers) for account, metric, *numbers in rows}
+        return {Cell(hour, account, metric): ResendHistory(*numbers) for account, metric, *numbers in rows}
     except (orjson.JSONDecodeError, TypeError, ValueError):
         return {}

@@ -1,4 +1,4 @@
-"""The audit: counts, judges what differs, sends again what is missing, and remembers what agrees."""
+"""The audit: counts, compares, sends again what is missing, and saves what agrees."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from sidecar.basics.logger import get_logger
 from sidecar.ledger.hours import Hours
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.audit_report import AuditReport, HourReport, HourState, hour_state, hour_text
-from sidecar.metering.audit.audit_state import remember_agreed, remember_past
+from sidecar.metering.audit.audit_state import save_agreed, save_resend_history
 from sidecar.metering.audit.comparison import (
     AuditRow,
     AuditSettings,
     Cell,
-    Past,
+    ResendHistory,
     RowState,
+    audit_row,
     complete_hours,
-    judge,
-    lacking,
+    missing_units,
 )
-from sidecar.metering.audit.hourly_counts import Census, Progress
+from sidecar.metering.audit.hourly_counts import HourlyCounts, Progress
 from sidecar.metering.audit.metrics import AuditMetrics
 from sidecar.metering.audit.resend import Resender
 from sidecar.metering.audit.streams import Streams, TailUnits
 from sidecar.metering.openmeter.meter_query import MeterQuery
-from sidecar.metering.outbox.events import Stamp
+from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
@@ -68,7 +68,7 @@ class Auditor:
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
         self._hours = Hours(client, keys)
-        self._streams = Streams(client, keys, Stamp(metering.source, metering.type))
+        self._streams = Streams(client, keys, EventAttributes(metering.source, metering.type))
         self._stop = asyncio.Event()
         self._logged: frozenset[tuple[Cell, RowState]] = frozenset()
 
@@ -97,50 +97,54 @@ class Auditor:
             RedisError, OSError: Valkey cannot be reached. What was sent again stays sent.
             MeteringError: the settings cannot be used.
         """
-        census = Census(self._hours, self._streams, self._query, self._metering.type)
-        await census.take(complete_hours(now_ms, self._settings), progress)
-        tail = await self._tail(census, now_ms)
-        past = {cell: each for hour in census.open for cell, each in hour.memory.past.items()}
-        rows = self._judge(census, tail, past, now_ms)
-        resent = await self._resend(census, tail, rows, past, now_ms)
-        report = await self._conclude(census, rows, past, now_ms, resent)
+        hourly_counts = HourlyCounts(self._hours, self._streams, self._query, self._metering.type)
+        await hourly_counts.collect(complete_hours(now_ms, self._settings), progress)
+        tail = await self._tail(hourly_counts, now_ms)
+        history = {cell: each for hour in hourly_counts.open for cell, each in hour.audit_state.history.items()}
+        rows = self._audit_rows(hourly_counts, tail, history, now_ms)
+        resent = await self._resend(hourly_counts, tail, rows, history, now_ms)
+        report = await self._conclude(hourly_counts, rows, history, now_ms, resent)
         self.metrics.note(report, self._clock.now_s())
         self._log(report)
         return report
 
-    async def _tail(self, census: Census, now_ms: int) -> TailUnits | None:
+    async def _tail(self, hourly_counts: HourlyCounts, now_ms: int) -> TailUnits | None:
         """What could be sent again; None if nothing is missing, or it is not known what is."""
-        hours = frozenset(c.hour for each in census.open for c, counts in each.counts.items() if lacking(counts))
-        if not hours or not census.whole:
+        hours = frozenset(
+            c.hour for each in hourly_counts.open for c, counts in each.counts.items() if missing_units(counts)
+        )
+        if not hours or not hourly_counts.complete:
             return None
         tail = await self._streams.tail_units(hours, now_ms - self._settle_ms)
-        if not tail.whole:
-            census.problems.append("too much is kept of what was sent to look at all of it")
+        if not tail.complete:
+            hourly_counts.problems.append("too much is kept of what was sent to look at all of it")
         return tail
 
-    def _judge(self, census: Census, tail: TailUnits | None, past: Mapping[Cell, Past], now_ms: int) -> list[AuditRow]:
+    def _audit_rows(
+        self, hourly_counts: HourlyCounts, tail: TailUnits | None, history: Mapping[Cell, ResendHistory], now_ms: int
+    ) -> list[AuditRow]:
         rows = [
-            judge(cell, counts, tail.of(cell) if tail else None, past.get(cell), now_ms, self._settle_ms)
-            for each in census.open
+            audit_row(cell, counts, tail.of(cell) if tail else None, history.get(cell), now_ms, self._settle_ms)
+            for each in hourly_counts.open
             for cell, counts in each.counts.items()
         ]
         return sorted((row for row in rows if row.state is not RowState.AGREED), key=lambda row: row.cell)
 
     async def _resend(
         self,
-        census: Census,
+        hourly_counts: HourlyCounts,
         tail: TailUnits | None,
         rows: list[AuditRow],
-        past: dict[Cell, Past],
+        history: dict[Cell, ResendHistory],
         now_ms: int,
     ) -> int:
-        """Sends again what is missing and kept, and notes it in ``rows`` and ``past``. Answers how many events."""
+        """Sends again what is missing and kept, and notes it in ``rows`` and ``history``. Answers how many events."""
         for row in rows:
             if row.state in (RowState.MISSING, RowState.UNRECOVERABLE):
-                past.setdefault(row.cell, Past(0, now_ms))
+                history.setdefault(row.cell, ResendHistory(0, now_ms))
         chosen = {row.cell for row in rows if row.state is RowState.MISSING and tail and tail.settled[row.cell]}
-        if any(row.state is RowState.SURPLUS and row.cell in past and past[row.cell].attempts for row in rows):
-            census.problems.append(DOUBLED)
+        if any(row.state is RowState.SURPLUS and row.cell in history and history[row.cell].attempts for row in rows):
+            hourly_counts.problems.append(DOUBLED)
             return 0
         if not chosen or tail is None:
             return 0
@@ -149,34 +153,41 @@ class Auditor:
             await resender.send(self._streams.tail(chosen, now_ms - self._settle_ms))
         log.info("usage events sent again", events=resender.sent, refused=resender.refused, cells=len(chosen))
         if resender.failure is not None:
-            census.problems.append(f"OpenMeter does not take events that are sent again: {resender.failure}")
+            hourly_counts.problems.append(f"OpenMeter does not take events that are sent again: {resender.failure}")
             return resender.sent
         for number, row in enumerate(rows):
             if row.cell in chosen:
-                before, events = past[row.cell], tail.events[row.cell]
-                past[row.cell] = Past(before.attempts + 1, now_ms, before.events + events)
+                before, events = history[row.cell], tail.events[row.cell]
+                history[row.cell] = ResendHistory(before.attempts + 1, now_ms, before.events + events)
                 rows[number] = replace(row, resent=row.resent + events)
         return resender.sent
 
     async def _conclude(
-        self, census: Census, rows: Sequence[AuditRow], past: Mapping[Cell, Past], now_ms: int, resent: int
+        self,
+        hourly_counts: HourlyCounts,
+        rows: Sequence[AuditRow],
+        history: Mapping[Cell, ResendHistory],
+        now_ms: int,
+        resent: int,
     ) -> AuditReport:
         """Remembers what agrees and what was sent again, and sums up."""
-        hours = [HourReport(hour, HourState.AGREED, total.units, total.units) for hour, total in census.agreed.items()]
-        for each in census.open:
+        hours = [
+            HourReport(hour, HourState.AGREED, total.units, total.units) for hour, total in hourly_counts.agreed.items()
+        ]
+        for each in hourly_counts.open:
             state = hour_state([row for row in rows if row.hour == each.hour]) if each.answered else HourState.UNKNOWN
             openmeter = each.openmeter_units if each.answered else None
             hours.append(HourReport(each.hour, state, each.total.units, openmeter))
-            if state is HourState.AGREED and census.whole and each.steady:
-                await remember_agreed(self._hours, each.hour, each.total)
-            mine = {cell: one for cell, one in past.items() if cell.hour == each.hour}
-            if mine != each.memory.past:
-                await remember_past(self._hours, each.hour, mine)
+            if state is HourState.AGREED and hourly_counts.complete and each.is_consistent:
+                await save_agreed(self._hours, each.hour, each.total)
+            mine = {cell: one for cell, one in history.items() if cell.hour == each.hour}
+            if mine != each.audit_state.history:
+                await save_resend_history(self._hours, each.hour, mine)
         return AuditReport(
             now_ms,
             tuple(sorted(hours, key=lambda one: one.hour)),
             tuple(rows),
-            tuple(dict.fromkeys(census.problems)),
+            tuple(dict.fromkeys(hourly_counts.problems)),
             resent,
         )
 

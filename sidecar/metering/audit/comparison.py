@@ -1,4 +1,4 @@
-"""What becomes of one account and metric in one hour, from the counts of both sides. Without I/O."""
+"""Compares the counts of both sides for one account and metric in one hour. Without I/O."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ResendHistory:
     """What earlier audits did about a cell that was missing: ``attempts`` to send it again, the last look or attempt
     at ``at_ms``. ``events``: how many were sent again."""
 
@@ -118,28 +118,34 @@ def complete_hours(now_ms: int, settings: AuditSettings) -> range:
     return range(max(0, now_ms // HOUR_MS - settings.hours), end)
 
 
-def lacking(counts: Counts) -> int:
+def missing_units(counts: Counts) -> int:
     """Units that OpenMeter has not got and nobody is about to deliver. The outbox may hold events that OpenMeter
     has already, so this is the least that it can be."""
     return max(0, counts.ledger - counts.openmeter - counts.outbox - counts.dead)
 
 
-def judge(cell: Cell, counts: Counts, tail: Tail | None, past: Past | None, now_ms: int, settle_ms: int) -> AuditRow:
+def audit_row(
+    cell: Cell, counts: Counts, tail: Tail | None, history: ResendHistory | None, now_ms: int, settle_ms: int
+) -> AuditRow:
     """``tail`` None: it was not, or not wholly, looked at; what is missing is not known to be so then."""
-    missing = lacking(counts)
-    resent = past.events if past else 0
+    missing = missing_units(counts)
+    resent = history.events if history else 0
     if not missing:
         surplus = counts.openmeter - counts.ledger
         if surplus > 0:
             return AuditRow(cell, RowState.SURPLUS, counts, -surplus, resent=resent)
         waits = counts.outbox or counts.dead
         return AuditRow(cell, RowState.PENDING if waits else RowState.AGREED, counts, 0, resent=resent)
-    if tail is None or missing <= tail.arriving or (past and past.attempts and now_ms - past.at_ms < settle_ms):
+    if (
+        tail is None
+        or missing <= tail.arriving
+        or (history and history.attempts and now_ms - history.at_ms < settle_ms)
+    ):
         return AuditRow(cell, RowState.PENDING, counts, 0, resent=resent)
     missing -= tail.arriving
     # One look may come between an event's leaving the outbox and its arrival elsewhere: nothing is given up at once.
-    seen = past is not None and (past.attempts > 0 or now_ms - past.at_ms >= settle_ms)
-    if tail.settled and (past is None or past.attempts < ATTEMPTS_MAX):
+    seen = history is not None and (history.attempts > 0 or now_ms - history.at_ms >= settle_ms)
+    if tail.settled and (history is None or history.attempts < ATTEMPTS_MAX):
         beyond = max(0, missing - tail.settled) if seen else 0
         return AuditRow(cell, RowState.MISSING, counts, missing, beyond, resent)
     if seen:

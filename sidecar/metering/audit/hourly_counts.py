@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sidecar.ledger.hours import HOUR_MS, Hours, HourTotal
-from sidecar.metering.audit.audit_state import HourMemory, recall
+from sidecar.metering.audit.audit_state import HourAuditState, load_hour_state
 from sidecar.metering.audit.comparison import Cell, Counts
-from sidecar.metering.audit.streams import Streams, Waiting
+from sidecar.metering.audit.streams import PendingUnits, Streams
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
 
 METRICS_MAX: Final = 100
@@ -33,27 +33,27 @@ class OpenHour:
 
     hour: int
     total: HourTotal
-    memory: HourMemory
+    audit_state: HourAuditState
     ledger: dict[tuple[str, str], int]
     openmeter_units: int = 0
     answered: bool = True
     counts: dict[Cell, Counts] = field(default_factory=dict)
 
     @property
-    def steady(self) -> bool:
+    def is_consistent(self) -> bool:
         """The counts are those of which the total was taken."""
         return sum(self.ledger.values()) == self.total.units
 
 
-class Census:
-    """One count. ``agreed``: the hours that agreed before and have not changed since. ``whole``: nothing that waits was
-    left out. ``problems``: why it is not all that it could be.
+class HourlyCounts:
+    """The hourly counts of both sides. ``agreed``: the hours that agreed before and have not changed since.
+    ``complete``: nothing that waits was left out. ``problems``: why it is not all that it could be.
     """
 
     def __init__(self, hours: Hours, streams: Streams, query: MeterQuery, event_type: str) -> None:
         self.agreed: dict[int, HourTotal] = {}
         self.open: list[OpenHour] = []
-        self.whole = True
+        self.complete = True
         self.problems: list[str] = []
         self._hours = hours
         self._streams = streams
@@ -62,17 +62,17 @@ class Census:
         self._metrics: list[str] = []
 
     def __repr__(self) -> str:
-        return f"Census({len(self.agreed)} hours agreed, {len(self.open)} open)"
+        return f"HourlyCounts({len(self.agreed)} hours agreed, {len(self.open)} open)"
 
-    async def take(self, hours: Iterable[int], progress: Progress | None = None) -> None:
+    async def collect(self, hours: Iterable[int], progress: Progress | None = None) -> None:
         """Count. Raises RedisError or OSError when Valkey cannot be reached; OpenMeter's failures are problems."""
         for hour in hours:
             await self._choose(hour)
         if not self.open:
             return
         waiting = await self._streams.waiting(frozenset(each.hour for each in self.open))
-        self.whole = waiting.whole
-        if not self.whole:
+        self.complete = waiting.complete
+        if not self.complete:
             self.problems.append("too much waits in the outbox to be counted: what OpenMeter lacks is compared later")
         await self._look_at_meters()
         for number, each in enumerate(self.open, 1):
@@ -85,11 +85,11 @@ class Census:
         total = await self._hours.total(hour)
         if not total.counts:
             return
-        memory = await recall(self._hours, hour)
-        if memory.agreed == total:
+        audit_state = await load_hour_state(self._hours, hour)
+        if audit_state.agreed == total:
             self.agreed[hour] = total
         else:
-            self.open.append(OpenHour(hour, total, memory, await self._hours.units(hour)))
+            self.open.append(OpenHour(hour, total, audit_state, await self._hours.units(hour)))
 
     async def _look_at_meters(self) -> None:
         """Leaves the metrics whose meters sum units. Another would never agree, however often events are sent."""
@@ -126,7 +126,7 @@ class Census:
         hour.answered = {metric for _, metric in hour.ledger} <= set(self._metrics)
         return found
 
-    def _compare(self, hour: OpenHour, openmeter: dict[tuple[str, str], int], waiting: Waiting) -> None:
+    def _compare(self, hour: OpenHour, openmeter: dict[tuple[str, str], int], waiting: PendingUnits) -> None:
         for account, metric in hour.ledger.keys() | openmeter.keys():
             if metric not in self._metrics:
                 continue

@@ -11,8 +11,8 @@ from sidecar.basics.backoff import Backoff
 from sidecar.basics.clock import Clock
 from sidecar.basics.logger import get_logger
 from sidecar.metering.publisher.batches import Batch
-from sidecar.metering.publisher.bisection import Narrowing
-from sidecar.metering.publisher.ingest_answers import Answer, Verdict
+from sidecar.metering.publisher.bisection import Bisection
+from sidecar.metering.publisher.ingest_responses import IngestResponse, ResponseClass
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 
@@ -70,34 +70,34 @@ class Resender:
         return batch
 
     async def _deliver(self, batch: Batch) -> None:
-        work = Narrowing(len(batch))
+        work = Bisection(len(batch))
         while (part := work.part) is not None and not self.failure:
-            answer = await self._post(batch.body(part))
-            if answer.verdict is Verdict.ACCEPTED:
+            response = await self._post(batch.body(part))
+            if response.response_class is ResponseClass.ACCEPTED:
                 self.sent += len(work.accept())
-            elif answer.verdict in (Verdict.RETRY, Verdict.PAUSE):
-                self.failure = answer.reason
+            elif response.response_class in (ResponseClass.RETRY, ResponseClass.PAUSE):
+                self.failure = response.reason
             elif len(part) > 1:
-                work.divide(answer.position)
+                work.divide(response.position)
             else:
-                work.condemn()
-                self._note_refusal(answer)
+                work.reject()
+                self._note_refusal(response)
 
-    def _note_refusal(self, answer: Answer) -> None:
+    def _note_refusal(self, response: IngestResponse) -> None:
         self.refused += 1
-        log.warning("openmeter refuses an event that it has accepted before", reason=answer.reason)
+        log.warning("openmeter refuses an event that it has accepted before", reason=response.reason)
         if self.refused > REFUSED_MAX:
-            self.failure = answer.reason
+            self.failure = response.reason
 
-    async def _post(self, body: bytes) -> Answer:
+    async def _post(self, body: bytes) -> IngestResponse:
         backoff = Backoff(self._settings.backoff_ms_min / 1000, self._settings.backoff_ms_max / 1000, self._random)
         for _ in range(TRIES_MAX):
-            answer = await self._sender.post(body)
-            if answer.status in (401, 403):
+            response = await self._sender.post(body)
+            if response.status in (401, 403):
                 self._sender.reload_token()
-            elif answer.verdict is not Verdict.RETRY:
-                return answer
-            wait_s = max(backoff.next_s(), answer.retry_after_s or 0.0)
+            elif response.response_class is not ResponseClass.RETRY:
+                return response
+            wait_s = max(backoff.next_s(), response.retry_after_s or 0.0)
             if wait_s > RETRY_AFTER_S_MAX or await self._clock.wait(self._stop, wait_s):
-                return answer
-        return answer
+                return response
+        return response

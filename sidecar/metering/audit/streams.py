@@ -12,7 +12,7 @@ import orjson
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.comparison import Cell, Tail
-from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry
 from sidecar.metering.outbox.outbox import SKIPPED
 from sidecar.valkey.topology import Client
 
@@ -26,16 +26,16 @@ Fields = Mapping[bytes, bytes]
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Units by cell that OpenMeter is not to have yet. ``whole``: nothing was left out."""
+class PendingUnits:
+    """Units by cell that OpenMeter is not to have yet. ``complete``: nothing was left out."""
 
     outbox: Counter[Cell] = field(default_factory=Counter)
     dead: Counter[Cell] = field(default_factory=Counter)
-    whole: bool = True
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class TailEvent:
     """An event that was, or will be, sent: its cell, units and JSON."""
 
     cell: Cell
@@ -45,16 +45,16 @@ class Sound:
 
 @dataclass(slots=True)
 class TailUnits:
-    """Units of the tail by cell, and ``events``, how many of them are settled. ``whole``: nothing was left out."""
+    """Units of the tail by cell, and ``events``, how many of them are settled. ``complete``: nothing was left out."""
 
     settled: Counter[Cell] = field(default_factory=Counter)
     arriving: Counter[Cell] = field(default_factory=Counter)
     events: Counter[Cell] = field(default_factory=Counter)
-    whole: bool = True
+    complete: bool = True
 
     def of(self, cell: Cell) -> Tail | None:
         """None if it is not known whether there is something."""
-        if not self.whole and not self.settled[cell]:
+        if not self.complete and not self.settled[cell]:
             return None
         return Tail(self.settled[cell], self.arriving[cell])
 
@@ -62,30 +62,30 @@ class TailUnits:
 class Streams:
     """Reads the streams of one ledger. All methods raise what redis-py raises when Valkey cannot be reached."""
 
-    def __init__(self, client: Client, keys: Keys, stamp: Stamp) -> None:
+    def __init__(self, client: Client, keys: Keys, attributes: EventAttributes) -> None:
         self._client = client
         self._keys = keys
-        self._stamp = stamp
+        self._attributes = attributes
 
     def __repr__(self) -> str:
         return f"Streams({self._keys.prefix})"
 
-    async def waiting(self, hours: Collection[int]) -> Waiting:
+    async def waiting(self, hours: Collection[int]) -> PendingUnits:
         """What of these hours is in the outbox or among the dead letters.
 
         Take it before OpenMeter is asked: an event that OpenMeter does not show was in the outbox then, or it is
         missing. Dead letters come first, since putting one back moves it to the outbox; one that is written
         between the two looks goes unseen, which the next audit mends.
         """
-        found = Waiting()
-        looks = (("dead", self._keys.dead, found.dead), ("outbox", self._keys.outbox, found.outbox))
+        found = PendingUnits()
+        looks = (("dead", self._keys.dead_letters, found.dead), ("outbox", self._keys.outbox, found.outbox))
         for name, key_of, units in looks:
             left = ENTRIES_MAX[name]
             for partition in range(self._keys.partitions):
                 async for page in self._pages(key_of(partition)):
                     left -= len(page)
                     if left < 0:
-                        found.whole = False
+                        found.complete = False
                         break
                     for _, fields in page:
                         for event in self._events(fields, hours):
@@ -105,7 +105,7 @@ class Streams:
                         found.events[event.cell] += 1
                     else:
                         found.arriving[event.cell] += event.units
-        found.whole = seen < ENTRIES_MAX["sent"]
+        found.complete = seen < ENTRIES_MAX["sent"]
         return found
 
     async def tail(self, cells: Collection[Cell], settled_before_ms: int) -> AsyncIterator[list[bytes]]:
@@ -142,14 +142,14 @@ class Streams:
             if len(reply) < PAGE_ENTRIES:
                 return
 
-    def _events(self, fields: Fields, hours: Collection[int]) -> list[Sound]:
+    def _events(self, fields: Fields, hours: Collection[int]) -> list[TailEvent]:
         """The events of an entry if it lies in one of the hours; none if it cannot be read."""
         time = fields.get(b"t", b"")
         hour = int(time) // HOUR_MS if time.isdigit() and len(time) <= 20 else -1
         if hour not in hours:
             return []
         try:
-            bodies = decode_entry(fields, self._stamp).bodies
+            bodies = decode_entry(fields, self._attributes).bodies
         except MalformedEntry:
             return []
         skipped = frozenset(fields.get(SKIPPED, b"").decode("latin-1").split(","))
@@ -158,5 +158,5 @@ class Streams:
             event = orjson.loads(body)
             if event["id"].rpartition(".")[2] not in skipped:
                 data = event["data"]
-                found.append(Sound(Cell(hour, event["subject"], str(data["metric"])), data["units"], body))
+                found.append(TailEvent(Cell(hour, event["subject"], str(data["metric"])), data["units"], body))
         return found

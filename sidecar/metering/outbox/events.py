@@ -31,15 +31,15 @@ class MalformedEntry(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """What all events share."""
+class EventAttributes:
+    """The CloudEvents attributes that all events share."""
 
     source: str
     type: str
 
 
 @dataclass(frozen=True, slots=True)
-class Flaw:
+class InvalidEvent:
     """An event that cannot be sent: its position in ``e``, and why."""
 
     position: int
@@ -47,13 +47,13 @@ class Flaw:
 
 
 class Decoded(NamedTuple):
-    """``bodies``: the JSON of each sound event, in order. ``flaws``: the others."""
+    """``bodies``: the JSON of each valid event, in order. ``invalid_events``: the others."""
 
     bodies: list[bytes]
-    flaws: list[Flaw]
+    invalid_events: list[InvalidEvent]
 
 
-def decode_entry(fields: Mapping[bytes, bytes], stamp: Stamp) -> Decoded:
+def decode_entry(fields: Mapping[bytes, bytes], attributes: EventAttributes) -> Decoded:
     """The events of an entry; event ``n`` has the id ``<o>.<q>.<i + n>`` whenever and by whomever it is decoded.
 
     Raises:
@@ -62,19 +62,19 @@ def decode_entry(fields: Mapping[bytes, bytes], stamp: Stamp) -> Decoded:
     prefix = f"{_text(fields, b'o')}.{_number(fields, b'q')}."
     time = _rfc3339(_number(fields, b"t"))
     number = _number(fields, b"i") if b"i" in fields else 0
-    source, kind, dumps = stamp.source, stamp.type, orjson.dumps
+    source, kind, dumps = attributes.source, attributes.type, orjson.dumps
     bodies: list[bytes] = []
-    flaws: list[Flaw] = []
+    invalid_events: list[InvalidEvent] = []
     for position, event in enumerate(_events(fields)):
         try:
             # A later gateway may add values at the end.
             account, metric, units, route, method, status, time_ms, interaction, trace, *_ = event
         except (TypeError, ValueError):
-            flaws.append(Flaw(position, f"is not an array of {_EVENT_VALUES} values"))
+            invalid_events.append(InvalidEvent(position, f"is not an array of {_EVENT_VALUES} values"))
             continue
         # A units value that is no number is stored by OpenMeter and never counted, so it must not get that far.
         if type(units) is not int or type(account) is not str or not account:
-            flaws.append(Flaw(position, "account is not a text or units is not a whole number"))
+            invalid_events.append(InvalidEvent(position, "account is not a text or units is not a whole number"))
             continue
         data = {
             "endpoint": route,
@@ -100,8 +100,8 @@ def decode_entry(fields: Mapping[bytes, bytes], stamp: Stamp) -> Decoded:
         try:
             bodies.append(dumps(cloud_event))
         except orjson.JSONEncodeError as error:
-            flaws.append(Flaw(position, f"cannot be written as JSON: {error}"))
-    return Decoded(bodies, flaws)
+            invalid_events.append(InvalidEvent(position, f"cannot be written as JSON: {error}"))
+    return Decoded(bodies, invalid_events)
 
 
 def count_events(fields: Mapping[bytes, bytes]) -> int:

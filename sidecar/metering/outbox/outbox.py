@@ -81,7 +81,7 @@ class Outbox:
         self._consumer = consumer
         self._retention = retention or Retention()
         self._outboxes = [keys.outbox(partition) for partition in range(keys.partitions)]
-        self._dead = [keys.dead(partition) for partition in range(keys.partitions)]
+        self._dead = [keys.dead_letters(partition) for partition in range(keys.partitions)]
         self._sent = [keys.sent(partition) for partition in range(keys.partitions)]
         self._windows = [_Window() for _ in self._outboxes]
 
@@ -172,7 +172,7 @@ class Outbox:
         await self._calls.each(calls)
 
     async def finish(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Removes entries whose events are all delivered or condemned, writes their dead letters, keeps what was
+        """Removes entries whose events are all accepted or dead letters, writes the dead letters, keeps what was
         accepted for as long as ``retention`` says.
 
         Answers those that could not be removed, instead of raising. Repeating it changes nothing.
@@ -184,8 +184,10 @@ class Outbox:
             if partition not in live:
                 continue
             keys = [self._outboxes[partition], self._dead[partition], self._sent[partition]]
-            packed = [(_pack(ids), _pack([])) for ids in _finishable([entry for entry in some if not entry.letters])]
-            packed += [(_pack([]), _pack([_condemned(entry)])) for entry in some if entry.letters]
+            packed = [
+                (_pack(ids), _pack([])) for ids in _finishable([entry for entry in some if not entry.dead_letters])
+            ]
+            packed += [(_pack([]), _pack([_with_dead_letters(entry)])) for entry in some if entry.dead_letters]
             how = self._retention
             calls += [
                 (partition, script_call(outbox_scripts.FINISH, keys, GROUP, *args, how.keep_ms, how.entries_max))
@@ -280,11 +282,11 @@ def _finishable(entries: Iterable[Entry]) -> Iterator[list[bytes]]:
         yield ids
 
 
-def _condemned(entry: Entry) -> tuple[bytes, int, bytes, list[list[bytes]]]:
+def _with_dead_letters(entry: Entry) -> tuple[bytes, int, bytes, list[list[bytes]]]:
     """An entry with dead letters as FINISH takes it. A letter without a number is that of an unreadable entry."""
-    refused = sum(EVENT in letter for letter in entry.letters)
-    numbers = [letter[NUMBER] for letter in entry.letters if NUMBER in letter]
-    letters = [_flat(letter) for letter in entry.letters]
+    refused = sum(EVENT in letter for letter in entry.dead_letters)
+    numbers = [letter[NUMBER] for letter in entry.dead_letters if NUMBER in letter]
+    letters = [_flat(letter) for letter in entry.dead_letters]
     return entry.id, int(entry.events > refused), b",".join(numbers), letters
 
 

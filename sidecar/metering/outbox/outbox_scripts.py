@@ -18,7 +18,7 @@ return 1
 """
 
 FINISH = b"""
--- Entries of which every event was accepted or condemned leave the outbox; condemned ones go to the dead letters, and
+-- Entries of which every event was accepted or refused for good leave the outbox. Refused events become dead letters;
 -- what was accepted is kept for a while in the tail.
 --
 -- KEYS [1] outbox [2] dead letters [3] tail
@@ -30,7 +30,7 @@ FINISH = b"""
 -- Why a script: letters must be written exactly when their entry goes, and so must the tail. The entry is looked up
 -- first, so the repetition of a call whose reply was lost, or a second publisher with the same entry, writes nothing
 -- twice. Letters come before the removal: should the server refuse them, for want of memory say, then nothing is lost.
-local group, clean, condemned = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
+local group, ids, with_dead_letters = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local keep_ms, keep_max = tonumber(ARGV[4]), ARGV[5]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -68,28 +68,28 @@ local function keep(fields, skip)
 end
 
 local left, letters = 0, 0
-if #clean > 0 then
+if #ids > 0 then
   local found = {}
   if keeping then
     -- One look finds most, as what leaves together was mostly written together.
-    for _, entry in ipairs(redis.call('XRANGE', KEYS[1], clean[1], clean[#clean], 'COUNT', #clean)) do
+    for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ids[1], ids[#ids], 'COUNT', #ids)) do
       found[entry[1]] = entry[2]
     end
   end
-  for n = 1, #clean do
-    local fields = found[clean[n]]
+  for n = 1, #ids do
+    local fields = found[ids[n]]
     if keeping and not fields then
-      local entry = redis.call('XRANGE', KEYS[1], clean[n], clean[n])[1]
+      local entry = redis.call('XRANGE', KEYS[1], ids[n], ids[n])[1]
       fields = entry and entry[2]
     end
     if keeping and fields then
       keep(fields, '')
     end
   end
-  redis.call('XACK', KEYS[1], group, unpack(clean))
-  left = redis.call('XDEL', KEYS[1], unpack(clean))
+  redis.call('XACK', KEYS[1], group, unpack(ids))
+  left = redis.call('XDEL', KEYS[1], unpack(ids))
 end
-for _, item in ipairs(condemned) do
+for _, item in ipairs(with_dead_letters) do
   local id, accepted, skip = item[1], item[2], item[3]
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
   if entry then

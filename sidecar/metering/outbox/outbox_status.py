@@ -20,7 +20,7 @@ IDS_MAX = 250
 _LETTER_ID = re.compile(r"([0-9]{1,5})/([0-9]{1,20}-[0-9]{1,20})")
 
 
-class UnknownLetter(ValueError):
+class UnknownDeadLetter(ValueError):
     """A text is not the id of a dead letter. The message names it."""
 
 
@@ -117,7 +117,7 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
     for partition in partitions:
         outbox = keys.outbox(partition)
         calls += [
-            script_call(outbox_scripts.MEASURE, [outbox, keys.dead(partition), keys.sent(partition)]),
+            script_call(outbox_scripts.MEASURE, [outbox, keys.dead_letters(partition), keys.sent(partition)]),
             Call(outbox, ("XPENDING", outbox, GROUP)),
             Call(outbox, ("XINFO CONSUMERS", outbox, GROUP)),
             Call(outbox, ("XRANGE", outbox, "-", "+", "COUNT", SAMPLE_ENTRIES)),
@@ -167,7 +167,7 @@ async def dead_letters(client: Client, keys: Keys, limit: int = 100) -> list[Dea
         RedisError, OSError: Valkey cannot be reached.
     """
     assert limit > 0
-    streams = [keys.dead(partition) for partition in range(keys.partitions)]
+    streams = [keys.dead_letters(partition) for partition in range(keys.partitions)]
     calls = [Call(key, ("XRANGE", key, "-", "+", "COUNT", limit)) for key in streams]
     replies = await call_each(client, calls)
     raise_first(replies)
@@ -190,11 +190,11 @@ async def requeue_dead_letters(client: Client, keys: Keys, ids: Iterable[str]) -
     """Puts dead letters back into the outbox, with the ids that their events had. Answers how many were there.
 
     Raises:
-        UnknownLetter: a text is not an id; nothing has been done then.
+        UnknownDeadLetter: a text is not an id; nothing has been done then.
         RedisError, OSError: Valkey cannot be reached; some may have been put back.
     """
     calls = [
-        script_call(outbox_scripts.REQUEUE, [keys.outbox(partition), keys.dead(partition)], *some)
+        script_call(outbox_scripts.REQUEUE, [keys.outbox(partition), keys.dead_letters(partition)], *some)
         for partition, some in _grouped(ids, keys)
     ]
     return await _total(client, calls)
@@ -204,10 +204,11 @@ async def drop_dead_letters(client: Client, keys: Keys, ids: Iterable[str]) -> i
     """Deletes dead letters: their events are never counted. Answers how many were there.
 
     Raises:
-        UnknownLetter, RedisError, OSError: as :func:`requeue_dead_letters` does.
+        UnknownDeadLetter, RedisError, OSError: as :func:`requeue_dead_letters` does.
     """
     calls = [
-        Call(keys.dead(partition), ("XDEL", keys.dead(partition), *some)) for partition, some in _grouped(ids, keys)
+        Call(keys.dead_letters(partition), ("XDEL", keys.dead_letters(partition), *some))
+        for partition, some in _grouped(ids, keys)
     ]
     return await _total(client, calls)
 
@@ -217,7 +218,7 @@ def _grouped(ids: Iterable[str], keys: Keys) -> list[tuple[int, list[str]]]:
     for text in ids:
         match = _LETTER_ID.fullmatch(text)
         if match is None or int(match[1]) >= keys.partitions:
-            raise UnknownLetter(f"{text[:80]!r} is not the id of a dead letter, such as 7/1767225600000-0")
+            raise UnknownDeadLetter(f"{text[:80]!r} is not the id of a dead letter, such as 7/1767225600000-0")
         by_partition.setdefault(int(match[1]), []).append(match[2])
     return [
         (partition, some[start : start + IDS_MAX])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """An outbox entry on its way: ``events`` to deliver, ``open_events`` neither accepted nor condemned yet."""
+    """An outbox entry on its way: ``events`` to deliver, ``open_events`` neither accepted nor dead letters yet."""
 
     partition: int
     id: bytes
@@ -16,7 +16,7 @@ class Entry:
     size_bytes: int
     events: int = 0
     open_events: int = 0
-    letters: list[dict[bytes, bytes]] = field(default_factory=list)
+    dead_letters: list[dict[bytes, bytes]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Entry({self.id.decode()} of partition {self.partition}, {self.open_events} of {self.events} open)"

@@ -1,16 +1,16 @@
 """Finds the events for which a batch is refused while the others get through, without I/O.
 
 The parts of a batch are sent in order. A part that is refused is divided: around the event that the server blames, so
-that three requests do for one bad event, or in the middle. A part of one event that is refused is condemned.
+that three requests do for one bad event, or in the middle. A part of one event that is refused is rejected for good.
 """
 
 from __future__ import annotations
 
 
-class Narrowing:
+class Bisection:
     """The parts of ``count`` events that have yet to be sent.
 
-    Take :attr:`part`, send it, then call one of :meth:`accept`, :meth:`divide`, :meth:`condemn`; until ``part`` is
+    Take :attr:`part`, send it, then call one of :meth:`accept`, :meth:`divide`, :meth:`reject`; until ``part`` is
     None. However often the server lies about the position, at most ``2 · count`` requests are asked for.
     """
 
@@ -28,7 +28,7 @@ class Narrowing:
         """The part was accepted. Answers it."""
         part = self._parts.pop()
         if part is self._suspect:
-            # The blamed event is sound after all. Going on with such blame would take the batch apart one by one.
+            # The blamed event is valid after all. With such blame the batch would be taken apart one by one.
             self._believes = False
         return part
 
@@ -44,11 +44,11 @@ class Narrowing:
             pieces = [part[:middle], part[middle:]]
         self._parts.extend(piece for piece in reversed(pieces) if piece)
 
-    def condemn(self) -> int:
+    def reject(self) -> int:
         """The part, of one event, will never be accepted. Answers the event's position."""
         part = self._parts.pop()
         assert len(part) == 1
         return part[0]
 
     def __repr__(self) -> str:
-        return f"Narrowing({[(part.start, part.stop) for part in reversed(self._parts)]})"
+        return f"Bisection({[(part.start, part.stop) for part in reversed(self._parts)]})"

@@ -1,4 +1,4 @@
-"""OpenMeter as all deliveries see it together: when it may be called, and how it is doing."""
+"""One sender for all deliveries: it pauses all requests together, and knows whether OpenMeter accepts them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from sidecar.basics.clock import Clock
 from sidecar.basics.logger import get_logger
 from sidecar.metering.metrics import PublisherMetrics
-from sidecar.metering.publisher.ingest_answers import Answer, Verdict
+from sidecar.metering.publisher.ingest_responses import IngestResponse, ResponseClass
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 
@@ -18,9 +18,10 @@ class Stopping(Exception):
     """The publisher stops; who waits shall leave its work to another publisher."""
 
 
-class Endpoint:
-    """One gate before all requests. Retry-After and a pause close it for everyone, as they concern the publisher and
-    not a batch. ``acceptances`` counts requests that were accepted.
+class PausableSender:
+    """A sender that pauses. Retry-After and a pause stop all requests, as they concern the publisher and not a batch.
+
+    ``acceptances`` counts requests that were accepted.
     """
 
     def __init__(
@@ -37,48 +38,50 @@ class Endpoint:
         self._metrics = metrics
         self._clock = clock
         self._stop = stop
-        self._closed_until_s = 0.0
+        self._paused_until_s = 0.0
         self._failing = False
         self.acceptances = 0
 
     def __repr__(self) -> str:
         state = "paused" if self._metrics.paused else "failing" if self._failing else "well"
-        return f"Endpoint({state}, {self.acceptances} acceptances)"
+        return f"PausableSender({state}, {self.acceptances} acceptances)"
 
-    async def post(self, body: bytes) -> Answer:
-        """Sends one body as soon as the gate is open.
+    async def post(self, body: bytes) -> IngestResponse:
+        """Sends one body as soon as no pause is in force.
 
         Raises:
-            Stopping: the gate is closed and the publisher stops.
+            Stopping: the publisher stops during a pause.
         """
-        await self.opened()
-        answer = await self._sender.post(body)
-        self._metrics.requests[answer.verdict] += 1
-        match answer.verdict:
-            case Verdict.ACCEPTED:
+        await self.wait_while_paused()
+        response = await self._sender.post(body)
+        self._metrics.requests[response.response_class] += 1
+        match response.response_class:
+            case ResponseClass.ACCEPTED:
                 self.acceptances += 1
                 self._recovered()
-            case Verdict.RETRY:
+            case ResponseClass.RETRY:
                 if not self._failing:
-                    log.warning("openmeter does not answer as it should", reason=answer.reason)
+                    log.warning("openmeter does not answer as it should", reason=response.reason)
                 self._failing = True
-                self._close(min(answer.retry_after_s or 0.0, self._retry_after_s_max))
-            case Verdict.PAUSE:
-                if answer.status in (401, 403):
+                self._pause_for(min(response.retry_after_s or 0.0, self._retry_after_s_max))
+            case ResponseClass.PAUSE:
+                if response.status in (401, 403):
                     self._sender.reload_token()
-                self.pause(answer)
-        return answer
+                self.pause(response)
+        return response
 
-    def pause(self, answer: Answer) -> None:
+    def pause(self, response: IngestResponse) -> None:
         """Nothing is sent for a while: it is not the events that are refused."""
         if not self._metrics.paused:
-            log.error("openmeter refuses the publisher: check url, token and what stands between", reason=answer.reason)
+            log.error(
+                "openmeter refuses the publisher: check url, token and what stands between", reason=response.reason
+            )
         self._metrics.paused = True
-        self._close(self._pause_s)
+        self._pause_for(self._pause_s)
 
-    async def opened(self) -> None:
-        """Waits for the gate. Raises :class:`Stopping` instead if the publisher stops."""
-        while (wait_s := self._closed_until_s - self._clock.monotonic_s()) > 0:
+    async def wait_while_paused(self) -> None:
+        """Waits for the end of a pause. Raises :class:`Stopping` instead if the publisher stops."""
+        while (wait_s := self._paused_until_s - self._clock.monotonic_s()) > 0:
             await self.wait(wait_s)
 
     async def wait(self, seconds: float) -> None:
@@ -86,8 +89,8 @@ class Endpoint:
         if await self._clock.wait(self._stop, seconds):
             raise Stopping
 
-    def _close(self, seconds: float) -> None:
-        self._closed_until_s = max(self._closed_until_s, self._clock.monotonic_s() + seconds)
+    def _pause_for(self, seconds: float) -> None:
+        self._paused_until_s = max(self._paused_until_s, self._clock.monotonic_s() + seconds)
 
     def _recovered(self) -> None:
         if self._failing or self._metrics.paused:

@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sidecar.basics.logger import get_logger
-from sidecar.metering.dead_letters import letter_of_entry, letter_of_position
+from sidecar.metering.dead_letters import dead_letter_of_entry, dead_letter_of_position
 from sidecar.metering.metrics import PublisherMetrics
-from sidecar.metering.outbox.events import MalformedEntry, Stamp, decode_entry
+from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry
 from sidecar.metering.outbox.outbox import Outbox
 from sidecar.metering.publisher.batches import Batcher, Entry
 
 log = get_logger("sidecar.metering")
 
 
-class Progress:
+class PendingEntries:
     """Takes entries in, queues their events in ``batcher``, and removes the entries when all is done.
 
     ``bytes`` is the size of the entries in progress, the measure of how much more may be read.
     """
 
-    def __init__(self, outbox: Outbox, batcher: Batcher, stamp: Stamp, metrics: PublisherMetrics) -> None:
+    def __init__(
+        self, outbox: Outbox, batcher: Batcher, attributes: EventAttributes, metrics: PublisherMetrics
+    ) -> None:
         self.bytes = 0
         self._outbox = outbox
         self._batcher = batcher
-        self._stamp = stamp
+        self._attributes = attributes
         self._metrics = metrics
         self._entries: dict[tuple[int, bytes], Entry] = {}
         self._unfinished: list[Entry] = []
@@ -33,7 +35,7 @@ class Progress:
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"Progress({len(self._entries)} entries, {len(self._unfinished)} to be removed, {self._batcher!r})"
+        return f"PendingEntries({len(self._entries)} entries, {len(self._unfinished)} to be removed, {self._batcher!r})"
 
     async def take(self, entries: Iterable[Entry]) -> None:
         """Decodes entries and queues their events. One that is in progress already is left as it is."""
@@ -57,14 +59,14 @@ class Progress:
 
     def _decode(self, entry: Entry) -> list[bytes]:
         try:
-            decoded = decode_entry(entry.fields, self._stamp)
+            decoded = decode_entry(entry.fields, self._attributes)
         except MalformedEntry as error:
             log.error("outbox entry cannot be read, kept as a dead letter", reason=str(error), entry=repr(entry))
-            entry.letters.append(letter_of_entry(entry.fields, str(error)))
+            entry.dead_letters.append(dead_letter_of_entry(entry.fields, str(error)))
             return []
-        for flaw in decoded.flaws:
-            log.error("usage event cannot be sent, kept as a dead letter", reason=flaw.reason, entry=repr(entry))
-            entry.letters.append(letter_of_position(entry.fields, flaw.position, flaw.reason))
+        for invalid in decoded.invalid_events:
+            log.error("usage event cannot be sent, kept as a dead letter", reason=invalid.reason, entry=repr(entry))
+            entry.dead_letters.append(dead_letter_of_position(entry.fields, invalid.position, invalid.reason))
         return decoded.bodies
 
     async def finish(self, entries: Sequence[Entry]) -> None:
@@ -79,7 +81,7 @@ class Progress:
             self.bytes -= entry.size_bytes
             self._metrics.events_in_progress -= entry.events
             self._metrics.entries_finished += 1
-            self._metrics.dead_letters += len(entry.letters)
+            self._metrics.dead_letters += len(entry.dead_letters)
 
     async def finish_rest(self) -> None:
         """Tries again to remove what could not be removed."""

@@ -1,9 +1,9 @@
 """Brings the events of the outbox to OpenMeter.
 
-One loop: look after what is in progress, read, cut batches, start deliveries. An entry leaves the outbox only when
-each of its events was accepted or condemned (``Courier``), so whatever happens to a publisher, its entries are still
-there; the ids of the events are fixed, so sending them again counts once, as long as OpenMeter removes duplicates
-(``sink.dedupe.enabled``, for longer than the longest outage). What was accepted is kept for a while
+One loop: look after what is in progress, read, cut batches, start deliveries. An entry leaves the outbox only when each
+of its events was accepted or became a dead letter (``BatchDelivery``), so whatever happens to a publisher, its entries
+are still there; the ids of the events are fixed, so sending them again counts once, as long as OpenMeter removes
+duplicates (``sink.dedupe.enabled``, for longer than the longest outage). What was accepted is kept for a while
 (``retain_s``), since OpenMeter may still lose it (``sidecar.metering.audit``).
 
 Any number of publishers may run at once: the consumer group gives every entry to one of them. One that goes silent
@@ -25,12 +25,12 @@ from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.keys import Keys
 from sidecar.metering.metrics import PublisherMetrics
-from sidecar.metering.outbox.events import Stamp
+from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.outbox.outbox import Outbox, Retention
-from sidecar.metering.publisher.batch_delivery import Courier
+from sidecar.metering.publisher.batch_delivery import BatchDelivery
 from sidecar.metering.publisher.batches import Batch, Batcher
-from sidecar.metering.publisher.delivery_pause import Endpoint, Stopping
-from sidecar.metering.publisher.pending_entries import Progress
+from sidecar.metering.publisher.delivery_pause import PausableSender, Stopping
+from sidecar.metering.publisher.pending_entries import PendingEntries
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.calls import VALKEY_ERRORS
@@ -38,7 +38,7 @@ from sidecar.valkey.topology import Client
 
 log = get_logger("sidecar.metering")
 
-CHORES_S_MAX = 5.0
+MAINTENANCE_S_MAX = 5.0
 VALKEY_BACKOFF_S_MIN, VALKEY_BACKOFF_S_MAX = 0.05, 5.0
 LEAVE_TIMEOUT_S = 2.0
 CANCEL_AGAIN_S = 0.1
@@ -81,18 +81,18 @@ class Publisher:
         retention = Retention(settings.retain_s * 1000, settings.retain_entries_max)
         self._outbox = Outbox(client, keys, self._consumer, retention)
         self._batcher = Batcher(settings.batch_events_max, settings.batch_bytes_max)
-        stamp = Stamp(settings.source, settings.type)
-        self._progress = Progress(self._outbox, self._batcher, stamp, self.metrics)
+        attributes = EventAttributes(settings.source, settings.type)
+        self._pending = PendingEntries(self._outbox, self._batcher, attributes, self.metrics)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._slot_freed = asyncio.Event()
-        self._chores_s = min(CHORES_S_MAX, settings.claim_idle_ms / 4000)
-        self._chores_due_s = 0.0
+        self._maintenance_s = min(MAINTENANCE_S_MAX, settings.claim_idle_ms / 4000)
+        self._maintenance_due_s = 0.0
         self._valkey_backoff = Backoff(VALKEY_BACKOFF_S_MIN, VALKEY_BACKOFF_S_MAX, self._random)
         self._valkey_failing = False
 
     def __repr__(self) -> str:
-        return f"Publisher({self._consumer}, {len(self._deliveries)} deliveries, {self._progress!r})"
+        return f"Publisher({self._consumer}, {len(self._deliveries)} deliveries, {self._pending!r})"
 
     def stop(self) -> None:
         """Reads nothing more; :meth:`run` returns when what was read is delivered, or after ``stop_grace_ms``.
@@ -109,9 +109,9 @@ class Publisher:
             MeteringError: the settings name no URL, or a file that cannot be used.
         """
         async with Sender(self._settings, self._clock) as sender:
-            endpoint = Endpoint(sender, self._settings, self.metrics, self._clock, self._stop)
-            courier = Courier(
-                endpoint, self._settings, self.metrics, self._random, self._progress.finish, self._batcher.shrink
+            pausable_sender = PausableSender(sender, self._settings, self.metrics, self._clock, self._stop)
+            delivery = BatchDelivery(
+                pausable_sender, self._settings, self.metrics, self._random, self._pending.finish, self._batcher.shrink
             )
             log.info("publisher started", consumer=self._consumer, url=self._settings.url)
             try:
@@ -119,46 +119,46 @@ class Publisher:
                 async with asyncio.TaskGroup() as tasks:
                     while not self._stop.is_set():
                         _notice_cancellation()
-                        await self._turn(tasks, courier)
-                    await self._drain(tasks, courier)
+                        await self._iterate(tasks, delivery)
+                    await self._drain(tasks, delivery)
             finally:
                 await self._leave()
-        log.info("publisher stopped", consumer=self._consumer, left=len(self._progress))
+        log.info("publisher stopped", consumer=self._consumer, left=len(self._pending))
 
-    async def _turn(self, tasks: asyncio.TaskGroup, courier: Courier) -> None:
+    async def _iterate(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:
         more = False
         try:
-            await self._chores_if_due()
-            await self._progress.finish_rest()
+            await self._maintain_if_due()
+            await self._pending.finish_rest()
             if not self._is_full():
-                reading = await self._outbox.read(self._settings.buffer_bytes_max - self._progress.bytes)
-                await self._progress.take(reading.entries)
+                reading = await self._outbox.read(self._settings.buffer_bytes_max - self._pending.bytes)
+                await self._pending.take(reading.entries)
                 more = reading.more
         except VALKEY_ERRORS as error:
-            self._start_deliveries(tasks, courier, partial=True)
+            self._start_deliveries(tasks, delivery, partial=True)
             self._note_valkey([error, *self._outbox.take_errors()])
-            self._chores_due_s = 0.0  # once it is back, first of all say that we are still here
+            self._maintenance_due_s = 0.0  # once it is back, first of all say that we are still here
             await self._clock.wait(self._stop, self._valkey_backoff.next_s())
             return
         self._note_valkey(self._outbox.take_errors())
         self._valkey_backoff.reset()
-        self._start_deliveries(tasks, courier, partial=not more or self._is_full())
+        self._start_deliveries(tasks, delivery, partial=not more or self._is_full())
         if self._deliveries and (self._is_full() or not self._has_slot()):
             self._slot_freed.clear()
             if not self._stop.is_set():  # a stop has set the event for the last time
-                await self._clock.wait(self._slot_freed, self._chores_s)
+                await self._clock.wait(self._slot_freed, self._maintenance_s)
         elif not more or self._is_full():
-            await self._clock.wait(self._stop, min(self._settings.linger_ms / 1000, self._chores_s))
+            await self._clock.wait(self._stop, min(self._settings.linger_ms / 1000, self._maintenance_s))
 
     def _is_full(self) -> bool:
-        return self._progress.bytes >= self._settings.buffer_bytes_max
+        return self._pending.bytes >= self._settings.buffer_bytes_max
 
     def _has_slot(self) -> bool:
         return len(self._deliveries) < self._settings.requests_in_flight_max
 
-    def _start_deliveries(self, tasks: asyncio.TaskGroup, courier: Courier, *, partial: bool) -> None:
+    def _start_deliveries(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery, *, partial: bool) -> None:
         while self._has_slot() and (batch := self._batcher.cut(partial=partial)) is not None:
-            task = tasks.create_task(self._deliver(courier, batch))
+            task = tasks.create_task(self._deliver(delivery, batch))
             self._deliveries.add(task)
             task.add_done_callback(self._free_slot)
 
@@ -166,34 +166,34 @@ class Publisher:
         self._deliveries.discard(task)
         self._slot_freed.set()
 
-    async def _deliver(self, courier: Courier, batch: Batch) -> None:
+    async def _deliver(self, delivery: BatchDelivery, batch: Batch) -> None:
         try:
-            await courier.deliver(batch)
+            await delivery.deliver(batch)
         except Stopping:
             log.info("delivery left to another publisher", events=len(batch))
 
-    async def _chores_if_due(self) -> None:
+    async def _maintain_if_due(self) -> None:
         now_s = self._clock.monotonic_s()
-        if now_s < self._chores_due_s:
+        if now_s < self._maintenance_due_s:
             return
-        self._chores_due_s = now_s + self._chores_s
+        self._maintenance_due_s = now_s + self._maintenance_s
         idle_ms = self._settings.claim_idle_ms
-        await self._progress.keep()
-        claimed = await self._outbox.claim(idle_ms, self._settings.buffer_bytes_max - self._progress.bytes)
+        await self._pending.keep()
+        claimed = await self._outbox.claim(idle_ms, self._settings.buffer_bytes_max - self._pending.bytes)
         self.metrics.entries_claimed += len(claimed)
-        await self._progress.take(claimed)
+        await self._pending.take(claimed)
         await self._outbox.forget(2 * idle_ms)
         await self._outbox.trim()
         measure = await self._outbox.measure()
-        self.metrics.note_outbox(measure.entries, len(self._progress), measure.oldest_s, measure.dead_letters)
+        self.metrics.note_outbox(measure.entries, len(self._pending), measure.oldest_s, measure.dead_letters)
 
-    async def _drain(self, tasks: asyncio.TaskGroup, courier: Courier) -> None:
+    async def _drain(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:
         try:
             async with asyncio.timeout(self._settings.stop_grace_ms / 1000):
                 while len(self._batcher) or self._deliveries:
-                    self._start_deliveries(tasks, courier, partial=True)
+                    self._start_deliveries(tasks, delivery, partial=True)
                     await asyncio.wait(self._deliveries, return_when=asyncio.FIRST_COMPLETED)
-                await self._progress.finish_rest()
+                await self._pending.finish_rest()
         except TimeoutError:
             while self._deliveries:
                 for task in self._deliveries:

@@ -10,7 +10,7 @@ from sidecar.basics.backoff import retry_after_s
 from sidecar.basics.clock import Clock
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.metering.openmeter.access import Access, MeteringError
-from sidecar.metering.publisher.ingest_answers import REASON_CHARS_MAX, Answer, Verdict, answer_of
+from sidecar.metering.publisher.ingest_responses import REASON_CHARS_MAX, IngestResponse, ResponseClass, ingest_response
 from sidecar.metering.settings import MeteringSettings
 
 __all__ = ["CONTENT_TYPE", "PATH", "MeteringError", "Sender"]
@@ -52,7 +52,7 @@ class Sender:
         if session is not None:
             await session.close()
 
-    async def post(self, body: bytes) -> Answer:
+    async def post(self, body: bytes) -> IngestResponse:
         """Sends a JSON array of events once. Whatever happens becomes an answer."""
         assert self._session is not None
         try:
@@ -61,11 +61,11 @@ class Sender:
                 f"{self._settings.url}{PATH}", data=body, headers=self._headers, allow_redirects=False
             ) as response:
                 after_s = retry_after_s(response.headers.get("Retry-After"), self._clock.now_s())
-                return answer_of(response.status, await _beginning(response.content), after_s)
+                return ingest_response(response.status, await _beginning(response.content), after_s)
         except TimeoutError:
-            return Answer(Verdict.RETRY, None, f"no answer in {self._settings.timeout_ms} ms")
+            return IngestResponse(ResponseClass.RETRY, None, f"no answer in {self._settings.timeout_ms} ms")
         except (aiohttp.ClientError, OSError) as error:
-            return Answer(Verdict.RETRY, None, reason_of(error)[:REASON_CHARS_MAX])
+            return IngestResponse(ResponseClass.RETRY, None, reason_of(error)[:REASON_CHARS_MAX])
 
     def reload_token(self) -> None:
         """Reads the token's file again, since it may have been replaced. Keeps the old token if it cannot be read."""

@@ -48,7 +48,8 @@ async def test_an_account_that_is_new_in_lago_is_served_at_its_first_call(
     async with billing_system(valkey_server.port) as system, openmeter() as meter, aiohttp.ClientSession() as session:
         await system.plan()
         upstream = await api.start()
-        file = configuration(tmp_path, valkey_server.port, upstream, meter, system.lago_url, unknown_account_wait_ms=10_000)
+        wait = {"unknown_account_wait_ms": 10_000}
+        file = configuration(tmp_path, valkey_server.port, upstream, meter, system.lago_url, **wait)
         try:
             with running("control", "-c", file, "--json") as control, running("run", "-c", file, "--json") as gateway:
                 proxy = gateway.ready["proxy"]

@@ -23,7 +23,7 @@ from sidecar.billing.webhooks.refusals import Refusal as WebhookRefusal
 from sidecar.gateway import errors
 from sidecar.kubernetes.injection_options import InjectionSettings
 from sidecar.kubernetes.webhook import Injector
-from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.ingest_responses import ResponseClass
 from tests.deploy.manifests import chart, of_kind
 from tests.integration.deploy.observed import expressions
 from tests.support.processes import Running, running
@@ -51,7 +51,7 @@ DECLARED = {
     "sidecar_reconcile_alerts": ("kind", get_args(AlertKind)),
     "sidecar_lago_failures_total": ("kind", get_args(LagoErrorKind)),
     "sidecar_webhook_refusals_total": ("reason", [each.value for each in WebhookRefusal]),
-    "sidecar_publisher_requests_total": ("outcome", [each.value for each in Verdict]),
+    "sidecar_publisher_requests_total": ("outcome", [each.value for each in ResponseClass]),
 }
 """Labels with few values, all of which need not have happened in the demo."""
 

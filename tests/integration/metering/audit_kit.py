@@ -20,7 +20,7 @@ from sidecar.valkey.topology import Client
 from tests.integration.metering.kit import Valkey
 from tests.support.ledger_driver import CLOCK_KEY, call_batch, text_of
 
-__all__ = ["HOLD", "SETTLE_LATE", "Audit", "Books", "Group", "Single", "auditing"]
+__all__ = ["HOLD", "SETTLE_LATE", "Audit", "Charges", "Group", "Single", "auditing"]
 
 SETTLE_S = 300
 
@@ -35,7 +35,7 @@ class Audit:
 
 
 @dataclass
-class Books:
+class Charges:
     """Charges through the shipped script, at ``now_ms``; None: when Valkey's own clock says."""
 
     valkey: Valkey

@@ -24,7 +24,7 @@ from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
 from sidecar.sandbox.openmeter.openmeter_faults import Fault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from tests.integration.metering.audit_kit import SETTLE_S, Audit, Books, auditing
+from tests.integration.metering.audit_kit import SETTLE_S, Audit, Charges, auditing
 from tests.integration.metering.kit import (
     Gatekeeper,
     Valkey,
@@ -42,8 +42,8 @@ ACCOUNTS = [f"tpp-{number}" for number in range(9)]
 
 
 @pytest.fixture
-def books(valkey: Valkey, keys: Keys) -> Books:
-    return Books(valkey, keys)
+def charges(valkey: Valkey, keys: Keys) -> Charges:
+    return Charges(valkey, keys)
 
 
 def metered(meter: OpenMeter) -> dict[tuple[str, str], int]:
@@ -61,24 +61,24 @@ async def deliver(client: Redis, valkey: Valkey, keys: Keys, url: str, **changes
 
 
 async def test_what_was_delivered_agrees_and_is_not_asked_for_again(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     for number, account in enumerate(ACCOUNTS):
-        books.charge(account, 1, 2, number + 1)
-        books.charge(account, 7, home=(number + 1) % keys.partitions)
+        charges.charge(account, 1, 2, number + 1)
+        charges.charge(account, 7, home=(number + 1) % keys.partitions)
     await deliver(client, valkey, keys, url)
     queries: list[str] = []
     async with Server(noting_queries(meter, queries)) as server, auditing(client, keys, settings(server.url)) as world:
         report = await world.audit()
         assert report.agrees
         assert report.rows == ()
-        assert sum(hour.ledger_units for hour in report.hours) == sum(books.charged.values())
+        assert sum(hour.ledger_units for hour in report.hours) == sum(charges.charged.values())
         asked = len(queries)
         assert asked
         again = await world.audit(900)
         assert (again.hours, again.agrees) == (report.hours, True)
         assert len(queries) == asked, "what agreed is remembered"
-        books.charge("tpp-1", 5)
+        charges.charge("tpp-1", 5)
         await deliver(client, valkey, keys, url)
         assert (await world.audit(900)).agrees
         assert len(queries) > asked, "an hour that has changed is compared again"
@@ -97,15 +97,15 @@ def noting_queries(meter: OpenMeter, queries: list[str]) -> web.Application:
 
 
 async def test_events_lost_after_they_were_accepted_come_back_and_none_counts_twice(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     for account in ACCOUNTS:
         for _ in range(20):
-            books.charge(account, 1, 2, 3)
+            charges.charge(account, 1, 2, 3)
     meter.faults.chance(0.3, LOSE)
     await deliver(client, valkey, keys, url, batch_events_max=25)
     meter.faults.clear()
-    lost = sum(books.charged.values()) - sum(metered(meter).values())
+    lost = sum(charges.charged.values()) - sum(metered(meter).values())
     assert lost > 0
     async with auditing(client, keys, settings(url, batch_events_max=25)) as world:
         first = await world.audit()
@@ -113,7 +113,7 @@ async def test_events_lost_after_they_were_accepted_come_back_and_none_counts_tw
         assert {row.state for row in first.rows} == {RowState.MISSING}
         assert first.resent_events == sum(row.resent for row in first.rows) > 0
         assert not first.agrees
-        assert metered(meter) == books.charged
+        assert metered(meter) == charges.charged
         second = await world.audit(SETTLE_S)
         assert second.agrees
         assert second.resent_events == 0
@@ -124,11 +124,11 @@ async def test_events_lost_after_they_were_accepted_come_back_and_none_counts_tw
 
 
 async def test_only_events_of_what_is_missing_are_sent_again(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 1, 1)
+    charges.charge("tpp-1", 1, 1)
     await deliver(client, valkey, keys, url)
-    books.charge("tpp-2", 3, 4)
+    charges.charge("tpp-2", 3, 4)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url)) as world:
@@ -140,12 +140,12 @@ async def test_only_events_of_what_is_missing_are_sent_again(
 
 
 async def test_what_still_waits_in_the_outbox_is_not_missing(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     await deliver(client, valkey, keys, url)
-    books.charge("tpp-1", 6)
-    books.charge("tpp-2", 7)
+    charges.charge("tpp-1", 6)
+    charges.charge("tpp-2", 7)
     async with auditing(client, keys, settings(url)) as world:
         report = await world.audit()
         assert [(row.account, row.state, row.pending_units, row.difference) for row in report.rows] == [
@@ -160,10 +160,10 @@ async def test_what_still_waits_in_the_outbox_is_not_missing(
 
 
 async def test_a_long_outbox_and_a_long_tail_are_counted_and_sent_to_the_unit(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     for number in range(150):
-        books.charge("tpp-1", number)
+        charges.charge("tpp-1", number)
     async with auditing(client, keys, settings(url)) as world:
         assert [row.pending_units for row in (await world.audit()).rows] == [150 * 149 // 2]
         meter.faults.always(LOSE)
@@ -171,14 +171,14 @@ async def test_a_long_outbox_and_a_long_tail_are_counted_and_sent_to_the_unit(
         meter.faults.clear()
         assert (await world.audit()).resent_events == 150
     assert meter.counts.duplicates == 0
-    assert metered(meter) == books.charged
+    assert metered(meter) == charges.charged
 
 
 async def test_what_openmeter_has_but_the_outbox_too_waits_until_the_outbox_has_let_it_go(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     """A publisher that was killed between OpenMeter's answer and the removal of the entry."""
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     [(_, fields)] = valkey.xrange(keys.outbox(keys.partition("tpp-1")))
     await deliver(client, valkey, keys, url)
     valkey.delete(keys.sent(keys.partition("tpp-1")))
@@ -188,17 +188,17 @@ async def test_what_openmeter_has_but_the_outbox_too_waits_until_the_outbox_has_
         assert (row.state, row.difference) == (RowState.PENDING, 0)
         await deliver(client, valkey, keys, url)
         assert (await world.audit()).agrees
-    assert metered(meter) == books.charged
+    assert metered(meter) == charges.charged
     assert meter.counts.duplicates == 1
 
 
 async def test_what_was_accepted_a_moment_ago_is_not_missing_yet(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     """A backlog of an earlier hour that has just been delivered: OpenMeter's sink takes seconds."""
     now_ms = server_ms(valkey)
-    books.now_ms = now_ms - 3 * HOUR_MS
-    books.charge("tpp-1", 5)
+    charges.now_ms = now_ms - 3 * HOUR_MS
+    charges.charge("tpp-1", 5)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url)) as world:
@@ -207,21 +207,21 @@ async def test_what_was_accepted_a_moment_ago_is_not_missing_yet(
         assert (row.state, row.difference) == (RowState.PENDING, 0)
         [row] = (await world.audit(SETTLE_S + 60)).rows
         assert (row.state, row.difference) == (RowState.MISSING, 5)
-    assert metered(meter) == books.charged
+    assert metered(meter) == charges.charged
 
 
 async def test_dead_letters_are_not_missing_but_dropped_ones_are(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 2, 3)
-    books.charge("poison-1", 4)
+    charges.charge("tpp-1", 2, 3)
+    charges.charge("poison-1", 4)
     gatekeeper = Gatekeeper(first_poisoned)
     async with Server(gatekeeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as world:
         await deliver(client, valkey, keys, server.url)
         [row] = (await world.audit()).rows
         assert (row.account, row.state, row.pending_units) == ("poison-1", RowState.PENDING, 4)
         partition = keys.partition("poison-1")
-        [(id_, _)] = valkey.xrange(keys.dead(partition))
+        [(id_, _)] = valkey.xrange(keys.dead_letters(partition))
         assert await drop_dead_letters(client, keys, [f"{partition}/{id_.decode()}"]) == 1
         states = [(await world.audit(SETTLE_S)).rows[0].state for _ in range(2)]
     assert states == [RowState.MISSING, RowState.UNRECOVERABLE]
@@ -229,11 +229,11 @@ async def test_dead_letters_are_not_missing_but_dropped_ones_are(
 
 
 async def test_an_event_that_became_a_dead_letter_is_not_sent_again_with_its_neighbours(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 2)
+    charges.charge("tpp-1", 2)
     keeper = Gatekeeper(lambda batch: next((i for i, one in enumerate(batch) if one["data"]["units"] == 9), None))
-    books.charge("tpp-1", 3, 9, 4)
+    charges.charge("tpp-1", 3, 9, 4)
     meter.faults.script(*[Fault(lose=True)] * 10)
     async with Server(keeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as world:
         await deliver(client, valkey, keys, server.url)
@@ -248,9 +248,9 @@ async def test_an_event_that_became_a_dead_letter_is_not_sent_again_with_its_nei
 
 
 async def test_what_is_no_longer_kept_is_unrecoverable_and_stays_so_for_all_to_see(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     valkey.delete(keys.sent(keys.partition("tpp-1")))
@@ -266,13 +266,13 @@ async def test_what_is_no_longer_kept_is_unrecoverable_and_stays_so_for_all_to_s
 
 
 async def test_of_what_is_partly_kept_the_rest_is_unrecoverable(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     meter.faults.script(LOSE, LOSE)
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     await deliver(client, valkey, keys, url)
     valkey.delete(keys.sent(keys.partition("tpp-1")))
-    books.charge("tpp-1", 2)
+    charges.charge("tpp-1", 2)
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url)) as world:
         assert (await world.audit()).resent_events == 1
@@ -285,9 +285,9 @@ async def test_of_what_is_partly_kept_the_rest_is_unrecoverable(
 
 
 async def test_what_is_lost_again_is_sent_again_and_what_was_sent_outlives_a_restart(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 5, 6)
+    charges.charge("tpp-1", 5, 6)
     meter.faults.always(LOSE)
     await deliver(client, valkey, keys, url)
     now_ms = 0
@@ -303,10 +303,10 @@ async def test_what_is_lost_again_is_sent_again_and_what_was_sent_outlives_a_res
 
 
 async def test_publishers_killed_while_openmeter_loses_events_cost_and_double_nothing_after_the_audit(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     for number in range(600):
-        books.charge(ACCOUNTS[number % 9], 1, number)
+        charges.charge(ACCOUNTS[number % 9], 1, number)
     meter.faults.chance(0.1, LOSE)
     meter.faults.chance(0.1, Fault(drop="after"))
     meter.faults.chance(0.8, Fault(delay_ms=10))
@@ -325,14 +325,14 @@ async def test_publishers_killed_while_openmeter_loses_events_cost_and_double_no
     async with auditing(client, keys, how) as world:
         assert (await world.audit()).resent_events > 0
         assert (await world.audit(SETTLE_S)).agrees
-    assert metered(meter) == books.charged
+    assert metered(meter) == charges.charged
     assert set(stored_ids(meter).values()) == {1}
 
 
 async def test_surplus_is_reported_and_left_alone(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     [(_, fields)] = valkey.xrange(keys.outbox(keys.partition("tpp-1")))
     time_s = int(fields[b"t"]) // 1000
     data = b'{"units":4,"metric":"api_calls"}'
@@ -348,18 +348,18 @@ async def test_surplus_is_reported_and_left_alone(
 
 
 async def test_an_openmeter_that_counts_twice_is_found_out_and_sent_nothing_more(
-    valkey: Valkey, client: Redis, keys: Keys, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, charges: Charges
 ) -> None:
     meter = OpenMeter(OpenMeterConfig(dedupe=False))
     async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as world:
-        books.charge("tpp-1", 5)
+        charges.charge("tpp-1", 5)
         await deliver(client, valkey, keys, server.url)
-        books.charge("tpp-1", 6)
-        books.charge("tpp-2", 7)
+        charges.charge("tpp-1", 6)
+        charges.charge("tpp-2", 7)
         meter.faults.script(LOSE)
         await deliver(client, valkey, keys, server.url)
         assert (await world.audit()).resent_events == 3
-        books.charge("tpp-3", 8)
+        charges.charge("tpp-3", 8)
         meter.faults.script(LOSE)
         await deliver(client, valkey, keys, server.url)
         report = await world.audit(SETTLE_S)
@@ -372,15 +372,15 @@ async def test_an_openmeter_that_counts_twice_is_found_out_and_sent_nothing_more
 
 
 async def test_every_hour_is_compared_by_itself_and_those_too_old_or_not_counted_are_not(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
     now_ms = server_ms(valkey)
     this_hour = now_ms // HOUR_MS
     for back in (6, 4, 3, 2, 1):
-        books.now_ms = (this_hour - back) * HOUR_MS
-        books.charge("tpp-1", back)
-        books.now_ms += HOUR_MS - 1
-        books.charge("tpp-1", 10 * back)
+        charges.now_ms = (this_hour - back) * HOUR_MS
+        charges.charge("tpp-1", back)
+        charges.now_ms += HOUR_MS - 1
+        charges.charge("tpp-1", 10 * back)
     valkey.delete(keys.hour(keys.partition("tpp-1"), this_hour - 4))
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url), Audit(hours=5)) as world:
@@ -395,34 +395,34 @@ async def test_every_hour_is_compared_by_itself_and_those_too_old_or_not_counted
 
 
 async def test_an_hour_is_not_compared_before_it_is_over_and_has_settled(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    books.now_ms = (server_ms(valkey) // HOUR_MS - 1) * HOUR_MS
-    books.charge("tpp-1", 5)
+    charges.now_ms = (server_ms(valkey) // HOUR_MS - 1) * HOUR_MS
+    charges.charge("tpp-1", 5)
     async with auditing(client, keys, settings(url)) as world:
-        world.now_ms = books.now_ms + HOUR_MS + SETTLE_S * 1000 - 1
+        world.now_ms = charges.now_ms + HOUR_MS + SETTLE_S * 1000 - 1
         assert (await world.audit()).hours == ()
         world.now_ms += 1
         assert len((await world.audit()).hours) == 1
 
 
 async def test_several_metrics_are_compared_by_their_own_meters_and_one_without_is_a_problem(
-    valkey: Valkey, client: Redis, keys: Keys, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, charges: Charges
 ) -> None:
     meters = (DEFAULT_METERS[0], replace(DEFAULT_METERS[0], slug="payments"), replace(DEFAULT_METERS[1], slug="calls"))
     meter = OpenMeter(OpenMeterConfig(meters=meters))
     async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as world:
-        books.charge("tpp-1", 5)
-        books.charge("tpp-1", 6, metric="payments")
+        charges.charge("tpp-1", 5)
+        charges.charge("tpp-1", 6, metric="payments")
         await deliver(client, valkey, keys, server.url)
-        books.charge("tpp-2", 7, metric="payments")
+        charges.charge("tpp-2", 7, metric="payments")
         meter.faults.script(LOSE)
         await deliver(client, valkey, keys, server.url)
         [row] = (await world.audit()).rows
         assert (row.account, row.metric, row.difference) == ("tpp-2", "payments", 7)
         assert (await world.audit(SETTLE_S)).agrees
-        books.charge("tpp-1", 1, metric="reports")
-        books.charge("tpp-1", 1, metric="calls")
+        charges.charge("tpp-1", 1, metric="reports")
+        charges.charge("tpp-1", 1, metric="calls")
         await deliver(client, valkey, keys, server.url)
         report = await world.audit(SETTLE_S)
     assert report.problems == (
@@ -435,9 +435,9 @@ async def test_several_metrics_are_compared_by_their_own_meters_and_one_without_
 
 
 async def test_while_openmeter_is_away_nothing_is_known_and_nothing_is_sent(
-    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     await deliver(client, valkey, keys, url)
     away = settings("http://127.0.0.1:9")
     async with auditing(client, keys, away) as world:
@@ -453,9 +453,9 @@ async def test_while_openmeter_is_away_nothing_is_known_and_nothing_is_sent(
 
 
 async def test_events_that_openmeter_does_not_take_again_are_tried_at_the_next_audit(
-    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
 ) -> None:
-    books.charge("tpp-1", 5)
+    charges.charge("tpp-1", 5)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     meter.faults.always(Fault(status=503))
@@ -474,12 +474,12 @@ async def test_a_backlog_too_large_to_be_counted_makes_nothing_missing(
     keys: Keys,
     url: str,
     meter: OpenMeter,
-    books: Books,
+    charges: Charges,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
     for _ in range(40):
-        books.charge("tpp-1", 1)
+        charges.charge("tpp-1", 1)
     async with auditing(client, keys, settings(url)) as world:
         report = await world.audit()
     assert [(row.state, row.difference) for row in report.rows] == [(RowState.PENDING, 0)]
@@ -492,19 +492,19 @@ async def test_an_hour_that_agrees_while_not_all_that_waits_was_seen_is_compared
     keys: Keys,
     url: str,
     meter: OpenMeter,
-    books: Books,
+    charges: Charges,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert books.now_ms is not None
-    books.now_ms -= HOUR_MS
-    books.charge("tpp-1", 5)
+    assert charges.now_ms is not None
+    charges.now_ms -= HOUR_MS
+    charges.charge("tpp-1", 5)
     await deliver(client, valkey, keys, url)
-    books.now_ms += HOUR_MS
+    charges.now_ms += HOUR_MS
     for _ in range(40):
-        books.charge("tpp-1", 1)
-    last_hour = books.now_ms // HOUR_MS - 1
+        charges.charge("tpp-1", 1)
+    last_hour = charges.now_ms // HOUR_MS - 1
     async with auditing(client, keys, settings(url)) as world:
-        world.now_ms = books.now_ms + SETTLE_S * 1000
+        world.now_ms = charges.now_ms + SETTLE_S * 1000
         with monkeypatch.context() as limited:
             limited.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
             assert (await world.audit()).problems
@@ -514,14 +514,14 @@ async def test_an_hour_that_agrees_while_not_all_that_waits_was_seen_is_compared
 
 
 async def test_what_was_accepted_hours_ago_is_found_in_the_tail(
-    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
 ) -> None:
-    assert books.now_ms is not None
+    assert charges.now_ms is not None
     meter.faults.always(LOSE)
-    books.now_ms -= 3 * HOUR_MS
+    charges.now_ms -= 3 * HOUR_MS
     for _ in range(2):
-        books.charge("tpp-1", 5)
-        books.now_ms += HOUR_MS
+        charges.charge("tpp-1", 5)
+        charges.now_ms += HOUR_MS
     await deliver(client, valkey, keys, url)
     meter.faults.clear()
     tail = keys.sent(keys.partition("tpp-1"))
@@ -531,14 +531,14 @@ async def test_what_was_accepted_hours_ago_is_found_in_the_tail(
         valkey.xadd(tail, fields, id=f"{int(fields[b't']) + 1_000}-0")
     async with auditing(client, keys, settings(url)) as world:
         assert (await world.audit()).resent_events == 2
-    assert metered(meter) == books.charged
+    assert metered(meter) == charges.charged
 
 
 async def test_the_loop_audits_until_it_is_stopped_and_outlives_a_valkey_that_is_away(
-    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
 ) -> None:
-    books.now_ms = server_ms(valkey) - 2 * HOUR_MS
-    books.charge("tpp-1", 5)
+    charges.now_ms = server_ms(valkey) - 2 * HOUR_MS
+    charges.charge("tpp-1", 5)
     await deliver(client, valkey, keys, url)
     stop = asyncio.Event()
     async with (
@@ -554,11 +554,11 @@ async def test_the_loop_audits_until_it_is_stopped_and_outlives_a_valkey_that_is
 
 
 async def test_progress_is_told_hour_by_hour(
-    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, books: Books
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
 ) -> None:
     for back in (3, 2, 1):
-        books.now_ms = server_ms(valkey) - (back + 1) * HOUR_MS
-        books.charge("tpp-1", 1)
+        charges.now_ms = server_ms(valkey) - (back + 1) * HOUR_MS
+        charges.charge("tpp-1", 1)
     told: list[tuple[int, int]] = []
     async with auditing(client, keys, settings(url)) as world:
         await world.auditor.audit(world.now_ms, lambda done, of: told.append((done, of)))

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox_status import dead_letters
-from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.ingest_responses import ResponseClass
 from sidecar.sandbox.openmeter.openmeter_faults import Fault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
@@ -54,7 +54,7 @@ async def test_each_event_is_stored_exactly_once_through_any_mix_of_failures(
     assert stored_ids(meter) == dict.fromkeys(ids, 1)
     assert meter.counts.duplicates > 0
     assert meter.faults.struck > 10
-    assert publisher.metrics.requests[Verdict.RETRY] >= meter.faults.struck
+    assert publisher.metrics.requests[ResponseClass.RETRY] >= meter.faults.struck
     assert await dead_letters(client, keys) == []
 
 
@@ -111,11 +111,11 @@ async def test_bodies_that_are_too_large_are_halved_and_later_ones_made_smaller(
         how = settings(server.url, batch_events_max=100, requests_in_flight_max=1)
         async with publishing(client, keys, how) as publisher:
             await until(lambda: outbox_is_empty(valkey, keys))
-            refused = publisher.metrics.requests[Verdict.TOO_LARGE]
+            refused = publisher.metrics.requests[ResponseClass.TOO_LARGE]
             ids |= fill(valkey, keys, 150, origin="late")
             await until(lambda: outbox_is_empty(valkey, keys))
     assert stored_ids(meter) == dict.fromkeys(ids, 1)
-    assert 0 < refused == publisher.metrics.requests[Verdict.TOO_LARGE]
+    assert 0 < refused == publisher.metrics.requests[ResponseClass.TOO_LARGE]
     assert await dead_letters(client, keys) == []
 
 
@@ -146,8 +146,8 @@ async def test_a_refused_token_pauses_until_its_file_holds_the_right_one(
         await until(lambda: publisher.metrics.paused)
         assert stored_ids(meter) == {}
         file.unlink()
-        tries = publisher.metrics.requests[Verdict.PAUSE]
-        await until(lambda: publisher.metrics.requests[Verdict.PAUSE] > tries + 1)
+        tries = publisher.metrics.requests[ResponseClass.PAUSE]
+        await until(lambda: publisher.metrics.requests[ResponseClass.PAUSE] > tries + 1)
         file.write_text("the-new-one")
         await until(lambda: outbox_is_empty(valkey, keys))
         assert not publisher.metrics.paused
@@ -156,7 +156,7 @@ async def test_a_refused_token_pauses_until_its_file_holds_the_right_one(
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 302, 415])
-async def test_a_server_that_refuses_everything_gets_no_event_condemned(
+async def test_a_server_that_refuses_everything_makes_no_dead_letter(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, status: int
 ) -> None:
     gatekeeper = Gatekeeper(status=status, refuse_all=True)
@@ -178,7 +178,7 @@ async def test_a_redirect_is_not_followed_as_it_might_end_in_a_page_that_stores_
     gatekeeper = Gatekeeper(status=status, refuse_all=True, headers={"Location": "/api/v1/meters"})
     ids = fill(valkey, keys, 8)
     async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
-        await until(lambda: publisher.metrics.requests[Verdict.PAUSE] > 2)
+        await until(lambda: publisher.metrics.requests[ResponseClass.PAUSE] > 2)
         gatekeeper.refuse_all = False
         await until(lambda: outbox_is_empty(valkey, keys))
     assert stored_ids(meter) == dict.fromkeys(ids, 1)
@@ -238,7 +238,7 @@ async def test_no_more_is_read_than_the_buffer_holds_while_nothing_is_accepted(
     meter.faults.always(Fault(status=503))
     ids = fill(valkey, keys, 1_200, lambda number: 10)
     async with publishing(client, keys, settings(url, buffer_bytes_max=65_536, requests_in_flight_max=1)) as publisher:
-        await until(lambda: publisher.metrics.requests[Verdict.RETRY] > 20)
+        await until(lambda: publisher.metrics.requests[ResponseClass.RETRY] > 20)
         read = publisher.metrics.events_in_progress
         assert 0 < read < len(ids) // 4
         meter.faults.clear()

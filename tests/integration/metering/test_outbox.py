@@ -153,13 +153,13 @@ async def test_finishing_twice_or_by_two_writes_each_dead_letter_once(
     taken = await second.claim(IDLE_MS, ROOM)
     for some in (entries, taken):
         for entry in some[:10]:
-            entry.letters += [{b"o": b"gw", b"dead-reason": b"no"}, {b"o": b"gw", b"dead-reason": b"nor this"}]
+            entry.dead_letters += [{b"o": b"gw", b"dead-reason": b"no"}, {b"o": b"gw", b"dead-reason": b"nor this"}]
     chosen = names(entries[:10]) | names(taken[:10])
     await first.finish(entries)
     await first.finish(entries)
     await second.finish(taken)
     assert outbox_is_empty(valkey, keys)
-    letters = [letter for p in range(keys.partitions) for letter in valkey.xrange(keys.dead(p))]
+    letters = [letter for p in range(keys.partitions) for letter in valkey.xrange(keys.dead_letters(p))]
     assert len(letters) == 2 * len(names(entries[:10]))
     assert {fields[b"dead-entry"] for _, fields in letters} <= {id_ for _, id_ in chosen}
 
@@ -168,10 +168,10 @@ async def test_an_entry_whose_dead_letters_cannot_be_written_stays_where_it_is(
     valkey: Valkey, keys: Keys, first: Outbox
 ) -> None:
     fill(valkey, keys, 4)
-    valkey.set(keys.dead(1), "not a stream")
+    valkey.set(keys.dead_letters(1), "not a stream")
     entries = await read_all(first)
     for each in entries:
-        each.letters.append({b"o": b"gw", b"dead-reason": b"no"})
+        each.dead_letters.append({b"o": b"gw", b"dead-reason": b"no"})
     left = await first.finish(entries)
     assert [each.partition for each in left] == [1]
     assert [valkey.xlen(keys.outbox(partition)) for partition in range(4)] == [0, 1, 0, 0]
@@ -223,7 +223,7 @@ async def test_what_is_in_the_streams_is_measured(valkey: Valkey, keys: Keys, cl
     assert (measure.entries, measure.oldest_s, measure.dead_letters) == (0, 0.0, 0)
     fill(valkey, keys, 10)
     seconds, _ = valkey.time()
-    valkey.xadd(keys.dead(1), {"o": "x"})
+    valkey.xadd(keys.dead_letters(1), {"o": "x"})
     old = Keys(partitions=keys.partitions, prefix="old")
     valkey.xadd(old.outbox(2), {"o": "x"}, id=f"{(seconds - 100) * 1000}-0")
     measure = await first.measure()

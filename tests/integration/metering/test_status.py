@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox import Outbox
 from sidecar.metering.outbox.outbox_status import (
-    UnknownLetter,
+    UnknownDeadLetter,
     dead_letters,
     drop_dead_letters,
     outbox_status,
@@ -32,7 +32,7 @@ from tests.integration.metering.kit import (
 )
 
 
-async def condemn(valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, events: int) -> None:
+async def make_dead_letters(valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, events: int) -> None:
     """Leaves as many dead letters."""
     for number in range(events):
         rows = [event("tpp-1"), event(f"poison-{number}", units=number)]
@@ -71,7 +71,7 @@ async def test_what_waits_and_what_is_with_a_publisher_are_told_apart(
 async def test_dead_letters_are_shown_oldest_first_up_to_the_limit(
     client: Redis, keys: Keys, valkey: Valkey, meter: OpenMeter
 ) -> None:
-    await condemn(valkey, client, keys, meter, 9)
+    await make_dead_letters(valkey, client, keys, meter, 9)
     letters = await dead_letters(client, keys)
     assert {orjson.loads(letter.event or b"")["id"] for letter in letters} == {f"bad.{n}.1" for n in range(9)}
     assert [letter.at_ms for letter in letters] == sorted(letter.at_ms for letter in letters)
@@ -82,7 +82,7 @@ async def test_dead_letters_are_shown_oldest_first_up_to_the_limit(
 async def test_a_requeued_event_is_delivered_under_its_own_id(
     client: Redis, keys: Keys, valkey: Valkey, meter: OpenMeter, url: str
 ) -> None:
-    await condemn(valkey, client, keys, meter, 6)
+    await make_dead_letters(valkey, client, keys, meter, 6)
     letters = await dead_letters(client, keys)
     assert await requeue_dead_letters(client, keys, [letter.id for letter in letters[:4]]) == 4
     assert await requeue_dead_letters(client, keys, [letter.id for letter in letters[:4]]) == 0
@@ -97,7 +97,7 @@ async def test_a_requeued_event_is_delivered_under_its_own_id(
 
 
 async def test_dropped_letters_are_gone(client: Redis, keys: Keys, valkey: Valkey, meter: OpenMeter) -> None:
-    await condemn(valkey, client, keys, meter, 5)
+    await make_dead_letters(valkey, client, keys, meter, 5)
     letters = await dead_letters(client, keys)
     assert await drop_dead_letters(client, keys, [letters[0].id, letters[3].id, "1/1-1"]) == 2
     assert await dead_letters(client, keys) == [letters[1], letters[2], letters[4]]
@@ -108,8 +108,8 @@ async def test_dropped_letters_are_gone(client: Redis, keys: Keys, valkey: Valke
 async def test_what_is_no_id_is_named_and_nothing_is_touched(
     client: Redis, keys: Keys, valkey: Valkey, id_: str
 ) -> None:
-    valkey.xadd(keys.dead(1), {"o": "x"}, id="1-0")
+    valkey.xadd(keys.dead_letters(1), {"o": "x"}, id="1-0")
     for action in (requeue_dead_letters, drop_dead_letters):
-        with pytest.raises(UnknownLetter, match="is not the id of a dead letter"):
+        with pytest.raises(UnknownDeadLetter, match="is not the id of a dead letter"):
             await action(client, keys, ["1/1-0", id_])
-    assert valkey.xlen(keys.dead(1)) == 1
+    assert valkey.xlen(keys.dead_letters(1)) == 1

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox import GROUP
 from sidecar.metering.outbox.outbox_status import dead_letters
-from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.ingest_responses import ResponseClass
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.openmeter.openmeter_faults import Fault
@@ -140,7 +140,7 @@ async def test_what_a_stopping_publisher_cannot_deliver_the_next_one_takes_at_on
     meter.faults.always(Fault(status=503))
     patient = settings(url, claim_idle_ms=3_600_000)
     async with publishing(client, keys, patient) as publisher:
-        await until(lambda: publisher.metrics.requests[Verdict.RETRY] > 3)
+        await until(lambda: publisher.metrics.requests[ResponseClass.RETRY] > 3)
     meter.faults.clear()
     async with publishing(client, keys, patient) as publisher:
         await until(lambda: outbox_is_empty(valkey, keys))

@@ -20,7 +20,7 @@ from sidecar.sandbox.openmeter.openmeter_faults import Fault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import free_port, start_valkey
-from tests.integration.metering.audit_kit import SETTLE_S, Books, auditing
+from tests.integration.metering.audit_kit import SETTLE_S, Charges, auditing
 from tests.integration.metering.kit import (
     PATIENCE_S,
     Gatekeeper,
@@ -175,9 +175,9 @@ async def test_on_a_cluster_what_openmeter_has_lost_comes_back(
 ) -> None:
     keys = Keys(prefix="audited")
     with redis.RedisCluster(host="127.0.0.1", port=nodes[0].port) as valkey:
-        books = Books(valkey, keys, now_ms=None)
+        charges = Charges(valkey, keys, now_ms=None)
         for number in range(40):
-            books.charge(f"tpp-{number % 20}", 1, 2, number)
+            charges.charge(f"tpp-{number % 20}", 1, 2, number)
         meter.faults.script(*[Fault(lose=True), Fault()] * 3)
         async with publishing(cluster, keys, settings(url, batch_events_max=15)):
             await until(lambda: outbox_is_empty(valkey, keys))
@@ -187,7 +187,7 @@ async def test_on_a_cluster_what_openmeter_has_lost_comes_back(
         assert first.resent_events >= 45
         second = await world.audit(SETTLE_S)
         assert second.agrees
-        assert sum(hour.ledger_units for hour in second.hours) == sum(books.charged.values())
+        assert sum(hour.ledger_units for hour in second.hours) == sum(charges.charged.values())
         assert (await world.audit(1)).hours == second.hours
     assert set(stored_ids(meter).values()) == {1}
     assert len(meter.store) == 120

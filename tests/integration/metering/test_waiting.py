@@ -12,10 +12,10 @@ from random import Random
 import pytest
 
 from sidecar.metering.metrics import PublisherMetrics
-from sidecar.metering.publisher.batch_delivery import Courier
+from sidecar.metering.publisher.batch_delivery import BatchDelivery
 from sidecar.metering.publisher.batches import Batch, Batcher, Entry
-from sidecar.metering.publisher.delivery_pause import Endpoint, Stopping
-from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.delivery_pause import PausableSender, Stopping
+from sidecar.metering.publisher.ingest_responses import ResponseClass
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.openmeter.openmeter_faults import Fault
@@ -26,15 +26,15 @@ BODY = b'{"specversion":"1.0","id":"gw.0.1.0","source":"bank","type":"api.call",
 
 
 class Delivering:
-    """A courier with a clock that skips, and what it has finished."""
+    """A delivery with a clock that skips, and what it has finished."""
 
     def __init__(self, how: MeteringSettings, sender: Sender, clock: SkippingClock) -> None:
         self.metrics = PublisherMetrics()
         self.stop = asyncio.Event()
         self.clock = clock
         self.finished: list[Entry] = []
-        endpoint = Endpoint(sender, how, self.metrics, clock, self.stop)
-        self.courier = Courier(endpoint, how, self.metrics, Random(1), self._finish, lambda size: None)
+        pausable_sender = PausableSender(sender, how, self.metrics, clock, self.stop)
+        self.delivery = BatchDelivery(pausable_sender, how, self.metrics, Random(1), self._finish, lambda size: None)
 
     async def _finish(self, entries: list[Entry]) -> None:
         self.finished += entries
@@ -42,7 +42,7 @@ class Delivering:
     async def deliver(self) -> float:
         """Delivers a batch of one event. Answers how many seconds that took."""
         begin_s = self.clock.monotonic_s()
-        await self.courier.deliver(one_event())
+        await self.delivery.deliver(one_event())
         return self.clock.monotonic_s() - begin_s
 
 
@@ -87,9 +87,9 @@ async def test_retry_after_holds_back_every_other_batch_too(meter: OpenMeter, ur
     async with delivering(url) as world:
         begin_s = world.clock.monotonic_s()
         first = asyncio.create_task(world.deliver())
-        while not world.metrics.requests[Verdict.RETRY]:
+        while not world.metrics.requests[ResponseClass.RETRY]:
             await asyncio.sleep(0)
-        await world.courier.deliver(one_event())
+        await world.delivery.deliver(one_event())
         assert world.clock.monotonic_s() - begin_s >= 60
         await first
 
@@ -108,7 +108,7 @@ async def test_a_pause_is_as_long_as_configured(meter: OpenMeter, url: str) -> N
     meter.faults.script(*[Fault(status=401)] * 3)
     async with delivering(url, pause_ms=30_000) as world:
         assert await world.deliver() == 90.0
-        assert world.metrics.requests[Verdict.PAUSE] == 3
+        assert world.metrics.requests[ResponseClass.PAUSE] == 3
         assert not world.metrics.paused
 
 
@@ -116,7 +116,7 @@ async def test_a_stop_ends_a_long_wait_and_gives_the_batch_up(meter: OpenMeter, 
     meter.faults.always(Fault(status=503))
     async with delivering(url) as world:
         delivery = asyncio.create_task(world.deliver())
-        while world.metrics.requests[Verdict.RETRY] < 3:
+        while world.metrics.requests[ResponseClass.RETRY] < 3:
             await asyncio.sleep(0)
         world.stop.set()
         with pytest.raises(Stopping):

@@ -15,11 +15,11 @@ from sidecar.metering.audit.comparison import (
     AuditRow,
     Cell,
     Counts,
-    Past,
+    ResendHistory,
     RowState,
     Tail,
+    audit_row,
     complete_hours,
-    judge,
 )
 
 CELL = Cell(490_000, "tpp-1", "api_calls")
@@ -39,12 +39,12 @@ class Settings:
 NO_TAIL = Tail()
 
 
-def row(counts: Counts, tail: Tail | None = NO_TAIL, past: Past | None = None) -> AuditRow:
-    return judge(CELL, counts, tail, past, NOW_MS, SETTLE_MS)
+def row(counts: Counts, tail: Tail | None = NO_TAIL, history: ResendHistory | None = None) -> AuditRow:
+    return audit_row(CELL, counts, tail, history, NOW_MS, SETTLE_MS)
 
 
 @pytest.mark.parametrize(
-    ("counts", "tail", "past", "state", "difference", "unrecoverable"),
+    ("counts", "tail", "history", "state", "difference", "unrecoverable"),
     [
         (Counts(7, 7), Tail(), None, RowState.AGREED, 0, 0),
         (Counts(7, 7, outbox=1), Tail(), None, RowState.PENDING, 0, 0),
@@ -62,41 +62,48 @@ def row(counts: Counts, tail: Tail | None = NO_TAIL, past: Past | None = None) -
         (Counts(7, 4), Tail(7, arriving=3), None, RowState.PENDING, 0, 0),
         (Counts(7, 4), Tail(7, arriving=2), None, RowState.MISSING, 1, 0),
         (Counts(7, 4), Tail(2), None, RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(2), Past(0, JUST_NOW), RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(2), Past(0, LONG_AGO), RowState.MISSING, 3, 1),
-        (Counts(7, 4), Tail(3), Past(0, LONG_AGO), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(2), ResendHistory(0, JUST_NOW), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(2), ResendHistory(0, LONG_AGO), RowState.MISSING, 3, 1),
+        (Counts(7, 4), Tail(3), ResendHistory(0, LONG_AGO), RowState.MISSING, 3, 0),
         (Counts(7, 4), Tail(), None, RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(), Past(0, JUST_NOW), RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(), Past(0, LONG_AGO), RowState.UNRECOVERABLE, 3, 3),
-        (Counts(7, 4), Tail(7), Past(1, JUST_NOW), RowState.PENDING, 0, 0),
-        (Counts(7, 4), Tail(7), Past(1, LONG_AGO), RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(7), Past(ATTEMPTS_MAX - 1, LONG_AGO), RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(7), Past(ATTEMPTS_MAX, LONG_AGO), RowState.UNRECOVERABLE, 3, 3),
-        (Counts(7, 4), Tail(7), Past(ATTEMPTS_MAX, JUST_NOW), RowState.PENDING, 0, 0),
+        (Counts(7, 4), Tail(), ResendHistory(0, JUST_NOW), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(), ResendHistory(0, LONG_AGO), RowState.UNRECOVERABLE, 3, 3),
+        (Counts(7, 4), Tail(7), ResendHistory(1, JUST_NOW), RowState.PENDING, 0, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(1, LONG_AGO), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(ATTEMPTS_MAX - 1, LONG_AGO), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(ATTEMPTS_MAX, LONG_AGO), RowState.UNRECOVERABLE, 3, 3),
+        (Counts(7, 4), Tail(7), ResendHistory(ATTEMPTS_MAX, JUST_NOW), RowState.PENDING, 0, 0),
     ],
 )
 def test_a_cell_is_judged_by_the_counts_of_both_sides_and_by_what_was_done_before(
-    counts: Counts, tail: Tail | None, past: Past | None, state: RowState, difference: int, unrecoverable: int
+    counts: Counts,
+    tail: Tail | None,
+    history: ResendHistory | None,
+    state: RowState,
+    difference: int,
+    unrecoverable: int,
 ) -> None:
-    found = row(counts, tail, past)
+    found = row(counts, tail, history)
     assert (found.state, found.difference, found.unrecoverable_units) == (state, difference, unrecoverable)
 
 
 units = st.integers(0, 9)
-pasts = st.none() | st.builds(Past, st.integers(0, 4), st.sampled_from([LONG_AGO, JUST_NOW]), st.integers(0, 9))
+pasts = st.none() | st.builds(
+    ResendHistory, st.integers(0, 4), st.sampled_from([LONG_AGO, JUST_NOW]), st.integers(0, 9)
+)
 
 
 @given(st.builds(Counts, units, units, units, units), st.none() | st.builds(Tail, units, units), pasts)
 def test_a_cell_never_differs_by_more_than_it_does_nor_agrees_when_it_does_not(
-    counts: Counts, tail: Tail | None, past: Past | None
+    counts: Counts, tail: Tail | None, history: ResendHistory | None
 ) -> None:
-    found = row(counts, tail, past)
+    found = row(counts, tail, history)
     real = counts.ledger - counts.openmeter
     assert min(0, real) <= found.difference <= max(0, real)
     assert 0 <= found.unrecoverable_units <= max(0, found.difference)
     assert (found.state is RowState.AGREED) == (real == 0 and not counts.outbox and not counts.dead)
     assert (found.state is RowState.SURPLUS) == (found.difference < 0) == (real < 0)
-    assert found.resent == (past.events if past else 0)
+    assert found.resent == (history.events if history else 0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,11 @@ def test_an_hour_differs_if_one_of_its_cells_does_and_waits_if_one_does() -> Non
 
 
 def test_a_report_sums_up_and_makes_a_table() -> None:
-    rows = (row(Counts(9, 4), past=Past(0, LONG_AGO)), row(Counts(2, 5, outbox=1)), row(Counts(9, 4, dead=4)))
+    rows = (
+        row(Counts(9, 4), history=ResendHistory(0, LONG_AGO)),
+        row(Counts(2, 5, outbox=1)),
+        row(Counts(9, 4, dead=4)),
+    )
     hours = (HourReport(CELL.hour, HourState.DIFFERS, 20, 13),)
     report = AuditReport(NOW_MS, hours, rows, (), 0)
     sums = (report.missing_units, report.surplus_units, report.unrecoverable_units, report.pending_units)

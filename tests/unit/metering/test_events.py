@@ -11,8 +11,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from sidecar.metering.outbox.events import (
+    EventAttributes,
     MalformedEntry,
-    Stamp,
     count_events,
     decode_entry,
     position_of,
@@ -20,7 +20,7 @@ from sidecar.metering.outbox.events import (
 )
 from sidecar.sandbox.openmeter.openmeter_events import BATCH, parse_events
 
-STAMP = Stamp("open-banking-api", "api.call")
+STAMP = EventAttributes("open-banking-api", "api.call")
 ROUTE = "/open-banking/v3.1/aisp/accounts/{AccountId}"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 EVENT = ["tpp-1", "api_calls", 2, ROUTE, "GET", 200, 17, "93bac548-d2de-4546-b106-880a5018460d", TRACE]
@@ -139,7 +139,7 @@ def test_an_entry_that_cannot_be_read_says_why(fields: dict[bytes, bytes], reaso
 def test_an_event_that_cannot_be_sent_does_not_take_its_neighbours_along(bad: object) -> None:
     result = decode_entry(entry([EVENT, bad, BARE]), STAMP)
     assert [orjson.loads(body)["id"] for body in result.bodies] == ["gw-1.3.17.0", "gw-1.3.17.2"]
-    assert [flaw.position for flaw in result.flaws] == [1]
+    assert [invalid.position for invalid in result.invalid_events] == [1]
 
 
 def test_values_that_a_later_gateway_adds_are_ignored() -> None:
@@ -163,7 +163,7 @@ def test_a_lone_surrogate_costs_only_its_own_event() -> None:
     fields = entry(b"[" + odd + b"," + orjson.dumps(BARE) + b"]")
     result = decode_entry(fields, STAMP)
     assert [orjson.loads(body)["subject"] for body in result.bodies] == ["tpp-2"]
-    assert [flaw.position for flaw in result.flaws] == [0]
+    assert [invalid.position for invalid in result.invalid_events] == [0]
     assert decode_entry(single_event(fields, 0), STAMP).bodies == []
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar.metering.metrics import PublisherCollector, PublisherMetrics
-from sidecar.metering.publisher.ingest_answers import Verdict
+from sidecar.metering.publisher.ingest_responses import ResponseClass
 
 
 def test_counts_are_exported_under_their_names() -> None:
     metrics = PublisherMetrics(events_delivered=7, dead_letters=2, entries_read=2, events_read=10, paused=True)
-    metrics.requests[Verdict.RETRY] = 3
+    metrics.requests[ResponseClass.RETRY] = 3
     metrics.events_in_progress = 4
     metrics.note_outbox(entries=5, entries_in_progress=1, oldest_s=12.5, dead_letters=6)
     registry = CollectorRegistry()

@@ -84,7 +84,9 @@ def test_the_windows_of_an_hour_become_one_segment_when_no_cut_of_lagos_may_lie_
 
 def test_a_merged_segment_does_not_begin_again_with_its_revisions() -> None:
     minutes = (Segment(T0, T0 + 60, 1, next_rev=3), Segment(T0 + 600, T0 + 660, 2, next_rev=1))
-    compact = replace(PUSHED_USAGE, segments=minutes, through_s=T0 + HOUR).compacted(T0 + DAY, T0 + HOUR + DETAILED_S, DAY)
+    compact = replace(PUSHED_USAGE, segments=minutes, through_s=T0 + HOUR).compacted(
+        T0 + DAY, T0 + HOUR + DETAILED_S, DAY
+    )
     assert compact.segments[0].next_rev == 3
 
 

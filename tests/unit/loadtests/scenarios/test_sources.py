@@ -13,7 +13,7 @@ from loadtests.scenarios.sources import account_by_valkey, read_events
 from sidecar.ledger.keys import Keys
 
 KEYS = Keys()
-OUTBOX, SENT, DEAD = KEYS.outbox(3), KEYS.sent(3), KEYS.dead(3)
+OUTBOX, SENT, DEAD = KEYS.outbox(3), KEYS.sent(3), KEYS.dead_letters(3)
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 

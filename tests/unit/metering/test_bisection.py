@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.metering.publisher.bisection import Narrowing
+from sidecar.metering.publisher.bisection import Bisection
 
 COUNT_MAX = 200
 batches = st.integers(0, COUNT_MAX).flatmap(
@@ -24,9 +24,9 @@ class Server:
         self.blame = blame
         self.requests = 0
         self.accepted: list[int] = []
-        self.condemned: list[int] = []
+        self.rejected: list[int] = []
 
-    def serve(self, work: Narrowing) -> None:
+    def serve(self, work: Bisection) -> None:
         while (part := work.part) is not None:
             self.requests += 1
             first_bad = next((i for i, position in enumerate(part) if position in self.bad), None)
@@ -35,13 +35,13 @@ class Server:
             elif len(part) > 1:
                 work.divide(self.blame(part, first_bad))
             else:
-                self.condemned.append(work.condemn())
+                self.rejected.append(work.reject())
 
 
 def served(count: int, bad: set[int], blame: Callable[[range, int], int | None]) -> Server:
     server = Server(count, bad, blame)
-    server.serve(Narrowing(count))
-    assert sorted(server.condemned) == sorted(server.bad)
+    server.serve(Bisection(count))
+    assert sorted(server.rejected) == sorted(server.bad)
     assert sorted(server.accepted) == sorted(set(range(count)) - server.bad)
     assert server.accepted == sorted(server.accepted)
     return server
@@ -70,8 +70,8 @@ def test_no_lie_about_the_position_costs_an_event_or_more_than_two_requests_for_
 def test_a_server_that_blames_a_sound_event_is_not_believed_again() -> None:
     server = served(64, {63}, lambda part, first: 0)
     assert server.requests <= 2 + 2 * (64).bit_length()
-    assert server.condemned == [63]
+    assert server.rejected == [63]
 
 
 def test_nothing_is_sent_of_an_empty_batch() -> None:
-    assert Narrowing(0).part is None
+    assert Bisection(0).part is None

@@ -1,9 +1,11 @@
-"""What OpenMeter's answer to a batch means, without I/O (facts: OpenMeter's ingest handler and what stands before it).
+"""What OpenMeter's response to a batch means, without I/O (facts: OpenMeter's ingest handler and what stands before
+it).
 
-| answer | verdict |
+| response | class |
 | --- | --- |
 | 2xx | accepted: v1 says 204, v3 202 |
-| no answer, 408, 425, 429, 5xx | retry: the batch may or may not have been stored; its ids make sending it again safe |
+| no response, 408, 425, 429, 5xx | retry: the batch may or may not have been stored; its ids make sending it again safe
+|
 | 3xx, 401, 403, 404 | pause: the publisher's own configuration is at fault, no event is |
 | 413 | divide: some proxy's limit |
 | any other 4xx | refused: at least one event of the batch is at fault, none was stored |
@@ -23,7 +25,7 @@ _PAUSE = frozenset((401, 403, 404, 407))
 _INDEX = re.compile(r'Error at "/([0-9]{1,6})[/"]')
 
 
-class Verdict(Enum):
+class ResponseClass(Enum):
     """The value is the ``outcome`` label of ``sidecar_publisher_requests_total``."""
 
     ACCEPTED = "accepted"
@@ -34,41 +36,41 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """How one request ended. ``status`` is None when there was no answer.
+class IngestResponse:
+    """How one request ended. ``status`` is None when there was no response.
 
     ``position``: which event of the batch the server blames first, if it said so; a hint, never a proof.
     """
 
-    verdict: Verdict
+    response_class: ResponseClass
     status: int | None
     reason: str
     position: int | None = None
     retry_after_s: float | None = None
 
 
-def verdict_of(status: int) -> Verdict:
+def response_class_of(status: int) -> ResponseClass:
     """The class of an HTTP status."""
     if 200 <= status < 300:
-        return Verdict.ACCEPTED
+        return ResponseClass.ACCEPTED
     if status == 413:
-        return Verdict.TOO_LARGE
+        return ResponseClass.TOO_LARGE
     if status in _PAUSE or 300 <= status < 400:
-        return Verdict.PAUSE
+        return ResponseClass.PAUSE
     if 400 <= status < 500 and status not in _RETRY:
-        return Verdict.REFUSED
-    return Verdict.RETRY
+        return ResponseClass.REFUSED
+    return ResponseClass.RETRY
 
 
-def answer_of(status: int, body: bytes, retry_after_s: float | None = None) -> Answer:
-    """The answer that a status and the beginning of a problem document (RFC 9457) make."""
-    verdict = verdict_of(status)
-    if verdict is Verdict.ACCEPTED:
-        return Answer(verdict, status, "")
+def ingest_response(status: int, body: bytes, retry_after_s: float | None = None) -> IngestResponse:
+    """The response that a status and the beginning of a problem document (RFC 9457) make."""
+    response_class = response_class_of(status)
+    if response_class is ResponseClass.ACCEPTED:
+        return IngestResponse(response_class, status, "")
     detail = _detail(body)
-    match = _INDEX.search(detail) if verdict is Verdict.REFUSED else None
+    match = _INDEX.search(detail) if response_class is ResponseClass.REFUSED else None
     reason = f"{status} {detail}".rstrip()[:REASON_CHARS_MAX]
-    return Answer(verdict, status, reason, int(match[1]) if match else None, retry_after_s)
+    return IngestResponse(response_class, status, reason, int(match[1]) if match else None, retry_after_s)
 
 
 def _detail(body: bytes) -> str:
