@@ -8,10 +8,8 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
@@ -25,7 +23,8 @@ from sidecar.app.listen_fault import CannotListen
 from sidecar.app.serve import admin_server, key_store
 from sidecar.app.signals import stop_event
 from sidecar.basics.errors import SetupError
-from sidecar.cli.output import console, errors, run_async
+from sidecar.cli.demo_guide import Running, print_guide, print_json, tell_usage
+from sidecar.cli.output import run_async
 from sidecar.config.errors import ConfigError
 from sidecar.controlplane.billing import open_billing
 from sidecar.controlplane.publisher_loop import run_loops
@@ -48,35 +47,6 @@ from sidecar.sandbox.server import Server, ServerError
 LOADED_S_MAX = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """Where everything listens."""
-
-    proxy: str
-    admin: str
-    lago: str
-    openmeter: str
-    upstream: str
-    valkey: str
-    accounts: tuple[DemoAccount, ...]
-    lago_api_key: str = field(repr=False)
-    webhook_hmac_key: str = field(repr=False)
-
-    def document(self) -> dict[str, Any]:
-        """The line of ``--json``."""
-        return {
-            "proxy": self.proxy,
-            "admin": self.admin,
-            "lago": self.lago,
-            "openmeter": self.openmeter,
-            "upstream": self.upstream,
-            "valkey": self.valkey,
-            "accounts": [{"id": a.id, "mode": a.mode, "api_key": a.api_key} for a in self.accounts],
-            "lago_api_key": self.lago_api_key,
-            "webhook_hmac_key": self.webhook_hmac_key,
-        }
-
-
 def register(app: typer.Typer) -> None:
     app.command()(demo)
 
@@ -92,17 +62,17 @@ def demo(
         int | None, typer.Option(min=1, max=31_536_000, help="Length of a billing period in seconds; else a month.")
     ] = None,
 ) -> None:
-    """Run the whole system on loopback: gateway, sample Open Banking API, Valkey, stand-ins of OpenMeter and Lago, and
-    three accounts.
+    """Run the whole system on this machine, with three accounts to try.
 
-    Everything is gone when it ends (Ctrl-C), but for what is in a Valkey of your own.
+    The demo starts the gateway, a sample Open Banking API, Valkey, and stand-ins for OpenMeter and Lago. They listen on
+    loopback addresses. The demo prints commands to try. Press Ctrl-C to end it. It then deletes its data; data in a
+    Valkey of your own stays.
 
     Example: [bold]sidecar demo --proxy-port 0 --admin-port 0 --json[/bold]
     """
     logs.configure("warning", "console")
-    tell = _print_json if json else _print_guide
     try:
-        clean = run_async(_demo(proxy_port, admin_port, valkey, period, tell))
+        clean = run_async(_demo(proxy_port, admin_port, valkey, period, json=json))
     except ServerError as error:
         raise SetupError(str(error)) from None
     except CannotListen as error:
@@ -111,9 +81,7 @@ def demo(
     sys.exit(0 if clean else 1)
 
 
-async def _demo(
-    proxy_port: int, admin_port: int, valkey: str | None, period_s: int | None, tell: Callable[[Running], None]
-) -> bool:
+async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: int | None, *, json: bool) -> bool:
     stop = stop_event()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-demo-")))
@@ -156,24 +124,32 @@ async def _demo(
         no_more = asyncio.Event()
         controlling = asyncio.create_task(run_loops(publisher, billing, no_more))
         told = asyncio.create_task(stop.wait())
+        telling: asyncio.Task[None] | None = None
         try:
             await _loaded(store, accounts, controlling)
-            tell(
-                Running(
-                    proxy=f"http://127.0.0.1:{port}",
-                    admin=f"http://127.0.0.1:{ports.admin}",
-                    lago=lago_url,
-                    openmeter=openmeter_url,
-                    upstream=upstream_url,
-                    valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
-                    accounts=accounts,
-                    lago_api_key=api_key,
-                    webhook_hmac_key=hmac_key,
-                )
+            running = Running(
+                proxy=f"http://127.0.0.1:{port}",
+                admin=f"http://127.0.0.1:{ports.admin}",
+                lago=lago_url,
+                openmeter=openmeter_url,
+                upstream=upstream_url,
+                valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
+                accounts=accounts,
+                wallet=(await billing.lago.wallets(accounts[0].id))[0].lago_id,
+                lago_api_key=api_key,
+                webhook_hmac_key=hmac_key,
             )
+            if json:
+                print_json(running)
+            else:
+                print_guide(running)
+                telling = asyncio.create_task(tell_usage(running, store, _say))
             await asyncio.wait({told, controlling}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             told.cancel()
+            if telling is not None:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
             clean = await plane.stop()
             no_more.set()
             await controlling
@@ -200,44 +176,6 @@ def _config(settings: dict[str, object]) -> Config:
             raise SetupError(f"--valkey: {error}") from None
 
 
-def _print_json(running: Running) -> None:
-    typer.echo(orjson.dumps(running.document()).decode())
+def _say(text: str) -> None:
+    print(f"  {text}")
     sys.stdout.flush()
-
-
-def _print_guide(running: Running) -> None:
-    key = running.accounts[0].api_key
-    path = "/open-banking/v3.1/aisp/accounts"
-    console().print("\n[bold]quota-sidecar demo[/bold]\n")
-    places = (("gateway", running.proxy), ("admin", running.admin), ("OpenMeter", running.openmeter))
-    for what, url in (*places, ("Lago", running.lago)):
-        print(f"  {what:13} {url}")
-    console().print()
-    for account in running.accounts:
-        print(f"  {account.id:13} X-API-Key: {account.api_key}")
-        console().print(f"  {'':13} [dim]{account.about}[/dim]", soft_wrap=True)
-    console().print("\nIn another shell:\n")
-    commands = (
-        ("one call", f"curl -i -H 'X-API-Key: {key}' {running.proxy}{path}"),
-        (
-            "use up the credit",
-            f"for i in $(seq 11); do curl -s -o /dev/null -w '%{{http_code}} %header{{x-credits-remaining}}\\n' "
-            f"-H 'X-API-Key: {key}' {running.proxy}{path}; done",
-        ),
-        ("what is missing", f"curl -s -H 'X-API-Key: {key}' {running.proxy}{path}"),
-        ("what OpenMeter counted", f"curl -s '{running.openmeter}/api/v1/meters/api_calls/query?groupBy=subject'"),
-        (
-            "top the wallet up in Lago: the next call passes",
-            f"W=$(curl -s -H 'Authorization: Bearer {running.lago_api_key}' "
-            f"'{running.lago}/api/v1/wallets?external_customer_id=tpp-prepaid' "
-            '| sed \'s/.*"lago_id":"\\([^"]*\\)".*/\\1/\'); '
-            f"curl -s -H 'Authorization: Bearer {running.lago_api_key}' -H 'Content-Type: application/json' "
-            '-d "{"wallet_transaction":{"wallet_id":"$W","granted_credits":"5.0"}}" '
-            f"{running.lago}/api/v1/wallet_transactions",
-        ),
-        ("the account", f"curl -s {running.admin}/v1/accounts/tpp-prepaid"),
-    )
-    for what, command in commands:
-        console().print(f"  [dim]# {what}[/dim]")
-        print(f"  {command}")
-    errors().print("\nCtrl-C ends it.\n")

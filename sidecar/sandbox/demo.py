@@ -31,6 +31,11 @@ class DemoAccount:
     wallet: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def subscription(self) -> str:
+        """Its external id in Lago."""
+        return f"{self.id}-sub"
+
     def customer(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.api_key.encode()).hexdigest()
         pairs = (("quota_api_key", digest), *self.metadata)
@@ -122,7 +127,7 @@ async def seed_lago(lago: LagoClient, accounts: Sequence[DemoAccount]) -> None:
             )  # fmt: skip
         await lago.create_subscription(
             {
-                "external_customer_id": account.id, "plan_code": account.plan, "external_id": f"{account.id}-sub",
+                "external_customer_id": account.id, "plan_code": account.plan, "external_id": account.subscription,
                 "billing_time": "calendar",
             }
         )  # fmt: skip
