@@ -115,7 +115,7 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
         stop.set()
         await task
         figures["requests_after_5000_rings_of_one_account"] = lago.metrics.requests.total() - before
-    figures["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    figures["memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
     return figures
 
 

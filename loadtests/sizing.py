@@ -90,6 +90,7 @@ def measure(rates: list[int], seconds: float) -> None:
             for number in range(ACCOUNTS)
         ]  # fmt: skip
         rig.load_accounts(config, rig.accounts_file(directory / "accounts.yaml", accounts))
+        print("CPU in thousandths of a core (m)")
         print("requests/s  gateway CPU  Valkey CPU  gateway memory  p50")
         for rate in rates:
             rows = [once(gateway.port, gateway.pid, valkey.pid, rate, seconds) for _ in range(ROUNDS)]

@@ -22,7 +22,7 @@ from loadtests.compare.contenders import Ground, start_all
 from loadtests.compare.measuring import measure
 from loadtests.kit import rig, tools, wrk
 from loadtests.kit.processes import RigError
-from loadtests.kit.results import write_json
+from loadtests.kit.results import read_json, write_json
 
 CONNECTIONS = (1, 16, 64, 256)
 
@@ -38,12 +38,19 @@ def main() -> int:
     parser.epilog = "exit status: 0 all bars hold, 3 one does not, 1 nothing could be measured, 2 misuse"
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--chart", type=Path, help="draw a chart there (.svg or .png)")
+    parser.add_argument("--from", type=Path, dest="earlier", metavar="FILE",
+                        help="draw the chart of this --json file, and measure nothing")  # fmt: skip
     arguments = parser.parse_args()
     console = Console(stderr=True)
+    if arguments.earlier and not arguments.chart:
+        parser.error("--from goes with --chart")
     try:
+        if arguments.earlier:
+            report.draw(arguments.chart, read_json(arguments.earlier))
+            return 0
         results, missing = _run(arguments, console)
     except RigError as error:
-        console.print(f"[red]error:[/red] {error}")
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     verdicts = judge(results)
     report.show(results, verdicts, missing)
@@ -54,7 +61,7 @@ def main() -> int:
         try:
             report.draw(arguments.chart, document)
         except RigError as error:
-            console.print(f"[red]error:[/red] {error}")
+            console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             return 1
     return 0 if all(verdict.holds for verdict in verdicts) else 3
 

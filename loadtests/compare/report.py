@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -14,11 +14,15 @@ from rich.table import Table
 from loadtests.compare import contenders as who
 from loadtests.compare.bars import RatioBar, Results
 from loadtests.compare.measuring import Measurement
+from loadtests.kit import charts
 from loadtests.kit.bars import Verdict, verdict_table
 from loadtests.kit.processes import RigError
 from loadtests.kit.results import measured_on, spread
 
 CHART_CONNECTIONS = 64
+OURS, PEERS = ("CPU of the gateway", charts.GATEWAY), ("CPU of the other contenders", charts.OTHER)
+VALKEYS: Final = "CPU of Valkey"
+WHISKER: Final = {"ecolor": "#1c2024", "elinewidth": 1, "capsize": 2.5}
 
 COLUMNS = (
     ("requests/s", "requests_per_s", ",.0f"), ("CPU µs/req.", "cpu_us", ".1f"), ("Valkey µs/req.", "valkey_us", ".1f"),
@@ -77,32 +81,39 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     Raises:
         RigError: matplotlib is not installed, or nothing was measured at 64 connections.
     """
-    try:
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RigError("a chart needs matplotlib (pip install 'quota-sidecar[compare]')") from None
     rows = {row["contender"]: row["rounds"] for row in result["results"] if row["connections"] == CHART_CONNECTIONS}
     names = [name for name in reversed(ORDER) if name in rows and name != who.DIRECT]
     if not names:
         raise RigError(f"nothing was measured at {CHART_CONNECTIONS} connections")
-    rcParams["svg.fonttype"] = "none"  # text stays text
-    figure = Figure(figsize=(9, 0.55 * len(names) + 1.4), layout="constrained")
+    figure = charts.sheet(9, 0.62 * len(names) + 1.6)
     axes = figure.add_subplot()
     for at, name in enumerate(names):
-        own = [each["cpu_us"] for each in rows[name]]
-        valkey = median(each["valkey_us"] for each in rows[name])
-        ours = name.startswith("gateway")
-        middle = median(own)
-        axes.barh(at, middle, color="#1f6f8b" if ours else "#9aa5ad")
-        if valkey > 1:
-            axes.barh(at, valkey, left=middle, color="#d98e04")
-        axes.plot([min(own), max(own)], [at, at], color="black", linewidth=1)
-        text = f" {middle:.0f}" + (f" + {valkey:.0f}" if valkey > 1 else "")
-        axes.text(max(middle + (valkey if valkey > 1 else 0), *own), at, text, va="center", fontsize=9)
+        title, colour = OURS if name.startswith("gateway") else PEERS
+        valkey = [each["valkey_us"] for each in rows[name]]
+        used = median(valkey) > 1
+        _bar(axes, at + (0.15 if used else 0), 0.42, [each["cpu_us"] for each in rows[name]], colour, title)
+        if used:
+            _bar(axes, at - 0.22, 0.26, valkey, charts.VALKEY, VALKEYS)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("µs of CPU per request at 64 connections; orange: Valkey's; line: lowest to highest round")
-    axes.set_title(f"{result['date']}, {result['machine']}, Python {result['python']}", fontsize=9, loc="left")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("CPU time per request, µs")
+    axes.margins(x=0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # one of each
+    shown = [title for title in (OURS[0], PEERS[0], VALKEYS) if title in handles]
+    line = axes.errorbar([], [], xerr=[], fmt="none", **WHISKER)
+    axes.legend([*(handles[title] for title in shown), line], [*shown, charts.SPREAD], loc="upper right",
+                frameon=False, fontsize=9)  # fmt: skip
+    rounds = max(len(rows[name]) for name in names)
+    charts.frame(figure, f"CPU time per request at {CHART_CONNECTIONS} connections", result, rounds)
+    charts.save(figure, path)
+
+
+def _bar(axes: Any, at: float, height: float, rounds: list[float], colour: str, title: str) -> None:
+    """The median, with the spread of the rounds and, beyond that, the figure."""
+    middle, low, high = median(rounds), min(rounds), max(rounds)
+    axes.barh(at, middle, height, color=colour, label=title)
+    axes.errorbar(middle, at, xerr=[[middle - low], [high - middle]], fmt="none", **WHISKER)
+    axes.annotate(
+        f"{middle:.0f}", (max(middle, high), at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
+    )

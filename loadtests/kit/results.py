@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from loadtests.kit.processes import RigError
+
 
 def measured_on(seconds: int) -> dict[str, Any]:
     """When, on what, and for how many seconds each measurement."""
@@ -26,6 +28,21 @@ def measured_on(seconds: int) -> dict[str, Any]:
 def write_json(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A result that was written before.
+
+    Raises:
+        RigError: it cannot be read, or is no result.
+    """
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(found, dict) or not {"date", "machine", "python", "seconds", "results"} <= set(found):
+        raise RigError(f"{path} is not what --json writes")
+    return found
 
 
 def spread(rounds: Sequence[float], form: str) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from loadtests.kit import tools, wrk
 from loadtests.kit.processes import RigError
-from loadtests.kit.results import write_json
+from loadtests.kit.results import read_json, write_json
 from loadtests.scaling import report
 from loadtests.scaling.curve import Curve, Figures, Ground, judge
 from loadtests.scaling.curves import CURVES
@@ -39,7 +39,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of one second, and small points: a smoke run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart there (.svg or .png)")
+    parser.add_argument("--from", type=Path, dest="earlier", metavar="FILE",
+                        help="draw the chart of this --json file, and measure nothing")  # fmt: skip
     asked = parser.parse_args(arguments)
+    if asked.earlier and not asked.chart:
+        parser.error("--from goes with --chart")
     for name in asked.curves:
         if name not in CURVES:
             parser.error(f"there is no curve {name!r}; there are {', '.join(CURVES)}")
@@ -61,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     results: dict[tuple[str, int], list[Figures]] = {}
     try:
+        if asked.earlier:
+            report.draw(asked.chart, chosen, read_json(asked.earlier))
+            return 0
         if wrk.find() is None:
             raise RigError(f"wrk is not installed ({tools.DEBIAN})")
         for curve in chosen:
@@ -73,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.chart:
             report.draw(asked.chart, chosen, document)
     except RigError as error:
-        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     return 0 if all(verdict.holds for verdict in verdicts) else 3
 

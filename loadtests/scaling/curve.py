@@ -79,7 +79,7 @@ def _bar(
 BARS = (
     _bar("CPU per request, 100,000 accounts ÷ 1 account", "accounts", "cpu_us", 100_000, 1.25, base=1),
     _bar("memory of the data plane, idle (MB)", "connections", "idle_mb", 10_000, 60),
-    _bar("memory of an idle connection (KB of 1,024 bytes)", "connections", "connection_kb", 10_000, 8),
+    _bar("memory of an idle connection (KiB)", "connections", "connection_kb", 10_000, 8),
     _bar("events delivered per s and core, 300 an entry", "publisher", "events_per_s_core", 300, 40_000, at_least=True),
     _bar("events delivered per s and core, 1 an entry", "publisher", "events_per_s_core", 1, 40_000, at_least=True),
 )  # fmt: skip

@@ -293,7 +293,7 @@ CURVES = {
             (1, 10, 100, 1_000, 5_000, 10_000), (1, 64, 500), open_connections,
             (
                 CPU, VALKEY, P50, P99, RATE, MEMORY, Figure("idle_mb", "idle MB", ".1f"),
-                Figure("connection_kb", "KB/connection", ".2f"),
+                Figure("connection_kb", "KiB/connection", ".2f"),
             ),
         ),
         Curve(

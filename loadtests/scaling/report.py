@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.kit import charts
 from loadtests.kit.bars import Verdict, verdict_table
 from loadtests.kit.processes import RigError
 from loadtests.kit.results import measured_on, spread
 from loadtests.scaling.curve import Curve, CurveBar, Figure, Figures, Results
 
 COLUMNS = 2
-GATEWAY, VALKEY, LATENCY = "#1f6f8b", "#d98e04", "#9aa5ad"
+SERIES: Final[tuple[tuple[str, str, float, dict[str, str]], ...]] = (
+    ("CPU of the gateway or publisher", charts.GATEWAY, 0.0, {"marker": "o"}),
+    ("CPU of Valkey", charts.VALKEY, -0.06, {"marker": "o"}),
+    ("p99 latency (right axis)", charts.DARK, 0.06, {"marker": "s", "linestyle": "--"}),
+)
+"""Title, colour, a shift to the side so that no line covers another one's spread, and style."""
 
 
 def show(
@@ -67,61 +73,64 @@ def draw(path: Path, curves: Sequence[Curve], result: dict[str, Any]) -> None:
     Raises:
         RigError: matplotlib is not installed, or nothing was measured.
     """
-    try:
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure as Sheet
-    except ImportError:
-        raise RigError("a chart needs matplotlib (pip install 'quota-sidecar[compare]')") from None
     rows: dict[str, dict[int, list[Figures]]] = {}
     for row in result["results"]:
         rows.setdefault(row["curve"], {})[row["point"]] = row["rounds"]
     measured = [curve for curve in curves if curve.name in rows]
     if not measured:
         raise RigError("nothing was measured")
-    rcParams["svg.fonttype"] = "none"  # text stays text
     height = -(-len(measured) // COLUMNS)
-    sheet = Sheet(figsize=(10, 2.6 * height + 0.8), layout="constrained")
+    figure = charts.sheet(10, 2.7 * height + 1)
+    figure.get_layout_engine().set(wspace=0.05, hspace=0.03)
+    lines: dict[str, Any] = {}
     for at, curve in enumerate(measured):
-        _panel(sheet.add_subplot(height, COLUMNS, at + 1), curve, rows[curve.name])
-    sheet.suptitle(
-        "CPU of the gateway (blue) and of Valkey (orange), µs a request; p99 in ms (grey, right); lowest to highest\n"
-        f"{result['date']}, {result['machine']}, Python {result['python']}", fontsize=9, ha="left", x=0.01,
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(path)
+        lines |= _panel(figure.add_subplot(height, COLUMNS, at + 1), curve, rows[curve.name])
+    lines[charts.SPREAD] = figure.axes[0].vlines([], [], [], color=charts.DARK, linewidth=0.8)
+    figure.align_ylabels(figure.axes)
+    # The title has an empty second line, where the legend is.
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 0.25 / figure.get_figheight())}
+    figure.legend(lines.values(), lines.keys(), ncols=4, frameon=False, fontsize=9, **place)
+    rounds = max(len(each) for points in rows.values() for each in points.values())
+    charts.frame(figure, "CPU time and latency as one quantity grows\n", result, rounds)
+    charts.save(figure, path)
 
 
-def _panel(axes: Any, curve: Curve, points: dict[int, list[Figures]]) -> None:
+def _panel(axes: Any, curve: Curve, points: dict[int, list[Figures]]) -> dict[str, Any]:
+    """Draws a curve, and answers what is to be explained, by its title."""
     at = sorted(points)
-    places = list(range(len(at)))  # points are far apart, and one may be 0
-    for key, colour in (("cpu_us", GATEWAY), ("valkey_us", VALKEY)):
-        _line(axes, places, [[each[key] for each in points[point]] for point in at], colour)
-    middles = [median(each["cpu_us"] for each in points[point]) for point in at]
-    if max(middles) > 20 * min(middles):
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
-    axes.set_xticks(places, [short(point) for point in at])
-    axes.set_xlabel(curve.axis, fontsize=8)
-    axes.set_title(curve.name, fontsize=10, loc="left", fontweight="bold")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    # Points are far apart, and one may be 0, so they stand at equal distances.
+    series = [("cpu_us", axes, SERIES[0]), ("valkey_us", axes, SERIES[1])]
+    unit = "event" if curve.name == "publisher" else "request"
+    axes.set_ylabel(f"CPU time, µs per {unit}", fontsize=8)
     if all("p99_ms" in each for point in at for each in points[point]):
         right = axes.twinx()
-        _line(right, places, [[each["p99_ms"] for each in points[point]] for point in at], LATENCY, dashed=True)
-        right.set_yscale(axes.get_yscale())
-        if axes.get_yscale() == "linear":
-            right.set_ylim(bottom=0)
-        right.tick_params(labelsize=8, colors=LATENCY)
+        right.set_ylabel("p99 latency, ms", fontsize=8, color=charts.DARK)
+        right.tick_params(labelsize=8, colors=charts.DARK)
         right.spines[["top"]].set_visible(False)
-    else:
-        axes.set_ylabel("µs an event", fontsize=8)
-
-
-def _line(axes: Any, places: list[int], rounds: list[list[float]], colour: str, *, dashed: bool = False) -> None:
-    axes.plot(places, [median(each) for each in rounds], color=colour, marker="o", markersize=3,
-              linestyle="--" if dashed else "-", linewidth=1.2)  # fmt: skip
-    axes.vlines(places, [min(each) for each in rounds], [max(each) for each in rounds], color=colour, linewidth=0.8)
+        series.append(("p99_ms", right, SERIES[2]))
+    middles = [median(each["cpu_us"] for each in points[point]) for point in at]
+    wide = max(middles) > 20 * min(middles)
+    lines = {}
+    for key, where, (title, colour, shift, style) in series:
+        rounds = [[each[key] for each in points[point]] for point in at]
+        places = [place + shift for place in range(len(at))]
+        (lines[title],) = where.plot(
+            places, [median(each) for each in rounds], color=colour, markersize=3.5, linewidth=1.2, **style
+        )
+        where.vlines(
+            places, [min(each) for each in rounds], [max(each) for each in rounds], color=colour, linewidth=0.8
+        )
+        if wide:
+            where.set_yscale("log")
+            where.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        else:
+            where.set_ylim(bottom=0)
+    axes.set_xticks(range(len(at)), [short(point) for point in at])
+    axes.set_xlabel(curve.axis, fontsize=8)
+    axes.set_title(curve.name + (" (logarithmic axes)" if wide else ""), fontsize=10, loc="left", fontweight="bold")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return lines
 
 
 def short(number: int) -> str:
