@@ -1,4 +1,4 @@
-"""The rows of pipeline health that concern the control plane's books: audit, Lago, and what runs beside it."""
+"""The rows of pipeline health that concern the control plane: audit, Lago, and what runs beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for Valkey no longer than one has time."""
+"""Calls to Valkey with a deadline."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_left: set[asyncio.Task[Any]] = set()
+_abandoned: set[asyncio.Task[Any]] = set()
 
 
-async def within(timeout_s: float, call: Coroutine[Any, Any, T]) -> T:
+async def with_deadline(timeout_s: float, call: Coroutine[Any, Any, T]) -> T:
     """What ``call`` answers or raises.
 
     ``asyncio.timeout`` is not enough for redis-py: a cancellation that falls together with an answer, or into the
     making of a connection, may be lost in it, and whoever waits then waits as long as the socket does. Here the call
-    is left to itself, cancelled, and what becomes of it interests nobody.
+    is cancelled and abandoned.
 
     Raises:
         TimeoutError: it took longer; whether it took effect is not known.
@@ -26,7 +26,7 @@ async def within(timeout_s: float, call: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task}, timeout=timeout_s)
     finally:
         if not task.done():
-            _left.add(task)
+            _abandoned.add(task)
             task.add_done_callback(_forget)
             task.cancel()
     if not task.done():
@@ -35,6 +35,6 @@ async def within(timeout_s: float, call: Coroutine[Any, Any, T]) -> T:
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
-    _left.discard(task)
+    _abandoned.discard(task)
     if not task.cancelled():
         task.exception()  # otherwise asyncio would complain that nobody has looked

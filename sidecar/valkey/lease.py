@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.logger import get_logger
-from sidecar.valkey.deadlines import within
+from sidecar.valkey.deadlines import with_deadline
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
 log = get_logger("sidecar.lease")
@@ -187,7 +187,7 @@ async def lead(lease: Lease, work: Callable[[int], Awaitable[None]], stop: async
     while not stop.is_set():
         _notice_cancellation()
         try:
-            token = await within(lease.ttl_s, lease.acquire())
+            token = await with_deadline(lease.ttl_s, lease.acquire())
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
                 log.warning("the lease cannot be asked for", lease=lease.name, reason=_reason(error))
@@ -242,7 +242,7 @@ async def _keep(lease: Lease, changed: asyncio.Event) -> None:
             log.warning("the lease could not be renewed in time", lease=lease.name, holder=lease.holder)
             return
         try:
-            if not await within(min(pause_s, remaining_s), lease.renew()):
+            if not await with_deadline(min(pause_s, remaining_s), lease.renew()):
                 log.warning("another may lead: the lease has ended", lease=lease.name, holder=lease.holder)
                 return
             failing = False
@@ -267,7 +267,7 @@ async def _end(task: asyncio.Task[None], name: str) -> None:
 
 async def _release(lease: Lease) -> None:
     try:
-        await within(RELEASE_TIMEOUT_S, lease.release())
+        await with_deadline(RELEASE_TIMEOUT_S, lease.release())
     except (TimeoutError, *CLIENT_ERRORS) as error:
         log.warning("the lease is left to run out", lease=lease.name, reason=_reason(error))
 

@@ -74,7 +74,7 @@ def nobody_was_served_beyond_what_was_paid(sim: Quarter) -> None:
             raise Violation(f"seed {sim.seed}: {profile.id} was served {spent}, and paid {sim.funded[profile.id]}")
 
 
-async def the_books_agree(sim: Quarter, periods_min: int, *, all_until_s: int = 0) -> int:
+async def the_ledger_and_the_invoices_agree(sim: Quarter, periods_min: int, *, all_until_s: int = 0) -> int:
     """Every period that has a final invoice, and all that began before ``all_until_s`` and were used have one; answers
     how many rows were compared.
     """
@@ -164,7 +164,7 @@ async def live(sim: Quarter, grace_days: int) -> int:
         end_s = next((end for end in MONTHS_S if at_s < end <= at_s + STEP_S), None)
         if end_s is not None:
             await month_ends(sim, end_s)
-            compared += await the_books_agree(sim, 0 if grace_days else MONTHS_S.index(end_s) + 1)
+            compared += await the_ledger_and_the_invoices_agree(sim, 0 if grace_days else MONTHS_S.index(end_s) + 1)
     return compared
 
 
@@ -184,7 +184,9 @@ async def month_ends(sim: Quarter, end_s: int) -> None:
 
 
 @pytest.mark.parametrize(("seed", "grace_days"), [(seed, 2 * (number % 2)) for number, seed in enumerate(SEEDS)])
-async def test_the_books_agree_at_the_end_of_every_period(server: ValkeyServer, seed: int, grace_days: int) -> None:
+async def test_the_ledger_and_the_invoices_agree_at_the_end_of_every_period(
+    server: ValkeyServer, seed: int, grace_days: int
+) -> None:
     try:
         with movable_scripts():
             async with quarter(server.port, seed, grace_days) as sim:
@@ -194,7 +196,7 @@ async def test_the_books_agree_at_the_end_of_every_period(server: ValkeyServer, 
                 await webhooks_travel(sim, well=True)
                 await sim.sync(flush=True)
                 await sim.sweep()
-                compared = await the_books_agree(sim, 3, all_until_s=MONTHS_S[-1])
+                compared = await the_ledger_and_the_invoices_agree(sim, 3, all_until_s=MONTHS_S[-1])
                 assert compared > 40, f"seed {seed}: {compared} rows compared"
                 assert sim.granted > 1_000, f"seed {seed}: {sim.granted} calls were served"
                 assert sim.refused > 20, f"seed {seed}: {sim.refused} calls were refused"

@@ -22,7 +22,7 @@ _PLACEHOLDER: Final = '{{metric: {metric}, model: standard, amount: "<price of a
 _NO_PLAN: Final = Plan("", "", "", "monthly", 0, "USD", False, ())
 
 
-class _Terms(Model):
+class _ChargeOptions(Model):
     """What any charge may say. All but taxes can only be said to be refused with a reason, as in Lago's own files."""
 
     taxes: Codes = Field(default=(), validation_alias=AliasChoices("taxes", "tax_codes"))
@@ -34,25 +34,25 @@ class _Terms(Model):
     applied_pricing_unit: dict[str, Any] | None = None
 
 
-class StandardCharge(_Terms, StandardPrice):
+class StandardCharge(_ChargeOptions, StandardPrice):
     """Every unit costs ``amount``."""
 
     metric: MetricCode
 
 
-class TieredCharge(_Terms, TieredPrice):
+class TieredCharge(_ChargeOptions, TieredPrice):
     """Graduated or volume, by ``tiers``."""
 
     metric: MetricCode
 
 
-class PackageCharge(_Terms, PackagePrice):
+class PackageCharge(_ChargeOptions, PackagePrice):
     """``size`` units for ``amount``, after ``free`` ones."""
 
     metric: MetricCode
 
 
-class LagoCharge(_Terms):
+class LagoCharge(_ChargeOptions):
     """A charge as Lago's API takes it: what belongs into ``properties`` may stand beside it, as on older pages."""
 
     billable_metric_code: MetricCode

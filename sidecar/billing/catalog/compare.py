@@ -104,8 +104,8 @@ def same_charge(one: Charge, other: Charge) -> bool:
         tables = price_table(one, _PLAIN, ()), price_table(other, _PLAIN, ())
     except Unenforceable:
         return False
-    terms = [(charge.invoiceable, tax_codes(charge.taxes)) for charge in (one, other)]
-    return tables[0] == tables[1] and terms[0] == terms[1]
+    options = [(charge.invoiceable, tax_codes(charge.taxes)) for charge in (one, other)]
+    return tables[0] == tables[1] and options[0] == options[1]
 
 
 _PLAIN = Plan("", "", "", "monthly", 0, "USD", False, ())

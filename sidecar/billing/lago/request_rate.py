@@ -1,4 +1,4 @@
-"""How fast requests may follow each other: one pace for all tasks (GCRA, which is a token bucket without a timer)."""
+"""How fast requests may follow each other: one rate for all tasks (GCRA, which is a token bucket without a timer)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EPSILON_S: Final = 1e-6
 """A wait shorter than that is none; it is what is left over by rounding."""
 
 
-class Pace:
+class RequestRateLimit:
     """``turn`` lets requests pass in the order in which they came. ``close`` ends all waiting."""
 
     def __init__(self, requests_per_second: float, clock: Clock, metrics: LagoMetrics) -> None:
@@ -30,7 +30,7 @@ class Pace:
 
     def __repr__(self) -> str:
         due_s = max(0.0, self._due_s() - self._clock.monotonic_s())
-        return f"Pace({1 / self._interval_s:g}/s, the next in {due_s:.1f} s)"
+        return f"RequestRateLimit({1 / self._interval_s:g}/s, the next in {due_s:.1f} s)"
 
     async def turn(self) -> None:
         """Wait until one more request may be sent. Raises ``LagoUnavailable`` if the client is closed."""
@@ -43,7 +43,7 @@ class Pace:
             self._free_at_s = max(self._free_at_s, self._clock.monotonic_s()) + self._interval_s
 
     def pause(self, seconds: float) -> None:
-        """Let nothing pass for so long. What has waited then goes at the pace, and not all at once."""
+        """Let nothing pass for so long. What has waited then goes at that rate, and not all at once."""
         self._free_at_s = max(self._free_at_s, self._clock.monotonic_s() + seconds + self._slack_s)
         self._metrics.pauses += 1
 

@@ -33,7 +33,7 @@ _RETRY: Final = frozenset((408, 425))
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LagoResponse:
     """``headers`` with names in lower case."""
 
     status: int
@@ -41,7 +41,7 @@ class Answer:
     body: bytes
 
 
-def result_of(endpoint: str, answer: Answer, secret: str, now_s: float) -> dict[str, Any]:
+def result_of(endpoint: str, answer: LagoResponse, secret: str, now_s: float) -> dict[str, Any]:
     """The JSON object of an answer that is one of success; decimals in it are ``Decimal``.
 
     ``secret`` is taken out of what errors show, should somebody have echoed it.

@@ -29,8 +29,8 @@ from sidecar.billing.lago.errors import (
 )
 from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.metrics import LagoMetrics
-from sidecar.billing.lago.request_rate import Pace
-from sidecar.billing.lago.responses import Answer, result_of
+from sidecar.billing.lago.request_rate import RequestRateLimit
+from sidecar.billing.lago.responses import LagoResponse, result_of
 from sidecar.billing.settings import LagoSettings
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Transport:
         self._random = random
         self._metrics = metrics
         self._access = Access(settings)
-        self._pace = Pace(settings.requests_per_second, clock, metrics)
+        self._rate_limit = RequestRateLimit(settings.requests_per_second, clock, metrics)
         self._slots = asyncio.Semaphore(settings.requests_in_flight_max)
         self._timeout_s = settings.timeout_ms / 1000
         self._is_failing = False
@@ -96,11 +96,11 @@ class Transport:
         )
 
     def __repr__(self) -> str:
-        return f"Transport({self._settings.url}, {self._pace!r})"
+        return f"Transport({self._settings.url}, {self._rate_limit!r})"
 
     async def close(self) -> None:
         """Close the connections; requests that wait, or are under way, fail."""
-        self._pace.close()
+        self._rate_limit.close()
         await self._http.aclose()
 
     async def request(
@@ -141,7 +141,7 @@ class Transport:
                 wait_s = backoff.next_s()
                 if error.kind == "throttled":
                     # For everyone, and a little longer than asked for: other clients were told the same.
-                    self._pace.pause(wait_s + (THROTTLED_S if error.after_s is None else error.after_s))
+                    self._rate_limit.pause(wait_s + (THROTTLED_S if error.after_s is None else error.after_s))
                     wait_s = 0.0
                 else:
                     wait_s = max(wait_s, error.after_s or 0.0)
@@ -153,11 +153,11 @@ class Transport:
             attempt += 1
             self._metrics.retries += 1
             if wait_s:
-                await self._pace.wait(wait_s)
+                await self._rate_limit.wait(wait_s)
 
-    async def _send(self, endpoint: str, url: str, content: bytes | None, key: str) -> Answer:
+    async def _send(self, endpoint: str, url: str, content: bytes | None, key: str) -> LagoResponse:
         async with self._slots:
-            await self._pace.turn()
+            await self._rate_limit.turn()
             self._metrics.requests[endpoint] += 1
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -169,7 +169,7 @@ class Transport:
                 what = f"{endpoint}: {self._place}: {excerpt(reason_of(error))}"
                 raise LagoUnavailable(what, kind="network", unsent=isinstance(error, _UNSENT)) from None
 
-    async def _exchange(self, endpoint: str, url: str, content: bytes | None, key: str) -> Answer:
+    async def _exchange(self, endpoint: str, url: str, content: bytes | None, key: str) -> LagoResponse:
         headers = {"Authorization": f"Bearer {key}"}
         if content is not None:
             headers["Content-Type"] = "application/json"
@@ -184,7 +184,7 @@ class Transport:
                 if len(body) > self._settings.answer_bytes_max:
                     limit = self._settings.answer_bytes_max
                     raise LagoMalformed(f"{endpoint}: the answer is larger than lago.answer_bytes_max, {limit} bytes")
-            return Answer(response.status_code, dict(response.headers), bytes(body))
+            return LagoResponse(response.status_code, dict(response.headers), bytes(body))
 
     def _note(self, error: LagoError, key: str) -> None:
         error.args = (str(error).replace(key, "***"),)

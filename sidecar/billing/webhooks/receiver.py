@@ -33,7 +33,7 @@ from sidecar.billing.webhooks.metrics import WebhookMetrics
 from sidecar.billing.webhooks.payload import EnvelopeError, Webhook, WebhookDecision, WebhookResult, decide, parse
 from sidecar.billing.webhooks.refusals import Refusal, Refused
 from sidecar.billing.webhooks.signature import KeyUnavailable, SignatureRefused, Verifier, verifier_of
-from sidecar.valkey.deadlines import within
+from sidecar.valkey.deadlines import with_deadline
 from sidecar.valkey.topology import CLIENT_ERRORS
 
 log = get_logger("sidecar.webhooks")
@@ -150,7 +150,7 @@ class WebhookReceiver:
         if not reloads:
             return decision.result.value
         try:
-            return await within(REQUEST_TIMEOUT_S, self._request_reloads(decision, reloads, idempotency_key))
+            return await with_deadline(REQUEST_TIMEOUT_S, self._request_reloads(decision, reloads, idempotency_key))
         except (TimeoutError, *CLIENT_ERRORS):
             raise Refused(Refusal.LEDGER) from None
 

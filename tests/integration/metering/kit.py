@@ -126,7 +126,7 @@ async def publishing(client: Client, keys: Keys, how: MeteringSettings, **option
 
 
 @dataclass(slots=True)
-class Gatekeeper:
+class RefusingProxy:
     """Stands before the stand-in, as a proxy might, and sees every ingest request.
 
     ``refuse`` is given a batch and answers the position of an event for which the whole batch is refused with

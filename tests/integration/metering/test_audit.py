@@ -26,7 +26,7 @@ from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfi
 from sidecar.sandbox.server import Server
 from tests.integration.metering.audit_kit import SETTLE_S, Audit, Charges, auditing
 from tests.integration.metering.kit import (
-    Gatekeeper,
+    RefusingProxy,
     Valkey,
     first_poisoned,
     outbox_is_empty,
@@ -68,21 +68,21 @@ async def test_what_was_delivered_agrees_and_is_not_asked_for_again(
         charges.charge(account, 7, home=(number + 1) % keys.partitions)
     await deliver(client, valkey, keys, url)
     queries: list[str] = []
-    async with Server(noting_queries(meter, queries)) as server, auditing(client, keys, settings(server.url)) as world:
-        report = await world.audit()
+    async with Server(noting_queries(meter, queries)) as server, auditing(client, keys, settings(server.url)) as audits:
+        report = await audits.audit()
         assert report.agrees
         assert report.rows == ()
         assert sum(hour.ledger_units for hour in report.hours) == sum(charges.charged.values())
         asked = len(queries)
         assert asked
-        again = await world.audit(900)
+        again = await audits.audit(900)
         assert (again.hours, again.agrees) == (report.hours, True)
         assert len(queries) == asked, "what agreed is remembered"
         charges.charge("tpp-1", 5)
         await deliver(client, valkey, keys, url)
-        assert (await world.audit(900)).agrees
+        assert (await audits.audit(900)).agrees
         assert len(queries) > asked, "an hour that has changed is compared again"
-    assert world.auditor.metrics.hours_open == 0
+    assert audits.auditor.metrics.hours_open == 0
 
 
 def noting_queries(meter: OpenMeter, queries: list[str]) -> web.Application:
@@ -107,19 +107,19 @@ async def test_events_lost_after_they_were_accepted_come_back_and_none_counts_tw
     meter.faults.clear()
     lost = sum(charges.charged.values()) - sum(metered(meter).values())
     assert lost > 0
-    async with auditing(client, keys, settings(url, batch_events_max=25)) as world:
-        first = await world.audit()
+    async with auditing(client, keys, settings(url, batch_events_max=25)) as audits:
+        first = await audits.audit()
         assert first.missing_units == lost
         assert {row.state for row in first.rows} == {RowState.MISSING}
         assert first.resent_events == sum(row.resent for row in first.rows) > 0
         assert not first.agrees
         assert metered(meter) == charges.charged
-        second = await world.audit(SETTLE_S)
+        second = await audits.audit(SETTLE_S)
         assert second.agrees
         assert second.resent_events == 0
     assert set(stored_ids(meter).values()) == {1}
     assert meter.counts.duplicates > 0, "what was not lost was sent again too, and counted once"
-    metrics = world.auditor.metrics
+    metrics = audits.auditor.metrics
     assert (metrics.missing_units, metrics.resent_events, metrics.failures) == (0, first.resent_events, 0)
 
 
@@ -131,8 +131,8 @@ async def test_only_events_of_what_is_missing_are_sent_again(
     charges.charge("tpp-2", 3, 4)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
-    async with auditing(client, keys, settings(url)) as world:
-        report = await world.audit()
+    async with auditing(client, keys, settings(url)) as audits:
+        report = await audits.audit()
     [row] = report.rows
     assert (row.account, row.metric, row.ledger_units, row.openmeter_units) == ("tpp-2", "api_calls", 7, 0)
     assert (row.difference, row.resent, report.resent_events) == (7, 2, 2)
@@ -146,8 +146,8 @@ async def test_what_still_waits_in_the_outbox_is_not_missing(
     await deliver(client, valkey, keys, url)
     charges.charge("tpp-1", 6)
     charges.charge("tpp-2", 7)
-    async with auditing(client, keys, settings(url)) as world:
-        report = await world.audit()
+    async with auditing(client, keys, settings(url)) as audits:
+        report = await audits.audit()
         assert [(row.account, row.state, row.pending_units, row.difference) for row in report.rows] == [
             ("tpp-1", RowState.PENDING, 6, 0),
             ("tpp-2", RowState.PENDING, 7, 0),
@@ -155,7 +155,7 @@ async def test_what_still_waits_in_the_outbox_is_not_missing(
         assert (report.missing_units, report.pending_units, report.resent_events) == (0, 13, 0)
         assert {hour.state for hour in report.hours} == {HourState.PENDING}
         await deliver(client, valkey, keys, url)
-        assert (await world.audit()).agrees
+        assert (await audits.audit()).agrees
     assert meter.counts.duplicates == 0
 
 
@@ -164,12 +164,12 @@ async def test_a_long_outbox_and_a_long_tail_are_counted_and_sent_to_the_unit(
 ) -> None:
     for number in range(150):
         charges.charge("tpp-1", number)
-    async with auditing(client, keys, settings(url)) as world:
-        assert [row.pending_units for row in (await world.audit()).rows] == [150 * 149 // 2]
+    async with auditing(client, keys, settings(url)) as audits:
+        assert [row.pending_units for row in (await audits.audit()).rows] == [150 * 149 // 2]
         meter.faults.always(LOSE)
         await deliver(client, valkey, keys, url)
         meter.faults.clear()
-        assert (await world.audit()).resent_events == 150
+        assert (await audits.audit()).resent_events == 150
     assert meter.counts.duplicates == 0
     assert metered(meter) == charges.charged
 
@@ -183,11 +183,11 @@ async def test_what_openmeter_has_but_the_outbox_too_waits_until_the_outbox_has_
     await deliver(client, valkey, keys, url)
     valkey.delete(keys.sent(keys.partition("tpp-1")))
     valkey.xadd(keys.outbox(keys.partition("tpp-1")), fields)
-    async with auditing(client, keys, settings(url)) as world:
-        [row] = (await world.audit()).rows
+    async with auditing(client, keys, settings(url)) as audits:
+        [row] = (await audits.audit()).rows
         assert (row.state, row.difference) == (RowState.PENDING, 0)
         await deliver(client, valkey, keys, url)
-        assert (await world.audit()).agrees
+        assert (await audits.audit()).agrees
     assert metered(meter) == charges.charged
     assert meter.counts.duplicates == 1
 
@@ -201,11 +201,11 @@ async def test_what_was_accepted_a_moment_ago_is_not_missing_yet(
     charges.charge("tpp-1", 5)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
-    async with auditing(client, keys, settings(url)) as world:
-        world.now_ms = now_ms + 1_000
-        [row] = (await world.audit()).rows
+    async with auditing(client, keys, settings(url)) as audits:
+        audits.now_ms = now_ms + 1_000
+        [row] = (await audits.audit()).rows
         assert (row.state, row.difference) == (RowState.PENDING, 0)
-        [row] = (await world.audit(SETTLE_S + 60)).rows
+        [row] = (await audits.audit(SETTLE_S + 60)).rows
         assert (row.state, row.difference) == (RowState.MISSING, 5)
     assert metered(meter) == charges.charged
 
@@ -215,34 +215,34 @@ async def test_dead_letters_are_not_missing_but_dropped_ones_are(
 ) -> None:
     charges.charge("tpp-1", 2, 3)
     charges.charge("poison-1", 4)
-    gatekeeper = Gatekeeper(first_poisoned)
-    async with Server(gatekeeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as world:
+    gatekeeper = RefusingProxy(first_poisoned)
+    async with Server(gatekeeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as audits:
         await deliver(client, valkey, keys, server.url)
-        [row] = (await world.audit()).rows
+        [row] = (await audits.audit()).rows
         assert (row.account, row.state, row.pending_units) == ("poison-1", RowState.PENDING, 4)
         partition = keys.partition("poison-1")
         [(id_, _)] = valkey.xrange(keys.dead_letters(partition))
         assert await drop_dead_letters(client, keys, [f"{partition}/{id_.decode()}"]) == 1
-        states = [(await world.audit(SETTLE_S)).rows[0].state for _ in range(2)]
+        states = [(await audits.audit(SETTLE_S)).rows[0].state for _ in range(2)]
     assert states == [RowState.MISSING, RowState.UNRECOVERABLE]
-    assert world.auditor.metrics.unrecoverable_units == 4
+    assert audits.auditor.metrics.unrecoverable_units == 4
 
 
 async def test_an_event_that_became_a_dead_letter_is_not_sent_again_with_its_neighbours(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, charges: Charges
 ) -> None:
     charges.charge("tpp-1", 2)
-    keeper = Gatekeeper(lambda batch: next((i for i, one in enumerate(batch) if one["data"]["units"] == 9), None))
+    proxy = RefusingProxy(lambda batch: next((i for i, one in enumerate(batch) if one["data"]["units"] == 9), None))
     charges.charge("tpp-1", 3, 9, 4)
     meter.faults.script(*[Fault(lose=True)] * 10)
-    async with Server(keeper.app(meter)) as server, auditing(client, keys, settings(server.url)) as world:
+    async with Server(proxy.app(meter)) as server, auditing(client, keys, settings(server.url)) as audits:
         await deliver(client, valkey, keys, server.url)
         meter.faults.clear()
-        refusals = len(keeper.requests)
-        [row] = (await world.audit()).rows
+        refusals = len(proxy.requests)
+        [row] = (await audits.audit()).rows
         assert (row.difference, row.pending_units, row.resent) == (2 + 3 + 4, 9, 3)
-        assert len(keeper.requests) == refusals + 1
-        [row] = (await world.audit(SETTLE_S)).rows
+        assert len(proxy.requests) == refusals + 1
+        [row] = (await audits.audit(SETTLE_S)).rows
         assert (row.state, row.pending_units) == (RowState.PENDING, 9)
     assert metered(meter) == {("tpp-1", "api_calls"): 9}
 
@@ -254,14 +254,14 @@ async def test_what_is_no_longer_kept_is_unrecoverable_and_stays_so_for_all_to_s
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     valkey.delete(keys.sent(keys.partition("tpp-1")))
-    async with auditing(client, keys, settings(url)) as world:
-        assert [(row.state, row.difference) for row in (await world.audit()).rows] == [(RowState.MISSING, 5)]
+    async with auditing(client, keys, settings(url)) as audits:
+        assert [(row.state, row.difference) for row in (await audits.audit()).rows] == [(RowState.MISSING, 5)]
         for _ in range(3):
-            report = await world.audit(SETTLE_S)
+            report = await audits.audit(SETTLE_S)
             [row] = report.rows
             assert (row.state, row.difference, report.unrecoverable_units) == (RowState.UNRECOVERABLE, 5, 5)
             assert {hour.state for hour in report.hours} == {HourState.DIFFERS}
-    metrics = world.auditor.metrics
+    metrics = audits.auditor.metrics
     assert (metrics.missing_units, metrics.unrecoverable_units, metrics.hours_agreed) == (5, 5, 0)
 
 
@@ -274,12 +274,12 @@ async def test_of_what_is_partly_kept_the_rest_is_unrecoverable(
     valkey.delete(keys.sent(keys.partition("tpp-1")))
     charges.charge("tpp-1", 2)
     await deliver(client, valkey, keys, url)
-    async with auditing(client, keys, settings(url)) as world:
-        assert (await world.audit()).resent_events == 1
+    async with auditing(client, keys, settings(url)) as audits:
+        assert (await audits.audit()).resent_events == 1
         for _ in range(ATTEMPTS_MAX - 1):
-            report = await world.audit(SETTLE_S)
+            report = await audits.audit(SETTLE_S)
             assert (report.missing_units, report.unrecoverable_units) == (5, 3)
-        report = await world.audit(SETTLE_S)
+        report = await audits.audit(SETTLE_S)
         assert (report.missing_units, report.unrecoverable_units, report.resent_events) == (5, 5, 0)
     assert metered(meter) == {("tpp-1", "api_calls"): 2}
 
@@ -292,13 +292,13 @@ async def test_what_is_lost_again_is_sent_again_and_what_was_sent_outlives_a_res
     await deliver(client, valkey, keys, url)
     now_ms = 0
     for attempt in range(1, ATTEMPTS_MAX + 2):
-        async with auditing(client, keys, settings(url)) as world:
-            world.now_ms = max(world.now_ms, now_ms)
-            [row] = (await world.audit()).rows
+        async with auditing(client, keys, settings(url)) as audits:
+            audits.now_ms = max(audits.now_ms, now_ms)
+            [row] = (await audits.audit()).rows
             assert row.resent == 2 * min(attempt, ATTEMPTS_MAX)
-            [row] = (await world.audit(1)).rows
+            [row] = (await audits.audit(1)).rows
             assert row.state is (RowState.PENDING if attempt <= ATTEMPTS_MAX else RowState.UNRECOVERABLE)
-            now_ms = world.now_ms + SETTLE_S * 1000
+            now_ms = audits.now_ms + SETTLE_S * 1000
     assert meter.counts.lost == 2 + 2 * ATTEMPTS_MAX
 
 
@@ -322,9 +322,9 @@ async def test_publishers_killed_while_openmeter_loses_events_cost_and_double_no
         await until(lambda: outbox_is_empty(valkey, keys))
     assert meter.counts.lost > 0
     meter.faults.clear()
-    async with auditing(client, keys, how) as world:
-        assert (await world.audit()).resent_events > 0
-        assert (await world.audit(SETTLE_S)).agrees
+    async with auditing(client, keys, how) as audits:
+        assert (await audits.audit()).resent_events > 0
+        assert (await audits.audit(SETTLE_S)).agrees
     assert metered(meter) == charges.charged
     assert set(stored_ids(meter).values()) == {1}
 
@@ -339,11 +339,11 @@ async def test_surplus_is_reported_and_left_alone(
     for subject in ("tpp-1", "stranger"):
         meter.keep([CloudEvent(f"other.{subject}", "other", "api.call", subject, time_s, data)])
     await deliver(client, valkey, keys, url)
-    async with auditing(client, keys, settings(url)) as world:
-        report = await world.audit()
+    async with auditing(client, keys, settings(url)) as audits:
+        report = await audits.audit()
     found = [(row.account, row.state, row.ledger_units, row.openmeter_units, row.difference) for row in report.rows]
     assert found == [("stranger", RowState.SURPLUS, 0, 4, -4), ("tpp-1", RowState.SURPLUS, 5, 9, -4)]
-    metrics = world.auditor.metrics
+    metrics = audits.auditor.metrics
     assert (metrics.surplus_units, metrics.missing_units, report.resent_events) == (8, 0, 0)
 
 
@@ -351,18 +351,18 @@ async def test_an_openmeter_that_counts_twice_is_found_out_and_sent_nothing_more
     valkey: Valkey, client: Redis, keys: Keys, charges: Charges
 ) -> None:
     meter = OpenMeter(OpenMeterConfig(dedupe=False))
-    async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as world:
+    async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as audits:
         charges.charge("tpp-1", 5)
         await deliver(client, valkey, keys, server.url)
         charges.charge("tpp-1", 6)
         charges.charge("tpp-2", 7)
         meter.faults.script(LOSE)
         await deliver(client, valkey, keys, server.url)
-        assert (await world.audit()).resent_events == 3
+        assert (await audits.audit()).resent_events == 3
         charges.charge("tpp-3", 8)
         meter.faults.script(LOSE)
         await deliver(client, valkey, keys, server.url)
-        report = await world.audit(SETTLE_S)
+        report = await audits.audit(SETTLE_S)
         assert {(row.account, row.state) for row in report.rows} == {
             ("tpp-1", RowState.SURPLUS),
             ("tpp-3", RowState.MISSING),
@@ -383,9 +383,9 @@ async def test_every_hour_is_compared_by_itself_and_those_too_old_or_not_counted
         charges.charge("tpp-1", 10 * back)
     valkey.delete(keys.hour(keys.partition("tpp-1"), this_hour - 4))
     await deliver(client, valkey, keys, url)
-    async with auditing(client, keys, settings(url), Audit(hours=5)) as world:
-        world.now_ms = this_hour * HOUR_MS + SETTLE_S * 1000
-        report = await world.audit()
+    async with auditing(client, keys, settings(url), Audit(hours=5)) as audits:
+        audits.now_ms = this_hour * HOUR_MS + SETTLE_S * 1000
+        report = await audits.audit()
     assert [(hour.hour - this_hour, hour.ledger_units, hour.openmeter_units) for hour in report.hours] == [
         (-3, 33, 33),
         (-2, 22, 22),
@@ -399,11 +399,11 @@ async def test_an_hour_is_not_compared_before_it_is_over_and_has_settled(
 ) -> None:
     charges.now_ms = (server_ms(valkey) // HOUR_MS - 1) * HOUR_MS
     charges.charge("tpp-1", 5)
-    async with auditing(client, keys, settings(url)) as world:
-        world.now_ms = charges.now_ms + HOUR_MS + SETTLE_S * 1000 - 1
-        assert (await world.audit()).hours == ()
-        world.now_ms += 1
-        assert len((await world.audit()).hours) == 1
+    async with auditing(client, keys, settings(url)) as audits:
+        audits.now_ms = charges.now_ms + HOUR_MS + SETTLE_S * 1000 - 1
+        assert (await audits.audit()).hours == ()
+        audits.now_ms += 1
+        assert len((await audits.audit()).hours) == 1
 
 
 async def test_several_metrics_are_compared_by_their_own_meters_and_one_without_is_a_problem(
@@ -411,20 +411,20 @@ async def test_several_metrics_are_compared_by_their_own_meters_and_one_without_
 ) -> None:
     meters = (DEFAULT_METERS[0], replace(DEFAULT_METERS[0], slug="payments"), replace(DEFAULT_METERS[1], slug="calls"))
     meter = OpenMeter(OpenMeterConfig(meters=meters))
-    async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as world:
+    async with Server(meter.app()) as server, auditing(client, keys, settings(server.url)) as audits:
         charges.charge("tpp-1", 5)
         charges.charge("tpp-1", 6, metric="payments")
         await deliver(client, valkey, keys, server.url)
         charges.charge("tpp-2", 7, metric="payments")
         meter.faults.script(LOSE)
         await deliver(client, valkey, keys, server.url)
-        [row] = (await world.audit()).rows
+        [row] = (await audits.audit()).rows
         assert (row.account, row.metric, row.difference) == ("tpp-2", "payments", 7)
-        assert (await world.audit(SETTLE_S)).agrees
+        assert (await audits.audit(SETTLE_S)).agrees
         charges.charge("tpp-1", 1, metric="reports")
         charges.charge("tpp-1", 1, metric="calls")
         await deliver(client, valkey, keys, server.url)
-        report = await world.audit(SETTLE_S)
+        report = await audits.audit(SETTLE_S)
     assert report.problems == (
         "OpenMeter's meter calls is not the SUM of $.units of api.call, so it cannot be compared",
         "OpenMeter has no meter reports; `sidecar catalog apply` makes it",
@@ -440,16 +440,16 @@ async def test_while_openmeter_is_away_nothing_is_known_and_nothing_is_sent(
     charges.charge("tpp-1", 5)
     await deliver(client, valkey, keys, url)
     away = settings("http://127.0.0.1:9")
-    async with auditing(client, keys, away) as world:
-        report = await world.audit()
+    async with auditing(client, keys, away) as audits:
+        report = await audits.audit()
     assert [hour.state for hour in report.hours] == [HourState.UNKNOWN]
     assert [hour.openmeter_units for hour in report.hours] == [None]
     assert "cannot be reached" in report.problems[0]
-    metrics = world.auditor.metrics
+    metrics = audits.auditor.metrics
     assert (metrics.failures, metrics.last_audit_s, metrics.missing_units) == (1, None, 0)
-    async with auditing(client, keys, settings(url)) as world:
-        assert (await world.audit()).agrees
-    assert world.auditor.metrics.last_audit_s is not None
+    async with auditing(client, keys, settings(url)) as audits:
+        assert (await audits.audit()).agrees
+    assert audits.auditor.metrics.last_audit_s is not None
 
 
 async def test_events_that_openmeter_does_not_take_again_are_tried_at_the_next_audit(
@@ -459,13 +459,13 @@ async def test_events_that_openmeter_does_not_take_again_are_tried_at_the_next_a
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     meter.faults.always(Fault(status=503))
-    async with auditing(client, keys, settings(url)) as world:
-        report = await world.audit()
+    async with auditing(client, keys, settings(url)) as audits:
+        report = await audits.audit()
         assert report.resent_events == 0
         assert "does not take events that are sent again: 503" in report.problems[0]
         meter.faults.clear()
-        assert (await world.audit(1)).resent_events == 1
-        assert (await world.audit(SETTLE_S)).agrees
+        assert (await audits.audit(1)).resent_events == 1
+        assert (await audits.audit(SETTLE_S)).agrees
 
 
 async def test_a_backlog_too_large_to_be_counted_makes_nothing_missing(
@@ -480,8 +480,8 @@ async def test_a_backlog_too_large_to_be_counted_makes_nothing_missing(
     monkeypatch.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
     for _ in range(40):
         charges.charge("tpp-1", 1)
-    async with auditing(client, keys, settings(url)) as world:
-        report = await world.audit()
+    async with auditing(client, keys, settings(url)) as audits:
+        report = await audits.audit()
     assert [(row.state, row.difference) for row in report.rows] == [(RowState.PENDING, 0)]
     assert "too much waits in the outbox" in report.problems[0]
 
@@ -503,13 +503,13 @@ async def test_an_hour_that_agrees_while_not_all_that_waits_was_seen_is_compared
     for _ in range(40):
         charges.charge("tpp-1", 1)
     last_hour = charges.now_ms // HOUR_MS - 1
-    async with auditing(client, keys, settings(url)) as world:
-        world.now_ms = charges.now_ms + SETTLE_S * 1000
+    async with auditing(client, keys, settings(url)) as audits:
+        audits.now_ms = charges.now_ms + SETTLE_S * 1000
         with monkeypatch.context() as limited:
             limited.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
-            assert (await world.audit()).problems
+            assert (await audits.audit()).problems
         assert await Hours(client, keys).notes(last_hour, "agreed") == [None]
-        assert (await world.audit()).agrees
+        assert (await audits.audit()).agrees
         assert await Hours(client, keys).notes(last_hour, "agreed") == [b"1 5"]
 
 
@@ -529,8 +529,8 @@ async def test_what_was_accepted_hours_ago_is_found_in_the_tail(
     valkey.delete(tail)
     for _, fields in entries:
         valkey.xadd(tail, fields, id=f"{int(fields[b't']) + 1_000}-0")
-    async with auditing(client, keys, settings(url)) as world:
-        assert (await world.audit()).resent_events == 2
+    async with auditing(client, keys, settings(url)) as audits:
+        assert (await audits.audit()).resent_events == 2
     assert metered(meter) == charges.charged
 
 
@@ -542,15 +542,15 @@ async def test_the_loop_audits_until_it_is_stopped_and_outlives_a_valkey_that_is
     await deliver(client, valkey, keys, url)
     stop = asyncio.Event()
     async with (
-        auditing(client, keys, settings(url), Audit(interval_s=0)) as world,
+        auditing(client, keys, settings(url), Audit(interval_s=0)) as audits,
         Redis(host="127.0.0.1", port=9, retry=Retry(NoBackoff(), 0)) as nowhere,
         auditing(nowhere, keys, settings(url), Audit(interval_s=0)) as lost,
     ):
-        loops = asyncio.gather(world.auditor.run(stop), lost.auditor.run(stop))
-        await until(lambda: world.auditor.metrics.audits > 2 and lost.auditor.metrics.failures > 2)
+        loops = asyncio.gather(audits.auditor.run(stop), lost.auditor.run(stop))
+        await until(lambda: audits.auditor.metrics.audits > 2 and lost.auditor.metrics.failures > 2)
         stop.set()
         await asyncio.wait_for(loops, 10)
-    assert world.auditor.metrics.hours_agreed == 1
+    assert audits.auditor.metrics.hours_agreed == 1
 
 
 async def test_progress_is_told_hour_by_hour(
@@ -560,8 +560,8 @@ async def test_progress_is_told_hour_by_hour(
         charges.now_ms = server_ms(valkey) - (back + 1) * HOUR_MS
         charges.charge("tpp-1", 1)
     told: list[tuple[int, int]] = []
-    async with auditing(client, keys, settings(url)) as world:
-        await world.auditor.audit(world.now_ms, lambda done, of: told.append((done, of)))
+    async with auditing(client, keys, settings(url)) as audits:
+        await audits.auditor.audit(audits.now_ms, lambda done, of: told.append((done, of)))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -571,6 +571,6 @@ def server_ms(valkey: Valkey) -> int:
 
 
 async def test_no_query_is_needed_where_nothing_was_charged(client: Redis, keys: Keys, valkey: Valkey) -> None:
-    async with auditing(client, keys, settings("http://127.0.0.1:9")) as world:
-        report = await world.audit()
+    async with auditing(client, keys, settings("http://127.0.0.1:9")) as audits:
+        report = await audits.audit()
     assert (report.hours, report.rows, report.problems, report.agrees) == ((), (), (), True)

@@ -15,7 +15,7 @@ from sidecar.sandbox.openmeter.openmeter_faults import Fault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
-    Gatekeeper,
+    RefusingProxy,
     Valkey,
     entry,
     event,
@@ -87,7 +87,7 @@ async def test_poisoned_events_become_dead_letters_and_their_neighbours_arrive(
     rows = [event("tpp-1"), event("poison-1", units=5), event("tpp-2"), event("poison-2")]
     valkey.xadd(keys.outbox(1), entry("gw.1", 900, rows))
     async with (
-        Server(Gatekeeper(first_poisoned, hint=hint).app(meter)) as server,
+        Server(RefusingProxy(first_poisoned, hint=hint).app(meter)) as server,
         publishing(client, keys, settings(server.url)) as publisher,
     ):
         await until(lambda: outbox_is_empty(valkey, keys))
@@ -104,7 +104,7 @@ async def test_bodies_that_are_too_large_are_halved_and_later_ones_made_smaller(
     valkey: Valkey, client: Redis, keys: Keys
 ) -> None:
     meter = OpenMeter(OpenMeterConfig(body_bytes_max=4_000))
-    gatekeeper = Gatekeeper()
+    gatekeeper = RefusingProxy()
     ids = fill(valkey, keys, 150)
     app = gatekeeper.app(meter)
     async with Server(app) as server:
@@ -159,7 +159,7 @@ async def test_a_refused_token_pauses_until_its_file_holds_the_right_one(
 async def test_a_server_that_refuses_everything_makes_no_dead_letter(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, status: int
 ) -> None:
-    gatekeeper = Gatekeeper(status=status, refuse_all=True)
+    gatekeeper = RefusingProxy(status=status, refuse_all=True)
     ids = fill(valkey, keys, 20)
     async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
         await until(lambda: publisher.metrics.paused)
@@ -175,7 +175,7 @@ async def test_a_server_that_refuses_everything_makes_no_dead_letter(
 async def test_a_redirect_is_not_followed_as_it_might_end_in_a_page_that_stores_nothing(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, status: int
 ) -> None:
-    gatekeeper = Gatekeeper(status=status, refuse_all=True, headers={"Location": "/api/v1/meters"})
+    gatekeeper = RefusingProxy(status=status, refuse_all=True, headers={"Location": "/api/v1/meters"})
     ids = fill(valkey, keys, 8)
     async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
         await until(lambda: publisher.metrics.requests[ResponseClass.PAUSE] > 2)
@@ -187,7 +187,7 @@ async def test_a_redirect_is_not_followed_as_it_might_end_in_a_page_that_stores_
 async def test_where_empty_batches_are_refused_a_poisoned_event_waits_for_another_to_be_accepted(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter
 ) -> None:
-    gatekeeper = Gatekeeper(first_poisoned, refuse_empty=True)
+    gatekeeper = RefusingProxy(first_poisoned, refuse_empty=True)
     valkey.xadd(keys.outbox(0), entry("gw.0", 1, [event("poison-1")]))
     async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
         await until(lambda: publisher.metrics.paused)

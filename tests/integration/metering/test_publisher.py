@@ -14,7 +14,7 @@ from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
-    Gatekeeper,
+    RefusingProxy,
     Valkey,
     fill,
     outbox_is_empty,
@@ -56,7 +56,7 @@ async def test_no_request_exceeds_its_limits_and_all_have_the_exact_content_type
     events_max: int,
     bytes_max: int,
 ) -> None:
-    gatekeeper = Gatekeeper()
+    gatekeeper = RefusingProxy()
     async with Server(gatekeeper.app(meter)) as server:
         ids = fill(valkey, keys, 30, lambda number: 1 + number % 5)
         async with publishing(client, keys, settings(server.url, **limits)):
@@ -77,7 +77,7 @@ async def test_events_of_many_entries_travel_together(
 
 
 async def test_a_backlog_travels_in_full_batches(valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter) -> None:
-    gatekeeper = Gatekeeper()
+    gatekeeper = RefusingProxy()
     ids = fill(valkey, keys, 1_000, lambda number: 2)
     async with (
         Server(gatekeeper.app(meter)) as server,

@@ -18,7 +18,7 @@ from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.openmeter.openmeter_faults import Fault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from tests.integration.metering.kit import Gatekeeper, SkippingClock, first_poisoned, stored_ids
+from tests.integration.metering.kit import RefusingProxy, SkippingClock, first_poisoned, stored_ids
 
 
 def bodies(count: int, subject: str = "tpp", first: int = 0) -> list[bytes]:
@@ -40,45 +40,45 @@ async def resending(url: str, clock: SkippingClock | None = None, **changes: Any
 
 
 async def test_pages_of_any_size_become_batches_within_the_limits(meter: OpenMeter) -> None:
-    keeper = Gatekeeper()
+    proxy = RefusingProxy()
     size = len(bodies(1)[0]) + 10
-    async with Server(keeper.app(meter)) as server, resending(server.url, batch_events_max=40) as resender:
+    async with Server(proxy.app(meter)) as server, resending(server.url, batch_events_max=40) as resender:
         await resender.send(pages([], bodies(1), bodies(130, first=1), [], bodies(3, first=131)))
-        assert [events for events, _ in keeper.requests] == [40, 40, 40, 14]
+        assert [events for events, _ in proxy.requests] == [40, 40, 40, 14]
         assert (resender.sent, resender.refused, resender.failure) == (134, 0, None)
-    keeper.requests.clear()
-    async with Server(keeper.app(meter)) as server, resending(server.url, batch_bytes_max=40 * size) as resender:
+    proxy.requests.clear()
+    async with Server(proxy.app(meter)) as server, resending(server.url, batch_bytes_max=40 * size) as resender:
         await resender.send(pages(bodies(200, first=1000)))
-    assert all(size_bytes <= 40 * size for _, size_bytes in keeper.requests)
-    assert 5 <= len(keeper.requests) <= 8
+    assert all(size_bytes <= 40 * size for _, size_bytes in proxy.requests)
+    assert 5 <= len(proxy.requests) <= 8
     assert len(stored_ids(meter)) == 334
 
 
 @pytest.mark.parametrize("hint", [True, False])
 async def test_an_event_that_is_refused_now_is_left_out_and_its_neighbours_arrive(meter: OpenMeter, hint: bool) -> None:
-    keeper = Gatekeeper(first_poisoned, hint=hint)
+    proxy = RefusingProxy(first_poisoned, hint=hint)
     events = [*bodies(20), *bodies(1, "poison", 20), *bodies(20, first=21)]
-    async with Server(keeper.app(meter)) as server, resending(server.url) as resender:
+    async with Server(proxy.app(meter)) as server, resending(server.url) as resender:
         await resender.send(pages(events))
     assert (resender.sent, resender.refused, resender.failure) == (40, 1, None)
-    assert (len(keeper.requests) == 4) == hint
+    assert (len(proxy.requests) == 4) == hint
     assert len(stored_ids(meter)) == 40
 
 
 async def test_a_body_that_is_too_large_for_somebody_on_the_way_is_divided(meter: OpenMeter) -> None:
-    keeper = Gatekeeper(lambda batch: 0 if len(batch) > 7 else None, status=413, hint=False)
-    async with Server(keeper.app(meter)) as server, resending(server.url) as resender:
+    proxy = RefusingProxy(lambda batch: 0 if len(batch) > 7 else None, status=413, hint=False)
+    async with Server(proxy.app(meter)) as server, resending(server.url) as resender:
         await resender.send(pages(bodies(50)))
     assert (resender.sent, resender.refused) == (50, 0)
 
 
 async def test_a_server_that_refuses_everything_is_given_up_soon(meter: OpenMeter) -> None:
-    keeper = Gatekeeper(refuse_all=True)
-    async with Server(keeper.app(meter)) as server, resending(server.url) as resender:
+    proxy = RefusingProxy(refuse_all=True)
+    async with Server(proxy.app(meter)) as server, resending(server.url) as resender:
         await resender.send(pages(bodies(500), bodies(500)))
     assert (resender.sent, resender.refused) == (0, REFUSED_MAX + 1)
     assert resender.failure is not None
-    assert len(keeper.requests) < 80
+    assert len(proxy.requests) < 80
 
 
 async def test_a_passing_failure_is_waited_out_and_a_lasting_one_is_not(meter: OpenMeter, url: str) -> None:

@@ -18,7 +18,7 @@ from sidecar.metering.outbox.outbox_status import (
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
-    Gatekeeper,
+    RefusingProxy,
     Valkey,
     entry,
     event,
@@ -38,7 +38,7 @@ async def make_dead_letters(valkey: Valkey, client: Redis, keys: Keys, meter: Op
         rows = [event("tpp-1"), event(f"poison-{number}", units=number)]
         valkey.xadd(keys.outbox(number % keys.partitions), entry("bad", number, rows))
     async with (
-        Server(Gatekeeper(first_poisoned).app(meter)) as server,
+        Server(RefusingProxy(first_poisoned).app(meter)) as server,
         publishing(client, keys, settings(server.url)),
     ):
         await until(lambda: outbox_is_empty(valkey, keys))

@@ -17,7 +17,7 @@ from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import start_valkey
 from tests.integration.metering.kit import (
-    Gatekeeper,
+    RefusingProxy,
     Valkey,
     entry,
     event,
@@ -105,7 +105,7 @@ async def test_of_an_entry_with_dead_letters_the_rest_is_kept_and_says_what_is_n
     valkey.xadd(keys.outbox(0), entry("gw", 1, rows))
     valkey.xadd(keys.outbox(1), entry("gw", 2, [event("poison-3"), event("poison-4")]))
     valkey.xadd(keys.outbox(2), {"o": "unreadable"})
-    gatekeeper = Gatekeeper(first_poisoned)
+    gatekeeper = RefusingProxy(first_poisoned)
     async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)):
         await until(lambda: outbox_is_empty(valkey, keys))
         letters = await dead_letters(client, keys)

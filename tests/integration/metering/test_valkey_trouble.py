@@ -23,7 +23,7 @@ from tests.conftest import free_port, start_valkey
 from tests.integration.metering.audit_kit import SETTLE_S, Charges, auditing
 from tests.integration.metering.kit import (
     PATIENCE_S,
-    Gatekeeper,
+    RefusingProxy,
     Valkey,
     entry,
     event,
@@ -155,7 +155,7 @@ async def test_on_a_cluster_every_event_arrives_once_and_dead_letters_can_be_req
     nodes: list[ValkeyServer], cluster: RedisCluster, meter: OpenMeter
 ) -> None:
     keys = Keys()
-    gatekeeper = Gatekeeper(first_poisoned)
+    gatekeeper = RefusingProxy(first_poisoned)
     with redis.RedisCluster(host="127.0.0.1", port=nodes[0].port) as valkey:
         ids = fill(valkey, keys, 160)
         valkey.xadd(keys.outbox(5), entry("bad", 1, [event("poison-1")]))
@@ -181,14 +181,14 @@ async def test_on_a_cluster_what_openmeter_has_lost_comes_back(
         meter.faults.script(*[Fault(lose=True), Fault()] * 3)
         async with publishing(cluster, keys, settings(url, batch_events_max=15)):
             await until(lambda: outbox_is_empty(valkey, keys))
-    async with auditing(cluster, keys, settings(url)) as world:
-        first = await world.audit()
+    async with auditing(cluster, keys, settings(url)) as audits:
+        first = await audits.audit()
         assert first.missing_units > 0
         assert first.resent_events >= 45
-        second = await world.audit(SETTLE_S)
+        second = await audits.audit(SETTLE_S)
         assert second.agrees
         assert sum(hour.ledger_units for hour in second.hours) == sum(charges.charged.values())
-        assert (await world.audit(1)).hours == second.hours
+        assert (await audits.audit(1)).hours == second.hours
     assert set(stored_ids(meter).values()) == {1}
     assert len(meter.store) == 120
     assert (await outbox_status(cluster, keys)).sent_entries == 40

@@ -76,29 +76,29 @@ async def test_retry_after_is_waited_for_within_its_limit(
     meter: OpenMeter, url: str, status: int, retry_after: str, seconds: float
 ) -> None:
     meter.faults.script(Fault(status=status, retry_after=retry_after))
-    async with delivering(url, backoff_ms_min=100) as world:
-        took_s = await world.deliver()
+    async with delivering(url, backoff_ms_min=100) as audits:
+        took_s = await audits.deliver()
     assert seconds <= took_s <= seconds + 0.1
-    assert meter.counts.accepted == len(world.finished) == 1
+    assert meter.counts.accepted == len(audits.finished) == 1
 
 
 async def test_retry_after_holds_back_every_other_batch_too(meter: OpenMeter, url: str) -> None:
     meter.faults.script(Fault(status=429, retry_after="60"))
-    async with delivering(url) as world:
-        begin_s = world.clock.monotonic_s()
-        first = asyncio.create_task(world.deliver())
-        while not world.metrics.requests[ResponseClass.RETRY]:
+    async with delivering(url) as audits:
+        begin_s = audits.clock.monotonic_s()
+        first = asyncio.create_task(audits.deliver())
+        while not audits.metrics.requests[ResponseClass.RETRY]:
             await asyncio.sleep(0)
-        await world.delivery.deliver(one_event())
-        assert world.clock.monotonic_s() - begin_s >= 60
+        await audits.delivery.deliver(one_event())
+        assert audits.clock.monotonic_s() - begin_s >= 60
         await first
 
 
 async def test_waits_between_retries_are_random_below_a_bound_that_doubles(meter: OpenMeter, url: str) -> None:
     meter.faults.script(*[Fault(status=500)] * 12)
-    async with delivering(url, backoff_ms_min=100, backoff_ms_max=5_000) as world:
-        await world.deliver()
-    waits = world.clock.waits
+    async with delivering(url, backoff_ms_min=100, backoff_ms_max=5_000) as audits:
+        await audits.deliver()
+    waits = audits.clock.waits
     assert len(set(waits)) == len(waits) == 12
     assert all(0 <= wait <= min(5.0, 0.1 * 2**n) for n, wait in enumerate(waits))
     assert max(waits) > 1.0
@@ -106,19 +106,19 @@ async def test_waits_between_retries_are_random_below_a_bound_that_doubles(meter
 
 async def test_a_pause_is_as_long_as_configured(meter: OpenMeter, url: str) -> None:
     meter.faults.script(*[Fault(status=401)] * 3)
-    async with delivering(url, pause_ms=30_000) as world:
-        assert await world.deliver() == 90.0
-        assert world.metrics.requests[ResponseClass.PAUSE] == 3
-        assert not world.metrics.paused
+    async with delivering(url, pause_ms=30_000) as audits:
+        assert await audits.deliver() == 90.0
+        assert audits.metrics.requests[ResponseClass.PAUSE] == 3
+        assert not audits.metrics.paused
 
 
 async def test_a_stop_ends_a_long_wait_and_gives_the_batch_up(meter: OpenMeter, url: str) -> None:
     meter.faults.always(Fault(status=503))
-    async with delivering(url) as world:
-        delivery = asyncio.create_task(world.deliver())
-        while world.metrics.requests[ResponseClass.RETRY] < 3:
+    async with delivering(url) as audits:
+        delivery = asyncio.create_task(audits.deliver())
+        while audits.metrics.requests[ResponseClass.RETRY] < 3:
             await asyncio.sleep(0)
-        world.stop.set()
+        audits.stop.set()
         with pytest.raises(Stopping):
             await delivery
-    assert world.finished == []
+    assert audits.finished == []

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from sidecar.valkey.deadlines import within
+from sidecar.valkey.deadlines import with_deadline
 
 
 async def test_an_answer_in_time_is_given() -> None:
@@ -16,7 +16,7 @@ async def test_an_answer_in_time_is_given() -> None:
         await asyncio.sleep(0)
         return 7
 
-    assert await within(5, call()) == 7
+    assert await with_deadline(5, call()) == 7
 
 
 async def test_what_the_call_raises_is_raised() -> None:
@@ -24,7 +24,7 @@ async def test_what_the_call_raises_is_raised() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await within(5, call())
+        await with_deadline(5, call())
 
 
 async def test_a_call_that_loses_its_cancellation_keeps_nobody_waiting() -> None:
@@ -41,7 +41,7 @@ async def test_a_call_that_loses_its_cancellation_keeps_nobody_waiting() -> None
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(within(0.01, call()), 5)
+        await asyncio.wait_for(with_deadline(0.01, call()), 5)
     release.set()
     await asyncio.wait_for(ended.wait(), 5)
     await asyncio.sleep(0)
@@ -58,7 +58,7 @@ async def test_whoever_is_cancelled_takes_the_call_along() -> None:
         finally:
             cancelled.set()
 
-    task = asyncio.create_task(within(60, call()))
+    task = asyncio.create_task(with_deadline(60, call()))
     await asyncio.sleep(0.01)
     task.cancel()
     with suppress(asyncio.CancelledError):

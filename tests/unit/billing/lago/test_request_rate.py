@@ -1,4 +1,4 @@
-"""Requests follow each other at a pace, in order, and stop when Lago asks for it."""
+"""Requests follow each other at a rate_limit, in order, and stop when Lago asks for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sidecar.basics.clock import SystemClock
 from sidecar.billing.lago.errors import LagoUnavailable
 from sidecar.billing.lago.metrics import LagoMetrics
-from sidecar.billing.lago.request_rate import BURST_S, Pace
+from sidecar.billing.lago.request_rate import BURST_S, RequestRateLimit
 
 
 class TurningClock:
@@ -38,71 +38,71 @@ class TurningClock:
         return event.is_set()
 
 
-def paced(rate: float) -> tuple[Pace, TurningClock, LagoMetrics]:
+def paced(rate: float) -> tuple[RequestRateLimit, TurningClock, LagoMetrics]:
     clock, metrics = TurningClock(), LagoMetrics()
-    return Pace(rate, clock, metrics), clock, metrics
+    return RequestRateLimit(rate, clock, metrics), clock, metrics
 
 
-async def times(pace: Pace, clock: TurningClock, count: int) -> list[float]:
+async def times(rate_limit: RequestRateLimit, clock: TurningClock, count: int) -> list[float]:
     passed = []
     for _ in range(count):
-        await pace.turn()
+        await rate_limit.turn()
         passed.append(clock.now - 1000)
     return passed
 
 
 async def test_a_tenth_of_the_rate_may_come_at_once_and_then_it_is_steady() -> None:
-    pace, clock, metrics = paced(40)
-    passed = await times(pace, clock, 10)
+    rate_limit, clock, metrics = paced(40)
+    passed = await times(rate_limit, clock, 10)
     assert passed[:4] == [0, 0, 0, 0]
     assert [round(later - earlier, 6) for earlier, later in pairwise(passed[3:])] == [0.025] * 6
     assert metrics.throttled_s == pytest.approx(0.15)
 
 
 async def test_a_slow_pace_has_no_burst() -> None:
-    pace, clock, _ = paced(2)
-    assert await times(pace, clock, 4) == pytest.approx([0, 0.5, 1, 1.5])
+    rate_limit, clock, _ = paced(2)
+    assert await times(rate_limit, clock, 4) == pytest.approx([0, 0.5, 1, 1.5])
 
 
 async def test_time_that_passes_unused_is_saved_up_to_the_burst() -> None:
-    pace, clock, metrics = paced(40)
-    await times(pace, clock, 4)
+    rate_limit, clock, metrics = paced(40)
+    await times(rate_limit, clock, 4)
     clock.now += 100
     held_s = metrics.throttled_s
-    assert [round(at, 6) for at in await times(pace, clock, 5)] == [100, 100, 100, 100, 100.025]
+    assert [round(at, 6) for at in await times(rate_limit, clock, 5)] == [100, 100, 100, 100, 100.025]
     assert metrics.throttled_s == pytest.approx(held_s + 0.025)
 
 
 async def test_a_pause_holds_everything_and_what_waited_goes_at_the_pace() -> None:
-    pace, clock, metrics = paced(40)
-    pace.pause(3)
-    assert await times(pace, clock, 3) == pytest.approx([3, 3.025, 3.05])
+    rate_limit, clock, metrics = paced(40)
+    rate_limit.pause(3)
+    assert await times(rate_limit, clock, 3) == pytest.approx([3, 3.025, 3.05])
     assert metrics.pauses == 1
     assert metrics.throttled_s == pytest.approx(3.05)
 
 
 async def test_a_pause_during_a_wait_prolongs_it() -> None:
-    pace, clock, _ = paced(1)
-    await pace.turn()
-    clock.on_wait = lambda seconds: pace.pause(10) if clock.now == 1000 else None
-    await pace.turn()
+    rate_limit, clock, _ = paced(1)
+    await rate_limit.turn()
+    clock.on_wait = lambda seconds: rate_limit.pause(10) if clock.now == 1000 else None
+    await rate_limit.turn()
     assert clock.now == pytest.approx(1010)
 
 
 async def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
-    pace, clock, _ = paced(40)
-    pace.pause(5)
-    pace.pause(1)
-    await pace.turn()
+    rate_limit, clock, _ = paced(40)
+    rate_limit.pause(5)
+    rate_limit.pause(1)
+    await rate_limit.turn()
     assert clock.now == pytest.approx(1005)
 
 
 async def test_many_tasks_share_one_pace_in_their_order() -> None:
-    pace, clock, metrics = paced(40)
+    rate_limit, clock, metrics = paced(40)
     order: list[tuple[int, float]] = []
 
     async def one(number: int) -> None:
-        await pace.turn()
+        await rate_limit.turn()
         order.append((number, clock.now - 1000))
 
     await asyncio.gather(*map(one, range(24)))
@@ -112,38 +112,38 @@ async def test_many_tasks_share_one_pace_in_their_order() -> None:
 
 
 async def test_one_who_gives_up_does_not_hold_up_the_others() -> None:
-    pace, clock, _ = paced(40)
-    pace.pause(1)
-    gone = asyncio.create_task(pace.turn())
+    rate_limit, clock, _ = paced(40)
+    rate_limit.pause(1)
+    gone = asyncio.create_task(rate_limit.turn())
     await asyncio.sleep(0)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
-    await pace.turn()
+    await rate_limit.turn()
     assert clock.now == pytest.approx(1001)
 
 
 async def test_closing_ends_all_waits() -> None:
-    pace, _, _ = paced(40)
-    pace.pause(3600)
-    waiting = [asyncio.create_task(pace.turn()) for _ in range(3)]
+    rate_limit, _, _ = paced(40)
+    rate_limit.pause(3600)
+    waiting = [asyncio.create_task(rate_limit.turn()) for _ in range(3)]
     await asyncio.sleep(0)
-    pace.close()
+    rate_limit.close()
     for found in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(found, LagoUnavailable)
         assert found.unsent
     with pytest.raises(LagoUnavailable):
-        await pace.wait(1)
+        await rate_limit.wait(1)
 
 
 @given(st.floats(min_value=0.1, max_value=10_000), st.lists(st.floats(min_value=0, max_value=2), max_size=40))
 def test_no_second_has_more_requests_than_the_rate_and_its_burst(rate: float, gaps: list[float]) -> None:
     async def run() -> list[float]:
-        pace, clock, _ = paced(rate)
+        rate_limit, clock, _ = paced(rate)
         passed = []
         for gap in gaps:
             clock.now += gap
-            await pace.turn()
+            await rate_limit.turn()
             passed.append(clock.now)
         return passed
 
@@ -154,14 +154,14 @@ def test_no_second_has_more_requests_than_the_rate_and_its_burst(rate: float, ga
 
 
 def test_it_tells_how_it_is_doing() -> None:
-    pace, _, _ = paced(40)
-    pace.pause(3)
-    assert repr(pace) == "Pace(40/s, the next in 3.0 s)"
+    rate_limit, _, _ = paced(40)
+    rate_limit.pause(3)
+    assert repr(rate_limit) == "RequestRateLimit(40/s, the next in 3.0 s)"
 
 
 async def test_those_who_wait_together_are_counted_as_one_wait() -> None:
     metrics = LagoMetrics()
-    pace = Pace(200, SystemClock(), metrics)
+    rate_limit = RequestRateLimit(200, SystemClock(), metrics)
     started = time.monotonic()
-    await asyncio.gather(*(pace.turn() for _ in range(40)))
+    await asyncio.gather(*(rate_limit.turn() for _ in range(40)))
     assert metrics.throttled_s <= time.monotonic() - started + 0.01

@@ -18,7 +18,7 @@ from sidecar.billing.lago.errors import (
     LagoUnavailable,
     excerpt,
 )
-from sidecar.billing.lago.responses import PAUSE_S_MAX, Answer, result_of
+from sidecar.billing.lago.responses import PAUSE_S_MAX, LagoResponse, result_of
 
 KEY = "lago-key-of-the-bank-0123456789"
 NOW_S = 1_785_543_009.0
@@ -28,7 +28,7 @@ HTML = b"<html><body><h1>Welcome to nginx!</h1></body></html>"
 def read(status: int, body: bytes | dict[str, Any] = b"{}", **headers: str) -> dict[str, Any]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return result_of("GET /wallets", Answer(status, named, content), KEY, NOW_S)
+    return result_of("GET /wallets", LagoResponse(status, named, content), KEY, NOW_S)
 
 
 def refusal(status: int, body: bytes | dict[str, Any] = b"{}", **headers: str) -> LagoError:
