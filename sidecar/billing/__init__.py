@@ -1,1 +1,1 @@
-"""Billing: what Lago knows, brought into the ledger, and what was metered, brought to Lago."""
+"""Brings Lago's accounts into the ledger and metered usage to Lago."""

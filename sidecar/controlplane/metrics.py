@@ -1,4 +1,4 @@
-"""What the billing side counts, in Prometheus' exposition format."""
+"""The billing side's Prometheus families."""
 
 from __future__ import annotations
 

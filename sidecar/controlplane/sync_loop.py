@@ -1,4 +1,4 @@
-"""The loop that pushes metered usage to Lago, on the control plane that leads."""
+"""Pushes metered usage to Lago in a loop, on the control plane that leads."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-
+"""The ledger in Valkey: accounts, prices, holds and charges."""

@@ -1,4 +1,4 @@
-"""What the ledger counted in an hour, over all homes (docs/ledger.md, "Hours and what was sent").
+"""Reads the ledger's counts of an hour, over all homes (docs/ledger.md, "Hours and what was sent").
 
 An hour is a number, counted from 1970. One that is over does not change any more, unless Valkey's clock goes back or
 its data does; a total tells cheaply whether it did.

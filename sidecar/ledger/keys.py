@@ -1,4 +1,4 @@
-"""Names of everything the ledger keeps in Valkey (docs/ledger.md, "Keys"). Nothing else spells a key."""
+"""The names of all keys of the ledger in Valkey (docs/ledger.md, "Keys"). No other module spells a key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valkey for control work: the embedded server if there is one, a client, the accounts."""
+"""Valkey for the control plane: the embedded server if there is one, a client, the accounts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of an event that OpenMeter refuses for good, and of an entry that nobody can read.
+"""Makes dead letters of events that OpenMeter refuses for good, and of entries that nobody can read.
 
 A dead letter carries the fields of an outbox entry, cut to the one event, so that putting it back is appending it
 to the outbox again: the event keeps its id and is counted once. Beside them stand, all beginning with ``dead-``:

@@ -1,4 +1,4 @@
-"""What the publisher counts, and how Prometheus reads it."""
+"""The publisher's counts, and their Prometheus families."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class MeteringSettings(BaseModel):
         default=200,
         ge=1,
         le=5_000,
-        description="Milliseconds between two looks into an outbox that was empty: how long events wait for company.",
+        description="Milliseconds between two looks into an outbox that was empty: how long a batch waits for events.",
     )
     requests_in_flight_max: int = Field(default=4, ge=1, le=64, description="Most requests at a time.")
     buffer_bytes_max: int = Field(

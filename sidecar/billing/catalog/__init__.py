@@ -1,1 +1,1 @@
-"""The catalog: one file of metrics, prices and customers, brought into Lago and OpenMeter."""
+"""Brings the catalog, one file of metrics, prices and customers, into Lago and OpenMeter."""

@@ -1,4 +1,4 @@
-"""Makes the changes, one after the other, and stops at the first that fails.
+"""Makes the changes one by one, and stops at the first that fails.
 
 Nothing is taken back: what was made is found there when it is run again. Lago takes some changes without doing them,
 so each answer is compared with what was wanted. A wallet is looked for once more right before it is made: there is no

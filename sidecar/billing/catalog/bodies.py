@@ -1,4 +1,4 @@
-"""What is wanted as the bodies of Lago's requests (lago-api ``app/controllers/api/v1/``). Amounts are texts."""
+"""Makes the bodies of Lago's requests (lago-api ``app/controllers/api/v1/``). Amounts are texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to do, as values: for people to read before it is done, and for ``apply`` to do."""
+"""The changes to make, as values: people read them first, ``apply`` makes them."""
 
 from __future__ import annotations
 

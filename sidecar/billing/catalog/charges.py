@@ -1,4 +1,4 @@
-"""Charges of a catalog file, in its own form or in Lago's: to a charge that can be enforced, or to why it cannot."""
+"""Reads the charges of a catalog file, in its own form or in Lago's, and says which cannot be enforced and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what Lago and OpenMeter have of what a catalog names."""
+"""Reads from Lago and OpenMeter the objects that a catalog names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Customers, their subscriptions and wallets: what is to be done, and what is never done a second time."""
+"""Compares customers, their subscriptions and wallets. A wallet gets its credits once."""
 
 from __future__ import annotations
 

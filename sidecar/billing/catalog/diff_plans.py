@@ -1,4 +1,4 @@
-"""Plans: what is to be done about each, and what Lago would not do."""
+"""Compares plans, and names the changes that Lago would not make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who the client is, and whom it trusts: the API key and the CAs, from the settings or from files."""
+"""Reads Lago's API key and the CAs to trust, from the settings or from files."""
 
 from __future__ import annotations
 

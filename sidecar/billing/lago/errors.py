@@ -1,4 +1,4 @@
-"""What can go wrong with Lago. ``transient`` says whether trying again later may help; nobody need parse a message."""
+"""The errors of Lago's client. ``transient`` says whether a later try may help; nobody needs to parse a message."""
 
 from __future__ import annotations
 

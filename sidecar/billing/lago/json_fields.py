@@ -1,4 +1,4 @@
-"""Typed access to the objects of an answer. What is missing or of the wrong type is named with endpoint and path."""
+"""Typed access to the objects of an answer. Errors name the endpoint and path of a missing or wrong field."""
 
 from __future__ import annotations
 

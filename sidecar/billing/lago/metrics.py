@@ -1,4 +1,4 @@
-"""What the client counts."""
+"""Counts requests to Lago."""
 
 from __future__ import annotations
 

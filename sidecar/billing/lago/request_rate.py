@@ -1,4 +1,4 @@
-"""How fast requests may follow each other: one rate for all tasks (GCRA, which is a token bucket without a timer)."""
+"""Limits the rate of requests to Lago: one limit for all tasks (GCRA, a token bucket without a timer)."""
 
 from __future__ import annotations
 

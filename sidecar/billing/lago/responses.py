@@ -1,4 +1,4 @@
-"""What an answer of Lago means: its JSON, or which error (lago-api ``app/controllers/concerns/api_errors.rb``)."""
+"""Reads Lago's responses: JSON, or an error (lago-api ``app/controllers/concerns/api_errors.rb``)."""
 
 from __future__ import annotations
 

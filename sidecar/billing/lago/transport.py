@@ -1,4 +1,4 @@
-"""Requests to Lago: paced, bounded, and sent again where that is safe."""
+"""Sends requests to Lago: within a rate, with bounds, and again where that is safe."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From Lago's customers, wallets, plans and invoices to the ledger's accounts."""
+"""Makes the ledger's accounts from Lago's customers, wallets, plans and invoices."""

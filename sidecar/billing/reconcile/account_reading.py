@@ -1,4 +1,4 @@
-"""Everything that is read from Lago for one account, in the order that makes it safe.
+"""Reads everything about one account from Lago, in the order that makes it safe.
 
 Invoices, then wallets, then invoices again: Lago debits a wallet in the transaction that makes an invoice final, so
 with the same invoices before and after, the wallets read in between either contain a debit or its invoice is not

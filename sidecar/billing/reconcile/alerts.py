@@ -1,4 +1,4 @@
-"""What somebody should look at: found while Lago and the ledger are compared, never a reason to stop."""
+"""Findings for people, made while Lago and the ledger are compared. None stops the work."""
 
 from __future__ import annotations
 

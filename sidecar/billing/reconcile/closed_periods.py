@@ -1,4 +1,4 @@
-"""Periods of the ledger that are over, and whether Lago has billed them.
+"""Closed periods of the ledger, and whether Lago has billed them.
 
 What a period cost stays owed until its invoice is final, for only then has Lago taken it from the wallet. A ledger
 period belongs to the Lago period of its subscription that contains its start.

@@ -1,4 +1,4 @@
-"""Figures that do not go together: Lago's own, Lago's and the ledger's, today's and yesterday's."""
+"""Checks figures against each other: Lago's own, Lago's and the ledger's, this reading's and the last one's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what Lago says of an account, and what the ledger has, to what the ledger shall have. Without I/O.
+"""Computes an account's desired state in the ledger from a reading of Lago and the ledger's state. Without I/O.
 
 The rule: available = Σ balances of the wallets that pay − what periods owe whose invoice is not final − what the
 current period has cost, or what Lago has counted in it if that is more. The ledger calls what ended periods owe

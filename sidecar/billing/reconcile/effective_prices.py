@@ -1,4 +1,4 @@
-"""What the active subscriptions of a customer come to: one period, and one price for each metric."""
+"""Joins the active subscriptions of a customer: one period, and one price for each metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the wallets of an account are worth to it.
+"""Adds up the wallets of an account.
 
 Lago pays an invoice from the active wallets of the invoice's currency (lago-api
 ``app/services/credits/applied_prepaid_credits_service.rb``): a wallet pays a fee when the metric matches, or the fee's

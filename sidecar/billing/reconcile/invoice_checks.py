@@ -1,4 +1,4 @@
-"""After an invoice: are its units the ledger's, and is its amount what the ledger counted?
+"""Compares the units and amounts of final invoices with the ledger's.
 
 One comparison for each period whose invoice is final, kept with the account; one that differs is made again in every
 round, since usage that is carried over evens it out later.

@@ -1,4 +1,4 @@
-"""What the reconciler counts; exported by ``BillingCollector``."""
+"""The reconciler's counts; ``BillingCollector`` exports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a period of the ledger ends and another begins, and what is kept of the one that is over."""
+"""Ends one period of the ledger, begins the next, and says what is saved of the old one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a plan's charges in Lago to price tables of the ledger, taxes included. Without I/O.
+"""Makes price tables of the ledger from a plan's charges in Lago, taxes included. Without I/O.
 
 The models are Lago's (lago-api ``app/services/charge_models/``). What cannot be enforced call by call, or would cost
 something else in Lago than here, is refused with the reason.

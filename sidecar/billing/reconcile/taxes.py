@@ -1,4 +1,4 @@
-"""Which taxes a fee bears, and amounts with them (lago-api ``app/services/fees/apply_taxes_service.rb``).
+"""The taxes of a fee, and amounts with them (lago-api ``app/services/fees/apply_taxes_service.rb``).
 
 The first that has any: the charge, the plan, the customer, the defaults of the organisation. A rate of 0 is one too: it
 exempts. Lago adds all rates up and rounds once per fee, so what it bills is at most half a cent away from this.

@@ -1,4 +1,4 @@
-"""One account in one round: its sync state, what it owes, what became of it. Without I/O."""
+"""The work of one round on one account: its sync state, what it owes, what became of it. Without I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether sums can be pushed to a billable metric of Lago, and into which property."""
+"""Decides whether sums can be pushed to a billable metric of Lago, and into which property."""
 
 from __future__ import annotations
 

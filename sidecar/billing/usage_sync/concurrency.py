@@ -1,4 +1,4 @@
-"""Several things at once, but not all of them."""
+"""Limited concurrency, and pages of items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the outcomes of deliveries change in the sync state, without I/O."""
+"""Applies the outcomes of deliveries to the sync state, without I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events for Lago that are frozen: whatever happens, one is only ever sent as it was written down first."""
+"""Frozen events for Lago: each is written down first, and only ever sent as it was written down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What OpenMeter has counted, asked for with as few queries as possible.
+"""Reads metered usage from OpenMeter with as few queries as possible.
 
 Most accounts want the same hours, so an hour that two accounts want is asked for all subjects at once and kept for the
 whole round. The rest, intervals cut by the bounds of a period and hours that one account is behind, is asked for that

@@ -1,4 +1,4 @@
-"""Which billing period of Lago a period of the ledger belongs to."""
+"""Links a period of the ledger to the billing period of Lago that bills it."""
 
 from __future__ import annotations
 

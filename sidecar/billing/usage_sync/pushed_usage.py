@@ -1,4 +1,4 @@
-"""What has been brought to Lago for one metric of one period of the ledger, without I/O.
+"""The usage that was pushed to Lago for one metric of one period of the ledger, without I/O.
 
 Pushed usage is a row of segments of time, each with the units for which events were frozen. Whether a frozen event
 has reached Lago yet is told by ``frozen_events``; for what is still owed it makes no difference. Finished intervals are

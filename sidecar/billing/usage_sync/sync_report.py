@@ -1,4 +1,4 @@
-"""What a round has done: counts, and rows for a table."""
+"""The report of a round: counts, and rows for a table."""
 
 from __future__ import annotations
 

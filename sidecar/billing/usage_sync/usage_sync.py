@@ -1,4 +1,4 @@
-"""Metered usage to Lago: what the control plane calls."""
+"""Pushes metered usage to Lago: the interface for the control plane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the webhook receiver counts, and how Prometheus reads it."""
+"""The webhook receiver's counts, and their Prometheus families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the bytes of a verified webhook to the reload requests that it makes. No I/O.
+"""Reads the reload requests out of a verified webhook. No I/O.
 
 Envelope: ``{"webhook_type", "object_type", "organization_id", "<object_type>": {…}}`` (lago-api
 ``app/services/webhooks/base_service.rb``).

@@ -1,4 +1,4 @@
-"""Lago's public key for webhooks signed with JWT: fetched, kept, and fetched again when a signature is unknown.
+"""Keeps Lago's public key for webhooks signed with JWT, and fetches it again when a signature is unknown.
 
 Source: ``GET /api/v1/webhooks/json_public_key``; who makes the request is given from outside.
 """

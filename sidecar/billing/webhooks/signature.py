@@ -1,4 +1,4 @@
-"""Whether a webhook is Lago's (lago-api ``app/models/webhook.rb``).
+"""Checks that a webhook is Lago's (lago-api ``app/models/webhook.rb``).
 
 ``hmac``: the Base64 of HMAC-SHA256 over the raw body. ``jwt``: a JWT of RS256 whose claim ``data`` is the raw body
 and whose ``iss`` is Lago's own URL. Neither has a time in it, so a copy of an old webhook is as good as new; what a

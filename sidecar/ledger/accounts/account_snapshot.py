@@ -1,4 +1,4 @@
-"""An account as people and admin answers see it."""
+"""An account for people and for answers of the admin port."""
 
 from __future__ import annotations
 

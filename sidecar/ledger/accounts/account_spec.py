@@ -1,4 +1,4 @@
-"""What an account is to be, as whoever knows it says: an accounts file, or the reconciler with Lago at its back."""
+"""An account as it shall be, from an accounts file or from the reconciler."""
 
 from __future__ import annotations
 

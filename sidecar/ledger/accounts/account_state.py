@@ -1,4 +1,4 @@
-"""An account as the ledger holds it, decoded, and rolled over to a given instant as lua/lib/account.lua would."""
+"""An account as the ledger stores it, decoded, and rolled over to an instant as lua/lib/account.lua would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which account an API key belongs to: one string key for each SHA-256 (docs/ledger.md, "Keys")."""
+"""Maps API keys to accounts: one string key for each SHA-256 (docs/ledger.md, "Keys")."""
 
 from __future__ import annotations
 

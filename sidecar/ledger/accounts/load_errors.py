@@ -1,4 +1,4 @@
-"""What can go wrong when accounts are written or read. A flat list: who catches decides by class, not by text."""
+"""The errors of writing and reading accounts: a flat list, so that callers decide by class and not by text."""
 
 from __future__ import annotations
 

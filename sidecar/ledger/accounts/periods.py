@@ -1,4 +1,4 @@
-"""Billing periods: which one an instant lies in, and when the following ones end.
+"""Computes billing periods: the one of an instant, and the ends of the following ones.
 
 A rule is data and the clock is given, so that a test, the demo and the reconciler can ask about any instant. Instants
 are Unix milliseconds. A period begins with its start and ends just before its end.

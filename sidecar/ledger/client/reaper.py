@@ -1,4 +1,4 @@
-"""Gives back what dead gateway processes held. Any process may run it, and several at once: the script decides."""
+"""Gives back the holds of dead gateway processes. Several processes may run it at once: the script decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accounts that a caller names and the ledger does not know: have them loaded, once for all who wait.
+"""Has accounts loaded that a caller names and the ledger does not have, once for all who wait.
 
 The request path asks here; a reload request is made for the control plane, which loads the account from Lago or leaves
 a mark that Lago does not know it (``Keys.absent``). Whichever appears first in Valkey is the answer. However many

@@ -1,1 +1,1 @@
-"""Price tables and what units cost by them."""
+"""Price tables, and the cost of units by them."""

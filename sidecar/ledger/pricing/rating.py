@@ -1,4 +1,4 @@
-"""What units cost by a packed price table, as lua/lib/pricing.lua computes it; in integers without a limit."""
+"""Computes the cost of units by a packed price table, as lua/lib/pricing.lua does; in integers without a limit."""
 
 from __future__ import annotations
 

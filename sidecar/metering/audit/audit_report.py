@@ -1,4 +1,4 @@
-"""What an audit found, as values, and as a table for people."""
+"""The findings of an audit, as values and as a table for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What audits save of an hour, beside its counts in Valkey: whether it agreed, and what was sent again."""
+"""Saves an audit's state of an hour, beside its counts in Valkey: whether it agreed, and what was sent again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gathers what both sides count of the hours that are not known to agree.
+"""Collects both sides' counts of the hours that are not known to agree.
 
 The order matters: first what waits in the outbox, then OpenMeter. An event that is in neither is missing, since an
 entry leaves the outbox only after OpenMeter has accepted it. The other way round an event that is delivered between the

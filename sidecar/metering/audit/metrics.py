@@ -1,4 +1,4 @@
-"""What audits found, for Prometheus."""
+"""The findings of audits, as Prometheus families."""
 
 from __future__ import annotations
 

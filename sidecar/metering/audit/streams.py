@@ -1,4 +1,4 @@
-"""What lies in the streams of the ledger, cell by cell: the outbox, the dead letters, and the tail of what was sent."""
+"""Reads the ledger's streams, cell by cell: the outbox, the dead letters, and the tail of accepted entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How OpenMeter is reached, by whoever talks to it: its URL, the token, TLS."""
+"""Access to OpenMeter: its URL, the token, TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What OpenMeter has counted, and the meters by which it does: the reading side of its API.
+"""Reads usage and meters from OpenMeter's API.
 
 Source: OpenMeter's ``openmeter/meter/httphandler``, ``openmeter/streaming/clickhouse/meter_query.go`` and its OpenAPI
 document, v1. ``from`` is inclusive and ``to`` exclusive, whatever the document says; a window without events has no

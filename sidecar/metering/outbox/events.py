@@ -1,4 +1,4 @@
-"""From an outbox entry to CloudEvents, without I/O.
+"""Makes CloudEvents of an outbox entry, without I/O.
 
 An entry is what ``batch.lua`` writes (docs/ledger.md, "Outbox entry"): ``o`` origin, ``q`` sequence number, ``t``
 time in ms, ``e`` JSON ``[event, …]``, each event an array ``[account, metric, units, route, method, status,

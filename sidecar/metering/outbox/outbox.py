@@ -1,4 +1,4 @@
-"""The outbox streams as one consumer of the group ``publishers`` sees them."""
+"""The outbox streams, read by one consumer of the group ``publishers``."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local keeping = keep_ms > 0
 local KEPT = {o = true, q = true, t = true, e = true, i = true}
 
--- The tail is there for comfort. If the server has no memory for it, then it needs the memory for the ledger, which
--- refuses every hold without; what the tail would have been needed for is reported.
+-- The tail only serves the audit. A server without memory for it needs its memory for the ledger, which refuses every
+-- hold without. The audit reports what it would have needed the tail for.
 local function drop_tail()
   keeping = false
   redis.call('UNLINK', KEYS[3])

@@ -1,4 +1,4 @@
-"""What is in the outbox and among the dead letters, for people: ``sidecar outbox status`` and ``dead-letters``."""
+"""The state of the outbox and the dead letters, for ``sidecar outbox status`` and ``dead-letters``."""
 
 from __future__ import annotations
 

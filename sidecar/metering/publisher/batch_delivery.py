@@ -1,4 +1,4 @@
-"""One batch, from its first request until each of its events is accepted or refused for good."""
+"""Delivers one batch: from its first request until each of its events is accepted or refused for good."""
 
 from __future__ import annotations
 

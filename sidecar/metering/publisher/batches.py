@@ -47,10 +47,10 @@ class Batch:
 
 
 class Batcher:
-    """Events wait here for company, in the order in which they came.
+    """Queues events, in the order in which they came, and cuts batches of them.
 
     A batch has at most ``events_max`` events and ``bytes_max`` bytes of body; an event that is larger than that
-    travels alone.
+    is a batch of its own.
     """
 
     def __init__(self, events_max: int, bytes_max: int) -> None:

@@ -1,4 +1,4 @@
-"""The entries that a publisher has read and that are still in the outbox."""
+"""The entries that a publisher has read and not finished."""
 
 from __future__ import annotations
 

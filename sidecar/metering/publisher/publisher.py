@@ -1,4 +1,4 @@
-"""Brings the events of the outbox to OpenMeter.
+"""Delivers the events of the outbox to OpenMeter.
 
 One loop: look after what is in progress, read, cut batches, start deliveries. An entry leaves the outbox only when each
 of its events was accepted or became a dead letter (``BatchDelivery``), so whatever happens to a publisher, its entries

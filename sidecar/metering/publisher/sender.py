@@ -1,4 +1,4 @@
-"""The HTTP side: one POST to OpenMeter."""
+"""Sends one POST to OpenMeter."""
 
 from __future__ import annotations
 
