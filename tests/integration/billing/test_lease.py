@@ -418,7 +418,8 @@ async def test_a_leader_that_stood_still_sees_that_it_is_none_any_more(two: Two,
     rows = [row.decode().split() for row in cast("list[bytes]", valkey.lrange("work", 0, -1))]
     late = [int(token) for name, token in rows[before:ended] if name == "one"]
     assert all(token == first < second for token in late), "what a zombie still writes can be told by its token"
-    assert {name for name, _ in rows[ended:]} == {"two"}, "it does not go on once it has seen that it leads no more"
+    after = [name for name, _ in rows[ended:]]
+    assert after.count("one") <= 1, "but for a command under way, it ends once it has seen that it leads no more"
     assert rows[-1] == ["two", str(second)]
 
     other.process.terminate()
