@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from loadtests.kit import machine
 from loadtests.kit.processes import RigError
 
 
@@ -19,7 +19,7 @@ def measured_on(seconds: int) -> dict[str, Any]:
     """When, on what, and for how many seconds each measurement."""
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "machine": machine.describe(),
         "python": platform.python_version(),
         "seconds": seconds,
     }

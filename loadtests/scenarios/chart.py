@@ -9,8 +9,9 @@ from html import escape
 from loadtests.scenarios.plan import Second
 from loadtests.scenarios.scenario import Mark
 
-WIDTH, HEIGHT = 860, 240
-LEFT, RIGHT, TOP, BOTTOM = 48, 8, 40, 24
+WIDTH, HEIGHT = 860, 264
+LEFT, RIGHT, TOP, BOTTOM = 72, 20, 40, 44
+TITLE = "Requests per second over the run, by how they ended"
 MARKS_TOP = 4
 TICKS = 4
 NAMES_ROWS = 3
@@ -52,13 +53,20 @@ def draw(seconds: Sequence[Second], marks: Sequence[Mark]) -> str:
                 f"{scale.x(second.at + side)},{scale.y(of(second))}" for second in seconds for side in (0, 1)
             )
             parts.append(f'<polyline class="{name}" points="{points}"><title>{title}</title></polyline>')
-    label = "Requests per second over the run"
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    box = f'class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{TITLE}"'
+    return f"<svg {box}>{''.join(parts)}</svg>"
 
 
-def legend(seconds: Sequence[Second]) -> str:
+def legend(seconds: Sequence[Second], marks: Sequence[Mark]) -> str:
+    """Each line and band that is drawn, as it is drawn."""
     shown = [(name, title) for name, title, of in SERIES if any(of(second) for second in seconds)]
-    return " ".join(f'<span class="key {name}">{title}</span>' for name, title in shown)
+    keys = [(f'<polyline class="{name}" points="0,5 26,5"/>', title) for name, title in shown]
+    if marks and seconds:
+        keys.append(('<rect class="mark" width="26" height="10"/>', "disturbance"))
+    return "".join(
+        f'<span class="key"><svg viewBox="0 0 26 10" aria-hidden="true">{drawn}</svg> {title}</span>'
+        for drawn, title in keys
+    )
 
 
 def nice(most: int) -> int:
@@ -80,7 +88,11 @@ def _grid(scale: Scale) -> list[str]:
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{count:,}</text>')
     every = max(1, round(scale.seconds / 10))
     for at in range(0, int(scale.seconds) + 1, every):
-        parts.append(f'<text x="{scale.x(at)}" y="{HEIGHT - 6}" text-anchor="middle">{at} s</text>')
+        parts.append(f'<text x="{scale.x(at)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{at}</text>')
+    middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(f'<text x="{middle_x:.0f}" y="{HEIGHT - 8}" text-anchor="middle">time since the start, s</text>')
+    turned = f'x="{-middle_y:.0f}" y="18" transform="rotate(-90)" text-anchor="middle"'
+    parts.append(f"<text {turned}>requests per second</text>")
     return parts
 
 

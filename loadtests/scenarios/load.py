@@ -13,7 +13,7 @@ monkey.patch_all()
 import json  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
+from dataclasses import dataclass, field, replace  # noqa: E402
 
 import gevent  # noqa: E402
 from gevent.event import Event  # noqa: E402
@@ -55,7 +55,8 @@ def main() -> None:
     while time.monotonic() < end and not (plan.attempts_max and run.attempts >= plan.attempts_max):
         gevent.sleep(0.05)
     runner.quit()
-    print(json.dumps(run.tally.answers().as_json()), flush=True)
+    answers = replace(run.tally.answers(), took_s=round(time.monotonic() - run.began, 2))
+    print(json.dumps(answers.as_json()), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,24 @@ from loadtests.scenarios.scenario import Mark
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
+    """``release``: of the gateway, "" where it is not known. ``machine``, ``python``: where the clients ran, and
+    everything else if it ``is_local``.
+    ``seconds``: how long the run took, which may be less than what was asked for if the load ended by itself.
+    """
+
     scenario: str
     about: str
     asserts: str
     started_at: float
     urls: tuple[str, ...]
+    release: str
+    machine: str
+    python: str
+    is_local: bool
     notes: tuple[str, ...]
     users: int
     seconds: float
+    seconds_asked: float
     answers: Answers
     checks: tuple[Check, ...]
     marks: tuple[Mark, ...] = ()
@@ -55,9 +65,13 @@ class Outcome:
             "exit_status": self.exit_status,
             "started_at": self.when,
             "urls": list(self.urls),
+            "release": self.release,
+            "machine": self.machine,
+            "python": self.python,
             "notes": list(self.notes),
             "users": self.users,
             "seconds": self.seconds,
+            "seconds_asked": self.seconds_asked,
             "checks": [{**asdict(check), "verdict": check.verdict.value} for check in self.checks],
             "troubles": [asdict(mark) for mark in self.marks],
             "memory_grown_mb": self.grown_mb,

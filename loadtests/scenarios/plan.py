@@ -93,13 +93,15 @@ class Answers:
 
     ``by_status``: how many ended how: a status, or words for one that got none. ``charged``: units by account of the
     answers that said so; ``unsure``: units of requests that may have been charged and may not, since their connection
-    was cut. ``broken``: answers that began and did not end. ``notes``: counts that only some users make.
+    was cut. ``broken``: answers that began and did not end. ``notes``: counts that only some users make. ``took_s``:
+    from the first request to the end of the last one.
     """
 
     by_status: Mapping[str, int] = field(default_factory=dict)
     charged: Mapping[str, int] = field(default_factory=dict)
     unsure: Mapping[str, int] = field(default_factory=dict)
     broken: int = 0
+    took_s: float = 0.0
     latency: Latency = Latency()
     seconds: tuple[Second, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)

@@ -28,15 +28,13 @@ table { width: 100%; border-collapse: collapse; } td, th { padding: .35rem .6rem
 tr.failed td { background: color-mix(in srgb, var(--bad) 10%, transparent); color: var(--ink); }
 tr.failed td.verdict { color: var(--bad); }
 .side { display: flex; gap: 3rem; flex-wrap: wrap; align-items: flex-start; }
-svg { width: 100%; height: auto; background: var(--band); border-radius: 6px; }
+.chart { width: 100%; height: auto; background: var(--band); border-radius: 6px; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--dim); } svg text.mark { fill: var(--warn); }
 .grid { stroke: var(--line); } rect.mark { fill: var(--warn); opacity: .18; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .passed { stroke: var(--good); } .refused { stroke: var(--blue); stroke-dasharray: 5 3; }
 .lost { stroke: var(--bad); stroke-dasharray: 2 3; }
-.key { margin-right: 1.2rem; } .key::before { content: "▬ "; }
-.key.passed::before { color: var(--good); } .key.refused::before { color: var(--blue); }
-.key.lost::before { color: var(--bad); }
+.key { margin-right: 1.2rem; } .key svg { width: 26px; height: 10px; }
 """
 CLASSES = {Verdict.HOLDS: "holds", Verdict.FAILED: "failed", Verdict.UNCHECKED: "unchecked"}
 OVERALL = {0: ("holds", "all checks hold"), 1: ("failed", "FAILED"), 2: ("unchecked", "nothing was checked")}
@@ -57,21 +55,28 @@ def page(outcome: Outcome) -> str:
         f"<p>{escape(outcome.about)}</p>\n{_facts(outcome)}\n"
         f"<h2>Checks</h2>\n{_checks(outcome.checks)}\n{_texts(outcome.answers.texts)}"
         f'<h2>Requests</h2>\n<div class="side">{_statuses(outcome)}{_latency(outcome)}{_notes(outcome)}</div>\n'
-        f"<h2>Requests per second</h2>\n{chart.draw(seconds, outcome.marks)}"
-        f"<p>{chart.legend(seconds)}</p></body></html>\n"
+        f"<h2>{chart.TITLE}</h2>\n{chart.draw(seconds, outcome.marks)}"
+        f"<p>{chart.legend(seconds, outcome.marks)}</p></body></html>\n"
     )
 
 
 def _facts(outcome: Outcome) -> str:
     facts = [
         ("when", outcome.when),
-        ("load", f"{outcome.users:,} clients, {outcome.seconds:g} s"),
+        ("load", f"{outcome.users:,} clients, {outcome.seconds:.1f} s{_asked(outcome)}"),
         ("gateways", ", ".join(outcome.urls)),
+        ("release", outcome.release or "not known: needs --admin"),
+        ("machine" if outcome.is_local else "machine of the clients", f"{outcome.machine}, {outcome.python}"),
         ("target", "; ".join(outcome.notes)),
         ("must hold", outcome.asserts),
     ]
     facts += [(mark.label, f"{mark.began_s:.1f} to {mark.ended_s:.1f} s") for mark in outcome.marks]
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in facts)}</dl>"
+
+
+def _asked(outcome: Outcome) -> str:
+    shorter = outcome.seconds < outcome.seconds_asked - 0.5
+    return f" (of {outcome.seconds_asked:g} s: the load ended by itself)" if shorter else ""
 
 
 def _checks(checks: Iterable[Check]) -> str:
@@ -84,23 +89,27 @@ def _checks(checks: Iterable[Check]) -> str:
     return f"<table><tr><th>check</th><th>expected</th><th>found</th><th></th></tr>{rows}</table>"
 
 
-def _table(head: str, rows: Iterable[tuple[str, str]]) -> str:
+def _table(heads: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<table class="narrow"><tr><th>{head}</th><th></th></tr>{cells}</table>' if cells else ""
+    return f'<table class="narrow"><tr><th>{heads[0]}</th><th>{heads[1]}</th></tr>{cells}</table>' if cells else ""
 
 
 def _statuses(outcome: Outcome) -> str:
-    return _table("answered", [(status, f"{count:,}") for status, count in outcome.answers.by_status.items()])
+    return _table(
+        ("status", "requests"), [(status, f"{count:,}") for status, count in outcome.answers.by_status.items()]
+    )
 
 
 def _latency(outcome: Outcome) -> str:
     latency = outcome.answers.latency
     values = (("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99), ("max", latency.max))
-    return _table("latency of 2xx", [(name, f"{value:,.1f} ms") for name, value in values])
+    return _table(("latency of 2xx", "ms"), [(name, f"{value:,.1f}") for name, value in values])
 
 
 def _notes(outcome: Outcome) -> str:
-    return _table("counted", [(name, f"{count:,}") for name, count in sorted(outcome.answers.notes.items())])
+    return _table(
+        ("counted by the clients", ""), [(name, f"{count:,}") for name, count in sorted(outcome.answers.notes.items())]
+    )
 
 
 def _texts(texts: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from loadtests.kit import machine
 from loadtests.kit.processes import running as process
 from loadtests.scenarios.adopting import First, probe
 from loadtests.scenarios.books import Books, Trading, judge
@@ -22,7 +23,8 @@ from loadtests.scenarios.plan import Answers, merged
 from loadtests.scenarios.scenario import Evidence, Mark, Scenario, Setting, Trouble
 from loadtests.scenarios.sources import Sources
 from loadtests.scenarios.tally import Tally
-from loadtests.scenarios.target import CannotRun
+from loadtests.scenarios.target import CannotRun, Target
+from loadtests.scenarios.web import NoAnswer, ask
 
 MARGIN_S: Final = 180.0
 """How much longer than its load the load process may take before it is ended."""
@@ -63,7 +65,10 @@ def run(scenario: Scenario, setting: Setting, options: Options, directory: Path,
     evidence, checks = _settle(setting, sources, before, answers, marks, grown, first, options.patience_s)
     return Outcome(
         scenario=scenario.name, about=scenario.about, asserts=scenario.asserts, started_at=started_at,
-        urls=target.urls, notes=target.about, users=plan.users, seconds=plan.seconds, answers=answers, marks=marks,
+        urls=target.urls, release=release_of(target), machine=machine.describe(), python=machine.python(),
+        is_local=not options.urls,
+        notes=target.about, users=plan.users, seconds=answers.took_s, seconds_asked=plan.seconds, answers=answers,
+        marks=marks,
         grown_mb=evidence.grown_mb, checks=(*checks, *acted),
     )  # fmt: skip
 
@@ -126,6 +131,17 @@ def make_trouble(troubles: tuple[Trouble, ...], seconds: float, say: Say) -> tup
             checks += trouble.end()
         marks.append(Mark(trouble.label, round(at, 2), round(time.monotonic() - began, 2)))
     return tuple(marks), tuple(checks)
+
+
+def release_of(target: Target) -> str:
+    """Release and build of the gateway, as ``sidecar.basics.build.describe`` has it there; "" where nobody may look."""
+    if not target.admin:
+        return ""
+    try:
+        status = ask("the admin side", "GET", f"{target.admin}/v1/status", token=target.admin_token)
+        return f"{status['version']} ({status['request_path']})"
+    except (NoAnswer, KeyError):  # a release that did not say it yet
+        return ""
 
 
 def resident_bytes(pid: int, what: str) -> int:

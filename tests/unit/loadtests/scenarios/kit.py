@@ -41,7 +41,8 @@ def trading(
 def outcome(*checks: Check, seconds: tuple[Second, ...] = (), marks: tuple[Mark, ...] = ()) -> Outcome:
     return Outcome(
         scenario="herd", about="All at once.", asserts="Exactly the paid calls.", started_at=1_795_743_937.0,
-        urls=("http://127.0.0.1:8080",), notes=("sidecar demo",), users=20, seconds=3.0,
+        urls=("http://127.0.0.1:8080",), release="1.2.3 (compiled)", machine="Some CPU (x86_64), 2 cores, Linux 6.1",
+        python="CPython 3.11.2", is_local=True, notes=("sidecar demo",), users=20, seconds=3.04, seconds_asked=3.0,
         answers=Answers({"200": 10, "402": 3}, {TPP: 10}, latency=Latency(1.0, 2.0, 3.0, 4.0), seconds=seconds),
         checks=checks, marks=marks,
     )  # fmt: skip

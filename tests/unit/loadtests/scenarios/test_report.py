@@ -49,6 +49,33 @@ def test_what_others_wrote_is_text_and_not_markup() -> None:
     assert not re.search(r"<(b|i|u|a|s)>", text)
 
 
+def test_the_page_names_release_machine_and_how_long_the_run_took() -> None:
+    usual = outcome(HOLDS)
+    text = page(usual)
+    assert "<dt>release</dt><dd>1.2.3 (compiled)</dd>" in text
+    assert "<dt>machine</dt><dd>Some CPU (x86_64), 2 cores, Linux 6.1, CPython 3.11.2</dd>" in text
+    assert "<dd>20 clients, 3.0 s</dd>" in text
+    text = page(replace(usual, release="", is_local=False, seconds=1.26, seconds_asked=20.0))
+    assert "<dt>release</dt><dd>not known: needs --admin</dd>" in text
+    assert "<dt>machine of the clients</dt>" in text
+    assert "<dd>20 clients, 1.3 s (of 20 s: the load ended by itself)</dd>" in text
+
+
+def test_the_chart_has_a_title_and_a_unit_on_each_axis() -> None:
+    text = page(outcome(HOLDS, seconds=SECONDS))
+    assert f"<h2>{chart.TITLE}</h2>" in text
+    assert ">requests per second</text>" in text
+    assert ">time since the start, s</text>" in text
+
+
+def test_the_legend_explains_what_is_drawn_and_nothing_else() -> None:
+    assert re.findall(r"</svg> ([^<]+)<", chart.legend(SECONDS, [Mark("Valkey SIGKILL", 1.0, 2.0)])) == [
+        "2xx", "other statuses", "without an answer", "disturbance",
+    ]  # fmt: skip
+    assert re.findall(r"</svg> ([^<]+)<", chart.legend(SECONDS[:1], [])) == ["2xx"]
+    assert chart.legend((), [Mark("Valkey SIGKILL", 1.0, 2.0)]) == ""
+
+
 def test_disturbances_are_drawn_where_they_were() -> None:
     drawn = chart.draw(SECONDS, [Mark("Valkey SIGKILL", 1.0, 2.0)])
     third = (chart.WIDTH - chart.LEFT - chart.RIGHT) / 3
@@ -72,6 +99,7 @@ def test_the_json_has_verdicts_figures_and_the_exit_status() -> None:
     document = json.loads(json.dumps(outcome(HOLDS, FAILED, seconds=SECONDS).document()))
     assert document["exit_status"] == 1
     assert [check["verdict"] for check in document["checks"]] == ["holds", "FAILED"]
+    assert (document["release"], document["seconds"], document["seconds_asked"]) == ("1.2.3 (compiled)", 3.04, 3.0)
     assert document["answers"]["by_status"] == {"200": 10, "402": 3}
 
 
