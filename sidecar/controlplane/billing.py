@@ -166,7 +166,7 @@ class Billing:
         return self.receiver.field_bytes_max
 
     def status(self) -> dict[str, Any]:
-        """Who leads, when everybody was looked at last, what is wrong."""
+        """The leader, the time of the last sweep, and the alerts."""
         lease = self.lease.state
         sync = self.sync_loop.sync.metrics if self.sync_loop is not None else None
         return {

@@ -42,7 +42,7 @@ BACKOFF_S_MIN, BACKOFF_S_MAX = 0.25, 30.0
 BACKOFFS_MAX: Final = 10_000
 LEDGER_PAGE: Final = 500
 MISSING_MAX: Final = 10
-"""So many accounts may vanish from Lago at once, or half of them, whichever is more."""
+"""Accounts that may vanish from Lago at once, or half of them, whichever is more."""
 
 JITTER: Final = 0.1
 SWEEP_RETRY_S: Final = 15.0

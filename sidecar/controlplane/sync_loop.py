@@ -151,7 +151,7 @@ class SyncLoop:
         return report, tuple(rows)
 
     async def flush_due(self, token: int) -> SyncReport | None:
-        """Those whose period ends, or has just ended."""
+        """Push the usage of accounts whose period ends, or has just ended."""
         now_ms = await self._store.accounts.now_ms()
         due = self.schedule.due(now_ms, self._settings.final_flush_s * 1000)
         if not due:

@@ -51,11 +51,11 @@ class Keys:
         return f"{self._tags[partition]}hour:{hour}"
 
     def billing(self, account: str) -> str:
-        """What the reconciler remembers of an account's invoices."""
+        """The reconcile state of an account."""
         return f"{self._tags[self.partition(account)]}billing:{account}"
 
     def sync(self, account: str) -> str:
-        """What has been pushed to Lago for an account, and what is about to be."""
+        """The sync state of an account: pushed usage and frozen events."""
         return f"{self._tags[self.partition(account)]}sync:{account}"
 
     def absent(self, account: str) -> str:

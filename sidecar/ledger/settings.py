@@ -10,7 +10,7 @@ from sidecar.config.fields import FilePath, Milliseconds, Model, Whole, conflict
 
 
 class OpenSettings(Model):
-    """What may pass uncounted while the ledger is out of reach, if ``on_ledger_failure`` is ``open``."""
+    """The calls that may pass uncounted while the ledger is out of reach, if ``on_ledger_failure`` is ``open``."""
 
     allowance_units: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
         default=1_000,
@@ -46,7 +46,7 @@ class LedgerSettings(Model):
     settle_delay_ms: Annotated[Whole, Field(ge=0, le=1_000)] = Field(
         default=2,
         description="How long a charge waits for the next request's hold to go to Valkey with it, in one call instead "
-        "of two; 0 sends it at once. What a gateway that is killed has not sent yet is not charged.",
+        "of two; 0 sends it at once. A gateway that is killed loses the charges that it has not sent yet.",
     )
     unknown_account_wait_ms: Milliseconds = Field(
         default=1_500,

@@ -16,7 +16,7 @@ from sidecar.valkey.url import Embedded, Topology
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What control work on the ledger needs."""
+    """A client, the key names and the accounts of one ledger."""
 
     client: Client
     keys: Keys

@@ -129,7 +129,7 @@ def wallet_body(wanted: WantedWallet) -> dict[str, Any]:
 
 
 def wallet_changes(wanted: WantedWallet, names: Iterable[str]) -> dict[str, Any]:
-    """Those of the fields that are set. An unchanged expiration is not sent again: one that has passed is refused."""
+    """The fields that are set. An unchanged expiration is not sent again: one that has passed is refused."""
     values: dict[str, Any] = {
         "name": wanted.name,
         "priority": wanted.priority,

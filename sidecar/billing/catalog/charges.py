@@ -23,7 +23,7 @@ _NO_PLAN: Final = Plan("", "", "", "monthly", 0, "USD", False, ())
 
 
 class _ChargeOptions(Model):
-    """What any charge may say. All but taxes can only be said to be refused with a reason, as in Lago's own files."""
+    """Options of any charge. All but taxes can only be said to be refused with a reason, as in Lago's own files."""
 
     taxes: Codes = Field(default=(), validation_alias=AliasChoices("taxes", "tax_codes"))
     pay_in_advance: bool = False

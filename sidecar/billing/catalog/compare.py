@@ -165,7 +165,8 @@ def _hidden(key: str, value: Shown) -> Shown:
 
 
 def wallet_fields(wanted: WantedWallet, found: Wallet | None) -> tuple[FieldChange, ...]:
-    """What can be changed, and rate and currency, which cannot. Credits are shown only for a wallet to be made."""
+    """The fields that can be changed, and rate and currency, which cannot. Credits are shown only for a wallet to be
+    made."""
     views: dict[str, tuple[Shown, Shown]] = {}
 
     def add(name: str, before: Shown, after: Shown) -> None:

@@ -24,7 +24,8 @@ METRIC_IN_USE = "Lago changes nothing but the name of a metric that a plan uses"
 
 
 def diff(catalog: Catalog, observed: Observed, event_type: str, now_ms: int) -> tuple[Change, ...]:
-    """What has to be done, and what will not be. ``event_type`` is that of the gateway's events (``metering.type``)."""
+    """The changes to make, and what will not be done. ``event_type`` is that of the gateway's events
+    (``metering.type``)."""
     plans = dict(diff_plans.resolved(catalog, observed))
     return (
         *(Change("refuse", each.kind, each.code, notes=_notes(each.where, each.reason, each.instead))

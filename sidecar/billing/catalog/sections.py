@@ -124,7 +124,7 @@ class PlanSection(Model):
 
 
 class EndpointSection(Model):
-    """Where Lago sends its webhooks. ``event_types`` are by default those that something is done about."""
+    """Where Lago sends its webhooks. ``event_types`` are by default those that the receiver acts upon."""
 
     url: Annotated[str, Field(max_length=2048), AfterValidator(_endpoint_url)] = Field(
         validation_alias=AliasChoices("url", "webhook_url")

@@ -1,4 +1,4 @@
-"""What a catalog file asks for, as values. Amounts in cents are of the currency's smallest coin, instants are Unix
+"""The contents of a catalog file, as values. Amounts in cents are of the currency's smallest coin, instants are Unix
 milliseconds; a field that is None is left as it is in Lago, and a name that is None is the code for what is new.
 """
 
@@ -111,7 +111,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """A whole file. What is refused is not among the rest."""
+    """A whole file, without what is refused."""
 
     taxes: tuple[WantedTax, ...] = ()
     metrics: tuple[WantedMetric, ...] = ()

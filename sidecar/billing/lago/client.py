@@ -89,7 +89,7 @@ class LagoClient:
         return _all_of(customer, "GET /wallets", found)
 
     async def wallets_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Wallet]:
-        """Those of all customers."""
+        """A page of the wallets of all customers."""
         return await self._page("/wallets", "wallets", parsing.wallet, page, per_page)
 
     async def wallet(self, lago_id: str) -> Wallet | None:
@@ -138,7 +138,7 @@ class LagoClient:
         plan_code: str | None = None,
         per_page: int = PER_PAGE,
     ) -> Page[Subscription]:
-        """Those of all customers, or of the subscribers of one plan."""
+        """A page of the subscriptions of all customers, or of one plan."""
         query = [*_listed("status", statuses), *([("plan_code", plan_code)] if plan_code is not None else [])]
         return await self._page("/subscriptions", "subscriptions", parsing.subscription, page, per_page, query)
 
@@ -163,7 +163,7 @@ class LagoClient:
     async def current_usage(
         self, customer: str, external_subscription_id: str, *, apply_taxes: bool = True
     ) -> CurrentUsage | None:
-        """What has been ingested in the current period; None without such a customer or an active subscription."""
+        """The usage ingested in the current period; None without such a customer or an active subscription."""
         return await self._find(
             "/customers/{id}/current_usage",
             customer,
@@ -236,7 +236,7 @@ class LagoClient:
         )
 
     # Writing. Bodies are as Lago documents them, without the outermost object. Decimals become whole numbers or texts.
-    # What Lago would do twice is not sent a second time unless the first certainly had no effect.
+    # A request that Lago would do twice is only sent again if the first one certainly had no effect.
 
     async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """POST ``body`` as it is; answer the JSON object that came back. For what has no method of its own."""

@@ -1,4 +1,4 @@
-"""What is read from Lago, as values (facts: lago-api ``app/serializers/v1/``; Lago's OpenAPI document).
+"""Lago's objects as values (facts: lago-api ``app/serializers/v1/``; Lago's OpenAPI document).
 
 Instants are Unix milliseconds, money in cents is an integer of the currency's smallest coin (for JPY that is a yen),
 everything else that has decimals is a ``Decimal``. Only what the gateway uses is kept.
@@ -208,7 +208,7 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True)
 class ChargeUsage:
-    """What Lago has ingested for one metric in the current period."""
+    """The usage of one metric that Lago has ingested in the current period."""
 
     metric_code: str
     charge_id: str

@@ -34,7 +34,7 @@ def invoice(row: Fields) -> Invoice:
 
 
 def _due_cents(row: Fields, status: str, payment_status: str) -> int:
-    """What is still to be paid. Where an answer does not say it, the rest is put together as Lago does
+    """The amount that is still to be paid. Where an answer does not say it, the rest is put together as Lago does
     (Invoice#total_due_amount_cents).
     """
     due = row.whole_or_none("total_due_amount_cents")
@@ -46,7 +46,7 @@ def _due_cents(row: Fields, status: str, payment_status: str) -> int:
 
 
 def _periods(row: Fields) -> tuple[BillingPeriod, ...]:
-    """Those that cover usage: an invoice of a plan's fee alone may have none."""
+    """The periods that cover usage: an invoice of a plan's fee alone may have none."""
     plans = {each.text("lago_id"): each for each in row.rows("subscriptions")}
     found = (_period(each, plans) for each in row.rows("billing_periods"))
     return tuple(period for period in found if period is not None)

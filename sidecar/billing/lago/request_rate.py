@@ -10,7 +10,7 @@ from sidecar.billing.lago.errors import LagoUnavailable
 from sidecar.billing.lago.metrics import LagoMetrics
 
 BURST_S: Final = 0.1
-"""So much of the rate may come at once: of Lago's windows of one second, a tenth."""
+"""The burst: a tenth of Lago's windows of one second."""
 
 _EPSILON_S: Final = 1e-6
 """A wait shorter than that is none; it is what is left over by rounding."""
@@ -43,7 +43,7 @@ class RequestRateLimit:
             self._free_at_s = max(self._free_at_s, self._clock.monotonic_s()) + self._interval_s
 
     def pause(self, seconds: float) -> None:
-        """Let nothing pass for so long. What has waited then goes at that rate, and not all at once."""
+        """Let nothing pass for so long. Waiting requests then go at the rate, and not all at once."""
         self._free_at_s = max(self._free_at_s, self._clock.monotonic_s() + seconds + self._slack_s)
         self._metrics.pauses += 1
 

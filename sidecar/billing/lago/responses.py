@@ -131,7 +131,7 @@ def _after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _json(body: bytes) -> object:
-    """What the body says, None if it is not JSON. No number becomes a float."""
+    """The body as JSON, None if it is none. No number becomes a float."""
     try:
         content: object = json.loads(body.decode(), parse_float=Decimal, parse_constant=_no_number)
     except (ValueError, ArithmeticError, RecursionError):

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from sidecar.billing.lago.models import CurrentUsage, Customer, Invoice, Subscription, Tax, Wallet, WalletTransaction
 
 INVOICES_MAX: Final = 60
-"""Newest invoices looked at: years of monthly ones. What a period owes counts until its invoice is seen."""
+"""Newest invoices looked at: years of monthly ones. A period owes its cost until its invoice is seen."""
 
 DETAILS_MAX: Final = 24
 ATTEMPTS_MAX: Final = 4
@@ -129,5 +129,5 @@ async def _invoices(
     ):
         if whole is not None:
             details[_mark(row)] = whole
-    # What the list says of a status counts: the details may already be those of a later one.
+    # The status in the list counts: the details may already be those of a later status.
     return tuple(details.get(_mark(each), each) for each in listed)

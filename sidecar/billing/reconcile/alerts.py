@@ -42,7 +42,7 @@ class BillingRefused(Exception):
 
 
 class Alerts:
-    """Those of one account, as they are found."""
+    """The alerts of one account, as they are found."""
 
     def __init__(self, account: str) -> None:
         self.account = account

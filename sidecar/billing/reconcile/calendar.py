@@ -1,7 +1,7 @@
 """When the billing periods of a subscription end, beyond the current one that Lago tells
 (lago-api ``app/services/subscriptions/dates_service.rb``).
 
-Only a forecast: it lets the ledger close periods on time while Lago is out of reach. What Lago says next overrules it.
+Only a forecast: it lets the ledger close periods on time while Lago is out of reach. Lago's next answer overrules it.
 """
 
 from __future__ import annotations

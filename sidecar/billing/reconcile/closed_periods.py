@@ -44,7 +44,7 @@ class ClosedPeriod:
 
     @property
     def cost(self) -> Decimal:
-        """What its usage came to."""
+        """The cost of its usage."""
         return sum(self.costs.values(), Decimal(0))
 
 
@@ -119,7 +119,7 @@ def billing_status(
 
 
 def _billed_short(final: Sequence[Invoice], period: ClosedPeriod, currency: str) -> Decimal | None:
-    """What final invoices have for the period's usage if units are missing on them, else None: what a bank asks for
+    """The amount of final invoices for the period's usage if units are missing on them, else None: what a bank asks for
     the units is its own affair.
     """
     subscriptions = {link.subscription_id for link in period.links}
@@ -134,7 +134,7 @@ def _billed_short(final: Sequence[Invoice], period: ClosedPeriod, currency: str)
 
 
 def shortfall(period: ClosedPeriod, billed: Decimal | None, currency: str) -> Decimal:
-    """What a final invoice lacks of what its period has cost: usage that came too late for it.
+    """The part of a period's cost that its final invoice lacks: usage that came too late for it.
 
     It was served and never taken from a wallet, so it must not become funds again. What fees and taxes lose by being
     rounded is none.
@@ -146,7 +146,7 @@ def shortfall(period: ClosedPeriod, billed: Decimal | None, currency: str) -> De
 
 
 def unmatched_drafts(periods: Iterable[ClosedPeriod], invoices: Iterable[Invoice], currency: str) -> Decimal:
-    """What drafts will bill for periods that the ledger has never had, such as those before it was introduced."""
+    """The amount of drafts for periods that the ledger has never had, such as those before it was introduced."""
     known = list(periods)
     total = Decimal(0)
     for invoice in invoices:

@@ -72,7 +72,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """What an account shall be in the ledger.
+    """An account as it shall be in the ledger.
 
     ``period_end`` comes before ``spec``: the ledger's state changes with it, and must be reconciled again afterwards.
     ``spec`` None: nothing is to be loaded, and ``why`` says why. ``counted``: for an account new to the ledger.
@@ -306,7 +306,7 @@ def _closed(
     alerts: Alerts,
     now_ms: int,
 ) -> DesiredState:
-    """What it has used is billed on its last invoice; it takes no new holds."""
+    """The account takes no new holds. Its last invoice bills its usage."""
     currency = str(state.info.get("currency", ""))
     if saved.links_of(state.period_start_ms) or any(usage.settled for usage in state.usages):
         return DesiredState(reading.account, None, None, saved, "the current period ends first",

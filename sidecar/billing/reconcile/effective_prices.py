@@ -42,7 +42,7 @@ class EffectivePrices:
 
     @property
     def billing_subscriptions(self) -> tuple[Subscription, ...]:
-        """Those that bill usage; the primary one if none does."""
+        """The subscriptions that bill usage; the primary one if none does."""
         by_id = {each.lago_id: each for each in self.billed_by.values()}
         return tuple(by_id.values()) or (self.primary,)
 
@@ -94,7 +94,7 @@ def effective_prices(
 
 
 def plan_fee_of(effective: EffectivePrices, customer: Customer, defaults: tuple[Tax, ...]) -> Decimal:
-    """What the plans themselves will cost at the end of the period; a whole one, though Lago may prorate it."""
+    """The fee of the plans themselves at the end of the period: a whole one, though Lago may prorate it."""
     total = Decimal(0)
     for subscription, plan in effective.actives:
         if plan.currency != effective.plan.currency or not plan.amount_cents:

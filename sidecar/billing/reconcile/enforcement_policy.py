@@ -134,7 +134,7 @@ def _api_keys(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     if not digests:
         return None
     for key, digest in digests.items():
-        # What is there may be the API key itself, so it is not shown.
+        # The value may be the API key itself, so it is not shown.
         if not _SHA256.fullmatch(digest):
             raise BillingRefused("policy", f"metadata {key}: not a SHA-256 in lower-case hexadecimal")
     if len(digests) > API_KEYS_MAX:

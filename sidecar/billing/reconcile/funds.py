@@ -63,7 +63,7 @@ def funds_of(wallets: Iterable[Wallet], metrics: Sequence[str], currency: str, n
 
 
 def identity_faults(wallet: Wallet) -> Iterable[str]:
-    """Where Lago's figures of one wallet contradict each other."""
+    """Contradictions between Lago's figures of one wallet."""
     name = f"wallet {wallet.lago_id}"
     if wallet.balance_cents < 0:
         yield f"{name}: its balance is negative ({wallet.balance_cents} cents)"

@@ -57,7 +57,7 @@ class PlanPrices:
 
 
 def plan_prices(plan: Plan, customer: Customer, default_taxes: Sequence[Tax]) -> PlanPrices:
-    """What a subscriber of ``plan`` pays. A charge that is refused does not stop the others.
+    """The prices for a subscriber of ``plan``. A charge that is refused does not stop the others.
 
     Raises:
         ValueError: the customer is from an answer that does not tell its taxes.

@@ -38,7 +38,7 @@ class InvoicedPeriod:
 
 @dataclass(frozen=True, slots=True)
 class LastReading:
-    """What the last load was made of. Money in units of the currency. ``policy``: the policy's revision
+    """The figures of the last load. Money in units of the currency. ``policy``: the policy's revision
     (``effective_prices.policy_revision``). ``is_open``: a period owes something still.
     """
 

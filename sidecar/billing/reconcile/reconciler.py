@@ -132,7 +132,7 @@ class Reconciler:
         return await asyncio.shield(task)
 
     async def preview(self, account: str) -> Outcome:
-        """What :meth:`reconcile` would do, without doing it."""
+        """The outcome that :meth:`reconcile` would have, without doing it."""
         return await self._guarded(account, self._preview(account))
 
     async def _preview(self, account: str) -> Outcome:
@@ -241,7 +241,7 @@ class Reconciler:
         await self._reload_requests.schedule(name, at_ms)
 
     async def reconcile_state(self, account: str) -> ReconcileState:
-        """What is saved of an account. Raises ``LedgerUnavailable``, ``MalformedReconcileState``."""
+        """The saved state of an account. Raises ``LedgerUnavailable``, ``MalformedReconcileState``."""
         try:
             fields = await self._client.hgetall(self._keys.billing(account))
         except CLIENT_ERRORS as error:

@@ -194,19 +194,19 @@ class ReloadRequests:
         return int(await self._eval(_ADD, (self._requests, self._idempotency_keys), *limits, *names))
 
     async def waiting(self, limit: int) -> tuple[ReloadRequest, ...]:
-        """Those that wait, longest first; scheduled reloads that are due are among them."""
+        """The waiting requests, longest first; scheduled reloads that are due are among them."""
         assert 0 < limit <= WAITING_MAX, f"{limit} reload requests at once"
         reply = await self._eval(_WAITING, (self._requests, self._scheduled), self._names_max, limit)
         rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
         return tuple(ReloadRequest(name.decode(), score, max(0.0, int(age_us) / 1e6)) for name, score, age_us in rows)
 
     async def complete(self, requests: Iterable[ReloadRequest]) -> int:
-        """What they asked for is done; answer how many are gone. One that was made again meanwhile stays."""
+        """Remove requests that are handled; answer how many are gone. One that was made again meanwhile stays."""
         return await self._complete(requests, "")
 
     async def postpone(self, requests: Iterable[ReloadRequest], delay_ms: int) -> int:
-        """What they asked for cannot be done now: they are made again after ``delay_ms``, and do not stand in the way
-        of others until then. Answers as :meth:`complete`."""
+        """Postpone requests that cannot be handled now: they are made again after ``delay_ms``, and do not stand in the
+        way of others until then. Answers as :meth:`complete`."""
         assert delay_ms >= 0
         return await self._complete(requests, delay_ms)
 

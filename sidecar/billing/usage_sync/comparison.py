@@ -15,7 +15,7 @@ from sidecar.ledger.pricing.currencies import exponent
 
 @dataclass(frozen=True, slots=True)
 class LedgerUsage:
-    """What one metric came to in a period of the ledger; ``cost`` in units of the currency, with taxes."""
+    """Units and cost of one metric in a period of the ledger; ``cost`` in units of the currency, with taxes."""
 
     metric: str
     units: int
@@ -24,7 +24,7 @@ class LedgerUsage:
 
 @dataclass(frozen=True, slots=True)
 class SyncedUnits:
-    """What the sync knows of one metric in a period."""
+    """Units of one metric in a period, as the sync knows them."""
 
     openmeter: int = 0
     pushed: int = 0
@@ -135,7 +135,7 @@ def _rate(fees: Sequence[Fee]) -> Decimal:
 
 
 def _cents(cost: Decimal, currency: str, taxes_rate: Decimal) -> int:
-    """What a fee of this cost, taxes included, comes to on an invoice.
+    """The amount of a fee of this cost on an invoice, taxes included.
 
     Lago rounds the fee once, half away from zero (lago-api ``app/services/fees/charge_service.rb``), and the taxes on
     what it was rounded to once more (``app/services/fees/apply_taxes_service.rb``); costs are not below 0.

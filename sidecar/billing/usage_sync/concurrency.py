@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def gather_limited(do: Callable[[A], Awaitable[T]], items: Iterable[A], concurrency_max: int) -> list[T]:
-    """What ``do`` answers for each, in order.
+    """The answers of ``do`` for each item, in order, ``concurrency_max`` at a time.
 
     Raises:
         Exception: the first that was raised, by order of ``items``; by then everything has come to its end.

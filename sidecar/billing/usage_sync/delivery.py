@@ -33,7 +33,7 @@ class Lago(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an event.
+    """The outcome of an event's delivery.
 
     ``sent``: Lago has taken it. ``duplicate``: Lago had it, just as it was frozen. ``adopted``: Lago has one of the
     same place with other ``units``, which count from now on. ``conflict``: what Lago has under its id is something
@@ -82,7 +82,7 @@ class EventDelivery:
         return Deliveries(outcomes, self._error)
 
     async def look_up(self, frozen_event: FrozenEvent) -> Outcome | None:
-        """What Lago has under the event's id, None if nothing. Raises ``LagoError``."""
+        """Look up what Lago has under the event's id; None if nothing. Raises ``LagoError``."""
         event = await self._lago.event(frozen_event.transaction_id)
         return None if event is None else _compared(frozen_event, event)
 
@@ -95,7 +95,7 @@ class EventDelivery:
                 await self._lago.send_events([each.event() for each in part])
             except LagoRejected as rejected:
                 refused = {at: codes for at, codes in rejected.events.items() if 0 <= at < len(part)}
-                # What is said of no event is a matter of the address or of the client, unless it is about validity.
+                # A refusal that names no event concerns the address or the client, unless it is about validity.
                 if not refused and rejected.status != UNPROCESSABLE:
                     raise
                 for at, codes in refused.items():

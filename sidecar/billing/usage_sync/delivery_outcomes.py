@@ -12,7 +12,7 @@ from sidecar.billing.usage_sync.sync_store import Change, SyncState
 
 
 def apply_outcomes(state: SyncState, outcomes: Mapping[str, Outcome]) -> Change:
-    """What to write. Outcomes of events that are not in the state say nothing of this account."""
+    """The change to write. Outcomes of events that are not in the state say nothing of this account."""
     pushed_usages: dict[tuple[int, str], PushedUsage] = {}
     delivered: list[str] = []
     set_aside: list[FrozenEvent] = []

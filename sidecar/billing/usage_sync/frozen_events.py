@@ -90,7 +90,7 @@ def transaction_id(metric: str, link: PeriodLink, segment_s: int, revision: int,
 
 
 def encode_frozen_event(frozen_event: FrozenEvent) -> bytes:
-    """What is stored of it under its transaction id."""
+    """The event as it is stored under its transaction id."""
     row: dict[str, Any] = {
         "subscription": frozen_event.external_subscription_id,
         "metric": frozen_event.metric,

@@ -30,7 +30,7 @@ OWN_CELLS_MAX: Final = 2_000
 
 
 class Row(Protocol):
-    """What the query answers, as far as it is read here."""
+    """A row of the query, as far as it is read here."""
 
     @property
     def subject(self) -> str: ...

@@ -92,7 +92,7 @@ def is_finished(link: PeriodLink, round_time: RoundTime, settings: SyncSettings)
 def segments_to_compare(
     link: PeriodLink, pushed_usage: PushedUsage, round_time: RoundTime, settings: SyncSettings
 ) -> tuple[SegmentToCompare, ...]:
-    """What to compare, in order of time, without gaps from the first on."""
+    """The segments to compare, in order of time, without gaps from the first on."""
     flushing = is_flushing(link, round_time, settings)
     settled_s = round_time.now_s - settings.settle_s
     limit_s = min(link.end_s, round_time.now_s if flushing else settled_s)
@@ -118,7 +118,7 @@ def segments_to_compare(
 
 
 def _end_of_window(at_s: int, link: PeriodLink, pushed_usage: PushedUsage, window_s: int) -> int:
-    """Where a new segment ends. What comes late for an hour whose windows were merged needs no more detail."""
+    """The end of a new segment. Late usage of an hour whose windows were merged needs no more detail."""
     step_s = HOUR_S if at_s < pushed_usage.hourly_s else window_s
     next_s = next((each.start_s for each in pushed_usage.segments if each.start_s > at_s), link.end_s)
     return min((at_s // step_s + 1) * step_s, next_s)

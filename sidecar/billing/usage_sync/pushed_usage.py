@@ -91,8 +91,8 @@ class PushedUsage:
         return self.with_segments([replace(segment, pushed=segment.pushed + pushed, carried=segment.carried + carried)])
 
     def clipped(self, end_s: int) -> PushedUsage:
-        """The pushed usage of a period that turned out to end earlier than planned. What was frozen for later counts in
-        the last segment, so that it is seen as too much."""
+        """The pushed usage of a period that turned out to end earlier than planned. The last segment takes the
+        units that were frozen for later, so that they are seen as too many."""
         if all(segment.end_s <= end_s for segment in self.segments):
             return self
         last = Segment(self.start_s, end_s)
@@ -150,7 +150,7 @@ class PushedUsage:
 
 
 def encode_pushed_usage(pushed_usage: PushedUsage) -> bytes:
-    """What is stored of pushed usage under its start and metric."""
+    """Pushed usage as it is stored under its start and metric."""
     row: dict[str, Any] = {
         "subscription": pushed_usage.subscription_id,
         "lago_to_ms": pushed_usage.lago_to_ms,

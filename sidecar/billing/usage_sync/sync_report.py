@@ -30,7 +30,7 @@ class SyncRow:
 
 @dataclass(slots=True)
 class Counts:
-    """What happened in a round, and, from ``set_aside`` on, what stands at its end.
+    """Counts of a round, and, from ``set_aside`` on, the state at its end.
 
     ``events`` and ``units``: that Lago has taken; ``deltas`` of these events are differences to earlier ones,
     ``carried_events`` and ``carried_units`` bill older periods. ``duplicates``: Lago had them already, as frozen;

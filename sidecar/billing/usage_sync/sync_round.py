@@ -104,7 +104,7 @@ class SyncRound:
                 raise _Stopped(str(error)) from error
 
     async def _send_again(self, works: Sequence[AccountWork]) -> None:
-        """What an earlier round has frozen, before anything else."""
+        """Send the events that an earlier round has frozen, before anything else."""
         known = [(work, each) for work, each in unsent(works) if self._can_be_sent(work, each)]
         await self._look_up([(work, each) for work, each in known if work.is_missed(each)])
         await self._send([(work, each) for work, each in known if work.is_due(each, self._round_time, self._settings)])
@@ -159,7 +159,7 @@ class SyncRound:
                 work.plan(units, self._fields, self._round_time, self._settings, self._report)
 
     async def _count(self, works: Sequence[AccountWork]) -> Mapping[UsageRange, int]:
-        """What OpenMeter says; a metric that it cannot count is refused."""
+        """Count units in OpenMeter; a metric that it cannot count is refused."""
         ranges: dict[str, list[UsageRange]] = {}
         for work in works:
             for metric_period in work.metric_periods:

@@ -117,7 +117,7 @@ class SyncState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What to write: pushed usage and events as they are to be, events and pushed usage to forget."""
+    """A change to write: pushed usage and events as they are to be, events and pushed usage to forget."""
 
     pushed_usages: Sequence[PushedUsage] = ()
     frozen_events: Sequence[FrozenEvent] = ()

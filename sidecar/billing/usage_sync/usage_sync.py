@@ -136,7 +136,7 @@ def _plus(sums: SyncedUnits, counted: int, state: SyncState, link: PeriodLink, m
 
 
 def _log(report: SyncReport, before: SyncMetrics) -> None:
-    """What is new. A period that is about to end is looked at every second, and what stands is in the metrics."""
+    """Log what is new. A period that is about to end is looked at every second, and the metrics show the rest."""
     counts = report.counts
     if counts.events:
         log.info("usage pushed to lago", events=counts.events, units=counts.units, deltas=counts.deltas)

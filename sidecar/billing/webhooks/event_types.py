@@ -15,7 +15,7 @@ from typing import Final
 
 
 class Kind(Enum):
-    """What a name in a payload names: the first part of a reload request's name."""
+    """The kind of object that a payload names: the first part of a reload request's name."""
 
     ACCOUNT = "account"
     WALLET = "wallet"
@@ -35,7 +35,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a webhook's object a name stands."""
+    """The path of a name in a webhook's object."""
 
     kind: Kind
     path: tuple[str, ...]
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one type asks for. ``places`` are tried in order."""
+    """The rule for one type. ``places`` are tried in order."""
 
     action: Action
     places: tuple[Place, ...] = ()

@@ -50,7 +50,7 @@ class WebhookResult(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WebhookDecision:
-    """What a webhook asks for. ``notes`` are for the log: what Lago complains of, how often, and a few examples."""
+    """The decision on a webhook. ``notes`` are for the log: Lago's complaints, how often, and a few examples."""
 
     result: WebhookResult
     reloads: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def parse(body: bytes) -> Webhook:
 
 
 def decide(webhook: Webhook) -> WebhookDecision:
-    """What is to be done about it."""
+    """Decide what to do about a webhook."""
     known = EVENT_TYPES.get(webhook.type)
     rule = known or ANY
     match rule.action:

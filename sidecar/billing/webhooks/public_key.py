@@ -30,7 +30,7 @@ RSA_BITS_MIN, RSA_BITS_MAX = 2_048, 16_384
 
 
 class PublicKeyError(Exception):
-    """What was fetched is not a key that signatures may be checked with."""
+    """The fetched text is no key that may check signatures."""
 
 
 def parse_public_key(pem: bytes) -> RSAPublicKey:

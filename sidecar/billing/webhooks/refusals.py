@@ -27,7 +27,7 @@ class Refusal(Enum):
     LEDGER = "ledger"
 
 
-# Who cannot sign learns no more than that: not which algorithm, key or part of the signature is at fault.
+# A sender that cannot sign learns no more than that: not which algorithm, key or part of the signature is at fault.
 _ANSWERS: Final = {
     Refusal.NOT_CONFIGURED: (404, "Webhooks are not configured: set lago.webhooks.hmac_key or lago.webhooks.jwt."),
     Refusal.TOO_MANY: (429, "Too many webhooks."),

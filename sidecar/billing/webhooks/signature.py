@@ -124,7 +124,7 @@ def verify_jwt(signature: bytes, body: bytes, key: RSAPublicKey, issuer: str) ->
 def verifier_of(
     settings: WebhookSettings, lago_url: str | None, fetch_public_key: Callable[[], Awaitable[bytes]], clock: Clock
 ) -> Verifier:
-    """What the settings ask for; reads ``hmac_key_file``. ``lago_url`` is the issuer unless the settings name one.
+    """The verifier for the settings; reads ``hmac_key_file``. ``lago_url`` is the issuer unless the settings name one.
 
     Raises:
         WebhookSetupError: the file cannot be used, or nobody says who issues the JWTs.

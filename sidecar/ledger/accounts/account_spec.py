@@ -96,7 +96,7 @@ class AccountSpec:
 
     @property
     def ceiling(self) -> Decimal | None:
-        """What the account may cost in all; None is no bound (docs/ledger.md, ``policy``)."""
+        """The most that the account may cost in all; None is no bound (docs/ledger.md, ``policy``)."""
         match self.mode:
             case "prepaid":
                 return self.funds + self.overdraft

@@ -32,7 +32,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ClosedUsage:
-    """What one metric came to in a closed period; ``cost`` is scaled."""
+    """Units and cost of one metric in a closed period; ``cost`` is scaled."""
 
     start_ms: int
     metric: str
@@ -70,17 +70,17 @@ class AccountState:
         return self.prices.get(metric) or self.former_prices.get(metric)
 
     def cost_of(self, usage: Usage) -> int:
-        """What a metric's settled units cost."""
+        """The cost of a metric's settled units."""
         table = self.table(usage.metric)
         return bounded(cost(table, usage.settled)) if table else 0
 
     def reserved(self) -> int:
-        """What settled and held units come to at most: the sum of ``worst`` over the metrics."""
+        """The most that settled and held units cost: the sum of ``worst`` over the metrics."""
         tables = ((self.table(usage.metric), usage) for usage in self.usages)
         return sum(worst(table, usage.settled, usage.held) for table, usage in tables if table)
 
     def available(self) -> int | None:
-        """What a hold may still add to the cost; may be negative; None without a limit."""
+        """The cost that a hold may still add; may be negative; None without a limit."""
         if self.ceiling is None:
             return None
         return self.ceiling - self.reserved() - (self.unsettled if self.counts_unsettled else 0)

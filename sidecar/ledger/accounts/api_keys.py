@@ -26,7 +26,7 @@ def is_sha256(text: str) -> bool:
 
 
 def digest_of(key: str) -> str:
-    """What the ledger keeps of a key: its SHA-256 in lower-case hexadecimal.
+    """The SHA-256 of a key in lower-case hexadecimal: the ledger keeps nothing else of it.
 
     Raises:
         ValueError: it is too short, or no request could carry it. The message does not repeat it.

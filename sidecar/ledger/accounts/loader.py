@@ -61,7 +61,7 @@ LIST_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What a rewrite changes of an account; the rest stays."""
+    """The changes of a rewrite; the rest of the account stays."""
 
     status: Status
     info: Mapping[str, Any]
@@ -363,7 +363,7 @@ class _translated:
 
 
 def _info(spec: AccountSpec, digits: int, api_keys: Iterable[str]) -> dict[str, Any]:
-    """What gateways and people see of the account. The script puts the version in, where it finds ``"version":0``."""
+    """The account for gateways and people, as JSON. The script puts the version in, where it finds ``"version":0``."""
     return {
         "version": 0,
         "digits": digits,

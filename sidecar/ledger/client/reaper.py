@@ -22,7 +22,7 @@ SHARES_MAX = 1000
 async def reap(client: Any, keys: Keys, ttl_ms: int) -> int:
     """Reaps every instance whose last heartbeat is older than ``ttl_ms``; returns how many.
 
-    ``client``: redis.asyncio's Redis or RedisCluster. What is dead is decided in the script, by Valkey's clock.
+    ``client``: redis.asyncio's Redis or RedisCluster. The script decides what is dead, by Valkey's clock.
     """
     reaped = 0
     for partition in range(keys.partitions):

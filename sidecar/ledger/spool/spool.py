@@ -109,7 +109,7 @@ class Spool:
         return True
 
     def give_back(self, account: str, units: int) -> None:
-        """What was admitted was not used."""
+        """Gives back units that were admitted and not used."""
         self._used[account] = max(0, self._used.get(account, 0) - units)
 
     def charge(self, hold: Hold, event: Event) -> None:
@@ -138,8 +138,8 @@ class Spool:
                 await self._write_lines()
 
     async def _write_lines(self) -> None:
-        """Brings what is in memory to disk. What the disk does not take stays in memory, and nothing more is admitted,
-        since nothing more can be promised. The caller holds ``_writing``.
+        """Brings what is in memory to disk. Lines that the disk does not take stay in memory, and nothing more is
+        admitted, since nothing more can be promised. The caller holds ``_writing``.
         """
         lines = list(self._lines)
         if not lines or self._file is None:

@@ -45,7 +45,7 @@ class AuditReport:
 
     @property
     def missing_units(self) -> int:
-        """What OpenMeter lacks, with what cannot be sent again."""
+        """Units that OpenMeter lacks, with those that cannot be sent again."""
         return sum(row.difference for row in self.rows if row.difference > 0)
 
     @property
@@ -67,7 +67,7 @@ class AuditReport:
 
 
 def hour_state(rows: Sequence[AuditRow]) -> HourState:
-    """That of an hour of which OpenMeter was asked everything."""
+    """The state of an hour for which OpenMeter answered everything."""
     states = {row.state for row in rows} - {RowState.AGREED}
     if not states:
         return HourState.AGREED

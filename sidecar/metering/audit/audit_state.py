@@ -14,7 +14,7 @@ from sidecar.metering.audit.comparison import Cell, ResendHistory
 AGREED: Final = "agreed"
 RESENT: Final = "resent"
 HISTORY_MAX: Final = 20_000
-"""Cells remembered of an hour. Those beyond begin anew with each audit, so they are never given up."""
+"""Cells saved of an hour. Further ones begin anew with each audit, so they are never given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class HourAuditState:
 
 
 async def load_hour_state(hours: Hours, hour: int) -> HourAuditState:
-    """What is known of an hour. What cannot be read is as good as forgotten."""
+    """Load the state of an hour. A state that cannot be read counts as none."""
     agreed, history = await hours.notes(hour, AGREED, RESENT)
     return HourAuditState(_total(agreed), _history(hour, history))
 

@@ -109,7 +109,7 @@ class Auditor:
         return report
 
     async def _tail(self, hourly_counts: HourlyCounts, now_ms: int) -> TailUnits | None:
-        """What could be sent again; None if nothing is missing, or it is not known what is."""
+        """The units that could be sent again; None if nothing is missing, or it is not known what is."""
         hours = frozenset(
             c.hour for each in hourly_counts.open for c, counts in each.counts.items() if missing_units(counts)
         )

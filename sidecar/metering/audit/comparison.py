@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from sidecar.ledger.hours import HOUR_MS
 
 ATTEMPTS_MAX: Final = 3
-"""So often the same events are sent again. What OpenMeter lacks even then it refuses to count: it knows the ids, say,
+"""Attempts to send the same events again. OpenMeter refuses to count what it lacks even then: it knows the ids, say,
 but lost the events (openmeter issue 5118, ``dedupe.enabled`` of its API server)."""
 
 
@@ -25,7 +25,7 @@ class AuditSettings(Protocol):
 
 
 class Cell(NamedTuple):
-    """What is compared: units of an account and metric in an hour, counted from 1970."""
+    """One cell of the comparison: an hour, counted from 1970, an account and a metric."""
 
     hour: int
     account: str
@@ -37,7 +37,7 @@ class RowState(Enum):
 
     AGREED = "agreed"
     PENDING = "pending"
-    """What OpenMeter lacks is on its way, or waits among the dead letters."""
+    """The missing units are on their way, or wait among the dead letters."""
     MISSING = "missing"
     UNRECOVERABLE = "unrecoverable"
     """Missing, and nothing is left to send again, or sending it again did not help."""
@@ -64,7 +64,7 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class ResendHistory:
-    """What earlier audits did about a cell that was missing: ``attempts`` to send it again, the last look or attempt
+    """The work of earlier audits on a cell that was missing: ``attempts`` to send it again, the last look or attempt
     at ``at_ms``. ``events``: how many were sent again."""
 
     attempts: int

@@ -71,7 +71,7 @@ class Streams:
         return f"Streams({self._keys.prefix})"
 
     async def waiting(self, hours: Collection[int]) -> PendingUnits:
-        """What of these hours is in the outbox or among the dead letters.
+        """Units of these hours in the outbox and among the dead letters.
 
         Take it before OpenMeter is asked: an event that OpenMeter does not show was in the outbox then, or it is
         missing. Dead letters come first, since putting one back moves it to the outbox; one that is written
@@ -93,7 +93,7 @@ class Streams:
         return found
 
     async def tail_units(self, hours: Collection[int], settled_before_ms: int) -> TailUnits:
-        """What of these hours is in the tail, accepted before ``settled_before_ms`` or since."""
+        """Units of these hours in the tail, accepted before ``settled_before_ms`` or since."""
         found = TailUnits()
         seen = 0
         async for page in self._tail_pages(hours):

@@ -220,7 +220,7 @@ def _document(answer: bytes) -> Any:
 
 
 def _detail(answer: bytes) -> str:
-    """What a problem document (RFC 9457) says."""
+    """The detail of a problem document (RFC 9457)."""
     try:
         problem = orjson.loads(answer)
     except orjson.JSONDecodeError:

@@ -124,7 +124,7 @@ def single_event(fields: Mapping[bytes, bytes], position: int) -> dict[bytes, by
 
 
 def position_of(event_id: str, fields: Mapping[bytes, bytes]) -> int:
-    """Where in ``e`` the event with this id stands."""
+    """The position in ``e`` of the event with this id."""
     return int(event_id.rpartition(".")[2]) - int(fields.get(b"i", b"0"))
 
 

@@ -218,7 +218,7 @@ class Outbox:
         await self._run(outbox_scripts.LEAVE)
 
     async def measure(self) -> Measure:
-        """What is in the streams of the partitions that work."""
+        """Measure the streams of the partitions that work."""
         replies = await self._calls.each(
             [
                 (p, script_call(outbox_scripts.MEASURE, [self._outboxes[p], self._dead[p], self._sent[p]]))

@@ -45,7 +45,7 @@ class BatchDelivery:
         """Returns when nothing of the batch is left to send.
 
         Raises:
-            Stopping: the publisher stops. What was not finished will be sent again, with the same ids.
+            Stopping: the publisher stops. Unfinished events will be sent again, with the same ids.
         """
         work = Bisection(len(batch))
         refused_at: int | None = None

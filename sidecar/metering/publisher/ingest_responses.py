@@ -1,4 +1,4 @@
-"""What OpenMeter's response to a batch means, without I/O (facts: OpenMeter's ingest handler and what stands before
+"""Classifies OpenMeter's responses to batches, without I/O (facts: OpenMeter's ingest handler and what stands before
 it).
 
 | response | class |

@@ -53,7 +53,7 @@ class Sender:
             await session.close()
 
     async def post(self, body: bytes) -> IngestResponse:
-        """Sends a JSON array of events once. Whatever happens becomes an answer."""
+        """Sends a JSON array of events once. Every failure becomes a response."""
         assert self._session is not None
         try:
             # A redirect would be followed with a GET, which is answered 200 and stores nothing.
