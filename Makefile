@@ -44,9 +44,13 @@ $(VENV)/.installed-load: pyproject.toml | $(BIN)/python
 	$(call install,.[load])
 	@touch $@
 
-demo: $(VENV)/.installed ## Run the whole system on this machine, with accounts to try
+# Where there is a compiler, the demo has the request path compiled, as an installation from a wheel has it.
+HAS_COMPILER := $(shell command -v $${CC:-cc} > /dev/null && \
+	$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null && echo yes)
+
+demo: $(VENV)/.installed $(if $(HAS_COMPILER),build/compiled/.done) ## Run the whole system on this machine, with accounts to try
 	@echo 'Starting the demo.'
-	$(BIN)/sidecar demo $(DEMO_ARGS)
+	@$(if $(HAS_COMPILER),$(AS_WHEEL) $(BIN)/python -m sidecar,$(BIN)/sidecar) demo $(DEMO_ARGS)
 
 test: lint types unit compiled-test ## Run lint, types, unit and compiled-test
 
@@ -65,19 +69,20 @@ unit: $(VENV)/.installed-test ## Run the tests
 # before the sources by AS_WHEEL.
 COMPILED := build/compiled
 AS_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR)
-COMPILED_TESTS := tests/conformance tests/integration/proxy tests/integration/ledger_client tests/chaos
+COMPILED_TESTS := tests/conformance tests/integration/gateway tests/integration/ledger_client tests/chaos
 
-$(COMPILED)/.done: $(VENV)/.installed-test $(shell find sidecar lua -name '*.py' -o -name '*.pyx' -o -name '*.lua')
-	rm -rf $(COMPILED) build/wheel
-	$(PYTHON) -m venv build/venv
+$(COMPILED)/.done: pyproject.toml hatch_build.py $(shell find sidecar lua -name '*.py' -o -name '*.pyx' -o -name '*.lua')
+	@echo 'Compiling the request path. This takes about a minute.'
+	@rm -rf $(COMPILED) build/wheel
+	@$(PYTHON) -m venv build/venv
 	QUOTA_SIDECAR_BUILD_CORE=require build/venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	$(BIN)/python -m zipfile -e build/wheel/*.whl $(COMPILED)
+	@$(PYTHON) -m zipfile -e build/wheel/*.whl $(COMPILED)
 	@touch $@
 
 compiled: $(COMPILED)/.done ## Build the wheel with the request path compiled
 
 # One test counts looks in a subclass, which a compiled class does not allow.
-compiled-test: $(COMPILED)/.done ## Run the tests of the request path once more, compiled
+compiled-test: $(COMPILED)/.done $(VENV)/.installed-test ## Run the tests of the request path once more, compiled
 	QUOTA_SIDECAR_EXPECT_COMPILED=1 $(AS_WHEEL) $(BIN)/python -m pytest --import-mode=append $(PYTEST_ARGS) \
 		--deselect tests/conformance/test_framing.py::test_a_head_that_trickles_in_costs_no_square_of_its_length $(COMPILED_TESTS)
 
