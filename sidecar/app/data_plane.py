@@ -73,7 +73,7 @@ class DataPlane:
             raise SetupError(str(error)) from None
         spool = assemble.spool_settings(config)
         self.spool = Spool(spool, self.ledger) if spool is not None else None
-        self.first_sight = self._first_sight(keys) if config.lago.url is not None else None
+        self.unknown_accounts = self._make_unknown_accounts(keys) if config.lago.url is not None else None
         self._tls = assemble.listen_tls(config)
         self._upstream = assemble.upstream_target(config)
         context = GatewayContext(
@@ -83,12 +83,12 @@ class DataPlane:
             ledger=self.ledger,
             trusts=TrustedPeers(config.trusted_peers).trusts,
             spool=self.spool,
-            first_sight=self.first_sight,
+            unknown_accounts=self.unknown_accounts,
             access_log=self._access_log,
         )
         self.gateway = Gateway(context)
 
-    def _first_sight(self, keys: Keys) -> UnknownAccounts:
+    def _make_unknown_accounts(self, keys: Keys) -> UnknownAccounts:
         """A control plane handles the reload request for an unknown account."""
         requests = ReloadRequests(self._client, keys)
 
@@ -184,8 +184,8 @@ class DataPlane:
     async def stop(self, *, at_once: bool = True) -> bool:
         """Drains and takes everything down. False if something had to be cut off."""
         clean = await self.drain(at_once=at_once)
-        if self.first_sight is not None:
-            await self.first_sight.close()
+        if self.unknown_accounts is not None:
+            await self.unknown_accounts.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

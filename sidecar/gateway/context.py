@@ -49,7 +49,7 @@ class GatewayContext:
     Args:
         trusts: whether the identity fields of a peer's address are used.
         spool: None when the gateway fails closed.
-        first_sight: None when no control plane loads accounts.
+        unknown_accounts: None when no control plane loads accounts.
         access_log: takes one JSON line a request.
     """
 
@@ -62,7 +62,7 @@ class GatewayContext:
         ledger: LedgerClient,
         trusts: Callable[[str], bool],
         spool: Spool | None = None,
-        first_sight: UnknownAccounts | None = None,
+        unknown_accounts: UnknownAccounts | None = None,
         access_log: Callable[[bytes], None] | None = None,
     ) -> None:
         self.settings = settings
@@ -71,7 +71,7 @@ class GatewayContext:
         self.ledger = ledger
         self.trusts = trusts
         self.spool = spool
-        self.first_sight = first_sight
+        self.unknown_accounts = unknown_accounts
         self.access_log = access_log
         self.loop = asyncio.get_running_loop()
         self.counters = ProxyCounters()

@@ -123,21 +123,21 @@ class ChargedRelay(Relay):
         elif code == Code.UNAVAILABLE and context.spool is not None and context.spool.admit(self.account, hold.units):
             self._spooled = True
             self.granted()
-        elif code == Code.UNKNOWN and context.first_sight is not None and not self._asked:
+        elif code == Code.UNKNOWN and context.unknown_accounts is not None and not self._asked:
             self._asked = True
-            context.first_sight.ask(self.account, self._sighted)
+            context.unknown_accounts.ask(self.account, self._account_looked_up)
         else:
             self.refuse(refusal_of(hold))
 
-    def _sighted(self, sight: AccountLookup) -> None:
+    def _account_looked_up(self, lookup: AccountLookup) -> None:
         """The account was not in the ledger; whoever knows it was asked to bring it."""
         hold = self.hold
         if self.finished or hold is None:
             return
-        if sight is AccountLookup.KNOWN:
+        if lookup is AccountLookup.KNOWN:
             self.hold = None
             self._take_hold()
-        elif sight is AccountLookup.ABSENT:
+        elif lookup is AccountLookup.ABSENT:
             self.refuse(refusal_of(hold))
         else:
             self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=_RETRY))
