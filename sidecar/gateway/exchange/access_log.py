@@ -27,8 +27,14 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
     counters.latency.observe(elapsed)
     label = counters.label(account) if account else "-"
     counters.count(label, METHODS.get(method) or "OTHER", endpoint, status)
-    if hold is not None and hold.code == _GRANTED and hold.x >= 0 and hold.view is not None and label is account:
-        counters.remaining[label] = (hold.x, hold.view.digits)
+    if (
+        hold is not None
+        and hold.code == _GRANTED
+        and hold.available >= 0
+        and hold.view is not None
+        and label is account
+    ):
+        counters.remaining[label] = (hold.available, hold.view.digits)
     if context.access_log is not None and (context.settings.access_log == "all" or status >= 500 or refused):
         fields = relay.head.fields
         interaction_id, traceparent = fields.get(INTERACTION_ID), fields.get(TRACEPARENT)

@@ -43,11 +43,11 @@ def _rate_fields(hold: Hold, view: AccountView, retry_s: int | None = None, poli
     if hold.day_left >= 0:
         limits.append(f'"daily";r={hold.day_left}' + (f";t={retry_s}" if policy == "daily" else ""))
     policies = _policies(view)
-    if hold.code == Code.GRANTED and hold.x >= 0 and hold.y > 0:
+    if hold.code == Code.GRANTED and hold.available >= 0 and hold.price > 0:
         # How many more such calls the credit pays for. It does not come back with time, so it has no window.
-        calls = hold.x // hold.y
+        calls = hold.available // hold.price
         limits.append(f'"credit";r={min(calls, COUNT_MAX)}')
-        policies = ", ".join(filter(None, (policies, _credit_policy(view, hold.y))))
+        policies = ", ".join(filter(None, (policies, _credit_policy(view, hold.price))))
     if not limits:
         return []
     return [("RateLimit-Policy", policies), ("RateLimit", ", ".join(limits))]
@@ -76,23 +76,23 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
     view = hold.view
     if view is None:
         return b""
-    x, y, digits = hold.x, hold.y, view.digits
-    if credits and rate_limit and y > 0 and x >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
+    available, price, digits = hold.available, hold.price, view.digits
+    if credits and rate_limit and price > 0 and available >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
         # The same as below, but for what formats of numbers cost.
-        lines = view.lines.get(y) or _usual_lines(view, y)
-        scaled = str(x)
+        lines = view.lines.get(price) or _usual_lines(view, price)
+        scaled = str(available)
         point = len(scaled) - digits
         if point <= 0:
             scaled = scaled.zfill(digits + 1)
             point = 1
-        calls = x // y
+        calls = available // price
         count = str(calls if calls < COUNT_MAX else COUNT_MAX)
         return f"X-Credits-Remaining: {scaled[:point]}.{scaled[point:]}\r\n{lines}{count}\r\n".encode()
     text = ""
     if credits:
-        remaining = "unlimited" if hold.x < 0 else view.money(hold.x)
+        remaining = "unlimited" if hold.available < 0 else view.money(hold.available)
         text = (
-            f"X-Credits-Remaining: {remaining}\r\nX-Credits-Charged: {view.money(hold.y)}\r\n"
+            f"X-Credits-Remaining: {remaining}\r\nX-Credits-Charged: {view.money(hold.price)}\r\n"
             f"X-Credits-Currency: {view.currency}\r\n"
         )
         if hold.code == Code.REPEAT:
@@ -110,18 +110,18 @@ def refusal_of(hold: Hold) -> Refusal:
     if code == Code.CREDIT:
         if view is None:
             return Refusal(errors.OUT_OF_CREDIT)
-        available, need = view.money(hold.x), view.money(hold.y)
+        available, need = view.money(hold.available), view.money(hold.price)
         return Refusal(
             errors.OUT_OF_CREDIT,
             f"The call costs {need} {view.currency}; {available} {view.currency} is available.",
             extra={
-                "account": hold.account, "balance": available, "needed": need, "missing": view.money(max(0, hold.y -
-                hold.x)), "currency": view.currency, "metric": hold.metric, "units": hold.units,
+                "account": hold.account, "balance": available, "needed": need, "missing": view.money(max(0, hold.price -
+                hold.available)), "currency": view.currency, "metric": hold.metric, "units": hold.units,
             },
             headers=(("X-Credits-Remaining", available), ("X-Credits-Currency", view.currency)),
         )  # fmt: skip
     if code in (Code.RATE, Code.DAILY):
-        retry_s = max(1, -(-hold.x // 1_000_000))
+        retry_s = max(1, -(-hold.retry_us // 1_000_000))
         policy = "rate" if code == Code.RATE else "daily"
         fields = [("Retry-After", str(retry_s))]
         if view is not None:

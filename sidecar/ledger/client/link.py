@@ -342,8 +342,8 @@ class Link:
         rate_left, day_left = summary[1], summary[2]
         for hold in holds:
             code: int = answers[at]
-            hold.x = answers[at + 1]
-            hold.y = answers[at + 2]
+            hold.available = answers[at + 1]
+            hold.price = answers[at + 2]
             at += 3
             if code == 0:
                 hold.epoch = batch.epoch

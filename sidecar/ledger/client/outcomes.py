@@ -68,13 +68,18 @@ class AccountView:
 class Hold:
     """Units reserved, or asked for. Ends in exactly one settle or release, or in a refusal.
 
-    ``x`` and ``y`` mean what the table of codes in docs/ledger.md says. ``epoch``: the instance's when it was granted.
+    Attributes:
+        available: scaled money that is left, -1 for no limit; for CREDIT what there is. For RATE and DAILY it is the
+            wait, see `retry_us`: the script answers two integers whose meaning depends on the code (docs/ledger.md).
+        price: scaled money that the call costs.
+        rate_left, day_left: requests that would pass now by the rate, and today; -1 without such a limit.
+        epoch: the instance's when it was granted.
     """
 
     # What is set later, or seldom, stands in the class until then.
     code: int = Code.UNAVAILABLE
-    x = 0
-    y = 0
+    available = 0
+    price = 0
     rate_left = -1
     day_left = -1
     view: AccountView | None = None
@@ -94,6 +99,11 @@ class Hold:
         self.units = units
         self.idempotency_key = idempotency_key
         self.callback: Callable[[Hold], None] | None = callback
+
+    @property
+    def retry_us(self) -> int:
+        """Microseconds until a call would pass. For RATE and DAILY."""
+        return self.available
 
     def __repr__(self) -> str:
         return f"<Hold {self.account} {self.metric}x{self.units} {Code(self.code).name} open={self.open}>"

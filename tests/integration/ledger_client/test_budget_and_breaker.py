@@ -29,7 +29,7 @@ async def test_a_hold_is_told_of_a_server_that_hangs_after_its_budget_and_given_
         await until(lambda: client.counters.late_grants == 5, client)
         assert await client.drain(5)
         assert (await read_totals(control, KEYS, ["tpp"])).held == {"tpp": 0}
-        assert (await ask(client, "tpp")).x == 8, "nothing was charged"
+        assert (await ask(client, "tpp")).available == 8, "nothing was charged"
 
 
 async def test_behind_an_overdue_batch_holds_are_told_at_once(control: Redis, proxy: FaultProxy) -> None:

@@ -42,7 +42,7 @@ async def test_a_batch_whose_answer_is_lost_is_done_once(
                 client.release(hold)
         assert await client.drain(10)
         assert proxy.done == [fault], "the fault never happened"
-        remaining = (await ask(client, "tpp")).x
+        remaining = (await ask(client, "tpp")).available
     totals = await read_totals(control, KEYS, ["tpp"])
     charged = 0 if step == "release" else 1
     assert totals.settled.get("tpp", 0) == totals.events.get("tpp", 0) == charged
