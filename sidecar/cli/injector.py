@@ -19,7 +19,7 @@ from sidecar.cli.output import fail, run_async
 from sidecar.kubernetes.certificate_sources import Certificates, FromFiles, SelfSigned
 from sidecar.kubernetes.cluster import Cluster, ClusterError
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings
-from sidecar.kubernetes.injection_options import wishes_of
+from sidecar.kubernetes.injection_options import injection_options
 from sidecar.kubernetes.serving import InjectorFault
 from sidecar.kubernetes.webhook import Injector, Places
 
@@ -93,7 +93,7 @@ def injector(
         usual = settings_of(kubernetes_version, "--kubernetes-version")
     settings = replace(usual, **changes)
     try:
-        wishes_of({}, settings)  # what no pod could have is an operator's mistake, not every pod's
+        injection_options({}, settings)  # what no pod could have is an operator's mistake, not every pod's
     except InjectionRefused as error:
         fail(f"the defaults of sidecars: {error}", 2)
     needed = {"--service": service, "--namespace": namespace, "--secret": secret,

@@ -59,7 +59,7 @@ async def _close(resolvers: Sequence[Resolver]) -> None:
 
 def _nothing_shown(resolvers: Sequence[Resolver]) -> Unidentified:
     """RFC 9110 section 11.6.1: a 401 lists at least one challenge, and may list one for each scheme."""
-    wishes = list(dict.fromkeys(r.asks_for for r in resolvers if r.asks_for))
+    wanted = list(dict.fromkeys(r.asks_for for r in resolvers if r.asks_for))
     challenges = dict.fromkeys(r.challenge for r in resolvers if r.asks_for)
-    reason = "no credential was shown" + (f"; send {' or '.join(wishes)}" if wishes else "")
+    reason = "no credential was shown" + (f"; send {' or '.join(wanted)}" if wanted else "")
     return Unidentified(reason, ", ".join(challenges or dict.fromkeys(r.challenge for r in resolvers)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sidecar.kubernetes import names
-from sidecar.kubernetes.injection_options import InjectionSettings, Wishes
+from sidecar.kubernetes.injection_options import InjectionOptions, InjectionSettings
 
 GRACE_S_DEFAULT: Final = 30
 """Kubernetes' own, of ``terminationGracePeriodSeconds``."""
@@ -20,7 +20,7 @@ _REDIRECT_RESOURCES: Final = {"requests": {"cpu": "10m", "memory": "48Mi"}, "lim
 
 
 def sidecar(
-    wishes: Wishes,
+    options: InjectionOptions,
     ports: Sequence[dict[str, Any]],
     numbers: Sequence[int] | None,
     checks: dict[str, dict[str, Any]],
@@ -34,14 +34,14 @@ def sidecar(
         checks: of the application, that it makes for the kubelet.
         grace_s: what the pod has to end.
     """
-    settings = wishes.settings
+    settings = options.settings
     container: dict[str, Any] = {
         "name": names.CONTAINER,
         "image": settings.image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": ["run", "-c", names.CONFIG_FILE],
         "ports": [*ports, {"name": names.HEALTH_PORT_NAME, "containerPort": names.HEALTH_PORT, "protocol": "TCP"}],
-        "env": _environment(wishes, numbers, checks, grace_s),
+        "env": _environment(options, numbers, checks, grace_s),
         "startupProbe": _probe("/livez", period_s=1, failures=60),
         "livenessProbe": _probe("/livez", period_s=10, failures=3),
         "readinessProbe": _probe("/readyz", period_s=2, failures=2),
@@ -65,15 +65,15 @@ def sidecar(
     return container
 
 
-def redirect(wishes: Wishes, numbers: Sequence[int] | None) -> dict[str, Any]:
+def redirect(options: InjectionOptions, numbers: Sequence[int] | None) -> dict[str, Any]:
     """The step that leads the pod's incoming connections to the sidecar, before the application starts."""
     args = ["redirect", "--to", str(names.PROXY_PORT), "--ports", _joined(numbers) if numbers is not None else "*"]
     if numbers is None:
-        args += ["--exclude", _joined(sorted({*wishes.exclude_ports, names.HEALTH_PORT}))]
+        args += ["--exclude", _joined(sorted({*options.exclude_ports, names.HEALTH_PORT}))]
     return {
         "name": names.REDIRECT_CONTAINER,
-        "image": wishes.settings.image,
-        "imagePullPolicy": wishes.settings.image_pull_policy,
+        "image": options.settings.image,
+        "imagePullPolicy": options.settings.image_pull_policy,
         "args": args,
         "resources": json.loads(json.dumps(_REDIRECT_RESOURCES)),
         "securityContext": {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": 0, **_restricted(["NET_ADMIN"])},
@@ -101,9 +101,9 @@ def _no_token() -> dict[str, Any]:
 
 
 def _environment(
-    wishes: Wishes, numbers: Sequence[int] | None, checks: dict[str, dict[str, Any]], grace_s: int
+    options: InjectionOptions, numbers: Sequence[int] | None, checks: dict[str, dict[str, Any]], grace_s: int
 ) -> list[dict[str, Any]]:
-    settings = wishes.settings
+    settings = options.settings
     values = {
         "SIDECAR_CONFIG": names.CONFIG_FILE,
         "SIDECAR_LISTEN__HOST": "::",
@@ -116,7 +116,7 @@ def _environment(
         "SIDECAR_LIMITS__DRAIN_DELAY_MS": str(settings.drain_s * 1000),
         "SIDECAR_LIMITS__DRAIN_TIMEOUT_MS": str(max(1, grace_s - settings.drain_s - SETTLE_S) * 1000),
     }
-    if wishes.mode == "redirect":
+    if options.mode == "redirect":
         values["SIDECAR_UPSTREAM__ORIGINAL_DESTINATION"] = "true"
         if numbers is not None:
             values["SIDECAR_UPSTREAM__PORTS"] = _json(list(numbers))
@@ -127,8 +127,8 @@ def _environment(
         further = [{"port": names.PROXY_PORT + at, "upstream": url} for at, url in enumerate(urls[1:], start=1)]
         if further:
             values["SIDECAR_LISTENERS"] = _json(further)
-    if wishes.exclude_paths:
-        values["SIDECAR_FREE_PATHS"] = _json(list(wishes.exclude_paths))
+    if options.exclude_paths:
+        values["SIDECAR_FREE_PATHS"] = _json(list(options.exclude_paths))
     if checks:
         values["SIDECAR_HEALTH__APPLICATION__CHECKS"] = _json(checks)
     environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in values.items()]

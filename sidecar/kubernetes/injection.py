@@ -10,7 +10,7 @@ from typing import Any
 from sidecar import __version__
 from sidecar.kubernetes import container as made
 from sidecar.kubernetes import names
-from sidecar.kubernetes.injection_options import InjectionSettings, Wishes, wishes_of
+from sidecar.kubernetes.injection_options import InjectionOptions, InjectionSettings, injection_options
 from sidecar.kubernetes.pod_fields import InjectionRefused, mapping, mappings, plain, seconds, text, texts
 from sidecar.kubernetes.ports import Chosen, choose, declared_ports, take_over
 from sidecar.kubernetes.probes import name_to_number, through_the_sidecar
@@ -71,44 +71,44 @@ def inject(pod: Mapping[str, Any], settings: InjectionSettings, *, job: bool = F
     if _is_injected(annotations, [*first, *containers]):
         return Injection(result, changed=False)
     ends = job or spec.get("restartPolicy") in ("Never", "OnFailure")
-    wishes = wishes_of(annotations, settings)
+    options = injection_options(annotations, settings)
     warnings = []
-    if wishes.mode == "named-port" and wishes.settings.native and not settings.native_ports and not ends:
+    if options.mode == "named-port" and options.settings.native and not settings.native_ports and not ends:
         if names.NATIVE in annotations:
             warnings.append(
                 f'{names.NATIVE} is "true": Services of Kubernetes before 1.33 do not find the named ports of native '
                 "sidecars, and have no endpoint"
             )
         else:
-            wishes = replace(wishes, settings=replace(wishes.settings, native=False))
-    _check_possible(spec, [*first, *containers], wishes, ends=ends)
+            options = replace(options, settings=replace(options.settings, native=False))
+    _check_possible(spec, [*first, *containers], options, ends=ends)
     declared = declared_ports(containers, "spec.containers")
     declared_ports(first, "spec.initContainers")  # one of the sidecar's own ports may not be there either
-    chosen = choose(declared, wishes)
+    chosen = choose(declared, options)
     grace_s = seconds(
         spec.get("terminationGracePeriodSeconds"), "spec.terminationGracePeriodSeconds", made.GRACE_S_DEFAULT
     )
     warnings += _take_hooks(containers, chosen)
-    if grace_s < wishes.settings.drain_s + made.SETTLE_S:
+    if grace_s < options.settings.drain_s + made.SETTLE_S:
         warnings.append(
-            f"terminationGracePeriodSeconds is {grace_s}: too short for {wishes.settings.drain_s} s in which new "
+            f"terminationGracePeriodSeconds is {grace_s}: too short for {options.settings.drain_s} s in which new "
             "clients are still served; requests may be cut off when the pod ends"
         )
-    if wishes.mode == "redirect":
+    if options.mode == "redirect":
         ports: list[dict[str, Any]] = []
-        checks = _redirected_probes(containers, first, chosen, wishes, warnings)
+        checks = _redirected_probes(containers, first, chosen, options, warnings)
     else:
         ports, checks = _named_ports(containers, first, chosen), {}
-    container = made.sidecar(wishes, ports, chosen.numbers, checks, grace_s)
-    if wishes.mode == "redirect":
-        first.append(made.redirect(wishes, chosen.numbers))
-    (first if wishes.settings.native else containers).append(container)
+    container = made.sidecar(options, ports, chosen.numbers, checks, grace_s)
+    if options.mode == "redirect":
+        first.append(made.redirect(options, chosen.numbers))
+    (first if options.settings.native else containers).append(container)
     if first:
         spec["initContainers"] = first
     spec["containers"] = containers
-    spec["volumes"] = [*mappings(spec.get("volumes"), "spec.volumes"), *made.volumes(wishes.settings)]
+    spec["volumes"] = [*mappings(spec.get("volumes"), "spec.volumes"), *made.volumes(options.settings)]
     metadata["labels"] = {**labels, names.INJECTED: "true"}
-    metadata["annotations"] = {**annotations, names.STATUS: _status(wishes, chosen)}
+    metadata["annotations"] = {**annotations, names.STATUS: _status(options, chosen)}
     result["metadata"], result["spec"] = metadata, spec
     return Injection(result, changed=True, warnings=tuple(warnings))
 
@@ -136,7 +136,9 @@ def _is_injected(annotations: dict[str, str], containers: list[dict[str, Any]]) 
     return has_status
 
 
-def _check_possible(spec: dict[str, Any], containers: list[dict[str, Any]], wishes: Wishes, *, ends: bool) -> None:
+def _check_possible(
+    spec: dict[str, Any], containers: list[dict[str, Any]], options: InjectionOptions, *, ends: bool
+) -> None:
     if spec.get("hostNetwork") is True:
         raise InjectionRefused(
             "hostNetwork is true: the sidecar's ports, and its redirection, would be those of the whole node; opt out "
@@ -144,7 +146,7 @@ def _check_possible(spec: dict[str, Any], containers: list[dict[str, Any]], wish
         )
     if mapping(spec.get("os"), "spec.os").get("name") == "windows":
         raise InjectionRefused("the pod is for Windows: the sidecar runs on Linux")
-    if ends and not wishes.settings.native:
+    if ends and not options.settings.native:
         raise InjectionRefused(
             "the pod is to end by itself, which it never would with a sidecar that is a plain container: Kubernetes "
             f'1.29 has native ones ({names.NATIVE}: "true")'
@@ -174,16 +176,16 @@ def _redirected_probes(
     containers: list[dict[str, Any]],
     first: list[dict[str, Any]],
     chosen: Chosen,
-    wishes: Wishes,
+    options: InjectionOptions,
     warnings: list[str],
 ) -> dict[str, dict[str, Any]]:
     def is_redirected(port: int) -> bool:
         if chosen.numbers is None:
-            return port not in wishes.exclude_ports and port not in names.RESERVED_PORTS
+            return port not in options.exclude_ports and port not in names.RESERVED_PORTS
         return port in chosen.numbers
 
     checks: dict[str, dict[str, Any]] = {}
-    if wishes.keep_probes:
+    if options.keep_probes:
         warnings.append(f"{names.PROBES} is keep: probes of redirected ports are refused by the sidecar as anybody is")
         return checks
     # Init containers have probes only if they are native sidecars of somebody else, which may serve a port as well.
@@ -216,14 +218,14 @@ def _take_hooks(containers: list[dict[str, Any]], chosen: Chosen) -> list[str]:
     return warnings
 
 
-def _status(wishes: Wishes, chosen: Chosen) -> str:
+def _status(options: InjectionOptions, chosen: Chosen) -> str:
     if chosen.numbers is None:
         ports: dict[str, int] = {"*": names.PROXY_PORT}
     else:
-        step = 0 if wishes.mode == "redirect" else 1
+        step = 0 if options.mode == "redirect" else 1
         ports = {str(number): names.PROXY_PORT + at * step for at, number in enumerate(chosen.numbers)}
     status = {
-        "version": __version__, "mode": wishes.mode, "ports": ports,
-        "native": wishes.settings.native, "image": wishes.settings.image,
+        "version": __version__, "mode": options.mode, "ports": ports,
+        "native": options.settings.native, "image": options.settings.image,
     }  # fmt: skip
     return json.dumps(status, separators=(",", ":"))

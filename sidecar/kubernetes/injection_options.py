@@ -57,7 +57,7 @@ class InjectionSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class InjectionOptions:
     """What one pod gets.
 
     Attributes:
@@ -74,16 +74,16 @@ class Wishes:
     keep_probes: bool = False
 
 
-def wishes_of(annotations: Mapping[str, str], settings: InjectionSettings) -> Wishes:
+def injection_options(annotations: Mapping[str, str], settings: InjectionSettings) -> InjectionOptions:
     """Reads the annotations of a pod.
 
     Raises:
         InjectionRefused: one is unknown, or its value cannot be used.
     """
     for name in annotations:
-        if name.startswith(names.PREFIX) and name not in (*names.WISHES, names.INJECT, names.STATUS):
-            near = difflib.get_close_matches(name, names.WISHES, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names.WISHES)}"
+        if name.startswith(names.PREFIX) and name not in (*names.ANNOTATIONS, names.INJECT, names.STATUS):
+            near = difflib.get_close_matches(name, names.ANNOTATIONS, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names.ANNOTATIONS)}"
             raise InjectionRefused(f"the annotation {name} is not known; {hint}")
     take = _Taker(annotations)
     mode = take.one_of(names.MODE, ("named-port", "redirect"), "named-port")
@@ -102,7 +102,7 @@ def wishes_of(annotations: Mapping[str, str], settings: InjectionSettings) -> Wi
         metrics=take.flag(names.METRICS, settings.metrics),
     )
     _check_resources(made)
-    wishes = Wishes(
+    options = InjectionOptions(
         settings=made,
         mode="redirect" if mode == "redirect" else "named-port",
         ports=take.list(names.PORTS),
@@ -110,12 +110,12 @@ def wishes_of(annotations: Mapping[str, str], settings: InjectionSettings) -> Wi
         exclude_paths=take.paths(names.EXCLUDE_PATHS),
         keep_probes=take.one_of(names.PROBES, ("rewrite", "keep"), "rewrite") == "keep",
     )
-    if wishes.exclude_ports and wishes.mode != "redirect":
+    if options.exclude_ports and options.mode != "redirect":
         raise InjectionRefused(
             f"{names.EXCLUDE_PORTS} has a meaning in redirect mode only: in named-port mode no port is touched but "
             f"those that {names.PORTS} names"
         )
-    return wishes
+    return options
 
 
 def amount_of(quantity: str) -> Decimal | None:

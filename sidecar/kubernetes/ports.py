@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sidecar.kubernetes import names
-from sidecar.kubernetes.injection_options import Wishes
+from sidecar.kubernetes.injection_options import InjectionOptions
 from sidecar.kubernetes.pod_fields import InjectionRefused, mappings, port_number, text
 
 _NAME_LENGTH_MAX: Final = 15  # IANA_SVC_NAME (RFC 6335 section 5.1), which Kubernetes asks of a port's name
@@ -60,21 +60,21 @@ def declared_ports(containers: Sequence[dict[str, Any]], path: str) -> list[Decl
     return found
 
 
-def choose(declared: Sequence[DeclaredPort], wishes: Wishes) -> Chosen:
+def choose(declared: Sequence[DeclaredPort], options: InjectionOptions) -> Chosen:
     """The ports that are the API.
 
     Raises:
         InjectionRefused: there is none, more than one could be meant, or the mode cannot take one over.
     """
-    if wishes.ports is not None and "*" in wishes.ports:
-        if wishes.mode != "redirect" or len(wishes.ports) > 1:
+    if options.ports is not None and "*" in options.ports:
+        if options.mode != "redirect" or len(options.ports) > 1:
             raise InjectionRefused(f"{names.PORTS}: * stands for all ports, alone, and in redirect mode only")
-        return Chosen(tuple(port for port in declared if port.number not in wishes.exclude_ports), None)
-    if wishes.ports is None:
-        left = [port for port in declared if port.number not in wishes.exclude_ports]
+        return Chosen(tuple(port for port in declared if port.number not in options.exclude_ports), None)
+    if options.ports is None:
+        left = [port for port in declared if port.number not in options.exclude_ports]
         chosen: list[DeclaredPort | int] = [_found(left or declared)]
     else:
-        chosen = [_named(each, declared, wishes) for each in wishes.ports]
+        chosen = [_named(each, declared, options) for each in options.ports]
     numbers = tuple(port if isinstance(port, int) else port.number for port in chosen)
     if len(set(numbers)) != len(numbers):
         raise InjectionRefused(f"{names.PORTS} names a port twice, by its name and by its number")
@@ -82,11 +82,11 @@ def choose(declared: Sequence[DeclaredPort], wishes: Wishes) -> Chosen:
         raise InjectionRefused(
             f"{names.PORTS} names {len(numbers)} ports; at most {names.PROXY_PORTS_MAX} are possible"
         )
-    both = sorted(set(numbers) & set(wishes.exclude_ports))
+    both = sorted(set(numbers) & set(options.exclude_ports))
     if both:
         raise InjectionRefused(f"{names.EXCLUDE_PORTS}: {both[0]} is also one of the API's ports")
     ports = tuple(port for port in chosen if isinstance(port, DeclaredPort))
-    if wishes.mode == "named-port":
+    if options.mode == "named-port":
         for port in ports:
             if port.name is None:
                 raise InjectionRefused(
@@ -111,7 +111,7 @@ def _found(declared: Sequence[DeclaredPort]) -> DeclaredPort:
     raise InjectionRefused(f"several ports could be the API: {listed}; name it with the annotation {names.PORTS}")
 
 
-def _named(wanted: str, declared: Sequence[DeclaredPort], wishes: Wishes) -> DeclaredPort | int:
+def _named(wanted: str, declared: Sequence[DeclaredPort], options: InjectionOptions) -> DeclaredPort | int:
     by_number = wanted.isascii() and wanted.isdecimal()
     if by_number and not 1 <= int(wanted[:6]) <= 65_535:
         raise InjectionRefused(f"{names.PORTS}: {wanted[:20]} is not a port from 1 to 65535")
@@ -122,7 +122,7 @@ def _named(wanted: str, declared: Sequence[DeclaredPort], wishes: Wishes) -> Dec
         raise InjectionRefused(f"{names.PORTS}: {wanted[:60]} is declared more than once: {', '.join(map(str, found))}")
     if found:
         return found[0]
-    if by_number and wishes.mode == "redirect":
+    if by_number and options.mode == "redirect":
         return int(wanted)
     listed = ", ".join(map(str, declared)) or "none"
     raise InjectionRefused(f"{names.PORTS}: there is no TCP port {wanted[:60]!r}; declared are {listed}")

@@ -7,7 +7,7 @@ It is a stand-in with made-up data, not a bank: nothing is authorised and no mon
 * ``/open-banking/health``: always 200
 * ``/open-banking/echo[/…]``, ``/open-banking/blob?bytes=N``, ``/open-banking/ws``: for tests
 
-Any request may ask for trouble of its own by header: ``openbanking_wishes``.
+Any request may ask for trouble of its own by header: ``scripted_answers``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sidecar.sandbox.bank.bank_wire import (
 )
 from sidecar.sandbox.bank.pages import booking_time, page
 from sidecar.sandbox.bank.payments_api import Payments
-from sidecar.sandbox.bank.scripted_answers import DELAY_MS_MAX, Wishes, cut, status_answer
+from sidecar.sandbox.bank.scripted_answers import DELAY_MS_MAX, ScriptedAnswer, cut, status_answer
 
 AISP = "/open-banking/v3.1/aisp"
 PISP = "/open-banking/v3.1/pisp"
@@ -54,7 +54,7 @@ class SampleApiConfig:
     """How the sample API behaves. Raises ``ValueError``, naming the field, for a value out of range.
 
     ``latency_ms`` is waited before every answer, plus up to ``jitter_ms`` more, evenly spread.
-    ``error_rates`` are pairs of status and probability; together at most 1. ``wishes`` says whether
+    ``error_rates`` are pairs of status and probability; together at most 1. ``scripted_answers`` says whether
     ``x-sandbox-…`` headers are obeyed. Neither latency nor errors touch the health route. ``seed`` fixes
     the draws.
     """
@@ -63,7 +63,7 @@ class SampleApiConfig:
     jitter_ms: float = 0.0
     error_rates: tuple[tuple[int, float], ...] = ()
     page_size: int = 10
-    wishes: bool = True
+    scripted_answers: bool = True
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -118,11 +118,11 @@ class SampleApi:
         """Counts, waits, fails or answers, in that order. Every answer carries the interaction id."""
         resource = request.match_info.route.resource
         self.calls[f"{request.method} {resource.canonical if resource else '(no such route)'}"] += 1
-        wishes = Wishes()
+        scripted_answers = ScriptedAnswer()
         try:
-            if self.config.wishes:
-                wishes = Wishes.of(request)
-            response = await self._answer(request, handler, wishes)
+            if self.config.scripted_answers:
+                scripted_answers = ScriptedAnswer.of(request)
+            response = await self._answer(request, handler, scripted_answers)
         except ObieError as error:
             response = error_answer(error)
         except web.HTTPException as error:
@@ -130,18 +130,20 @@ class SampleApi:
         if response.prepared:
             return response  # a stream or a WebSocket, which has sent its own header fields
         response.headers[INTERACTION_ID] = _interaction_id(request)
-        if wishes.abort and isinstance(response, web.Response):
-            return await cut(request, response, wishes.abort)
+        if scripted_answers.abort and isinstance(response, web.Response):
+            return await cut(request, response, scripted_answers.abort)
         return response
 
-    async def _answer(self, request: web.Request, handler: Handler, wishes: Wishes) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, handler: Handler, scripted_answers: ScriptedAnswer
+    ) -> web.StreamResponse:
         configured = request.path != HEALTH
-        delay_ms = float(wishes.delay_ms)
+        delay_ms = float(scripted_answers.delay_ms)
         if configured:
             delay_ms += self.config.latency_ms + self._random.uniform(0, self.config.jitter_ms)
         if delay_ms > 0:
             await asyncio.sleep(delay_ms / 1000)
-        status = wishes.status or (self._drawn_error() if configured else 0)
+        status = scripted_answers.status or (self._drawn_error() if configured else 0)
         return status_answer(status) if status else await handler(request)
 
     def _drawn_error(self) -> int:
@@ -177,7 +179,7 @@ class SampleApi:
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         # A stream cannot be cut by answer(), which sees it when it is over.
-        halved = self.config.wishes and Wishes.of(request).abort == "1"
+        halved = self.config.scripted_answers and ScriptedAnswer.of(request).abort == "1"
         return await diagnostics.blob(request, halved=halved)
 
 

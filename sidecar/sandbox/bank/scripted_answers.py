@@ -24,7 +24,7 @@ DELAY_MS_MAX = 60_000
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class ScriptedAnswer:
     """What one request asks for.
 
     ``x-sandbox-status: 503`` answers with that status, ``x-sandbox-delay-ms: 250`` waits first,
@@ -37,7 +37,7 @@ class Wishes:
     abort: str = ""
 
     @classmethod
-    def of(cls, request: web.Request) -> Wishes:
+    def of(cls, request: web.Request) -> ScriptedAnswer:
         """Raises :class:`ObieError` 400 that names the header which cannot be read."""
         abort = request.headers.get(ABORT, "0")
         if abort not in ("0", "1", "before"):

@@ -245,13 +245,13 @@ def places(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found + [way for key, each in deeper if isinstance(each, dict | list) for way in places(each, (*above, key))]
 
 
-WISHES = pod({"mode": "redirect", "ports": "*", "exclude-ports": "9000", "inject": "true", "native": "false"})
+OPTIONS = pod({"mode": "redirect", "ports": "*", "exclude-ports": "9000", "inject": "true", "native": "false"})
 
 
 @hypothesis_settings(max_examples=300)
-@given(st.sampled_from(places(WISHES)), JSON)
+@given(st.sampled_from(places(OPTIONS)), JSON)
 def test_a_pod_with_anything_wrong_in_any_place_has_an_answer(way: tuple[Any, ...], wrong: Any) -> None:
-    broken = json.loads(json.dumps(WISHES))
+    broken = json.loads(json.dumps(OPTIONS))
     parent = look(broken, way[:-1])
     parent[way[-1]] = wrong
     assert answered(review_of(broken))["allowed"] in (True, False)

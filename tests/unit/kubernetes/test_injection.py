@@ -223,7 +223,7 @@ def test_what_a_pod_says_itself_counts_before_its_namespace(
     assert wanted({"labels": labels, "annotations": annotations}, namespace) is expected
 
 
-def test_a_wish_that_is_neither_yes_nor_no_is_refused() -> None:
+def test_an_option_that_is_neither_yes_nor_no_is_refused() -> None:
     with pytest.raises(InjectionRefused, match='should be "true" or "false", not \'yes\''):
         wanted({"labels": {names.INJECT: "yes"}}, {})
     with pytest.raises(InjectionRefused, match="say different things"):

@@ -32,7 +32,7 @@ async def test_a_request_gets_the_status_it_asks_for(client: aiohttp.ClientSessi
         ("x-sandbox-abort", "yes"),
     ],
 )
-async def test_a_wish_that_cannot_be_read_is_refused_by_name(
+async def test_a_field_that_cannot_be_read_is_refused_by_name(
     client: aiohttp.ClientSession, bank_url: str, header: str, value: str
 ) -> None:
     async with client.get(bank_url + ACCOUNTS, headers={header: value}) as answer:
@@ -67,8 +67,8 @@ async def test_a_delay_is_waited_before_the_answer(
     assert bank.calls.total() == 2
 
 
-async def test_wishes_are_not_heard_when_they_are_switched_off(client: aiohttp.ClientSession) -> None:
-    async with Server(SampleApi(SampleApiConfig(wishes=False)).app()) as server:
+async def test_fields_have_no_effect_when_they_are_switched_off(client: aiohttp.ClientSession) -> None:
+    async with Server(SampleApi(SampleApiConfig(scripted_answers=False)).app()) as server:
         headers = {"x-sandbox-status": "503", "x-sandbox-abort": "1", "x-sandbox-delay-ms": "nonsense"}
         async with client.get(server.url + ACCOUNTS, headers=headers) as answer:
             assert answer.status == 200
