@@ -544,5 +544,5 @@ def test_a_port_that_is_taken_is_said_without_a_traceback(files: FromFiles, tmp_
         port = taken.getsockname()[1]
         done = sidecar(*arguments(tmp_path, "--kubernetes-version", "1.31", "--port", str(port)))
     assert done.returncode == 1
-    assert f"127.0.0.1:{port}: Address already in use" in done.stderr
+    assert f"port {port} is in use on 127.0.0.1; set --port" in done.stderr
     assert "Traceback" not in done.stderr
