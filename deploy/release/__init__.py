@@ -1,1 +1,1 @@
-"""One version everywhere (``places``), and artefacts that were tried before they are published (``artefacts``)."""
+"""Releases: one version in all places (``places``), and tested artefacts (``artefacts``)."""

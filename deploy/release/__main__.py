@@ -1,11 +1,11 @@
-"""Makes a release. The version is that of ``sidecar/__init__.py``.
+"""Makes a release. ``sidecar/__init__.py`` defines the version.
 
-    python -m deploy.release check   # every other place that must carry the version does, and the changelog has it
-    python -m deploy.release sync    # write it there; needs Helm, as python -m deploy.kustomize does
-    python -m deploy.release build   # build, install and try the artefacts, and put them into dist/
+    python -m deploy.release check   # compare every other place that must carry the version, and the changelog
+    python -m deploy.release sync    # write the version to those places; needs Helm, like python -m deploy.kustomize
+    python -m deploy.release build   # build, install and test the artefacts, and copy them to dist/
 
-``check`` and ``build`` need nothing but Python; ``build`` needs git and a C compiler too. Exit status: 0 all is well,
-1 something is wrong, 2 misuse.
+``check`` needs Python only; ``build`` needs git and a C compiler too. Exit status: 0 success, 1 a check or a step
+failed, 2 misuse.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in wrong:
         print(line, file=sys.stderr)
     if not wrong:
-        print(f"version {version_of(ROOT)}: every place carries it")
+        print(f"version {version_of(ROOT)}: all places carry it")
     return 1 if wrong else 0
 
 

@@ -1,6 +1,6 @@
-"""Builds the source distribution and the wheel of a release, tries the wheel as users install it, and sums both.
+"""Builds the source distribution and the wheel, installs the wheel as users do, tests it, and writes the checksums.
 
-Nothing comes into ``dist/`` before all of it was tried.
+The files are copied to ``dist/`` after the last step, so that ``dist/`` never has a file that was not tested.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,51 +29,51 @@ REQUIREMENTS: Final = "deploy/requirements.txt"
 SUMS: Final = "SHA256SUMS"
 PATH: Final = "/open-banking/v3.1/aisp/accounts"
 START_S: Final = 60.0
-TAIL_LINES: Final = 30
 
 
 def build(root: Path) -> None:
-    """Raises `ReleaseError`, which says what is wrong."""
+    """Makes a release from the working tree. Raises `ReleaseError`: a step failed; the message names the cause."""
     say = _Steps(8)
     version = version_of(root)
-    say(f"the tree of release {version} has no change that is not committed")
+    say(f"Release {version}: checking that all changes are committed")
     require_clean(root)
-    say("every place carries the version")
+    say("Checking the version in all places and in the changelog")
     wrong = check(root)
     if wrong:
-        raise ReleaseError("\n  ".join(["the version is not everywhere (python -m deploy.release sync):", *wrong]))
-    work = root / "build" / "release"
-    shutil.rmtree(work, ignore_errors=True)
+        raise ReleaseError(
+            "\n  ".join(["these places must carry the version (python -m deploy.release sync):", *wrong])
+        )
+    work, dist = root / "build" / "release", root / "dist"
+    for old in (work, dist):
+        shutil.rmtree(old, ignore_errors=True)
     work.mkdir(parents=True)
-    say("source distribution, built in isolation")
+    say("Building the source distribution in isolation")
     tools = _environment(root / "build" / "venv")
     _run([tools, "-m", "pip", "install", "--quiet", BUILD], "the builder could not be installed")
     _run([tools, "-m", "build", "--sdist", "--outdir", work, root], "the source distribution could not be built")
     sdist = _only(work, f"quota_sidecar-{version}.tar.gz")
     require_files(sdist, _run(["git", "-C", root, "ls-files", "-z"], "git ls-files failed").split("\0")[:-1])
-    say("wheel, built in isolation from the source distribution, with the request path compiled")
+    say("Building the wheel from the source distribution in isolation, with the request path compiled")
     _run(
         [tools, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", work, sdist],
         "the wheel could not be built", QUOTA_SIDECAR_BUILD_CORE="require",
     )  # fmt: skip
     wheel = _only(work, f"quota_sidecar-{version}-*.whl")
-    say(f"installed in an empty environment, with the locked requirements of {REQUIREMENTS}")
+    say(f"Installing {REQUIREMENTS} (with hashes) and the wheel in an empty environment")
     python = _environment(work / "venv")
     locked = ["--require-hashes", "--requirement", str(root / REQUIREMENTS)]
     _run([python, "-m", "pip", "install", "--quiet", *locked], "the locked requirements could not be installed")
     _run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], "the wheel could not be installed")
     _run([python, "-m", "pip", "check"], f"{REQUIREMENTS} is not what the wheel needs")
     program = python.with_name("sidecar")
+    say(f"Checking that sidecar --version prints {version} (compiled)")
     said = _run([program, "--version"], "sidecar --version failed").strip()
-    say(f"it says that it is {said}")
-    if version not in said or "compiled" not in said:
-        raise ReleaseError(f"sidecar --version says {said!r}, not {version} (compiled)")
-    say("one charged call through sidecar demo")
+    if said != f"{version} (compiled)":
+        raise ReleaseError(f"sidecar --version prints {said!r}")
+    say("Starting sidecar demo and making one charged call")
     _try(program, work)
-    say("sums")
+    say(f"Copying both files to dist and writing {SUMS}")
     sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in (sdist, wheel))
-    dist = root / "dist"
-    shutil.rmtree(dist, ignore_errors=True)
     dist.mkdir()
     for path in (sdist, wheel):
         shutil.copy2(path, dist)
@@ -90,21 +91,17 @@ class _Steps:
 
 
 def require_clean(root: Path) -> None:
-    """Raises `ReleaseError`: something is not committed, or nobody can tell."""
+    """Raises `ReleaseError`: the working tree has changes, or git cannot tell."""
     try:
         changes = _run(["git", "-C", root, "status", "--porcelain"], "git status failed").splitlines()
     except FileNotFoundError:
-        raise ReleaseError("git is needed, which says what the release is made of") from None
+        raise ReleaseError("git is not installed; it tells whether the tree has changes") from None
     if changes:
         raise ReleaseError("\n  ".join(["the tree has changes that are not committed:", *changes]))
 
 
 def require_files(sdist: Path, tracked: Sequence[str]) -> None:
-    """Whoever has the source distribution alone can build, test and read everything.
-
-    Raises:
-        ReleaseError: it lacks a file that the repository has.
-    """
+    """Raises `ReleaseError`: the source distribution lacks a file that the repository has."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     missing = [name for name in tracked if name not in names]
@@ -113,27 +110,36 @@ def require_files(sdist: Path, tracked: Sequence[str]) -> None:
 
 
 def _environment(directory: Path) -> Path:
-    """A virtual environment with nothing but pip; its interpreter."""
+    """Creates a virtual environment that has pip and nothing else. Returns its interpreter."""
     venv.create(directory, with_pip=True, symlinks=os.name != "nt")
     return directory / "bin" / "python"
 
 
 def _clean_environment(**more: str) -> dict[str, str]:
-    """Without what would let the sources be found in place of what was installed."""
+    """The environment without variables that would make Python find the sources instead of the installed package."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "QUOTA_", "SIDECAR_"))}
     return {**kept, **more}
 
 
 def _run(command: Sequence[str | Path], failed: str, **environment: str) -> str:
-    """What it prints. Raises `ReleaseError` with the end of its output."""
+    """Runs a command and returns its output. Raises `ReleaseError` with the cause first, then the whole output."""
     done = subprocess.run(  # noqa: S603  # made here
         [str(part) for part in command], env=_clean_environment(**environment), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False, cwd=Path(sys.prefix),
     )  # fmt: skip
     if done.returncode != 0:
-        tail = done.stdout.strip().splitlines()[-TAIL_LINES:]
-        raise ReleaseError("\n  ".join([f"{failed} (exit status {done.returncode}):", *tail]))
+        raise ReleaseError(f"{failed}: {cause(done.stdout)}\n{done.stdout.strip()}")
     return done.stdout
+
+
+def cause(output: str) -> str:
+    """The line of the output that names the error: the last exception, else a tool's error, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in (r"\w+Error: ", r"(?:ERROR|error|fatal): "):
+        found = [line for line in lines if re.match(pattern, line)]
+        if found:
+            return found[-1]
+    return lines[-1] if lines else "it printed nothing"
 
 
 def _only(directory: Path, pattern: str) -> Path:
@@ -144,7 +150,7 @@ def _only(directory: Path, pattern: str) -> Path:
 
 
 def _try(program: Path, work: Path) -> None:
-    """Starts the demo, makes one call that is charged, and ends it. Raises `ReleaseError`."""
+    """Starts the demo, makes one charged call, and stops the demo. Raises `ReleaseError`."""
     command = [str(program), "demo", "--proxy-port", "0", "--admin-port", "0", "--json"]
     with (work / "demo.log").open("w+") as log:
         demo = subprocess.Popen(  # noqa: S603  # made here

@@ -1,6 +1,6 @@
-"""Where the version of a release stands, besides ``sidecar/__init__.py``, which decides it.
+"""The places that carry the version. ``sidecar/__init__.py`` defines it; ``check`` compares, ``sync`` writes.
 
-Files that the chart makes (``python -m deploy.kustomize``) are looked at, and made anew rather than edited.
+``python -m deploy.kustomize`` generates some of the files from the chart. ``sync`` generates them again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LABEL: Final = r'^ *app\.kubernetes\.io/version: "([^"]*)"$'
 
 
 class ReleaseError(Exception):
-    """What is wrong, for the person who makes a release."""
+    """A release cannot be made; the message names the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """``pattern`` finds the version as its only group; it must match at least once."""
+    """The only group of ``pattern`` is the version; ``pattern`` must match at least once."""
 
     file: str
     what: str
@@ -56,7 +56,7 @@ PLACES: Final = (
 
 
 def version_of(root: Path) -> str:
-    """The version that everything else must carry. Raises `ReleaseError`."""
+    """The version that all other places must carry. Raises `ReleaseError`."""
     found = _SOURCE.search(_text(root, SOURCE))
     if found is None:
         raise ReleaseError(f'{SOURCE} has no line __version__ = "…"')
@@ -67,7 +67,7 @@ def version_of(root: Path) -> str:
 
 
 def check(root: Path = ROOT) -> list[str]:
-    """A line for each place that is wrong. Raises `ReleaseError` if there is no version to compare with."""
+    """One line for each place that has another version or none. Raises `ReleaseError`: there is no version."""
     version = version_of(root)
     wrong = []
     for place in PLACES:
@@ -83,7 +83,7 @@ def check(root: Path = ROOT) -> list[str]:
 
 
 def sync(root: Path = ROOT) -> list[str]:
-    """Writes the version into every place, and answers which files changed. The changelog is for people to write.
+    """Writes the version to every place but the changelog, which people write. Returns the files that changed.
 
     Raises:
         ReleaseError: there is no version, or the chart cannot be rendered.

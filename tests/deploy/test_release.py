@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.release.artefacts import require_clean, require_files
+from deploy.release.artefacts import cause, require_clean, require_files
 from deploy.release.places import CHANGELOG, PLACES, ROOT, SOURCE, Place, ReleaseError, check, sync, version_of
 
 VERSION = version_of(ROOT)
@@ -102,6 +102,21 @@ def test_what_is_no_version_is_refused(tree: Path, text: str) -> None:
     (tree / SOURCE).write_text(text)
     with pytest.raises(ReleaseError, match=re.escape(SOURCE)):
         check(tree)
+
+
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [
+        ("  Traceback\n    RuntimeError: there is no C compiler\n  [end of output]\nerror: metadata failed\n",
+         "RuntimeError: there is no C compiler"),
+        ("Collecting a\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n    a==1\n",
+         "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"),
+        ("a 1 requires b, which is not installed.\n", "a 1 requires b, which is not installed."),
+        ("", "it printed nothing"),
+    ],
+)  # fmt: skip
+def test_a_failed_step_names_the_cause_first(output: str, named: str) -> None:
+    assert cause(output) == named
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
