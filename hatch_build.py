@@ -33,6 +33,8 @@ REQUEST_PATH = (
     "sidecar/gateway/context.py",
     "sidecar/gateway/exchange/exchange.py",
     "sidecar/gateway/exchange/charging.py",
+    "sidecar/gateway/exchange/request.py",
+    "sidecar/gateway/exchange/answer.py",
     "sidecar/gateway/exchange/messages.py",
     "sidecar/gateway/exchange/tunnel.py",
     "sidecar/gateway/exchange/access_log.py",

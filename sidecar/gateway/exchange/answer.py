@@ -1,0 +1,192 @@
+"""The API's answer on its way to the client: interim responses, the head, the body, the end."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Final
+
+from sidecar.gateway import errors
+from sidecar.gateway.errors import Refusal
+from sidecar.gateway.exchange.access_log import record
+from sidecar.gateway.exchange.messages import status_line, status_lines, write_pieces
+from sidecar.gateway.exchange.request import RequestRelay
+from sidecar.gateway.exchange.tunnel import Tunnel
+from sidecar.gateway.http1.body import Body, BodyKind, open_body
+from sidecar.gateway.http1.fields import list_elements
+from sidecar.gateway.http1.framing import ProtocolError
+from sidecar.gateway.http1.heads import ResponseHead
+
+CLIENT_CLOSED: Final = 499
+"""Status in events and metrics of a request whose client went away (nginx's number for it)."""
+# A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
+_NONE: Final = BodyKind.NONE
+_LENGTH: Final = BodyKind.LENGTH
+_CHUNKED: Final = BodyKind.CHUNKED
+_UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
+_clock: Final = monotonic
+
+
+class AnswerRelay(RequestRelay):
+    """Passes the answer on and charges when it is complete. ``upstream_spoke``: some of it has arrived."""
+
+    upstream_spoke = False
+    response_buffer = b""
+    response_searched = 0
+    decoder: Body | None = None
+
+    def cut(self) -> None:
+        """The response cannot be completed: both ends are closed, so that nobody takes it for whole. Not charged."""
+        raise NotImplementedError
+
+    def upstream_data(self, data: bytes) -> None:
+        if self.response is not None:
+            self._stream(data)
+            return
+        self.upstream_spoke = True
+        if self.response_buffer:
+            data = self.response_buffer + data
+        at = 0
+        while True:
+            try:
+                found = self.context.response_parser.response(data, self.head.method, at, self.response_searched)
+            except ProtocolError as error:
+                self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
+                self.refuse(Refusal(errors.UPSTREAM_FAILED))
+                return
+            if found is None:
+                self.response_buffer = data[at:] if at else data
+                self.response_searched = len(self.response_buffer)
+                return
+            response, at = found
+            self.response_searched = 0
+            if response.status >= 200:
+                break
+            if response.status == 101:
+                self._switch_protocols(response, data[at:])
+                return
+            if self.connection is not None and self.head.version_minor:
+                # RFC 9110 section 15.2: a proxy forwards 1xx, except to those who cannot know them.
+                interim = status_line(response.status, response.reason) + response.block + b"\r\n"
+                self.connection.transport.write(interim)
+            if response.status == 100 and not self.continued:
+                self.continued = True
+                self.await_response()
+            self.response_buffer = b""
+        self.response_buffer = b""
+        self._respond(response, data[at:] if at < len(data) else b"")
+
+    def _respond(self, response: ResponseHead, rest: bytes) -> None:
+        self.response = response
+        connection = self.connection
+        if connection is None:
+            self.complete_without_client(response.status)
+            return
+        head = self.head
+        kind = response.body
+        is_1_0 = head.version_minor == 0
+        keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
+        tail = self.context.via[response.version_minor]
+        if self.hold is not None:
+            tail = self.credit_fields(self.hold) + tail
+        if kind is _CHUNKED or kind is _UNTIL_CLOSE:
+            if is_1_0:
+                keep = False
+            else:
+                tail += b"Transfer-Encoding: chunked\r\n"
+        if not keep:
+            tail += b"Connection: close\r\n"
+        elif is_1_0:
+            tail += b"Connection: keep-alive\r\n"
+        connection.keep = keep
+        line = status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
+        if kind is _LENGTH and len(rest) == response.length:
+            # The usual answer: head and body arrived together and leave together.
+            connection.transport.write(b"%b%b%b\r\n%b" % (line, response.block, tail, rest))
+            self.complete(clean=True)
+            return
+        out = b"%b%b%b\r\n" % (line, response.block, tail)
+        if kind is _NONE:
+            connection.transport.write(out)
+            self.complete(clean=not rest)
+        else:
+            rules = self.context.response_parser.response_rules
+            self.decoder = open_body(kind, response.length, rules, chunked=not is_1_0)
+            if rest:
+                self._stream(rest, out)
+            else:
+                connection.transport.write(out)
+                self.touch()
+
+    def _switch_protocols(self, response: ResponseHead, rest: bytes) -> None:
+        connection, upstream = self.connection, self.upstream
+        asked, chosen = self.head.upgrade, response.upgrade
+        # RFC 9110 section 7.8: a server must not switch to a protocol that the client did not name.
+        named = asked is not None and chosen is not None and chosen.lower() in list_elements(asked)
+        if connection is None or upstream is None or chosen is None or not named:
+            self.context.note_upstream_failure(f"{self.pool.target} switched to a protocol that was not asked for")
+            self.refuse(Refusal(errors.UPSTREAM_FAILED))
+            return
+        self.response = response
+        self.finished = True
+        self.context.counters.tunnels += 1
+        lines = (
+            response.block
+            + (self.credit_fields(self.hold) if self.hold is not None else b"")
+            + self.context.via[response.version_minor]
+            + b"Connection: Upgrade\r\nUpgrade: "
+            + chosen
+            + b"\r\n"
+        )
+        connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
+        self.settle_or_release(101, 101, _clock())
+        self.upstream = None
+        connection.become_tunnel(Tunnel(self.context, self, connection, upstream))
+
+    def _stream(self, data: bytes, before: bytes = b"") -> None:
+        connection, decoder = self.connection, self.decoder
+        assert connection is not None
+        assert decoder is not None
+        try:
+            pieces = decoder.feed(data)
+        except ProtocolError as error:
+            self.context.note_upstream_failure(f"{self.pool.target}: {error.reason}")
+            if before:
+                connection.transport.write(before)
+            self.cut()
+            return
+        if before:
+            pieces.insert(0, before)
+        if pieces:
+            write_pieces(connection.transport, pieces)
+        if decoder.done:
+            self.complete(clean=not decoder.leftover)
+        else:
+            self.touch()
+
+    def complete(self, *, clean: bool) -> None:
+        """The whole response was written. ``clean``: nothing followed it, so its connection can be used again."""
+        response, connection, upstream = self.response, self.connection, self.upstream
+        assert response is not None
+        assert connection is not None
+        self.finished = True
+        now = _clock()
+        self.settle_or_release(response.status, response.status, now)
+        if upstream is not None:
+            self.upstream = None
+            # One that answered before it took the whole request may never take the rest.
+            took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
+            if clean and response.keep_alive and took_all:
+                self.pool.release(upstream, now)
+            else:
+                upstream.close()
+        record(self, response.status, now, refused=False)
+        connection.exchange_done(now, unread_body=not self.body_done)
+
+    def complete_without_client(self, status: int) -> None:
+        """The API has answered, and nobody is there to hear it."""
+        self.finished = True
+        self.context.detached.discard(self)
+        now = _clock()
+        self.settle_or_release(status, CLIENT_CLOSED, now)
+        self.drop_upstream()
+        record(self, CLIENT_CLOSED, now, refused=False)
