@@ -19,7 +19,7 @@ README = (DEPLOY / "README.md").read_text()
 VALUES = (DEPLOY / "chart" / "quota-sidecar" / "values.yaml").read_text()
 
 FILES = re.findall(r"\]\(([^)#]+)\)|`?(?:-f|--values|-k) ((?:deploy|examples)/[^\s`]+)", README)
-CODE = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", README, re.DOTALL)
+CODE = re.findall(r"```sh[a-z ]*\n(.*?)```|`([^`\n]+)`", README, re.DOTALL)
 COMMANDS = re.findall(r"(?:^|-- |\s)sidecar ([a-z]+(?: (?:show|diff|apply))?)", "\n".join(a or b for a, b in CODE))
 _SECTIONS = "injector|networkPolicy|dataPlane|gateway|image|monitoring|secrets"
 NAMED_VALUES = re.findall(rf"`((?:{_SECTIONS})\.(?!yaml)[A-Za-z.]+)", README)
@@ -33,7 +33,7 @@ def rows(mark: str) -> dict[str, list[str]]:
 
 
 def test_every_annotation_is_in_the_table_and_nothing_else() -> None:
-    assert list(rows("annotations")) == list(names.WISHES)
+    assert list(rows("annotations")) == list(names.ANNOTATIONS)
 
 
 def test_labels_and_status_are_explained() -> None:
