@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,8 +21,8 @@ _MODULES = {
     "check": "check",
     "account": "account",
     "outbox": "outbox",
-    "reconcile": "billing",
-    "sync": "billing",
+    "reconcile": "reconcile",
+    "sync": "sync",
     "catalog": "catalog",
     "version": "version",
 }
@@ -33,7 +34,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     progress bars in its memory."""
     app = typer.Typer(
         name="sidecar",
-        help="Quota gateway for Open Banking APIs: debits credits before a request passes, meters each debit once.",
+        help="Quota gateway for Open Banking APIs: it debits credits before a request passes, and meters each debit.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -44,7 +45,18 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     wanted = arguments[0] if arguments and arguments[0] in _MODULES else None
     for module in dict.fromkeys([_MODULES[wanted]] if wanted else _MODULES.values()):
         import_module(f"sidecar.cli.{module}").register(app)
+    _unwrap_help(app)
     return app
+
+
+def _unwrap_help(app: typer.Typer) -> None:
+    """Joins the lines of each paragraph, which are as long as sources are wide; the terminal breaks them anew."""
+    for command in app.registered_commands:
+        paragraphs = inspect.cleandoc(getattr(command.callback, "__doc__", None) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _unwrap_help(group.typer_instance)
 
 
 def _print_version(asked: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+import asyncio
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Final
 
 import typer
 from rich.progress import Progress
 
+from sidecar.cli.account_view import print_account, print_accounts, print_loaded
 from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
@@ -18,18 +19,19 @@ from sidecar.cli.output import (
     fail,
     jsonable,
     print_json,
-    print_table,
     run_async,
+    say_error,
     where,
 )
-from sidecar.ledger.accounts.account_spec import AccountSpec
+from sidecar.ledger.accounts.account_snapshot import AccountSnapshot
 from sidecar.ledger.accounts.accounts_file import load_accounts
-from sidecar.ledger.accounts.loader import ApiKeyTaken, LedgerUnavailable, LoadError, PriceError, UnknownAccount
+from sidecar.ledger.accounts.loader import ApiKeyTaken, LoadError, PriceError
 from sidecar.ledger.store import open_store
 
-T = TypeVar("T")
+AT_ONCE: Final = 50
+"""Accounts that are read at the same time."""
 
-app = typer.Typer(help="Accounts in the ledger: the TPPs, their funds, prices and limits.", no_args_is_help=True)
+app = typer.Typer(help="Load, list, show, suspend and resume accounts in the ledger.", no_args_is_help=True)
 
 AccountArgument = Annotated[str, typer.Argument(help="Account id (Lago's customer external_id).")]
 
@@ -40,12 +42,14 @@ def register(parent: typer.Typer) -> None:
 
 @app.command()
 def load(
-    file: Annotated[Path, typer.Argument(help="Accounts file (YAML); `examples/accounts.yaml` shows all of it.")],
+    file: Annotated[Path, typer.Argument(help="Accounts file (YAML). See `examples/accounts.yaml`.")],
     config: ConfigOption = None,
     valkey: ValkeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Load accounts from a file. Usage so far is never touched; loading the same file twice changes nothing more.
+    """Load accounts from a file into the ledger.
+
+    The command keeps all usage so far. Loading a file a second time changes nothing more.
 
     Example: [bold]sidecar account load accounts.yaml -c gateway.yaml[/bold]
     """
@@ -63,31 +67,15 @@ def load(
                         failed[spec.id] = str(error)
         return loaded, failed
 
-    try:
-        loaded, failed = run_async(work())
-    except LedgerUnavailable as error:
-        fail(str(error), 1)
+    loaded, failed = run_async(work())
     if json:
         print_json({"loaded": loaded, "failed": failed})
     else:
-        _print_loaded(specs, loaded)
+        print_loaded(specs, loaded)
         for message in failed.values():
-            errors().print(f"[red]error:[/red] {message}")
+            say_error(message)
     if failed:
         raise typer.Exit(1)
-
-
-def _print_loaded(specs: Sequence[AccountSpec], loaded: dict[str, int]) -> None:
-    rows = [
-        (spec.id, spec.mode, spec.status.word, f"{spec.ceiling if spec.ceiling is not None else 'no limit'}",
-         spec.currency, ", ".join(spec.prices), loaded[spec.id])
-        for spec in specs
-        if spec.id in loaded
-    ]  # fmt: skip
-    print_table("", ("account", "mode", "status", "may spend", "currency", "metrics", "version"), rows[:50])
-    if len(rows) > 50:
-        console().print(f"… and {len(rows) - 50} more")
-    console().print(f"{len(rows)} accounts loaded")
 
 
 @app.command(name="list")
@@ -95,61 +83,61 @@ def list_(
     config: ConfigOption = None,
     valkey: ValkeyOption = None,
     json: JsonOption = False,
-    after: Annotated[str, typer.Option(help="Only ids that follow this one.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 100,
+    after: Annotated[str, typer.Option(help="List only ids after this one.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many.")] = 100,
 ) -> None:
-    """List account ids in order.
+    """List accounts in the order of their ids, each with its status and what it may still spend.
 
     Example: [bold]sidecar account list -c gateway.yaml --after tpp-1000[/bold]
     """
 
-    async def work() -> list[str]:
+    async def work() -> list[AccountSnapshot]:
         async with open_store(*where(config, valkey)) as store:
-            return list(await store.accounts.list(after, limit))
+            ids = await store.accounts.list(after, limit)
+            found: list[AccountSnapshot | None] = []
+            for start in range(0, len(ids), AT_ONCE):
+                found += await asyncio.gather(*map(store.accounts.show, ids[start : start + AT_ONCE]))
+            return [account for account in found if account is not None]  # one may have been deleted meanwhile
 
-    ids = run_async(_or_fail(work()))
+    accounts = run_async(work())
+    more = accounts[-1].id if len(accounts) == limit else None
     if json:
-        print_json({"accounts": ids, "next_after": ids[-1] if len(ids) == limit else None})
+        rows = [
+            {"id": a.id, "mode": a.mode, "status": a.status, "currency": a.currency, "available": a.available}
+            for a in accounts
+        ]
+        print_json({"accounts": rows, "next_after": more})
         return
-    for account in ids:
-        typer.echo(account)
-    if len(ids) == limit:
-        errors().print(f"more may follow: --after {ids[-1]}")
+    print_accounts(accounts)
+    if more is not None:
+        errors().print(f"There may be more accounts. List them with --after {more}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def show(
     account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None, json: JsonOption = False
 ) -> None:
-    """Show an account: what it may spend, what it has used, what it holds, at which prices.
+    """Show an account: its status, its money, its limits, and its use in each period.
 
     Example: [bold]sidecar account show tpp-prepaid -c gateway.yaml[/bold]
     """
 
-    async def work() -> object:
+    async def work() -> AccountSnapshot | None:
         async with open_store(*where(config, valkey)) as store:
             return await store.accounts.show(account)
 
-    snapshot = run_async(_or_fail(work()))
+    snapshot = run_async(work())
     if snapshot is None:
         fail(f"there is no account {account!r}", 1)
-    document = jsonable(snapshot)
     if json:
-        print_json(document)
-        return
-    nested = {key: value for key, value in document.items() if isinstance(value, list | dict)}
-    print_table("", ("field", "value"), [(k, v) for k, v in document.items() if k not in nested])
-    for key, value in nested.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            print_table(key, tuple(value[0]), [tuple(row.values()) for row in value])
-        elif value:
-            items = value.items() if isinstance(value, dict) else [("", item) for item in value]
-            print_table(key, ("name", "value"), list(items))
+        print_json(jsonable(snapshot))
+    else:
+        print_account(snapshot)
 
 
 @app.command()
 def suspend(account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None) -> None:
-    """Refuse an account's calls with 403 until it is resumed.
+    """Suspend an account: the gateway refuses its calls with 403 until you resume it.
 
     Example: [bold]sidecar account suspend tpp-prepaid -c gateway.yaml[/bold]
     """
@@ -158,7 +146,7 @@ def suspend(account: AccountArgument, config: ConfigOption = None, valkey: Valke
 
 @app.command()
 def resume(account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None) -> None:
-    """Let a suspended account call again.
+    """Resume a suspended account: the gateway accepts its calls again.
 
     Example: [bold]sidecar account resume tpp-prepaid -c gateway.yaml[/bold]
     """
@@ -171,12 +159,5 @@ def _set_status(account: str, config: Path | None, valkey: str | None, verb: str
             change = store.accounts.suspend if verb == "suspend" else store.accounts.resume
             return await change(account)
 
-    version = run_async(_or_fail(work()))
-    console().print(f"{account} is {'suspended' if verb == 'suspend' else 'active'} (version {version})")
-
-
-async def _or_fail(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return await work
-    except (LedgerUnavailable, UnknownAccount, LoadError) as error:
-        fail(str(error), 1)
+    version = run_async(work())
+    console().print(f"{account} is now {'suspended' if verb == 'suspend' else 'active'} (version {version})")

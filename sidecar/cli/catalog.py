@@ -25,17 +25,18 @@ from sidecar.billing.catalog.values import Catalog
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoError, LagoSetupError
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, run_async
+from sidecar.cli.words import count
 from sidecar.metering.openmeter.access import MeteringError
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
 
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="Metrics, plans, customers, wallets, webhooks and meters, from one file to Lago and OpenMeter.",
+    help="Compare a catalog file with Lago and OpenMeter, and apply it.",
     no_args_is_help=True,
 )
 
-FileArgument = Annotated[Path, typer.Argument(help="Catalog file (YAML); `examples/catalog.yaml` shows all of it.")]
+FileArgument = Annotated[Path, typer.Argument(help="Catalog file (YAML). See `examples/catalog.yaml`.")]
 
 VALUE_CHARS_SHOWN: Final = 160
 _INDENT: Final = "      "
@@ -49,7 +50,7 @@ _NOTE_STYLES: Final[dict[Action, str]] = {"create": "dim", "update": "yellow", "
 _VERBS: Final[dict[Action, str]] = {
     "create": "to create",
     "update": "to change",
-    "keep": "as they should be",
+    "keep": "unchanged",
     "refuse": "refused",
 }
 _KIND_WIDTH: Final = len("webhook endpoint")
@@ -61,7 +62,7 @@ def register(parent: typer.Typer) -> None:
 
 @app.command(name="diff")
 def diff_(file: FileArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Show what `apply` would do. Writes nothing; exits with 0 whether or not there is something to do.
+    """Show what sidecar catalog apply would change. This writes nothing, and always exits with 0.
 
     Example: [bold]sidecar catalog diff examples/catalog.yaml -c gateway.yaml[/bold]
     """
@@ -83,19 +84,18 @@ def diff_(file: FileArgument, config: ConfigOption = None, json: JsonOption = Fa
 def apply_(
     file: FileArgument,
     config: ConfigOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without being asked.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write without a question.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make Lago and OpenMeter as the file has it. Nothing is ever deleted but charges of plans in the file.
+    """Create and change metrics, plans, customers, wallets, webhooks and meters as the file describes them.
 
-    What is there already stays; a second run has nothing to do. While something is refused, nothing is written.
-
-    It stops at the first failure, and goes on from there when it is run again.
+    The command deletes nothing, except charges of plans that are in the file. A second run changes nothing. If one
+    entry of the file is refused, the command writes nothing. It stops at the first failure. Run it again to continue.
 
     Example: [bold]sidecar catalog apply examples/catalog.yaml -c gateway.yaml[/bold]
     """
     if not yes and (json or not sys.stdin.isatty()):
-        fail("say --yes to write: there is nobody to ask", 2)
+        fail("give --yes to write: standard input is no terminal, so the command cannot ask you", 2)
     catalog, loaded = _inputs(file, config)
 
     async def work() -> tuple[tuple[Change, ...], Outcome | None]:
@@ -151,7 +151,7 @@ def _inputs(file: Path, config: Path | None) -> tuple[Catalog, Config]:
     loaded = load_config(config, os.environ)
     logs.configure("error", "console")
     if loaded.lago.url is None:
-        fail(f"{config or 'environment'}: lago.url is not set, so there is no Lago to bring the catalog to", 2)
+        fail(f"{config or 'environment'}: lago.url is not set; the catalog needs Lago", 2)
     return catalog, loaded
 
 
@@ -175,7 +175,7 @@ def _print_changes(changes: Sequence[Change], config: Config) -> None:
         for note in change.notes:
             console().print(f"{_INDENT}[{_NOTE_STYLES[change.action]}]{escape(note)}[/]", soft_wrap=True)
     if config.metering.url is None:
-        console().print("  metering.url is not set: meters of OpenMeter are left out", soft_wrap=True)
+        console().print("  metering.url is not set: the command leaves out meters of OpenMeter", soft_wrap=True)
 
 
 def _field_text(change: Change, field: FieldChange) -> str:
@@ -201,7 +201,8 @@ def _print_outcome(changes: Sequence[Change], outcome: Outcome | None) -> None:
     if outcome is None:
         refused = counts(changes)["refuse"]
         errors().print(
-            "nothing was written" + (f": {refused} of the file cannot be had as they are" if refused else "")
+            "The command wrote nothing."
+            + (f" Lago or OpenMeter cannot take {count(refused, 'entry', 'entries')} of the file." if refused else "")
         )
         return
     if outcome.failed is not None:
@@ -210,11 +211,11 @@ def _print_outcome(changes: Sequence[Change], outcome: Outcome | None) -> None:
         errors().print(f"[red]error:[/red] {escape(what)}", soft_wrap=True)
         errors().print(f"done: {_names(outcome.done)}", soft_wrap=True)
         errors().print(f"not done: {_names(outcome.left)}" + (", in this order" if rest else ""), soft_wrap=True)
-        errors().print("run it again to go on from there", soft_wrap=True)
+        errors().print("Run the command again to continue.", soft_wrap=True)
     elif outcome.done:
-        console().print(f"written: {len(outcome.done)}; a second run would have nothing to do")
+        console().print(f"{count(len(outcome.done), 'change')} written")
     else:
-        console().print("nothing to do")
+        console().print("There is nothing to change.")
 
 
 def _names(changes: Sequence[Change]) -> str:

@@ -52,14 +52,19 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    proxy_port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the gateway; 0 picks a free one.")] = 8080,
+    proxy_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port of the gateway. 0 takes a free port.")
+    ] = 8080,
     admin_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port of the admin side; 0 picks a free one.")
+        int, typer.Option(min=0, max=65_535, help="Port of the admin side. 0 takes a free port.")
     ] = 9090,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON when ready, nothing else.")] = False,
-    valkey: Annotated[str | None, typer.Option(help="URL of a Valkey to use, instead of an embedded one.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON when the demo is ready, and nothing else.")
+    ] = False,
+    valkey: Annotated[str | None, typer.Option(help="URL of a Valkey, instead of an embedded one.")] = None,
     period: Annotated[
-        int | None, typer.Option(min=1, max=31_536_000, help="Length of a billing period in seconds; else a month.")
+        int | None,
+        typer.Option(min=1, max=31_536_000, help="Length of a billing period in seconds. The default is a month."),
     ] = None,
 ) -> None:
     """Run the whole system on this machine, with three accounts to try.

@@ -13,6 +13,7 @@ import typer
 
 from sidecar.app.configuration import Config, load_config
 from sidecar.app.settings import is_loopback
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.cli.output import ConfigOption, fail
 
 ASK_TIMEOUT_S = 5.0
@@ -29,18 +30,21 @@ def register(app: typer.Typer) -> None:
 
 def drain(
     config: ConfigOption = None,
-    wait: Annotated[
-        bool, typer.Option(help="Wait until no request is under way and what they held has settled.")
-    ] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until no request is under way and all holds have settled.")] = True,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds to wait; else what the configuration gives a drain.", show_default=False),
+        typer.Option(
+            min=0,
+            help="Seconds to wait. The default is the time that the configuration gives a drain.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Drain the gateway that runs on this machine with this configuration; it stays until SIGTERM.
+    """Drain the gateway that runs on this machine with this configuration.
 
-    Its health fails at once, so that no new clients are sent. Those that come for limits.drain_delay_ms are still
-    served, each answer closes its connection, then none are accepted. Made for a container's preStop hook.
+    The gateway's readiness fails at once, so that load balancers send no new clients. For limits.drain_delay_ms it
+    still serves clients that come, and closes each connection after the answer. Then it accepts no connection. The
+    process stays until SIGTERM. The command is made for a container's preStop hook.
 
     Example: [bold]sidecar drain -c gateway.yaml[/bold]
     """
@@ -50,19 +54,25 @@ def drain(
     try:
         process = _process(loaded)
         if "draining" not in process:
-            fail("what answers at the configured admin address is no gateway", 1)
-        os.kill(process["pid"], signal.SIGUSR1)
+            fail("the process at the configured admin address is not a gateway", 1)
+        pid = process["pid"]
+        os.kill(pid, signal.SIGUSR1)
     except NotThere as error:
         fail(str(error), 1)
     except ProcessLookupError:
         fail("the gateway runs on another machine, or in another container", 1)
+    if not wait:
+        typer.echo(f"The gateway (process {pid}) is draining.")
+        return
     ends = time.monotonic() + limit_s
-    while wait:
+    while True:
         try:
             if _process(loaded)["drained"]:
+                typer.echo(f"The gateway (process {pid}) has drained. It accepts no connections, and ends on SIGTERM.")
                 return
-        except NotThere:
-            return  # it has ended meanwhile, which it does only when it has drained
+        except NotThere:  # it has ended meanwhile, which it does only when it has drained
+            typer.echo(f"The gateway (process {pid}) has drained and ended.")
+            return
         if time.monotonic() > ends:
             fail(f"the gateway has not drained within {limit_s:g} s", 1)
         time.sleep(0.1)
@@ -79,7 +89,7 @@ def _process(config: Config) -> dict[str, Any]:
         response = connection.getresponse()
         body = response.read(ANSWER_BYTES_MAX)
     except (OSError, http.client.HTTPException) as error:
-        raise NotThere(f"{where}: {error}") from None
+        raise NotThere(f"no gateway answers at {where}: {reason_of(error)}") from None
     finally:
         connection.close()
     if response.status != 200:
@@ -90,5 +100,5 @@ def _process(config: Config) -> dict[str, Any]:
         document = None
     # A number below 1 would be a group of processes.
     if not isinstance(document, dict) or not isinstance(document.get("pid"), int) or document["pid"] < 1:
-        raise NotThere(f"{where} answered what no gateway does")
+        raise NotThere(f"the process at {where} is not a gateway: it sent another document")
     return document

@@ -14,7 +14,7 @@ from sidecar.kubernetes.injection import InjectionSettings
 from sidecar.kubernetes.manifests import BYTES_MAX, Outcome, inject_text
 from sidecar.kubernetes.versions import settings_for, version_of
 
-SINCE = "from 1.33 the sidecar is a native one, from 1.29 where no Service has to find its port."
+SINCE = "From 1.33 on the sidecar is a native one; from 1.29 on, if no Service has to find its port."
 
 
 def register(app: typer.Typer) -> None:
@@ -23,20 +23,27 @@ def register(app: typer.Typer) -> None:
 
 def inject(
     files: Annotated[
-        list[str], typer.Option("--filename", "-f", help="Manifests, - for standard input; may be repeated.")
+        list[str],
+        typer.Option(
+            "--filename",
+            "-f",
+            help="Manifest to read, or - for standard input. Give it several times for several files.",
+        ),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, as a diff.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print a diff of what would change.")] = False,
     image: Annotated[str | None, typer.Option(help="Image of the sidecar.", show_default=False)] = None,
-    config: Annotated[str | None, typer.Option(help="ConfigMap with gateway.yaml.", show_default=False)] = None,
-    secret: Annotated[
-        str | None, typer.Option(help="Secret with what gateway.yaml refers to.", show_default=False)
+    config: Annotated[
+        str | None, typer.Option(help="Name of the ConfigMap with gateway.yaml.", show_default=False)
     ] = None,
-    kubernetes_version: Annotated[str, typer.Option(help=f"Of the cluster's oldest node: {SINCE}")] = "1.33",
+    secret: Annotated[
+        str | None, typer.Option(help="Name of the Secret that gateway.yaml refers to.", show_default=False)
+    ] = None,
+    kubernetes_version: Annotated[str, typer.Option(help=f"Version of the cluster's oldest node. {SINCE}")] = "1.33",
 ) -> None:
-    """Put the gateway beside every workload of a manifest that does not opt out.
+    """Add the gateway to every workload of a manifest that does not opt out.
 
-    Comments, order, quotes and other documents stay as they are. How the sidecar is to be is said by annotations of the
-    pod template (quota.openova.io/…).
+    The command keeps comments, order, quotes and other documents as they are. Annotations of the pod template
+    (quota.openova.io/…) set the sidecar's options.
 
     Example: [bold]sidecar inject -f deployment.yaml | kubectl apply -f -[/bold]
     """

@@ -30,7 +30,9 @@ log = get_logger("sidecar.injector")
 
 
 def _option(name: str, text: str, **more: Any) -> Any:
-    return typer.Option(f"--{name}", envvar=f"QUOTA_INJECTOR_{name.upper().replace('-', '_')}", help=text, **more)
+    variable = f"QUOTA_INJECTOR_{name.upper().replace('-', '_')}"
+    # The help says how the variables are called; a table of 80 columns would cut off their names.
+    return typer.Option(f"--{name}", envvar=variable, show_envvar=False, help=text, **more)
 
 
 def register(app: typer.Typer) -> None:
@@ -39,45 +41,63 @@ def register(app: typer.Typer) -> None:
 
 def injector(
     host: Annotated[str, _option("host", "Address to listen on.")] = "::",
-    port: Annotated[int, _option("port", "For reviews, HTTPS.", min=0, max=65_535)] = 8443,
+    port: Annotated[int, _option("port", "Port for reviews, HTTPS.", min=0, max=65_535)] = 8443,
     health_port: Annotated[
-        int, _option("health-port", "For /livez, /readyz and /metrics, HTTP.", min=0, max=65_535)
+        int, _option("health-port", "Port for /livez, /readyz and /metrics, HTTP.", min=0, max=65_535)
     ] = 8080,
-    tls_cert_file: Annotated[Path | None, _option("tls-cert-file", "Certificate; read anew when it changes.")] = None,
-    tls_key_file: Annotated[Path | None, _option("tls-key-file", "Its private key.")] = None,
+    tls_cert_file: Annotated[
+        Path | None, _option("tls-cert-file", "Certificate. It is read again when it changes.")
+    ] = None,
+    tls_key_file: Annotated[Path | None, _option("tls-key-file", "Private key of the certificate.")] = None,
     self_signed: Annotated[
-        bool, typer.Option("--self-signed", envvar="QUOTA_INJECTOR_SELF_SIGNED", help="Make certificates itself.")
+        bool,
+        typer.Option(
+            "--self-signed",
+            envvar="QUOTA_INJECTOR_SELF_SIGNED",
+            show_envvar=False,
+            help="Make the certificates itself.",
+        ),
     ] = False,
-    service: Annotated[str, _option("service", "Self-signed: Service that the API server calls.")] = "",
-    namespace: Annotated[str, _option("namespace", "Self-signed: namespace of Service and Secret.")] = "",
-    secret: Annotated[str, _option("secret", "Self-signed: Secret that keeps them, for all replicas.")] = "",
-    webhook_configuration: Annotated[
-        str, _option("webhook-configuration", "Self-signed: MutatingWebhookConfiguration that gets the caBundle.")
+    service: Annotated[str, _option("service", "With --self-signed: Service that the API server calls.")] = "",
+    namespace: Annotated[
+        str, _option("namespace", "With --self-signed: namespace of the Service and the Secret.")
     ] = "",
-    image: Annotated[str | None, _option("image", "Image of sidecars.")] = None,
+    secret: Annotated[
+        str, _option("secret", "With --self-signed: Secret with the certificates, for all replicas.")
+    ] = "",
+    webhook_configuration: Annotated[
+        str,
+        _option("webhook-configuration", "With --self-signed: MutatingWebhookConfiguration that gets the caBundle."),
+    ] = "",
+    image: Annotated[str | None, _option("image", "Image of the sidecars.")] = None,
     image_pull_policy: Annotated[str | None, _option("image-pull-policy", "Always, IfNotPresent or Never.")] = None,
-    config: Annotated[str | None, _option("config", "ConfigMap with gateway.yaml, in each namespace.")] = None,
-    secret_name: Annotated[str | None, _option("secret-name", "Secret that gateway.yaml refers to.")] = None,
-    cpu_request: Annotated[str | None, _option("cpu-request", "Of a sidecar.")] = None,
-    memory_request: Annotated[str | None, _option("memory-request", "Of a sidecar.")] = None,
-    cpu_limit: Annotated[str | None, _option("cpu-limit", 'Of a sidecar; "none" for none.')] = None,
-    memory_limit: Annotated[str | None, _option("memory-limit", 'Of a sidecar; "none" for none.')] = None,
+    config: Annotated[
+        str | None, _option("config", "Name of the ConfigMap with gateway.yaml, in each namespace.")
+    ] = None,
+    secret_name: Annotated[
+        str | None, _option("secret-name", "Name of the Secret that gateway.yaml refers to.")
+    ] = None,
+    cpu_request: Annotated[str | None, _option("cpu-request", "CPU request of a sidecar.")] = None,
+    memory_request: Annotated[str | None, _option("memory-request", "Memory request of a sidecar.")] = None,
+    cpu_limit: Annotated[str | None, _option("cpu-limit", 'CPU limit of a sidecar, or "none".')] = None,
+    memory_limit: Annotated[str | None, _option("memory-limit", 'Memory limit of a sidecar, or "none".')] = None,
     kubernetes_version: Annotated[
         str | None,
         _option(
             "kubernetes-version",
-            f"Of the oldest node: {SINCE} If absent, the API server is asked every hour.",
+            f"Version of the oldest node. {SINCE} Without it the webhook asks the API server every hour.",
         ),
     ] = None,
     drain_delay: Annotated[
-        float, _option("drain-delay", "Seconds for which reviews are still taken when it is to end.", min=0, max=300)
+        float,
+        _option("drain-delay", "Seconds for which the webhook still answers reviews after SIGTERM.", min=0, max=300),
     ] = 3.0,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when listening.")] = False,
 ) -> None:
-    """Run the admission webhook that puts the gateway beside the pods of labelled namespaces.
+    """Run the admission webhook that adds the gateway to the pods of labelled namespaces.
 
-    Each option has a variable as well: QUOTA_INJECTOR_TLS_CERT_FILE. SIGTERM ends it: readiness fails, reviews are
-    still answered for some seconds, then it exits with 0.
+    Each option has an environment variable: QUOTA_INJECTOR_TLS_CERT_FILE is the one of --tls-cert-file. SIGTERM ends
+    the webhook. Its readiness fails, it answers reviews for some seconds more, and it exits with 0.
 
     Example: [bold]sidecar injector --tls-cert-file tls.crt --tls-key-file tls.key --kubernetes-version 1.31[/bold]
     """
@@ -100,13 +120,13 @@ def injector(
               "--webhook-configuration": webhook_configuration}  # fmt: skip
     lacking = [option for option, value in needed.items() if not value]
     if self_signed == (tls_cert_file is not None or tls_key_file is not None):
-        fail("say where the certificate comes from: --self-signed, or --tls-cert-file and --tls-key-file", 2)
+        fail("give --self-signed, or --tls-cert-file and --tls-key-file", 2)
     if self_signed and lacking:
         fail(f"--self-signed needs {', '.join(lacking)}", 2)
     try:
         cluster = Cluster.of_pod() if self_signed or not kubernetes_version else None
     except ClusterError as error:
-        fail(f"{error}; outside of a cluster there have to be certificate files and --kubernetes-version", 2)
+        fail(f"{error}; outside of a cluster give --tls-cert-file, --tls-key-file and --kubernetes-version", 2)
     certificates: Certificates
     if tls_cert_file is not None and tls_key_file is not None:
         certificates = FromFiles(tls_cert_file, tls_key_file)
@@ -115,7 +135,7 @@ def injector(
             cluster, service=service, namespace=namespace, secret=secret, configuration=webhook_configuration
         )
     else:
-        fail("--tls-cert-file and --tls-key-file go together", 2)
+        fail("give both --tls-cert-file and --tls-key-file", 2)
 
     logs.configure("info", "json")
     made = Injector(settings, certificates, None if kubernetes_version or cluster is None else cluster.version)

@@ -23,6 +23,7 @@ from sidecar.cli.output import (
     run_async,
     where,
 )
+from sidecar.cli.words import count
 from sidecar.ledger.store import open_store
 from sidecar.metering.audit.audit_report import COLUMNS, AuditReport, audit_table
 from sidecar.metering.audit.auditor import Auditor
@@ -38,7 +39,7 @@ from sidecar.metering.outbox.outbox_status import (
 )
 from sidecar.metering.publisher.sender import MeteringError
 
-app = typer.Typer(help="Usage events on their way to OpenMeter.", no_args_is_help=True)
+app = typer.Typer(help="Show usage events that OpenMeter does not have yet, and send them again.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -47,7 +48,7 @@ def register(parent: typer.Typer) -> None:
 
 @app.command()
 def status(config: ConfigOption = None, valkey: ValkeyOption = None, json: JsonOption = False) -> None:
-    """Show how many events wait, since when, and who publishes them.
+    """Show how many events wait for delivery, since when, and how many publishers are at work.
 
     Example: [bold]sidecar outbox status -c gateway.yaml[/bold]
     """
@@ -72,8 +73,9 @@ def status(config: ConfigOption = None, valkey: ValkeyOption = None, json: JsonO
         columns = ("partition", "entries", "events", "pending", "not read", "oldest s", "dead letters")
         print_table("", columns, rows)
     console().print(
-        f"{found.entries} entries with about {found.events} events wait, the oldest for {found.oldest_s:.1f} s; "
-        f"{found.dead_letters} dead letters; {len(found.consumers)} publishers"
+        f"waiting: {count(found.entries, 'entry', 'entries')} with about {count(found.events, 'event')}"
+        + (f", the oldest for {found.oldest_s:.1f} s" if found.entries else "")
+        + f"; {count(found.dead_letters, 'dead letter')}; {count(len(found.consumers), 'publisher')}"
     )
 
 
@@ -82,13 +84,15 @@ def dead_letters_(
     config: ConfigOption = None,
     valkey: ValkeyOption = None,
     json: JsonOption = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, the oldest first.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many, the oldest first.")] = 100,
     requeue: Annotated[
-        list[str] | None, typer.Option(help="Put this one back into the outbox (an id, or `all`).")
+        list[str] | None, typer.Option(help="Put this event back into the outbox (an id, or all).")
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Delete this one: it is never counted (an id).")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Delete this event (an id). OpenMeter never counts it.")
+    ] = None,
 ) -> None:
-    """Show events that OpenMeter refused for good, and put them back or delete them.
+    """Show events that OpenMeter refused for good. Put them back, or delete them.
 
     Example: [bold]sidecar outbox dead-letters -c gateway.yaml --requeue all[/bold]
     """
@@ -109,7 +113,7 @@ def dead_letters_(
         print_json({"dead_letters": letters, "requeued": put_back, "dropped": dropped})
         return
     if requeue or drop:
-        console().print(f"{put_back} put back, {dropped} deleted")
+        console().print(f"{count(put_back, 'event')} put back, {count(dropped, 'event')} deleted")
         return
     if not letters:
         console().print("no dead letters")
@@ -124,16 +128,16 @@ def dead_letters_(
 
 @app.command()
 def audit(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Compare the ledger with OpenMeter, hour by hour and account by account, and send again what is missing there.
+    """Compare the ledger with OpenMeter by hour and account. Send missing events again.
 
-    The leading control plane does so by itself.
+    The leading control plane does this by itself.
 
     Example: [bold]sidecar outbox audit -c gateway.yaml[/bold]
     """
     loaded = load_config(config, os.environ)
     logs.configure("error", loaded.log.format)
     if loaded.metering.url is None:
-        fail("metering.url is not set: there is nothing to compare with", 1)
+        fail("metering.url is not set: the audit needs OpenMeter", 1)
 
     async def work() -> AuditReport:
         async with (
@@ -158,8 +162,8 @@ def audit(config: ConfigOption = None, json: JsonOption = False) -> None:
         if report.rows:
             print_table("", COLUMNS, audit_table(report))
         console().print(
-            f"{len(report.hours)} hours, {report.missing_units} units missing in OpenMeter,"
-            f" {report.surplus_units} too many; {report.resent_events} events sent again"
+            f"{count(len(report.hours), 'hour')} compared: OpenMeter lacks {count(report.missing_units, 'unit')} "
+            f"and has {count(report.surplus_units, 'unit')} too many; {count(report.resent_events, 'event')} sent again"
         )
         for problem in report.problems:
             errors().print(f"[red]{problem}[/red]", soft_wrap=True)

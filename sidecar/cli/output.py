@@ -33,12 +33,13 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         envvar="SIDECAR_CONFIG",
-        help="Configuration file (YAML). SIDECAR_… variables override it.",
+        help="Configuration file (YAML). SIDECAR_… variables override its values.",
         show_default=False,
     ),
 ]
 ValkeyOption = Annotated[
-    str | None, typer.Option("--valkey", help="URL of Valkey, instead of the configuration's.", show_default=False)
+    str | None,
+    typer.Option("--valkey", help="URL of Valkey, instead of the one in the configuration.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -61,8 +62,13 @@ def errors() -> Console:
 
 def fail(message: str, code: int) -> NoReturn:
     """Prints an error and ends the process."""
-    errors().print(f"[red]error:[/red] {_plain(message)}", soft_wrap=True)
+    say_error(message)
     sys.exit(code)
+
+
+def say_error(message: str) -> None:
+    """Prints an error, and goes on."""
+    errors().print(f"[red]error:[/red] {_plain(message)}", soft_wrap=True)
 
 
 def warn(message: str) -> None:

@@ -32,19 +32,19 @@ def register(app: typer.Typer) -> None:
 
 
 def redirect(
-    ports: Annotated[str, typer.Option(help="Ports of the application, with commas; `*` for all.")] = "",
+    ports: Annotated[str, typer.Option(help="Ports of the application, separated by commas, or * for all.")] = "",
     to: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the gateway.")] = 15701,
-    exclude: Annotated[str, typer.Option(help="Ports that `*` leaves alone.")] = "",
+    exclude: Annotated[str, typer.Option(help="With --ports *: ports that are not redirected.")] = "",
     backend: Annotated[
-        Literal["auto", "nft", "iptables"], typer.Option(help="auto: nft where it is installed, else iptables.")
+        Literal["auto", "nft", "iptables"], typer.Option(help="With auto, nft if it is installed, else iptables.")
     ] = "auto",
-    show: Annotated[bool, typer.Option("--print", help="Print the rules and change nothing.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take the rules away.")] = False,
+    show: Annotated[bool, typer.Option("--print", help="Print the rules. Change nothing.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the rules.")] = False,
 ) -> None:
     """Redirect incoming TCP connections of this network namespace (a pod) to the gateway, for IPv4 and IPv6.
 
-    Needs CAP_NET_ADMIN. Run once, before the application starts; running it again replaces what is there. The gateway
-    runs with upstream.original_destination then.
+    The command needs CAP_NET_ADMIN. Run it once, before the application starts. A second run replaces the rules of the
+    first. The gateway must run with upstream.original_destination.
 
     Example: [bold]sidecar redirect --ports 8080,8081 --to 15701[/bold]
     """

@@ -16,7 +16,9 @@ from sidecar.app.signals import stop_event
 from sidecar.app.worker_environment import stop_with_parent, worker_place
 from sidecar.cli.output import ConfigOption, run_async
 
-ReadyJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when ready.")]
+ReadyJson = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON with the addresses when the process is ready.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +27,10 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: ConfigOption = None, json: ReadyJson = False) -> None:
-    """Run the gateway (data plane): proxy and ledger client.
+    """Run the gateway (data plane). It identifies callers, debits credits, and passes requests on to the API.
 
-    SIGTERM drains it: readiness fails, requests under way end, what they hold settles; then it exits with 0. SIGUSR1
-    drains it in the same way, but it stays until SIGTERM (see sidecar drain).
+    SIGTERM drains the gateway. Its readiness fails, requests under way end, their holds settle, and the process exits
+    with 0. SIGUSR1 drains the gateway too, but the process stays until SIGTERM (see sidecar drain).
 
     Example: [bold]sidecar run -c gateway.yaml[/bold]
     """
@@ -38,10 +40,11 @@ def run(config: ConfigOption = None, json: ReadyJson = False) -> None:
 
 
 def control(config: ConfigOption = None, json: ReadyJson = False) -> None:
-    """Run the control plane: deliver usage events to OpenMeter, keep accounts as Lago has them, receive its webhooks,
-    push usage to Lago, give back holds of dead gateways.
+    """Run the control plane. It delivers usage events and keeps accounts as Lago has them.
 
-    Several may run at once: all publish and receive webhooks, one leads the rest; one takes over what another left.
+    It sends usage events to OpenMeter, loads accounts from Lago, receives webhooks from Lago, pushes usage to Lago, and
+    gives back the holds of gateways that died. Several control planes may run at once. All of them publish events and
+    receive webhooks. One of them leads the other work. If it dies, another one leads.
 
     Example: [bold]sidecar control -c gateway.yaml[/bold]
     """

@@ -62,7 +62,7 @@ async def test_reconcile_says_what_it_read_what_it_computed_and_what_changes(
 
         everybody = await run("reconcile", "--once", "-c", file)
         assert everybody.returncode == 0, everybody.stderr
-        assert "3 accounts read, 0 could not be loaded" in everybody.stdout
+        assert "3 accounts read, 0 not loaded" in everybody.stdout
         assert await lago.available("tpp-2") == Decimal(10)
 
         found = json.loads((await run("reconcile", "--once", "tpp-1", "--json", "-c", file)).stdout)

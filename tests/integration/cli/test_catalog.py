@@ -70,18 +70,18 @@ async def test_the_example_is_shown_then_applied_then_as_it_should_be(bench: Ben
     assert shown.returncode == 0, shown.stderr
     assert "+ plan              api_pro\n" in shown.stdout
     assert "      charges.api_calls: graduated: to 10000 0, then 0.001\n" in shown.stdout
-    assert shown.stdout.endswith("16 to create, 0 to change, 0 as they should be, 0 refused\n")
+    assert shown.stdout.endswith("16 to create, 0 to change, 0 unchanged, 0 refused\n")
     assert not bench.lago.store.customers
 
     applied = await bench.run("apply", EXAMPLE, "--yes")
     assert applied.returncode == 0, applied.stderr
-    assert applied.stdout.endswith("written: 16; a second run would have nothing to do\n")
+    assert applied.stdout.endswith("16 changes written\n")
     assert set(bench.lago.store.customers) == {"tpp-12345", "tpp-pro", "tpp-trusted"}
 
     again = await bench.run("apply", EXAMPLE, "--yes")
     assert (again.returncode, again.stdout.splitlines()) == (
         0,
-        ["0 to create, 0 to change, 16 as they should be, 0 refused", "nothing to do"],
+        ["0 to create, 0 to change, 16 unchanged, 0 refused", "There is nothing to change."],
     )
 
 
@@ -124,7 +124,7 @@ async def test_while_something_is_refused_nothing_is_written(bench: Bench) -> No
     assert "instead: {code: api_calls, aggregation_type: sum_agg, field_name: calls}" in shown.stdout
     applied = await bench.run("apply", file, "--yes")
     assert applied.returncode == 1
-    assert "nothing was written: 1 of the file" in applied.stderr
+    assert "The command wrote nothing. Lago or OpenMeter cannot take 1 entry of the file." in applied.stderr
     assert not bench.lago.store.customers
     code, document = await bench.json("apply", file, "--yes")
     assert (code, document["done"], document["left"]) == (1, [], [{"kind": "customer", "code": "t"}])
@@ -180,7 +180,7 @@ async def test_at_a_terminal_it_asks_before_it_writes(bench: Bench, answer: str,
     ended = await asyncio.to_thread(run)
     assert ended.returncode == code, ended.stderr
     assert "Write this?" in ended.stderr
-    assert ("nothing was written" in ended.stderr) is not made
+    assert ("The command wrote nothing." in ended.stderr) is not made
     assert bool(bench.lago.store.customers) is made
 
 
@@ -191,7 +191,7 @@ async def test_without_openmeter_its_meters_are_left_out_and_said_so(tmp_path: P
     ended = await asyncio.to_thread(sidecar, "catalog", "diff", file, "-c", config)
     assert ended.returncode == 0, ended.stderr
     assert "metering.url is not set" in ended.stdout
-    assert ended.stdout.endswith("1 to create, 0 to change, 0 as they should be, 0 refused\n")
+    assert ended.stdout.endswith("1 to create, 0 to change, 0 unchanged, 0 refused\n")
 
 
 def test_a_mistake_in_the_file_is_told_by_line_and_key_even_without_a_lago(tmp_path: Path) -> None:

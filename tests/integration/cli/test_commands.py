@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,51 @@ def test_accounts_are_loaded_listed_and_shown(url: str) -> None:
     assert json.loads(loaded.stdout) == {"loaded": {"tpp-12345": 1, "tpp-pro": 1, "tpp-trusted": 1}, "failed": {}}
 
     listed = sidecar("account", "list", "--valkey", url)
-    assert listed.stdout.split() == ["tpp-12345", "tpp-pro", "tpp-trusted"]
+    rows = [line.replace("│", " ").split() for line in listed.stdout.splitlines() if "tpp-" in line]
+    assert rows == [
+        ["tpp-12345", "prepaid", "active", "105.00", "GBP"],
+        ["tpp-pro", "overage", "active", "500.00", "USD"],
+        ["tpp-trusted", "postpaid", "active", "10,000.00", "EUR"],
+    ]
+    assert listed.stdout.endswith("3 accounts\n")
+    document = json.loads(sidecar("account", "list", "--valkey", url, "--limit", "2", "--json").stdout)
+    assert [(each["id"], each["status"], each["available"]) for each in document["accounts"]] == [
+        ("tpp-12345", "active", "105.00"), ("tpp-pro", "active", "500.000"),
+    ]  # fmt: skip
+    assert document["next_after"] == "tpp-pro"
 
     shown = json.loads(sidecar("account", "show", "tpp-12345", "--valkey", url, "--json").stdout)
     assert (shown["mode"], shown["available"], shown["currency"]) == ("prepaid", "105.00", "GBP")
-    text = sidecar("account", "show", "tpp-12345", "--valkey", url).stdout
-    assert "105.00" in text
-    assert "api_calls" in text
+
+
+def test_an_account_is_shown_to_people_in_words_dates_and_money(url: str) -> None:
+    sidecar("account", "load", str(EXAMPLE), "--valkey", url)
+    sidecar("account", "suspend", "tpp-12345", "--valkey", url)
+    text = " ".join(sidecar("account", "show", "tpp-12345", "--valkey", url).stdout.split())
+    for words in (
+        "status suspended", "mode prepaid (", "can still spend 105.00 GBP", "- overdraft 5.00 GBP",
+        "limits 50 requests per second, bursts of 100 requests, 100,000 requests per day",
+        "0.01 GBP each", "1 GBP per 10 after 5 free", "API keys 1",
+    ):  # fmt: skip
+        assert words in text
+    assert re.search(r"period \d{1,2} [A-Z][a-z]+ 20\d\d, \d\d:\d\d UTC to \d{1,2} [A-Z]", text)
+    for code in ("_ms", "{", "None", "True", "False", "digits"):
+        assert code not in text
+    other = " ".join(sidecar("account", "show", "tpp-pro", "--valkey", url).stdout.split())
+    assert "limits none" in other
+    assert "graduated (to 10000: 0 USD, beyond: 0.001 USD)" in other
+
+
+def test_one_account_is_one_account(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "accounts.yaml"
+    file.write_text(
+        "accounts:\n  - {id: only, mode: postpaid, currency: GBP, prices: {api_calls: {model: standard, amount: 1}},"
+        " period: {every: month}}\n"
+    )
+    loaded = sidecar("account", "load", str(file), "--valkey", url)
+    assert loaded.stdout.endswith("1 account loaded\n"), loaded.stderr
+    assert sidecar("account", "list", "--valkey", url).stdout.endswith("1 account\n")
+    assert "; 1 account" in sidecar("check", "-c", gateway(tmp_path, url)).stdout
 
 
 def test_loading_the_same_file_again_changes_nothing_but_the_version(url: str) -> None:
@@ -109,10 +148,9 @@ def test_the_file_may_be_named_by_a_variable_which_an_option_overrides(tmp_path:
     """As in containers, where `kubectl exec` runs commands without `-c`."""
     named = {"SIDECAR_CONFIG": gateway(tmp_path, url, ledger={"prefix": "other"})}
     assert sidecar("account", "load", str(EXAMPLE), environment=named).returncode == 0
-    assert sidecar("account", "list", environment=named).stdout.split() == ["tpp-12345", "tpp-pro", "tpp-trusted"]
-    assert sidecar("account", "list", "--valkey", url, environment=named).stdout.split() == [], (
-        "another ledger's prefix"
-    )
+    assert sidecar("account", "list", environment=named).stdout.endswith("3 accounts\n")
+    elsewhere = sidecar("account", "list", "--valkey", url, environment=named)
+    assert elsewhere.stdout == "0 accounts\n", "another ledger's prefix"
     checked = sidecar("check", "--json", environment={**named, "SIDECAR_VALKEY": "valkey://127.0.0.1:9"})
     findings = {each["what"]: each["ok"] for each in json.loads(checked.stdout)["findings"]}
     assert (findings["configuration"], findings["valkey"]) == (True, False), "variables override the file"
@@ -194,6 +232,24 @@ def test_a_wrong_configuration_is_told_by_line_and_key(tmp_path: Path) -> None:
     assert "connect_timeout_ms" in ended.stderr
 
 
+def test_drain_says_what_it_did(tmp_path: Path, url: str) -> None:
+    config = gateway(tmp_path, url)
+    with running("run", "-c", config, "--json") as started:
+        here = {"SIDECAR_ADMIN__PORT": started.ready["admin"].rpartition(":")[2]}
+        pid = started.process.pid
+        begun = sidecar("drain", "-c", config, "--no-wait", environment=here)
+        assert (begun.returncode, begun.stdout) == (0, f"The gateway (process {pid}) is draining.\n")
+        done = sidecar("drain", "-c", config, environment=here)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == (
+            f"The gateway (process {pid}) has drained. It accepts no connections, and ends on SIGTERM.\n"
+        )
+    gone = sidecar("drain", "-c", config, environment=here)
+    assert gone.returncode == 1
+    assert "no gateway answers at http://127.0.0.1:" in gone.stderr
+    assert "connection refused" in gone.stderr
+
+
 def test_control_says_what_file_is_missing_and_ends(tmp_path: Path, url: str) -> None:
     metering = {"url": "http://127.0.0.1:9", "token_file": str(tmp_path / "nowhere")}
     ended = sidecar("control", "-c", gateway(tmp_path, url, metering=metering))
@@ -204,7 +260,8 @@ def test_control_says_what_file_is_missing_and_ends(tmp_path: Path, url: str) ->
 
 COMMANDS = [
     "demo", "run", "control", "check", "account load", "account list", "account show", "account suspend",
-    "account resume", "outbox status", "outbox dead-letters",
+    "account resume", "outbox status", "outbox dead-letters", "outbox audit", "catalog diff", "catalog apply",
+    "reconcile", "sync", "drain", "redirect", "inject", "injector", "version",
 ]  # fmt: skip
 
 
