@@ -40,9 +40,7 @@ def build(root: Path) -> None:
     say("Checking the version in all places and in the changelog")
     wrong = check(root)
     if wrong:
-        raise ReleaseError(
-            "\n  ".join(["these places must carry the version (python -m deploy.release sync):", *wrong])
-        )
+        raise ReleaseError("\n  ".join(["the version is not in all places (python -m deploy.release sync):", *wrong]))
     work, dist = root / "build" / "release", root / "dist"
     for old in (work, dist):
         shutil.rmtree(old, ignore_errors=True)
