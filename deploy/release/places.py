@@ -38,6 +38,7 @@ class Place:
 
 
 PLACES: Final = (
+    Place("README.md", "output of sidecar --version", r"^(\d\S*) \(compiled\)$"),
     Place("deploy/chart/quota-sidecar/Chart.yaml", "version", r"^version: (\S+)$"),
     Place("deploy/chart/quota-sidecar/Chart.yaml", "appVersion", r'^appVersion: "([^"]*)"$'),
     Place("deploy/Dockerfile", "ARG VERSION", r"^ARG VERSION=(\S+)$"),

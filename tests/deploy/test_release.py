@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> Path:
     """A copy of what a release looks at."""
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "sidecar").mkdir()
-    for file in (SOURCE, CHANGELOG):
+    for file in (SOURCE, CHANGELOG, "README.md"):
         shutil.copy(ROOT / file, tmp_path / file)
     return tmp_path
 
