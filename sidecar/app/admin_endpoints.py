@@ -71,16 +71,16 @@ class AdminEndpoints:
             authorization: value of the field Authorization, "" without one.
         """
         if self.token is not None and path not in _OPEN and not _shows(self.token, authorization):
-            return problem(401, "A bearer token is needed.", (("WWW-Authenticate", 'Bearer realm="sidecar admin"'),))
+            return problem(401, "Send the bearer token.", (("WWW-Authenticate", 'Bearer realm="sidecar admin"'),))
         try:
             found = await self._find(path, query, only_look=method not in ALLOWED)
         except Exception:  # whatever it is (Valkey gone, a defect), who watches needs an answer, and the next one too
             log.exception("an admin request failed", path=path[:200])
-            return problem(500, "This failed; the log says why.")
+            return problem(500, "The request failed. See the log.")
         if found is None:
             return problem(404, "There is nothing here.")
         if method not in ALLOWED:
-            return problem(405, "This can only be read.", (("Allow", ", ".join(ALLOWED)),))
+            return problem(405, "Use GET or HEAD.", (("Allow", ", ".join(ALLOWED)),))
         return found
 
     async def _find(self, path: str, query: str, *, only_look: bool) -> Answer | None:

@@ -113,10 +113,10 @@ class Config(Model):
     def _listener_problems(self) -> list[tuple[str, str]]:
         problems = []
         if self.listeners and self.upstream.original_destination:
-            problems.append(("listeners", "has no meaning with upstream.original_destination, which serves all ports"))
+            problems.append(("listeners", "has no effect with upstream.original_destination, which serves all ports"))
         for index, listener in enumerate(self.listeners):
             if not listener.port and self.listen.workers > 1:
-                problems.append((f"listeners.{index}.port", "cannot be 0: several workers share it"))
+                problems.append((f"listeners.{index}.port", "cannot be 0 with several workers"))
         return problems
 
     def _port_problems(self) -> list[tuple[str, str]]:
@@ -147,9 +147,9 @@ class Config(Model):
         password = "valkey_password" if self.valkey_password else "valkey_password_file"
         if self.valkey_password or self.valkey_password_file:
             if isinstance(self.valkey, Embedded):
-                problems.append((password, "is set, but an embedded Valkey asks for none"))
+                problems.append((password, "is set, but an embedded Valkey has no password"))
             elif self.valkey.credentials.password is not None:
-                problems.append((password, "is set, but the URL holds a password too"))
+                problems.append((password, "is set, but the URL has a password too"))
         sentinel = ("valkey_sentinel_username", "valkey_sentinel_password", "valkey_sentinel_password_file")
         if not isinstance(self.valkey, Sentinel):
             problems += [(name, "is set, but valkey names no Sentinels") for name in sentinel if getattr(self, name)]
@@ -163,9 +163,9 @@ class Config(Model):
     def _lago_problems(self) -> list[tuple[str, str]]:
         webhooks, problems = self.lago.webhooks, []
         if self.lago.url is None and (webhooks.jwt or webhooks.hmac_key or webhooks.hmac_key_file):
-            problems.append(("lago.webhooks", "is set, but lago.url is not: there is nothing to read when they arrive"))
+            problems.append(("lago.webhooks", "is set, but lago.url is not set"))
         if self.lago.url is not None and self.lago.sync.enabled and self.metering.url is None:
-            problems.append(("lago.sync", "needs metering.url, since what is pushed to Lago is read from OpenMeter"))
+            problems.append(("lago.sync", "needs metering.url: the sync reads usage from OpenMeter"))
         return problems
 
     def _identity_problems(self) -> list[tuple[str, str]]:
@@ -175,7 +175,7 @@ class Config(Model):
         for index, resolver in enumerate(self.identity):
             if isinstance(resolver, MtlsSettings) and not asked:
                 problems.append(
-                    (f"identity.{index}", "needs listen.tls with client_certificates: nobody is asked for one")
+                    (f"identity.{index}", "needs listen.tls with client_certificates: optional or required")
                 )
             elif resolver.type in HEADER_RESOLVERS and not self.trusted_peers:
                 message = "has no effect: it takes a header from trusted peers, and trusted_peers is empty"

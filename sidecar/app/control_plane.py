@@ -34,7 +34,7 @@ def collectors_of(publisher: Publisher, billing: Billing | None) -> Iterator[Col
 async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -> bool:
     """Publishes, reaps, and keeps the ledger and Lago's books together until ``stop``. Raises `SetupError`."""
     if config.metering.url is None:
-        raise SetupError("metering.url is not set: there is nowhere to publish usage events to")
+        raise SetupError("metering.url is not set: a control plane needs it to deliver usage events")
     async with (
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
         open_billing(config.lago, config.metering, store) as billing,

@@ -38,12 +38,12 @@ class HealthEndpoints:
         if not self._has(path):
             return problem(404, "There is nothing here.")
         if method not in ALLOWED:
-            return problem(405, "This can only be read.", (("Allow", ", ".join(ALLOWED)),))
+            return problem(405, "Use GET or HEAD.", (("Allow", ", ".join(ALLOWED)),))
         try:
             return await self._answer(path)
         except Exception:  # whatever it is, who watches needs an answer, and the next one too
             log.exception("a health request failed", path=path[:200])
-            return problem(500, "This failed; the log says why.")
+            return problem(500, "The request failed. See the log.")
 
     def _has(self, path: str) -> bool:
         if path.startswith(_APPLICATION):

@@ -42,7 +42,7 @@ class AdminSettings(Model):
     @model_validator(mode="after")
     def _not_open_to_all(self) -> AdminSettings:
         if self.token is None and self.token_file is None and not is_loopback(self.host):
-            raise conflict([("token", f"is needed (or token_file): {self.host} is not loopback")])
+            raise conflict([("token", f"is needed (or token_file): {self.host} is not a loopback address")])
         if self.token is not None and _TOKEN.fullmatch(self.token.get_secret_value()) is None:
             message = f"should be {TOKEN_LENGTH_MIN} or more visible ASCII characters: it is sent in a header"
             raise conflict([("token", message)])

@@ -148,7 +148,7 @@ class Supervisor:
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while not stop.is_set():
             if any(keeper.done() for keeper in keepers):
-                raise SetupError("a worker could not start; it has said why")
+                raise SetupError("a worker could not start; see its message above")
             if all(worker.socket.exists() for worker in self._workers):
                 for worker in self._workers:
                     worker.was_ready = True

@@ -108,7 +108,7 @@ class _Composer:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self._fail(event, (), "holds a second document; one is read")
+                    self._fail(event, (), "has a second document; give one document only")
                 root = self._node(next(events), events, ())
         return root
 
@@ -125,7 +125,7 @@ class _Composer:
         if isinstance(event, yaml.AliasEvent):
             target = self._anchors.get(event.anchor or "")
             if target is None:
-                self._fail(event, path, f"*{event.anchor} names no anchor that was completed before it")
+                self._fail(event, path, f"*{event.anchor} refers to no complete anchor above it")
             return Node(self._origin(event), target.content, target.text, target.size)
         if isinstance(event, yaml.ScalarEvent):
             node = self._scalar(event, path)
@@ -135,7 +135,7 @@ class _Composer:
             assert isinstance(event, yaml.MappingStartEvent)
             node = self._mapping(event, events, path)
         if node.size > NODES_MAX:
-            self._fail(event, path[:3], f"holds more than {NODES_MAX} values, aliases counted in full")
+            self._fail(event, path[:3], f"holds more than {NODES_MAX} values (aliases count in full)")
         if event.anchor is not None:
             self._anchors[event.anchor] = node
         return node
@@ -148,7 +148,9 @@ class _Composer:
         return Node(self._origin(event), resolve(text) if plain else text, text)
 
     def _tagged(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, path: _Path) -> None:
-        self.problems.append(Problem(self._origin(event), dotted(path), f"has the tag {event.tag}; tags are not read"))
+        self.problems.append(
+            Problem(self._origin(event), dotted(path), f"has the tag {event.tag}; YAML tags are not allowed")
+        )
 
     def _sequence(self, event: yaml.SequenceStartEvent, events: Iterator[yaml.Event], path: _Path) -> Node:
         if event.tag is not None:
@@ -167,12 +169,12 @@ class _Composer:
         size = 1
         while not isinstance(key := next(events), yaml.MappingEndEvent):
             if not isinstance(key, yaml.ScalarEvent):
-                self._fail(key, path, "has a key that is not a word")
+                self._fail(key, path, "has a key that is not text")
             name, origin = key.value, self._origin(key)
             value = self._node(next(events), events, (*path, name))
             size += value.size
             if name == "<<":
-                message = "merge keys (<<) are not read; use an alias for the whole value"
+                message = "merge keys (<<) are not allowed; use an alias for the whole value"
                 self.problems.append(Problem(origin, dotted(path), message))
             elif name in content:
                 message = f"is set twice, first in line {content[name].origin.line}"

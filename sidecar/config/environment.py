@@ -107,4 +107,4 @@ def _set(node: Node, path: _Path, depth: int, value: Node) -> Node:
             message = f"{so_far} is a list of {len(content)}: it has no entry {part}"
             raise ConfigError([Problem(value.origin, "", message)])
         return replaced(node, (part,), _set(content[part], path, depth + 1, value))
-    raise ConfigError([Problem(value.origin, "", f"{so_far} is a single value: nothing can be set below it")])
+    raise ConfigError([Problem(value.origin, "", f"{so_far} is a single value and has no keys below it")])

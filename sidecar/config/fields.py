@@ -63,4 +63,4 @@ def check_pair(certificate_file: object, key_file: object) -> None:
     """Refuse a certificate without its key, and a key without its certificate."""
     if (certificate_file is None) != (key_file is None):
         lacking = "key_file" if key_file is None else "certificate_file"
-        raise conflict([(lacking, "is missing: a certificate and its key go together")])
+        raise conflict([(lacking, "is missing: set certificate_file and key_file together")])

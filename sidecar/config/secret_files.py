@@ -70,7 +70,7 @@ def _take_twin(content: dict[str, Node], name: str, path: _Path, problems: list[
     where = dotted((*path, name + SUFFIX))
     if name in content and content[name].content is not None:
         problems.append(
-            Problem(twin.origin, where, f"is set, and so is {name} ({content[name].origin}): one of the two")
+            Problem(twin.origin, where, f"is set, but {name} is set too ({content[name].origin}); set only one of them")
         )
         return
     try:
@@ -95,7 +95,7 @@ def read_secret(path: Path, origin: Origin, key: str) -> str:
     except OSError as error:
         raise ConfigError([Problem(origin, key, f"{path}: {error.strerror}")]) from None
     except ValueError:  # bytes that are not UTF-8, or a path with a NUL
-        raise ConfigError([Problem(origin, key, "does not name a file with text")]) from None
+        raise ConfigError([Problem(origin, key, "is not the path of a text file")]) from None
     if len(raw) > SECRET_BYTES_MAX:
         raise ConfigError([Problem(origin, key, f"{path} is larger than {SECRET_BYTES_MAX} bytes")])
     text = text.removesuffix("\n").removesuffix("\r")

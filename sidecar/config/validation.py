@@ -49,11 +49,19 @@ _EXPECTED: Final[dict[str, str]] = {
     "greater_than": "should be more than {gt}",
     "less_than_equal": "should be at most {le}",
     "less_than": "should be less than {lt}",
-    "string_too_short": "should have at least {min_length} characters",
-    "string_too_long": "should have at most {max_length} characters",
-    "too_short": "should have at least {min_length} entries",
-    "too_long": "should have at most {max_length} entries",
+    "string_too_short": "should have at least {min_length}",
+    "string_too_long": "should have at most {max_length}",
+    "too_short": "should have at least {min_length}",
+    "too_long": "should have at most {max_length}",
     "string_pattern_mismatch": "should match {pattern}",
+}
+
+#: What a bound counts, one and several of it.
+_COUNTED: Final = {
+    "string_too_short": ("character", "characters"),
+    "string_too_long": ("character", "characters"),
+    "too_short": ("entry", "entries"),
+    "too_long": ("entry", "entries"),
 }
 
 #: Errors that may come from YAML reading a number or a truth value where text was meant.
@@ -135,6 +143,11 @@ def _message(details: ErrorDetails, path: _Path) -> str:
     }
     if kind == "value_error":
         return str(context["error"])
+    if kind in _COUNTED:
+        one, several = _COUNTED[kind]
+        for bound in ("min_length", "max_length"):
+            if bound in context:
+                context[bound] = f"{context[bound]} {one if context[bound] == 1 else several}"
     if kind in ("literal_error", "enum"):
         message = f"should be {context['expected']}"
     elif kind in ("too_short", "too_long"):

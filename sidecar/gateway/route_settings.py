@@ -118,7 +118,7 @@ class DefaultRouteSettings(Model):
     def _free_is_free(self) -> DefaultRouteSettings:
         priced = sorted(self.model_fields_set & {"metric", "units", "charge_statuses", "idempotency"})
         if self.free and priced:
-            raise conflict([(name, "has no meaning on a free route") for name in priced])
+            raise conflict([(name, "has no effect on a free route") for name in priced])
         return self
 
     @property
@@ -165,10 +165,9 @@ def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
         template, methods = route.template, frozenset(route.methods)
         for earlier, (wider, served) in enumerate(before):
             if wider.covers(template) and (not served or (methods and methods <= served)):
-                same = "is the same as" if wider == template else "is never reached: it is covered by"
-                problems.append(
-                    (f"{index}.path", f"{same} routes[{earlier}] ({routes[earlier].path}), and the first match wins")
-                )
+                first = f"routes[{earlier}] ({routes[earlier].path})"
+                same = f"is the same as {first}" if wider == template else f"is never used: {first} matches first"
+                problems.append((f"{index}.path", same))
                 break
         before.append((template, methods))
     if problems:

@@ -84,18 +84,18 @@ def _upstream_url(url: str) -> str:
     if parts.scheme not in ("http", "https", "unix+http"):
         raise ValueError("should begin with http://, https:// or unix+http://")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not carry a user or password")
+        raise ValueError("must not have a user or password")
     if parts.query or parts.fragment:
-        raise ValueError("must not carry a query or fragment: a request brings its own")
+        raise ValueError("must not have a query or fragment")
     if parts.scheme == "unix+http":
         if parts.netloc or not parts.path.strip("/"):
             raise ValueError("should name a socket with three slashes: unix+http:///run/api.sock")
     elif not parts.hostname or HOST_NAME.fullmatch(parts.hostname) is None:
-        raise ValueError("names no host")
+        raise ValueError("has no host")
     elif port == 0:
         raise ValueError("has the port 0")
     elif parts.path not in ("", "/"):
-        raise ValueError("must not carry a path: requests are passed on with the path that they came with")
+        raise ValueError("must not have a path: the gateway keeps the path of each request")
     return url
 
 
@@ -153,7 +153,7 @@ class UpstreamSettings(Model):
     @model_validator(mode="after")
     def _ports_are_used(self) -> UpstreamSettings:
         if self.ports is not None and not self.original_destination:
-            raise conflict([("ports", "has a meaning only with original_destination")])
+            raise conflict([("ports", "has an effect only with original_destination")])
         if self.ports is not None and (not self.ports or 0 in self.ports):
             raise conflict([("ports", "should name ports from 1 to 65535")])
         return self

@@ -70,13 +70,13 @@ def test_every_value_knows_the_line_of_its_key() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\n---\nb: 2\n", "f:2: holds a second document; one is read"),
-        ("a: !!python/name:x\n", "f:1: a: has the tag tag:yaml.org,2002:python/name:x; tags are not read"),
-        ("a: !env [X]\n", "f:1: a: has the tag !env; tags are not read"),
-        ("a: &x 1\n<<: *x\n", "f:2: merge keys (<<) are not read; use an alias for the whole value"),
-        ("a: *x\n", "f:1: a: *x names no anchor that was completed before it"),
-        ("a: &x [*x]\n", "f:1: a[0]: *x names no anchor that was completed before it"),
-        ("? [a]\n: 1\n", "f:1: has a key that is not a word"),
+        ("a: 1\n---\nb: 2\n", "f:2: has a second document; give one document only"),
+        ("a: !!python/name:x\n", "f:1: a: has the tag tag:yaml.org,2002:python/name:x; YAML tags are not allowed"),
+        ("a: !env [X]\n", "f:1: a: has the tag !env; YAML tags are not allowed"),
+        ("a: &x 1\n<<: *x\n", "f:2: merge keys (<<) are not allowed; use an alias for the whole value"),
+        ("a: *x\n", "f:1: a: *x refers to no complete anchor above it"),
+        ("a: &x [*x]\n", "f:1: a[0]: *x refers to no complete anchor above it"),
+        ("? [a]\n: 1\n", "f:1: has a key that is not text"),
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "f:4: b.c: is set twice, first in line 3"),
         (b"a: 1\nb: \xff\n", "f:2: is not UTF-8"),
         ("a: " + "[" * 40, "f:1: a[0][0]: is nested deeper than 32 levels"),
@@ -129,7 +129,7 @@ def test_aliases_of_aliases_do_not_make_a_billion_values() -> None:
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
     )
 
-    with pytest.raises(ConfigError, match="holds more than 1000000 values, aliases counted in full"):
+    with pytest.raises(ConfigError, match=r"holds more than 1000000 values \(aliases count in full\)"):
         compose(bomb, "f")
 
 

@@ -111,7 +111,7 @@ def test_a_number_is_text_where_text_is_wanted() -> None:
         ),
         (
             {"SIDECAR_VALKEY__PASSWORD": "5"},
-            "SIDECAR_VALKEY__PASSWORD: valkey is a single value: nothing can be set below it",
+            "SIDECAR_VALKEY__PASSWORD: valkey is a single value and has no keys below it",
         ),
         (
             {"SIDECAR_LOG": "x" * 131_073},

@@ -150,7 +150,7 @@ def test_a_secret_s_file_can_be_named_by_a_variable() -> None:
         (None, "admin.token_file: token: No such file or directory"),
         (b"", "admin.token_file: token is empty"),
         (b"\n", "admin.token_file: token is empty"),
-        (b"\xff" * 20, "admin.token_file: does not name a file with text"),
+        (b"\xff" * 20, "admin.token_file: is not the path of a text file"),
         (b"x" * 65_537, "admin.token_file: token is larger than 65536 bytes"),
         (b"short", "admin.token: should be 16 or more visible ASCII characters: it is sent in a header"),
     ],
@@ -166,7 +166,7 @@ def test_a_secret_and_its_file_exclude_each_other() -> None:
     Path("token").write_text(TOKEN)
 
     assert errors(SMALLEST + f"admin:\n  token: {TOKEN}\n  token_file: token\n") == [
-        "gateway.yaml:5: admin.token_file: is set, and so is token (gateway.yaml:4): one of the two"
+        "gateway.yaml:5: admin.token_file: is set, but token is set too (gateway.yaml:4); set only one of them"
     ]
 
 

@@ -188,7 +188,7 @@ def test_a_period_is_a_rule(period: str, rule: object) -> None:
         ({"credit_limit": "5"}, "8: accounts[0].credit_limit: has no meaning in the mode prepaid"),
         ({"overdraft": "-5"}, "8: accounts[0].overdraft: should be at least 0, not -5"),
         ({"status": "paused"}, "8: accounts[0].status: should be 'active', 'suspended' or 'closed', not 'paused'"),
-        ({"prices": "{}"}, "6: accounts[0].prices: should have at least 1 entries"),
+        ({"prices": "{}"}, "6: accounts[0].prices: should have at least 1 entry"),
         (
             {"prices": "{API: {model: standard, amount: 1}}"},
             "6: accounts[0].prices.API: should be named like api_calls: small letters, digits and single underscores",
