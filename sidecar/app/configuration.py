@@ -49,7 +49,7 @@ class Config(Model):
     )
     upstream: UpstreamSettings = Field(default=UpstreamSettings(), description="The API behind the gateway.")
     limits: LimitsSettings = Field(
-        default=LimitsSettings(), description="What a client, or the API, may ask of this process."
+        default=LimitsSettings(), description="What clients and the API may ask of this process."
     )
     valkey: ValkeyUrl = Field(
         description="Where the ledger is: `embedded:///directory`, `valkey://`, `valkeys://` (TLS), `valkey+unix://`, "
@@ -72,14 +72,16 @@ class Config(Model):
     identity: IdentitySettings = (ApiKeySettings.model_validate({"type": "api_key"}),)
     trusted_peers: TrustedPeersSettings = ()
     routes: Routes = Field(
-        default=(), max_length=ROUTES_MAX, description="What requests cost; the first route that matches decides."
+        default=(), max_length=ROUTES_MAX, description="What requests cost. The first route that matches decides."
     )
     free_paths: Annotated[tuple[RoutePath, ...], Field(max_length=256)] = Field(
         default=(),
-        description="Paths, as those of routes, that pass without identity and charge, before any route is looked at.",
+        description="Paths, written as in routes, that pass without identity and charge. The gateway looks at them "
+        "before it looks at routes.",
     )
     default_route: DefaultRoute = Field(
-        default=DefaultRouteSettings(), description="For requests that no route matches; `deny` answers them with 404."
+        default=DefaultRouteSettings(),
+        description="For requests that match no route. `deny`: the gateway answers them with 404.",
     )
     metering: MeteringSettings = Field(
         default=MeteringSettings.model_validate({}), description="Delivery of usage events to OpenMeter."
@@ -87,17 +89,19 @@ class Config(Model):
     lago: LagoSettings = Field(default=LagoSettings.model_validate({}), description="Billing: accounts, funds, usage.")
     admin: AdminSettings = Field(default=AdminSettings(), description="Health, metrics and the state of accounts.")
     health: HealthSettings = Field(
-        default=HealthSettings(), description="A port for who looks after the process: a kubelet above all."
+        default=HealthSettings(), description="A port for whatever looks after the process, such as a kubelet."
     )
     log: LogSettings = Field(default=LogSettings(), description="Lines on standard error.")
     credit_headers: CreditHeadersSettings = Field(
-        default=CreditHeadersSettings(), description="Header fields that tell callers what they have left."
+        default=CreditHeadersSettings(), description="Header fields that tell callers how much credit they have left."
     )
     error_format: Literal["problem", "obie", "berlin_group"] = Field(
-        default="problem", description="Body of refusals: RFC 9457, UK Open Banking's, or Berlin Group's NextGenPSD2."
+        default="problem",
+        description="Body of refusals: `problem` is RFC 9457, `obie` is UK Open Banking, `berlin_group` is "
+        "NextGenPSD2.",
     )
     error_documentation_url: Annotated[str, AfterValidator(check_documentation_url)] | None = Field(
-        default=None, max_length=2048, description="Page that explains errors; its address goes into refusals."
+        default=None, max_length=2048, description="Page that explains errors. Refusals have its address."
     )
 
     @model_validator(mode="after")

@@ -38,12 +38,14 @@ class HttpGetSettings(Model):
     """As a kubelet's `httpGet`: any status from 200 to 399 is good."""
 
     port: CheckPort = Field(description="Port of the application.")
-    path: Annotated[str, AfterValidator(_path)] = Field(default="/", description="Path, with the query if any.")
+    path: Annotated[str, AfterValidator(_path)] = Field(
+        default="/", description="Path, with the query if there is one."
+    )
     scheme: Literal["HTTP", "HTTPS"] = Field(
-        default="HTTP", description="As a kubelet does, no certificate is verified."
+        default="HTTP", description="With HTTPS the gateway verifies no certificate, as a kubelet does."
     )
     headers: Annotated[dict[str, str], Field(max_length=64), AfterValidator(_headers)] = Field(
-        default={}, description="Fields of the request."
+        default={}, description="Header fields of the request."
     )
 
 
@@ -57,16 +59,16 @@ class GrpcSettings(Model):
     """As a kubelet's `grpc`: the status SERVING of `grpc.health.v1.Health/Check` is good."""
 
     port: CheckPort = Field(description="Port of the application.")
-    service: str = Field(default="", max_length=1024, description="Name of the service that is asked for.")
+    service: str = Field(default="", max_length=1024, description="Name of the service.")
 
 
 class CheckSettings(Model):
     """One check of the application: exactly one of the three."""
 
-    http_get: HttpGetSettings | None = Field(default=None, description="Ask it over HTTP.")
-    tcp_socket: TcpSocketSettings | None = Field(default=None, description="Connect to it.")
-    grpc: GrpcSettings | None = Field(default=None, description="Ask it over gRPC.")
-    timeout_ms: Milliseconds = Field(default=1_000, description="For the whole of it.")
+    http_get: HttpGetSettings | None = Field(default=None, description="Check over HTTP.")
+    tcp_socket: TcpSocketSettings | None = Field(default=None, description="Check that it accepts a connection.")
+    grpc: GrpcSettings | None = Field(default=None, description="Check over gRPC.")
+    timeout_ms: Milliseconds = Field(default=1_000, description="Time for the whole check.")
 
     @model_validator(mode="after")
     def _is_one(self) -> CheckSettings:
@@ -89,11 +91,11 @@ def _names(checks: dict[str, CheckSettings]) -> dict[str, CheckSettings]:
 class ApplicationSettings(Model):
     """Checks of the application beside the gateway, for probes that cannot reach it but through the gateway."""
 
-    host: Host = Field(default="127.0.0.1", description="Where it listens; in a pod, the pod's address.")
+    host: Host = Field(default="127.0.0.1", description="Address of the application; in a pod, the pod's address.")
     checks: Annotated[dict[str, CheckSettings], Field(max_length=CHECKS_MAX), AfterValidator(_names)] = Field(
         default={},
-        description="By `<container>/<livez, readyz, startupz, poststart or prestop>`: what `/app/<that>` on the "
-        "health port does.",
+        description="Checks by `<container>/<livez, readyz, startupz, poststart or prestop>`. `/app/<that name>` on "
+        "the health port runs one.",
     )
 
 
@@ -101,10 +103,10 @@ class HealthSettings(Model):
     """A port without any token: `/livez`, `/readyz`, `/drained`, checks of the application, and metrics if wanted."""
 
     host: Host = Field(default="0.0.0.0", description="Address to listen on; `::` for IPv6 and IPv4.")  # noqa: S104
-    port: Port | None = Field(default=None, description="TCP port; null: none is opened; 0 takes a free one.")
+    port: Port | None = Field(default=None, description="TCP port; 0 takes a free one; null: no health port.")
     metrics: bool = Field(
         default=False,
-        description="Also `/metrics`, which names accounts and what they have left: for networks where only a "
+        description="Serve `/metrics` too. It names accounts and their credit: set it only where nobody but "
         "Prometheus can reach this port.",
     )
     application: ApplicationSettings = Field(

@@ -27,7 +27,9 @@ def is_loopback(host: str) -> bool:
 class AdminSettings(Model):
     """Health, metrics and the state of accounts, on a port of their own."""
 
-    host: Host = Field(default="127.0.0.1", description="Address to listen on. Other than loopback it needs a token.")
+    host: Host = Field(
+        default="127.0.0.1", description="Address to listen on. If it is not a loopback address, a token is required."
+    )
     port: Port | None = Field(
         default=None,
         description=f"TCP port; 0 takes a free one; null: {ADMIN_PORTS['run']} for `sidecar run`, "
@@ -35,9 +37,9 @@ class AdminSettings(Model):
     )
     token: SecretStr | None = Field(
         default=None,
-        description=f"Bearer token for everything but `/livez` and `/readyz`; at least {TOKEN_LENGTH_MIN} characters.",
+        description=f"Bearer token for all but `/livez` and `/readyz`, with at least {TOKEN_LENGTH_MIN} characters.",
     )
-    token_file: FilePath | None = Field(default=None, description="File with the token, instead.")
+    token_file: FilePath | None = Field(default=None, description="File with the token.")
 
     @model_validator(mode="after")
     def _not_open_to_all(self) -> AdminSettings:
@@ -58,11 +60,13 @@ class LogSettings(Model):
     """Lines on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least important lines that are written."
+        default="info", description="Lowest level of lines that are written."
     )
     format: Literal["json", "console"] = Field(
-        default="json", description="`json`: one object a line; `console`: for people."
+        default="json", description="`json`: one object in each line. `console`: text for people."
     )
     access: Literal["off", "errors", "all"] = Field(
-        default="errors", description="Requests that get a line: none, those refused or answered with 5xx, or all."
+        default="errors",
+        description="Requests that get a line. `off`: none. `errors`: those that are refused or answered with 5xx. "
+        "`all`: all.",
     )

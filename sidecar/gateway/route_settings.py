@@ -95,23 +95,24 @@ class DefaultRouteSettings(Model):
         default="api_calls",
         pattern=_METRIC,
         max_length=64,
-        description="Lago's billable metric and OpenMeter's meter that it counts for.",
+        description="Billable metric in Lago, and meter in OpenMeter, that requests count for.",
     )
     units: Annotated[Whole, Field(ge=1, le=1_000_000_000)] = Field(
-        default=1, description="How many units one request uses."
+        default=1, description="Units that one request uses."
     )
-    free: bool = Field(default=False, description="Nothing is held, charged or metered.")
+    free: bool = Field(default=False, description="Requests pass without a hold, a charge and a usage event.")
     charge_statuses: Annotated[tuple[str, ...], BeforeValidator(_status_texts), AfterValidator(_statuses)] = Field(
         default=CHARGED,
         min_length=1,
         max_length=64,
-        description='Statuses of the answer that are charged: `"2xx"`, `"404"`, `"200-499"`. Others release the hold. '
-        "It is the status that the API gave, also for a client that went away meanwhile (its event says 499).",
+        description='Statuses of answers that are charged: `"2xx"`, `"404"`, `"200-499"`. Other statuses release the '
+        "hold. The status of the API counts, even if the client went away meanwhile (its event then says "
+        "499).",
     )
     idempotency: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Whether retries under one `x-idempotency-key` or `Idempotency-Key` are charged once. "
-        "`auto`: for POST, PUT and PATCH.",
+        description="Whether retries with one `x-idempotency-key` or `Idempotency-Key` are charged once. `auto`: for "
+        "POST, PUT and PATCH.",
     )
 
     @model_validator(mode="after")
@@ -136,7 +137,7 @@ class _Place(Model):
         "that events and metrics carry, so that account numbers never get there."
     )
     methods: Annotated[tuple[str, ...], BeforeValidator(_methods), AfterValidator(_registered)] = Field(
-        default=(), max_length=32, description="Methods that the route is for; `any` (or none) for all."
+        default=(), max_length=32, description="Methods of the route. `any`, or an empty list: all methods."
     )
 
 

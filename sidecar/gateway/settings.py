@@ -16,13 +16,17 @@ class ListenTlsSettings(Model):
     certificate_file: FilePath = Field(description="PEM file with the certificate and its chain.")
     key_file: FilePath = Field(description="PEM file with the private key.")
     key_password: SecretStr | None = Field(default=None, description="Password of the private key.")
-    key_password_file: FilePath | None = Field(default=None, description="File with that password, instead.")
+    key_password_file: FilePath | None = Field(default=None, description="File with the password of the private key.")
     client_ca_file: FilePath | None = Field(default=None, description=
-        "PEM file with the authorities that client certificates must come from.")  # fmt: skip
+        "PEM file with the authorities that may issue client certificates.")  # fmt: skip
     client_certificates: Literal["off", "optional", "required"] = Field(
-        default="off", description="Whether clients are asked for a certificate, and may connect without one."
+        default="off",
+        description="`off`: the gateway asks clients for no certificate. `optional`: it asks. `required`: it refuses "
+        "clients without one.",
     )
-    minimum_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest TLS version spoken, in quotes.")
+    minimum_version: Literal["1.2", "1.3"] = Field(
+        default="1.2", description="Oldest TLS version that clients may use, in quotes."
+    )
 
     @model_validator(mode="after")
     def _certificates_can_be_checked(self) -> ListenTlsSettings:
@@ -40,23 +44,28 @@ class ListenSettings(Model):
         description="Address to listen on; `::` for IPv6 and IPv4.",
     )
     port: Port = Field(default=8080, description="TCP port; 0 takes a free one.")
-    workers: Whole = Field(default=1, ge=1, le=64, description="Processes that share the port; one uses one CPU core.")
+    workers: Whole = Field(default=1, ge=1, le=64, description="Processes that share the port. Each uses one CPU core.")
     backlog: Whole = Field(
-        default=2048, ge=1, le=65_535, description="Connections that wait to be accepted; the kernel may cap it lower."
+        default=2048,
+        ge=1,
+        le=65_535,
+        description="Connections that wait until they are accepted. The kernel may lower it.",
     )
     reuse_port: bool = Field(
         default=False,
-        description="SO_REUSEPORT, so that a new version can start before the old one ends. More than one worker sets "
-        "it.",
+        description="Set SO_REUSEPORT, so that a new version can start before the old one ends. Several workers set "
+        "it always.",
     )
-    tls: ListenTlsSettings | None = Field(default=None, description="TLS; without it plain HTTP is served.")
+    tls: ListenTlsSettings | None = Field(default=None, description="TLS. Without it the gateway serves plain HTTP.")
 
 
 class UpstreamTlsSettings(Model):
     """TLS towards the API."""
 
     verify: bool = Field(
-        default=True, description="Check the API's certificate and name. Off, whoever is on the path reads along."
+        default=True,
+        description="Check the certificate and the name of the API. Without the check, anybody on the path can read "
+        "and change requests.",
     )
     ca_file: FilePath | None = Field(
         default=None, description="PEM file with the authorities, instead of the system's."
@@ -107,41 +116,45 @@ class UpstreamSettings(Model):
 
     url: UpstreamUrl | None = Field(
         default=None,
-        description="Where the API is: `http://host:port`, `https://host:port` or `unix+http:///path.sock`. A gateway "
-        "needs it, unless `original_destination` is set; a control plane does not.",
+        description="Address of the API: `http://host:port`, `https://host:port` or `unix+http:///path.sock`. A "
+        "gateway needs it, unless `original_destination` is set. A control plane does not.",
     )
     original_destination: bool = Field(
         default=False,
-        description="Connections were redirected to this process by the kernel (`sidecar redirect`): each request goes "
-        "on to the address and port that its client asked for, over plain HTTP. `url` is not used then.",
+        description="Set it if the kernel redirects connections to this process (`sidecar redirect`). Each request "
+        "then goes to the address and port that its client asked for, over plain HTTP, and `url` has no "
+        "effect.",
     )
     ports: Annotated[tuple[Port, ...], Field(max_length=64)] | None = Field(
         default=None,
-        description="With `original_destination`: the only ports of the API that are served; null: any but the "
-        "gateway's own.",
+        description="With `original_destination`: ports of the API that the gateway serves. null: all ports except "
+        "the gateway's own.",
     )
     tls: UpstreamTlsSettings = Field(default=UpstreamTlsSettings(), description="TLS, for an https URL.")
-    connect_timeout_ms: Milliseconds = Field(default=2_000, description="For a connection to be made, TLS included.")
+    connect_timeout_ms: Milliseconds = Field(default=2_000, description="Time to connect, TLS included.")
     response_timeout_ms: Milliseconds = Field(
         default=30_000,
-        description="From the end of the request to the first byte of the answer; then 504, and nothing is charged.",
+        description="Time from the end of a request to the first byte of the answer. After it the gateway answers 504 "
+        "and charges nothing.",
     )
     idle_timeout_ms: Milliseconds = Field(
         default=60_000,
-        description="Without a byte from the API in the middle of an answer; then the answer is cut off.",
+        description="Time without a byte from the API in the middle of an answer. After it the gateway cuts the "
+        "answer off.",
     )
     connections_max: Whole = Field(
-        default=256, ge=1, le=65_535, description="Connections to the API, per process; more requests wait."
+        default=256, ge=1, le=65_535, description="Connections to the API, for each process. Further requests wait."
     )
     keepalive_ms: Milliseconds = Field(
         default=55_000,
-        description="How long an idle connection is kept for reuse: shorter than the API keeps it, which is often 60 "
-        "s.",
+        description="Time for which the gateway keeps an idle connection. Set it shorter than the API does, which is "
+        "often 60 s.",
     )
     via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests and answers.")
     forwarded: bool = Field(
         default=True,
-        description="Set `X-Forwarded-For`, `-Proto` and `-Host`; those that came are kept only from `trusted_peers`.",
+        description="Set `X-Forwarded-For`, `-Proto` and `-Host`. The gateway keeps those of a request only if it "
+        "came from `trusted_peers`.",
     )
 
     @model_validator(mode="after")
@@ -195,12 +208,12 @@ class LimitsSettings(Model):
     )
     body_bytes_max: Annotated[Whole, Field(ge=1)] | None = Field(
         default=10_485_760,
-        description="Largest request body, else 413; null: any. Bodies are streamed, so this protects the API and not "
-        "the gateway: the largest in Open Banking are payment files of some MB.",
+        description="Largest request body, else 413. null: any size. The gateway streams bodies, so the limit "
+        "protects the API. The largest bodies in Open Banking are payment files of some MB.",
     )
     chunk_extension_bytes_max: Annotated[Whole, Field(ge=0, le=65_536)] = Field(
         default=1_024,
-        description="Chunk extensions in one message, else 400. Nobody uses them but to waste a receiver's time.",
+        description="Chunk extensions in one message, else 400. Clients have no use for them.",
     )
     trailer_bytes_max: Bytes = Field(
         default=8_192, description="Largest trailer section, else 431. It is held in memory until it is complete."
@@ -210,47 +223,48 @@ class LimitsSettings(Model):
     )
     connections_max: Count = Field(
         default=10_000,
-        description="Client connections; more are refused with 503. Each holds a socket and up to two buffers.",
+        description="Client connections. The gateway refuses more with 503. Each holds a socket and up to two buffers.",
     )
     requests_per_connection_max: Count | None = Field(
         default=None,
-        description="Requests after which a client connection is closed, so that load balancers spread anew; null: "
-        "any number.",
+        description="Requests after which the gateway closes a client connection, so that load balancers spread "
+        "clients again. null: any number.",
     )
     header_timeout_ms: Milliseconds = Field(
         default=10_000,
-        description="From a request's first byte to the end of its head, else 408: a slow sender holds a connection.",
+        description="Time from the first byte of a request to the end of its head, else 408.",
     )
     idle_timeout_ms: Milliseconds = Field(
         default=75_000,
-        description="Between requests on a kept-alive connection; longer than the load balancer in front keeps it.",
+        description="Time between two requests on one connection. Set it longer than the load balancer in front does.",
     )
     body_timeout_ms: Milliseconds = Field(
-        default=30_000, description="Without a byte in the middle of a request body, else 408."
+        default=30_000, description="Time without a byte in the middle of a request body, else 408."
     )
     write_timeout_ms: Milliseconds = Field(
         default=60_000,
-        description="Without a byte taken by a client in the middle of an answer; then the connection is closed.",
+        description="Time in which a client takes no byte of an answer. After it the gateway closes the connection.",
     )
     tunnel_idle_timeout_ms: Milliseconds = Field(
-        default=3_600_000, description="Without a byte in either direction of an upgraded connection (WebSocket)."
+        default=3_600_000, description="Time without a byte in either direction of an upgraded connection (WebSocket)."
     )
     drain_delay_ms: Annotated[Whole, Field(ge=0, le=86_400_000)] = Field(
         default=0,
-        description="How long new connections are still served after SIGTERM, while health says that there should be "
-        "no more and every answer closes its connection: for load balancers to notice. Not after SIGINT.",
+        description="Time after SIGTERM in which the gateway still serves new connections, so that load balancers "
+        "notice. Its readiness fails meanwhile, and each answer closes its connection. It does not apply "
+        "to SIGINT.",
     )
     drain_timeout_ms: Milliseconds = Field(
         default=30_000,
-        description="For requests under way to end after that; with the delay below the pod's "
+        description="Time after the delay in which requests under way may end. Keep the sum of both below the pod's "
         "terminationGracePeriodSeconds.",
     )
     buffer_bytes_high: Bytes = Field(
         default=65_536,
-        description="Bytes that wait to be written in one direction before its source is no longer read.",
+        description="Bytes waiting in one direction at which the gateway stops reading from their source.",
     )
     buffer_bytes_low: Annotated[Whole, Field(ge=0, le=16_777_216)] = Field(
-        default=16_384, description="Bytes at which it is read again."
+        default=16_384, description="Bytes waiting at which it reads again."
     )
 
     @model_validator(mode="after")
