@@ -38,11 +38,10 @@ def test_each_step_of_an_installation_is_announced(tmp_path: Path) -> None:
     """Without the installation itself, which takes a minute and the network."""
     steps = make("--dry-run", "demo", f"VENV={tmp_path / 'venv'}")
     said = [line for line in steps if line.startswith("echo ")]
-    assert len(said) == 3
     assert said[0].startswith("echo 'Creating the virtual environment")
     assert said[1].startswith("echo 'Installing quota-sidecar into")
-    assert said[2] == "echo 'Starting the demo.'"
-    for line, command in ((said[0], "-m venv"), (said[1], "pip install"), (said[2], "sidecar demo")):
+    assert said[-1] == "echo 'Starting the demo.'"
+    for line, command in ((said[0], "-m venv"), (said[1], "pip install"), (said[-1], "sidecar demo")):
         assert command in "\n".join(steps[steps.index(line) + 1 :][:3])
 
 
