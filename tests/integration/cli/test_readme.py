@@ -1,5 +1,7 @@
-"""The README's commands take the arguments that it shows, its examples load, the settings that it names exist. Its blocks
-are run, and its links followed, in tests/docs."""
+"""The README's commands take the arguments that it shows, its examples load, the settings that it names exist.
+
+Its blocks are run, and its links are followed, in tests/docs.
+"""
 
 from __future__ import annotations
 
