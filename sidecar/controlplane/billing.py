@@ -130,7 +130,7 @@ class Billing:
         await lead(self.lease, lambda token: self._lead(token, stop), stop)
 
     async def _lead(self, token: int, stop: asyncio.Event) -> None:
-        log.info("leading", holder=self.lease.holder, token=token)
+        log.info("this control plane leads", holder=self.lease.holder, token=token)
         self.metrics.is_leader = True
         try:
             async with asyncio.TaskGroup() as tasks:

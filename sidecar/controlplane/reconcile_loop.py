@@ -132,7 +132,7 @@ class ReconcileLoop:
                 failing = False
             except CLIENT_ERRORS as error:
                 if not failing:
-                    log.warning("reload requests cannot be read", reason=f"{type(error).__name__}: {error}")
+                    log.warning("cannot read reload requests", reason=f"{type(error).__name__}: {error}")
                 failing = True
                 requests = ()
             self._metrics.reload_requests_oldest_s = max((request.age_s for request in requests), default=0.0)
@@ -248,10 +248,10 @@ class ReconcileLoop:
                 try:
                     await look(token)
                 except LagoError as error:
-                    log.warning("sweep broken off", reason=str(error))
+                    log.warning("sweep aborted", reason=str(error))
                     wait_s = min(wait_s, SWEEP_RETRY_S)
                 except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-                    log.warning("sweep broken off", reason=f"{type(error).__name__}: {error}")
+                    log.warning("sweep aborted", reason=f"{type(error).__name__}: {error}")
                     wait_s = min(wait_s, SWEEP_RETRY_S)
             await _wait(self._sweep_wanted, wait_s)
 
@@ -306,7 +306,7 @@ class ReconcileLoop:
         metrics.sweeps += 1
         metrics.sweep_seconds, metrics.sweep_requests = report.seconds, report.requests
         metrics.sweep_accounts, metrics.sweep_read, metrics.swept_at_s = report.accounts, report.read, now_s
-        log.info("swept", accounts=report.accounts, read=read, failed=failed, requests=report.requests)
+        log.info("sweep completed", accounts=report.accounts, read=read, failed=failed, requests=report.requests)
         return report
 
     async def _read_in_full(self, account: str, token: int | None, fingerprint: str, thorough: bool) -> Outcome:

@@ -109,9 +109,9 @@ class SyncLoop:
                 else:
                     await self.flush_due(token)
             except SyncFenced:
-                log.warning("sync left to another leader")
+                log.warning("sync stopped: another control plane leads")
             except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-                log.warning("sync round broken off", reason=f"{type(error).__name__}: {error}")
+                log.warning("sync round aborted", reason=f"{type(error).__name__}: {error}")
             await _wait(stop, look_s)
 
     async def round(

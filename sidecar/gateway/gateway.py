@@ -128,7 +128,7 @@ class Gateway(Owner):
         try:
             sweep(now)
         except Exception:  # a fault in one connection must not take the time limits from all others
-            log.exception("a time limit could not be kept")
+            log.exception("checking time limits failed")
 
     # connections
 

@@ -141,7 +141,7 @@ class ApiKeyResolver:
         self._ask_again_at_s = now + _COOL_DOWN_S
         known = self._known.get(digest)
         if known is None or now >= known.stale_until_s:
-            raise IdentityUnavailable("the store of API keys is out of reach")
+            raise IdentityUnavailable("the store of API keys is unreachable")
         self.stale_answers += 1
         return known.identity
 

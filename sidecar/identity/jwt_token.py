@@ -136,5 +136,5 @@ def _account(claims: Mapping[str, Any], path: str) -> str:
     if not isinstance(value, str):
         raise TokenRefused("the token names no account")
     if not is_account_id(value):
-        raise TokenRefused("the token names something that is not an account id")
+        raise TokenRefused("the account claim of the token is not an account id")
     return value

@@ -96,12 +96,12 @@ class KeyRing:
         except KeySetError as error:
             self.failures += 1
             if not self._failing:
-                log.warning("jwks_not_read", source=self._source.description, reason=str(error))
+                log.warning("cannot read the jwks", source=self._source.description, reason=str(error))
             self._failing = True
-            raise IdentityUnavailable("the issuer's keys are out of reach") from error
+            raise IdentityUnavailable("cannot read the issuer's keys") from error
         else:
             if self._failing:
-                log.info("jwks_read_again", source=self._source.description, keys=len(keys.keys))
+                log.info("the jwks can be read again", source=self._source.description, keys=len(keys.keys))
             self._failing = False
             if self._keys is not None and keys.lacks_any_of(self._keys):
                 self.withdrawals += 1

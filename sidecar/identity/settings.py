@@ -226,7 +226,7 @@ def _none_is_shadowed(resolvers: tuple[ResolverSettings, ...]) -> tuple[Resolver
     for settings in resolvers:
         source = _source_of(settings)
         if source in seen:
-            raise ValueError(f"two resolvers read {source}: the second would never be asked")
+            raise ValueError(f"two resolvers read {source}: the second would never be used")
         seen.add(source)
     return resolvers
 

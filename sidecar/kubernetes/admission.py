@@ -121,7 +121,7 @@ def _request(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise MalformedReview(f"the review is no JSON: {error}"[:300]) from None
     if not isinstance(document, dict) or document.get("kind") != "AdmissionReview":
-        raise MalformedReview("what came is no AdmissionReview")
+        raise MalformedReview("the request is not an AdmissionReview")
     if document.get("apiVersion") != _API:
         raise MalformedReview(f"the review's apiVersion should be {_API}, not {str(document.get('apiVersion'))[:60]!r}")
     request = document.get("request")

@@ -61,7 +61,9 @@ class Cluster:
         """
         host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT")
         if not host or not port:
-            raise ClusterError("this is no pod: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set")
+            raise ClusterError(
+                "this process does not run in a pod: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set"
+            )
         return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", account)
 
     async def version(self) -> tuple[int, int]:
@@ -85,7 +87,9 @@ class Cluster:
         if not data:
             return StoredBundle(None, document)
         if not set(_FIELDS) <= set(data):
-            raise ClusterError(f"the Secret {namespace}/{name} holds something else: give the injector one of its own")
+            raise ClusterError(
+                f"the Secret {namespace}/{name} has other contents: give the injector a Secret of its own"
+            )
         try:
             return StoredBundle(Bundle(*(base64.b64decode(data[field], validate=True) for field in _FIELDS)), document)
         except (binascii.Error, TypeError):

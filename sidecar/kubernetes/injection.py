@@ -126,7 +126,7 @@ def _is_injected(annotations: dict[str, str], containers: list[dict[str, Any]]) 
     has_container = any(each["name"] == names.CONTAINER for each in containers)
     if has_status and not has_container:
         raise InjectionRefused(
-            f"the annotation {names.STATUS} says that the sidecar is there, and it is not: take the annotation away"
+            f"the annotation {names.STATUS} says that the pod has a sidecar, but it has none: remove the annotation"
         )
     if has_container and not has_status:
         raise InjectionRefused(
@@ -148,7 +148,7 @@ def _check_possible(
         raise InjectionRefused("the pod is for Windows: the sidecar runs on Linux")
     if ends and not options.settings.native:
         raise InjectionRefused(
-            "the pod is to end by itself, which it never would with a sidecar that is a plain container: Kubernetes "
+            "the pod ends by itself, and a sidecar that is a plain container would keep it running: Kubernetes "
             f'1.29 has native ones ({names.NATIVE}: "true")'
         )
     if any(each["name"] == names.REDIRECT_CONTAINER for each in containers):

@@ -186,7 +186,7 @@ class _Taker:
         except RedirectError as error:
             raise InjectionRefused(f"{name}: {error}") from None
         if found is None:
-            raise InjectionRefused(f"{name} cannot be *: then nothing would be left for the sidecar")
+            raise InjectionRefused(f"{name} cannot be *: the sidecar would serve no port")
         return found
 
     def paths(self, name: str) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def parse_ports(text: str) -> tuple[int, ...] | None:
         if not (part.isascii() and part.isdecimal() and len(part) <= 5 and 1 <= int(part) <= 65_535):
             raise RedirectError(f"{part[:20]!r} is not a port: 1 to 65535")
         if int(part) in ports:
-            raise RedirectError(f"{part} is there twice")
+            raise RedirectError(f"{part} is named twice")
         ports.append(int(part))
     if len(ports) > PORTS_MAX:
         raise RedirectError(f"{len(ports)} ports are too many: {PORTS_MAX} at most")

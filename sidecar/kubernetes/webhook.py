@@ -139,12 +139,12 @@ class Injector:
                 said, wait_s = "", every_s
             except (CertificateFault, ClusterError) as error:
                 if str(error) != said:
-                    log.error(f"{what} cannot be had", error=str(error))
+                    log.error(f"cannot get the {what}", error=str(error))
                 said = str(error)
                 if what in self._lacking:
                     self._lacking[what] = said
             except Exception:  # whatever it is, the next try may succeed, and reviews go on meanwhile
-                log.exception(f"{what} could not be asked for")
+                log.exception(f"getting the {what} failed")
             await asyncio.sleep(wait_s)
 
     async def _refresh(self) -> None:
@@ -169,7 +169,7 @@ class Injector:
                 self._duration.observe(time.perf_counter() - began)
         except _NotTaken as error:
             self._reviews.labels(error.result).inc()
-            log.warning("not answered", result=error.result, status=error.status, why=str(error))
+            log.warning("request not handled", result=error.result, status=error.status, why=str(error))
             response = web.Response(status=error.status, text=f"{error}\n")
         else:
             self._reviews.labels(answer.result).inc()
@@ -190,8 +190,8 @@ class Injector:
         except MalformedReview as error:
             raise _NotTaken(400, str(error)) from None
         except Exception:  # a defect must not take the webhook down, and is for the API server's failurePolicy
-            log.exception("a review could not be answered")
-            raise _NotTaken(500, "the review could not be answered; the injector's log says why", "error") from None
+            log.exception("a review failed")
+            raise _NotTaken(500, "the review failed; the injector's log has the reason", "error") from None
 
     @asynccontextmanager
     async def _body(self, request: web.Request) -> AsyncIterator[bytes]:

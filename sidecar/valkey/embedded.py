@@ -204,7 +204,7 @@ class EmbeddedValkey:
         finally:
             await client.aclose()
         directory = self._topology.directory
-        raise EmbeddedError(f"{directory}: the server does not answer in {self._timeout_s} s ({reason})")
+        raise EmbeddedError(f"{directory}: the server does not respond within {self._timeout_s} s ({reason})")
 
     def _log_tail(self) -> str:
         try:

@@ -190,7 +190,7 @@ async def lead(lease: Lease, work: Callable[[int], Awaitable[None]], stop: async
             token = await with_deadline(lease.ttl_s, lease.acquire())
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
-                log.warning("the lease cannot be asked for", lease=lease.name, reason=_reason(error))
+                log.warning("cannot acquire the lease", lease=lease.name, reason=_reason(error))
             failing, token = True, None
         else:
             failing = False
@@ -202,7 +202,7 @@ async def lead(lease: Lease, work: Callable[[int], Awaitable[None]], stop: async
 
 async def _term(lease: Lease, token: int, work: Callable[[int], Awaitable[None]], stop: asyncio.Event) -> bool:
     """One term; True if the work returned by itself. Raises what it raised."""
-    log.info("leading", lease=lease.name, holder=lease.holder, token=token)
+    log.info("lease acquired", lease=lease.name, holder=lease.holder, token=token)
     changed = asyncio.Event()
 
     async def working() -> None:
@@ -221,7 +221,7 @@ async def _term(lease: Lease, token: int, work: Callable[[int], Awaitable[None]]
         done = task.done()
         await _end(task, lease.name)
         await _release(lease)
-        log.info("leads no more", lease=lease.name, holder=lease.holder, token=token)
+        log.info("lease given up", lease=lease.name, holder=lease.holder, token=token)
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
     return done and not task.cancelled()
@@ -239,16 +239,16 @@ async def _keep(lease: Lease, changed: asyncio.Event) -> None:
             return
         remaining_s = lease.remaining_s
         if remaining_s <= 0:
-            log.warning("the lease could not be renewed in time", lease=lease.name, holder=lease.holder)
+            log.warning("the lease was not renewed in time", lease=lease.name, holder=lease.holder)
             return
         try:
             if not await with_deadline(min(pause_s, remaining_s), lease.renew()):
-                log.warning("another may lead: the lease has ended", lease=lease.name, holder=lease.holder)
+                log.warning("the lease has ended, another process may lead", lease=lease.name, holder=lease.holder)
                 return
             failing = False
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
-                log.warning("the lease cannot be renewed", lease=lease.name, reason=_reason(error))
+                log.warning("cannot renew the lease", lease=lease.name, reason=_reason(error))
             failing = True
 
 
@@ -262,14 +262,14 @@ async def _end(task: asyncio.Task[None], name: str) -> None:
         pause_s = min(CANCEL_AGAIN_S_MAX, 2 * pause_s)
         tries += 1
         if tries == STUCK_TRIES:
-            log.error("the work of a lease that has ended does not end", lease=name)
+            log.error("the work under an ended lease does not stop", lease=name)
 
 
 async def _release(lease: Lease) -> None:
     try:
         await with_deadline(RELEASE_TIMEOUT_S, lease.release())
     except (TimeoutError, *CLIENT_ERRORS) as error:
-        log.warning("the lease is left to run out", lease=lease.name, reason=_reason(error))
+        log.warning("cannot release the lease, it expires by itself", lease=lease.name, reason=_reason(error))
 
 
 def _notice_cancellation() -> None:

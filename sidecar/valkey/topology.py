@@ -269,7 +269,7 @@ async def cluster_slots(topology: Cluster, *, timeout_s: float = 2.0) -> SlotMap
         if answer:
             return SlotMap(tuple(sorted((_slot_range(each, node) for each in answer), key=lambda r: r.first)))
         failures.append(f"{node}: has no slots")
-    raise TopologyError("no node tells the Cluster's slots: " + "; ".join(failures))
+    raise TopologyError("no node reports the slots of the Cluster: " + "; ".join(failures))
 
 
 def _slot_range(entry: list[Any], asked: Address) -> SlotRange:

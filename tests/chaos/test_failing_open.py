@@ -217,5 +217,5 @@ async def test_a_spool_directory_that_is_none_is_refused_by_name(failing_open: d
         await start(failing_open, tmp_path)
     said = str(refusal.value)
     assert said.startswith("exit code 1: ")
-    assert f"spool directory {tmp_path}/spool: something else than a directory is in its place" in said
+    assert f"spool directory {tmp_path}/spool: it is not a directory" in said
     assert "Traceback" not in said

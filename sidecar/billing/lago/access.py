@@ -35,7 +35,7 @@ class Access:
             try:
                 self.key = self._read()
             except LagoSetupError as error:
-                log.warning("lago api key kept", reason=str(error))
+                log.warning("cannot read lago.api_key_file, the previous key stays in use", reason=str(error))
         return self.key != refused
 
     def _read(self) -> str:

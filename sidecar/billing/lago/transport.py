@@ -190,12 +190,12 @@ class Transport:
         error.args = (str(error).replace(key, "***"),)
         self._metrics.failures[error.kind] += 1
         if error.kind != "rejected" and not self._is_failing:
-            log.warning("lago does not answer as it should", reason=str(error))
+            log.warning("requests to lago fail", reason=str(error))
             self._is_failing = True
 
     def _recovered(self) -> None:
         if self._is_failing:
-            log.info("lago answers again")
+            log.info("requests to lago succeed again")
             self._is_failing = False
 
 

@@ -207,7 +207,7 @@ def _tiers(properties: Mapping[str, Any], name: str) -> tuple[Tier, ...]:
             raise PriceError(f"{where}: it ends at {ended}, before it has begun")
         tiers.append(Tier(ended, _amount(row, "per_unit_amount", where), _amount(row, "flat_amount", where)))
     if ended is not None:
-        raise PriceError(f"{name}: the last range ends at {ended}, and what is beyond has no price")
+        raise PriceError(f"{name}: the last range ends at {ended}; units beyond it have no price")
     if len(steps) > 1:
         raise PriceError(f"{name}: some ranges begin where the last one ended, some one later; Lago bills that wrong")
     if steps == {0} and whole_number_of(rows[0]["from_value"]) == 1:

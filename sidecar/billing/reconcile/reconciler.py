@@ -151,7 +151,7 @@ class Reconciler:
         if outcome.result != "unavailable":
             self.metrics.note_alerts(account, kinds)
         for alert in outcome.alerts:
-            log.warning("alert", account=account, kind=alert.kind, message=alert.message)
+            log.warning("reconcile finding", account=account, kind=alert.kind, message=alert.message)
         return outcome
 
     async def _guarded(self, account: str, work: Awaitable[Outcome]) -> Outcome:
@@ -200,7 +200,7 @@ class Reconciler:
                     after = await self._rolled_over(account)
                     return Outcome(account, "loaded", "", True, desired, before, after, desired.alerts)
             state = await self._rolled_over(account)
-        return Outcome(account, "unavailable", "its period kept moving while it was loaded", is_final=False)
+        return Outcome(account, "unavailable", "its period kept changing while it was loaded", is_final=False)
 
     async def _load(self, desired: DesiredState, token: int | None) -> None:
         spec = desired.spec
@@ -212,7 +212,11 @@ class Reconciler:
             try:
                 metered = await self._counts(spec.id, tuple(spec.prices), start_ms, await self._loader.now_ms())
             except CountsUnavailable as error:
-                log.warning("usage before now is taken from Lago alone", account=spec.id, reason=str(error))
+                log.warning(
+                    "cannot read earlier usage from openmeter, lago's figures are used alone",
+                    account=spec.id,
+                    reason=str(error),
+                )
             else:
                 counted |= {metric: max(units, counted.get(metric, 0)) for metric, units in metered.items() if units}
         await self._loader.load(

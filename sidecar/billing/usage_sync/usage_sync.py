@@ -158,4 +158,4 @@ def _log(report: SyncReport, before: SyncMetrics) -> None:
             detail=row.detail,
         )
     if len(troubles) > LOGGED_ROWS_MAX:
-        log.warning("more of this in the report", rows=len(troubles) - LOGGED_ROWS_MAX + report.rows_left_out)
+        log.warning("the report has more rows", rows=len(troubles) - LOGGED_ROWS_MAX + report.rows_left_out)

@@ -102,7 +102,7 @@ class PublicKey:
         except Exception as error:  # whatever the client of Lago raises, a known key stays in use
             self.failures += 1
             reason = str(error) if isinstance(error, PublicKeyError) else type(error).__name__
-            log.warning("lago's public key for webhooks cannot be had", reason=reason)
+            log.warning("cannot read lago's public key for webhooks", reason=reason)
         finally:
             self._next_fetch_at_s = self._clock.monotonic_s() + cool_down_s
             self._fetching = None

@@ -143,10 +143,10 @@ class WebhookReceiver:
             case WebhookResult.NOTE:
                 log.warning("lago reports usage that it cannot bill", type=webhook.label, errors=list(decision.notes))
             case WebhookResult.MALFORMED:
-                log.warning("a webhook names nobody; everything will be looked at", type=webhook.label)
+                log.warning("a webhook names no customer, a sweep is requested", type=webhook.label)
                 reloads = (SWEEP,)
             case WebhookResult.FOREIGN:
-                log.info("a webhook is about a customer whose id no caller can have", type=webhook.label)
+                log.info("a webhook names a customer whose id is not a valid account id", type=webhook.label)
         if not reloads:
             return decision.result.value
         try:
@@ -180,7 +180,7 @@ class WebhookReceiver:
         now_s = self._clock.monotonic_s()
         if now_s >= self._log_from_s.get(refusal, -math.inf):
             self._log_from_s[refusal] = now_s + LOG_PAUSE_S
-            log.warning("webhooks are refused", reason=refusal.value, count=self.metrics.refused[refusal.value])
+            log.warning("webhook refused", reason=refusal.value, count=self.metrics.refused[refusal.value])
 
 
 def _headers(request: web.Request) -> tuple[bytes, str, str]:

@@ -169,7 +169,7 @@ def _instant(value: object) -> object:
         raise ValueError("should say its offset from UTC: 2026-01-31T00:00:00Z or …+01:00")
     milliseconds = round((instant - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000)
     if not 0 <= milliseconds <= NOW_MS_MAX:
-        raise ValueError("should lie between the years 1970 and 4000")
+        raise ValueError("should be between the years 1970 and 4000")
     return milliseconds
 
 

@@ -55,7 +55,7 @@ class ApiKeys:
         try:
             return await self._owner(sha256_hex)
         except CLIENT_ERRORS as error:
-            raise self._unavailable(f"the ledger cannot be asked for an API key: {error}") from error
+            raise self._unavailable(f"cannot read an API key from the ledger: {error}") from error
 
     async def give(self, account: str, digests: Iterable[str]) -> list[str]:
         """Make keys the account's; answer those that were new.

@@ -173,7 +173,9 @@ class AccountLoader:
             )
             if version is not None:
                 return version, [digest for digest in stored_keys if digest not in digests]
-        raise LoadRefused(f"account {spec.id}: others load it without a pause; {ATTEMPTS_MAX} attempts met a conflict")
+        raise LoadRefused(
+            f"account {spec.id}: other processes keep changing it; all {ATTEMPTS_MAX} attempts met a conflict"
+        )
 
     async def suspend(self, account: str) -> int:
         """Refuse the account's calls (403) until it is resumed; answer the new version. Raises as ``load``, and
@@ -287,7 +289,7 @@ class AccountLoader:
                 if version is not None:
                     return version
             raise LoadRefused(
-                f"account {account}: others load it without a pause; {ATTEMPTS_MAX} attempts met a conflict"
+                f"account {account}: other processes keep changing it; all {ATTEMPTS_MAX} attempts met a conflict"
             )
 
     async def list(self, after: str = "", limit: int = 100) -> tuple[str, ...]:

@@ -389,7 +389,7 @@ class Link:
                 callback(hold)
             except Exception:
                 # One caller's fault must not cost the others of the batch their answer.
-                log.exception("a hold's callback failed", hold=repr(hold))
+                log.exception("the callback of a hold failed", hold=repr(hold))
 
     def _on_refused(self, batch: Batch, message: str) -> None:
         word = message.split(" ", 1)[0]

@@ -35,11 +35,13 @@ async def reap(client: Any, keys: Keys, ttl_ms: int) -> int:
                 dead = await _reap_one(client, keys, partition, instance, ttl_ms)
             except ResponseError as error:
                 # One account that the script cannot read must not keep the others' holds.
-                log.error("a dead process's holds cannot be given back", instance=instance, error=str(error)[:200])
+                log.error(
+                    "cannot release the holds of a dead gateway process", instance=instance, error=str(error)[:200]
+                )
                 continue
             if dead:
                 reaped += 1
-                log.warning("a gateway process died; its holds are given back", instance=instance, partition=partition)
+                log.warning("a gateway process died, its holds are released", instance=instance, partition=partition)
     return reaped
 
 
@@ -76,4 +78,4 @@ async def keep_reaping(client: Any, keys: Keys, ttl_ms: int) -> None:
         try:
             await reap(client, keys, ttl_ms)
         except CLIENT_ERRORS as error:
-            log.warning("reaping failed; it is tried again", error=str(error)[:200])
+            log.warning("releasing the holds of dead processes failed, it is tried again", error=str(error)[:200])

@@ -62,14 +62,16 @@ class Registration:
             named = await self._accounts_held(connection)
             reply = await self._eval(connection, "reap", named, self.instance.encode(), b"-1")
             if isinstance(reply, ReplyError):
-                raise LedgerConnectionError(f"Valkey at {connection.address} refused to let this instance go: {reply}")
+                raise LedgerConnectionError(
+                    f"Valkey at {connection.address} refused to deregister this instance: {reply}"
+                )
             if not reply:
                 return
 
     async def _accounts_held(self, connection: RespConnection) -> list[bytes]:
         fields = await self._answer(connection, b"HKEYS", self.instance_key)
         if isinstance(fields, ReplyError):
-            raise LedgerConnectionError(f"Valkey at {connection.address} does not tell what is held: {fields}")
+            raise LedgerConnectionError(f"Valkey at {connection.address} does not report the held units: {fields}")
         return sorted({field.split(b"\0", 1)[0] for field in fields if b"\0" in field})[:ACCOUNTS_MAX]
 
     async def _eval(self, connection: RespConnection, name: str, accounts: list[bytes], *arguments: bytes) -> Reply:
@@ -86,7 +88,7 @@ class Registration:
                 return await connection.call(*parts)
         except TimeoutError:
             connection.close()
-            raise LedgerConnectionError(f"Valkey at {connection.address} does not answer") from None
+            raise LedgerConnectionError(f"Valkey at {connection.address} does not respond") from None
 
 
 def _still_held(reply: Reply) -> int | None:

@@ -194,7 +194,7 @@ class UnknownAccounts:
         try:
             done(lookup)
         except Exception:  # one caller's fault must not leave the others waiting
-            log.exception("a caller failed to take an answer")
+            log.exception("the callback of an account lookup failed")
 
     def _is_absent(self, account: str) -> bool:
         until_s = self._absent_until_s.get(account)
@@ -224,7 +224,7 @@ class UnknownAccounts:
         now_s = self._clock()
         if now_s >= self._log_from_s:
             self._log_from_s = now_s + _LOG_PAUSE_S
-            log.warning("accounts cannot be looked for", reason=f"{type(error).__name__}: {error}"[:200])
+            log.warning("cannot request the load of unknown accounts", reason=f"{type(error).__name__}: {error}"[:200])
 
     async def close(self) -> None:
         """Tell everyone who waits ``PENDING`` and end all searches; who asks afterwards is told the same."""

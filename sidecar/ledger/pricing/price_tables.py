@@ -158,12 +158,12 @@ def _pack_tiers(tiers: tuple[Tier, ...], digits: int, what: str, *, cumulative: 
             raise PriceError(f"{where}: the last tier, and only it, is without an upper bound")
         to = MAX_INT if tier.up_to is None else tier.up_to
         if not below < to <= MAX_INT:
-            raise PriceError(f"{where}: upper bound {to} does not lie above {below}")
+            raise PriceError(f"{where}: upper bound {to} is not above {below}")
         unit, flat = scale(tier.unit, digits, where), scale(tier.flat, digits, where)
         # A tier whose first unit cannot be paid for in exact money can never be used.
         first = cost + unit if cumulative else (below + 1) * unit
         if first + flat > MAX_INT:
-            raise PriceError(f"{where}: what its first unit costs does not fit below 2^53 with {digits} decimals")
+            raise PriceError(f"{where}: the price of its first unit does not fit below 2^53 with {digits} decimals")
         cost += (to - below) * unit + flat
         packed += (to, unit, flat)
         below = to

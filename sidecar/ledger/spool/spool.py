@@ -89,7 +89,7 @@ class Spool:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = open_locked(self._path, create=True)
         except (FileExistsError, NotADirectoryError):
-            raise SpoolError(f"spool directory {directory}: something else than a directory is in its place") from None
+            raise SpoolError(f"spool directory {directory}: it is not a directory") from None
         except OSError as error:
             raise SpoolError(f"spool directory {directory}: {error.strerror}") from None
         loop = asyncio.get_running_loop()
@@ -194,7 +194,7 @@ class Spool:
         except OSError as error:
             if path not in self._unreadable:
                 self._unreadable.add(path)
-                log.error("a dead process's spool cannot be read", file=str(path), error=error.strerror)
+                log.error("cannot read the spool of a dead process", file=str(path), error=error.strerror)
             return
         try:
             # Another process may have replayed and removed the file between its opening and its lock.
@@ -233,7 +233,7 @@ class Spool:
             if isinstance(item, Damage):
                 if not item.torn:
                     damaged.append(item.line)
-                log.error("a line of the spool is damaged and was passed over",
+                log.error("skipped a damaged line of the spool",
                           file=str(path), line=item.line_number, torn=item.torn)  # fmt: skip
                 continue
             group.append(item)
@@ -245,10 +245,14 @@ class Spool:
         if group and not await self._settle(group):
             return False
         if damaged:
-            log.error("damaged lines of the spool are kept", file=str(keep_damaged(path, damaged)), lines=len(damaged))
+            log.error(
+                "damaged lines of the spool are kept in a file",
+                file=str(keep_damaged(path, damaged)),
+                lines=len(damaged),
+            )
         if count:
             self.replayed += count
-            log.info("charges made while the ledger was away are settled", charges=count, file=path.name)
+            log.info("spooled charges are settled", charges=count, file=path.name)
         return True
 
     async def _settle(self, records: list[Record]) -> bool:
@@ -287,7 +291,7 @@ class Spool:
             await self._write_lines()
         self._thread.shutdown()
         if self._lines:
-            log.error("charges could not be written down", file=str(self._path),
+            log.error("cannot write charges to the spool, they are only in this line", file=str(self._path),
                       lines=[line.decode() for line in self._lines])  # fmt: skip
         if self._file is not None:
             if not self._size:

@@ -87,7 +87,7 @@ class Auditor:
                 await self.audit(int(self._clock.now_s() * 1000))
             except CLIENT_ERRORS as error:
                 self.metrics.failures += 1
-                log.warning("audit broken off: valkey does not answer", reason=f"{type(error).__name__}: {error}")
+                log.warning("audit aborted: valkey does not respond", reason=f"{type(error).__name__}: {error}")
             await self._clock.wait(stop, self._settings.interval_s * self._random.uniform(0.9, 1.1))
 
     async def audit(self, now_ms: int, progress: Progress | None = None) -> AuditReport:
@@ -206,7 +206,7 @@ class Auditor:
                 openmeter_units=row.openmeter_units,
             )
         if len(fresh) > LOGGED_ROWS_MAX:
-            log.warning("openmeter and the ledger differ elsewhere too", cells=len(fresh) - LOGGED_ROWS_MAX)
+            log.warning("openmeter and the ledger differ in more cells", cells=len(fresh) - LOGGED_ROWS_MAX)
         for problem in report.problems:
             log.warning("audit is not complete", reason=problem)
         self._logged = frozenset((row.cell, row.state) for row in differing)

@@ -63,7 +63,7 @@ class Access:
         try:
             self._token = self._read_token()
         except MeteringError as error:
-            log.warning("metering token kept", reason=str(error))
+            log.warning("cannot read metering.token_file, the previous token stays in use", reason=str(error))
 
     def _read_token(self) -> str | None:
         if self._settings.token is not None:

@@ -93,7 +93,7 @@ class BatchDelivery:
         body, owner = batch.bodies[position], batch.owners[position]
         owner.dead_letters.append(dead_letter_of_event(owner.fields, body, response.reason))
         log.warning(
-            "usage event refused for good, kept as a dead letter",
+            "openmeter refused a usage event permanently, it is kept as a dead letter",
             reason=response.reason,
             entry=owner.id.decode(),
             partition=owner.partition,

@@ -61,7 +61,7 @@ class PausableSender:
                 self._recovered()
             case ResponseClass.RETRY:
                 if not self._failing:
-                    log.warning("openmeter does not answer as it should", reason=response.reason)
+                    log.warning("requests to openmeter fail", reason=response.reason)
                 self._failing = True
                 self._pause_for(min(response.retry_after_s or 0.0, self._retry_after_s_max))
             case ResponseClass.PAUSE:
@@ -74,7 +74,8 @@ class PausableSender:
         """Nothing is sent for a while: it is not the events that are refused."""
         if not self._metrics.paused:
             log.error(
-                "openmeter refuses the publisher: check url, token and what stands between", reason=response.reason
+                "openmeter refuses the publisher: check metering.url, the token and the proxies in between",
+                reason=response.reason,
             )
         self._metrics.paused = True
         self._pause_for(self._pause_s)

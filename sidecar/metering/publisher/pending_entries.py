@@ -61,11 +61,13 @@ class PendingEntries:
         try:
             decoded = decode_entry(entry.fields, self._attributes)
         except MalformedEntry as error:
-            log.error("outbox entry cannot be read, kept as a dead letter", reason=str(error), entry=repr(entry))
+            log.error("cannot read an outbox entry, it is kept as a dead letter", reason=str(error), entry=repr(entry))
             entry.dead_letters.append(dead_letter_of_entry(entry.fields, str(error)))
             return []
         for invalid in decoded.invalid_events:
-            log.error("usage event cannot be sent, kept as a dead letter", reason=invalid.reason, entry=repr(entry))
+            log.error(
+                "cannot send a usage event, it is kept as a dead letter", reason=invalid.reason, entry=repr(entry)
+            )
             entry.dead_letters.append(dead_letter_of_position(entry.fields, invalid.position, invalid.reason))
         return decoded.bodies
 

@@ -170,7 +170,7 @@ class Publisher:
         try:
             await delivery.deliver(batch)
         except Stopping:
-            log.info("delivery left to another publisher", events=len(batch))
+            log.info("delivery stopped, another publisher delivers these events", events=len(batch))
 
     async def _maintain_if_due(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -205,13 +205,13 @@ class Publisher:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._outbox.leave()
         except (TimeoutError, *VALKEY_ERRORS) as error:
-            log.warning("publisher left without a word to valkey", reason=str(error))
+            log.warning("publisher could not deregister from valkey", reason=str(error))
 
     def _note_valkey(self, errors: Sequence[Exception]) -> None:
         self.metrics.valkey_failures += len(errors)
         if errors and not self._valkey_failing:
-            log.warning("valkey does not answer as it should", reason=f"{type(errors[0]).__name__}: {errors[0]}")
+            log.warning("requests to valkey fail", reason=f"{type(errors[0]).__name__}: {errors[0]}")
             self._valkey_failing = True
         elif self._valkey_failing and not errors and self._outbox.is_whole:
-            log.info("valkey answers again")
+            log.info("requests to valkey succeed again")
             self._valkey_failing = False

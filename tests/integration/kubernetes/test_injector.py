@@ -111,7 +111,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no JSON": ({"body": b"{"}, 400, "no JSON"),
     "not UTF-8": ({"body": b'{"kind": "\xff"}'}, 400, "no JSON"),
     "nothing": ({"body": b""}, 400, "no JSON"),
-    "another object": ({"body": json.dumps(pod()).encode()}, 400, "no AdmissionReview"),
+    "another object": ({"body": json.dumps(pod()).encode()}, 400, "not an AdmissionReview"),
     "the version before": (
         {"body": json.dumps(review_of(pod()) | {"apiVersion": "admission.k8s.io/v1beta1"}).encode()},
         400,
@@ -332,7 +332,7 @@ async def test_a_defect_is_an_error_for_one_review_and_not_the_end_of_all(
         answer = await connection.post(review_of(pod()))
         assert (answer.status, answer.body) == (
             500,
-            b"the review could not be answered; the injector's log says why\n",
+            b"the review failed; the injector's log has the reason\n",
         )
         monkeypatch.undo()
         assert (await connection.post(review_of(pod()))).status == 200

@@ -160,7 +160,7 @@ async def test_a_secret_that_was_made_beforehand_is_filled_and_keeps_its_labels(
 async def test_somebody_else_s_secret_and_webhooks_are_not_overwritten(api: ApiServer) -> None:
     theirs = {"kind": "Secret", "metadata": {"name": "injector-tls"}, "data": {"tls.crt": "eA==", "tls.key": "eA=="}}
     api.put(SECRET, theirs)
-    with pytest.raises(CertificateFault, match="the Secret quota/injector-tls holds something else"):
+    with pytest.raises(CertificateFault, match="the Secret quota/injector-tls has other contents"):
         await source(api).refresh(context())
     assert api.objects[SECRET]["data"] == theirs["data"]
     api.objects.pop(SECRET)

@@ -148,7 +148,7 @@ async def test_a_server_that_hangs_is_not_replaced_by_a_second_one_on_the_same_d
         assert server._process is not None
         os.kill(server._process.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(EmbeddedError, match=r"the server does not answer in 0\.1 s"):
+            with pytest.raises(EmbeddedError, match=r"the server does not respond within 0\.1 s"):
                 await EmbeddedValkey(embedded, start_timeout_s=0.1).start()
         finally:
             os.kill(server._process.pid, signal.SIGCONT)

@@ -236,7 +236,7 @@ async def test_a_server_that_is_no_cluster_says_so(valkey_server: ValkeyServer) 
 async def test_a_cluster_out_of_reach_names_its_nodes() -> None:
     dead = Address("127.0.0.1", free_port())
 
-    with pytest.raises(TopologyError, match=f"no node tells the Cluster's slots: {dead}: "):
+    with pytest.raises(TopologyError, match=f"no node reports the slots of the Cluster: {dead}: "):
         await cluster_slots(Cluster((dead,)))
 
 

@@ -280,7 +280,7 @@ def test_progressive_billing_is_refused() -> None:
         ([(0, None, "1", "0"), (1, None, "1", "0")], "range 2: it follows one without an end"),
         ([(0, 0, "1", "0"), (0, None, "1", "0")], "range 1: it ends at 0, before it has begun"),
         ([(0, 10, "1", "0"), (11, 10, "1", "0"), (11, None, "1", "0")], "range 2: it ends at 10"),
-        ([(0, 10, "1", "0"), (10, 10, "1", "0"), (10, None, "1", "0")], "upper bound 10 does not lie above 10"),
+        ([(0, 10, "1", "0"), (10, 10, "1", "0"), (10, None, "1", "0")], "upper bound 10 is not above 10"),
         ([(0, 10, "1", "0"), (10, 20, "1", "0"), (21, None, "1", "0")], "some one later"),
         ([(1, 10, "1", "0"), (10, None, "1", "0")], "must begin at 0"),
         ([(0, "10.5", "1", "0"), ("10.5", None, "1", "0")], "range 1: to_value is not a whole number"),

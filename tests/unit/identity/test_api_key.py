@@ -135,7 +135,7 @@ async def test_with_the_store_down_a_known_key_goes_on_until_it_is_too_stale() -
     world.clock.advance(99)
     assert await world.ask("key-a") == ALICE
     world.clock.advance(1)
-    with pytest.raises(IdentityUnavailable, match="out of reach"):
+    with pytest.raises(IdentityUnavailable, match="unreachable"):
         await world.ask("key-a")
 
 

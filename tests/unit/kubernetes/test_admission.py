@@ -154,7 +154,7 @@ def test_a_denial_names_the_pod_which_an_api_server_calls_unknown(
 def test_a_job_s_pod_is_known_by_its_owner() -> None:
     owner = [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u"}]
     response = answered(review_of(pod(ownerReferences=owner)), InjectionSettings(native=False))
-    assert "to end by itself" in response["status"]["message"]
+    assert "ends by itself" in response["status"]["message"]
     assert answered(review_of(pod(ownerReferences=owner)))["allowed"] is True
 
 

@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "exclude-ports: 8080 is also one of the API's ports",
     ),
     "excluded ports by name": (pod({"exclude-ports": "9090"}), "exclude-ports has a meaning in redirect mode only"),
-    "everything excluded": (pod({"exclude-ports": "*", **REDIRECT}), "nothing would be left"),
+    "everything excluded": (pod({"exclude-ports": "*", **REDIRECT}), "would serve no port"),
     "a port of that name twice": (
         {"metadata": {}, "spec": {"containers": [{"name": n, "ports": [HTTP]} for n in "ab"]}},
         "several ports could be",
@@ -99,7 +99,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         pod(REDIRECT, initContainers=[{"name": names.REDIRECT_CONTAINER}]),
         "quota-sidecar-redirect which was not injected",
     ),
-    "a mark without a sidecar": (pod({"status": "{}"}), "says that the sidecar is there, and it is not"),
+    "a mark without a sidecar": (pod({"status": "{}"}), "says that the pod has a sidecar, but it has none"),
     "a probe of a port that is not there": (
         pod(REDIRECT)
         | {"spec": {"containers": [{"name": "api", "ports": [HTTP], "readinessProbe": {"httpGet": {"port": "x"}}}]}},
@@ -126,7 +126,7 @@ def test_a_pod_that_cannot_have_a_sidecar_is_refused_with_the_reason(of: Any, wo
 @pytest.mark.parametrize("how", ["a job", "Never", "OnFailure"])
 def test_what_is_to_end_by_itself_needs_a_native_sidecar(how: str) -> None:
     of = pod() if how == "a job" else pod(restartPolicy=how)
-    assert "which it never would with a sidecar that is a plain container" in refusal(of, PLAIN, job=how == "a job")
+    assert "a sidecar that is a plain container would keep it running" in refusal(of, PLAIN, job=how == "a job")
     assert inject(of, SETTINGS, job=how == "a job").changed
 
 

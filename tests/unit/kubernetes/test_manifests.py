@@ -26,7 +26,7 @@ LAUGHS = "a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n" + "".join(
 )
 UNREADABLE = {
     "a key twice": (POD + "kind: Pod\n", "file.yaml: document 1: line 7 of it, column 1: found duplicate key"),
-    "a key twice in JSON": ('{"kind": "a", "kind": "b"}', "file.yaml: document 1: the key 'kind' is there twice"),
+    "a key twice in JSON": ('{"kind": "a", "kind": "b"}', "file.yaml: document 1: it has the key 'kind' twice"),
     "a list that does not end": ("a: [1, 2\n", "file.yaml: document 1: line 2 of it"),
     "JSON that does not end": ('{"a": ', "file.yaml: document 1: Expecting value"),
     "the second document": (POD + "---\n\t- x\n", "file.yaml: document 2: "),

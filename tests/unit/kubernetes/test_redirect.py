@@ -42,7 +42,7 @@ MISTAKES = {
     "too large": ("65536", "'65536' is not a port"),
     "a sign": ("+80", "'+80' is not a port"),
     "an attempt at a rule of one's own": ("80 accept; flush ruleset", "'80 accept; flush rul' is not a port"),
-    "twice": ("80,80", "80 is there twice"),
+    "twice": ("80,80", "80 is named twice"),
     "far too many": (",".join(map(str, range(1, 100))), "99 ports are too many: 64 at most"),
 }
 

@@ -215,7 +215,7 @@ def test_a_period_is_a_rule(period: str, rule: object) -> None:
         ),
         (
             {"prices": "{a: {model: volume, tiers: [{up_to: 5}, {up_to: 5}, {}]}}"},
-            "6: accounts[0].prices.a: the price, tier 2: upper bound 5 does not lie above 5",
+            "6: accounts[0].prices.a: the price, tier 2: upper bound 5 is not above 5",
         ),
         ({"limits": "{per_second: 0}"}, "8: accounts[0].limits.per_second: should be at least 0.001, not 0"),
         ({"limits": "{burst: 5}"}, "8: accounts[0].limits.burst: has no meaning without per_second"),

@@ -375,7 +375,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_key_as_it_was(tmp_path: Pat
         with capture_logs() as logs:
             assert isinstance(await failure(client), LagoUnauthorized)
         assert await client.wallet("w1") is not None
-    assert "lago api key kept" in [entry["event"] for entry in logs]
+    assert "cannot read lago.api_key_file, the previous key stays in use" in [entry["event"] for entry in logs]
     assert {each.headers["authorization"] for each in lago.requests} == {"Bearer old-key"}
 
 
@@ -469,6 +469,6 @@ async def test_trouble_is_logged_once_when_it_begins_and_once_when_it_ends() -> 
             for _ in range(3):
                 await client.wallet("w1")
     assert [entry["event"] for entry in logs] == [
-        "lago does not answer as it should",
-        "lago answers again",
+        "requests to lago fail",
+        "requests to lago succeed again",
     ] * 2
