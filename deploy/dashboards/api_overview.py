@@ -18,43 +18,43 @@ NOW: Final = Row(
     (
         Panel(
             "Requests",
-            "Requests answered per second, refusals included. A sudden fall with all gateways ready: look at what is in"
-            " front of them (load balancer, DNS, certificates).",
+            "Requests answered per second, refusals included. If it falls suddenly although all gateways are ready,"
+            " check the components in front of them (load balancer, DNS, certificates).",
             (Query(_REQUESTS, "requests"),),
             "reqps", "stat", 4, 4, GREEN,
         ),
         Panel(
             "Answers that are not 5xx",
-            "Share of answers that are not the server's fault, the gateway's own 503 included. Below 99 %: the panels"
-            " 'Errors of the API' and 'Refusals by kind' tell whose it is.",
+            "Share of answers without a server error. The gateway's own 503 counts as a server error. Below 99 %, the"
+            " panels 'Errors of the API' and 'Refusals by kind' show the cause.",
             (Query(f"1 - {_SERVER_ERRORS} / {_REQUESTS}", "share"),),
             "percentunit", "stat", 4, 4, below(0.95, 0.99), decimals=2,
         ),
         Panel(
             "p95 of a request",
-            "From the head of the request to the end of the answer, the API's own time included. If it is high and"
-            " 'Credit check' is not, it is the API.",
+            "Time from the head of the request to the end of the answer, the API's own time included. If it is high"
+            " and 'Credit check' is low, the API is slow.",
             (quantiles("sidecar_request_duration_seconds")[1],),
             "s", "stat", 4, 4, above(0.75, 2),
         ),
         Panel(
             "p99 of the credit check",
-            "From the head of the request to the decided hold: what the gateway adds. Above 25 ms look at Valkey: the"
-            " dashboard 'Quota: pipeline health', runbook QuotaLedgerSlow.",
+            "Time from the head of the request to the decided hold. The gateway adds this time to a request. Above 25"
+            " ms check Valkey: see the dashboard 'Quota: pipeline health' and the runbook QuotaLedgerSlow.",
             (quantiles("sidecar_hold_duration_seconds")[2],),
             "s", "stat", 4, 4, above(0.025, 0.1),
         ),
         Panel(
             "Refused by the gateway",
-            "Share of requests that never reached the API (401, 402, 403, 404, 429, 503). A jump that no TPP explains:"
-            " runbook QuotaRefusedRateHigh.",
+            "Share of requests that the gateway refused (401, 402, 403, 404, 429, 503). If it rises and no single TPP"
+            " is the cause: runbook QuotaRefusedRateHigh.",
             (Query(f"(sum(rate(sidecar_refusals_total{{GATEWAY}}[RATE])) or vector(0)) / {_REQUESTS}", "share"),),
             "percentunit", "stat", 4, 4, above(0.1, 0.25), decimals=1,
         ),
         Panel(
             "Gateways without Valkey",
-            "Gateways whose ledger does not answer in time. They answer 503 where they would charge, unless they"
-            " are set to fail open. Runbook QuotaLedgerUnreachable.",
+            "Gateways whose ledger does not respond in time. They answer 503 to requests that they would charge,"
+            " unless they are set to fail open. Runbook QuotaLedgerUnreachable.",
             (Query("count(sidecar_ledger_up{GATEWAY} == 0) or (0 * count(sidecar_ledger_up{GATEWAY}))", "gateways"),),
             "short", "stat", 4, 4, above(None, 1),
         ),
@@ -66,29 +66,30 @@ TRAFFIC: Final = Row(
     (
         Panel(
             "Requests by status",
-            "Answers per second by status. 402 is a TPP out of credit, 429 one that is too fast, 499 a client that left"
-            " before its answer. 5xx: see 'Errors of the API' and 'Refusals by kind'.",
+            "Answers per second by status. 402: a TPP has no credit. 429: a TPP exceeds its limits. 499: a client"
+            " left before its answer. 5xx: see 'Errors of the API' and 'Refusals by kind'.",
             (Query("sum by (status) (rate(open_banking_requests_total{GATEWAY}[RATE]))", "{{status}}"),),
             "reqps", stacked=True,
         ),
         Panel(
             "Requests by endpoint",
-            "The ten busiest routes. '(other)' is what no route of the configuration matches: if it grows, a route is"
-            " missing and is charged as the default route.",
+            "The ten busiest routes. '(other)' counts requests that match no route of the configuration. If it grows,"
+            " a route is missing and its requests are charged as the default route.",
             (Query("topk(10, sum by (endpoint) (rate(open_banking_requests_total{GATEWAY}[RATE])))", "{{endpoint}}"),),
             "reqps",
         ),
         Panel(
             "Refusals by kind",
-            "What the gateway refused itself. out-of-credit and too-many-requests are business; ledger-unavailable,"
-            " identity-unavailable, overloaded and internal-error are ours to mend, upstream-* are the API's.",
+            "Requests that the gateway refused itself. out-of-credit and too-many-requests are business."
+            " ledger-unavailable, identity-unavailable, overloaded and internal-error are faults of the gateway's"
+            " side. upstream-* are faults of the API.",
             (Query("sum by (kind) (rate(sidecar_refusals_total{GATEWAY}[RATE]))", "{{kind}}"),),
             "reqps", stacked=True,
         ),
         Panel(
             "Endpoints",
-            "Each route in the chosen time: requests, share refused or failed. Sort by a column to find the route that"
-            " has trouble; then look at who calls it in 'Quota: TPP analytics'.",
+            "Requests of each route in the chosen time, and the shares that were refused or failed. Sort by a column"
+            " to find the route with errors. Then find its callers in 'Quota: TPP analytics'.",
             (
                 Query("sum by (endpoint) (increase(open_banking_requests_total{GATEWAY}[$__range]))", "Requests"),
                 Query(
@@ -113,22 +114,22 @@ TIMES: Final = Row(
     (
         Panel(
             "Request",
-            "Head of the request to the end of the answer. The objective is 99 % within 1 s; runbook"
+            "Time from the head of the request to the end of the answer. The objective is 99 % within 1 s; runbook"
             " QuotaRequestLatencyBudgetBurn. Slow clients and large bodies count too.",
             quantiles("sidecar_request_duration_seconds"),
             "s", steps=above(1),
         ),
         Panel(
             "Credit check",
-            "Head of the request to the decided hold, which is one round trip to Valkey. The objective is 99.5 % within"
-            " 25 ms; runbook QuotaHoldLatencyBudgetBurn.",
+            "Time from the head of the request to the decided hold: mostly one round trip to Valkey. The objective is"
+            " 99.5 % within 25 ms; runbook QuotaHoldLatencyBudgetBurn.",
             quantiles("sidecar_hold_duration_seconds"),
             "s", steps=above(0.025),
         ),
         Panel(
             "Requests by duration",
-            "How request times are spread. Two bands mean two kinds of requests (a slow route, or a cache that is"
-            " missed), a band that rises means that the API or Valkey gets slower for everybody.",
+            "Distribution of request times. Two bands mean two kinds of requests (a slow route, or cache misses). A"
+            " rising band means that the API or Valkey gets slower for all.",
             (
                 Query("sum by (le) (increase(sidecar_request_duration_seconds_bucket{GATEWAY}[RATE]))", "{{le}}"),
             ),
@@ -142,8 +143,8 @@ CONNECTIONS: Final = Row(
     (
         Panel(
             "Errors of the API",
-            "5xx that are not the gateway's own: the API's, and 502 and 504 for it. Nobody is charged for them. Above"
-            " 5 % of requests: runbook QuotaUpstreamErrors.",
+            "5xx that are not the gateway's own: 5xx of the API, and 502 and 504 because of the API. They are not"
+            " charged. Above 5 % of requests: runbook QuotaUpstreamErrors.",
             (
                 Query(
                     f"clamp_min({_SERVER_ERRORS} - {_OWN_FAULTS}, 0) / {_REQUESTS}",
@@ -154,8 +155,8 @@ CONNECTIONS: Final = Row(
         ),
         Panel(
             "Connections to the API",
-            "Open, idle and awaited ones. Requests that wait for long: the API is slow, or upstream.connections_max is"
-            " too low for its latency.",
+            "Open and idle connections, and requests that wait for one. If requests wait for long, the API is slow,"
+            " or upstream.connections_max is too low for its latency.",
             (
                 Query("sum(sidecar_upstream_connections{GATEWAY})", "open"),
                 Query("sum(sidecar_upstream_idle_connections{GATEWAY})", "idle"),
@@ -163,27 +164,28 @@ CONNECTIONS: Final = Row(
             ),
         ),
         Panel(
-            "Breaks",
-            "Answers that the API broke off, requests repeated on a fresh connection, clients that left early. Many"
-            " repeats: the API closes idle connections earlier than upstream.keepalive_ms.",
+            "Aborted answers and retries",
+            "Answers that the API aborted, requests retried on a new connection, clients that left early. Many"
+            " retries: the API closes idle connections earlier than upstream.keepalive_ms.",
             (
-                Query("sum(rate(sidecar_upstream_aborts_total{GATEWAY}[RATE]))", "broken off by the API"),
-                Query("sum(rate(sidecar_upstream_retries_total{GATEWAY}[RATE]))", "repeated"),
+                Query("sum(rate(sidecar_upstream_aborts_total{GATEWAY}[RATE]))", "aborted by the API"),
+                Query("sum(rate(sidecar_upstream_retries_total{GATEWAY}[RATE]))", "retried"),
                 Query("sum(rate(sidecar_client_aborts_total{GATEWAY}[RATE]))", "client left"),
             ),
             "ops",
         ),
         Panel(
             "Client connections by gateway",
-            "How clients are spread. One gateway with far more than the others: kept-alive connections are not"
-            " balanced; limits.requests_per_connection_max closes them from time to time.",
+            "Distribution of clients over gateways. If one gateway has far more than the others, clients keep"
+            " connections alive and these are not balanced; limits.requests_per_connection_max closes them from time"
+            " to time.",
             (Query("sidecar_connections{GATEWAY}", "{{instance}}"),),
         ),
         Panel(
             "New connections",
-            "Accepted and refused per second, connections to the API opened, and upgrades (WebSocket). Refused:"
-            " limits.connections_max is reached, or the gateway stops. As many new ones as requests: clients do not"
-            " keep connections alive.",
+            "Connections accepted and refused per second, connections opened to the API, and upgrades (WebSocket)."
+            " Refused: limits.connections_max is reached, or the gateway stops. If there are as many new connections"
+            " as requests, clients do not keep connections alive.",
             (
                 Query("sum(rate(sidecar_connections_accepted_total{GATEWAY}[RATE]))", "accepted"),
                 Query("sum(rate(sidecar_connections_refused_total{GATEWAY}[RATE]))", "refused"),
@@ -194,8 +196,8 @@ CONNECTIONS: Final = Row(
         ),
         Panel(
             "Requests by gateway",
-            "How requests are spread. A gateway without any although it is ready: the Service does not know it, or an"
-            " old one still takes its connections.",
+            "Distribution of requests over gateways. If a ready gateway gets none, the Service does not select it, or"
+            " clients keep connections to an old gateway.",
             (Query("sum by (instance) (rate(open_banking_requests_total{GATEWAY}[RATE]))", "{{instance}}"),),
             "reqps",
         ),

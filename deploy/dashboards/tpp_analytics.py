@@ -1,4 +1,4 @@
-"""Who calls what, how much, and with what success."""
+"""Calls of each TPP by endpoint and result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TPP: Final = Variable(
     "tpp",
     "TPP",
     'label_values(open_banking_requests_total{namespace=~"$namespace",tpp_id!="-"}, tpp_id)',
-    "Accounts that have called. A gateway tells the first 1,000 apart; 'other' is the rest.",
+    "Accounts that have called. A gateway counts the first 1,000 separately; 'other' is the rest.",
 )
 _OF: Final = 'GATEWAY,tpp_id=~"$tpp",tpp_id!="-"'
 
@@ -34,30 +34,30 @@ NOW: Final = Row(
     (
         Panel(
             "TPPs that called",
-            "Accounts with at least one request. Fewer than usual: somebody's integration is down, or their credentials"
-            " have expired; see 'Callers that are not known'.",
+            "Accounts with at least one request. If there are fewer than usual, an integration of a TPP is down, or"
+            " its credentials have expired; see 'Callers that could not be identified'.",
             (_how_many(),),
             "short", "stat", 6, 4, GREEN, decimals=0,
         ),
         Panel(
             "TPPs that ran out of credit",
-            "Accounts with at least one 402. Many at once: not the TPPs, but what we know of their funds; runbook"
-            " QuotaRefusedRateHigh.",
+            "Accounts with at least one 402. If there are many at once, the funds in the ledger are wrong rather than"
+            " the TPPs; runbook QuotaRefusedRateHigh.",
             (_how_many(',status="402"'),),
             "short", "stat", 6, 4, above(1, 10), decimals=0,
         ),
         Panel(
-            "TPPs that were too fast",
-            "Accounts with at least one 429. One TPP: its limit is for the account manager to look at. Many: the limits"
-            " are too tight.",
+            "TPPs that exceeded a limit",
+            "Accounts with at least one 429. One TPP: the account manager should check its limit. Many TPPs: the"
+            " limits are too low.",
             (_how_many(',status="429"'),),
             "short", "stat", 6, 4, above(1, 10), decimals=0,
         ),
         Panel(
-            "Callers that are not known",
-            "Requests with a 401. A rise after a deployment: the gateway in front no longer sets its identity header,"
-            " or is not among trusted_peers. Otherwise an expired certificate, key or token of a TPP, or somebody who"
-            " tries keys.",
+            "Callers that could not be identified",
+            "Requests with a 401. If they rise after a deployment, the API gateway in front no longer sets its"
+            " identity header, or is not in trusted_peers. Otherwise a certificate, key or token of a TPP has expired,"
+            " or somebody tries keys.",
             (
                 Query(
                     'sum(increase(open_banking_requests_total{GATEWAY,status="401"}[$__range])) or vector(0)',
@@ -69,19 +69,20 @@ NOW: Final = Row(
     ),
 )  # fmt: skip
 
-USE: Final = Row(
-    "Use",
+USAGE: Final = Row(
+    "Usage",
     (
         Panel(
             "Requests by TPP",
-            "The ten busiest TPPs. One that rises alone may be a loop in its client: see its endpoints and its 4xx.",
+            "The ten busiest TPPs. If one rises alone, its client may call in a loop: check its endpoints and its"
+            " 4xx.",
             (Query(f"topk(10, sum by (tpp_id) (rate(open_banking_requests_total{{{_OF}}}[RATE])))", "{{tpp_id}}"),),
             "reqps", width=12, stacked=True,
         ),
         Panel(
             "Requests by endpoint",
-            "What the chosen TPPs call. Choose one TPP above to see its mix; a route that it has begun to call in a"
-            " loop stands out.",
+            "Routes that the chosen TPPs call. Choose one TPP above to see its routes; a route that it calls in a"
+            " loop is clearly visible.",
             (
                 Query(
                     f"topk(10, sum by (method, endpoint) (rate(open_banking_requests_total{{{_OF}}}[RATE])))",
@@ -92,8 +93,9 @@ USE: Final = Row(
         ),
         Panel(
             "TPPs",
-            "Each TPP in the chosen time: requests, their fate, and the credit left after the last charged one (lowest"
-            " of the gateways that saw one). For an account's true state ask the ledger: sidecar account show TPP.",
+            "Each TPP in the chosen time: requests, shares by status, and the credit left after the last charged one"
+            " (the lowest figure of all gateways). For the true state of an account ask the ledger: sidecar account"
+            " show TPP.",
             (
                 Query(f"sum by (tpp_id) (increase(open_banking_requests_total{{{_OF}}}[$__range]))", "Requests"),
                 Query(_share("2.."), "2xx"),
@@ -108,13 +110,14 @@ USE: Final = Row(
     ),
 )  # fmt: skip
 
-TROUBLE: Final = Row(
-    "Trouble",
+ERRORS: Final = Row(
+    "Refusals and errors",
     (
         Panel(
             "Refused for credit (402)",
             "TPPs that call without credit. It ends with a top-up in Lago, within seconds if its webhook arrives. If"
-            " the TPP says that it has paid: sidecar account show TPP, then sidecar reconcile --once --dry-run TPP.",
+            " the TPP says that it has paid, run sidecar account show TPP, then sidecar reconcile --once --dry-run"
+            " TPP.",
             (
                 Query(
                     f'topk(10, sum by (tpp_id) (rate(open_banking_requests_total{{{_OF},status="402"}}[RATE])))',
@@ -124,8 +127,8 @@ TROUBLE: Final = Row(
             "reqps",
         ),
         Panel(
-            "Too fast (429)",
-            "TPPs beyond their rate or their requests of the day. The limits are metadata of the customer in Lago"
+            "Over a limit (429)",
+            "TPPs that exceed their rate or their daily limit. The limits are metadata of the customer in Lago"
             " (quota_rate, quota_burst, quota_per_day) or of the plan in lago.plan_policies.",
             (
                 Query(
@@ -137,9 +140,9 @@ TROUBLE: Final = Row(
         ),
         Panel(
             "Suspended, closed, not in the plan (403)",
-            "TPPs whose account or plan does not allow the call. All calls of one metric: its charge cannot be"
-            " enforced; the panel 'What somebody should look at' in 'Quota: pipeline health' and the control plane's"
-            " log name it.",
+            "TPPs whose account or plan does not allow the call. If all calls of one metric are refused, its charge"
+            " cannot be enforced; the panel 'Findings' in 'Quota: pipeline health' and the log of the control plane"
+            " name it.",
             (
                 Query(
                     f'topk(10, sum by (tpp_id) (rate(open_banking_requests_total{{{_OF},status="403"}}[RATE])))',
@@ -150,8 +153,8 @@ TROUBLE: Final = Row(
         ),
         Panel(
             "Server errors by TPP",
-            "5xx of each TPP. All alike: the API or the ledger ('Quota: API overview'). One alone: a request of its own"
-            " that the API cannot take.",
+            "5xx of each TPP. If all TPPs have them, the API or the ledger fails ('Quota: API overview'). If one TPP"
+            " has them, the API cannot handle one of its requests.",
             (
                 Query(
                     f'topk(10, sum by (tpp_id) (rate(open_banking_requests_total{{{_OF},status=~"5.."}}[RATE])))',
@@ -162,8 +165,8 @@ TROUBLE: Final = Row(
         ),
         Panel(
             "Other client errors by TPP",
-            "4xx but 402, 403 and 429, most of them the API's answers, which are charged. A TPP with a high share"
-            " wants a call before it wants its money back.",
+            "4xx except 402, 403 and 429. Most are answers of the API, which are charged. If the share of a TPP is"
+            " high, contact it before it asks for its money back.",
             (
                 Query(
                     f'topk(10, sum by (tpp_id) (rate(open_banking_requests_total{{{_OF},status=~"4..",'
@@ -175,8 +178,9 @@ TROUBLE: Final = Row(
         ),
         Panel(
             "Requests without an account, by status",
-            "Nobody's requests: free routes (2xx), unknown callers (401), no route (404), bytes that are no request"
-            " (400), too slow ones (408). A rise of 400 or 408 is a scanner or a broken client.",
+            "Requests without an account: free routes (2xx), callers that could not be identified (401), no route"
+            " (404), invalid requests (400), too slow requests (408). If 400 or 408 rise, the cause is a scanner or a"
+            " broken client.",
             (
                 Query(
                     'sum by (status) (rate(open_banking_requests_total{GATEWAY,tpp_id="-"}[RATE]))', "{{status}}"
@@ -190,8 +194,8 @@ TROUBLE: Final = Row(
 DASHBOARD: Final = Dashboard(
     "tpp-analytics",
     "Quota: TPP analytics",
-    "Who calls what, how much, and with what success.",
+    "Calls of each TPP by endpoint and result.",
     (NAMESPACE, INSTANCE, TPP),
-    (NOW, USE, TROUBLE),
+    (NOW, USAGE, ERRORS),
     "now-24h",
 )
