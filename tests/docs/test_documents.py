@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,12 +27,13 @@ BASH = shutil.which("bash") or "/bin/bash"
 PATIENCE_S = 300.0
 HERE = ("", "stays")
 README = "README.md"
-TOOLS = {"compare": ("wrk", "nginx"), "scaling": ("wrk",), "load": ()}
+PORTS = (8000, 8080, 9090)
+TOOLS = {"compare": ("wrk", "nginx"), "scaling": ("wrk",), "load-steady": ()}
 """Programs of the system that ``make`` targets need. Where one is missing, the test is skipped and names it."""
 SMALL = {
     "COMPARE_ARGS": "--rounds 1 --seconds 1 --connections 1",
     "SCALING_ARGS": "--quick",
-    "LOAD_ARGS": "--quick",
+    "LOAD_ARGS": "--users 4 --seconds 3",
 }
 
 
@@ -127,6 +129,10 @@ def stays(session: Shell, block: Block) -> str:
     "page", [page for page in pages() if any(b.where in ("", "stays") for b in blocks(page) if b.language == "sh")]
 )
 def test_a_page_s_commands_work_in_their_order_and_print_what_it_shows(page: str) -> None:
+    for port in PORTS if page == README else ():
+        with socket.socket() as looked:
+            if looked.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"another program has port {port}, which README uses")
     with shell(page) as session:
         demo = False
         for block in blocks(page):
