@@ -32,7 +32,7 @@ TOOLS = {"compare": ("wrk", "nginx"), "scaling": ("wrk",), "load-steady": ()}
 """Programs of the system that ``make`` targets need. Where one is missing, the test is skipped and names it."""
 SMALL = {
     "COMPARE_ARGS": "--rounds 1 --seconds 1 --connections 1",
-    "SCALING_ARGS": "--quick",
+    "SCALING_ARGS": "accounts --quick",
     "LOAD_ARGS": "--users 4 --seconds 3",
 }
 
