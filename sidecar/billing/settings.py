@@ -26,25 +26,27 @@ class _Model(BaseModel):
 
 
 class PlanPolicy(_Model):
-    """What the bank enforces for the subscribers of a plan, beyond what Lago knows of it."""
+    """Enforcement policy for the subscribers of a plan, in addition to their plan in Lago."""
 
     code: str = Field(min_length=1, max_length=255, description="The plan's code in Lago.")
     mode: Mode | None = Field(
         default=None,
-        description="`prepaid`, `overage` or `postpaid`. By default an account with a wallet is prepaid, one"
-        " without is `overage` if its plan has a fee, else `postpaid`.",
+        description="`prepaid`, `overage` or `postpaid`. By default an account with a wallet is `prepaid`. An account "
+        "without one is `overage` if its plan has a fee, otherwise `postpaid`.",
     )
-    overdraft: Money | None = Field(default=None, description="Prepaid: money that may be spent beyond the wallets.")
-    spending_cap: Money | None = Field(default=None, description="Overage: the most that usage may cost in a period.")
+    overdraft: Money | None = Field(
+        default=None, description="Prepaid: money that an account may spend beyond its wallets."
+    )
+    spending_cap: Money | None = Field(default=None, description="Overage: highest cost of usage in a period.")
     credit_limit: Money | None = Field(
-        default=None, description="Postpaid: the most that may be open, unpaid invoices included."
+        default=None, description="Postpaid: highest open amount, unpaid invoices included."
     )
     requests_per_second: Annotated[Decimal, Field(ge=RATE_MIN, le=RATE_MAX)] | None = Field(
         default=None, description="Requests per second on average."
     )
-    burst: int = Field(default=0, ge=0, le=BURST_MAX, description="Requests at once; 0: what one second lets pass.")
+    burst: int = Field(default=0, ge=0, le=BURST_MAX, description="Requests at once. 0: the requests of one second.")
     requests_per_day: int = Field(
-        default=0, ge=0, le=DAY_LIMIT_MAX, description="Requests per day of UTC; 0: no limit."
+        default=0, ge=0, le=DAY_LIMIT_MAX, description="Requests per day of UTC. 0: no limit."
     )
 
 
@@ -54,21 +56,27 @@ class WebhookSettings(_Model):
     hmac_key: SecretStr | None = Field(
         default=None, min_length=1, description="Key of Lago's `hmac` signatures (Lago: Developers, Webhooks)."
     )
-    hmac_key_file: Path | None = Field(default=None, description="File with that key, instead of hmac_key.")
+    hmac_key_file: Path | None = Field(default=None, description="File with the HMAC key.")
     jwt: bool = Field(
         default=False,
-        description="Accept `jwt` signatures too. The public key is fetched from Lago with the API key. HMAC is better:"
-        " a JWT carries the whole body in a header.",
+        description="Accept `jwt` signatures too. The control plane fetches the public key from Lago with the API "
+        "key. Prefer HMAC: a JWT has the whole body in a header.",
     )
     jwt_issuer: str | None = Field(
         default=None, max_length=2048, description="The `iss` of the JWTs: Lago's LAGO_API_URL. By default lago.url."
     )
     body_bytes_max: int = Field(default=1_048_576, ge=1_024, le=33_554_432, description="Largest body in bytes.")
     requests_per_second_max: int = Field(
-        default=200, ge=1, le=100_000, description="Webhooks per second; more are answered 429, and Lago tries again."
+        default=200,
+        ge=1,
+        le=100_000,
+        description="Webhooks per second. The control plane answers more with 429, and Lago sends them again.",
     )
     remember_s: int = Field(
-        default=86_400, ge=60, le=2_592_000, description="Seconds for which a webhook seen is not acted upon again."
+        default=86_400,
+        ge=60,
+        le=2_592_000,
+        description="Seconds for which the control plane ignores a webhook that it has seen.",
     )
 
 
@@ -76,109 +84,123 @@ class ReconcileSettings(_Model):
     """How funds and prices are brought from Lago into the ledger."""
 
     interval_s: int = Field(
-        default=300, ge=1, le=86_400, description="Seconds between two sweeps over all customers, give or take a tenth."
+        default=300,
+        ge=1,
+        le=86_400,
+        description="Seconds between two sweeps over all customers, plus or minus a tenth.",
     )
     full_interval_s: int = Field(
         default=21_600, ge=1, le=604_800,
-        description="Seconds after which an account is read in full though the lists show no change.",
+        description="Seconds after which the reconciler reads an account in full even if the lists show no change.",
     )  # fmt: skip
-    concurrency: int = Field(default=8, ge=1, le=128, description="Accounts that are read from Lago at once.")
+    concurrency: int = Field(
+        default=8, ge=1, le=128, description="Accounts that the reconciler reads from Lago at once."
+    )
     lease_ttl_ms: int = Field(
         default=5_000, ge=500, le=60_000,
-        description="Milliseconds after which another control plane takes over from a leader that is gone.",
+        description="Milliseconds after which another control plane replaces a leader that does not renew its lease.",
     )  # fmt: skip
-    poll_ms: int = Field(default=50, ge=10, le=5_000, description="Milliseconds between two looks for reload requests.")
+    poll_ms: int = Field(
+        default=50, ge=10, le=5_000, description="Milliseconds between two checks for reload requests."
+    )
     absent_s: int = Field(
-        default=30, ge=1, le=3_600, description="Seconds for which an account that Lago does not know is not asked for."
+        default=30,
+        ge=1,
+        le=3_600,
+        description="Seconds for which the control plane does not ask Lago again about an account that Lago does not "
+        "know.",
     )
     voided_open_s: int = Field(
         default=604_800, ge=0, le=31_536_000,
-        description="Seconds for which the period of a voided invoice is unpaid again, waiting for another one.",
+        description="Seconds for which the period of a voided invoice counts as unpaid until there is a new invoice.",
     )  # fmt: skip
     closed_kept_s: int = Field(
         default=8_640_000, ge=86_400, le=315_360_000,
-        description="Seconds for which a period whose invoice is final is remembered.",
+        description="Seconds for which the reconciler keeps a period whose invoice is final.",
     )  # fmt: skip
     funds_age_s_max: int | None = Field(
         default=None, ge=10, le=31_536_000,
-        description="Seconds after which accounts that could not be read from Lago are suspended. By default never:"
-        " the last funds stay in force.",
+        description="Seconds after which the control plane suspends accounts that it could not read from Lago. By "
+        "default never: the last funds stay in force.",
     )  # fmt: skip
 
 
 class SyncSettings(_Model):
     """How metered usage is brought from OpenMeter to Lago."""
 
-    enabled: bool = Field(default=True, description="Whether usage is pushed to Lago at all.")
+    enabled: bool = Field(default=True, description="Whether the control plane pushes usage to Lago.")
     interval_s: int = Field(default=3_600, ge=1, le=86_400, description="Seconds between two pushes.")
     window_s: Literal[60, 300, 900, 3600] = Field(
-        default=3_600, description="Length in seconds of the windows of usage, each of which is one event in Lago."
+        default=3_600, description="Length in seconds of a window of usage. Each window is one event in Lago."
     )
     settle_s: int = Field(
         default=10, ge=0, le=3_600,
-        description="Seconds after which a window is taken to be complete in OpenMeter; what comes later is pushed as a"
-        " difference.",
+        description="Seconds after which a window counts as complete in OpenMeter. The sync pushes later usage as a "
+        "difference.",
     )  # fmt: skip
     rescan_s: int = Field(
-        default=86_400, ge=3_600, le=2_678_400, description="Seconds back for which windows are compared again."
+        default=86_400, ge=3_600, le=2_678_400, description="Seconds back for which the sync compares windows again."
     )
     final_flush_s: int = Field(
         default=60, ge=0, le=2_678_400,
-        description="Seconds before a period ends from which its usage is pushed at every look, and again right after"
-        " it has ended: Lago makes the invoice ten minutes past the hour, and what comes later is not on it. 2678400"
-        " pushes all usage at every look, so that upgrades and terminations find it there.",
+        description="Seconds before the end of a period from which the sync pushes its usage at every check. It "
+        "pushes again right after the end: Lago makes the invoice ten minutes past the hour, and later "
+        "usage is not on it. 2678400 pushes all usage at every check, so that Lago has it before upgrades "
+        "and terminations.",
     )  # fmt: skip
     batch_events_max: int = Field(
-        default=100, ge=1, le=100, description="Most events in one request to Lago, which takes 100."
+        default=100, ge=1, le=100, description="Most events in one request to Lago, which accepts 100."
     )
     late_usage: Literal["report", "carry"] = Field(
         default="report",
-        description="What becomes of usage that missed its invoice: `report` it (metric and table), or `carry` it into"
-        " the next period, at that period's price.",
+        description="Handling of usage that missed its invoice. `report`: show it (metric and table). `carry`: bill "
+        "it in the next period, at the price of that period.",
     )
 
 
 class AuditSettings(_Model):
     """The comparison of the ledger with OpenMeter."""
 
-    enabled: bool = Field(default=True, description="Whether the ledger is compared with OpenMeter.")
+    enabled: bool = Field(default=True, description="Whether the audit compares the ledger with OpenMeter.")
     interval_s: int = Field(default=900, ge=1, le=86_400, description="Seconds between two comparisons.")
     settle_s: int = Field(
-        default=300, ge=1, le=7_200, description="Seconds after which an hour is taken to be complete in OpenMeter."
+        default=300, ge=1, le=7_200, description="Seconds after which an hour counts as complete in OpenMeter."
     )
-    hours: int = Field(default=48, ge=1, le=168, description="Hours back that are compared until they agree.")
+    hours: int = Field(default=48, ge=1, le=168, description="Past hours that the audit compares until they agree.")
 
 
 class LagoSettings(_Model):
-    """Where Lago is. Without ``url`` accounts come from files (`sidecar account load`)."""
+    """Lago. Without ``url`` accounts come from files (`sidecar account load`)."""
 
-    url: BaseUrl | None = Field(default=None, description="Base URL of Lago's API; requests go to <url>/api/v1/….")
+    url: BaseUrl | None = Field(default=None, description="Base URL of Lago's API. Requests go to <url>/api/v1/….")
     api_key: Token | None = Field(default=None, description="API key of Lago.")
     api_key_file: Path | None = Field(
-        default=None, description="File with the API key, instead of api_key. Read at the start and after each 401."
+        default=None, description="File with the API key. The control plane reads it at the start and after each 401."
     )
-    ca_file: Path | None = Field(default=None, description="PEM file with the CAs for url, instead of the system's.")
+    ca_file: Path | None = Field(
+        default=None, description="PEM file with the authorities for url. Without it the system's authorities count."
+    )
     timeout_ms: int = Field(default=10_000, ge=100, le=120_000, description="Milliseconds that one request may take.")
     requests_per_second: float = Field(
         default=40.0, gt=0, le=10_000,
-        description="Requests per second to Lago, all together. Lago's cloud allows 50 of most kinds.",
+        description="Requests per second to Lago in total. Lago's cloud allows 50 of most kinds.",
     )  # fmt: skip
     requests_in_flight_max: int = Field(default=8, ge=1, le=128, description="Most requests at a time.")
-    attempts_max: int = Field(
-        default=4, ge=1, le=20, description="Attempts at a request that fails for a passing reason."
-    )
+    attempts_max: int = Field(default=4, ge=1, le=20, description="Most attempts of a request that fails temporarily.")
     answer_bytes_max: int = Field(
-        default=16_777_216, ge=65_536, le=268_435_456, description="Largest answer of Lago in bytes."
+        default=16_777_216, ge=65_536, le=268_435_456, description="Largest response of Lago in bytes."
     )
     plan_policies: tuple[PlanPolicy, ...] = Field(
         default=(),
         max_length=1_000,
-        description="What is enforced for the subscribers of a plan. Metadata of the customer in Lago comes first.",
+        description="Enforcement policy for the subscribers of a plan. Metadata of the customer in Lago overrides it.",
     )
     webhooks: WebhookSettings = Field(default=WebhookSettings(), description="Lago's webhooks.")
-    reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="From Lago into the ledger.")
-    sync: SyncSettings = Field(default=SyncSettings(), description="From OpenMeter to Lago.")
-    audit: AuditSettings = Field(default=AuditSettings(), description="Between ledger and OpenMeter.")
+    reconcile: ReconcileSettings = Field(
+        default=ReconcileSettings(), description="How accounts get from Lago into the ledger."
+    )
+    sync: SyncSettings = Field(default=SyncSettings(), description="How usage gets from OpenMeter to Lago.")
+    audit: AuditSettings = Field(default=AuditSettings(), description="The comparison of the ledger with OpenMeter.")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> LagoSettings:

@@ -30,12 +30,14 @@ class LagoCollector(Collector):
         yield _labelled("sidecar_lago_requests", "Requests to Lago.", "endpoint", client.requests)
         yield _labelled("sidecar_lago_failures", "Requests to Lago that failed, by kind.", "kind", client.failures)
         yield CounterMetricFamily("sidecar_lago_retries", "Requests that were sent again.", value=client.retries)
-        yield CounterMetricFamily("sidecar_lago_pauses", "Times that Lago asked for a pause.", value=client.pauses)
+        yield CounterMetricFamily("sidecar_lago_pauses", "Pauses that Lago asked for.", value=client.pauses)
         yield CounterMetricFamily(
-            "sidecar_lago_throttled_seconds", "Time for which requests were held back.", value=client.throttled_s
+            "sidecar_lago_throttled_seconds",
+            "Time that requests waited for the request rate.",
+            value=client.throttled_s,
         )
         lease = self._billing.lease.state
-        yield CounterMetricFamily("sidecar_control_terms", "Times that this process began to lead.", value=lease.terms)
+        yield CounterMetricFamily("sidecar_control_terms", "Terms in which this process led.", value=lease.terms)
         loop = self._billing.sync_loop
         if loop is not None:
             yield from self._sync(loop)
@@ -46,18 +48,18 @@ class LagoCollector(Collector):
         metrics, total, last = loop.sync.metrics, loop.sync.metrics.total, loop.last
         yield CounterMetricFamily("sidecar_sync_rounds", "Rounds of pushing usage to Lago.", value=metrics.rounds)
         yield CounterMetricFamily(
-            "sidecar_sync_rounds_failed", "Rounds that left something undone.", value=metrics.rounds_failed
+            "sidecar_sync_rounds_failed", "Rounds that were incomplete.", value=metrics.rounds_failed
         )
-        yield CounterMetricFamily("sidecar_sync_events", "Usage events that Lago has taken.", value=total.events)
-        yield CounterMetricFamily("sidecar_sync_units", "Units in them.", value=total.units)
+        yield CounterMetricFamily("sidecar_sync_events", "Usage events that Lago accepted.", value=total.events)
+        yield CounterMetricFamily("sidecar_sync_units", "Units in these events.", value=total.units)
         yield CounterMetricFamily("sidecar_sync_duplicates", "Events that Lago had already.", value=total.duplicates)
         yield CounterMetricFamily("sidecar_sync_late_units", "Units that missed their invoice.", value=total.late_units)
         yield CounterMetricFamily(
-            "sidecar_sync_carried_units", "Of these, units billed in a later period.", value=total.carried_units
+            "sidecar_sync_carried_units", "Late units that are billed in a later period.", value=total.carried_units
         )
         yield GaugeMetricFamily(
             "sidecar_sync_refused_metrics",
-            "Metrics that cannot be pushed as Lago has them; the log says why.",
+            "Metrics that cannot be pushed because of their definition in Lago. The log has the reason.",
             value=len(metrics.refused),
         )
         if last is not None:
@@ -65,14 +67,14 @@ class LagoCollector(Collector):
             for name, text, value in (
                 ("set_aside_events", "Events that Lago refuses.", counts.set_aside),
                 ("pending_events", "Events not known to be delivered.", counts.pending),
-                ("excess_units", "Units pushed that OpenMeter does not have any more.", counts.excess_units),
+                ("excess_units", "Units pushed that OpenMeter no longer has.", counts.excess_units),
                 ("accounts_failed", "Accounts whose usage could not be pushed.", counts.accounts_failed),
             ):
                 yield GaugeMetricFamily(f"sidecar_sync_{name}", text, value=value)
         if metrics.finished_at_ms is not None:
             yield GaugeMetricFamily(
                 "sidecar_sync_timestamp_seconds",
-                "When the last complete round began.",
+                "Start of the last complete round.",
                 value=metrics.finished_at_ms / 1000,
             )
 
@@ -84,15 +86,19 @@ class LagoCollector(Collector):
             value=checks.metrics.compared,
         )
         yield CounterMetricFamily(
-            "sidecar_invoices_equal", "Of these, how many agreed at once.", value=checks.metrics.equal
+            "sidecar_invoices_equal",
+            "Metrics of final invoices that agreed at the first comparison.",
+            value=checks.metrics.equal,
         )
         units = GaugeMetricFamily(
             "sidecar_invoice_difference_units",
-            "Units of the ledger that no final invoice has, less those that only invoices have.",
+            "Units of the ledger minus units of final invoices.",
             labels=["tpp_id", "metric"],
         )
         cents = GaugeMetricFamily(
-            "sidecar_invoice_difference_cents", "The same in the currency's smallest coin.", labels=["tpp_id", "metric"]
+            "sidecar_invoice_difference_cents",
+            "Amount of the ledger minus amount of final invoices, in the currency's smallest coin.",
+            labels=["tpp_id", "metric"],
         )
         for (account, metric), (difference, money) in sorted(checks.metrics.differences.items()):
             units.add_metric([account, metric], float(difference))

@@ -42,7 +42,7 @@ class TrustedHeaderSettings(_Model):
     """The account id in a header that a trusted gateway sets."""
 
     type: Literal["trusted_header"] = Field(description="Identity from a header that a trusted gateway sets.")
-    header: FieldName = Field(default="X-TPP-Id", description="Name of the header that carries the account id.")
+    header: FieldName = Field(default="X-TPP-Id", description="Name of the header with the account id.")
     forward: bool = Field(default=True, description="Whether the API sees the header, if the peer is trusted.")
 
 
@@ -50,16 +50,16 @@ class _OrganisationSettings(_Model):
     schemes: tuple[Scheme, ...] = Field(
         default=("PSD",),
         min_length=1,
-        description="Accepted kinds of organisation identifier:"
-        " PSD (ETSI TS 119 495), NTR, VAT, LEI (ETSI EN 319 412-1).",
+        description="Accepted kinds of organisation identifier: PSD (ETSI TS 119 495), NTR, VAT, LEI (ETSI EN 319 "
+        "412-1).",
     )
     accounts: dict[OrganisationId, AccountId] | None = Field(
         default=None,
-        description="Organisation identifier to account id. Without a table the identifier is the account id;"
-        " with one, an organisation that it lacks is refused.",
+        description="Account id for each organisation identifier. Without this table the identifier is the account "
+        "id. With it the gateway refuses an organisation that is not in the table.",
     )
     cache_entries: int = Field(
-        default=1024, ge=1, le=100_000, description="Certificates of which the reading is remembered."
+        default=1024, ge=1, le=100_000, description="Certificates whose parsed content is cached."
     )
 
     @model_validator(mode="after")
@@ -79,12 +79,15 @@ class XfccSettings(_OrganisationSettings):
         default=1,
         ge=1,
         le=16,
-        description="Which element is the caller's: 1 is the last, written by the Envoy next to the gateway;"
-        " one more for each Envoy in front of it that appends its own (APPEND_FORWARD).",
+        description="Position of the caller's element, counted from the right. 1 is the last element, which the Envoy "
+        "next to the gateway writes. Add one for each Envoy in front of it that appends its own "
+        "(APPEND_FORWARD).",
     )
     forward: bool = Field(default=True, description="Whether the API sees the header, if the peer is trusted.")
-    bytes_max: int = Field(default=16_384, ge=256, le=262_144, description="Longest header that is read, in bytes.")
-    elements_max: int = Field(default=16, ge=1, le=64, description="Most elements that are read.")
+    bytes_max: int = Field(
+        default=16_384, ge=256, le=262_144, description="Longest header that the gateway reads, in bytes."
+    )
+    elements_max: int = Field(default=16, ge=1, le=64, description="Most elements that the gateway reads.")
 
     @model_validator(mode="after")
     def _element_is_within_limit(self) -> XfccSettings:
@@ -103,29 +106,34 @@ class ApiKeySettings(_Model):
     """API keys, stored as SHA-256."""
 
     type: Literal["api_key"] = Field(description="Identity from an API key.")
-    header: FieldName = Field(default="X-API-Key", description="Name of the header that carries the key.")
+    header: FieldName = Field(default="X-API-Key", description="Name of the header with the key.")
     forward: bool = Field(default=False, description="Whether the API sees the key.")
     ttl_s: float = Field(
         default=30.0,
         gt=0,
         le=3600,
-        description="Seconds that a known key is believed without asking the store;"
-        " a revoked key works no longer than this unless the store is out of reach.",
+        description="Seconds for which the gateway accepts a known key without a lookup in the store. A revoked key "
+        "works no longer than this, unless the store is unreachable.",
     )
     max_stale_s: float = Field(
         default=3600.0,
         ge=0,
         le=604_800,
-        description="Seconds since its last confirmation that a key is believed while the store is out of"
-        " reach; if this is below ttl_s, ttl_s.",
+        description="Seconds since its last confirmation for which the gateway accepts a key while the store is "
+        "unreachable. If it is below ttl_s, ttl_s counts.",
     )
     negative_ttl_s: float = Field(
-        default=2.0, ge=0, le=60, description="Seconds that an unknown key is refused without asking the store."
+        default=2.0,
+        ge=0,
+        le=60,
+        description="Seconds for which the gateway refuses an unknown key without a lookup in the store.",
     )
     cache_entries: int = Field(
-        default=10_000, ge=1, le=1_000_000, description="Known keys that are remembered, and as many unknown ones."
+        default=10_000, ge=1, le=1_000_000, description="Known keys in the cache, and as many unknown ones."
     )
-    lookup_timeout_s: float = Field(default=1.0, gt=0, le=60, description="Seconds to wait for the store.")
+    lookup_timeout_s: float = Field(
+        default=1.0, gt=0, le=60, description="Seconds that a lookup in the store may take."
+    )
 
 
 class JwtSettings(_Model):
@@ -135,56 +143,61 @@ class JwtSettings(_Model):
     issuer: str = Field(min_length=1, max_length=512, description="The iss that a token must have.")
     audience: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
         min_length=1,
-        description="Names of which a token's aud must hold one."
-        " null, which has to be written out, leaves aud unchecked.",
+        description="A token's aud must contain one of these names. null, which you must write explicitly: the "
+        "gateway does not check aud.",
     )
     algorithms: tuple[Algorithm, ...] = Field(
-        default=("RS256", "PS256", "ES256"), min_length=1, description="Signature algorithms that are accepted."
+        default=("RS256", "PS256", "ES256"), min_length=1, description="Accepted signature algorithms."
     )
     token_types: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
-        description="Values of which the token header's typ must be one, such as at+jwt (RFC 9068).",
+        description="Accepted values of typ in the header of the token, such as at+jwt (RFC 9068).",
     )
     account_claim: str = Field(
         default="client_id",
         pattern=r"^\S{1,256}$",
-        description="Claim that holds the account id; a dotted path leads into nested claims.",
+        description="Claim with the account id. A dotted path names a nested claim.",
     )
     leeway_s: float = Field(
         default=30.0, ge=0, le=300, description="Seconds by which the issuer's clock may differ (exp and nbf)."
     )
     forward: bool = Field(default=True, description="Whether the API sees the Authorization header.")
-    jwks_url: str | None = Field(default=None, max_length=2048, description="Where the issuer's keys are; https.")
+    jwks_url: str | None = Field(default=None, max_length=2048, description="URL of the issuer's keys; https.")
     jwks_file: Path | None = Field(
-        default=None, description="File with the issuer's keys, instead of jwks_url; it may be replaced at any time."
+        default=None, description="File with the issuer's keys, instead of jwks_url. You may replace it at any time."
     )
     jwks_allow_http: bool = Field(
-        default=False, description="Accept http in jwks_url. Whoever is on the way can then pass for any caller."
+        default=False,
+        description="Accept http in jwks_url. An attacker on the network path can then act as any caller.",
     )
     jwks_ca_file: Path | None = Field(
-        default=None, description="PEM file with the CAs for jwks_url, instead of those of the system."
+        default=None,
+        description="PEM file with the authorities for jwks_url. Without it the system's authorities count.",
     )
     jwks_ttl_s: float = Field(
-        default=300.0, gt=0, le=86_400, description="Seconds after which the keys are read again."
+        default=300.0, gt=0, le=86_400, description="Seconds after which the gateway reads the keys again."
     )
     jwks_cool_down_s: float = Field(
         default=10.0,
         gt=0,
         le=3600,
-        description="Least seconds between two readings, however many unknown key ids turn up.",
+        description="Least seconds between two readings, however many tokens have unknown key ids.",
     )
     jwks_max_stale_s: float | None = Field(
         default=86_400.0,
         gt=0,
-        description="Seconds since the last good reading that the keys are used while their source is out of"
-        " reach; null: without end.",
+        description="Seconds since the last successful reading for which the gateway uses the keys while their source "
+        "is unreachable. null: no limit.",
     )
     jwks_timeout_s: float = Field(default=5.0, gt=0, le=60, description="Seconds that one reading may take.")
     jwks_bytes_max: int = Field(default=262_144, ge=1024, le=4_194_304, description="Largest key set, in bytes.")
-    cache_entries: int = Field(default=10_000, ge=1, le=1_000_000, description="Verified tokens that are remembered.")
+    cache_entries: int = Field(default=10_000, ge=1, le=1_000_000, description="Verified tokens in the cache.")
     cache_ttl_s: float = Field(
-        default=300.0, ge=0, le=3600, description="Most seconds that a token is believed without verifying it again."
+        default=300.0,
+        ge=0,
+        le=3600,
+        description="Most seconds for which the gateway accepts a token without verifying it again.",
     )
 
     @model_validator(mode="after")
@@ -248,7 +261,7 @@ IdentitySettings = Annotated[
     Field(
         min_length=1,
         max_length=8,
-        description="Ways to tell who calls, in order; the first whose credential is there decides.",
+        description="Resolvers that identify the caller, in order. The first one whose credential is present decides.",
     ),
     AfterValidator(_none_is_shadowed),
 ]
@@ -265,8 +278,8 @@ TrustedPeersSettings = Annotated[
     tuple[str, ...],
     Field(
         max_length=256,
-        description="Networks (CIDR) whose identity headers are believed, and unix for a Unix socket."
-        " Loopback is not among them unless it is listed.",
+        description="Networks (CIDR) whose identity headers the gateway accepts, and unix for a Unix socket. Loopback "
+        "is not included unless you list it.",
     ),
     AfterValidator(_networks),
 ]

@@ -10,20 +10,20 @@ from sidecar.config.fields import FilePath, Milliseconds, Model, Whole, conflict
 
 
 class OpenSettings(Model):
-    """The calls that may pass uncounted while the ledger is out of reach, if ``on_ledger_failure`` is ``open``."""
+    """Requests that may pass without a hold while the ledger is unreachable, if ``on_ledger_failure`` is ``open``."""
 
     allowance_units: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
         default=1_000,
-        description="Units that each account may use per process in one failure. This is the most that can be "
-        "overspent.",
+        description="Units that each account may use per process in one failure. An account can overspend at most "
+        "this number.",
     )
     spool_directory: FilePath | None = Field(
         default=None,
-        description="Where these units are written down (fsync) until they can be settled. Survives restarts: a "
-        "volume.",
+        description="Directory in which the gateway writes these units (fsync) until it can settle them. Use a volume "
+        "that survives restarts.",
     )
     spool_bytes_max: Annotated[Whole, Field(ge=65_536)] = Field(
-        default=67_108_864, description="Largest spool; when it is full, requests are refused as if closed."
+        default=67_108_864, description="Largest spool. When it is full, the gateway refuses requests as if closed."
     )
 
 
@@ -33,54 +33,58 @@ class LedgerSettings(Model):
     prefix: str = Field(
         default="qs",
         pattern=r"^[A-Za-z0-9_.-]{1,32}$",
-        description="First part of every key, so that several ledgers share a Valkey.",
+        description="First part of every key, so that several ledgers can share a Valkey.",
     )
     partitions: Annotated[Whole, Field(ge=1, le=100)] = Field(
         default=16,
-        description="Into how many hash tags accounts are spread. Part of the data's layout: never change it on a "
-        "ledger in use.",
+        description="Number of hash tags that accounts are spread over. It is part of the data's layout: never change "
+        "it on a ledger in use.",
     )
     hold_budget_ms: Milliseconds = Field(
-        default=250, description="How long a request waits for its hold, then `on_ledger_failure` decides."
+        default=250, description="Time that a request waits for its hold. After it `on_ledger_failure` decides."
     )
     settle_delay_ms: Annotated[Whole, Field(ge=0, le=1_000)] = Field(
         default=2,
-        description="How long a charge waits for the next request's hold to go to Valkey with it, in one call instead "
-        "of two; 0 sends it at once. A gateway that is killed loses the charges that it has not sent yet.",
+        description="Time that a charge waits for the next request's hold, so that both go to Valkey in one call "
+        "instead of two. 0: no wait. A gateway that is killed loses the charges that it has not sent yet.",
     )
     unknown_account_wait_ms: Milliseconds = Field(
         default=1_500,
-        description="With Lago: how long a request of an account that the ledger does not know waits for it to be"
-        " brought; then it is answered 503.",
+        description="With Lago: time that a request of an unknown account waits until the control plane loads the "
+        "account. After it the gateway answers 503.",
     )
     breaker_failures: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
-        default=5, description="Holds failed in a row after which nobody waits any more."
+        default=5,
+        description="Number of failed holds in a row that opens the breaker. Requests then do not wait for the ledger.",
     )
     breaker_open_ms: Milliseconds = Field(
-        default=1_000, description="How long nobody waits, until one hold is tried again."
+        default=1_000, description="Time for which the breaker stays open. After it the gateway tries one hold."
     )
-    heartbeat_ms: Milliseconds = Field(default=2_000, description="How often this process says that it lives.")
+    heartbeat_ms: Milliseconds = Field(default=2_000, description="Time between two heartbeats of this process.")
     instance_ttl_ms: Milliseconds = Field(
         default=10_000,
-        description="Age of the last heartbeat at which a process counts as dead and its holds are given back.",
+        description="Age of the last heartbeat at which a process counts as dead. Other processes then release its "
+        "holds.",
     )
     batch_operations_max: Annotated[Whole, Field(ge=1, le=4_096)] = Field(
-        default=512, description="Holds, settles and releases in one call. Valkey serves nobody else during a call."
+        default=512,
+        description="Most holds, settles and releases in one call. Valkey runs no other command during a call.",
     )
     idempotency_ttl_s: Annotated[Whole, Field(ge=1, le=2_592_000)] = Field(
-        default=86_400, description="How long a charged idempotency key is remembered. UK Open Banking: 24 hours."
+        default=86_400,
+        description="Time for which the ledger keeps a charged idempotency key. UK Open Banking requires 24 hours.",
     )
     on_ledger_failure: Literal["closed", "open"] = Field(
         default="closed",
-        description="`closed`: 503 while the ledger is out of reach. `open`: requests pass within "
+        description="`closed`: the gateway answers 503 while the ledger is unreachable. `open`: requests pass within "
         "`open.allowance_units`.",
     )
-    open: OpenSettings = Field(default=OpenSettings(), description="For `on_ledger_failure: open`.")
+    open: OpenSettings = Field(default=OpenSettings(), description="Settings for `on_ledger_failure: open`.")
 
     @model_validator(mode="after")
     def _fit_together(self) -> LedgerSettings:
         if self.instance_ttl_ms < 3 * self.heartbeat_ms:
-            message = "must be at least three times heartbeat_ms: one lost heartbeat is no death"
+            message = "must be at least three times heartbeat_ms: a process may lose one heartbeat"
             raise conflict([("instance_ttl_ms", message)])
         if self.on_ledger_failure == "open" and self.open.spool_directory is None:
             raise conflict([("open.spool_directory", "is needed: on_ledger_failure is open")])

@@ -58,19 +58,19 @@ class PublisherCollector(Collector):
         counts = self._metrics
         yield GaugeMetricFamily(
             "sidecar_outbox_lag_events",
-            "Usage events in the outbox that OpenMeter has not accepted yet. What has not been read is estimated"
-            " from the number of entries.",
+            "Usage events in the outbox that OpenMeter has not accepted yet. Entries that were not read are estimated"
+            " from their number.",
             value=counts.lag_events,
         )
         yield GaugeMetricFamily(
             "sidecar_outbox_oldest_seconds", "Age of the oldest entry in the outbox.", value=counts.oldest_s
         )
         yield GaugeMetricFamily(
-            "sidecar_outbox_dead_letters", "Dead letters that wait for a decision.", value=counts.dead_letters_kept
+            "sidecar_outbox_dead_letters", "Dead letters that need a decision.", value=counts.dead_letters_kept
         )
         yield GaugeMetricFamily(
             "sidecar_publisher_paused",
-            "1 while OpenMeter refuses the publisher itself: wrong token, wrong URL.",
+            "1 while OpenMeter refuses the publisher itself, because of a wrong token or URL.",
             value=int(counts.paused),
         )
         yield CounterMetricFamily(
@@ -78,7 +78,7 @@ class PublisherCollector(Collector):
         )
         yield CounterMetricFamily(
             "sidecar_publisher_entries_claimed",
-            "Outbox entries taken over from a publisher that has gone silent.",
+            "Outbox entries taken over from a publisher that no longer responds.",
             value=counts.entries_claimed,
         )
         yield CounterMetricFamily(
@@ -86,11 +86,11 @@ class PublisherCollector(Collector):
         )
         yield CounterMetricFamily(
             "sidecar_dead_letters",
-            "Usage events, and entries that cannot be read, set aside as dead letters.",
+            "Usage events and unreadable entries that became dead letters.",
             value=counts.dead_letters,
         )
         requests = CounterMetricFamily(
-            "sidecar_publisher_requests", "Requests to OpenMeter by what their answer meant.", labels=["outcome"]
+            "sidecar_publisher_requests", "Requests to OpenMeter by response class.", labels=["outcome"]
         )
         for response_class, count in counts.requests.items():
             requests.add_metric([response_class.value], count)

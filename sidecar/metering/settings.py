@@ -47,101 +47,107 @@ class MeteringSettings(BaseModel):
 
     url: BaseUrl | None = Field(
         default=None,
-        description="Base URL of OpenMeter; events go to <url>/api/v1/events. Without it they stay in the outbox.",
+        description="Base URL of OpenMeter. The publisher sends events to <url>/api/v1/events. Without it events stay "
+        "in the outbox.",
     )
     token: Token | None = Field(
-        default=None, description="Bearer token for OpenMeter; a self-hosted one asks for none."
+        default=None, description="Bearer token for OpenMeter. A self-hosted OpenMeter needs none."
     )
     token_file: Path | None = Field(
         default=None,
-        description="File that holds the token, instead of token. It is read at the start and after each 401 or 403.",
+        description="File with the token. The publisher reads it at the start and after each 401 or 403.",
     )
     ca_file: Path | None = Field(
-        default=None, description="PEM file with the CAs for url, instead of those of the system."
+        default=None, description="PEM file with the authorities for url. Without it the system's authorities count."
     )
     source: str = Field(
         default="open-banking-api",
         min_length=1,
         max_length=256,
-        description="The events' source. OpenMeter counts an event once by source and id:"
-        " never change it while events are on their way.",
+        description="Source of the events. OpenMeter counts an event once by source and id. Never change it while the "
+        "outbox has events.",
     )
     type: str = Field(
         default="api.call",
         min_length=1,
         max_length=256,
-        description="The events' type, the eventType of the meters that count them.",
+        description="Type of the events: the eventType of the meters that count them.",
     )
     batch_events_max: int = Field(default=500, ge=1, le=10_000, description="Most events in one request.")
     batch_bytes_max: int = Field(
         default=1_000_000,
         ge=1_000,
         le=1_048_576,
-        description="Largest request body in bytes; nginx and others refuse more than 1 MiB by default.",
+        description="Largest request body in bytes. nginx and others refuse more than 1 MiB by default.",
     )
     linger_ms: int = Field(
         default=200,
         ge=1,
         le=5_000,
-        description="Milliseconds between two looks into an outbox that was empty: how long a batch waits for events.",
+        description="Milliseconds between two readings of an empty outbox. A batch waits this long for events.",
     )
     requests_in_flight_max: int = Field(default=4, ge=1, le=64, description="Most requests at a time.")
     buffer_bytes_max: int = Field(
         default=2_000_000,
         ge=65_536,
         le=268_435_456,
-        description="Bytes of outbox entries that are read before others are delivered. In memory an event"
-        " takes about four times its size in the outbox.",
+        description="Most bytes of outbox entries that are read but not delivered. In memory an event takes about "
+        "four times its size in the outbox.",
     )
     timeout_ms: int = Field(default=10_000, ge=10, le=120_000, description="Milliseconds that one request may take.")
     backoff_ms_min: int = Field(
         default=100,
         ge=1,
         le=60_000,
-        description="Bound in milliseconds of the random wait before the first retry; it doubles with each.",
+        description="Upper bound in milliseconds of the random wait before the first retry. It doubles with each "
+        "retry.",
     )
     backoff_ms_max: int = Field(
-        default=30_000, ge=1, le=600_000, description="Largest bound in milliseconds of the random wait."
+        default=30_000, ge=1, le=600_000, description="Largest upper bound in milliseconds of the random wait."
     )
     retry_after_ms_max: int = Field(
         default=300_000,
         ge=0,
         le=3_600_000,
-        description="Longest Retry-After in milliseconds that is honoured; a longer one is cut to this.",
+        description="Longest Retry-After in milliseconds that the publisher follows. It shortens a longer one to this.",
     )
     pause_ms: int = Field(
         default=30_000,
         ge=1,
         le=3_600_000,
-        description="Milliseconds between attempts while OpenMeter refuses the publisher itself:"
-        " 401, 403, 404, a redirect, or a refusal even of an empty batch.",
+        description="Milliseconds between attempts while OpenMeter refuses the publisher itself: 401, 403, 404, a "
+        "redirect, or a refusal of an empty batch.",
     )
     claim_idle_ms: int = Field(
         default=60_000,
         ge=100,
         le=3_600_000,
-        description="Milliseconds after which the entries of a publisher that has gone silent are taken over.",
+        description="Milliseconds without activity after which other publishers take over the entries of a publisher.",
     )
     stop_grace_ms: int = Field(
-        default=10_000, ge=0, le=300_000, description="Milliseconds that a stop waits for what has been read already."
+        default=10_000,
+        ge=0,
+        le=300_000,
+        description="Milliseconds that a stop waits for the delivery of entries that were read.",
     )
     retain_s: int = Field(
         default=10_800,
         ge=0,
         le=604_800,
-        description="Seconds for which accepted events are kept in Valkey, so that the audit can send again what"
-        " OpenMeter has lost; 0: not at all. Keep it well below sink.dedupe.config.expiration, 24 h by default: sent"
-        " again after that, an event counts twice. An event takes about 300 bytes: at 100 requests per second three"
-        " hours are some 300 MB. Where Valkey runs out of memory, what is kept is dropped first.",
+        description="Seconds for which Valkey keeps accepted events, so that the audit can send events again that "
+        "OpenMeter lost. 0: none. Keep it well below sink.dedupe.config.expiration (24 h by default): an "
+        "event that is sent again after that counts twice. An event takes about 300 bytes: at 100 "
+        "requests per second three hours take some 300 MB. If Valkey runs out of memory, these events are "
+        "dropped first.",
     )
     retain_entries_max: int = Field(
         default=100_000,
         ge=1,
         le=10_000_000,
-        description="Most outbox entries that are kept for each partition, of one to several hundred events each.",
+        description="Most outbox entries that each partition keeps, with one to several hundred events each.",
     )
     query_timeout_ms: int = Field(
-        default=30_000, ge=100, le=600_000, description="Milliseconds that one question for usage may take."
+        default=30_000, ge=100, le=600_000, description="Milliseconds that one usage query may take."
     )
 
     @model_validator(mode="after")

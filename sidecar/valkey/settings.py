@@ -26,10 +26,10 @@ class ValkeyTlsSettings(Model):
 
     verify: bool = Field(default=True, description="Check the server's certificate and name.")
     ca_file: FilePath | None = Field(
-        default=None, description="PEM file with the authorities, instead of the system's."
+        default=None, description="PEM file with the authorities. Without it the system's authorities count."
     )
     certificate_file: FilePath | None = Field(default=None, description="PEM file with the gateway's own certificate.")
-    key_file: FilePath | None = Field(default=None, description="PEM file with its private key.")
+    key_file: FilePath | None = Field(default=None, description="PEM file with the private key of that certificate.")
 
     @model_validator(mode="after")
     def _pair_is_complete(self) -> ValkeyTlsSettings:
@@ -42,6 +42,7 @@ class ValkeyEmbeddedSettings(Model):
 
     appendfsync: Literal["always", "everysec", "no"] = Field(
         default="everysec",
-        description="How often it writes through to the disk, hence what a crash of the machine may lose: nothing, one "
-        "second, or what the kernel holds. A crash of the gateway loses nothing.",
+        description="How often the server writes to the disk. A crash of the machine loses nothing with `always`, one "
+        "second with `everysec`, and the data that the kernel has not written with `no`. A crash of the "
+        "gateway loses nothing.",
     )

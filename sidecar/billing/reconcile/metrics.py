@@ -57,15 +57,17 @@ class BillingCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         m = self._metrics
         reconciles = CounterMetricFamily(
-            "sidecar_reconciles", "Accounts read from Lago, by what came of it.", labels=["result"]
+            "sidecar_reconciles", "Readings of accounts from Lago, by result.", labels=["result"]
         )
         for result, count in sorted(m.reconciles.items()):
             reconciles.add_metric([result], count)
         yield reconciles
-        yield CounterMetricFamily("sidecar_reconcile_seconds", "Time spent on that.", value=m.reconcile_seconds)
+        yield CounterMetricFamily(
+            "sidecar_reconcile_seconds", "Time spent on readings of accounts.", value=m.reconcile_seconds
+        )
         alerts = GaugeMetricFamily(
             "sidecar_reconcile_alerts",
-            "What somebody should look at, by kind; the log names the account.",
+            "Findings that a person should check, by kind. The log names the account.",
             labels=["kind"],
         )
         for kind, count in sorted(m.alerts_by_kind().items()):
@@ -73,20 +75,24 @@ class BillingCollector(Collector):
         yield alerts
         yield GaugeMetricFamily(
             "sidecar_doorbells_waiting",
-            "Reload requests that wait: accounts and plans to be read.",
+            "Reload requests that are not handled yet.",
             value=m.reload_requests_waiting,
         )
         yield GaugeMetricFamily(
             "sidecar_doorbells_oldest_seconds",
-            "Age of the oldest reload request that waits.",
+            "Age of the oldest reload request.",
             value=m.reload_requests_oldest_s,
         )
         yield CounterMetricFamily("sidecar_sweeps", "Sweeps over all customers.", value=m.sweeps)
-        yield GaugeMetricFamily("sidecar_sweep_duration_seconds", "Of the last sweep.", value=m.sweep_seconds)
-        yield GaugeMetricFamily("sidecar_sweep_lago_requests", "Requests of the last sweep.", value=m.sweep_requests)
-        yield GaugeMetricFamily("sidecar_sweep_accounts", "Accounts that it saw.", value=m.sweep_accounts)
-        yield GaugeMetricFamily("sidecar_sweep_accounts_read", "Accounts that it read in full.", value=m.sweep_read)
-        yield GaugeMetricFamily("sidecar_sweep_timestamp_seconds", "When the last sweep ended.", value=m.swept_at_s)
+        yield GaugeMetricFamily("sidecar_sweep_duration_seconds", "Duration of the last sweep.", value=m.sweep_seconds)
+        yield GaugeMetricFamily(
+            "sidecar_sweep_lago_requests", "Requests to Lago of the last sweep.", value=m.sweep_requests
+        )
+        yield GaugeMetricFamily("sidecar_sweep_accounts", "Accounts that the last sweep saw.", value=m.sweep_accounts)
+        yield GaugeMetricFamily(
+            "sidecar_sweep_accounts_read", "Accounts that the last sweep read in full.", value=m.sweep_read
+        )
+        yield GaugeMetricFamily("sidecar_sweep_timestamp_seconds", "End of the last sweep.", value=m.swept_at_s)
         yield GaugeMetricFamily(
             "sidecar_funds_age_seconds", "Age of the oldest reading of an account.", value=m.oldest_reading_s
         )

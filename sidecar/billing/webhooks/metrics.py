@@ -45,13 +45,13 @@ class WebhookCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         counts = self._metrics
         taken = CounterMetricFamily(
-            "sidecar_webhooks", "Webhooks of Lago by type and by what was done.", labels=["type", "result"]
+            "sidecar_webhooks", "Webhooks of Lago by type and result.", labels=["type", "result"]
         )
         for (label, result), count in list(counts.taken.items()):
             taken.add_metric([label, result], count)
         yield taken
         refused = CounterMetricFamily(
-            "sidecar_webhook_refusals", "Requests to the webhook address that were refused.", labels=["reason"]
+            "sidecar_webhook_refusals", "Refused requests to the webhook endpoint.", labels=["reason"]
         )
         for reason, count in list(counts.refused.items()):
             refused.add_metric([reason], count)
@@ -63,7 +63,7 @@ class WebhookCollector(Collector):
             buckets.append((bound, float(total)))
         yield HistogramMetricFamily(
             "sidecar_webhook_duration_seconds",
-            "From the head of a webhook to its answer.",
+            "Time from the head of a webhook to its answer.",
             buckets,
             counts.seconds_total,
         )
@@ -71,5 +71,5 @@ class WebhookCollector(Collector):
             "sidecar_webhook_key_fetches", "Fetches of Lago's public key.", value=counts.key_fetches
         )
         yield CounterMetricFamily(
-            "sidecar_webhook_key_failures", "Those of them that failed.", value=counts.key_failures
+            "sidecar_webhook_key_failures", "Failed fetches of Lago's public key.", value=counts.key_failures
         )

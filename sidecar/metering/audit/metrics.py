@@ -57,25 +57,25 @@ class AuditCollector(Collector):
         counts = self._metrics
         for name, text, value in (
             ("missing_units", "Units that the ledger has charged and OpenMeter lacks.", counts.missing_units),
-            ("surplus_units", "Units that OpenMeter has beyond what the ledger charged.", counts.surplus_units),
+            ("surplus_units", "Units that OpenMeter has and the ledger did not charge.", counts.surplus_units),
             (
                 "unrecoverable_units",
-                "Missing units whose events are no longer kept, or do not count though sent again.",
+                "Missing units whose events are no longer kept, or do not count although they were sent again.",
                 counts.unrecoverable_units,
             ),
             (
                 "pending_units",
-                "Units of hours that are over that wait in the outbox or among the dead letters.",
+                "Units of past hours that are in the outbox or in dead letters.",
                 counts.pending_units,
             ),
-            ("hours_agreed", "Compared hours in which OpenMeter has what the ledger has.", counts.hours_agreed),
-            ("hours_open", "Compared hours in which it has not, or is not known to.", counts.hours_open),
+            ("hours_agreed", "Compared hours in which OpenMeter and the ledger agree.", counts.hours_agreed),
+            ("hours_open", "Compared hours in which they differ, or could not be compared.", counts.hours_open),
         ):
             yield GaugeMetricFamily(f"sidecar_audit_{name}", text, value=value)
         if counts.last_audit_s is not None:
             yield GaugeMetricFamily(
                 "sidecar_audit_age_seconds",
-                "Time since the last comparison of the ledger with OpenMeter that came to its end.",
+                "Time since the last complete comparison of the ledger with OpenMeter.",
                 value=max(0.0, self._now_s() - counts.last_audit_s),
             )
         yield CounterMetricFamily(
@@ -84,6 +84,4 @@ class AuditCollector(Collector):
         yield CounterMetricFamily(
             "sidecar_audit_runs", "Comparisons of the ledger with OpenMeter.", value=counts.audits
         )
-        yield CounterMetricFamily(
-            "sidecar_audit_failures", "Comparisons that could not do all of their work.", value=counts.failures
-        )
+        yield CounterMetricFamily("sidecar_audit_failures", "Comparisons that were incomplete.", value=counts.failures)

@@ -246,7 +246,7 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
         SMALLEST + "ledger:\n  heartbeat_ms: 4000\n",
         [
             "gateway.yaml:3: ledger.instance_ttl_ms: must be at least three times heartbeat_ms: "
-            "one lost heartbeat is no death"
+            "a process may lose one heartbeat"
         ],
     ),
     "open without a spool": (
