@@ -5,7 +5,9 @@ A block is fenced as ```` ```sh ```` and a word that says where it runs:
 * no word: here, in the order of its page, in one bash for the page. A ``text`` block after it is what it prints;
 * ``stays``: here, in the background until the page ends, since the program runs until it is stopped;
 * ``tools``: here, with small numbers, where the system's packages that it names are installed;
-* ``cluster``: in ``make test-cluster``; here only its syntax, and what it names, is looked at;
+* ``cluster``: needs a Kubernetes cluster. Its steps, with the tests' own image and stand-ins, are those of
+  ``make test-cluster``; here its syntax is checked, and ``tests/deploy`` checks what it names;
+* ``machine``: needs a machine of its own, with systemd or Docker. It is checked like ``cluster`` and run by nobody;
 * ``ci``: the command that ``.ci/run`` gives.
 """
 
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-WHERE: Final = ("", "stays", "tools", "cluster", "ci")
+WHERE: Final = ("", "stays", "tools", "cluster", "machine", "ci")
 _FENCE: Final = re.compile(r"^```([a-z]*)[ ]?([a-z-]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
