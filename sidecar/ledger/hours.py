@@ -1,4 +1,4 @@
-"""Reads the ledger's counts of an hour, over all homes (docs/ledger.md, "Hours and what was sent").
+"""Reads the ledger's counts of an hour, over all home partitions (docs/ledger.md, "Hours and what was sent").
 
 An hour is a number, counted from 1970. One that is over does not change any more, unless Valkey's clock goes back or
 its data does; a total tells cheaply whether it did.
@@ -46,7 +46,7 @@ end
 
 @dataclass(frozen=True, slots=True)
 class HourTotal:
-    """``counts``: how many pairs of account and metric, once for each home; ``units``: their sum."""
+    """``counts``: how many pairs of account and metric, once for each home partition; ``units``: their sum."""
 
     counts: int
     units: int

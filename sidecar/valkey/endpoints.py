@@ -15,13 +15,13 @@ CONNECT_TIMEOUT_S = 2.0
 
 
 class SingleEndpoints:
-    """One primary: embedded, a server, or what the Sentinels say it is. An instance has one home, so one link."""
+    """One primary: embedded, a server, or what the Sentinels report. One home partition, so one link."""
 
     def __init__(self, topology: Embedded | Standalone | Sentinel) -> None:
         self._topology = topology
         self._tls = _Tls(None if isinstance(topology, Embedded) else topology.tls)
 
-    def homes(self, instance: str, partitions: int) -> list[int]:
+    def home_partitions(self, instance: str, partitions: int) -> list[int]:
         return [crc32(instance.encode()) % partitions]
 
     async def connect(self, partition_key: str) -> RespConnection:
@@ -37,7 +37,7 @@ class SingleEndpoints:
 
 
 class ClusterEndpoints:
-    """Every partition is a home of its own, on whatever primary has its slot now.
+    """Every partition is a home partition, on whatever primary has its slot now.
 
     Whoever comes back for a partition has lost what the map of slots gave it, so the map is read anew; but once for all
     partitions that lost the same server, not sixteen times.
@@ -51,7 +51,7 @@ class ClusterEndpoints:
         self._used: dict[str, int] = {}
         self._lock = asyncio.Lock()
 
-    def homes(self, instance: str, partitions: int) -> list[int]:
+    def home_partitions(self, instance: str, partitions: int) -> list[int]:
         return list(range(partitions))
 
     async def connect(self, partition_key: str) -> RespConnection:

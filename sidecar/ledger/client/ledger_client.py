@@ -21,9 +21,9 @@ ACCOUNT_KEYS_MAX = 200_000
 
 
 class Endpoints(Protocol):
-    """Where the partitions live. ``homes``: one for a single server, all partitions for a cluster."""
+    """Where the partitions live. ``home_partitions``: one for a single server, all partitions for a cluster."""
 
-    def homes(self, instance: str, partitions: int) -> list[int]: ...
+    def home_partitions(self, instance: str, partitions: int) -> list[int]: ...
 
     async def connect(self, partition_key: str) -> RespConnection:
         """A new connection to the server that now holds ``partition_key``.
@@ -66,21 +66,21 @@ class LedgerClient:
 
     def start(self) -> None:
         """Connects in the background; holds are UNAVAILABLE until it has."""
-        homes = self._endpoints.homes(self.instance, self.keys.partitions)
-        self._links = [self._make_link(home) for home in homes]
+        home_partitions = self._endpoints.home_partitions(self.instance, self.keys.partitions)
+        self._links = [self._make_link(home_partition) for home_partition in home_partitions]
         self._only = self._links[0] if len(self._links) == 1 else None
-        by_home = {link.home: link for link in self._links}
-        self._by_partition = [self._only or by_home[partition] for partition in range(self.keys.partitions)]
+        by_home_partition = {link.home_partition: link for link in self._links}
+        self._by_partition = [self._only or by_home_partition[partition] for partition in range(self.keys.partitions)]
         for link in self._links:
             link.start()
         self._tasks.append(asyncio.get_running_loop().create_task(self._beat()))
 
-    def _make_link(self, home: int) -> Link:
-        anchor = self.keys.instance(home, self.instance)
+    def _make_link(self, home_partition: int) -> Link:
+        anchor = self.keys.instance(home_partition, self.instance)
         return Link(
-            instance=self.instance, home=home, keys=self.keys, connect=lambda: self._endpoints.connect(anchor),
-            settings=self._settings, views=self.views, versions=self._versions,
-            account_keys=self._account_key, counters=self.counters,
+            instance=self.instance, home_partition=home_partition, keys=self.keys,
+            connect=lambda: self._endpoints.connect(anchor), settings=self._settings, views=self.views,
+            versions=self._versions, account_keys=self._account_key, counters=self.counters,
         )  # fmt: skip
 
     def _account_key(self, account: str) -> bytes:

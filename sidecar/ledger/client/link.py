@@ -93,26 +93,26 @@ Connect = Callable[[], Awaitable[RespConnection]]
 
 
 class Link:
-    """``connect`` opens a connection to the server that holds ``home`` (and finds out anew which one that is)."""
+    """``connect`` finds out which server has ``home_partition`` and opens a connection to it."""
 
     def __init__(
-        self, *, instance: str, home: int, keys: Keys, connect: Connect, settings: LinkSettings,
+        self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, settings: LinkSettings,
         views: dict[str, AccountView], versions: dict[str, int], account_keys: Callable[[str], bytes],
         counters: LedgerCounters,
     ) -> None:  # fmt: skip
         self.instance = instance
-        self.home = home
+        self.home_partition = home_partition
         self.epoch = 0
         self.settings = settings
         self.counters = counters
-        self.origin = f"{instance}.{home:02d}"
+        self.origin = f"{instance}.{home_partition:02d}"
         self._connect = connect
         self._views = views
         self._versions = versions
         self._account_keys = account_keys
-        self._registration = Registration.of(instance, home, keys, SILENCE_S)
+        self._registration = Registration.of(instance, home_partition, keys, SILENCE_S)
         self._function = function("batch")
-        self._first_keys = [bulk(self._registration.instance_key), bulk(keys.outbox(home).encode())]
+        self._first_keys = [bulk(self._registration.instance_key), bulk(keys.outbox(home_partition).encode())]
         self._operations_max = min(settings.operations_max, PARTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._connection: RespConnection | None = None

@@ -25,8 +25,10 @@ class Registration:
     answer_s: float
 
     @classmethod
-    def of(cls, instance: str, home: int, keys: Keys, answer_s: float) -> Registration:
-        return cls(instance, keys.instance(home, instance).encode(), keys.alive(home).encode(), answer_s)
+    def of(cls, instance: str, home_partition: int, keys: Keys, answer_s: float) -> Registration:
+        return cls(
+            instance, keys.instance(home_partition, instance).encode(), keys.alive(home_partition).encode(), answer_s
+        )
 
     async def register(self, connection: RespConnection) -> tuple[int, int]:
         """Enters, or enters again. Answers the new epoch and the number of the last batch.

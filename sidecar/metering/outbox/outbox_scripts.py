@@ -1,4 +1,4 @@
-"""The scripts of the outbox. All keys of one call belong to one partition, so each call has one home on a cluster.
+"""The scripts of the outbox. All keys of one call belong to one partition, so each call has one server on a cluster.
 
 They run by EVAL: that is routed by its keys without asking the server, and its reply has one shape in all protocol
 versions. Reading is left to plain XREADGROUP, since Lua would copy every event once more on the server's only thread.

@@ -1,4 +1,4 @@
-"""Hours as they are read over all homes, page by page, and what is noted beside the counts."""
+"""Hours as they are read over all home partitions, page by page, and what is noted beside the counts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def hours(valkey: redis.Redis) -> AsyncIterator[Hours]:
         yield Hours(client, KEYS)
 
 
-def count(valkey: redis.Redis, home: int, account: str, units: int, metric: str = "api_calls") -> None:
-    valkey.hincrby(KEYS.hour(home, HOUR), f"{KEYS.account(account)}\0{metric}", units)
+def count(valkey: redis.Redis, home_partition: int, account: str, units: int, metric: str = "api_calls") -> None:
+    valkey.hincrby(KEYS.hour(home_partition, HOUR), f"{KEYS.account(account)}\0{metric}", units)
 
 
 async def test_an_hour_that_was_not_counted_has_no_counts(hours: Hours) -> None:

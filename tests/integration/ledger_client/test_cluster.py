@@ -1,4 +1,4 @@
-"""The same ledger on a Valkey Cluster of three primaries: one home a partition, and slots that move under load."""
+"""The same ledger on a Valkey Cluster of three primaries: one link a partition, and slots that move under load."""
 
 from __future__ import annotations
 

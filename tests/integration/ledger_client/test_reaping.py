@@ -83,7 +83,7 @@ async def test_a_zombie_charges_what_it_had_under_way_once_and_gives_back_nothin
         client_of(at(proxy.listening_port)) as other,
     ):
         settled, released, stays = [await ask(zombie, "tpp") for _ in range(3)]
-        await control.zrem(KEYS.alive(zombie._links[0].home), other.instance)  # this one is not reaped here
+        await control.zrem(KEYS.alive(zombie._links[0].home_partition), other.instance)  # this one is not reaped here
         assert await _dead_for_ttl(control) >= 1
         others = [await ask(other, "tpp") for _ in range(4)]
         zombie.settle(settled, event_of(settled))
@@ -132,7 +132,7 @@ async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_register
     await load(control, {"tpp": 10})
     async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as client:
         held = await ask(client, "tpp")
-        await control.hincrby(KEYS.instance(client._links[0].home, client.instance), "e", 1)
+        await control.hincrby(KEYS.instance(client._links[0].home_partition, client.instance), "e", 1)
         assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
         client.settle(held, event_of(held))
     totals = await read_totals(control, KEYS, ["tpp"])
@@ -142,11 +142,11 @@ async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_register
 
 async def test_one_dead_client_that_cannot_be_reaped_keeps_no_other_from_it(control: Redis, proxy: FaultProxy) -> None:
     await load(control, {"bad": 5, "good": 5})
-    homes = []
+    home_partitions = []
     for instance, account in (("aaa", "bad"), ("zzz", "good")):
         async with client_of(at(proxy.listening_port), leave=False, instance=instance) as client:
             await ask(client, account)
-            homes.append(client._links[0].home)
+            home_partitions.append(client._links[0].home_partition)
     state = await control.hget(KEYS.account("bad"), "state")
     await control.hset(KEYS.account("bad"), "state", msgpack.packb("nonsense"))
     assert await _dead_for_ttl(control) == 1

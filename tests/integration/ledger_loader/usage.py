@@ -14,7 +14,7 @@ from tests.support.ledger_driver import acall_batch, one_answer, one_group
 
 
 class Usage:
-    """One gateway process with a home in every partition that it is asked about."""
+    """One gateway process with a home partition in every partition that it is asked about."""
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client

@@ -44,23 +44,23 @@ class Charges:
     seq: int = 0
     charged: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def charge(self, account: str, *units: int, metric: str = "api_calls", home: int | None = None) -> None:
-        """A late settle of each, in one batch of the account's own home, or of another."""
+    def charge(self, account: str, *units: int, metric: str = "api_calls", home_partition: int | None = None) -> None:
+        """A late settle of each, in one batch of the account's own partition, or of another."""
         batch = Batch(0)
         for each in units:
             batch.group(account, metric).late += each
             batch.events.append(event_of(account, each, metric))
             self.charged[account, metric] = self.charged.get((account, metric), 0) + each
-        self._send(batch, self.keys.partition(account) if home is None else home)
+        self._send(batch, self.keys.partition(account) if home_partition is None else home_partition)
 
-    def _send(self, batch: Batch, home: int) -> None:
+    def _send(self, batch: Batch, home_partition: int) -> None:
         self.seq += 1
         batch.number = self.seq
         more, arguments = encode(
-            batch, f"gw.{home:02d}", 1000, {}, lambda account: bulk(self.keys.account(account).encode())
+            batch, f"gw.{home_partition:02d}", 1000, {}, lambda account: bulk(self.keys.account(account).encode())
         )
         plain = [key.split(b"\r\n")[1] for key in more]
-        names = [self.keys.instance(home, "gw").encode(), self.keys.outbox(home).encode(), *plain]
+        names = [self.keys.instance(home_partition, "gw").encode(), self.keys.outbox(home_partition).encode(), *plain]
         if self.now_ms is not None:
             self.valkey.set(CLOCK_KEY, self.now_ms * 1000)
         call_batch(self.valkey, text_of("batch", movable_clock=self.now_ms is not None), names, *arguments)

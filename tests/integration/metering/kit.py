@@ -77,10 +77,10 @@ def fill(
     for number in range(entries):
         partition = number % keys.partitions
         count = events(number)
-        home = f"{origin}.{partition}"
+        batch_origin = f"{origin}.{partition}"
         rows = [event(f"tpp-{(number + i) % 7}", units=1 + i % 3) for i in range(count)]
-        pipeline.xadd(keys.outbox(partition), entry(home, number, rows))
-        ids |= {f"{home}.{number}.{i}" for i in range(count)}
+        pipeline.xadd(keys.outbox(partition), entry(batch_origin, number, rows))
+        ids |= {f"{batch_origin}.{number}.{i}" for i in range(count)}
     pipeline.execute()
     return ids
 

@@ -65,7 +65,7 @@ async def test_what_was_delivered_agrees_and_is_not_asked_for_again(
 ) -> None:
     for number, account in enumerate(ACCOUNTS):
         charges.charge(account, 1, 2, number + 1)
-        charges.charge(account, 7, home=(number + 1) % keys.partitions)
+        charges.charge(account, 7, home_partition=(number + 1) % keys.partitions)
     await deliver(client, valkey, keys, url)
     queries: list[str] = []
     async with Server(noting_queries(meter, queries)) as server, auditing(client, keys, settings(server.url)) as audits:
