@@ -35,11 +35,11 @@ log = get_logger("sidecar.ledger")
 
 RECONNECT_S_MIN, RECONNECT_S_MAX = 0.02, 1.0
 RETRY_S = 0.05
-"""Pause before a batch is repeated that the server turned away (loading, out of memory, a slot that moves)."""
-SILENCE_S = 2.0
-"""A connection that answers nothing, or turns the same batch away, for so long is given up."""
-COMPLAIN_S = 10.0
-"""Pause between two log lines about the same trouble."""
+"""Pause before a batch is repeated that the server refused (loading, out of memory, a slot that moves)."""
+NO_REPLY_TIMEOUT_S = 2.0
+"""A connection without a reply, or with nothing but refusals of the same batch, for so long is closed."""
+WARNING_INTERVAL_S = 10.0
+"""Shortest time between two of a link's warnings."""
 VIEWS_MAX = 200_000
 ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -47,9 +47,10 @@ _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
 _NO_SUMMARY: Final[list[Any]] = [False, -1, -1]
 _NOT_LOADED: Final = "ERR Function not found"
 
-# Replies after which nothing was done and the same batch can be sent again: elsewhere, or here a little later.
-_ELSEWHERE = frozenset({"MOVED", "READONLY", "NOAUTH"})
-_LATER = frozenset({
+# Error replies after which nothing was done and the same batch can be sent again: through a new connection, or through
+# this one after RETRY_S.
+_RECONNECT_ERRORS = frozenset({"MOVED", "READONLY", "NOAUTH"})
+_RETRY_ERRORS = frozenset({
     "ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "TRYAGAIN",
     "UNBLOCKED",
 })  # fmt: skip
@@ -110,7 +111,7 @@ class Link:
         self._views = views
         self._versions = versions
         self._account_keys = account_keys
-        self._registration = Registration.of(instance, home_partition, keys, SILENCE_S)
+        self._registration = Registration.of(instance, home_partition, keys, NO_REPLY_TIMEOUT_S)
         self._function = function("batch")
         self._first_keys = [bulk(self._registration.instance_key), bulk(keys.outbox(home_partition).encode())]
         self._operations_max = min(settings.operations_max, PARTS_MAX)
@@ -123,14 +124,14 @@ class Link:
         self._flight_bytes: tuple[list[bytes], list[bytes]] = ([], [])
         self._flight_sent = 0.0
         self._flight_began = 0.0
-        self._turned_away_since = 0.0
+        self._refused_since = 0.0
         self._answered = False
         self._scheduled = False
-        self._lingering = False
+        self._flush_scheduled = False
         self._failures = 0
         self._open_until = 0.0
         self._overdue = False
-        self._complained = float("-inf")
+        self._last_warning = float("-inf")
         self._watch: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._maintainer: asyncio.Task[None] | None = None
@@ -190,14 +191,14 @@ class Link:
         assert hold.open, hold
         hold.open = False
         self.counters.settles += 1
-        self._gather_unhurried().add_settle(hold, event)
+        self._pending_with_delay().add_settle(hold, event)
 
     def release(self, hold: Hold) -> None:
         """Gives a granted hold back."""
         assert hold.open, hold
         hold.open = False
         self.counters.releases += 1
-        self._gather_unhurried().add_release(hold)
+        self._pending_with_delay().add_release(hold)
 
     def settle_late(self, hold: Hold, event: Event) -> None:
         """Charges units for which no hold exists (a spool's); the hold's idempotency key makes a repetition harmless.
@@ -219,25 +220,25 @@ class Link:
             self._loop.call_soon(self._flush)
         return batch
 
-    def _gather_unhurried(self) -> Batch:
-        """For what nobody waits for: it goes with the next hold, or after a little while."""
+    def _pending_with_delay(self) -> Batch:
+        """For operations without a waiting caller: they go with the next hold, or after ``settle_delay_s``."""
         if not self.settings.settle_delay_s:
             return self._gather()
         batch = self._pending
         if batch.epoch != self.epoch:
             batch.enter_epoch(self.epoch)
         if not self._scheduled and self._flight is None:
-            self._linger()
+            self._schedule_flush()
         return batch
 
-    def _linger(self) -> None:
-        # A timer is never taken back: at worst it comes early for what was gathered after an earlier flush.
-        if not self._lingering:
-            self._lingering = True
-            self._loop.call_later(self.settings.settle_delay_s, self._lingered)
+    def _schedule_flush(self) -> None:
+        # The timer is never cancelled: at worst it flushes early what was gathered after another flush.
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_later(self.settings.settle_delay_s, self._delayed_flush)
 
-    def _lingered(self) -> None:
-        self._lingering = False
+    def _delayed_flush(self) -> None:
+        self._flush_scheduled = False
         self._flush()
 
     def _flush(self) -> None:
@@ -311,7 +312,7 @@ class Link:
             self._failures = 0
             self._open_until = 0.0
         self._overdue = False
-        self._turned_away_since = 0.0
+        self._refused_since = 0.0
         registered, _now_us, answers, singles = decode(reply)
         if not registered:
             self._lose_epoch(batch.epoch)
@@ -330,7 +331,7 @@ class Link:
         if self._pending.asked or self._queue or not self.settings.settle_delay_s:
             self._flush()
         elif self._pending.operations:
-            self._linger()
+            self._schedule_flush()
 
     def _deliver(self, holds: list[Hold], summary: list[Any], answers: list[Any], at: int, batch: Batch) -> None:
         """Holds of one account. ``summary``: info, what the rate leaves, what the day leaves. ``answers``: code, x and
@@ -370,7 +371,7 @@ class Link:
             view = AccountView.from_info(orjson.loads(info))
         except (ValueError, KeyError, TypeError) as error:
             # Written by somebody else's loader. What it says is for headers; the hold stands without it.
-            self._complain("an account's info cannot be read", account=account, error=repr(error)[:200])
+            self._warn_limited("an account's info cannot be read", account=account, error=repr(error)[:200])
             self._views.pop(account, None)
             self._versions.pop(account, None)
             return
@@ -397,14 +398,14 @@ class Link:
             assert self._connection is not None
             command = encode_command([b"FUNCTION", b"LOAD", b"REPLACE", self._function.library])
             self._connection.send(command, partial(self._on_loaded, batch))
-        elif word in _ELSEWHERE:
-            self._complain("Valkey turned a batch away", error=message[:200])
+        elif word in _RECONNECT_ERRORS:
+            self._warn_limited("Valkey refused a batch", error=message[:200])
             self._drop_connection()  # another server has the partition now; the maintainer finds it
-        elif word in _LATER:
+        elif word in _RETRY_ERRORS:
             now = self._loop.time()
-            self._complain("Valkey turned a batch away", error=message[:200])
-            self._turned_away_since = self._turned_away_since or now
-            if now - self._turned_away_since > SILENCE_S:
+            self._warn_limited("Valkey refused a batch", error=message[:200])
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > NO_REPLY_TIMEOUT_S:
                 self._drop_connection()
             else:
                 self._retry = self._loop.call_later(RETRY_S, self._resend)
@@ -490,7 +491,7 @@ class Link:
         delay = RECONNECT_S_MIN
         while not self._closing:
             connection: RespConnection | None = None
-            of_use = False
+            worked = False
             try:
                 connection = await self._connect()
                 await self._enter(connection)
@@ -501,23 +502,23 @@ class Link:
                 log.exception("cannot connect to Valkey", link=self.origin)
                 self._overdue = True
             else:
-                of_use = await self._serve(connection)
+                worked = await self._serve(connection)
             finally:
                 if connection is not None:
                     connection.close()
-            if of_use:
+            if worked:
                 delay = RECONNECT_S_MIN
             elif not self._closing:
                 await asyncio.sleep(delay * (0.5 + random.random()))  # noqa: S311  jitter, not a secret
                 delay = min(delay * 2, RECONNECT_S_MAX)
 
     async def _serve(self, connection: RespConnection) -> bool:
-        """Lets the link use the connection until it is lost. Whether it was of use, so that it is replaced at once."""
+        """Lets the link use the connection until it is lost. Whether it worked, so that it is replaced at once."""
         began = self._loop.time()
         self._answered = False
         self.counters.reconnects += 1
         self._connection = connection
-        self._turned_away_since = 0.0
+        self._refused_since = 0.0
         self._ready.set()
         if self._flight is not None:
             self.counters.resent += 1
@@ -526,17 +527,17 @@ class Link:
             self._flush()
         await connection.lost.wait()
         if not self._closing:
-            self._complain("connection to Valkey lost", server=str(connection.address))
+            self._warn_limited("connection to Valkey lost", server=str(connection.address))
         return self._answered or self._loop.time() - began > RECONNECT_S_MAX
 
     def _mark_down(self, reason: str) -> None:
-        self._complain("Valkey is out of reach", error=reason)
+        self._warn_limited("Valkey is out of reach", error=reason)
         self._overdue = True
 
-    def _complain(self, what: str, **details: str) -> None:
+    def _warn_limited(self, what: str, **details: str) -> None:
         now = self._loop.time()
-        if now - self._complained > COMPLAIN_S:
-            self._complained = now
+        if now - self._last_warning > WARNING_INTERVAL_S:
+            self._last_warning = now
             log.warning(what, link=self.origin, **details)
 
     async def _enter(self, connection: RespConnection) -> None:
@@ -561,7 +562,7 @@ class Link:
         try:
             await self._enter(connection)
         except LedgerConnectionError as error:
-            self._complain("this instance was reaped and cannot register", error=str(error))
+            self._warn_limited("this instance was reaped and cannot register", error=str(error))
             connection.close()  # the maintainer tries again
         finally:
             self._entry = None
@@ -572,14 +573,14 @@ class Link:
         connection, epoch = self._connection, self.epoch
         if connection is None or connection.closed or not epoch:
             return
-        if self._flight is not None and self._loop.time() - self._flight_sent > SILENCE_S:
+        if self._flight is not None and self._loop.time() - self._flight_sent > NO_REPLY_TIMEOUT_S:
             self._drop_connection()  # a server that hangs sends no reset; a new connection repeats the batch in doubt
             return
         try:
             if not await self._registration.heartbeat(connection, epoch):
                 self._lose_epoch(epoch)
         except LedgerConnectionError as error:
-            self._complain("no heartbeat", error=str(error))
+            self._warn_limited("no heartbeat", error=str(error))
             connection.close()  # the maintainer connects anew, perhaps to another server
 
     def _drop_connection(self) -> None:
