@@ -166,7 +166,7 @@ class DataPlane:
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         if at_once:
-            self.gateway.hurry()
+            self.gateway.skip_drain_delay()
         return self._draining
 
     async def _drain(self) -> bool:

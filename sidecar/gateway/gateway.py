@@ -28,7 +28,7 @@ class Gateway(Owner):
         self.context = context
         self.connections: set[ClientConnection] = set()
         self._accepting = True
-        self._hurried = asyncio.Event()
+        self._delay_skipped = asyncio.Event()
         self._wanted: OriginalDestinations | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._sweeper: asyncio.Task[None] | None = None
@@ -81,7 +81,7 @@ class Gateway(Owner):
         self.context.draining = True
         if delay_s > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurried.wait(), delay_s)
+                await asyncio.wait_for(self._delay_skipped.wait(), delay_s)
         self._accepting = False
         for server in self._servers:
             server.close()
@@ -103,9 +103,9 @@ class Gateway(Owner):
         await self.context.destinations.close()
         return clean
 
-    def hurry(self) -> None:
-        """A drain waits no longer for clients that may still come."""
-        self._hurried.set()
+    def skip_drain_delay(self) -> None:
+        """Ends the delay of a drain, in which new connections are still served."""
+        self._delay_skipped.set()
 
     async def _sweep(self) -> None:
         settings = self.context.settings

@@ -131,7 +131,7 @@ async def test_a_delayed_drain_serves_those_who_come_late_and_tells_all_to_go(ga
             answer = await wire.response()
             assert (answer.status, answer.get(b"Connection")) == (200, b"close")
             assert await wire.ended() == b""
-        rig.gateway.hurry()
+        rig.gateway.skip_drain_delay()
         assert await draining
         with pytest.raises(ConnectionError):
             await rig.connect()
