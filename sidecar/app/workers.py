@@ -111,10 +111,10 @@ class Supervisor:
                 endpoints = AdminEndpoints(self._health, self._metrics, self._status, self._process, view, token)
                 admin = AdminServer("admin", config.admin.host, config.admin.listening_port, endpoints)
                 admin_port = await admin.start()
-                keepers = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+                restart_tasks = [asyncio.create_task(self._restart_when_ended(worker)) for worker in self._workers]
                 try:
                     async with health_server(config, self._health, self._metrics, self._drained) as health_port:
-                        await self._until_ready(keepers, stop)
+                        await self._until_ready(restart_tasks, stop)
                         if not stop.is_set():
                             further = tuple(listener.port for listener in config.listeners)
                             ready(Ports(admin_port, port, health_port, further))
@@ -125,11 +125,11 @@ class Supervisor:
                         self._begin_drain()
                         await stop.wait()
                 finally:
-                    clean = await self._stop_all(keepers)
+                    clean = await self._stop_all(restart_tasks)
                     await admin.close()
                 return clean
 
-    async def _keep(self, worker: Worker) -> int:
+    async def _restart_when_ended(self, worker: Worker) -> int:
         while True:
             await worker.start()
             if self._stopping:
@@ -144,10 +144,10 @@ class Supervisor:
             if self._stopping:
                 return 0
 
-    async def _until_ready(self, keepers: list[asyncio.Task[int]], stop: asyncio.Event) -> None:
+    async def _until_ready(self, restart_tasks: list[asyncio.Task[int]], stop: asyncio.Event) -> None:
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while not stop.is_set():
-            if any(keeper.done() for keeper in keepers):
+            if any(task.done() for task in restart_tasks):
                 raise SetupError("a worker could not start; see its message above")
             if all(worker.socket.exists() for worker in self._workers):
                 for worker in self._workers:
@@ -177,15 +177,15 @@ class Supervisor:
         finally:
             watching.cancel()
 
-    async def _stop_all(self, keepers: list[asyncio.Task[int]]) -> bool:
+    async def _stop_all(self, restart_tasks: list[asyncio.Task[int]]) -> bool:
         self._stopping = True
         for worker in self._workers:
             worker.tell(signal.SIGTERM)  # a terminal has sent them SIGINT already, and a second one would kill them
         grace_s = drain_s_max(self._config) + 10
-        _, late = await asyncio.wait(keepers, timeout=grace_s)
+        _, late = await asyncio.wait(restart_tasks, timeout=grace_s)
         for worker in self._workers:
             worker.kill()
-        codes = await asyncio.gather(*keepers, return_exceptions=True)
+        codes = await asyncio.gather(*restart_tasks, return_exceptions=True)
         # A worker that was told to stop before it had begun to listen to signals ends by the signal.
         return not late and all(code in (0, -signal.SIGTERM) for code in codes)
 
