@@ -103,9 +103,20 @@ class DataPlane:
     async def start(self, *, port: int | None = None, reuse_port: bool = False) -> int:
         """Connects and listens; returns the port. Valkey may be away: then requests are refused until it is back.
 
+        A start that fails takes down what has started: an instance that stays registered would look like a dead one.
+
         Raises:
             SetupError: the port cannot be bound, or the spool's directory cannot be written.
         """
+        try:
+            await self._start(port, reuse_port=reuse_port)
+        except BaseException:  # a cancelled start too
+            await self.gateway.drain(0)
+            await self._take_down()
+            raise
+        return self.port
+
+    async def _start(self, port: int | None, *, reuse_port: bool) -> None:
         config = self.config
         self.ledger.start()
         try:
@@ -126,7 +137,6 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         ttl_ms = config.ledger.instance_ttl_ms
         self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
-        return self.port
 
     async def _listen(
         self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool, setting: str
@@ -184,6 +194,12 @@ class DataPlane:
     async def stop(self, *, at_once: bool = True) -> bool:
         """Drains and takes everything down. False if something had to be cut off."""
         clean = await self.drain(at_once=at_once)
+        settled = await self._take_down()
+        log.info("stopped", drained=clean, settled=settled)
+        return clean and settled
+
+    async def _take_down(self) -> bool:
+        """False: the ledger has not confirmed all operations."""
         if self.unknown_accounts is not None:
             await self.unknown_accounts.close()
         for task in self._tasks:
@@ -199,5 +215,4 @@ class DataPlane:
         await self.identity.close()
         if self._access_log is not None:
             self._access_log.flush()
-        log.info("stopped", drained=clean, settled=settled)
-        return clean and settled
+        return settled

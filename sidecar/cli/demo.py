@@ -23,6 +23,7 @@ from sidecar.app.listen_fault import CannotListen
 from sidecar.app.serve import admin_server, key_store
 from sidecar.app.signals import stop_event
 from sidecar.basics.errors import SetupError
+from sidecar.basics.listening import listening_sockets
 from sidecar.cli.demo_guide import Running, print_guide, print_json, tell_usage
 from sidecar.cli.output import run_async
 from sidecar.config.errors import ConfigError
@@ -45,6 +46,7 @@ from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfi
 from sidecar.sandbox.server import Server, ServerError
 
 LOADED_S_MAX = 20
+LOOPBACK = "127.0.0.1"
 
 
 def register(app: typer.Typer) -> None:
@@ -80,13 +82,23 @@ def demo(
         clean = run_async(_demo(proxy_port, admin_port, valkey, period, json=json))
     except ServerError as error:
         raise SetupError(str(error)) from None
-    except CannotListen as error:
-        flag = "--admin-port" if error.setting == "admin.port" else "--proxy-port"
-        raise SetupError(error.said_of(flag)) from None
     sys.exit(0 if clean else 1)
 
 
+def _check_ports(**flags: int) -> None:
+    """Whether both can be had, before anything starts. Raises `SetupError`."""
+    with contextlib.ExitStack() as stack:
+        for flag, port in flags.items():
+            try:
+                for sock in listening_sockets(LOOPBACK, port):
+                    stack.enter_context(sock)
+                    sock.listen()
+            except OSError as error:
+                raise CannotListen(error, LOOPBACK, port, f"--{flag.replace('_', '-')}") from None
+
+
 async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: int | None, *, json: bool) -> bool:
+    _check_ports(proxy_port=proxy_port, admin_port=admin_port)
     stop = stop_event()
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-demo-")))

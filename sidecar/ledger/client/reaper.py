@@ -8,6 +8,7 @@ from typing import Any
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.scripts import script
@@ -32,16 +33,20 @@ async def reap(client: Any, keys: Keys, ttl_ms: int) -> int:
         for member in await client.zrangebyscore(alive, "-inf", now_ms - ttl_ms):
             instance = member.decode()
             try:
-                dead = await _reap_one(client, keys, partition, instance, ttl_ms)
+                accounts = await _reap_one(client, keys, partition, instance, ttl_ms)
             except ResponseError as error:
                 # One account that the script cannot read must not keep the others' holds.
-                log.error(
-                    "cannot release the holds of a dead gateway process", instance=instance, error=str(error)[:200]
-                )
+                log.error("cannot release the holds of a dead gateway process", instance=instance,
+                          error=reason_of(error)[:200])  # fmt: skip
                 continue
-            if dead:
-                reaped += 1
-                log.warning("a gateway process died, its holds are released", instance=instance, partition=partition)
+            if accounts is None:
+                continue
+            reaped += 1
+            if accounts:
+                log.warning("a gateway process died, its holds are released", instance=instance, partition=partition,
+                            accounts=accounts)  # fmt: skip
+            else:
+                log.info("a gateway process died without holds", instance=instance, partition=partition)
     return reaped
 
 
@@ -56,17 +61,20 @@ async def _time(client: Any, key: str) -> tuple[int, int]:
     return int(seconds), int(micros)
 
 
-async def _reap_one(client: Any, keys: Keys, partition: int, instance: str, ttl_ms: int) -> bool:
+async def _reap_one(client: Any, keys: Keys, partition: int, instance: str, ttl_ms: int) -> int | None:
+    """The number of accounts whose holds it gave back. None: the instance is alive."""
     key = keys.instance(partition, instance)
+    released: set[bytes] = set()
     while True:
         fields = await client.hkeys(key)
         accounts = sorted({field.split(b"\0", 1)[0] for field in fields if b"\0" in field})[:SHARES_MAX]
         arguments = [key, keys.alive(partition), *accounts]
         remain = await client.eval(script("reap").text, len(arguments), *arguments, instance, ttl_ms)
         if remain < 0:
-            return False
+            return None
+        released.update(accounts)
         if remain == 0:
-            return True
+            return len(released)
 
 
 async def keep_reaping(client: Any, keys: Keys, ttl_ms: int) -> None:
@@ -78,4 +86,4 @@ async def keep_reaping(client: Any, keys: Keys, ttl_ms: int) -> None:
         try:
             await reap(client, keys, ttl_ms)
         except CLIENT_ERRORS as error:
-            log.warning("releasing the holds of dead processes failed, it is tried again", error=str(error)[:200])
+            log.warning("releasing the holds of dead processes failed, it is tried again", error=reason_of(error)[:200])

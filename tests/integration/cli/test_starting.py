@@ -117,6 +117,26 @@ def test_a_port_in_use_is_named_with_its_setting(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("setting", ["listen", "listeners", "admin", "health", "spool"])
+def test_a_gateway_that_cannot_start_leaves_no_instance_in_the_ledger(
+    setting: str, taken: int, tmp_path: Path, url: str, valkey: redis.Redis
+) -> None:
+    """The other gateways would take it for a process that died, and say so."""
+    no_directory = tmp_path / "file"
+    no_directory.touch()
+    sections: dict[str, Any] = {
+        "listen": {"listen": {"host": "127.0.0.1", "port": taken}},
+        "listeners": {"listeners": [{"port": taken, "upstream": "http://127.0.0.1:9"}]},
+        "admin": {"admin": {"port": taken}},
+        "health": {"health": {"host": "127.0.0.1", "port": taken}},
+        "spool": {"ledger": {"on_ledger_failure": "open", "open": {"spool_directory": str(no_directory)}}},
+    }
+    ended = sidecar("run", "-c", configuration(tmp_path, url, **sections[setting]))
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
+    assert list(valkey.scan_iter("*alive")) == []
+    assert "Valkey lost" not in ended.stderr
+
+
 @pytest.mark.parametrize("flag", ["--proxy-port", "--admin-port"])
 def test_a_port_in_use_is_named_with_the_demo_s_flag(flag: str, taken: int) -> None:
     other = ({"--proxy-port", "--admin-port"} - {flag}).pop()
@@ -125,7 +145,15 @@ def test_a_port_in_use_is_named_with_the_demo_s_flag(flag: str, taken: int) -> N
     assert f"{taken} is in use" in ended.stderr
     assert flag in ended.stderr
     assert other not in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def test_the_demo_does_not_take_one_port_for_both_sides(taken: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = str(other.getsockname()[1])
+    ended = sidecar("demo", "--proxy-port", free, "--admin-port", free)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1), ended.stderr
+    assert f"--admin-port: port {free} is in use" in ended.stderr
 
 
 @pytest.mark.parametrize("flag", ["--port", "--health-port"])

@@ -8,6 +8,7 @@ import contextlib
 import msgpack
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from sidecar.ledger.client import reaper
 from sidecar.ledger.client.outcomes import Code
@@ -34,6 +35,24 @@ async def test_holds_of_a_client_that_crashed_come_back(control: Redis, proxy: F
     totals = await read_totals(control, KEYS, ["a", "b"])
     assert (totals.held, totals.settled, totals.alive) == ({"a": 0, "b": 0}, {}, frozenset())
     assert await _dead_for_ttl(control) == 0
+
+
+@pytest.mark.parametrize(
+    ("holds", "expected"),
+    [
+        (0, ("info", "a gateway process died without holds", None)),
+        (3, ("warning", "a gateway process died, its holds are released", 2)),
+    ],
+)
+async def test_a_dead_client_is_a_warning_only_if_it_kept_holds(
+    control: Redis, proxy: FaultProxy, holds: int, expected: tuple[str, str, int | None]
+) -> None:
+    await load(control, {"a": 5, "b": 5})
+    async with client_of(at(proxy.listening_port), leave=False) as client:
+        await asyncio.gather(*(ask(client, account) for account in "abb"[:holds]))
+    with capture_logs() as lines:
+        assert await _dead_for_ttl(control) == 1
+    assert [(line["log_level"], line["event"], line.get("accounts")) for line in lines] == [expected]
 
 
 async def test_a_client_with_holds_on_more_accounts_than_one_call_names_is_reaped_in_several(
