@@ -1,4 +1,4 @@
-"""What is said when an address cannot be listened on: the address, the reason, the setting to change."""
+"""The message when an address cannot be listened on: the address, the reason, the setting to change."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class CannotListen(SetupError):
     def __init__(self, error: OSError, host: str, port: int, setting: str) -> None:
         self.setting = setting
         self._error, self._host, self._port = error, host, port
-        super().__init__(self.said_of(setting))
+        super().__init__(self.message_for(setting))
 
-    def said_of(self, name: str) -> str:
+    def message_for(self, name: str) -> str:
         """The message for somebody who sets the port as ``name``: a key, or a flag of a command."""
         if self._error.errno == errno.EADDRINUSE:
             remedy = f"stop the other process or set {name} to a free port"

@@ -218,7 +218,7 @@ async def until_drained(config: Config, draining: Callable[[], bool], drained: C
     return True
 
 
-def _settle_memory() -> None:
+def _freeze_garbage_collector() -> None:
     """What the start made stays until the end: the collector need not look through it again and again. And requests
     leave no cycles behind (``tests/integration/gateway/test_garbage.py``), so it may come seldom.
     """
@@ -239,7 +239,7 @@ async def run_data_plane(
         port = await plane.start(port=port, reuse_port=port is not None)
         try:
             async with admin_server(config, store, plane, admin_socket) as ports:
-                _settle_memory()
+                _freeze_garbage_collector()
                 ports = replace(ports, proxy=port, further=tuple(plane.further_ports))
                 ready(ports)
                 log.info("serving", version=__version__, request_path=request_path(),

@@ -24,7 +24,7 @@ from sidecar.app.serve import admin_server, key_store
 from sidecar.app.signals import stop_event
 from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
-from sidecar.cli.demo_guide import Running, print_guide, print_json, tell_usage
+from sidecar.cli.demo_guide import Running, print_guide, print_json, print_usage
 from sidecar.cli.output import run_async
 from sidecar.config.errors import ConfigError
 from sidecar.controlplane.billing import open_billing
@@ -138,10 +138,10 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
             }
         )
         # The publisher outlives the gateway, so that what the last requests were charged is counted too.
-        no_more = asyncio.Event()
-        controlling = asyncio.create_task(run_loops(publisher, billing, no_more))
-        told = asyncio.create_task(stop.wait())
-        telling: asyncio.Task[None] | None = None
+        stop_control = asyncio.Event()
+        controlling = asyncio.create_task(run_loops(publisher, billing, stop_control))
+        stopping = asyncio.create_task(stop.wait())
+        printing: asyncio.Task[None] | None = None
         try:
             await _loaded(store, accounts, controlling)
             running = Running(
@@ -160,15 +160,15 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
                 print_json(running)
             else:
                 print_guide(running)
-                telling = asyncio.create_task(tell_usage(running, store, _say))
-            await asyncio.wait({told, controlling}, return_when=asyncio.FIRST_COMPLETED)
+                printing = asyncio.create_task(print_usage(running, store, _print))
+            await asyncio.wait({stopping, controlling}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            told.cancel()
-            if telling is not None:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+            stopping.cancel()
+            if printing is not None:
+                printing.cancel()
+                await asyncio.gather(printing, return_exceptions=True)
             clean = await plane.stop()
-            no_more.set()
+            stop_control.set()
             await controlling
         return clean
 
@@ -193,6 +193,6 @@ def _config(settings: dict[str, object]) -> Config:
             raise SetupError(f"--valkey: {error}") from None
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"  {text}")
     sys.stdout.flush()

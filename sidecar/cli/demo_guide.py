@@ -19,7 +19,7 @@ from sidecar.metering.outbox.outbox_status import outbox_status
 from sidecar.sandbox.demo import DemoAccount
 
 PATH: Final = "/open-banking/v3.1/aisp/accounts"
-LOOK_S: Final = 0.5
+POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +142,20 @@ def _status(account: DemoAccount, status: str) -> dict[str, Any]:
     return {"customer": {**customer, "metadata": [*customer["metadata"], pair]}}
 
 
-async def tell_usage(running: Running, store: Store, tell: Callable[[str], None]) -> None:
-    """Tells what OpenMeter has counted, whenever it is more and nothing is on its way to it any more. Runs until it is
+async def print_usage(running: Running, store: Store, write: Callable[[str], None]) -> None:
+    """Prints what OpenMeter has counted, whenever that has changed and the outbox is empty. Runs until it is
     cancelled."""
-    told: dict[str, float] = {}
+    printed: dict[str, float] = {}
     async with aiohttp.ClientSession() as session:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             if (await outbox_status(store.client, store.keys)).events:
                 continue
             url = f"{running.openmeter}/api/v1/meters/api_calls/query?groupBy=subject"
             async with session.get(url) as response:
                 rows = (await response.json())["data"]
             counted = {str(row["subject"]): float(row["value"]) for row in rows}
-            if counted != told:
-                told = counted
+            if counted != printed:
+                printed = counted
                 text = ", ".join(f"{subject} {value:g}" for subject, value in sorted(counted.items()))
-                tell(f"OpenMeter has counted api_calls: {text}")
+                write(f"OpenMeter has counted api_calls: {text}")

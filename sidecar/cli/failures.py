@@ -12,7 +12,7 @@ from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import CLIENT_ERRORS
 
 FAILED, MISUSED = 1, 2
-_SAY_IT = (
+_MESSAGE_ERRORS = (
     SetupError,
     LedgerUnavailable,
     LoadError,
@@ -28,7 +28,7 @@ def explained(error: Exception) -> tuple[str, int] | None:
     """The message and the exit code for an error of the user's or of the surroundings; None for a defect."""
     if isinstance(error, ConfigError):
         return str(error), MISUSED
-    if isinstance(error, _SAY_IT):
+    if isinstance(error, _MESSAGE_ERRORS):
         return str(error), FAILED
     if isinstance(error, LagoError):
         return f"Lago: {error}", FAILED

@@ -21,7 +21,7 @@ from sidecar.kubernetes.cluster import Cluster, ClusterError
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings
 from sidecar.kubernetes.injection_options import injection_options
 from sidecar.kubernetes.serving import InjectorFault
-from sidecar.kubernetes.webhook import Injector, Places
+from sidecar.kubernetes.webhook import Injector, ListenAddresses
 
 SWITCH_INTERVAL_S = 0.0005
 """A tenth of Python's: the event loop waits so long for its turn, several times a review, while a large pod is reviewed
@@ -140,21 +140,21 @@ def injector(
     logs.configure("info", "json")
     made = Injector(settings, certificates, None if kubernetes_version or cluster is None else cluster.version)
     try:
-        run_async(_serve(made, Places(host, port, health_port), settings.image, drain_delay, json))
+        run_async(_serve(made, ListenAddresses(host, port, health_port), settings.image, drain_delay, json))
     except InjectorFault as error:
         fail(f"{error}; set {'--health-port' if error.port == health_port != port else '--port'}", 1)
 
 
-async def _serve(injector: Injector, places: Places, image: str, drain_delay_s: float, json: bool) -> None:
+async def _serve(injector: Injector, addresses: ListenAddresses, image: str, drain_delay_s: float, json: bool) -> None:
     stop = stop_event()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    async with injector.serving(places) as (port, health_port):
+    async with injector.serving(addresses) as (port, health_port):
         log.info("listening", port=port, health_port=health_port, image=image)
         if json:
             typer.echo(orjson.dumps({"port": port, "health_port": health_port}).decode())
             sys.stdout.flush()
         await stop.wait()
         log.info("stopping")
-        injector.begin_to_end()
+        injector.begin_shutdown()
         if not stop.at_once:
             await asyncio.sleep(drain_delay_s)

@@ -1,4 +1,4 @@
-"""What an account id may look like, whoever vouches for it."""
+"""What an account id may look like, whichever resolver identified it."""
 
 from __future__ import annotations
 

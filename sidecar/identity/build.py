@@ -52,8 +52,8 @@ def build_chain(
     if not resolvers:
         raise IdentitySetupError("identity: no resolver is configured")
     read_by_choice = frozenset[bytes]().union(*(r.reads - r.spoofable for r in resolvers))
-    strangers = frozenset[bytes]().union(*map(spellings, WELL_KNOWN - read_by_choice))
-    return IdentityChain(resolvers, never_from_strangers=strangers)
+    untrusted_fields = frozenset[bytes]().union(*map(spellings, WELL_KNOWN - read_by_choice))
+    return IdentityChain(resolvers, removed_from_untrusted_peers=untrusted_fields)
 
 
 def _build(settings: ResolverSettings, key_store: KeyStore | None, realm: str, clock: Clock, wall: Clock) -> Resolver:

@@ -15,15 +15,17 @@ class IdentityChain:
     in one would show as success under another name.
     """
 
-    def __init__(self, resolvers: Sequence[Resolver], *, never_from_strangers: Collection[bytes] = ()) -> None:
-        """``never_from_strangers``: fields added to ``spoofable`` whether or not a resolver reads them."""
-        assert resolvers, "without a resolver nobody could ever be identified"
+    def __init__(self, resolvers: Sequence[Resolver], *, removed_from_untrusted_peers: Collection[bytes] = ()) -> None:
+        """``removed_from_untrusted_peers``: fields added to ``spoofable`` whether or not a resolver reads them."""
+        assert resolvers, "without a resolver no caller can be identified"
         self.resolvers = tuple(resolvers)
         self.reads: frozenset[bytes] = frozenset().union(*(r.reads for r in resolvers))
         """Fields that ``identify`` wants to see."""
         self.consumes: frozenset[bytes] = frozenset().union(*(r.consumes for r in resolvers))
         """Fields that are not forwarded, whoever sent them."""
-        self.spoofable: frozenset[bytes] = frozenset(never_from_strangers).union(*(r.spoofable for r in resolvers))
+        self.spoofable: frozenset[bytes] = frozenset(removed_from_untrusted_peers).union(
+            *(r.spoofable for r in resolvers)
+        )
         """Fields that are not forwarded when the peer is not trusted."""
         self._nothing_shown = _nothing_shown(resolvers)
 
@@ -61,5 +63,5 @@ def _nothing_shown(resolvers: Sequence[Resolver]) -> Unidentified:
     """RFC 9110 section 11.6.1: a 401 lists at least one challenge, and may list one for each scheme."""
     wanted = list(dict.fromkeys(r.asks_for for r in resolvers if r.asks_for))
     challenges = dict.fromkeys(r.challenge for r in resolvers if r.asks_for)
-    reason = "no credential was shown" + (f"; send {' or '.join(wanted)}" if wanted else "")
+    reason = "the request has no credential" + (f"; send {' or '.join(wanted)}" if wanted else "")
     return Unidentified(reason, ", ".join(challenges or dict.fromkeys(r.challenge for r in resolvers)))

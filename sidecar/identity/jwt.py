@@ -36,7 +36,7 @@ class _Remembered:
 class JwtResolver:
     """Verifies bearer tokens against the issuer's keys, and remembers the good ones by their digest.
 
-    A remembered token is believed until it expires, ``cache_ttl_s`` have passed, or a reading of the keys
+    A remembered token is accepted until it expires, ``cache_ttl_s`` have passed, or a reading of the keys
     shows that one was withdrawn. So the tokens of a withdrawn key end after ``cache_ttl_s`` plus
     ``jwks_ttl_s`` at the latest. ``verifications`` counts for the metrics.
     """

@@ -1,4 +1,4 @@
-"""From which peers identity headers are believed."""
+"""From which peers identity headers are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration of identity: the resolvers in their order, and the peers whose headers are believed."""
+"""Configuration of identity: the resolvers in their order, and the peers whose headers are trusted."""
 
 from __future__ import annotations
 

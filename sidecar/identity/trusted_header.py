@@ -9,7 +9,7 @@ from sidecar.identity.types import Fields, Identity, Outcome, Peer, Unidentified
 
 
 class TrustedHeaderResolver:
-    """Believes the header when the peer is trusted; otherwise it is as if the header were not there.
+    """Accepts the header from a trusted peer and ignores it from any other.
 
     The value is an account id, nothing else: a list, a blank or an empty value is refused and not repaired.
     """

@@ -13,7 +13,7 @@ class Peer:
     """The other end of a client connection.
 
     ``address`` is the IP address in text ("" for a Unix socket); ``trusted`` says that it lies in a network
-    from which identity headers are believed; ``certificate`` is the client certificate in DER if TLS ended
+    from which identity headers are accepted; ``certificate`` is the client certificate in DER if TLS ended
     here and the peer's certificate was verified.
     """
 
@@ -24,7 +24,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An account id (Lago's customer ``external_id``) and the resolver that vouches for it."""
+    """An account id (Lago's customer ``external_id``) and the resolver that identified it."""
 
     account: str
     via: str

@@ -18,7 +18,7 @@ from sidecar.identity.xfcc_grammar import Element
 
 
 class XfccResolver:
-    """Believes the header when the peer is trusted; otherwise it is as if the header were not there.
+    """Accepts the header from a trusted peer and ignores it from any other.
 
     The element is counted from the right, like the addresses of ``X-Forwarded-For``: what stands further left
     was written by someone further away. An element that is not there is a refusal, never a reason to take

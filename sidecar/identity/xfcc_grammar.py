@@ -6,7 +6,7 @@ case; a value with a separator in it stands in double quotes.
 
 Two things follow from what Envoy really writes. It puts the subject in quotes as RFC 2253 gives it, so the
 backslashes inside are the name's own and are left for its parser. And it writes URI and DNS without quotes,
-although they come from the caller's certificate and may hold separators; so Subject and Cert are believed
+although they come from the caller's certificate and may hold separators; so Subject and Cert are accepted
 only in quotes, which neither a URI nor a DNS name can contain.
 """
 

@@ -74,7 +74,7 @@ def review(body: bytes, settings: InjectionSettings) -> Answer:
     if not isinstance(uid, str) or not 1 <= len(uid) <= 253:
         raise MalformedReview("request.uid should be text")
     if not isinstance(kind, dict) or not isinstance(operation, str):
-        raise MalformedReview("request.kind and request.operation should say what is done")
+        raise MalformedReview("request.kind and request.operation should name the kind and the operation")
     about, dry_run = _about(request), request.get("dryRun") is True
     is_pod = (kind.get("group") or "", kind.get("kind")) == ("", "Pod") and not request.get("subResource")
     if not is_pod or operation != "CREATE":

@@ -85,30 +85,30 @@ def injection_options(annotations: Mapping[str, str], settings: InjectionSetting
             near = difflib.get_close_matches(name, names.ANNOTATIONS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names.ANNOTATIONS)}"
             raise InjectionRefused(f"the annotation {name} is not known; {hint}")
-    take = _Taker(annotations)
-    mode = take.one_of(names.MODE, ("named-port", "redirect"), "named-port")
+    read = _AnnotationReader(annotations)
+    mode = read.one_of(names.MODE, ("named-port", "redirect"), "named-port")
     made = replace(
         settings,
-        image=take.matching(names.IMAGE, _IMAGE, settings.image, "the name of an image"),
-        image_pull_policy=take.one_of(names.IMAGE_PULL_POLICY, _PULL_POLICIES, settings.image_pull_policy),
-        native=take.flag(names.NATIVE, settings.native),
-        config_map=take.matching(names.CONFIG, _OBJECT_NAME, settings.config_map, "the name of a ConfigMap"),
-        secret=take.matching(names.SECRET, _OBJECT_NAME, settings.secret, "the name of a Secret"),
-        cpu_request=take.quantity(names.CPU_REQUEST, settings.cpu_request) or settings.cpu_request,
-        memory_request=take.quantity(names.MEMORY_REQUEST, settings.memory_request) or settings.memory_request,
-        cpu_limit=take.quantity(names.CPU_LIMIT, settings.cpu_limit),
-        memory_limit=take.quantity(names.MEMORY_LIMIT, settings.memory_limit),
-        drain_s=take.whole(names.DRAIN_SECONDS, settings.drain_s, DRAIN_S_MAX),
-        metrics=take.flag(names.METRICS, settings.metrics),
+        image=read.matching(names.IMAGE, _IMAGE, settings.image, "the name of an image"),
+        image_pull_policy=read.one_of(names.IMAGE_PULL_POLICY, _PULL_POLICIES, settings.image_pull_policy),
+        native=read.flag(names.NATIVE, settings.native),
+        config_map=read.matching(names.CONFIG, _OBJECT_NAME, settings.config_map, "the name of a ConfigMap"),
+        secret=read.matching(names.SECRET, _OBJECT_NAME, settings.secret, "the name of a Secret"),
+        cpu_request=read.quantity(names.CPU_REQUEST, settings.cpu_request) or settings.cpu_request,
+        memory_request=read.quantity(names.MEMORY_REQUEST, settings.memory_request) or settings.memory_request,
+        cpu_limit=read.quantity(names.CPU_LIMIT, settings.cpu_limit),
+        memory_limit=read.quantity(names.MEMORY_LIMIT, settings.memory_limit),
+        drain_s=read.whole(names.DRAIN_SECONDS, settings.drain_s, DRAIN_S_MAX),
+        metrics=read.flag(names.METRICS, settings.metrics),
     )
     _check_resources(made)
     options = InjectionOptions(
         settings=made,
         mode="redirect" if mode == "redirect" else "named-port",
-        ports=take.list(names.PORTS),
-        exclude_ports=take.ports(names.EXCLUDE_PORTS),
-        exclude_paths=take.paths(names.EXCLUDE_PATHS),
-        keep_probes=take.one_of(names.PROBES, ("rewrite", "keep"), "rewrite") == "keep",
+        ports=read.list(names.PORTS),
+        exclude_ports=read.ports(names.EXCLUDE_PORTS),
+        exclude_paths=read.paths(names.EXCLUDE_PATHS),
+        keep_probes=read.one_of(names.PROBES, ("rewrite", "keep"), "rewrite") == "keep",
     )
     if options.exclude_ports and options.mode != "redirect":
         raise InjectionRefused(
@@ -134,7 +134,7 @@ def _check_resources(settings: InjectionSettings) -> None:
             raise InjectionRefused(f"the sidecar's {what} request of {request} is above its limit of {limit}")
 
 
-class _Taker:
+class _AnnotationReader:
     """Reads one annotation after the other; each method raises `InjectionRefused`."""
 
     def __init__(self, annotations: Mapping[str, str]) -> None:

@@ -103,7 +103,7 @@ def _document(body: str, settings: InjectionSettings, where: str, outcome: Outco
         expected = _with(expected, path, pod)
     try:
         made = _json_text(lines, expected) if as_json else _yaml_text(lines, tree, expected)
-    except (YAMLError, _Unfaithful) as error:
+    except (YAMLError, _RoundTripError) as error:
         outcome.refused.append(Refused(where, f"cannot be written with its style kept: {_reason(error)}"))
         return body
     return made.replace("\n", ends)
@@ -155,7 +155,7 @@ def _with(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
 # YAML
 
 
-class _Unfaithful(Exception):
+class _RoundTripError(Exception):
     """What was written is not what was meant."""
 
 
@@ -183,7 +183,7 @@ def _yaml_text(lines: str, tree: Any, expected: Any) -> str:
         made = "\n" + made.lstrip("\n")
     made = _spaced_as(lines, made.rstrip("\n") + lines[len(lines.rstrip("\n")) :])
     if plain(YAML(typ="safe", pure=True).load(made)) != expected:
-        raise _Unfaithful("it would not mean what it should")
+        raise _RoundTripError("it would not mean what it should")
     return made
 
 

@@ -37,7 +37,7 @@ log = get_logger("sidecar.injector")
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ListenAddresses:
     """``host`` is for both ports; 0 takes a free one."""
 
     host: str
@@ -45,7 +45,7 @@ class Places:
     health_port: int
 
 
-class _NotTaken(Exception):
+class _ReviewRefused(Exception):
     def __init__(self, status: int, why: str, result: str = "malformed") -> None:
         super().__init__(why)
         self.status, self.result = status, result
@@ -84,16 +84,17 @@ class Injector:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._reviews = Counter(
-            "sidecar_injector_requests", "Admission reviews, by what came of them.", ["result"], registry=self.registry
+            "sidecar_injector_requests", "Admission reviews by result.", ["result"], registry=self.registry
         )
         for result in RESULTS:
             self._reviews.labels(result)
         self._duration = Histogram(
-            "sidecar_injector_request_duration_seconds", "From a review's last byte to the first of its answer.",
+            "sidecar_injector_request_duration_seconds",
+            "Time from the last byte of a review to the first byte of its answer.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5), registry=self.registry,
         )  # fmt: skip
         self._expiry = Gauge(
-            "sidecar_injector_certificate_expiry_timestamp_seconds", "When the certificate that is shown expires.",
+            "sidecar_injector_certificate_expiry_timestamp_seconds", "Expiry of the certificate in use.",
             registry=self.registry,
         )  # fmt: skip
 
@@ -102,7 +103,7 @@ class Injector:
         return f"Injector({state}, {self._buffered_bytes} bytes buffered)"
 
     @asynccontextmanager
-    async def serving(self, places: Places) -> AsyncIterator[tuple[int, int]]:
+    async def serving(self, addresses: ListenAddresses) -> AsyncIterator[tuple[int, int]]:
         """Serves until the block ends, which waits for reviews under way; yields both ports.
 
         Raises:
@@ -115,34 +116,34 @@ class Injector:
         health.router.add_get("/metrics", self._metrics)
         async with AsyncExitStack() as stack:
             # What is entered last ends first: readiness and metrics are there to the end.
-            health_port = await stack.enter_async_context(listening(health, places.host, places.health_port))
-            port = await stack.enter_async_context(listening(reviews, places.host, places.port, self._context))
-            stack.enter_context(_task(self._keep_up("certificate", self._refresh, self._certificates.every_s)))
+            health_port = await stack.enter_async_context(listening(health, addresses.host, addresses.health_port))
+            port = await stack.enter_async_context(listening(reviews, addresses.host, addresses.port, self._context))
+            stack.enter_context(_task(self._repeat("certificate", self._refresh, self._certificates.every_s)))
             if self._ask is not None:
-                stack.enter_context(_task(self._keep_up("version", self._ask_version, VERSION_EVERY_S)))
+                stack.enter_context(_task(self._repeat("version", self._ask_version, VERSION_EVERY_S)))
             try:
                 yield port, health_port
             finally:
-                self.begin_to_end()
+                self.begin_shutdown()
 
-    def begin_to_end(self) -> None:
+    def begin_shutdown(self) -> None:
         """Readiness fails from now on; reviews are still answered, each as the last one of its connection."""
         self._ending = True
 
-    async def _keep_up(self, what: str, step: Callable[[], Awaitable[None]], every_s: float) -> None:
-        said = ""
+    async def _repeat(self, what: str, step: Callable[[], Awaitable[None]], every_s: float) -> None:
+        logged = ""
         while True:
             wait_s = min(every_s, RETRY_S)
             try:
                 await step()
                 self._lacking.pop(what, None)
-                said, wait_s = "", every_s
+                logged, wait_s = "", every_s
             except (CertificateFault, ClusterError) as error:
-                if str(error) != said:
+                if str(error) != logged:
                     log.error(f"cannot get the {what}", error=str(error))
-                said = str(error)
+                logged = str(error)
                 if what in self._lacking:
-                    self._lacking[what] = said
+                    self._lacking[what] = logged
             except Exception:  # whatever it is, the next try may succeed, and reviews go on meanwhile
                 log.exception(f"getting the {what} failed")
             await asyncio.sleep(wait_s)
@@ -167,9 +168,9 @@ class Injector:
                 began = time.perf_counter()
                 answer = await self._answered(body)
                 self._duration.observe(time.perf_counter() - began)
-        except _NotTaken as error:
+        except _ReviewRefused as error:
             self._reviews.labels(error.result).inc()
-            log.warning("request not handled", result=error.result, status=error.status, why=str(error))
+            log.warning("review request not handled", result=error.result, status=error.status, why=str(error))
             response = web.Response(status=error.status, text=f"{error}\n")
         else:
             self._reviews.labels(answer.result).inc()
@@ -181,26 +182,26 @@ class Injector:
 
     async def _answered(self, body: bytes) -> Answer:
         if "version" in self._lacking:
-            raise _NotTaken(503, self._lacking["version"], "error")
+            raise _ReviewRefused(503, self._lacking["version"], "error")
         try:
             if len(body) < LARGE_BYTES:
                 return review(body, self._settings)
             async with self._large:
                 return await asyncio.to_thread(review, body, self._settings)
         except MalformedReview as error:
-            raise _NotTaken(400, str(error)) from None
+            raise _ReviewRefused(400, str(error)) from None
         except Exception:  # a defect must not take the webhook down, and is for the API server's failurePolicy
             log.exception("a review failed")
-            raise _NotTaken(500, "the review failed; the injector's log has the reason", "error") from None
+            raise _ReviewRefused(500, "the review failed; the injector's log has the reason", "error") from None
 
     @asynccontextmanager
     async def _body(self, request: web.Request) -> AsyncIterator[bytes]:
         """The body, which counts as buffered until the block ends."""
         if request.content_type != "application/json":
-            raise _NotTaken(415, f"the content type should be application/json, not {request.content_type[:60]!r}")
+            raise _ReviewRefused(415, f"the content type should be application/json, not {request.content_type[:60]!r}")
         if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-            raise _NotTaken(415, "the review should not be encoded")
-        too_large = _NotTaken(413, f"the review has more than {BODY_BYTES_MAX} bytes")
+            raise _ReviewRefused(415, "the review should not be encoded")
+        too_large = _ReviewRefused(413, f"the review has more than {BODY_BYTES_MAX} bytes")
         if (request.content_length or 0) > BODY_BYTES_MAX:
             raise too_large
         body = bytearray()
@@ -213,11 +214,11 @@ class Injector:
                         if len(body) > BODY_BYTES_MAX:
                             raise too_large
                         if self._buffered_bytes > BUFFERED_BYTES_MAX:
-                            raise _NotTaken(503, "too many reviews at a time", "error")
+                            raise _ReviewRefused(503, "too many reviews at a time", "error")
             except TimeoutError:
-                raise _NotTaken(408, f"the review did not arrive within {self._read_timeout_s:g} s") from None
+                raise _ReviewRefused(408, f"the review did not arrive within {self._read_timeout_s:g} s") from None
             except (aiohttp.ClientError, HttpProcessingError, OSError):
-                raise _NotTaken(400, "the review broke off") from None
+                raise _ReviewRefused(400, "the connection ended before the end of the review") from None
             yield bytes(body)
         finally:
             self._buffered_bytes -= len(body)
@@ -238,9 +239,9 @@ def _log(answer: Answer) -> None:
         return
     about = {"pod": answer.about, **({"dry_run": True} if answer.dry_run else {})}
     if answer.result == "refused":
-        log.warning("refused", why=answer.refusal, **about)
+        log.warning("pod refused", why=answer.refusal, **about)
     else:
-        log.info("injected", **({"warnings": answer.warnings} if answer.warnings else {}), **about)
+        log.info("gateway injected into the pod", **({"warnings": answer.warnings} if answer.warnings else {}), **about)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ log = get_logger("sidecar.lease")
 
 SAFE_SHARE: Final = 0.8
 """Of the ttl, after which a holder without a renewal gives up: the rest is for its work to end in."""
-LOOK_S: Final = 0.25
-"""Between two looks of one that waits for the lease; a released one changes hands within that."""
+POLL_S: Final = 0.25
+"""Time between two attempts to acquire the lease; a released lease is acquired within that time."""
 CANCEL_AGAIN_S_MIN, CANCEL_AGAIN_S_MAX = 0.01, 0.2
 RELEASE_TIMEOUT_S: Final = 1.0
-STUCK_TRIES: Final = 30
-"""Cancellations without effect, over some 5 seconds, after which that is said."""
+CANCEL_ATTEMPTS_BEFORE_LOG: Final = 30
+"""After so many cancellations without effect, about 5 seconds, an error is logged."""
 
 _ACQUIRE: Final = """
 -- KEYS [1] lease, a hash {holder, token, until_us}, which stays when the lease ends: the token has to go on rising
@@ -195,7 +195,7 @@ async def lead(lease: Lease, work: Callable[[int], Awaitable[None]], stop: async
         else:
             failing = False
         if token is None:
-            await lease.clock.wait(stop, min(LOOK_S, lease.ttl_s / 3))
+            await lease.clock.wait(stop, min(POLL_S, lease.ttl_s / 3))
         elif await _term(lease, token, work, stop):
             return
 
@@ -261,7 +261,7 @@ async def _end(task: asyncio.Task[None], name: str) -> None:
         await asyncio.wait({task}, timeout=pause_s)
         pause_s = min(CANCEL_AGAIN_S_MAX, 2 * pause_s)
         tries += 1
-        if tries == STUCK_TRIES:
+        if tries == CANCEL_ATTEMPTS_BEFORE_LOG:
             log.error("the work under an ended lease does not stop", lease=name)
 
 

@@ -82,7 +82,7 @@ class Credentials:
         return f"{quote(self.username, safe='')}@" if self.username else ""
 
 
-NOBODY: Final = Credentials()
+NO_CREDENTIALS: Final = Credentials()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Standalone:
     """One server, by address or by the path of its Unix socket."""
 
     address: Address | Path
-    credentials: Credentials = NOBODY
+    credentials: Credentials = NO_CREDENTIALS
     db: int = 0
     tls: Tls | None = None
 
@@ -120,8 +120,8 @@ class Sentinel:
 
     sentinels: tuple[Address, ...]
     service: str
-    credentials: Credentials = NOBODY
-    sentinel_credentials: Credentials = NOBODY
+    credentials: Credentials = NO_CREDENTIALS
+    sentinel_credentials: Credentials = NO_CREDENTIALS
     db: int = 0
     tls: Tls | None = None
 
@@ -135,7 +135,7 @@ class Cluster:
     """A Valkey Cluster, of which ``nodes`` are asked first."""
 
     nodes: tuple[Address, ...]
-    credentials: Credentials = NOBODY
+    credentials: Credentials = NO_CREDENTIALS
     tls: Tls | None = None
 
     def __str__(self) -> str:
@@ -196,7 +196,7 @@ def parse_valkey_url(url: str) -> Topology:
 
 def _credentials(login: str) -> Credentials:
     if not login:
-        return NOBODY
+        return NO_CREDENTIALS
     username, colon, password = login.partition(":")
     if "@" in login:
         raise ValkeyUrlError("has an @ within the user or password; write it %40")

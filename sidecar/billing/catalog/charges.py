@@ -53,7 +53,7 @@ class PackageCharge(_ChargeOptions, PackagePrice):
 
 
 class LagoCharge(_ChargeOptions):
-    """A charge as Lago's API takes it: what belongs into ``properties`` may stand beside it, as on older pages."""
+    """A charge as Lago's API takes it: the keys of ``properties`` may be the charge's own, as on older pages."""
 
     billable_metric_code: MetricCode
     charge_model: str
@@ -66,17 +66,17 @@ class LagoCharge(_ChargeOptions):
 
     @model_validator(mode="after")
     def _has_properties_once(self) -> LagoCharge:
-        if self.properties and self._beside():
-            raise ValueError(f"has both properties and {', '.join(self._beside())}")
+        if self.properties and self._conflicting_keys():
+            raise ValueError(f"has both properties and {', '.join(self._conflicting_keys())}")
         return self
 
-    def _beside(self) -> dict[str, Any]:
+    def _conflicting_keys(self) -> dict[str, Any]:
         names = ("amount", "package_size", "free_units", "graduated_ranges", "volume_ranges")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def given(self) -> dict[str, Any]:
         """The properties, with a flat amount of 0 in ranges that have none, as Lago's interface fills them in."""
-        found = self.properties or self._beside()
+        found = self.properties or self._conflicting_keys()
         return {name: _with_flats(value) if name.endswith("_ranges") else value for name, value in found.items()}
 
 
@@ -90,7 +90,7 @@ class RefusedCharge(Model):
     taxes: Codes = Field(default=(), validation_alias=AliasChoices("taxes", "tax_codes"))
 
 
-_HouseCharge = Annotated[StandardCharge | TieredCharge | PackageCharge, Field(discriminator="model")]
+_CatalogCharge = Annotated[StandardCharge | TieredCharge | PackageCharge, Field(discriminator="model")]
 
 
 def _form(value: Any) -> str:
@@ -98,11 +98,11 @@ def _form(value: Any) -> str:
     model = given.get("charge_model", given.get("model"))
     if model in ("percentage", "graduated_percentage", "dynamic", "custom"):
         return "refused"
-    return "lago" if "charge_model" in given or "billable_metric_code" in given else "house"
+    return "lago" if "charge_model" in given or "billable_metric_code" in given else "catalog"
 
 
 ChargeSection = Annotated[
-    Annotated[_HouseCharge, Tag("house")]
+    Annotated[_CatalogCharge, Tag("catalog")]
     | Annotated[LagoCharge, Tag("lago")]
     | Annotated[RefusedCharge, Tag("refused")],
     Discriminator(_form),
@@ -128,9 +128,9 @@ def charge_of(section: ChargeSection) -> Charge | RefusedPrice:
     try:
         table = price_table(charge, _NO_PLAN, ())
     except Unenforceable as error:
-        return RefusedPrice(error.reason, _instead(charge))
+        return RefusedPrice(error.reason, _suggestion(charge))
     if not charge.invoiceable:
-        return RefusedPrice("it is not invoiceable: what is debited for it is never billed", _instead(charge))
+        return RefusedPrice("it is not invoiceable: Lago would never bill the debits", _suggestion(charge))
     return Charge("", metric, model_of(table), properties_of(table))
 
 
@@ -157,7 +157,7 @@ def _as_lago(section: ChargeSection) -> Charge:
     )
 
 
-def _instead(charge: Charge) -> str:
+def _suggestion(charge: Charge) -> str:
     """The same charge without what is refused, as the file has it."""
     bare = replace(
         charge,

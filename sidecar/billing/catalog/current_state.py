@@ -12,7 +12,7 @@ from sidecar.billing.lago.models import Plan, Subscription, Wallet
 from sidecar.metering.openmeter.meter_query import Meter, MeterQuery
 
 PAGES_MAX: Final = 100
-EVER: Final = ("active", "pending", "terminated", "canceled")
+ALL_SUBSCRIPTION_STATUSES: Final = ("active", "pending", "terminated", "canceled")
 
 
 async def read(lago: LagoClient, openmeter: MeterQuery | None, catalog: Catalog) -> Observed:
@@ -61,7 +61,7 @@ async def _plans(lago: LagoClient) -> dict[str, Plan]:
 
 async def _subscribers(lago: LagoClient, plan_code: str) -> Subscribers:
     active = await lago.subscriptions_page(plan_code=plan_code, per_page=1)
-    ever = await lago.subscriptions_page(statuses=EVER, plan_code=plan_code, per_page=1)
+    ever = await lago.subscriptions_page(statuses=ALL_SUBSCRIPTION_STATUSES, plan_code=plan_code, per_page=1)
     return Subscribers(active.total_count, ever.total_count)
 
 

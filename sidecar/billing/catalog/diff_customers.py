@@ -93,7 +93,7 @@ def _change_of_plan(current: Subscription, old: Plan | None, new: Plan) -> Itera
             f" `sidecar sync --once --flush {current.customer}` right before"
         )
     else:
-        yield "a downgrade: the old plan goes on until the end of the period"
+        yield "a downgrade: the old plan stays in force until the end of the period"
 
 
 def _yearly(plan: Plan) -> int:

@@ -55,9 +55,7 @@ def _endpoint_url(url: str) -> str:
     if not good:
         raise ValueError("should be an http or https URL with a host, such as https://gateway.bank/webhooks/lago")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError(
-            "should have neither user, password, query nor fragment: Lago shows it to everyone who may log in"
-        )
+        raise ValueError("should have neither user, password, query nor fragment: Lago shows it to all its users")
     return url
 
 

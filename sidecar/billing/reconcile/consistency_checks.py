@@ -63,7 +63,10 @@ def check_age(billing_statuses: Sequence[BillingStatus], alerts: Alerts, now_ms:
         age_ms = now_ms - status.period.end_ms
         if status.stage == "unbilled" and status.owed > 0 and age_ms > UNBILLED_MS_MAX:
             days = age_ms // _DAY_MS
-            alerts.add("unsettled", f"a period that ended {days} days ago owes {status.owed} and has no invoice")
+            alerts.add(
+                "unsettled",
+                f"a period that ended {days} days ago has an unsettled cost of {status.owed} and no invoice",
+            )
 
 
 def foreign_usage(

@@ -42,8 +42,10 @@ from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
 from sidecar.ledger.accounts.periods import NOW_MS_MAX, FixedPeriod
 from sidecar.ledger.pricing.price_tables import PriceError
 
-SPREAD_MS_MAX: Final = 1_800_000
-DOWNGRADE_LOOK_MS: Final = 60_000
+RELOAD_JITTER_MS_MAX: Final = 1_800_000
+"""Reloads after the end of a period are spread over so long at most."""
+DOWNGRADE_CHECK_MS: Final = 60_000
+"""Between two readings of an account whose downgrade is due and not yet in force in Lago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def desired_state(
         # An account that never came from Lago is a file's, and none of our business.
         if state.version == 0 or not saved.came_from_lago:
             return DesiredState(reading.account, None, None, saved, "Lago does not know this customer")
-        alerts.add("missing", "Lago does not know this customer any more; the account is closed")
+        alerts.add("missing", "Lago no longer has this customer; the account is closed")
         return _closed(reading, state, saved, settings, alerts, now_ms)
     actives = [each for each in reading.subscriptions if each.is_active and each.plan is not None]
     if not actives:
@@ -234,7 +236,7 @@ def _open(
     reload_times = (
         funds.next_expiry_ms,
         _after(reading.account, start_ms, end_ms),
-        now_ms + DOWNGRADE_LOOK_MS if waits else None,
+        now_ms + DOWNGRADE_CHECK_MS if waits else None,
     )
     wakes = [at for at in reload_times if at is not None and at > now_ms]
     return DesiredState(
@@ -254,8 +256,8 @@ def _open(
 
 def _after(account: str, start_ms: int, end_ms: int) -> int:
     """When to look again after the period's end: not all accounts of a bank in the second in which a month begins."""
-    spread_ms = min((end_ms - start_ms) // 10, SPREAD_MS_MAX)
-    return end_ms + spread_ms * (crc32(account.encode()) % 1000) // 1000
+    jitter_ms = min((end_ms - start_ms) // 10, RELOAD_JITTER_MS_MAX)
+    return end_ms + jitter_ms * (crc32(account.encode()) % 1000) // 1000
 
 
 def _check_currency(state: AccountState, currency: str) -> None:

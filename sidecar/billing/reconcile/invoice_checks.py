@@ -29,8 +29,8 @@ from sidecar.valkey.topology import Client
 log = get_logger("sidecar.billing")
 
 ACCOUNTS_SHOWN_MAX: Final = 1_000
-AGAIN_MS: Final = 14 * 86_400_000
-"""A difference is looked at again for so long."""
+RECHECK_MS: Final = 14 * 86_400_000
+"""How long after an invoice a difference is compared again."""
 
 
 class Invoices(Protocol):
@@ -66,7 +66,7 @@ class InvoiceChecks:
             known = decode_rows(saved.checks.get(start_ms))
             if invoiced.invoice_id is None:
                 continue
-            if known is not None and (all(row.is_equal for row in known) or now_ms - invoiced.at_ms > AGAIN_MS):
+            if known is not None and (all(row.is_equal for row in known) or now_ms - invoiced.at_ms > RECHECK_MS):
                 rows += known
                 continue
             fresh = await self._compare(account, saved, invoiced)

@@ -49,7 +49,8 @@ ROUNDS_MAX: Final = 6
 """A period that is ended early, or that moved meanwhile: each makes it look at the ledger once more."""
 
 TAXES_KEPT_S: Final = 60.0
-AGAIN_MS: Final = 2_000
+RETRY_MS: Final = 2_000
+"""After that an account is read again that changed while it was read."""
 
 Result = Literal["loaded", "absent", "refused", "unavailable", "fenced", "dry-run"]
 
@@ -144,7 +145,7 @@ class Reconciler:
 
     async def _reconcile(self, account: str, token: int | None, fingerprint: str | None, thorough: bool) -> Outcome:
         started = time.monotonic()
-        outcome = await self._guarded(account, self._bring(account, token, fingerprint, thorough))
+        outcome = await self._guarded(account, self._load_from_lago(account, token, fingerprint, thorough))
         self.metrics.reconciles[outcome.result] += 1
         self.metrics.reconcile_seconds += time.monotonic() - started
         kinds = [alert.kind for alert in outcome.alerts]
@@ -172,7 +173,9 @@ class Reconciler:
             log.warning("account not loaded", account=account, reason=str(error))
             return Outcome(account, "unavailable", str(error), is_final=False)
 
-    async def _bring(self, account: str, token: int | None, fingerprint: str | None, thorough: bool) -> Outcome:
+    async def _load_from_lago(
+        self, account: str, token: int | None, fingerprint: str | None, thorough: bool
+    ) -> Outcome:
         saved = await self.reconcile_state(account)
         before = state = await self._rolled_over(account)
         reading = await self._read(account, state, saved, thorough)
@@ -196,7 +199,7 @@ class Reconciler:
                 else:
                     await self._keep(desired, saved, fingerprint)
                     if not reading.is_stable:
-                        await self.schedule_reload(f"account:{account}", now_ms + AGAIN_MS)
+                        await self.schedule_reload(f"account:{account}", now_ms + RETRY_MS)
                     after = await self._rolled_over(account)
                     return Outcome(account, "loaded", "", True, desired, before, after, desired.alerts)
             state = await self._rolled_over(account)

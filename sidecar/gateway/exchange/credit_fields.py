@@ -144,5 +144,5 @@ def refusal_of(hold: Hold) -> Refusal:
             extra={"account": hold.account},
         )
     if code == Code.UNKNOWN:
-        return Refusal(errors.UNIDENTIFIED, "The caller has no account here.")
+        return Refusal(errors.UNIDENTIFIED, "The caller has no account.")
     return Refusal(errors.LEDGER_UNAVAILABLE, headers=(("Retry-After", "1"),))

@@ -58,7 +58,7 @@ class Exchange(AnswerRelay):
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
         if route.deny:
-            self.refuse(Refusal(errors.NOT_FOUND, f"No route leads to {head.path[:200].decode('latin-1')}."))
+            self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
             self.granted()
         else:

@@ -160,7 +160,7 @@ def _version_fault(version: bytes, at: int, crlf: bool) -> ProtocolError | int:
     if crlf and _VERSION.fullmatch(version):
         return at + 2
     if crlf and _OTHER_VERSION.fullmatch(version):
-        return ProtocolError(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        return ProtocolError(505, "Only HTTP/1.1 and HTTP/1.0 are supported.")
     return ProtocolError(400, "The request line is malformed.")
 
 

@@ -57,11 +57,11 @@ class ApiKeys:
         except CLIENT_ERRORS as error:
             raise self._unavailable(f"cannot read an API key from the ledger: {error}") from error
 
-    async def give(self, account: str, digests: Iterable[str]) -> list[str]:
+    async def assign(self, account: str, digests: Iterable[str]) -> list[str]:
         """Make keys the account's; answer those that were new.
 
         Raises:
-            ApiKeyTaken: one is another account's; then none of them was given.
+            ApiKeyTaken: one is another account's; then none of them was assigned.
             CLIENT_ERRORS: the ledger cannot be reached; then some may have been.
         """
         new: list[str] = []
@@ -73,11 +73,11 @@ class ApiKeys:
                     break
                 owner = await self._owner(digest)
             if owner not in (None, account):
-                await self.take(account, new)
+                await self.remove(account, new)
                 raise ApiKeyTaken(f"the API key sha256 {digest[:12]}… belongs to the account {owner!r}")
         return new
 
-    async def take(self, account: str, digests: Iterable[str]) -> None:
+    async def remove(self, account: str, digests: Iterable[str]) -> None:
         """Remove keys that are the account's; raises ``CLIENT_ERRORS``."""
         for digest in digests:
             if await self._owner(digest) == account:

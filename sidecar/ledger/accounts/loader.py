@@ -106,18 +106,18 @@ class AccountLoader:
         spec.check()
         with _translated():
             now = await self._now_ms() if now_ms is None else now_ms
-            new = [] if spec.api_keys is None else await self._api_keys.give(spec.id, spec.api_keys)
+            new = [] if spec.api_keys is None else await self._api_keys.assign(spec.id, spec.api_keys)
             try:
                 version, removed = await self._write(
                     spec, now, period_start_ms, fence, counted or {}, keep_operator_status
                 )
             except (LoadError, PriceError):
-                await self._api_keys.take(spec.id, new)
+                await self._api_keys.remove(spec.id, new)
                 raise
             if removed:
                 # Another loader may have given them back since.
                 kept = _api_keys_in((await self._read(spec.id)).info)
-                await self._api_keys.take(spec.id, [digest for digest in removed if digest not in kept])
+                await self._api_keys.remove(spec.id, [digest for digest in removed if digest not in kept])
             return version
 
     async def _write(

@@ -531,7 +531,7 @@ class Link:
         return self._answered or self._loop.time() - began > RECONNECT_S_MAX
 
     def _mark_down(self, reason: str) -> None:
-        self._warn_limited("Valkey is out of reach", error=reason)
+        self._warn_limited("Valkey is unreachable", error=reason)
         self._overdue = True
 
     def _warn_limited(self, what: str, **details: str) -> None:

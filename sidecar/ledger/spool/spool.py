@@ -184,9 +184,9 @@ class Spool:
             await self._replay_own()
         for path in sorted(self.settings.directory.glob("spool-*.log")):
             if path != self._path:
-                await self._adopt(path)
+                await self._replay_other_process(path)
 
-    async def _adopt(self, path: Path) -> None:
+    async def _replay_other_process(self, path: Path) -> None:
         try:
             descriptor = open_locked(path, create=False)
         except (BlockingIOError, FileNotFoundError):

@@ -117,7 +117,7 @@ class Auditor:
             return None
         tail = await self._streams.tail_units(hours, now_ms - self._settle_ms)
         if not tail.complete:
-            hourly_counts.problems.append("too much is kept of what was sent to look at all of it")
+            hourly_counts.problems.append("the retained tail is too long to be read completely")
         return tail
 
     def _audit_rows(

@@ -89,8 +89,8 @@ class Outbox:
         return f"Outbox({self._consumer}, {self._calls!r})"
 
     @property
-    def is_whole(self) -> bool:
-        """No partition rests after a failure."""
+    def all_partitions_available(self) -> bool:
+        """Whether calls go to every partition: none is paused after a failure."""
         return len(self._calls.live()) == len(self._outboxes)
 
     def take_errors(self) -> list[Exception]:

@@ -212,6 +212,6 @@ class Publisher:
         if errors and not self._valkey_failing:
             log.warning("requests to valkey fail", reason=f"{type(errors[0]).__name__}: {errors[0]}")
             self._valkey_failing = True
-        elif self._valkey_failing and not errors and self._outbox.is_whole:
+        elif self._valkey_failing and not errors and self._outbox.all_partitions_available:
             log.info("requests to valkey succeed again")
             self._valkey_failing = False

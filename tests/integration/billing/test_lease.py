@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from sidecar.basics.clock import SystemClock
 from sidecar.ledger.keys import Keys
-from sidecar.valkey.lease import LOOK_S, SAFE_SHARE, Lease, LeaseState, lead
+from sidecar.valkey.lease import POLL_S, SAFE_SHARE, Lease, LeaseState, lead
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 from tests.support.fault_proxy import FaultProxy
 
@@ -209,7 +209,7 @@ async def test_three_take_turns_and_never_work_at_once(client: Redis, keys: Keys
         for turn in (1, 2, 3):
             started_s = time.monotonic()
             await asyncio.wait_for(work.started.wait(), PATIENCE_S)
-            assert time.monotonic() - started_s < LOOK_S + 4  # not after the ttl
+            assert time.monotonic() - started_s < POLL_S + 4  # not after the ttl
             assert len(work.tokens) == turn
             work.started.clear()
             (leader,) = (number for number, lease in enumerate(leases) if lease.is_held)
@@ -398,7 +398,7 @@ async def test_another_leads_at_once_after_a_graceful_end(two: Two) -> None:
     one.process.terminate()
     ended_at_s = time.monotonic()
     assert await other.leads() > token
-    assert time.monotonic() - ended_at_s < LOOK_S + 4  # not after the ttl
+    assert time.monotonic() - ended_at_s < POLL_S + 4  # not after the ttl
     await one.says("lost")
     await one.says("end")
     assert await asyncio.wait_for(one.process.wait(), PATIENCE_S) == 0

@@ -116,4 +116,4 @@ async def test_a_client_whose_certificate_names_no_organisation_is_refused(autho
 
 async def test_a_client_without_certificate_has_shown_no_credential(authority: Authority) -> None:
     gateway = authority.issue("gateway")
-    assert "no credential was shown" in reason_of(await identified(authority.folder, gateway, None))
+    assert "the request has no credential" in reason_of(await identified(authority.folder, gateway, None))

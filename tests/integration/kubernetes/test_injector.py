@@ -29,7 +29,7 @@ from sidecar.kubernetes.certificate_sources import FromFiles
 from sidecar.kubernetes.certificates import Bundle, renewed, service_names
 from sidecar.kubernetes.injection import InjectionSettings
 from sidecar.kubernetes.versions import Version
-from sidecar.kubernetes.webhook import Injector, Places
+from sidecar.kubernetes.webhook import Injector, ListenAddresses
 from tests.integration.kubernetes.client import Connection
 from tests.support.processes import running, sidecar
 from tests.unit.kubernetes.reviews import UID, pod, review_of
@@ -58,7 +58,7 @@ def written(place: Path, certificate: bytes, key: bytes) -> FromFiles:
 @asynccontextmanager
 async def served(injector: Injector) -> AsyncIterator[tuple[int, int]]:
     """Both ports of one that is ready."""
-    async with injector.serving(Places("127.0.0.1", 0, 0)) as (port, health_port):
+    async with injector.serving(ListenAddresses("127.0.0.1", 0, 0)) as (port, health_port):
         await until_ready(health_port)
         yield port, health_port
 
@@ -286,7 +286,7 @@ async def test_what_is_no_http_is_logged_in_a_line_without_a_traceback(
             connection.writer.write(b"POST /mutate HTTP/1.1\r\nContent-Length: -1\r\n\r\n")
             assert (await connection.answer()).status == 400
             connection.close()
-    (line,) = [each for each in lines if each["event"] == "not served"]
+    (line,) = [each for each in lines if each["event"] == "cannot serve a request"]
     assert "Content-Length" in line["why"]
     assert "exc_info" not in line
     assert not caplog.records
@@ -317,7 +317,9 @@ async def test_tls_is_1_2_or_newer(bundle: Bundle, files: FromFiles) -> None:
             context.maximum_version = ssl.TLSVersion.TLSv1_1
             with pytest.raises(OSError):
                 await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=NAMES[0])
-    assert ["UNSUPPORTED_PROTOCOL" in line["error"] for line in lines if line["event"] == "no handshake"] == [True]
+    assert ["UNSUPPORTED_PROTOCOL" in line["error"] for line in lines if line["event"] == "TLS handshake failed"] == [
+        True
+    ]
 
 
 async def test_a_defect_is_an_error_for_one_review_and_not_the_end_of_all(
@@ -343,7 +345,7 @@ async def test_a_defect_is_an_error_for_one_review_and_not_the_end_of_all(
 async def test_without_a_certificate_it_lives_but_is_not_ready_and_says_why(bundle: Bundle, tmp_path: Path) -> None:
     files = FromFiles(tmp_path / "tls.crt", tmp_path / "tls.key", every_s=0.02)
     injector = Injector(InjectionSettings(), files)
-    async with injector.serving(Places("127.0.0.1", 0, 0)) as (port, health_port):
+    async with injector.serving(ListenAddresses("127.0.0.1", 0, 0)) as (port, health_port):
         async with asyncio.timeout(5):
             while "No such file" not in (await health(health_port))[1]:
                 await asyncio.sleep(0.01)
@@ -436,7 +438,7 @@ async def test_until_the_cluster_s_version_is_known_there_is_no_answer_and_an_up
         return await asyncio.shield(known)
 
     injector = Injector(InjectionSettings(), files, version)
-    async with injector.serving(Places("127.0.0.1", 0, 0)) as (port, health_port):
+    async with injector.serving(ListenAddresses("127.0.0.1", 0, 0)) as (port, health_port):
         async with asyncio.timeout(5):
             while "certificate" in (await health(health_port))[1]:
                 await asyncio.sleep(0.01)
@@ -463,7 +465,7 @@ async def test_an_end_waits_for_reviews_under_way(bundle: Bundle, files: FromFil
         half.send(body[:100], length=len(body))
         idle = await Connection.open(port, bundle.ca_crt)
         assert (await idle.post(review_of(pod()))).headers.get("connection") is None
-        injector.begin_to_end()
+        injector.begin_shutdown()
         assert await health(health_port) == (503, "the injector is stopping\n")
         last = await idle.post(review_of(pod()))
         assert (last.status, last.headers["connection"]) == (200, "close")
@@ -512,7 +514,9 @@ async def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_it_b
         assert await asyncio.to_thread(made.process.wait, 5) == 0
     lines = [json.loads(line) for line in made.errors]
     assert [line["event"] for line in lines if line["event"] in ("listening", "stopping")] == ["listening", "stopping"]
-    assert [line["pod"] for line in lines if line["event"] == "injected"] == ["bank/accounts-api-7d4b9c6f5d-*"] * 3
+    assert [line["pod"] for line in lines if line["event"] == "gateway injected into the pod"] == [
+        "bank/accounts-api-7d4b9c6f5d-*"
+    ] * 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sidecar.kubernetes.certificate_sources import CertificateFault, SelfSigned
 from sidecar.kubernetes.certificates import AUTHORITY_VALID, trusts
 from sidecar.kubernetes.cluster import Cluster, ClusterError
 from sidecar.kubernetes.injection import InjectionSettings
-from sidecar.kubernetes.webhook import Injector, Places
+from sidecar.kubernetes.webhook import Injector, ListenAddresses
 from tests.integration.kubernetes.api_server import CONFIGURATION, SECRET, SECRETS, ApiServer, api_server, configuration
 from tests.integration.kubernetes.client import Connection
 from tests.integration.kubernetes.test_injector import health, served, until_ready
@@ -49,7 +49,7 @@ def context() -> ssl.SSLContext:
 async def test_it_makes_a_certificate_that_api_servers_trust_before_it_is_ready(api: ApiServer) -> None:
     api.objects.pop(CONFIGURATION)
     injector = Injector(InjectionSettings(), source(api))
-    async with injector.serving(Places("127.0.0.1", 0, 0)) as (port, health_port):
+    async with injector.serving(ListenAddresses("127.0.0.1", 0, 0)) as (port, health_port):
         async with asyncio.timeout(5):
             while "mutatingwebhookconfigurations/injector answered 404" not in (await health(health_port))[1]:
                 await asyncio.sleep(0.01)
@@ -67,8 +67,8 @@ async def test_it_makes_a_certificate_that_api_servers_trust_before_it_is_ready(
 async def test_two_replicas_that_begin_at_once_show_the_same_certificate(api: ApiServer) -> None:
     api.meeting = asyncio.Barrier(2)  # both see that there is none
     replicas = [Injector(InjectionSettings(), source(api)) for _ in range(2)]
-    places = Places("127.0.0.1", 0, 0)
-    async with replicas[0].serving(places) as one, replicas[1].serving(places) as other:
+    addresses = ListenAddresses("127.0.0.1", 0, 0)
+    async with replicas[0].serving(addresses) as one, replicas[1].serving(addresses) as other:
         for _, health_port in (one, other):
             await until_ready(health_port)
         connections = [await Connection.open(port, api.ca_bundles()[0]) for port, _ in (one, other)]

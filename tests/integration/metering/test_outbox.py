@@ -176,7 +176,7 @@ async def test_an_entry_whose_dead_letters_cannot_be_written_stays_where_it_is(
     assert [each.partition for each in left] == [1]
     assert [valkey.xlen(keys.outbox(partition)) for partition in range(4)] == [0, 1, 0, 0]
     assert "WRONGTYPE" in str(first.take_errors()[0])
-    assert not first.is_whole
+    assert not first.all_partitions_available
     assert await first.finish(left) == left  # the partition rests
     assert first.take_errors() == []
 

@@ -63,7 +63,7 @@ def test_the_first_resolver_with_a_credential_decides_for_good_or_ill(
 
 
 def test_the_chain_reads_consumes_and_distrusts_what_any_resolver_does() -> None:
-    chain = IdentityChain([Fixed("a", None, []), Fixed("b", None, [])], never_from_strangers={b"n"})
+    chain = IdentityChain([Fixed("a", None, []), Fixed("b", None, [])], removed_from_untrusted_peers={b"n"})
     assert chain.reads == {b"x-a", b"x-b"}
     assert chain.consumes == {b"x-a", b"x-b"}
     assert chain.spoofable == {b"s-a", b"s-b", b"n"}
@@ -102,14 +102,14 @@ ALL = build_chain(
 async def test_a_caller_without_credential_is_told_what_there_is() -> None:
     outcome = await settled(ALL.identify({}, STRANGER))
     assert outcome == Unidentified(
-        "no credential was shown; send a client certificate or an API key in X-API-Key",
+        "the request has no credential; send a client certificate or an API key in X-API-Key",
         'ClientCertificate realm="bank", ApiKey realm="bank", header="X-API-Key"',
     )
 
 
 def test_a_chain_that_only_a_gateway_can_satisfy_still_sends_a_challenge() -> None:
     outcome = build_chain([TrustedHeaderSettings(type="trusted_header")]).identify({}, STRANGER)
-    assert outcome == Unidentified("no credential was shown", 'TrustedGateway realm="open-banking"')
+    assert outcome == Unidentified("the request has no credential", 'TrustedGateway realm="open-banking"')
 
 
 async def test_a_stranger_who_forges_the_header_is_who_his_key_says() -> None:

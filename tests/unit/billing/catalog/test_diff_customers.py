@@ -97,7 +97,10 @@ def test_an_upgrade_says_that_lago_bills_at_once(wanted: Catalog) -> None:
 
 def test_a_downgrade_says_that_it_waits_for_the_end_of_the_period(wanted: Catalog) -> None:
     found = of_subscription(wanted, subscription(plan_code="max"), plans=PLANS)
-    assert (found.action, found.notes) == ("update", ("a downgrade: the old plan goes on until the end of the period",))
+    assert (found.action, found.notes) == (
+        "update",
+        ("a downgrade: the old plan stays in force until the end of the period",),
+    )
 
 
 def test_fees_are_compared_by_the_year(wanted: Catalog) -> None:

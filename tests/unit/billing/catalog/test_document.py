@@ -116,7 +116,7 @@ REFUSED = {
     "prorated": ("{metric: c, model: standard, amount: '1', prorated: true}", "prorated"),
     "a minimum": ("{metric: c, model: standard, amount: '1', min_amount_cents: 5}", "minimum"),
     "filters": ("{metric: c, model: standard, amount: '1', filters: [{values: {a: [b]}}]}", "filters"),
-    "not invoiced": ("{metric: c, model: standard, amount: '1', invoiceable: false}", "never billed"),
+    "not invoiced": ("{metric: c, model: standard, amount: '1', invoiceable: false}", "would never bill"),
     "a pricing unit": ("{metric: c, model: standard, amount: '1', applied_pricing_unit: {code: x}}", "pricing unit"),
     "grouped": (
         "{billable_metric_code: c, charge_model: standard, properties: {amount: '1', pricing_group_keys: [r]}}",
