@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sidecar.app.data_plane import Health
 from sidecar.app.settings import AdminSettings
 from sidecar.basics.logger import get_logger
+from sidecar.ledger.accounts.loader import LedgerUnavailable
 
 ACCOUNTS_PAGE_MAX = 500
 QUERY_FIELDS_MAX = 16
@@ -74,7 +75,10 @@ class AdminEndpoints:
             return problem(401, "Send the bearer token.", (("WWW-Authenticate", 'Bearer realm="sidecar admin"'),))
         try:
             found = await self._find(path, query, only_look=method not in ALLOWED)
-        except Exception:  # whatever it is (Valkey gone, a defect), who watches needs an answer, and the next one too
+        except LedgerUnavailable as error:
+            message = str(error)
+            return problem(503, f"{message[0].upper()}{message[1:]}.")
+        except Exception:  # whatever it is, who watches needs an answer, and the next one too
             log.exception("an admin request failed", path=path[:200])
             return problem(500, "The request failed. See the log.")
         if found is None:

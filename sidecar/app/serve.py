@@ -34,6 +34,7 @@ from sidecar.identity.types import KeyStore, KeyStoreUnavailable
 from sidecar.ledger.accounts.api_keys import ApiKeys
 from sidecar.ledger.store import Store, open_store
 from sidecar.metering.outbox.outbox_status import outbox_status
+from sidecar.valkey.topology import CLIENT_ERRORS
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -109,16 +110,24 @@ async def status_document(store: Store, plane: DataPlane | None, billing: Contro
         document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.context.destinations)
         document["connections"] = len(plane.gateway.connections)
         document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
-    status = await outbox_status(store.client, store.keys)
-    document["outbox"] = {
+    document["outbox"] = await _outbox_document(store)
+    if billing is not None:
+        document["billing"] = billing.status()
+    return document
+
+
+async def _outbox_document(store: Store) -> dict[str, Any] | None:
+    """None: the ledger cannot be reached."""
+    try:
+        status = await outbox_status(store.client, store.keys)
+    except CLIENT_ERRORS:
+        return None
+    return {
         "entries": status.entries,
         "events": status.events,
         "oldest_seconds": status.oldest_s,
         "dead_letters": status.dead_letters,
     }
-    if billing is not None:
-        document["billing"] = billing.status()
-    return document
 
 
 @contextlib.asynccontextmanager

@@ -11,10 +11,11 @@ import socket
 import ssl
 from typing import Final
 
+_CLOSED: Final = "the other side closed the connection"
 _WORDS: Final = {
     errno.ECONNREFUSED: "connection refused",
-    errno.ECONNRESET: "the other side closed the connection",
-    errno.EPIPE: "the other side closed the connection",
+    errno.ECONNRESET: _CLOSED,
+    errno.EPIPE: _CLOSED,
     errno.EHOSTUNREACH: "the host cannot be reached",
     errno.ENETUNREACH: "the network cannot be reached",
     errno.ETIMEDOUT: "no answer in time",
@@ -24,7 +25,10 @@ _WORDS: Final = {
 }
 _NUMBER: Final = re.compile(r"\[Errno (-?\d+)\]|\bError (\d+) (?:connecting to|while)")
 _ADDRESS: Final = re.compile(r"\bconnecting to (\S+?)\.(?: |$)")
-_REDIS_TIMEOUT: Final = "Timeout connecting to server"
+_REDIS_TIMEOUT: Final = re.compile(r"Timeout (?:connecting to|reading from|writing to) (\S+)$")
+_REDIS_LOST: Final = re.compile(r"Error while reading from (\S+?) ?: \(")
+_REDIS_CLOSED: Final = "Connection closed by server"
+_REDIS_CLUSTER: Final = "Redis Cluster cannot be connected"
 _NO_PRIMARY: Final = re.compile(r"No master found for ('.*?')")
 _HTTP_CLIENTS: Final = ("httpx", "httpcore")
 _CONNECT_FAILED: Final = re.compile(r"\[?Connect call failed \(.*\)\]?")
@@ -43,7 +47,7 @@ def reason_of(error: BaseException) -> str:
         return _tls_reason(error)
     if isinstance(error, socket.gaierror):
         return "the host name is not known"
-    if isinstance(error, TimeoutError) or str(error) == _REDIS_TIMEOUT:
+    if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, OSError) and error.errno:
         return words_of(error.errno)
@@ -78,12 +82,20 @@ def _cleaned(text: str) -> str:
     """A library's message without numbers, tuples and objects; with the address first."""
     found = _NUMBER.search(text)
     address = _ADDRESS.search(text)
-    if found and (address or found[1]):
+    if found:
         number = int(found[1] or found[2])
         reason = "the host name is not known" if number < 0 else words_of(number)
         return f"{address[1]}: {reason}" if address else reason
     if _CONNECT_FAILED.search(text):
         return "connection refused"
+    if text.startswith(_REDIS_CLOSED):
+        return _CLOSED
+    if text.startswith(_REDIS_CLUSTER):
+        return "no node of the Cluster can be reached"
+    for pattern, reason in ((_REDIS_TIMEOUT, "no answer in time"), (_REDIS_LOST, _CLOSED)):
+        found = pattern.match(text)
+        if found:
+            return reason if found[1] in ("server", "socket") else f"{found[1]}: {reason}"
     no_primary = _NO_PRIMARY.match(text)
     if no_primary:
         return f"no Sentinel knows a primary of {no_primary[1]}"

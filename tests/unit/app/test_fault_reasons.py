@@ -11,10 +11,13 @@ from contextlib import suppress
 import aiohttp
 import httpx
 import pytest
+import redis
 import redis.asyncio
 from redis.asyncio.sentinel import Sentinel
 
 from sidecar.basics.fault_reasons import reason_of
+
+CLOSED = "the other side closed the connection"
 
 
 async def by_asyncio(port: int) -> None:
@@ -74,6 +77,20 @@ async def test_a_sentinel_without_a_primary_is_told_without_its_clients(unused_t
         (KeyError("x"), "'x'"),
         (RuntimeError("broken by <a.B(<c.D()>, x=1)> at noon"), "broken by at noon"),
         (RuntimeError("1 < 2"), "1 < 2"),
+        (redis.TimeoutError("Timeout connecting to server"), "no answer in time"),
+        (redis.TimeoutError("Timeout reading from 10.0.0.7:6379"), "10.0.0.7:6379: no answer in time"),
+        (redis.ConnectionError("Connection closed by server."), CLOSED),
+        (
+            redis.ConnectionError("Error while reading from 10.0.0.7:6379 : (104, 'Connection reset by peer')"),
+            f"10.0.0.7:6379: {CLOSED}",
+        ),
+        (redis.ConnectionError("Error 104 while writing to socket. Connection reset by peer."), CLOSED),
+        (
+            redis.exceptions.RedisClusterException(
+                "Redis Cluster cannot be connected. Please provide at least one reachable node: Timeout"
+            ),
+            "no node of the Cluster can be reached",
+        ),
         (RuntimeError("[Errno 111] Connect call failed ('127.0.0.1', 9)"), "connection refused"),
     ],
 )
