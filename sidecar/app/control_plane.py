@@ -14,7 +14,7 @@ from sidecar.app.serve import Ready, admin_server
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
 from sidecar.controlplane import metrics
-from sidecar.controlplane.billing import Billing, open_billing
+from sidecar.controlplane.control_work import ControlWork, open_control_work
 from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.store import open_store
@@ -24,11 +24,11 @@ from sidecar.metering.publisher.publisher import Publisher
 log = get_logger("sidecar")
 
 
-def collectors_of(publisher: Publisher, billing: Billing | None) -> Iterator[Collector]:
+def collectors_of(publisher: Publisher, control_work: ControlWork | None) -> Iterator[Collector]:
     """What a control plane counts."""
     yield PublisherCollector(publisher.metrics)
-    if billing is not None:
-        yield from metrics.collectors(billing)
+    if control_work is not None:
+        yield from metrics.collectors(control_work)
 
 
 async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -> bool:
@@ -37,11 +37,11 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         raise SetupError("metering.url is not set: a control plane needs it to deliver usage events")
     async with (
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
-        open_billing(config.lago, config.metering, store) as billing,
+        open_control_work(config.lago, config.metering, store) as control_work,
     ):
         publisher = Publisher(store.client, store.keys, config.metering)
         async with admin_server(
-            config, store, None, collectors=collectors_of(publisher, billing), billing=billing
+            config, store, None, collectors=collectors_of(publisher, control_work), control_work=control_work
         ) as ports:
             reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
             ready(ports)
@@ -49,7 +49,7 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
                 "publishing", version=__version__, to=config.metering.url, lago=config.lago.url, admin_port=ports.admin
             )
             try:
-                await run_loops(publisher, billing, stop)
+                await run_loops(publisher, control_work, stop)
             finally:
                 reaping.cancel()
                 await asyncio.gather(reaping, return_exceptions=True)

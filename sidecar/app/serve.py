@@ -69,7 +69,7 @@ def key_store(store: Store) -> KeyStore:
 
 
 class ControlSide(Protocol):
-    """What the billing side of a control plane shows and receives (``sidecar.controlplane.billing``)."""
+    """What the billing side of a control plane shows and receives (``sidecar.controlplane.control_work``)."""
 
     @property
     def field_bytes_max(self) -> int: ...
@@ -102,7 +102,9 @@ def process_document(plane: DataPlane | None) -> dict[str, Any]:
     return document
 
 
-async def status_document(store: Store, plane: DataPlane | None, billing: ControlSide | None = None) -> dict[str, Any]:
+async def status_document(
+    store: Store, plane: DataPlane | None, control_work: ControlSide | None = None
+) -> dict[str, Any]:
     """What ``/v1/status`` shows."""
     document = process_document(plane)
     if plane is not None:
@@ -111,8 +113,8 @@ async def status_document(store: Store, plane: DataPlane | None, billing: Contro
         document["connections"] = len(plane.gateway.connections)
         document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
     document["outbox"] = await _outbox_document(store)
-    if billing is not None:
-        document["billing"] = billing.status()
+    if control_work is not None:
+        document["billing"] = control_work.status()
     return document
 
 
@@ -138,7 +140,7 @@ async def admin_server(
     socket_path: str | None = None,
     *,
     collectors: Iterable[Collector] = (),
-    billing: ControlSide | None = None,
+    control_work: ControlSide | None = None,
 ) -> AsyncIterator[Ports]:
     """The admin side of one process, and its health port if it has one; yields their ports. Raises `SetupError`."""
     registry = _registry(plane, collectors)
@@ -150,7 +152,7 @@ async def admin_server(
         return generate_latest(registry)
 
     async def status() -> Mapping[str, Any]:
-        return await status_document(store, plane, billing)
+        return await status_document(store, plane, control_work)
 
     async def process() -> Mapping[str, Any]:
         return process_document(plane)
@@ -164,7 +166,7 @@ async def admin_server(
         health, metrics, status, process, AccountsView(store.accounts), admin_token(config.admin, socket_path)
     )
     server: AdminServer | AdminWebServer
-    if billing is None:
+    if control_work is None:
         server = AdminServer(
             "admin", config.admin.host, config.admin.listening_port, endpoints, socket_path=socket_path
         )
@@ -172,7 +174,7 @@ async def admin_server(
         from sidecar.app.admin_web import AdminWebServer
 
         server = AdminWebServer(
-            config.admin, endpoints, webhooks=billing.handle_webhook, field_bytes_max=billing.field_bytes_max
+            config.admin, endpoints, webhooks=control_work.handle_webhook, field_bytes_max=control_work.field_bytes_max
         )
     port = await server.start()
     try:

@@ -27,7 +27,7 @@ from sidecar.basics.listening import listening_sockets
 from sidecar.cli.demo_guide import Running, print_guide, print_json, print_usage
 from sidecar.cli.output import run_async
 from sidecar.config.errors import ConfigError
-from sidecar.controlplane.billing import open_billing
+from sidecar.controlplane.control_work import open_control_work
 from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.store import Store, open_store
 from sidecar.metering.publisher.publisher import Publisher
@@ -120,17 +120,19 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
         store = await stack.enter_async_context(
             open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync)
         )
-        billing = await stack.enter_async_context(open_billing(config.lago, config.metering, store))
-        assert billing is not None
+        control_work = await stack.enter_async_context(open_control_work(config.lago, config.metering, store))
+        assert control_work is not None
         accounts = demo_accounts()
-        await seed_lago(billing.lago, accounts)
+        await seed_lago(control_work.lago, accounts)
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start()
         publisher = Publisher(store.client, store.keys, config.metering)
         ports = await stack.enter_async_context(
-            admin_server(config, store, plane, collectors=collectors_of(publisher, billing), billing=billing)
+            admin_server(
+                config, store, plane, collectors=collectors_of(publisher, control_work), control_work=control_work
+            )
         )
-        await billing.lago.create_webhook_endpoint(
+        await control_work.lago.create_webhook_endpoint(
             {
                 "webhook_url": f"http://127.0.0.1:{ports.admin}/webhooks/lago",
                 "signature_algo": "hmac",
@@ -139,7 +141,7 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
         )
         # The publisher outlives the gateway, so that what the last requests were charged is counted too.
         stop_control = asyncio.Event()
-        controlling = asyncio.create_task(run_loops(publisher, billing, stop_control))
+        controlling = asyncio.create_task(run_loops(publisher, control_work, stop_control))
         stopping = asyncio.create_task(stop.wait())
         printing: asyncio.Task[None] | None = None
         try:
@@ -152,7 +154,7 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
                 upstream=upstream_url,
                 valkey=valkey or f"valkey+unix://{directory}/valkey/valkey.sock",
                 accounts=accounts,
-                wallet=(await billing.lago.wallets(accounts[0].id))[0].lago_id,
+                wallet=(await control_work.lago.wallets(accounts[0].id))[0].lago_id,
                 lago_api_key=api_key,
                 webhook_hmac_key=hmac_key,
             )

@@ -12,7 +12,7 @@ from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.reconcile.reconciler import Outcome
-from sidecar.cli.control_work import AccountArgument, OnceOption, opened, progress_bar
+from sidecar.cli.control_commands import AccountArgument, OnceOption, opened, progress_bar
 from sidecar.cli.output import ConfigOption, JsonOption, fail, print_json, run_async
 from sidecar.cli.reconcile_view import NOT_LOADED, outcome_document, print_outcome, print_outcomes
 
@@ -49,11 +49,11 @@ def reconcile(
 
 
 async def _reconcile(config: Config, account: str | None, dry_run: bool) -> list[Outcome]:
-    async with opened(config) as billing:
+    async with opened(config) as control_work:
         if account is not None:
             if dry_run:
-                return [await billing.reconciler.preview(account)]
-            return [await billing.reconciler.reconcile(account, thorough=True)]
+                return [await control_work.reconciler.preview(account)]
+            return [await control_work.reconciler.reconcile(account, thorough=True)]
         outcomes: list[Outcome] = []
         with progress_bar() as progress:
             shown: dict[str, TaskID] = {}
@@ -64,7 +64,7 @@ async def _reconcile(config: Config, account: str | None, dry_run: bool) -> list
                 progress.update(shown[what], completed=done, total=total)
 
             try:
-                await billing.reconcile_loop.sweep(
+                await control_work.reconcile_loop.sweep(
                     None, everybody=True, dry_run=dry_run, progress=step, each=outcomes.append
                 )
             except LagoError as error:

@@ -13,10 +13,10 @@ import typer
 from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
 from sidecar.billing.usage_sync.sync_report import SyncReport
-from sidecar.cli.control_work import AccountArgument, OnceOption, opened, progress_bar
+from sidecar.cli.control_commands import AccountArgument, OnceOption, opened, progress_bar
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, print_table, run_async
 from sidecar.cli.words import count, instant, plain
-from sidecar.controlplane.billing import Billing
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.controlplane.sync_loop import Overview
 
 
@@ -53,32 +53,32 @@ def sync(
 
 
 async def _sync(config: Config, account: str | None, flush: bool) -> tuple[SyncReport | None, Overview]:
-    async with opened(config) as billing:
-        loop = billing.sync_loop
+    async with opened(config) as control_work:
+        loop = control_work.sync_loop
         if loop is None:
             fail("lago.sync.enabled or metering.url is not set: there is no usage to push", 1)
         report = None
-        token = await billing.lease.acquire()
+        token = await control_work.lease.acquire()
         if token is not None:
-            async with _kept(billing):
+            async with _kept(control_work):
                 with progress_bar() as progress:
                     task = progress.add_task("accounts", total=None)
                     report, _ = await loop.round(
                         token, flush=flush, only=account, progress=lambda done: progress.update(task, completed=done)
                     )
-        elif not await billing.ask_leader_to_flush(account, timeout_s=30.0):
-            fail(f"the control plane {billing.lease.state.leader} leads, but did not answer within 30 s", 1)
+        elif not await control_work.ask_leader_to_flush(account, timeout_s=30.0):
+            fail(f"the control plane {control_work.lease.state.leader} leads, but did not answer within 30 s", 1)
         return report, await loop.overview(account)
 
 
 @contextlib.asynccontextmanager
-async def _kept(billing: Billing) -> AsyncIterator[None]:
+async def _kept(control_work: ControlWork) -> AsyncIterator[None]:
     """Holds the lease for as long as it takes."""
 
     async def renew() -> None:
         while True:
-            await asyncio.sleep(billing.lease.ttl_s / 3)
-            await billing.lease.renew()
+            await asyncio.sleep(control_work.lease.ttl_s / 3)
+            await control_work.lease.renew()
 
     renewing = asyncio.create_task(renew())
     try:
@@ -86,7 +86,7 @@ async def _kept(billing: Billing) -> AsyncIterator[None]:
     finally:
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)
-        await billing.lease.release()
+        await control_work.lease.release()
 
 
 def _print_sync(report: SyncReport | None, overview: Overview) -> None:

@@ -15,18 +15,18 @@ from sidecar.metering.audit.metrics import AuditCollector
 
 if TYPE_CHECKING:
     from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
-    from sidecar.controlplane.billing import Billing
+    from sidecar.controlplane.control_work import ControlWork
     from sidecar.controlplane.sync_loop import SyncLoop
 
 
 class LagoCollector(Collector):
-    """The client, the sync and the comparison of invoices of one :class:`Billing`."""
+    """The client, the sync and the comparison of invoices of one :class:`ControlWork`."""
 
-    def __init__(self, billing: Billing) -> None:
-        self._billing = billing
+    def __init__(self, control_work: ControlWork) -> None:
+        self._control_work = control_work
 
     def collect(self) -> Iterator[Metric]:
-        client = self._billing.lago.metrics
+        client = self._control_work.lago.metrics
         yield _labelled("sidecar_lago_requests", "Requests to Lago.", "endpoint", client.requests)
         yield _labelled("sidecar_lago_failures", "Requests to Lago that failed, by kind.", "kind", client.failures)
         yield CounterMetricFamily("sidecar_lago_retries", "Requests that were sent again.", value=client.retries)
@@ -36,9 +36,9 @@ class LagoCollector(Collector):
             "Time that requests waited for the request rate.",
             value=client.throttled_s,
         )
-        lease = self._billing.lease.state
+        lease = self._control_work.lease.state
         yield CounterMetricFamily("sidecar_control_terms", "Terms in which this process led.", value=lease.terms)
-        loop = self._billing.sync_loop
+        loop = self._control_work.sync_loop
         if loop is not None:
             yield from self._sync(loop)
             yield from self._checks(loop.checks)
@@ -107,13 +107,13 @@ class LagoCollector(Collector):
         yield cents
 
 
-def collectors(billing: Billing) -> Iterator[Collector]:
-    """Of everything that ``billing`` counts."""
-    yield BillingCollector(billing.metrics)
-    yield WebhookCollector(billing.receiver.metrics)
-    yield LagoCollector(billing)
-    if billing.auditor is not None:
-        yield AuditCollector(billing.auditor.metrics, time.time)
+def collectors(control_work: ControlWork) -> Iterator[Collector]:
+    """Of everything that ``control_work`` counts."""
+    yield BillingCollector(control_work.metrics)
+    yield WebhookCollector(control_work.receiver.metrics)
+    yield LagoCollector(control_work)
+    if control_work.auditor is not None:
+        yield AuditCollector(control_work.auditor.metrics, time.time)
 
 
 def _labelled(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:

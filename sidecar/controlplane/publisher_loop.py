@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 
 from sidecar.basics.errors import SetupError
-from sidecar.controlplane.billing import Billing
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.metering.openmeter.access import MeteringError
 from sidecar.metering.publisher.publisher import Publisher
 
 
-async def run_loops(publisher: Publisher, billing: Billing | None, stop: asyncio.Event) -> None:
+async def run_loops(publisher: Publisher, control_work: ControlWork | None, stop: asyncio.Event) -> None:
     """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`run_publisher`."""
-    if billing is None:
+    if control_work is None:
         await run_publisher(publisher, stop)
         return
     ended = asyncio.Event()
-    keeping = asyncio.create_task(billing.run(ended))
+    keeping = asyncio.create_task(control_work.run(ended))
     told = asyncio.create_task(stop.wait())
     publishing = asyncio.create_task(run_publisher(publisher, ended))
     try:

@@ -215,4 +215,4 @@ async def _loaded(system: BillingSystem) -> bool:
 
 
 async def _quiet(system: BillingSystem) -> bool:
-    return await system.billing.reload_requests.count() == 0
+    return await system.control_work.reload_requests.count() == 0

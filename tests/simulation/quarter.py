@@ -24,7 +24,7 @@ from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.reconcile.reconciler import Outcome
 from sidecar.billing.reconcile.reload_requests import ReloadRequests
-from sidecar.controlplane.billing import Billing
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.keys import Keys
@@ -108,14 +108,14 @@ class Quarter:
     """The system and its clock. ``seed`` decides everything that is random."""
 
     def __init__(
-        self, client: ClockedClient, config: Config, lago: Lago, meter: OpenMeter, billing: Billing, keys: Keys,
-        session: aiohttp.ClientSession, lago_url: str, seed: int,
+        self, client: ClockedClient, config: Config, lago: Lago, meter: OpenMeter, control_work: ControlWork,
+        keys: Keys, session: aiohttp.ClientSession, lago_url: str, seed: int,
     ) -> None:  # fmt: skip
         self.client = client
         self.config = config
         self.lago = lago
         self.meter = meter
-        self.billing = billing
+        self.control_work = control_work
         self.keys = keys
         self.random = Random(seed)
         self.now_s = START_S
@@ -193,17 +193,17 @@ class Quarter:
             if not waiting or self.lago_away:
                 return
             for request in waiting:
-                if await self.billing.reconcile_loop.handle(request, TOKEN):
+                if await self.control_work.reconcile_loop.handle(request, TOKEN):
                     await requests.complete([request])
         raise Violation(f"seed {self.seed}: reload requests never end: {await requests.waiting(5)}")
 
     async def sweep(self) -> None:
         if not self.lago_away:
-            await self.billing.reconcile_loop.sweep(TOKEN)
+            await self.control_work.reconcile_loop.sweep(TOKEN)
 
     async def sync(self, *, flush: bool = False) -> None:
-        assert self.billing.sync_loop is not None
-        report, _ = await self.billing.sync_loop.round(TOKEN, flush=flush)
+        assert self.control_work.sync_loop is not None
+        report, _ = await self.control_work.sync_loop.round(TOKEN, flush=flush)
         if not self.lago_away and not self.meter_is_away and not report.is_complete:
             raise Violation(f"seed {self.seed} at {self.now_s}: sync: {report}")
 
@@ -229,7 +229,7 @@ class Quarter:
             return False
         event = [account, metric, units, "/accounts", "GET", 200, 1.5, None, None]
         await self._batch(account, [metric, units, 0, 0, []], orjson.dumps(event).decode())
-        state = await self.billing.store.accounts.state(account)
+        state = await self.control_work.store.accounts.state(account)
         self.served[account, state.period_start_ms, metric] += units
         self.granted += 1
         return True
@@ -260,7 +260,7 @@ class Quarter:
 
     async def subscribe(self, account: str, plan: str) -> None:
         """Subscribe, or change the plan."""
-        await self.billing.lago.create_subscription(
+        await self.control_work.lago.create_subscription(
             {"external_customer_id": account, "external_id": f"{account}-sub", "plan_code": plan,
              "billing_time": "calendar"}
         )  # fmt: skip
@@ -281,7 +281,7 @@ class Quarter:
 
     async def seed_lago(self, webhook_url: str) -> None:
         """Plans, customers, wallets, subscriptions."""
-        lago = self.billing.lago
+        lago = self.control_work.lago
         metrics = {}
         for code in METRICS:
             metrics[code] = (
@@ -362,15 +362,15 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
         async def sleep_until(at_ms: int) -> None:
             await sim[0].sleep_until(at_ms)
 
-        billing = Billing(
+        control_work = ControlWork(
             config.lago,
             config.metering, store, lago_client, query, sleep_until=sleep_until,
             on_outcome=lambda outcome: sim[0].watch(outcome),
         )  # fmt: skip
-        sim.append(Quarter(client, config, lago, meter, billing, keys, session, urls[0], seed))
-        billing.reconciler.schedule_reload = sim[0].schedule_reload  # type: ignore[method-assign]
+        sim.append(Quarter(client, config, lago, meter, control_work, keys, session, urls[0], seed))
+        control_work.reconciler.schedule_reload = sim[0].schedule_reload  # type: ignore[method-assign]
         receiving = web.Application()
-        receiving.router.add_post("/webhooks/lago", billing.handle_webhook)
+        receiving.router.add_post("/webhooks/lago", control_work.handle_webhook)
         receiver = Server(receiving)
         webhook_url = await receiver.start()
         stack.push_async_callback(receiver.close)

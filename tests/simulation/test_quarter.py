@@ -81,9 +81,9 @@ async def the_ledger_and_the_invoices_agree(sim: Quarter, periods_min: int, *, a
     compared = 0
     now_ms = sim.now_s * 1000
     for profile in PROFILES:
-        saved = await sim.billing.reconciler.reconcile_state(profile.id)
-        assert sim.billing.sync_loop is not None
-        rows = await sim.billing.sync_loop.checks.check(profile.id, saved, now_ms)
+        saved = await sim.control_work.reconciler.reconcile_state(profile.id)
+        assert sim.control_work.sync_loop is not None
+        rows = await sim.control_work.sync_loop.checks.check(profile.id, saved, now_ms)
         billed = {row.period_start_ms for row in rows}
         for row in rows:
             served = sim.served.get((profile.id, row.period_start_ms, row.metric), 0)

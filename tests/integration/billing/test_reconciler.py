@@ -42,13 +42,13 @@ async def test_reconciling_again_changes_nothing_but_the_version(system: Billing
     await system.customer("tpp-1")
     await system.reconcile("tpp-1")
     await system.usage.spend("tpp-1", "api_calls", 30)
-    first, saved = await system.show("tpp-1"), await system.billing.reconciler.reconcile_state("tpp-1")
+    first, saved = await system.show("tpp-1"), await system.control_work.reconciler.reconcile_state("tpp-1")
 
     await system.reconcile("tpp-1")
 
     second = await system.show("tpp-1")
     assert replace(second, version=first.version) == first
-    after = await system.billing.reconciler.reconcile_state("tpp-1")
+    after = await system.control_work.reconciler.reconcile_state("tpp-1")
     assert (after.links, after.fees, after.invoiced) == (saved.links, saved.fees, saved.invoiced)
 
 
@@ -77,10 +77,10 @@ async def test_an_account_from_a_file_is_left_alone_when_lago_does_not_know_it(s
 
 async def test_a_leader_that_has_been_succeeded_changes_nothing(system: BillingSystem) -> None:
     await system.customer("tpp-1")
-    await system.billing.reconciler.reconcile("tpp-1", 8)
+    await system.control_work.reconciler.reconcile("tpp-1", 8)
     await system.top_up("tpp-1", "5")
 
-    outcome = await system.billing.reconciler.reconcile("tpp-1", 7)
+    outcome = await system.control_work.reconciler.reconcile("tpp-1", 7)
 
     assert outcome.result == "fenced"
     assert await system.available("tpp-1") == Decimal(10)
@@ -168,7 +168,7 @@ async def test_when_lago_answers_nonsense_the_last_good_funds_stay_in_force(
         assert says.lower() in outcome.why.lower()
         assert "lago-api-key" not in outcome.why
         assert await system.available("tpp-1") == Decimal(10)
-        assert system.billing.metrics.reconciles["unavailable"] == 1
+        assert system.control_work.metrics.reconciles["unavailable"] == 1
         system.lago.faults.clear()
         assert (await system.reconcile("tpp-1")).result == "loaded"
         assert await system.available("tpp-1") == Decimal(15)
@@ -190,7 +190,7 @@ async def test_data_that_cannot_be_used_is_refused_by_name_and_the_last_good_fun
     assert outcome.result == "refused"
     assert names in outcome.why
     assert "in-clear" not in outcome.why
-    assert system.billing.metrics.alerts_by_kind() == {"policy": 1}
+    assert system.control_work.metrics.alerts_by_kind() == {"policy": 1}
     assert await system.available("tpp-1") == Decimal(10)
 
 
@@ -225,7 +225,7 @@ async def test_usage_that_lago_had_before_the_ledger_counts(system: BillingSyste
 async def test_a_preview_writes_nothing(system: BillingSystem) -> None:
     await system.customer("tpp-1")
 
-    outcome = await system.billing.reconciler.preview("tpp-1")
+    outcome = await system.control_work.reconciler.preview("tpp-1")
 
     assert outcome.result == "dry-run"
     assert outcome.desired is not None

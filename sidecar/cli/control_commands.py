@@ -13,7 +13,7 @@ from sidecar.app import assemble
 from sidecar.app.configuration import Config
 from sidecar.basics.errors import SetupError
 from sidecar.cli.output import errors
-from sidecar.controlplane.billing import Billing, open_billing
+from sidecar.controlplane.control_work import ControlWork, open_control_work
 from sidecar.ledger.store import open_store
 
 OnceOption = Annotated[bool, typer.Option("--once", help="Do it now, once. The control plane does it all the time.")]
@@ -21,15 +21,15 @@ AccountArgument = Annotated[str | None, typer.Argument(help="Only this account (
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Billing]:
+async def opened(config: Config) -> AsyncIterator[ControlWork]:
     """Raises `SetupError`: there is no Lago."""
     async with (
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
-        open_billing(config.lago, config.metering, store) as billing,
+        open_control_work(config.lago, config.metering, store) as control_work,
     ):
-        if billing is None:
+        if control_work is None:
             raise SetupError("lago.url is not set: accounts come from files (`sidecar account load`)")
-        yield billing
+        yield control_work
 
 
 @contextlib.contextmanager

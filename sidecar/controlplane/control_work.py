@@ -1,4 +1,4 @@
-"""The billing side of a control plane: webhooks on every replica; reconciler, sync and audit on the one that leads."""
+"""The work of a control plane: webhooks on every replica; reconciler, sync and audit on the one that leads."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ PAGE: Final = 200
 REQUESTS_LISTED_MAX: Final = 10_000
 
 
-class Billing:
-    """One control plane's part. ``await run(stop)``; made by :func:`open_billing`.
+class ControlWork:
+    """The work of one control plane. ``await run(stop)``; made by :func:`open_control_work`.
 
     ``now_ms`` and ``sleep_until`` are Valkey's clock unless a test has another.
     """
@@ -104,7 +104,7 @@ class Billing:
         self.lease = Lease(store.client, store.keys.lease("billing"), name, settings.reconcile.lease_ttl_ms)
 
     def __repr__(self) -> str:
-        return f"Billing({self.lease!r}, {self.reconcile_loop!r})"
+        return f"ControlWork({self.lease!r}, {self.reconcile_loop!r})"
 
     def _note(self, outcome: Outcome) -> None:
         if self.sync_loop is not None and outcome.desired is not None and outcome.result == "loaded":
@@ -185,14 +185,14 @@ class Billing:
 
 
 @contextlib.asynccontextmanager
-async def open_billing(
+async def open_control_work(
     settings: LagoSettings,
     metering: MeteringSettings,
     store: Store,
     *,
     sleep_until: Callable[[int], Awaitable[None]] | None = None,
-) -> AsyncIterator[Billing | None]:
-    """The billing side, or None where the configuration names no Lago.
+) -> AsyncIterator[ControlWork | None]:
+    """The work, or None where the configuration names no Lago.
 
     Raises:
         SetupError: a key or file that the configuration names cannot be used.
@@ -206,9 +206,9 @@ async def open_billing(
             query = None
             if metering.url is not None:
                 query = await stack.enter_async_context(MeterQuery(metering))
-            billing = Billing(settings, metering, store, lago, query, sleep_until=sleep_until)
-            stack.push_async_callback(billing.receiver.close)
-            yield billing
+            control_work = ControlWork(settings, metering, store, lago, query, sleep_until=sleep_until)
+            stack.push_async_callback(control_work.receiver.close)
+            yield control_work
     except LagoSetupError as error:
         raise SetupError(str(error)) from None
     except WebhookSetupError as error:
