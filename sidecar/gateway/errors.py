@@ -45,7 +45,7 @@ TOO_FAST = Kind(
 )
 INTERNAL = Kind("internal-error", 500, "The gateway failed", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
 _SERVER_ERROR = ("UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
-UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API did not send a valid answer", *_SERVER_ERROR)
+UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API is unreachable or sent an invalid response", *_SERVER_ERROR)
 LEDGER_UNAVAILABLE = Kind("ledger-unavailable", 503, "The gateway cannot check credits now", *_SERVER_ERROR)
 IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "The gateway cannot verify the caller now", *_SERVER_ERROR)
 OVERLOADED = Kind("overloaded", 503, "The gateway is overloaded", *_SERVER_ERROR)
@@ -56,6 +56,12 @@ KINDS = (
     INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED, UPSTREAM_TIMEOUT,
 )  # fmt: skip
 """All of them."""
+
+
+CANNOT_CONNECT = "The gateway cannot connect to the API."
+NO_ANSWER = "The API closed the connection without an answer."
+INVALID_RESPONSE = "The API sent an invalid response."
+"""Details, for clients: without names of hosts and the texts of libraries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, cast
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
 from sidecar.gateway.relay import Relay
@@ -227,7 +228,7 @@ class UpstreamPool:
             message = f"{target} did not accept a connection within {timeout_s:g} s"
             self._failed(waiter, connection, UpstreamError(message, timed_out=True))
         except (OSError, ssl.SSLError) as error:
-            self._failed(waiter, connection, UpstreamError(f"{target}: {error}"))
+            self._failed(waiter, connection, UpstreamError(f"{target}: {reason_of(error)}"))
         else:
             self._counters.upstream_connects += 1
             if connection.closed or connection.transport.is_closing():

@@ -51,7 +51,7 @@ class AnswerRelay(RequestRelay):
                 found = self.context.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
                 self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
-                self.refuse(Refusal(errors.UPSTREAM_FAILED))
+                self.refuse(Refusal(errors.UPSTREAM_FAILED, errors.INVALID_RESPONSE))
                 return
             if found is None:
                 self.response_buffer = data[at:] if at else data
@@ -124,7 +124,7 @@ class AnswerRelay(RequestRelay):
         named = asked is not None and chosen is not None and chosen.lower() in list_elements(asked)
         if connection is None or upstream is None or chosen is None or not named:
             self.context.note_upstream_failure(f"{self.pool.target} switched to a protocol that was not asked for")
-            self.refuse(Refusal(errors.UPSTREAM_FAILED))
+            self.refuse(Refusal(errors.UPSTREAM_FAILED, errors.INVALID_RESPONSE))
             return
         self.response = response
         self.finished = True

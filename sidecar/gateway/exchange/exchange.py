@@ -182,7 +182,8 @@ class Exchange(AnswerRelay):
             self.pool.acquire(self.connected, fresh=True)
         else:
             self.context.note_upstream_failure(f"{self.pool.target} closed the connection without an answer")
-            self.refuse(Refusal(errors.UPSTREAM_FAILED))
+            detail = errors.INVALID_RESPONSE if self.upstream_spoke else errors.NO_ANSWER
+            self.refuse(Refusal(errors.UPSTREAM_FAILED, detail))
 
     def _may_repeat(self, upstream: UpstreamConnection | None) -> bool:
         """A pooled connection that the server had closed meanwhile (RFC 9112 section 9.3.1): only what may be done

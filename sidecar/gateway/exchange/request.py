@@ -57,13 +57,13 @@ class RequestRelay(ChargedRelay):
         """A connection to the API, or why there is none."""
         if isinstance(upstream, UpstreamError):
             if not self.finished:
-                kind = errors.UPSTREAM_FAILED
+                kind, detail = errors.UPSTREAM_FAILED, errors.CANNOT_CONNECT
                 if upstream.overloaded:
-                    kind = errors.OVERLOADED
+                    kind, detail = errors.OVERLOADED, ""
                 elif upstream.timed_out:
                     kind = errors.UPSTREAM_TIMEOUT
                 self.context.note_upstream_failure(str(upstream))
-                self.refuse(Refusal(kind))
+                self.refuse(Refusal(kind, detail))
             return
         if self.finished:
             self.pool.release(upstream)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from sidecar.gateway.parameters import UpstreamTarget
 from sidecar.gateway.routes import Route
@@ -14,6 +16,7 @@ from sidecar.ledger.pricing.price_tables import Standard
 from tests.conftest import free_port
 from tests.integration.gateway.api import Conversation, absent, always, echo, length, once, silent
 from tests.integration.gateway.rig import account, chunked, get, post, route
+from tests.integration.gateway.wire import Message
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 301, 304, 400, 404, 409, 429, 499])
@@ -98,10 +101,18 @@ async def test_credit_held_by_a_call_that_fails_can_be_used_again(gateway: Any) 
 # What the API may do instead of an answer
 
 
+def detail(answer: Message) -> tuple[int, str]:
+    return answer.status, json.loads(answer.body)["detail"]
+
+
 async def test_an_api_that_refuses_connections_is_a_502_and_costs_nothing(gateway: Any) -> None:
-    async with gateway(echo, upstream=UpstreamTarget(port=free_port())) as rig:
-        assert (await rig.ask(get())).status == 502
-        assert (await rig.ask(post(b"abc"))).status == 502
+    port = free_port()
+    async with gateway(echo, upstream=UpstreamTarget(port=port)) as rig:
+        with capture_logs() as lines:
+            assert (await rig.ask(get())).status == 502
+        assert [line["error"] for line in lines] == [f"127.0.0.1:{port}: connection refused"]
+        assert detail(await rig.ask(get())) == (502, "The gateway cannot connect to the API.")
+        assert detail(await rig.ask(post(b"abc"))) == (502, "The gateway cannot connect to the API.")
         assert await rig.charged() == []
 
 
@@ -122,7 +133,9 @@ async def test_an_api_that_answers_nonsense_is_a_502_and_costs_nothing(gateway: 
         wire = await rig.connect()
         await wire.send(get())
         answer = await wire.response()
-        assert (answer.status, answer.get(b"Content-Type")) == (502, b"application/problem+json")
+        assert answer.get(b"Content-Type") == b"application/problem+json"
+        said_nothing = "The API closed the connection without an answer."
+        assert detail(answer) == (502, "The API sent an invalid response." if said else said_nothing)
         assert await rig.charged() == []
         await wire.send(get())
         assert (await wire.response()).status == 502  # the client's connection is none the worse for it
