@@ -16,8 +16,8 @@ from rich.markup import escape
 
 from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
-from sidecar.billing.catalog.apply import Outcome, apply
-from sidecar.billing.catalog.changes import ACTIONS, Action, Change, FieldChange, Observed, counts
+from sidecar.billing.catalog.apply import ApplyOutcome, apply
+from sidecar.billing.catalog.changes import ACTIONS, Change, ChangeAction, FieldChange, Observed, counts
 from sidecar.billing.catalog.current_state import read
 from sidecar.billing.catalog.diff import diff
 from sidecar.billing.catalog.document import load_catalog
@@ -40,14 +40,14 @@ FileArgument = Annotated[Path, typer.Argument(help="Catalog file (YAML). See `ex
 
 VALUE_CHARS_SHOWN: Final = 160
 _INDENT: Final = "      "
-_MARKS: Final[dict[Action, str]] = {
+_MARKS: Final[dict[ChangeAction, str]] = {
     "create": "[green]+[/green]",
     "update": "[yellow]~[/yellow]",
     "keep": "=",
     "refuse": "[red]![/red]",
 }
-_NOTE_STYLES: Final[dict[Action, str]] = {"create": "dim", "update": "yellow", "keep": "yellow", "refuse": "red"}
-_VERBS: Final[dict[Action, str]] = {
+_NOTE_STYLES: Final[dict[ChangeAction, str]] = {"create": "dim", "update": "yellow", "keep": "yellow", "refuse": "red"}
+_VERBS: Final[dict[ChangeAction, str]] = {
     "create": "to create",
     "update": "to change",
     "keep": "unchanged",
@@ -98,7 +98,7 @@ def apply_(
         fail("give --yes to write: standard input is no terminal, so the command cannot ask you", 2)
     catalog, loaded = _inputs(file, config)
 
-    async def work() -> tuple[tuple[Change, ...], Outcome | None]:
+    async def work() -> tuple[tuple[Change, ...], ApplyOutcome | None]:
         async with _services(loaded) as services:
             observed = await services.read(catalog)
             changes = services.diff(catalog, observed, loaded)
@@ -109,7 +109,7 @@ def apply_(
             if found["refuse"]:
                 return changes, None
             if not found["create"] and not found["update"]:
-                return changes, Outcome(())
+                return changes, ApplyOutcome(())
             if not yes and not typer.confirm("Write this?", err=True):
                 return changes, None
             return changes, await apply(changes, observed, services.lago, services.openmeter)
@@ -197,7 +197,7 @@ def _print_summary(changes: Sequence[Change]) -> None:
     console().print(", ".join(f"{found[action]} {_VERBS[action]}" for action in ACTIONS), soft_wrap=True)
 
 
-def _print_outcome(changes: Sequence[Change], outcome: Outcome | None) -> None:
+def _print_outcome(changes: Sequence[Change], outcome: ApplyOutcome | None) -> None:
     if outcome is None:
         refused = counts(changes)["refuse"]
         errors().print(
@@ -229,7 +229,7 @@ def _rows(changes: Sequence[Change]) -> list[dict[str, object]]:
     ]
 
 
-def _outcome_document(changes: Sequence[Change], outcome: Outcome | None) -> dict[str, object]:
+def _outcome_document(changes: Sequence[Change], outcome: ApplyOutcome | None) -> dict[str, object]:
     document: dict[str, object] = {"changes": _rows(changes), "summary": counts(changes)}
     done, left = (outcome.done, outcome.left) if outcome is not None else ((), tuple(c for c in changes if c.writes))
     failed = outcome.failed if outcome is not None else None

@@ -17,7 +17,9 @@ from sidecar.controlplane.control_work import ControlWork, open_control_work
 from sidecar.ledger.store import open_store
 
 OnceOption = Annotated[bool, typer.Option("--once", help="Do it now, once. The control plane does it all the time.")]
-AccountArgument = Annotated[str | None, typer.Argument(help="Only this account (external_id of the customer in Lago).")]
+OneAccountArgument = Annotated[
+    str | None, typer.Argument(help="Only this account (external_id of the customer in Lago).")
+]
 
 
 @contextlib.asynccontextmanager

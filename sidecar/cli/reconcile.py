@@ -12,7 +12,7 @@ from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.reconcile.reconciler import Outcome
-from sidecar.cli.control_commands import AccountArgument, OnceOption, opened, progress_bar
+from sidecar.cli.control_commands import OnceOption, OneAccountArgument, opened, progress_bar
 from sidecar.cli.output import ConfigOption, JsonOption, fail, print_json, run_async
 from sidecar.cli.reconcile_view import NOT_LOADED, outcome_document, print_outcome, print_outcomes
 
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reconcile(
-    account: AccountArgument = None,
+    account: OneAccountArgument = None,
     once: OnceOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change. Write nothing.")] = False,
     config: ConfigOption = None,

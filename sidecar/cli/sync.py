@@ -13,7 +13,7 @@ import typer
 from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
 from sidecar.billing.usage_sync.sync_report import SyncReport
-from sidecar.cli.control_commands import AccountArgument, OnceOption, opened, progress_bar
+from sidecar.cli.control_commands import OnceOption, OneAccountArgument, opened, progress_bar
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, print_table, run_async
 from sidecar.cli.words import count, instant, plain
 from sidecar.controlplane.control_work import ControlWork
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sync(
-    account: AccountArgument = None,
+    account: OneAccountArgument = None,
     once: OnceOption = False,
     flush: Annotated[
         bool, typer.Option("--flush", help="Push all usage up to now, as before an upgrade or a termination.")

@@ -131,7 +131,7 @@ class DefaultRouteSettings(Model):
 RoutePath = Annotated[str, AfterValidator(_path)]
 
 
-class _Place(Model):
+class _RouteMatch(Model):
     path: RoutePath = Field(
         description="Path with parameters in braces; a final `/**` takes everything below too. It is also the name "
         "that events and metrics carry, so that account numbers never get there."
@@ -141,7 +141,7 @@ class _Place(Model):
     )
 
 
-class RouteSettings(DefaultRouteSettings, _Place):
+class RouteSettings(DefaultRouteSettings, _RouteMatch):
     """What requests for one path cost."""
 
     @property

@@ -6,10 +6,9 @@ import asyncio
 from pathlib import Path
 from zlib import crc32
 
-from sidecar.valkey.resp import Address, LedgerConnectionError, RespConnection
+from sidecar.valkey.resp import LedgerConnectionError, RespConnection, ServerAddress
 from sidecar.valkey.topology import SlotMap, Topology, TopologyError, cluster_slots, primary_address, tls_context
-from sidecar.valkey.url import Address as HostPort
-from sidecar.valkey.url import Cluster, Embedded, Sentinel, Standalone, Tls
+from sidecar.valkey.url import Address, Cluster, Embedded, Sentinel, Standalone, Tls
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -31,7 +30,7 @@ class SingleEndpoints:
         except TopologyError as error:
             raise LedgerConnectionError(str(error)) from None
         if isinstance(topology, Embedded):
-            return await RespConnection.open(Address(path=str(where)), timeout_s=CONNECT_TIMEOUT_S)
+            return await RespConnection.open(ServerAddress(path=str(where)), timeout_s=CONNECT_TIMEOUT_S)
         address = self._tls.address(where, topology.credentials.username, topology.credentials.password, topology.db)
         return await RespConnection.open(address, timeout_s=CONNECT_TIMEOUT_S)
 
@@ -75,10 +74,10 @@ class _Tls:
     def __init__(self, tls: Tls | None) -> None:
         self._context = tls_context(tls) if tls is not None else None
 
-    def address(self, where: HostPort | Path, username: str | None, password: str | None, db: int) -> Address:
+    def address(self, where: Address | Path, username: str | None, password: str | None, db: int) -> ServerAddress:
         if isinstance(where, Path):
-            return Address(path=str(where), username=username, password=password, db=db)
-        return Address(
+            return ServerAddress(path=str(where), username=username, password=password, db=db)
+        return ServerAddress(
             host=where.host,
             port=where.port,
             username=username,

@@ -30,7 +30,7 @@ class LedgerConnectionError(ConnectionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ServerAddress:
     """Where a server listens, and how to enter. ``path`` for a Unix socket, else host and port."""
 
     host: str = "127.0.0.1"
@@ -50,7 +50,7 @@ class RespConnection(asyncio.Protocol):
     """Sends commands in order and hands each reply to its callback. After it is lost every callback that still waits
     gets a :class:`LedgerConnectionError`, once, in order."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: ServerAddress) -> None:
         self.address = address
         self.closed = False
         self.lost = asyncio.Event()
@@ -66,7 +66,7 @@ class RespConnection(asyncio.Protocol):
     @classmethod
     async def open(
         cls,
-        address: Address,
+        address: ServerAddress,
         *,
         timeout_s: float,
         name: str = "quota-sidecar",

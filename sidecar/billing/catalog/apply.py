@@ -43,7 +43,7 @@ UNCERTAIN: Final = "it may have been made all the same: see with `sidecar catalo
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ApplyOutcome:
     """``done`` and ``left`` are the changes that were made and that were not; ``failed`` is the first of ``left``, if
     something went wrong, and ``reason`` what.
     """
@@ -54,13 +54,13 @@ class Outcome:
     reason: str = ""
 
 
-class Refused(Exception):
+class NotApplied(Exception):
     """Lago took the request and did something else. The message says what stayed as it was."""
 
 
 async def apply(
     changes: Sequence[Change], observed: Observed, lago: LagoClient, openmeter: MeterQuery | None
-) -> Outcome:
+) -> ApplyOutcome:
     """Make the changes, of which none may be a refusal."""
     assert all(change.action != "refuse" for change in changes), "refusals are for people"
     writing = [change for change in changes if change.writes]
@@ -68,9 +68,9 @@ async def apply(
     for index, change in enumerate(writing):
         try:
             await applier.make(change)
-        except (LagoError, QueryError, Refused) as error:
-            return Outcome(tuple(writing[:index]), tuple(writing[index:]), change, _reason(error))
-    return Outcome(tuple(writing))
+        except (LagoError, QueryError, NotApplied) as error:
+            return ApplyOutcome(tuple(writing[:index]), tuple(writing[index:]), change, _reason(error))
+    return ApplyOutcome(tuple(writing))
 
 
 def _reason(error: Exception) -> str:
@@ -85,7 +85,7 @@ class _Applier:
         self._openmeter = openmeter
 
     async def make(self, change: Change) -> None:
-        """Raises ``LagoError``, ``QueryError`` or ``Refused``."""
+        """Raises ``LagoError``, ``QueryError`` or ``NotApplied``."""
         match change.wanted:
             case WantedTax() as tax:
                 await self._tax(change, tax)
@@ -130,7 +130,7 @@ class _Applier:
         ids = {metric.code: metric.lago_id for metric in await self._lago.billable_metrics()}
         missing = [charge.metric_code for charge in wanted.plan.charges if charge.metric_code not in ids]
         if missing:
-            raise Refused(f"Lago no longer has the metric {', '.join(missing)}")
+            raise NotApplied(f"Lago no longer has the metric {', '.join(missing)}")
         found = self._observed.plans.get(wanted.plan.code)
         body = bodies.plan_body(wanted, ids, found)
         if change.action == "create":
@@ -179,8 +179,8 @@ class _Applier:
 
 
 def _check(left: Sequence[FieldChange], whose: str = "Lago", hint: str = "") -> None:
-    """Raises ``Refused`` if an answer still differs from what was wanted."""
+    """Raises ``NotApplied`` if an answer still differs from what was wanted."""
     if left:
         kept = ", ".join(f"{field.name} {field.before or 'empty'} instead of {field.after}" for field in left)
         hint = hint if any(field.name == "timezone" for field in left) else ""
-        raise Refused(f"{whose} took the request and kept {kept}{hint}")
+        raise NotApplied(f"{whose} took the request and kept {kept}{hint}")

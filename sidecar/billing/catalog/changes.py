@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-from sidecar.billing.catalog.values import Kind, Wanted
+from sidecar.billing.catalog.values import EntryKind, Wanted
 from sidecar.billing.lago.models import (
     BillableMetric,
     Customer,
@@ -19,8 +19,8 @@ from sidecar.billing.lago.models import (
 )
 from sidecar.metering.openmeter.meter_query import Meter
 
-Action = Literal["create", "update", "keep", "refuse"]
-ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
+ChangeAction = Literal["create", "update", "keep", "refuse"]
+ACTIONS: Final[tuple[ChangeAction, ...]] = get_args(ChangeAction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Change:
     ``lago_id`` where to, if the path needs it.
     """
 
-    action: Action
-    kind: Kind
+    action: ChangeAction
+    kind: EntryKind
     code: str
     fields: tuple[FieldChange, ...] = ()
     notes: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Change:
         return self.action in ("create", "update")
 
 
-def counts(changes: Iterable[Change]) -> dict[Action, int]:
+def counts(changes: Iterable[Change]) -> dict[ChangeAction, int]:
     """How many there are of each action, zeros included."""
     found = Counter(change.action for change in changes)
     return {action: found[action] for action in ACTIONS}

@@ -14,7 +14,7 @@ from sidecar.billing.catalog.charges import RefusedPrice, charge_of, metric_of
 from sidecar.billing.catalog.sections import CatalogFile, CustomerSection, MetricSection, PlanSection
 from sidecar.billing.catalog.values import (
     Catalog,
-    Refusal,
+    CatalogRefusal,
     WantedCustomer,
     WantedEndpoint,
     WantedMetric,
@@ -61,7 +61,7 @@ class _Reader:
     def __init__(self, root: Node, file: CatalogFile) -> None:
         self._root = root
         self._file = file
-        self._refusals: list[Refusal] = []
+        self._refusals: list[CatalogRefusal] = []
         self._problems: list[Problem] = []
         self._currencies = tuple(map(self._currency, range(len(file.customers))))
 
@@ -96,7 +96,7 @@ class _Reader:
                 key, reason = refused
                 wanted = f"{{code: {section.code}, aggregation_type: sum_agg, field_name: {section.field_name}}}"
                 where = self._where("metrics", index, key)
-                self._refusals.append(Refusal("metric", section.code, where, reason, wanted))
+                self._refusals.append(CatalogRefusal("metric", section.code, where, reason, wanted))
             else:
                 yield WantedMetric(section.code, section.field_name, section.name, section.description)
 
@@ -105,7 +105,7 @@ class _Reader:
             before = len(self._refusals)
             charges = tuple(self._charges(index, section))
             for key, reason in _refused_plan(section):
-                self._refusals.append(Refusal("plan", section.code, self._where("plans", index, key), reason))
+                self._refusals.append(CatalogRefusal("plan", section.code, self._where("plans", index, key), reason))
             if len(self._refusals) == before:
                 yield _plan(section, charges)
 
@@ -118,7 +118,9 @@ class _Reader:
             seen.add(metric)
             if isinstance(charge, RefusedPrice):
                 where, reason = self._where("plans", index, "charges", number), charge.reason
-                self._refusals.append(Refusal("plan", section.code, where, f"{metric}: {reason}", charge.instead))
+                self._refusals.append(
+                    CatalogRefusal("plan", section.code, where, f"{metric}: {reason}", charge.instead)
+                )
             else:
                 yield charge
 

@@ -34,7 +34,7 @@ HANDLED_EVENT_TYPES: Final = tuple(
 )
 """The webhooks that make the gateway read something again, or say something to people."""
 
-Money = Annotated[AmountFromZero, Field(le=10**13)]
+CatalogMoney = Annotated[AmountFromZero, Field(le=10**13)]
 Interval = Literal["weekly", "monthly", "quarterly", "semiannual", "yearly"]
 
 
@@ -87,7 +87,7 @@ class PlanSection(Model):
     name: Text | None = None
     description: Description | None = None
     interval: Interval = "monthly"
-    amount: Money | None = None
+    amount: CatalogMoney | None = None
     amount_cents: Annotated[Whole, Field(ge=0, le=CENTS_MAX)] | None = None
     currency: Currency = Field(validation_alias=AliasChoices("currency", "amount_currency"))
     pay_in_advance: bool = False
@@ -152,11 +152,11 @@ class WalletSection(Model):
     name: Text | None = None
     code: Code | None = None
     currency: Currency | None = None
-    rate: Annotated[Money, Field(gt=0)] = Field(
+    rate: Annotated[CatalogMoney, Field(gt=0)] = Field(
         default=Decimal(1), validation_alias=AliasChoices("rate", "rate_amount")
     )
-    paid_credits: Money = Decimal(0)
-    granted_credits: Money = Decimal(0)
+    paid_credits: CatalogMoney = Decimal(0)
+    granted_credits: CatalogMoney = Decimal(0)
     expiration_at: Instant | None = None
     priority: Annotated[Whole, Field(ge=1, le=50)] | None = None
     applies_to: MetricCodes = ()

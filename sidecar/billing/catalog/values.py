@@ -12,7 +12,7 @@ from typing import Final, Literal
 from sidecar.billing.lago.models import Plan, Tax
 from sidecar.metering.openmeter.meter_query import Meter
 
-Kind = Literal["tax", "metric", "meter", "plan", "webhook endpoint", "customer", "subscription", "wallet"]
+EntryKind = Literal["tax", "metric", "meter", "plan", "webhook endpoint", "customer", "subscription", "wallet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,12 @@ Wanted = (
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class CatalogRefusal:
     """Something the file asks for that must not be made. ``where`` is file, line and key; ``instead`` is YAML that
     would do, "" where there is none.
     """
 
-    kind: Kind
+    kind: EntryKind
     code: str
     where: str
     reason: str
@@ -120,7 +120,7 @@ class Catalog:
     customers: tuple[WantedCustomer, ...] = ()
     subscriptions: tuple[WantedSubscription, ...] = ()
     wallets: tuple[WantedWallet, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[CatalogRefusal, ...] = ()
 
 
 METER_GROUPS: Final[Mapping[str, str]] = {

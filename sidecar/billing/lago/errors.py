@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 EXCERPT_CHARS_MAX: Final = 200
 
-Kind = Literal["network", "timeout", "status", "throttled", "unauthorized", "rejected", "malformed"]
+LagoErrorKind = Literal["network", "timeout", "status", "throttled", "unauthorized", "rejected", "malformed"]
 
 
 class LagoSetupError(Exception):
@@ -21,7 +21,7 @@ class LagoError(Exception):
     ``after_s``: seconds that Lago asked to be left alone for.
     """
 
-    kind: Kind = "status"
+    kind: LagoErrorKind = "status"
 
     def __init__(self, message: str, *, transient: bool, unsent: bool = False, after_s: float | None = None) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class LagoUnavailable(LagoError):
     """No connection, no answer in time, a 5xx or a 429."""
 
     def __init__(
-        self, message: str, *, kind: Kind = "status", unsent: bool = False, after_s: float | None = None
+        self, message: str, *, kind: LagoErrorKind = "status", unsent: bool = False, after_s: float | None = None
     ) -> None:
         super().__init__(message, transient=True, unsent=unsent, after_s=after_s)
         self.kind = kind
@@ -43,7 +43,7 @@ class LagoUnavailable(LagoError):
 class LagoUnauthorized(LagoError):
     """401 or 403: the API key is wrong, or not allowed to do this."""
 
-    kind: Kind = "unauthorized"
+    kind: LagoErrorKind = "unauthorized"
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message, transient=False, unsent=True)
@@ -57,7 +57,7 @@ class LagoRejected(LagoError):
     field. ``events``: the same by the position of an event in a batch; one entry means that all were refused.
     """
 
-    kind: Kind = "rejected"
+    kind: LagoErrorKind = "rejected"
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class LagoMalformed(LagoError):
     type will be wrong again.
     """
 
-    kind: Kind = "malformed"
+    kind: LagoErrorKind = "malformed"
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message, transient=transient)

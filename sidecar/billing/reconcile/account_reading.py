@@ -22,7 +22,7 @@ ATTEMPTS_MAX: Final = 4
 TRANSACTIONS_WALLETS_MAX: Final = 6
 
 
-class Lago(Protocol):
+class LagoReader(Protocol):
     """The part of ``LagoClient`` that is needed here."""
 
     async def customer(self, external_id: str) -> Customer | None: ...
@@ -64,7 +64,7 @@ class AccountReading:
 
 
 async def read_account(
-    lago: Lago,
+    lago: LagoReader,
     account: str,
     default_taxes: tuple[Tax, ...],
     now_ms: int,
@@ -119,7 +119,7 @@ def _mark(invoice: Invoice) -> tuple[str, str, str, int]:
 
 
 async def _invoices(
-    lago: Lago, account: str, oldest_ms: int, details: dict[tuple[str, str, str, int], Invoice]
+    lago: LagoReader, account: str, oldest_ms: int, details: dict[tuple[str, str, str, int], Invoice]
 ) -> tuple[Invoice, ...]:
     listed = await lago.invoices(account, limit=INVOICES_MAX)
     wanted = [each for each in listed if each.created_at_ms >= oldest_ms and each.type == "subscription"][:DETAILS_MAX]

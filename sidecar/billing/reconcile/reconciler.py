@@ -15,7 +15,7 @@ from typing import Final, Literal, Protocol, cast
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Tax
-from sidecar.billing.reconcile.account_reading import AccountReading, Lago, read_account
+from sidecar.billing.reconcile.account_reading import AccountReading, LagoReader, read_account
 from sidecar.billing.reconcile.alerts import Alert, BillingRefused
 from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
 from sidecar.billing.reconcile.metrics import BillingMetrics
@@ -55,7 +55,7 @@ RETRY_MS: Final = 2_000
 Result = Literal["loaded", "absent", "refused", "unavailable", "fenced", "dry-run"]
 
 
-class Counts(Protocol):
+class UnitCounter(Protocol):
     """Units that OpenMeter has counted for an account since an instant; raises ``CountsUnavailable``."""
 
     async def __call__(self, account: str, metrics: tuple[str, ...], from_ms: int, to_ms: int) -> Mapping[str, int]: ...
@@ -87,14 +87,14 @@ class Reconciler:
 
     def __init__(
         self,
-        lago: Lago,
+        lago: LagoReader,
         loader: AccountLoader,
         client: Client,
         keys: Keys,
         settings: LagoSettings,
         *,
         metrics: BillingMetrics | None = None,
-        counts: Counts | None = None,
+        counts: UnitCounter | None = None,
         sleep_until: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.metrics = metrics or BillingMetrics()

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.usage_sync.delivery import Outcome
+from sidecar.billing.usage_sync.delivery import DeliveryOutcome
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.metered_usage import UsageRange
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
@@ -26,7 +26,7 @@ from sidecar.billing.usage_sync.planning import (
 )
 from sidecar.billing.usage_sync.pushed_usage import PushedUsage
 from sidecar.billing.usage_sync.sync_report import Counts, ReportBuilder, RowKind, SyncRow
-from sidecar.billing.usage_sync.sync_store import Change, SyncState
+from sidecar.billing.usage_sync.sync_store import SyncState, SyncStateChange
 
 PUSHED_USAGES_DONE_MAX: Final = 64
 """Periods and metrics of one account that are kept after the last look at them, for comparisons with invoices."""
@@ -65,7 +65,7 @@ class AccountWork:
     account: SyncAccount
     state: SyncState
     metric_periods: list[MetricPeriod] = field(default_factory=list)
-    change: Change = field(default_factory=Change)
+    change: SyncStateChange = field(default_factory=SyncStateChange)
     fresh: Sequence[FrozenEvent] = ()
     has_failed: bool = False
 
@@ -167,7 +167,7 @@ class AccountWork:
             for key, pushed_usage in pushed_usages.items()
             if pushed_usage != self.state.pushed_usages.get(key)
         ]
-        self.change = self._with_forgotten(Change(pushed_usages=changed, frozen_events=[*events, *retargeted]))
+        self.change = self._with_forgotten(SyncStateChange(pushed_usages=changed, frozen_events=[*events, *retargeted]))
         self.fresh = events
 
     def count_remaining(self, counts: Counts) -> None:
@@ -176,7 +176,7 @@ class AccountWork:
             counts.pending += frozen_event.state == "frozen"
             counts.set_aside += frozen_event.state != "frozen"
 
-    def note(self, outcomes: Mapping[str, Outcome], report: ReportBuilder) -> None:
+    def note(self, outcomes: Mapping[str, DeliveryOutcome], report: ReportBuilder) -> None:
         """Count and report what became of this account's events."""
         pushed: dict[tuple[int, str, RowKind], list[int]] = {}
         counts = report.counts
@@ -265,7 +265,7 @@ class AccountWork:
         is_done = is_finished(link, round_time, settings) and not planned.events and link.ledger_start_ms not in awaited
         return replace(planned.pushed_usage, is_done=is_done)
 
-    def _with_forgotten(self, change: Change) -> Change:
+    def _with_forgotten(self, change: SyncStateChange) -> SyncStateChange:
         """The same change, which also moves the oldest of too many done periods into the sums."""
         done = sorted(
             (pushed_usage for pushed_usage in self.state.pushed_usages.values() if pushed_usage.is_done),

@@ -20,10 +20,10 @@ REQUESTS_MAX: Final = 4
 UNPROCESSABLE: Final = 422
 DUPLICATE: Final = "value_already_exist"
 
-Kind = Literal["sent", "duplicate", "adopted", "rejected", "conflict", "unseen", "void"]
+DeliveryKind = Literal["sent", "duplicate", "adopted", "rejected", "conflict", "unseen", "void"]
 
 
-class Lago(Protocol):
+class EventClient(Protocol):
     """As much of Lago's client as is used here."""
 
     async def send_events(self, events: Sequence[Event]) -> None: ...
@@ -32,7 +32,7 @@ class Lago(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DeliveryOutcome:
     """The outcome of an event's delivery.
 
     ``sent``: Lago has taken it. ``duplicate``: Lago had it, just as it was frozen. ``adopted``: Lago has one of the
@@ -41,7 +41,7 @@ class Outcome:
     Lago does not have it, and it would be billed no more.
     """
 
-    kind: Kind
+    kind: DeliveryKind
     units: int = 0
     reason: str = ""
 
@@ -50,14 +50,14 @@ class Outcome:
 class Deliveries:
     """Outcomes by transaction id, of those events of which one is known; ``error`` is what stopped the rest."""
 
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, DeliveryOutcome]
     error: LagoError | None = None
 
 
 class EventDelivery:
     """Sends for one round. After a failure of Lago's nothing more is sent."""
 
-    def __init__(self, lago: Lago, batch_events_max: int) -> None:
+    def __init__(self, lago: EventClient, batch_events_max: int) -> None:
         self._lago = lago
         self._batch_events_max = batch_events_max
         self._error: LagoError | None = None
@@ -67,7 +67,7 @@ class EventDelivery:
 
     async def deliver(self, events: Sequence[FrozenEvent]) -> Deliveries:
         """Send all; what is not in the outcomes stays frozen."""
-        outcomes: dict[str, Outcome] = {}
+        outcomes: dict[str, DeliveryOutcome] = {}
 
         async def deliver_batch(batch: Sequence[FrozenEvent]) -> None:
             if self._error is None:
@@ -81,12 +81,12 @@ class EventDelivery:
         await gather_limited(deliver_batch, batches, REQUESTS_MAX)
         return Deliveries(outcomes, self._error)
 
-    async def look_up(self, frozen_event: FrozenEvent) -> Outcome | None:
+    async def look_up(self, frozen_event: FrozenEvent) -> DeliveryOutcome | None:
         """Look up what Lago has under the event's id; None if nothing. Raises ``LagoError``."""
         event = await self._lago.event(frozen_event.transaction_id)
         return None if event is None else _compared(frozen_event, event)
 
-    async def _deliver_batch(self, batch: Sequence[FrozenEvent], outcomes: dict[str, Outcome]) -> None:
+    async def _deliver_batch(self, batch: Sequence[FrozenEvent], outcomes: dict[str, DeliveryOutcome]) -> None:
         """Every try gives at least one event an outcome, or halves the batch, so this ends."""
         parts = [list(batch)]
         while parts:
@@ -101,29 +101,31 @@ class EventDelivery:
                 for at, codes in refused.items():
                     outcomes[part[at].transaction_id] = await self._outcome(part[at], codes)
                 if not refused and len(part) == 1:
-                    outcomes[part[0].transaction_id] = Outcome("rejected", reason=str(rejected)[:REASON_CHARS_MAX])
+                    outcomes[part[0].transaction_id] = DeliveryOutcome(
+                        "rejected", reason=str(rejected)[:REASON_CHARS_MAX]
+                    )
                 else:
                     rest = [each for at, each in enumerate(part) if at not in refused]
                     middle = len(rest) if refused else len(rest) // 2
                     parts += [half for half in (rest[middle:], rest[:middle]) if half]
             else:
-                outcomes.update((each.transaction_id, Outcome("sent")) for each in part)
+                outcomes.update((each.transaction_id, DeliveryOutcome("sent")) for each in part)
 
-    async def _outcome(self, frozen_event: FrozenEvent, reasons: Mapping[str, Sequence[str]]) -> Outcome:
+    async def _outcome(self, frozen_event: FrozenEvent, reasons: Mapping[str, Sequence[str]]) -> DeliveryOutcome:
         others = [f"{name}: {code}" for name, codes in reasons.items() for code in codes if code != DUPLICATE]
         if others:
-            return Outcome("rejected", reason=", ".join(others)[:REASON_CHARS_MAX])
+            return DeliveryOutcome("rejected", reason=", ".join(others)[:REASON_CHARS_MAX])
         found = await self.look_up(frozen_event)
-        return found or Outcome("unseen", reason="Lago says that it has this event, and does not show it")
+        return found or DeliveryOutcome("unseen", reason="Lago says that it has this event, and does not show it")
 
 
-def _compared(frozen_event: FrozenEvent, event: Event) -> Outcome:
+def _compared(frozen_event: FrozenEvent, event: Event) -> DeliveryOutcome:
     if frozen_event.is_same(event):
-        return Outcome("duplicate")
+        return DeliveryOutcome("duplicate")
     units = frozen_event.units_of(event)
     if frozen_event.has_same_place(event) and frozen_event.timestamp == event.timestamp and units is not None:
-        return Outcome("adopted", units, f"Lago has it with {units} units instead of {frozen_event.units}")
-    return Outcome(
+        return DeliveryOutcome("adopted", units, f"Lago has it with {units} units instead of {frozen_event.units}")
+    return DeliveryOutcome(
         "conflict",
         reason=f"Lago has an event of this id for subscription {event.external_subscription_id!r}, metric"
         f" {event.code!r}, at {event.timestamp}; frozen was {frozen_event.external_subscription_id!r},"

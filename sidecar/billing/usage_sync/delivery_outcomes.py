@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sidecar.billing.usage_sync.delivery import Outcome
+from sidecar.billing.usage_sync.delivery import DeliveryOutcome
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.pushed_usage import PushedUsage
-from sidecar.billing.usage_sync.sync_store import Change, SyncState
+from sidecar.billing.usage_sync.sync_store import SyncState, SyncStateChange
 
 
-def apply_outcomes(state: SyncState, outcomes: Mapping[str, Outcome]) -> Change:
+def apply_outcomes(state: SyncState, outcomes: Mapping[str, DeliveryOutcome]) -> SyncStateChange:
     """The change to write. Outcomes of events that are not in the state say nothing of this account."""
     pushed_usages: dict[tuple[int, str], PushedUsage] = {}
     delivered: list[str] = []
@@ -35,7 +35,7 @@ def apply_outcomes(state: SyncState, outcomes: Mapping[str, Outcome]) -> Change:
                     set_aside.append(aside)
             case "unseen":
                 pass
-    return Change(pushed_usages=tuple(pushed_usages.values()), frozen_events=set_aside, delivered=delivered)
+    return SyncStateChange(pushed_usages=tuple(pushed_usages.values()), frozen_events=set_aside, delivered=delivered)
 
 
 def _correct(

@@ -40,7 +40,7 @@ class Row(Protocol):
     def units(self) -> int: ...
 
 
-class Query(Protocol):
+class UsageQuery(Protocol):
     """OpenMeter's query; raises ``sidecar.metering.openmeter.meter_query.QueryError``."""
 
     async def usage(
@@ -83,7 +83,7 @@ class _Interval:
 class UsageReader:
     """Answers for one round. ``load`` the ranges of a page, then ask for each with ``units``."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: UsageQuery) -> None:
         self._query = query
         # For all subjects, kept for the round.
         self._cells: dict[_Cell, dict[str, int]] = {}

@@ -15,14 +15,14 @@ from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.account_work import AccountWork, unsent
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 from sidecar.billing.usage_sync.concurrency import gather_limited, pages
-from sidecar.billing.usage_sync.delivery import EventDelivery, Lago, Outcome
+from sidecar.billing.usage_sync.delivery import DeliveryOutcome, EventClient, EventDelivery
 from sidecar.billing.usage_sync.delivery_outcomes import apply_outcomes
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
-from sidecar.billing.usage_sync.metered_usage import Query, UsageRange, UsageReader
+from sidecar.billing.usage_sync.metered_usage import UsageQuery, UsageRange, UsageReader
 from sidecar.billing.usage_sync.period_links import SyncAccount
 from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import ReportBuilder, SyncReport, SyncRow
-from sidecar.billing.usage_sync.sync_store import Change, Fenced, SyncState, SyncStateError, SyncStore
+from sidecar.billing.usage_sync.sync_store import Fenced, SyncState, SyncStateChange, SyncStateError, SyncStore
 from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import CLIENT_ERRORS
 
@@ -39,7 +39,14 @@ class SyncRound:
     """``run`` once. ``token`` is the leader's."""
 
     def __init__(
-        self, store: SyncStore, lago: Lago, query: Query, settings: SyncSettings, *, token: int, round_time: RoundTime
+        self,
+        store: SyncStore,
+        lago: EventClient,
+        query: UsageQuery,
+        settings: SyncSettings,
+        *,
+        token: int,
+        round_time: RoundTime,
     ) -> None:
         self._store = store
         self._lago = lago
@@ -134,8 +141,8 @@ class SyncRound:
     async def _look_up(self, missed: Sequence[tuple[AccountWork, FrozenEvent]]) -> None:
         """Events whose invoice is final: either Lago has had them in time, or they are late usage."""
 
-        async def look_up(frozen_event: FrozenEvent) -> Outcome:
-            return await self._delivery.look_up(frozen_event) or Outcome("void")
+        async def look_up(frozen_event: FrozenEvent) -> DeliveryOutcome:
+            return await self._delivery.look_up(frozen_event) or DeliveryOutcome("void")
 
         try:
             found = await gather_limited(look_up, [each for _, each in missed], LOOK_UPS_MAX)
@@ -191,7 +198,7 @@ class SyncRound:
         if deliveries.error is not None:
             raise _Stopped(str(deliveries.error)) from deliveries.error
 
-    async def _remember(self, works: Sequence[AccountWork], outcomes: Mapping[str, Outcome]) -> None:
+    async def _remember(self, works: Sequence[AccountWork], outcomes: Mapping[str, DeliveryOutcome]) -> None:
         async def remember(work: AccountWork) -> None:
             await self._apply(work, apply_outcomes(work.state, outcomes))
 
@@ -199,7 +206,7 @@ class SyncRound:
             work.note(outcomes, self._report)
         await gather_limited(remember, works, VALKEY_CALLS_MAX)
 
-    async def _apply(self, work: AccountWork, change: Change) -> None:
+    async def _apply(self, work: AccountWork, change: SyncStateChange) -> None:
         if change.is_empty:
             return
         try:

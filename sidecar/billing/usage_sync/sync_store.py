@@ -116,7 +116,7 @@ class SyncState:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SyncStateChange:
     """A change to write: pushed usage and events as they are to be, events and pushed usage to forget."""
 
     pushed_usages: Sequence[PushedUsage] = ()
@@ -163,7 +163,7 @@ class SyncStore(Protocol):
         """Raises ``SyncStateError``, and what redis-py raises."""
         ...
 
-    async def apply(self, account: str, state: SyncState, change: Change, token: int) -> SyncState:
+    async def apply(self, account: str, state: SyncState, change: SyncStateChange, token: int) -> SyncState:
         """Write a change to what was read; answer how it is now.
 
         Raises:
@@ -188,7 +188,7 @@ class ValkeySyncStore:
         # The client was made with decode_responses=False, which redis-py's types do not know.
         return decode_sync_state(account, cast(Mapping[bytes, bytes], fields))
 
-    async def apply(self, account: str, state: SyncState, change: Change, token: int) -> SyncState:
+    async def apply(self, account: str, state: SyncState, change: SyncStateChange, token: int) -> SyncState:
         values, removed = change.values(), change.removed()
         expected: list[bytes | bool] = []
         for name in [*values, *removed]:
@@ -204,7 +204,7 @@ class ValkeySyncStore:
         return after(account, state, change, token)
 
 
-def after(account: str, state: SyncState, change: Change, token: int) -> SyncState:
+def after(account: str, state: SyncState, change: SyncStateChange, token: int) -> SyncState:
     """The sync state once a change is written."""
     gone = set(change.removed())
     raw = {name: value for name, value in state.raw.items() if name not in gone}

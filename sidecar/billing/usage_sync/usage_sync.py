@@ -12,8 +12,8 @@ from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.models import Invoice
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.comparison import ComparisonRow, LedgerUsage, SyncedUnits, compare
-from sidecar.billing.usage_sync.delivery import Lago
-from sidecar.billing.usage_sync.metered_usage import Query
+from sidecar.billing.usage_sync.delivery import EventClient
+from sidecar.billing.usage_sync.metered_usage import UsageQuery
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import SyncMetrics, SyncReport
@@ -37,8 +37,8 @@ class Sync:
         self,
         client: Client,
         keys: Keys,
-        lago: Lago,
-        query: Query,
+        lago: EventClient,
+        query: UsageQuery,
         settings: SyncSettings,
         *,
         clock: Clock | None = None,

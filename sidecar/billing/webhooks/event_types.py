@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final
 
 
-class Kind(Enum):
+class ObjectKind(Enum):
     """The kind of object that a payload names: the first part of a reload request's name."""
 
     ACCOUNT = "account"
@@ -24,7 +24,7 @@ class Kind(Enum):
 
 
 class Action(Enum):
-    """``RELOAD`` what the first place that holds a name names. ``SWEEP``: anything may be concerned. ``NOTE``: for
+    """``RELOAD`` what the first path with a name names. ``SWEEP``: anything may be concerned. ``NOTE``: for
     people, in the log."""
 
     RELOAD = "reload"
@@ -34,43 +34,43 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NamePath:
     """The path of a name in a webhook's object."""
 
-    kind: Kind
+    kind: ObjectKind
     path: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The rule for one type. ``places`` are tried in order."""
+    """The rule for one type. ``name_paths`` are tried in order."""
 
     action: Action
-    places: tuple[Place, ...] = ()
+    name_paths: tuple[NamePath, ...] = ()
 
 
-_BY_ID: Final = Place(Kind.ACCOUNT, ("external_customer_id",))
-_BY_CUSTOMER: Final = Place(Kind.ACCOUNT, ("customer", "external_id"))
+_BY_ID: Final = NamePath(ObjectKind.ACCOUNT, ("external_customer_id",))
+_BY_CUSTOMER: Final = NamePath(ObjectKind.ACCOUNT, ("customer", "external_id"))
 
 _ACCOUNT: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER))
-_CUSTOMER: Final = Rule(Action.RELOAD, (Place(Kind.ACCOUNT, ("external_id",)), _BY_ID))
-_SUBSCRIPTION: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, Place(Kind.SUBSCRIPTION, ("external_id",))))
+_CUSTOMER: Final = Rule(Action.RELOAD, (NamePath(ObjectKind.ACCOUNT, ("external_id",)), _BY_ID))
+_SUBSCRIPTION: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, NamePath(ObjectKind.SUBSCRIPTION, ("external_id",))))
 _OF_SUBSCRIPTION: Final = Rule(
-    Action.RELOAD, (_BY_ID, _BY_CUSTOMER, Place(Kind.SUBSCRIPTION, ("external_subscription_id",)))
+    Action.RELOAD, (_BY_ID, _BY_CUSTOMER, NamePath(ObjectKind.SUBSCRIPTION, ("external_subscription_id",)))
 )
-_WALLET: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, Place(Kind.WALLET, ("lago_id",))))
+_WALLET: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, NamePath(ObjectKind.WALLET, ("lago_id",))))
 # The embedded wallet came late (lago-api PR #4254); before, only the wallet's own id tells whose transaction it is.
 _TRANSACTION: Final = Rule(
     Action.RELOAD,
     (
-        Place(Kind.ACCOUNT, ("wallet", "external_customer_id")),
+        NamePath(ObjectKind.ACCOUNT, ("wallet", "external_customer_id")),
         _BY_ID,
         _BY_CUSTOMER,
-        Place(Kind.WALLET, ("lago_wallet_id",)),
-        Place(Kind.WALLET, ("wallet", "lago_id")),
+        NamePath(ObjectKind.WALLET, ("lago_wallet_id",)),
+        NamePath(ObjectKind.WALLET, ("wallet", "lago_id")),
     ),
 )
-_PLAN: Final = Rule(Action.RELOAD, (Place(Kind.PLAN, ("code",)),))
+_PLAN: Final = Rule(Action.RELOAD, (NamePath(ObjectKind.PLAN, ("code",)),))
 _SWEEP: Final = Rule(Action.SWEEP)
 _NOTE: Final = Rule(Action.NOTE)
 _IGNORE: Final = Rule(Action.IGNORE)
@@ -82,8 +82,8 @@ ANY: Final = Rule(
     (
         _BY_ID,
         _BY_CUSTOMER,
-        Place(Kind.ACCOUNT, ("wallet", "external_customer_id")),
-        Place(Kind.ACCOUNT, ("subscription", "external_customer_id")),
+        NamePath(ObjectKind.ACCOUNT, ("wallet", "external_customer_id")),
+        NamePath(ObjectKind.ACCOUNT, ("subscription", "external_customer_id")),
     ),
 )
 """For types that are not in the table: an account, where one is named in the usual way."""
@@ -143,6 +143,10 @@ EVENT_TYPES: Final[Mapping[str, Rule]] = {
     # customer.
     "credit.exhausted": Rule(
         Action.RELOAD,
-        (*_TRANSACTION.places, Place(Kind.ACCOUNT, ("external_id",)), Place(Kind.WALLET, ("lago_id",))),
+        (
+            *_TRANSACTION.name_paths,
+            NamePath(ObjectKind.ACCOUNT, ("external_id",)),
+            NamePath(ObjectKind.WALLET, ("lago_id",)),
+        ),
     ),
 }

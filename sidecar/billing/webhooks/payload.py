@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from sidecar.billing.reconcile.reload_requests import SWEEP
-from sidecar.billing.webhooks.event_types import ANY, EVENT_TYPES, OTHER, Action, Kind, Place
+from sidecar.billing.webhooks.event_types import ANY, EVENT_TYPES, OTHER, Action, NamePath, ObjectKind
 from sidecar.identity.account_id import is_account_id
 
 TYPE_CHARS_MAX: Final = 128
@@ -87,19 +87,19 @@ def decide(webhook: Webhook) -> WebhookDecision:
         case Action.NOTE:
             return WebhookDecision(WebhookResult.NOTE, notes=_notes(webhook.object or {}))
         case Action.RELOAD:
-            found = _find(webhook.object or {}, rule.places)
+            found = _find(webhook.object or {}, rule.name_paths)
             is_other = known is None and found.result is not WebhookResult.RELOAD
             return WebhookDecision(WebhookResult.IGNORE) if is_other else found
 
 
-def _find(content: Mapping[str, Any], places: tuple[Place, ...]) -> WebhookDecision:
-    for place in places:
-        value = _at(content, place.path)
+def _find(content: Mapping[str, Any], name_paths: tuple[NamePath, ...]) -> WebhookDecision:
+    for name_path in name_paths:
+        value = _at(content, name_path.path)
         if not isinstance(value, str) or not _is_name(value):
             continue
-        if place.kind is Kind.ACCOUNT and not is_account_id(value):
+        if name_path.kind is ObjectKind.ACCOUNT and not is_account_id(value):
             return WebhookDecision(WebhookResult.FOREIGN)
-        return WebhookDecision(WebhookResult.RELOAD, (f"{place.kind.value}:{value}",))
+        return WebhookDecision(WebhookResult.RELOAD, (f"{name_path.kind.value}:{value}",))
     return WebhookDecision(WebhookResult.MALFORMED)
 
 

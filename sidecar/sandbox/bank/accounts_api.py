@@ -29,7 +29,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
+class BankTransaction:
     """``amount_minor`` is signed, a credit is positive; ``balance_minor`` is the balance after it."""
 
     account: Account
@@ -70,9 +70,9 @@ def instant(when: datetime) -> str:
 
 
 @cache
-def transactions_of(account: Account) -> tuple[Transaction, ...]:
+def transactions_of(account: Account) -> tuple[BankTransaction, ...]:
     """All transactions of an account, newest first. The newest leaves the account's balance behind."""
-    found: list[Transaction] = []
+    found: list[BankTransaction] = []
     booked, balance = AS_OF, account.balance_minor
     for number in range(account.transactions, 0, -1):
         # A digest, not a random generator: its bytes are the same in every Python version.
@@ -82,7 +82,7 @@ def transactions_of(account: Account) -> tuple[Transaction, ...]:
         income = noise[4] % 3 == 0
         amount = size if income else -size
         texts = _INCOME if income else _SPENDING
-        found.append(Transaction(account, number, booked, amount, balance, texts[noise[5] % len(texts)]))
+        found.append(BankTransaction(account, number, booked, amount, balance, texts[noise[5] % len(texts)]))
         balance -= amount
     return tuple(found)
 
@@ -110,7 +110,7 @@ def balance_json(account: Account) -> dict[str, object]:
     }
 
 
-def transaction_json(transaction: Transaction) -> dict[str, object]:
+def transaction_json(transaction: BankTransaction) -> dict[str, object]:
     account, credit = transaction.account, transaction.amount_minor >= 0
     return {
         "AccountId": account.id,

@@ -39,7 +39,7 @@ from sidecar.sandbox.bank.bank_wire import (
     json_answer,
 )
 from sidecar.sandbox.bank.pages import booking_time, page
-from sidecar.sandbox.bank.payments_api import Payments
+from sidecar.sandbox.bank.payments_api import PaymentsApi
 from sidecar.sandbox.bank.scripted_answers import DELAY_MS_MAX, ScriptedAnswer, cut, status_answer
 
 AISP = "/open-banking/v3.1/aisp"
@@ -88,7 +88,7 @@ class SampleApi:
     def __init__(self, config: SampleApiConfig | None = None) -> None:
         self.config = config or SampleApiConfig()
         self.calls: Counter[str] = Counter()
-        self.payments = Payments()
+        self.payments = PaymentsApi()
         self._random = random.Random(self.config.seed)  # noqa: S311 - draws errors, not keys
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from sidecar.sandbox.bank.accounts_api import Transaction, instant, transaction_json
+from sidecar.sandbox.bank.accounts_api import BankTransaction, instant, transaction_json
 from sidecar.sandbox.bank.bank_wire import bad_request, base_url, json_answer
 
 # The zone's "+" may have become a space: many clients forget to escape it in a query.
@@ -37,7 +37,7 @@ def booking_time(request: web.Request, name: str) -> datetime | None:
         raise bad_request("UK.OBIE.Field.InvalidDate", message, name) from None
 
 
-def page(request: web.Request, found: Sequence[Transaction], size: int) -> web.Response:
+def page(request: web.Request, found: Sequence[BankTransaction], size: int) -> web.Response:
     """The page that the query asks for, with links to its neighbours and both ends; 400 beyond the last."""
     last = max(1, -(-len(found) // size))
     text = request.query.get("page", "1")

@@ -69,7 +69,7 @@ class Remembered:
     body: bytes
 
 
-class Payments:
+class PaymentsApi:
     """The pisp resources. State lives in memory and belongs to this object, not to a running server."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:

@@ -19,7 +19,7 @@ from typing import Protocol
 from sidecar.sandbox.lago.clock import Clock, ClockError
 from sidecar.sandbox.lago.config import LagoConfig
 from sidecar.sandbox.lago.invoices import InvoicesApi
-from sidecar.sandbox.lago.lago_faults import FaultError, Faults
+from sidecar.sandbox.lago.lago_faults import FaultError, LagoFaults
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Call, Json, bad_request
 from sidecar.sandbox.lago.payments import Payments
@@ -37,7 +37,7 @@ class Controlled(Protocol):
     config: LagoConfig
     clock: Clock
     store: Store
-    faults: Faults
+    faults: LagoFaults
     requests: Counter[str]
     webhooks: Webhooks
     payments: Payments

@@ -66,7 +66,7 @@ class _Series:
             return Aggregate(units - before, count - skipped)
 
 
-class EventStore:
+class LagoEventStore:
     """Events by subscription and code. Ids are unique for each subscription."""
 
     def __init__(self) -> None:

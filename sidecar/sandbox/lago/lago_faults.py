@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sidecar.sandbox.faults import FaultError, FaultPlan, parse_fault
 
-__all__ = ["Fault", "FaultError", "Faults"]
+__all__ = ["FaultError", "LagoFault", "LagoFaults"]
 
 DELAY_MS_MAX = 60_000
 PATH_CHARS_MAX = 256
@@ -14,7 +14,7 @@ HEADER_CHARS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class LagoFault:
     """What happens to one request. Raises :class:`FaultError` for a value out of range.
 
     * ``path``: a prefix, ``/api/v1/wallets``; requests of other paths pass. ``method``: likewise, "" for any.
@@ -49,7 +49,7 @@ class Fault:
             raise FaultError(f"retry_after: must be at most {HEADER_CHARS_MAX} printable characters")
 
     @classmethod
-    def parse(cls, value: object) -> Fault:
+    def parse(cls, value: object) -> LagoFault:
         """A fault from JSON. Raises :class:`FaultError` for unknown keys and values of the wrong type."""
         return parse_fault(cls, value)
 
@@ -57,12 +57,12 @@ class Fault:
         return path.startswith(self.path) and self.method in ("", method)
 
 
-class Faults(FaultPlan[Fault]):
+class LagoFaults(FaultPlan[LagoFault]):
     """The faults to come of one stand-in."""
 
     def __init__(self, seed: int = 1) -> None:
-        super().__init__(Fault, seed)
+        super().__init__(LagoFault, seed)
 
-    def next(self, method: str, path: str) -> Fault | None:
+    def next(self, method: str, path: str) -> LagoFault | None:
         """The fault for a request, if any."""
         return self.take(lambda fault: fault.meets(method, path))

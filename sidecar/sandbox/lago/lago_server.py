@@ -30,7 +30,7 @@ from sidecar.sandbox.lago.fees import Fees
 from sidecar.sandbox.lago.ingest import EventsApi
 from sidecar.sandbox.lago.invoices import InvoicesApi
 from sidecar.sandbox.lago.invoicing import Invoicing
-from sidecar.sandbox.lago.lago_faults import Fault, Faults
+from sidecar.sandbox.lago.lago_faults import LagoFault, LagoFaults
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Call, Refusal, bad_request, json_answer, unauthorized
 from sidecar.sandbox.lago.lifecycle import Lifecycle
@@ -47,11 +47,11 @@ from sidecar.sandbox.lago.usage import UsageApi
 from sidecar.sandbox.lago.wallets import WalletsApi
 from sidecar.sandbox.lago.webhooks import Webhooks
 
-__all__ = ["API", "DefaultTax", "Fault", "Lago", "LagoConfig"]
+__all__ = ["API", "DefaultTax", "Lago", "LagoConfig", "LagoFault"]
 
 API = "/api/v1"
 TICK_S = 1.0
-_PASS = Fault()
+_PASS = LagoFault()
 #: What a handler answers: JSON, plain text, or nothing but the status.
 Answer = object
 ApiHandler = Callable[[Call], Answer]
@@ -66,7 +66,7 @@ class Lago:
         self.issuer = self.config.issuer
         self.clock = Clock(self.config.now)
         self.store = store = Store(self.config, self.clock)
-        self.faults = Faults(self.config.seed)
+        self.faults = LagoFaults(self.config.seed)
         self.requests: Counter[str] = Counter()
         self.signatures = Signatures(self.config.hmac_key, lambda: self.issuer)
         self.webhooks = Webhooks(store, self.signatures)
@@ -276,7 +276,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return json_answer({"status": error.status, "error": error.reason}, error.status)
 
 
-def _fault_answer(fault: Fault) -> web.Response:
+def _fault_answer(fault: LagoFault) -> web.Response:
     status = fault.status or 200
     if fault.body == "html":
         answer = web.Response(text="<html><body>Bad Gateway</body></html>", content_type="text/html", status=status)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sidecar.sandbox.lago.clock import Clock
 from sidecar.sandbox.lago.config import LagoConfig
-from sidecar.sandbox.lago.lago_events import EventStore
+from sidecar.sandbox.lago.lago_events import LagoEventStore
 from sidecar.sandbox.lago.lago_wire import Json, not_found
 from sidecar.sandbox.lago.periods import CalendarPeriods, Periods, SecondPeriods
 from sidecar.sandbox.lago.records import (
@@ -65,7 +65,7 @@ class Store:
         self.transactions: dict[str, Transaction] = {}
         self.invoices: dict[str, Invoice] = {}
         self.endpoints: dict[str, Endpoint] = {}
-        self.events = EventStore()
+        self.events = LagoEventStore()
         self.notices: deque[Notice] = deque(maxlen=NOTICES_MAX)
         self.on_notice: Callable[[], None] | None = None
         self._by_external_id: dict[str, list[Subscription]] = {}

@@ -15,7 +15,7 @@ import orjson
 from aiohttp import web
 
 from sidecar.sandbox.openmeter.meters import Meter, value_error
-from sidecar.sandbox.openmeter.openmeter_store import EventStore, StoredEvent
+from sidecar.sandbox.openmeter.openmeter_store import OpenMeterEventStore, StoredEvent
 from sidecar.sandbox.openmeter.openmeter_wire import Problem, format_time, from_unix
 from sidecar.sandbox.openmeter.params import bad_parameter, time_parameter
 
@@ -72,7 +72,7 @@ def event_filter(request: web.Request, now: datetime) -> EventFilter:
     )
 
 
-def list_events(store: EventStore, wanted: EventFilter) -> list[StoredEvent]:
+def list_events(store: OpenMeterEventStore, wanted: EventFilter) -> list[StoredEvent]:
     """The matching events, the youngest first."""
     matching = (event for event in store.events() if _matches(event, wanted))
     return nlargest(wanted.limit, matching, key=lambda event: event.time_s)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sidecar.sandbox.faults import FaultError, FaultPlan, parse_fault
 
-__all__ = ["Fault", "FaultError", "Faults"]
-from typing import Literal
+__all__ = ["FaultError", "OpenMeterFault", "OpenMeterFaults"]
 
 DELAY_MS_MAX = 60_000
 RETRY_AFTER_CHARS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class OpenMeterFault:
     """What happens to one ingest request. Raises :class:`FaultError` for a value out of range.
 
     * ``delay_ms``: wait first.
@@ -48,17 +48,17 @@ class Fault:
             raise FaultError(f"retry_after: must be at most {RETRY_AFTER_CHARS_MAX} printable characters")
 
     @classmethod
-    def parse(cls, value: object) -> Fault:
+    def parse(cls, value: object) -> OpenMeterFault:
         """A fault from JSON. Raises :class:`FaultError` for unknown keys and values of the wrong type."""
         return parse_fault(cls, value)
 
 
-class Faults(FaultPlan[Fault]):
+class OpenMeterFaults(FaultPlan[OpenMeterFault]):
     """The faults to come of one stand-in."""
 
     def __init__(self, seed: int = 1) -> None:
-        super().__init__(Fault, seed)
+        super().__init__(OpenMeterFault, seed)
 
-    def next(self) -> Fault | None:
+    def next(self) -> OpenMeterFault | None:
         """The fault for the next request, if any."""
         return self.take(lambda _: True)

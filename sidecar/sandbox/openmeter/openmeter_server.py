@@ -26,8 +26,8 @@ from aiohttp.typedefs import Handler, Middleware
 from sidecar.sandbox.openmeter.listing import event_filter, event_json, list_events
 from sidecar.sandbox.openmeter.meters import DEFAULT_METERS, Meter
 from sidecar.sandbox.openmeter.openmeter_events import CloudEvent, Version, parse_events
-from sidecar.sandbox.openmeter.openmeter_faults import Fault, FaultError, Faults
-from sidecar.sandbox.openmeter.openmeter_store import EventStore, Stored
+from sidecar.sandbox.openmeter.openmeter_faults import FaultError, OpenMeterFault, OpenMeterFaults
+from sidecar.sandbox.openmeter.openmeter_store import OpenMeterEventStore, Stored
 from sidecar.sandbox.openmeter.openmeter_wire import Problem, format_time, from_unix, json_answer, problem_answer
 from sidecar.sandbox.openmeter.params import query_from_body, query_from_string
 from sidecar.sandbox.openmeter.query import Query, as_csv, bounds_s, run_query
@@ -35,7 +35,7 @@ from sidecar.sandbox.openmeter.registry import MeterRegistry, meter_from_json
 
 V1 = "/api/v1"
 V3 = "/api/v3/openmeter"
-_PASS = Fault()
+_PASS = OpenMeterFault()
 _RELEASED: web.AppKey[asyncio.Event] = web.AppKey("released", asyncio.Event)
 
 
@@ -82,9 +82,9 @@ class OpenMeter:
 
     def __init__(self, config: OpenMeterConfig | None = None) -> None:
         self.config = config or OpenMeterConfig()
-        self.faults = Faults(self.config.seed)
+        self.faults = OpenMeterFaults(self.config.seed)
         self.counts = Counts()
-        self.store = EventStore(dedupe=self.config.dedupe, now=self.config.now)
+        self.store = OpenMeterEventStore(dedupe=self.config.dedupe, now=self.config.now)
         self.meters = MeterRegistry(self.config.meters, self._now())
         self._requests = 0
 
@@ -180,7 +180,7 @@ class OpenMeter:
             else:
                 self.counts.dropped += 1
 
-    def _fault_answer(self, fault: Fault) -> web.Response:
+    def _fault_answer(self, fault: OpenMeterFault) -> web.Response:
         instance = f"urn:request:sandbox/{self._requests:06d}"
         answer = problem_answer(Problem(fault.status, "injected fault"), instance)
         if fault.retry_after:

@@ -53,7 +53,7 @@ class _Hour:
         self.ingested_s = array("q")
 
 
-class EventStore:
+class OpenMeterEventStore:
     """Events by type and hour. ``now`` answers Unix seconds; ``dedupe`` keeps one event a source and id."""
 
     def __init__(self, *, dedupe: bool, now: Callable[[], float]) -> None:

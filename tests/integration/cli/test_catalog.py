@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.sandbox.lago.lago_server import Fault, Lago, LagoConfig
+from sidecar.sandbox.lago.lago_server import Lago, LagoConfig, LagoFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.support.processes import START_TIMEOUT_S, sidecar
@@ -143,7 +143,7 @@ async def test_a_change_shows_both_values_and_what_follows(bench: Bench) -> None
 
 
 async def test_a_failure_says_what_was_done_and_what_was_not(bench: Bench) -> None:
-    bench.lago.faults.script(Fault(path="/api/v1/customers", method="POST", status=500))
+    bench.lago.faults.script(LagoFault(path="/api/v1/customers", method="POST", status=500))
     file = bench.write("metrics: [{code: api_calls}]\ncustomers: [{id: t}, {id: u}]")
     ended = await bench.run("apply", file, "--yes")
     assert ended.returncode == 1

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.billing.lago.errors import Kind as LagoErrorKind
+from sidecar.billing.lago.errors import LagoErrorKind
 from sidecar.billing.reconcile.alerts import AlertKind
 from sidecar.billing.webhooks.refusals import Refusal as WebhookRefusal
 from sidecar.gateway import errors

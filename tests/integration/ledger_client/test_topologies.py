@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from sidecar.ledger.client.outcomes import Code
-from sidecar.valkey.resp import Address as ServerAddress
-from sidecar.valkey.resp import LedgerConnectionError, RespConnection
+from sidecar.valkey.resp import LedgerConnectionError, RespConnection, ServerAddress
 from sidecar.valkey.topology import Topology, connected
 from sidecar.valkey.url import Address, Credentials, Sentinel, Standalone, Tls, parse_valkey_url
 from tests.integration.ledger_client.kit import KEYS, ask, calls, client_of, load, until

@@ -21,7 +21,7 @@ from sidecar.metering.audit.comparison import ATTEMPTS_MAX, RowState
 from sidecar.metering.outbox.outbox_status import drop_dead_letters
 from sidecar.sandbox.openmeter.meters import DEFAULT_METERS
 from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.audit_kit import SETTLE_S, Audit, Charges, auditing
@@ -37,7 +37,7 @@ from tests.integration.metering.kit import (
 )
 from tests.integration.metering.test_takeover import has_accepted, start_process
 
-LOSE = Fault(lose=True)
+LOSE = OpenMeterFault(lose=True)
 ACCOUNTS = [f"tpp-{number}" for number in range(9)]
 
 
@@ -234,7 +234,7 @@ async def test_an_event_that_became_a_dead_letter_is_not_sent_again_with_its_nei
     charges.charge("tpp-1", 2)
     proxy = RefusingProxy(lambda batch: next((i for i, one in enumerate(batch) if one["data"]["units"] == 9), None))
     charges.charge("tpp-1", 3, 9, 4)
-    meter.faults.script(*[Fault(lose=True)] * 10)
+    meter.faults.script(*[OpenMeterFault(lose=True)] * 10)
     async with Server(proxy.app(meter)) as server, auditing(client, keys, settings(server.url)) as audits:
         await deliver(client, valkey, keys, server.url)
         meter.faults.clear()
@@ -308,8 +308,8 @@ async def test_publishers_killed_while_openmeter_loses_events_cost_and_double_no
     for number in range(600):
         charges.charge(ACCOUNTS[number % 9], 1, number)
     meter.faults.chance(0.1, LOSE)
-    meter.faults.chance(0.1, Fault(drop="after"))
-    meter.faults.chance(0.8, Fault(delay_ms=10))
+    meter.faults.chance(0.1, OpenMeterFault(drop="after"))
+    meter.faults.chance(0.8, OpenMeterFault(delay_ms=10))
     how = settings(url, batch_events_max=20, requests_in_flight_max=2, buffer_bytes_max=65_536, claim_idle_ms=500)
     for kills in (200, 600):
         process = await start_process(valkey, keys, how)
@@ -458,7 +458,7 @@ async def test_events_that_openmeter_does_not_take_again_are_tried_at_the_next_a
     charges.charge("tpp-1", 5)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     async with auditing(client, keys, settings(url)) as audits:
         report = await audits.audit()
         assert report.resent_events == 0

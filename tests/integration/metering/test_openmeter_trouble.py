@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox_status import dead_letters
 from sidecar.metering.publisher.ingest_responses import ResponseClass
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
@@ -29,13 +29,13 @@ from tests.integration.metering.kit import (
 )
 
 TROUBLE = (
-    Fault(status=500, kept=3),
-    Fault(status=503),
-    Fault(status=429, retry_after="0"),
-    Fault(status=408),
-    Fault(drop="before"),
-    Fault(drop="after"),
-    Fault(hang=True),
+    OpenMeterFault(status=500, kept=3),
+    OpenMeterFault(status=503),
+    OpenMeterFault(status=429, retry_after="0"),
+    OpenMeterFault(status=408),
+    OpenMeterFault(drop="before"),
+    OpenMeterFault(drop="after"),
+    OpenMeterFault(hang=True),
 )
 
 
@@ -63,9 +63,9 @@ async def test_with_refusals_at_random_each_event_is_either_stored_once_or_a_dea
     valkey: Valkey, client: Redis, keys: Keys, seed: int
 ) -> None:
     meter = OpenMeter(OpenMeterConfig(seed=seed))
-    meter.faults.chance(0.5, Fault(status=400))
-    meter.faults.chance(0.1, Fault(status=413))
-    meter.faults.chance(0.1, Fault(status=500))
+    meter.faults.chance(0.5, OpenMeterFault(status=400))
+    meter.faults.chance(0.1, OpenMeterFault(status=413))
+    meter.faults.chance(0.1, OpenMeterFault(status=500))
     ids = fill(valkey, keys, 60, lambda number: (number + seed) % 6)
     async with (
         Server(meter.app()) as server,
@@ -221,7 +221,7 @@ async def test_an_unreadable_entry_becomes_a_dead_letter_as_it_is_and_stops_noth
 async def test_lag_and_age_tell_what_waits(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     ids = fill(valkey, keys, 30, lambda number: 4)
     async with publishing(client, keys, settings(url, buffer_bytes_max=65_536)) as publisher:
         await until(lambda: publisher.metrics.lag_events == len(ids))
@@ -235,7 +235,7 @@ async def test_lag_and_age_tell_what_waits(
 async def test_no_more_is_read_than_the_buffer_holds_while_nothing_is_accepted(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     ids = fill(valkey, keys, 1_200, lambda number: 10)
     async with publishing(client, keys, settings(url, buffer_bytes_max=65_536, requests_in_flight_max=1)) as publisher:
         await until(lambda: publisher.metrics.requests[ResponseClass.RETRY] > 20)

@@ -15,7 +15,7 @@ import pytest
 from sidecar.metering.audit.resend import REFUSED_MAX, TRIES_MAX, Resender
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import RefusingProxy, SkippingClock, first_poisoned, stored_ids
@@ -83,12 +83,14 @@ async def test_a_server_that_refuses_everything_is_given_up_soon(meter: OpenMete
 
 async def test_a_passing_failure_is_waited_out_and_a_lasting_one_is_not(meter: OpenMeter, url: str) -> None:
     clock = SkippingClock()
-    meter.faults.script(Fault(status=503), Fault(status=429, retry_after="7"), Fault(drop="after"))
+    meter.faults.script(
+        OpenMeterFault(status=503), OpenMeterFault(status=429, retry_after="7"), OpenMeterFault(drop="after")
+    )
     async with resending(url, clock) as resender:
         await resender.send(pages(bodies(3)))
         assert (resender.sent, resender.failure) == (3, None)
         assert clock.waits[1] >= 7
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     meter.counts.requests = 0
     async with resending(url, batch_events_max=1) as resender:
         await resender.send(pages(bodies(3), bodies(3)))
@@ -98,7 +100,7 @@ async def test_a_passing_failure_is_waited_out_and_a_lasting_one_is_not(meter: O
 
 async def test_nobody_waits_for_a_long_retry_after(meter: OpenMeter, url: str) -> None:
     clock = SkippingClock()
-    meter.faults.always(Fault(status=429, retry_after="3600"))
+    meter.faults.always(OpenMeterFault(status=429, retry_after="3600"))
     async with resending(url, clock) as resender:
         await resender.send(pages(bodies(3)))
     assert resender.failure == "429 injected fault"

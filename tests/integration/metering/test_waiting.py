@@ -18,7 +18,7 @@ from sidecar.metering.publisher.delivery_pause import PausableSender, Stopping
 from sidecar.metering.publisher.ingest_responses import ResponseClass
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.metering.kit import SkippingClock
 
@@ -75,7 +75,7 @@ def http_date(seconds: float) -> str:
 async def test_retry_after_is_waited_for_within_its_limit(
     meter: OpenMeter, url: str, status: int, retry_after: str, seconds: float
 ) -> None:
-    meter.faults.script(Fault(status=status, retry_after=retry_after))
+    meter.faults.script(OpenMeterFault(status=status, retry_after=retry_after))
     async with delivering(url, backoff_ms_min=100) as audits:
         took_s = await audits.deliver()
     assert seconds <= took_s <= seconds + 0.1
@@ -83,7 +83,7 @@ async def test_retry_after_is_waited_for_within_its_limit(
 
 
 async def test_retry_after_holds_back_every_other_batch_too(meter: OpenMeter, url: str) -> None:
-    meter.faults.script(Fault(status=429, retry_after="60"))
+    meter.faults.script(OpenMeterFault(status=429, retry_after="60"))
     async with delivering(url) as audits:
         begin_s = audits.clock.monotonic_s()
         first = asyncio.create_task(audits.deliver())
@@ -95,7 +95,7 @@ async def test_retry_after_holds_back_every_other_batch_too(meter: OpenMeter, ur
 
 
 async def test_waits_between_retries_are_random_below_a_bound_that_doubles(meter: OpenMeter, url: str) -> None:
-    meter.faults.script(*[Fault(status=500)] * 12)
+    meter.faults.script(*[OpenMeterFault(status=500)] * 12)
     async with delivering(url, backoff_ms_min=100, backoff_ms_max=5_000) as audits:
         await audits.deliver()
     waits = audits.clock.waits
@@ -105,7 +105,7 @@ async def test_waits_between_retries_are_random_below_a_bound_that_doubles(meter
 
 
 async def test_a_pause_is_as_long_as_configured(meter: OpenMeter, url: str) -> None:
-    meter.faults.script(*[Fault(status=401)] * 3)
+    meter.faults.script(*[OpenMeterFault(status=401)] * 3)
     async with delivering(url, pause_ms=30_000) as audits:
         assert await audits.deliver() == 90.0
         assert audits.metrics.requests[ResponseClass.PAUSE] == 3
@@ -113,7 +113,7 @@ async def test_a_pause_is_as_long_as_configured(meter: OpenMeter, url: str) -> N
 
 
 async def test_a_stop_ends_a_long_wait_and_gives_the_batch_up(meter: OpenMeter, url: str) -> None:
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     async with delivering(url) as audits:
         delivery = asyncio.create_task(audits.deliver())
         while audits.metrics.requests[ResponseClass.RETRY] < 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 import pytest
 
-from sidecar.sandbox.lago.lago_faults import Fault
+from sidecar.sandbox.lago.lago_faults import LagoFault
 from tests.integration.sandbox.lago_kit import config, metered, running, unix
 
 
@@ -69,7 +69,7 @@ async def test_answers_may_be_html_or_garbage(
 @pytest.mark.parametrize(("drop", "made"), [("before", 0), ("after", 1)])
 async def test_a_connection_may_be_cut_before_or_after_the_work(drop: str, made: int) -> None:
     async with running() as client:
-        client.lago.faults.script(Fault(method="POST", drop=drop))
+        client.lago.faults.script(LagoFault(method="POST", drop=drop))
         with pytest.raises(aiohttp.ClientError):
             await client.customer()
         assert len(client.lago.store.customers) == made

@@ -13,7 +13,7 @@ from openmeter import Client
 from openmeter.aio import Client as AioClient
 from openmeter.models import Event
 
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import NOW_S, call
@@ -91,7 +91,7 @@ async def test_the_client_reads_refusals_as_problems(meter_url: str) -> None:
 
 
 async def test_the_client_repeats_after_an_outage_as_it_does_with_openmeter(meter: OpenMeter, meter_url: str) -> None:
-    meter.faults.script(Fault(status=503))
+    meter.faults.script(OpenMeterFault(status=503))
     async with AioClient(endpoint=meter_url) as official:
         await official.events.ingest_events([event("1", "tpp-1", 1)])
     assert (meter.counts.requests, meter.counts.accepted) == (2, 1)

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from sidecar.sandbox.openmeter.openmeter_events import BATCH, EITHER, SINGLE, parse_events
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.contract import DOCUMENT, answer_errors, request_errors
@@ -124,7 +124,7 @@ if DOCUMENT.is_file():
     async def test_injected_errors_are_valid_problems(
         client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str, status: int
     ) -> None:
-        meter.faults.script(Fault(status=status))
+        meter.faults.script(OpenMeterFault(status=status))
         found = await exchange(client, meter_url, "post", EVENTS, body=[GOOD], content_type=BATCH)
         assert found == (status, [], [])
 

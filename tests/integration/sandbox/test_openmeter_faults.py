@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sidecar.sandbox.openmeter.openmeter_faults import Fault
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import call
@@ -24,7 +24,7 @@ async def ingest(client: aiohttp.ClientSession, url: str, **options: Any) -> tup
 async def test_a_scripted_status_strikes_once_and_keeps_nothing(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str, status: int
 ) -> None:
-    meter.faults.script(Fault(status=status, retry_after="7"))
+    meter.faults.script(OpenMeterFault(status=status, retry_after="7"))
     assert await ingest(client, meter_url) == (status, "7")
     assert len(meter.store) == 0
     assert await ingest(client, meter_url) == (204, None)
@@ -34,7 +34,7 @@ async def test_a_scripted_status_strikes_once_and_keeps_nothing(
 async def test_an_error_in_mid_batch_keeps_the_first_events_and_a_repeat_completes_them(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:
-    meter.faults.script(Fault(status=500, kept=3))
+    meter.faults.script(OpenMeterFault(status=500, kept=3))
     assert await ingest(client, meter_url) == (500, None)
     assert meter.counts.accepted == 3
     assert await ingest(client, meter_url) == (204, None)
@@ -45,7 +45,7 @@ async def test_an_error_in_mid_batch_keeps_the_first_events_and_a_repeat_complet
 async def test_a_dropped_connection_gives_no_answer_before_or_after_keeping(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str, drop: Any, kept: int
 ) -> None:
-    meter.faults.script(Fault(drop=drop))
+    meter.faults.script(OpenMeterFault(drop=drop))
     with pytest.raises(aiohttp.ClientConnectionError):
         await ingest(client, meter_url)
     assert len(meter.store) == kept
@@ -56,7 +56,7 @@ async def test_a_dropped_connection_gives_no_answer_before_or_after_keeping(
 async def test_a_hanging_request_keeps_nothing_and_ends_with_its_client(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:
-    meter.faults.script(Fault(hang=True))
+    meter.faults.script(OpenMeterFault(hang=True))
     with pytest.raises(TimeoutError):
         await ingest(client, meter_url, timeout=aiohttp.ClientTimeout(total=0.1))
     assert await ingest(client, meter_url) == (204, None)
@@ -65,7 +65,7 @@ async def test_a_hanging_request_keeps_nothing_and_ends_with_its_client(
 
 async def test_closing_the_server_cuts_a_hanging_request_which_keeps_nothing(client: aiohttp.ClientSession) -> None:
     meter = OpenMeter()
-    meter.faults.script(Fault(hang=True))
+    meter.faults.script(OpenMeterFault(hang=True))
     server = Server(meter.app())
     hanging = asyncio.create_task(ingest(client, await server.start()))
     while not meter.faults.struck:
@@ -79,7 +79,7 @@ async def test_closing_the_server_cuts_a_hanging_request_which_keeps_nothing(cli
 async def test_a_delay_lets_the_request_pass_afterwards(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:
-    meter.faults.script(Fault(delay_ms=60_000), Fault(delay_ms=1))
+    meter.faults.script(OpenMeterFault(delay_ms=60_000), OpenMeterFault(delay_ms=1))
     with pytest.raises(TimeoutError):
         await ingest(client, meter_url, timeout=aiohttp.ClientTimeout(total=0.1))
     assert await ingest(client, meter_url) == (204, None)
@@ -88,7 +88,7 @@ async def test_a_delay_lets_the_request_pass_afterwards(
 async def test_lost_events_are_answered_204_all_the_same(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:
-    meter.faults.script(Fault(lose=True))
+    meter.faults.script(OpenMeterFault(lose=True))
     assert await ingest(client, meter_url) == (204, None)
     assert (len(meter.store), meter.counts.lost) == (0, 5)
 
@@ -96,7 +96,7 @@ async def test_lost_events_are_answered_204_all_the_same(
 async def test_an_outage_lasts_until_it_is_cleared(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:
-    meter.faults.always(Fault(status=503))
+    meter.faults.always(OpenMeterFault(status=503))
     assert [await ingest(client, meter_url) for _ in range(3)] == [(503, None)] * 3
     meter.faults.clear()
     assert await ingest(client, meter_url) == (204, None)

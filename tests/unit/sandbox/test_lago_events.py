@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.sandbox.lago.clock import instant
-from sidecar.sandbox.lago.lago_events import EventStore, aggregate, matches
+from sidecar.sandbox.lago.lago_events import LagoEventStore, aggregate, matches
 from sidecar.sandbox.lago.lago_wire import Json
 from sidecar.sandbox.lago.periods import Span
 from sidecar.sandbox.lago.records import Event, Metric
@@ -65,7 +65,7 @@ def test_units_are_rounded_as_the_metric_says(rounding: str, places: int, units:
 
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(0, 50), st.integers(0, 50))
 def test_a_span_finds_its_events_whatever_order_they_came_in(times: list[int], first: int, length: int) -> None:
-    store = EventStore()
+    store = LagoEventStore()
     for number, at_us in enumerate(times):
         store.add(event(number, at_us))
         store.add(event(1000 + number, at_us, sub="other"))
@@ -83,7 +83,7 @@ def test_a_span_finds_its_events_whatever_order_they_came_in(times: list[int], f
 def test_sums_kept_along_the_way_are_those_of_the_events(
     given: list[tuple[int, object]], first: int, length: int
 ) -> None:
-    store, start = EventStore(), instant(0) + timedelta(microseconds=first)
+    store, start = LagoEventStore(), instant(0) + timedelta(microseconds=first)
     span = Span(start, start + timedelta(microseconds=length), start)
     for number, (at_us, calls) in enumerate(given):
         store.add(event(number, at_us, calls=calls))
@@ -95,7 +95,7 @@ def test_sums_kept_along_the_way_are_those_of_the_events(
 
 
 def test_an_id_is_known_for_its_subscription_only() -> None:
-    store = EventStore()
+    store = LagoEventStore()
     store.add(event(1))
     assert store.knows("s", "t1")
     assert not store.knows("other", "t1")

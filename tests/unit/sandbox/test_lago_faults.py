@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.sandbox.lago.lago_faults import Fault, FaultError, Faults
+from sidecar.sandbox.lago.lago_faults import FaultError, LagoFault, LagoFaults
 
 
 def test_a_script_strikes_once_each_and_only_where_it_applies() -> None:
-    faults = Faults()
-    faults.script(Fault(path="/api/v1/wallets", status=500), Fault(status=503), Fault(method="POST", drop="before"))
-    assert faults.next("GET", "/api/v1/plans") == Fault(status=503)
+    faults = LagoFaults()
+    faults.script(
+        LagoFault(path="/api/v1/wallets", status=500), LagoFault(status=503), LagoFault(method="POST", drop="before")
+    )
+    assert faults.next("GET", "/api/v1/plans") == LagoFault(status=503)
     assert faults.next("GET", "/api/v1/plans") is None
-    assert faults.next("GET", "/api/v1/wallets/1") == Fault(path="/api/v1/wallets", status=500)
+    assert faults.next("GET", "/api/v1/wallets/1") == LagoFault(path="/api/v1/wallets", status=500)
     assert faults.next("GET", "/api/v1/wallets/1") is None
-    assert faults.next("POST", "/api/v1/events") == Fault(method="POST", drop="before")
+    assert faults.next("POST", "/api/v1/events") == LagoFault(method="POST", drop="before")
     assert faults.struck == 3
 
 
 def test_chances_are_drawn_for_the_requests_that_they_meet() -> None:
-    faults = Faults(seed=7)
-    faults.chance(0.5, Fault(path="/api/v1/events", status=500))
+    faults = LagoFaults(seed=7)
+    faults.chance(0.5, LagoFault(path="/api/v1/events", status=500))
     drawn = [faults.next("POST", "/api/v1/events/batch") for _ in range(1000)]
     assert 400 < sum(1 for fault in drawn if fault) < 600
     assert faults.next("GET", "/api/v1/wallets") is None
-    faults.always(Fault(delay_ms=5))
-    assert faults.next("GET", "/api/v1/wallets") == Fault(delay_ms=5)
+    faults.always(LagoFault(delay_ms=5))
+    assert faults.next("GET", "/api/v1/wallets") == LagoFault(delay_ms=5)
     faults.clear()
     assert faults.next("POST", "/api/v1/events") is None
 
 
 def test_a_plan_replaces_all_or_changes_nothing() -> None:
-    faults = Faults()
+    faults = LagoFaults()
     faults.replace({"script": [{"status": 500}], "chances": [{"probability": 1, "fault": {"body": "html"}}], "seed": 3})
     before = faults.as_json()
     with pytest.raises(FaultError, match=r"chances\[0\]\.probability: must be a number"):
         faults.replace({"chances": [{"probability": "1", "fault": {}}]})
     assert faults.as_json() == before
-    assert faults.next("GET", "/") == Fault(status=500)
-    assert faults.next("GET", "/") == Fault(body="html")
+    assert faults.next("GET", "/") == LagoFault(status=500)
+    assert faults.next("GET", "/") == LagoFault(body="html")
 
 
 @pytest.mark.parametrize(
@@ -64,4 +66,4 @@ def test_a_plan_replaces_all_or_changes_nothing() -> None:
 )
 def test_a_bad_plan_is_refused_with_the_place(plan: object, message: str) -> None:
     with pytest.raises(FaultError, match=message):
-        Faults().replace(plan)
+        LagoFaults().replace(plan)

@@ -6,27 +6,27 @@ from typing import Any
 import pytest
 
 from sidecar.sandbox.faults import SCRIPT_MAX
-from sidecar.sandbox.openmeter.openmeter_faults import Fault, FaultError, Faults
+from sidecar.sandbox.openmeter.openmeter_faults import FaultError, OpenMeterFault, OpenMeterFaults
 
 
 def test_a_script_is_used_up_in_order_before_any_chance() -> None:
-    faults = Faults()
-    faults.always(Fault(status=429))
-    faults.script(Fault(status=503), Fault(), Fault(drop="after"))
+    faults = OpenMeterFaults()
+    faults.always(OpenMeterFault(status=429))
+    faults.script(OpenMeterFault(status=503), OpenMeterFault(), OpenMeterFault(drop="after"))
     assert [faults.next() for _ in range(5)] == [
-        Fault(status=503),
-        Fault(),
-        Fault(drop="after"),
-        Fault(status=429),
-        Fault(status=429),
+        OpenMeterFault(status=503),
+        OpenMeterFault(),
+        OpenMeterFault(drop="after"),
+        OpenMeterFault(status=429),
+        OpenMeterFault(status=429),
     ]
     assert faults.struck == 4
 
 
 def test_a_chance_strikes_about_as_often_as_it_says_and_the_same_in_every_run() -> None:
-    def draws(seed: int) -> list[Fault | None]:
-        faults = Faults(seed)
-        faults.chance(0.2, Fault(status=500))
+    def draws(seed: int) -> list[OpenMeterFault | None]:
+        faults = OpenMeterFaults(seed)
+        faults.chance(0.2, OpenMeterFault(status=500))
         return [faults.next() for _ in range(1000)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -34,9 +34,9 @@ def test_a_chance_strikes_about_as_often_as_it_says_and_the_same_in_every_run() 
 
 
 def test_cleared_faults_are_gone() -> None:
-    faults = Faults()
-    faults.script(Fault(status=500))
-    faults.always(Fault(hang=True))
+    faults = OpenMeterFaults()
+    faults.script(OpenMeterFault(status=500))
+    faults.always(OpenMeterFault(hang=True))
     faults.clear()
     assert faults.next() is None
 
@@ -56,7 +56,7 @@ def test_cleared_faults_are_gone() -> None:
 )
 def test_a_fault_out_of_range_is_refused_by_name(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(FaultError, match=re.escape(says)):
-        Fault(**fields)
+        OpenMeterFault(**fields)
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_a_fault_out_of_range_is_refused_by_name(fields: dict[str, Any], says: s
     ],
 )
 def test_a_plan_with_a_mistake_is_refused_by_place_and_changes_nothing(plan: object, says: str) -> None:
-    faults = Faults()
-    faults.script(Fault(status=503))
+    faults = OpenMeterFaults()
+    faults.script(OpenMeterFault(status=503))
     with pytest.raises(FaultError, match=re.escape(says)):
         faults.replace(plan)
-    assert faults.next() == Fault(status=503)
+    assert faults.next() == OpenMeterFault(status=503)
 
 
 def test_a_plan_replaces_all_faults_and_is_shown_as_it_was_given() -> None:
-    faults = Faults()
-    faults.script(Fault(status=500))
+    faults = OpenMeterFaults()
+    faults.script(OpenMeterFault(status=500))
     faults.replace({"script": [{"status": 503, "retry_after": "2"}], "chances": [{"probability": 1, "fault": {}}]})
     shown = faults.as_json()
-    again = Faults()
+    again = OpenMeterFaults()
     again.replace({"script": shown["script"], "chances": shown["chances"]})
-    assert again.next() == faults.next() == Fault(status=503, retry_after="2")
-    assert again.next() == faults.next() == Fault()
+    assert again.next() == faults.next() == OpenMeterFault(status=503, retry_after="2")
+    assert again.next() == faults.next() == OpenMeterFault()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
-from sidecar.sandbox.openmeter.openmeter_store import EventStore, Stored
+from sidecar.sandbox.openmeter.openmeter_store import OpenMeterEventStore, Stored
 
 NOW_S = 1_748_772_000
 
@@ -12,8 +12,8 @@ def event(id: str, *, source: str = "s", type: str = "api.call", time_s: int | N
     return CloudEvent(id, source, type, "tpp-1", time_s, b"{}")
 
 
-def store(*, dedupe: bool = True) -> EventStore:
-    return EventStore(dedupe=dedupe, now=lambda: NOW_S + 0.9)
+def store(*, dedupe: bool = True) -> OpenMeterEventStore:
+    return OpenMeterEventStore(dedupe=dedupe, now=lambda: NOW_S + 0.9)
 
 
 def test_the_same_source_and_id_count_once() -> None:

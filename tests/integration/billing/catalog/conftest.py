@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.billing.catalog.apply import Outcome, apply
+from sidecar.billing.catalog.apply import ApplyOutcome, apply
 from sidecar.billing.catalog.changes import Change, Observed
 from sidecar.billing.catalog.current_state import read
 from sidecar.billing.catalog.diff import diff
@@ -47,7 +47,7 @@ class World:
         self.observed = await read(self.client, self.query, catalog)
         return diff(catalog, self.observed, EVENT_TYPE, time.time_ns() // 1_000_000)
 
-    async def apply(self, text: str) -> Outcome:
+    async def apply(self, text: str) -> ApplyOutcome:
         """Compares and writes."""
         changes = await self.diff(self.catalog(text))
         return await apply(changes, self.observed, self.client, self.query)

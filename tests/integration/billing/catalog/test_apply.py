@@ -10,11 +10,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sidecar.billing.catalog.apply import Outcome, apply
+from sidecar.billing.catalog.apply import ApplyOutcome, apply
 from sidecar.billing.catalog.changes import Change
 from sidecar.billing.lago.client import PER_PAGE
 from sidecar.metering.openmeter.meter_query import Meter
-from sidecar.sandbox.lago.lago_server import Fault
+from sidecar.sandbox.lago.lago_server import LagoFault
 from tests.integration.billing.catalog.conftest import World
 
 EXAMPLE = (Path(__file__).parents[4] / "examples" / "catalog.yaml").read_text()
@@ -55,7 +55,7 @@ async def test_the_shipped_example_is_applied_once_and_the_second_time_nothing_i
     before = world.written()
     assert await world.actions(EXAMPLE) == {"keep"}
     second = await world.apply(EXAMPLE)
-    assert second == Outcome(())
+    assert second == ApplyOutcome(())
     assert world.written() == before
 
 
@@ -272,7 +272,7 @@ async def test_what_lago_takes_and_does_not_do_is_a_failure_that_names_it(world:
 
 
 async def test_a_failure_stops_it_and_the_next_run_goes_on_from_there(world: World) -> None:
-    world.lago.faults.script(Fault(path="/api/v1/plans", method="POST", status=500))
+    world.lago.faults.script(LagoFault(path="/api/v1/plans", method="POST", status=500))
     outcome = await world.apply(FILE)
     assert outcome.failed is not None
     assert names(outcome.done) == ["tax", "metric", "meter"]
@@ -294,7 +294,7 @@ async def test_what_lago_refuses_is_told_with_lagos_code(world: World) -> None:
 
 @pytest.mark.parametrize("path", ["/api/v1/wallets", "/api/v1/customers", "/api/v1/subscriptions", "/api/v1/plans"])
 async def test_an_answer_that_is_lost_makes_nothing_twice(world: World, path: str) -> None:
-    world.lago.faults.script(Fault(path=path, method="POST", drop="after"))
+    world.lago.faults.script(LagoFault(path=path, method="POST", drop="after"))
     outcome = await world.apply(FILE)
     assert outcome.failed is not None
     assert "may have been made" in outcome.reason

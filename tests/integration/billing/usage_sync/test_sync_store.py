@@ -9,11 +9,11 @@ import pytest
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.pushed_usage import PushedUsage, Segment
 from sidecar.billing.usage_sync.sync_store import (
-    Change,
     Changed,
     Fenced,
     ForgottenPeriods,
     SyncState,
+    SyncStateChange,
     SyncStateError,
     ValkeySyncStore,
 )
@@ -23,7 +23,7 @@ from sidecar.valkey.topology import Client
 T0 = 1_784_160_000
 PUSHED_USAGE = PushedUsage(T0, "api:calls", "s1", T0 * 2000, T0, segments=(Segment(T0, T0 + 3600, 5, next_rev=1),))
 EVENT = FrozenEvent(f"om:api:calls:s1:{T0}:0", "sub-1", "api:calls", "calls", Decimal(T0), 5, T0 * 1000, T0 * 1000, T0)
-FREEZE = Change(pushed_usages=[PUSHED_USAGE], frozen_events=[EVENT])
+FREEZE = SyncStateChange(pushed_usages=[PUSHED_USAGE], frozen_events=[EVENT])
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def test_an_account_of_which_nothing_is_known_is_empty(store: ValkeySyncSt
 
 
 async def test_what_is_written_is_read(store: ValkeySyncStore) -> None:
-    change = Change(
+    change = SyncStateChange(
         pushed_usages=[PUSHED_USAGE],
         frozen_events=[EVENT],
         forgotten_periods=ForgottenPeriods(7, {"api:calls": 9}, {"api:calls": 2}, {}),
@@ -51,7 +51,7 @@ async def test_what_is_written_is_read(store: ValkeySyncStore) -> None:
 
 async def test_what_is_delivered_or_forgotten_is_gone(store: ValkeySyncStore) -> None:
     frozen = await store.apply("tpp-1", SyncState(), FREEZE, 3)
-    gone = Change(delivered=[EVENT.transaction_id], forgotten=[(T0, "api:calls")])
+    gone = SyncStateChange(delivered=[EVENT.transaction_id], forgotten=[(T0, "api:calls")])
     assert await store.apply("tpp-1", frozen, gone, 3) == await store.read("tpp-1")
     read = await store.read("tpp-1")
     assert (read.pushed_usages, read.frozen_events) == ({}, {})
@@ -60,21 +60,21 @@ async def test_what_is_delivered_or_forgotten_is_gone(store: ValkeySyncStore) ->
 async def test_a_lower_token_than_the_highest_seen_is_refused(store: ValkeySyncStore) -> None:
     frozen = await store.apply("tpp-1", SyncState(), FREEZE, 5)
     with pytest.raises(Fenced):
-        await store.apply("tpp-1", frozen, Change(delivered=[EVENT.transaction_id]), 4)
+        await store.apply("tpp-1", frozen, SyncStateChange(delivered=[EVENT.transaction_id]), 4)
     assert await store.read("tpp-1") == frozen
-    await store.apply("tpp-1", frozen, Change(delivered=[EVENT.transaction_id]), 12)
+    await store.apply("tpp-1", frozen, SyncStateChange(delivered=[EVENT.transaction_id]), 12)
     assert (await store.read("tpp-1")).token == 12
 
 
 async def test_tokens_are_compared_as_numbers(store: ValkeySyncStore) -> None:
     frozen = await store.apply("tpp-1", SyncState(), FREEZE, 9)
-    await store.apply("tpp-1", frozen, Change(delivered=[EVENT.transaction_id]), 10)
+    await store.apply("tpp-1", frozen, SyncStateChange(delivered=[EVENT.transaction_id]), 10)
     assert (await store.read("tpp-1")).frozen_events == {}
 
 
 async def test_an_event_is_frozen_once_and_for_all(store: ValkeySyncStore) -> None:
     first = await store.apply("tpp-1", SyncState(), FREEZE, 3)
-    other = Change(
+    other = SyncStateChange(
         frozen_events=[
             FrozenEvent(EVENT.transaction_id, "sub-1", "api:calls", "calls", Decimal(T0), 6, T0 * 1000, T0 * 1000, T0)
         ]
@@ -85,7 +85,7 @@ async def test_an_event_is_frozen_once_and_for_all(store: ValkeySyncStore) -> No
 
 
 async def test_a_change_is_written_as_a_whole_or_not_at_all(store: ValkeySyncStore) -> None:
-    await store.apply("tpp-1", SyncState(), Change(pushed_usages=[PUSHED_USAGE]), 3)
+    await store.apply("tpp-1", SyncState(), SyncStateChange(pushed_usages=[PUSHED_USAGE]), 3)
     with pytest.raises(Changed):
         await store.apply("tpp-1", SyncState(), FREEZE, 4)
     read = await store.read("tpp-1")
@@ -96,7 +96,7 @@ async def test_a_call_that_finds_its_own_work_done_is_answered_as_the_first_was(
     """The client repeats a call whose reply was lost."""
     first = await store.apply("tpp-1", SyncState(), FREEZE, 3)
     assert await store.apply("tpp-1", SyncState(), FREEZE, 3) == first
-    gone = Change(delivered=[EVENT.transaction_id])
+    gone = SyncStateChange(delivered=[EVENT.transaction_id])
     await store.apply("tpp-1", first, gone, 3)
     await store.apply("tpp-1", first, gone, 3)
     with pytest.raises(Changed):
@@ -108,10 +108,10 @@ async def test_large_changes_are_taken(store: ValkeySyncStore) -> None:
         FrozenEvent(f"om:m:s1:{n}:0", "sub-1", "m", "calls", Decimal(n), 1, T0 * 1000, T0 * 1000, n)
         for n in range(6_000)
     ]
-    await store.apply("tpp-1", SyncState(), Change(frozen_events=events), 3)
+    await store.apply("tpp-1", SyncState(), SyncStateChange(frozen_events=events), 3)
     frozen = await store.read("tpp-1")
     assert len(frozen.frozen_events) == 6_000
-    await store.apply("tpp-1", frozen, Change(delivered=list(frozen.frozen_events)), 3)
+    await store.apply("tpp-1", frozen, SyncStateChange(delivered=list(frozen.frozen_events)), 3)
     assert (await store.read("tpp-1")).frozen_events == {}
 
 

@@ -14,7 +14,7 @@ from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.billing.usage_sync.sync_round import SyncRound
-from sidecar.billing.usage_sync.sync_store import Change, Changed, Fenced, SyncState, after, decode_sync_state
+from sidecar.billing.usage_sync.sync_store import Changed, Fenced, SyncState, SyncStateChange, after, decode_sync_state
 from sidecar.metering.openmeter.meter_query import QueryError, UsageRow
 
 HOUR = 3_600
@@ -157,7 +157,7 @@ class MemoryStore:
         self.fate.step()
         return decode_sync_state(account, self.fields.get(account, {}))
 
-    async def apply(self, account: str, state: SyncState, change: Change, token: int) -> SyncState:
+    async def apply(self, account: str, state: SyncState, change: SyncStateChange, token: int) -> SyncState:
         self.fate.step()
         stored = self.fields.setdefault(account, {})
         if int(stored.get(b"token", b"0")) > token:

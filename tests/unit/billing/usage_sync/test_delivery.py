@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.billing.lago.errors import LagoRejected
 from sidecar.billing.lago.models import Event
-from sidecar.billing.usage_sync.delivery import EventDelivery, Outcome
+from sidecar.billing.usage_sync.delivery import DeliveryOutcome, EventDelivery
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent, decode_frozen_event, encode_frozen_event, whole_units
 from tests.unit.billing.usage_sync.kit import T0, LagoFake, unavailable
 
@@ -31,11 +31,13 @@ def frozen_event(n: int, units: int = 5) -> FrozenEvent:
 EVENTS = [frozen_event(n) for n in range(7)]
 
 
-async def outcomes(lago: LagoFake, events: Sequence[FrozenEvent] = EVENTS, batch: int = 100) -> Mapping[str, Outcome]:
+async def outcomes(
+    lago: LagoFake, events: Sequence[FrozenEvent] = EVENTS, batch: int = 100
+) -> Mapping[str, DeliveryOutcome]:
     return (await EventDelivery(lago, batch).deliver(events)).outcomes
 
 
-def kinds(found: Mapping[str, Outcome]) -> list[str]:
+def kinds(found: Mapping[str, DeliveryOutcome]) -> list[str]:
     return [found[each.transaction_id].kind for each in EVENTS]
 
 

@@ -10,7 +10,7 @@ from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.account_work import PUSHED_USAGES_DONE_MAX
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
-from sidecar.billing.usage_sync.sync_store import Change, Changed, Fenced, SyncState
+from sidecar.billing.usage_sync.sync_store import Changed, Fenced, SyncState, SyncStateChange
 from sidecar.metering.openmeter.meter_query import QueryError
 from tests.unit.billing.usage_sync.kit import DAY, HOUR, T0, Bank, Crash, MemoryStore, link, metric_of, unavailable
 
@@ -398,7 +398,7 @@ async def test_a_final_period_with_an_event_under_way_is_looked_at_until_that_is
 async def test_what_could_not_be_frozen_is_not_sent(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     apply = bank.store.apply
 
-    async def apply_to_others(account: str, state: SyncState, change: Change, token: int) -> SyncState:
+    async def apply_to_others(account: str, state: SyncState, change: SyncStateChange, token: int) -> SyncState:
         if account == "tpp-1":
             raise Changed(f"account {account}: changed by another process")
         return await apply(account, state, change, token)
