@@ -19,6 +19,7 @@ WAITING_BYTES_MAX = 8 * 1024 * 1024
 
 _STATUS: Final = re.compile(rb'"status":(\d)')
 """In text from a caller the quotes have backslashes before them."""
+_FIRST: Final = ("timestamp", "level", "event")
 _LEVELS: Final = {b"4": "warning", b"5": "error"}
 
 
@@ -27,7 +28,7 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
     out = stream or sys.stderr
     renderer: structlog.typing.Processor
     if style == "json":
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(separators=(",", ":"))
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=out.isatty())
     structlog.configure(
@@ -36,13 +37,27 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _in_order,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(stream=out, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING)
+
+
+def _in_order(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The fields of every line in the order of the access log."""
+    return {**{name: line.pop(name) for name in _FIRST if name in line}, **line}
+
+
+class _LibraryHandler(logging.Handler):
+    """Lines that libraries log with Python's ``logging``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 class AccessLog:
@@ -65,7 +80,7 @@ class AccessLog:
         stamp = time.time()
         whole = int(stamp)
         text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-        at = f"{text}.{int((stamp - whole) * 1000):03d}Z"
+        at = f"{text}.{int((stamp - whole) * 1_000_000):06d}Z"
         if self._for_people is None:
             made = b'{"timestamp":"%b","level":"%b",%b\n' % (at.encode(), _level(line).encode(), line[1:])
         else:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 import pytest
+import structlog
 
+from sidecar.app import logs
 from sidecar.app.logs import AccessLog
 
 
@@ -30,6 +33,21 @@ async def test_a_line_has_the_level_of_its_status(status: int, level: str) -> No
     found = json.loads(line)
     assert (found["level"], found["status"], found["event"]) == (level, status, "request")
     assert found["timestamp"].endswith("Z")
+
+
+def test_a_line_of_a_library_has_the_format_of_all_others() -> None:
+    stream = io.StringIO()
+    before = logging.root.handlers[:]
+    logging.root.handlers.clear()
+    try:
+        logs.configure("info", "json", stream)
+        logging.getLogger("asyncio").error("Task was %s", "destroyed")
+    finally:
+        logging.root.handlers[:] = before
+        structlog.reset_defaults()
+    line = stream.getvalue()
+    assert list(json.loads(line)) == ["timestamp", "level", "event", "logger"]
+    assert line.endswith('"level":"error","event":"Task was destroyed","logger":"asyncio"}\n')
 
 
 async def test_a_caller_cannot_choose_the_level() -> None:
