@@ -1,4 +1,4 @@
-"""Where loggers come from. How lines look is configured in `control.logs`."""
+"""Where loggers come from. How lines look is configured in `app.logs`."""
 
 from __future__ import annotations
 

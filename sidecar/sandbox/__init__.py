@@ -1,1 +1,1 @@
-"""Honest stand-ins for the demo and the tests: a bank's API and an OpenMeter. Never used by production code."""
+"""Stand-ins for the demo and the tests: a bank's API, a Lago and an OpenMeter. Never used by production code."""

@@ -1,4 +1,4 @@
-"""Trouble for requests to a stand-in, scripted or drawn by chance. What a fault is, each stand-in says for itself."""
+"""Faults for requests to a stand-in, scripted or drawn by chance. Each stand-in defines what a fault is."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ It is a stand-in with made-up data, not a bank: nothing is authorised and no mon
 * ``/open-banking/health``: always 200
 * ``/open-banking/echo[/…]``, ``/open-banking/blob?bytes=N``, ``/open-banking/ws``: for tests
 
-Any request may ask for trouble of its own by header: ``scripted_answers``.
+Any request may ask for a fault of its own by header: ``scripted_answers``.
 """
 
 from __future__ import annotations

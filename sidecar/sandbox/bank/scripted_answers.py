@@ -1,4 +1,4 @@
-"""Trouble on request: what a caller of the sample API may ask for by header, for one request."""
+"""Faults on request: what a caller of the sample API may ask for by header, for one request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trouble for requests to the Lago stand-in, scripted or drawn by chance, by path: for tests and outages in a demo."""
+"""Faults for requests to the Lago stand-in, scripted or drawn by chance, by path: for tests and outages in a demo."""
 
 from __future__ import annotations
 

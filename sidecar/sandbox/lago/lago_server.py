@@ -5,7 +5,7 @@ and computes with arithmetic of its own. Not in it: coupons, add-ons, one-off in
 progressive billing, minimum commitments, recurring top-ups, alerts; charges paid in advance are kept, never billed.
 
 Under ``/api/v1`` it wants ``Authorization: Bearer`` with the configured key. Beside it, without a key, are the
-controls under ``/sandbox``: see ``lago_controls``.
+controls under ``/sandbox``: see ``controls``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trouble for ingest requests, scripted one by one or drawn by chance: for tests and the demo's outages."""
+"""Faults for ingest requests, scripted one by one or drawn by chance: for tests and the demo's outages."""
 
 from __future__ import annotations
 

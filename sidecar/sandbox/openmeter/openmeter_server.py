@@ -77,7 +77,7 @@ class Counts:
 class OpenMeter:
     """The stand-in's state. ``app()`` makes an application of it, a new one for each start of a server.
 
-    ``faults`` are the troubles of ingest requests to come, ``counts`` what has come in, ``store`` the events.
+    ``faults`` are the faults of ingest requests to come, ``counts`` what has come in, ``store`` the events.
     """
 
     def __init__(self, config: OpenMeterConfig | None = None) -> None:
