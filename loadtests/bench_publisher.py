@@ -26,7 +26,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.metering.settings import MeteringSettings
 
-PATIENCE_S = 300
+TIMEOUT_S = 300
 EVENT = [
     "tpp-prepaid",
     "api_calls",
@@ -111,7 +111,7 @@ async def measure(client: Redis, valkey_pid: int, url: str, events: int, per_ent
     publisher = Publisher(client, keys, MeteringSettings(url=url, batch_events_max=batch))
     valkey_s, own_s, begin = cpu_s(valkey_pid), time.process_time(), time.perf_counter()
     task = asyncio.create_task(publisher.run())
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while publisher.metrics.entries_finished < events // per_entry:
             await asyncio.sleep(0.005)
     wall_s, own_s = time.perf_counter() - begin, time.process_time() - own_s

@@ -28,7 +28,7 @@ EVENT = [rig.ACCOUNT, "api_calls", 1, rig.CHARGED, "GET", 200, 2.345, "93bac548-
 EVENTS_AN_ENTRY = 300
 REQUESTS_A_TIER = 1000
 PUBLISHED_EVENTS = 300_000
-IDLE_PATIENCE_S = 120
+IDLE_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Load-test scenarios: traffic by locust, trouble on purpose, and exact books afterwards."""
+"""Load-test scenarios: traffic by locust, faults on purpose, and exact counts afterwards."""

@@ -9,8 +9,8 @@ from decimal import Decimal, InvalidOperation
 
 from loadtests.scenarios.options import Options
 from loadtests.scenarios.plan import Call, Caller
+from loadtests.scenarios.result_counter import End, Reply, ResultCounter
 from loadtests.scenarios.sources import account_of_key, valkey
-from loadtests.scenarios.tally import End, Reply, Tally
 from loadtests.scenarios.target import CannotRun, Target
 from loadtests.scenarios.web import place
 from loadtests.scenarios.wire import Line
@@ -63,7 +63,7 @@ class First:
     left: int | None
 
 
-def probe(target: Target, tally: Tally) -> First:
+def probe(target: Target, results: ResultCounter) -> First:
     """One call by each caller and through each gateway, which count like all others.
 
     Raises:
@@ -77,7 +77,7 @@ def probe(target: Target, tally: Tally) -> First:
         call = target.calls[0]
         reply = line.call(call.method, call.path, {"X-API-Key": caller.key})
         line.close()
-        tally.record(reply, account=caller.account, units=call.units, at_s=0, took_ms=0)
+        results.record(reply, account=caller.account, units=call.units, at_s=0, took_ms=0)
         problem = problem_of(reply)
         if problem:
             raise CannotRun(f"{place(url)}{call.path}, for {caller.account}: {problem}")

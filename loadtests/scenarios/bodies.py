@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from loadtests.scenarios.plan import Plan
-from loadtests.scenarios.tally import End, Reply
+from loadtests.scenarios.result_counter import End, Reply
 from loadtests.scenarios.wire import Line
 
 PIECE: Final = hashlib.shake_256(b"big bodies").digest(64 * 1024)

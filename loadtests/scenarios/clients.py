@@ -43,7 +43,7 @@ def slow_clients(target: Target, options: Options) -> Setting:
     )  # fmt: skip
 
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        answers = evidence.trading.answers
+        answers = evidence.run_counts.answers
         ended = [_ended(way.__name__, answers.notes) for way in slow.ways(plan)]
         p99 = answers.latency.p99
         return (
@@ -80,7 +80,7 @@ def big_bodies(target: Target, options: Options) -> Setting:
     )  # fmt: skip
 
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        answers = evidence.trading.answers
+        answers = evidence.run_counts.answers
         same = [_same(way, answers.notes) for way in bodies.ways(plan)]
         return (*same, only("every answer is 2xx", answers), memory(evidence))
 

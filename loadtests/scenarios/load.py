@@ -20,8 +20,8 @@ from gevent.event import Event  # noqa: E402
 from locust.env import Environment  # noqa: E402
 
 from loadtests.scenarios.plan import Plan  # noqa: E402
-from loadtests.scenarios.slow import PATIENCE_S  # noqa: E402
-from loadtests.scenarios.tally import Tally  # noqa: E402
+from loadtests.scenarios.result_counter import ResultCounter  # noqa: E402
+from loadtests.scenarios.slow import CLIENT_TIMEOUT_S  # noqa: E402
 from loadtests.scenarios.users import KINDS  # noqa: E402
 from loadtests.scenarios.wire import TIMEOUT_S  # noqa: E402
 
@@ -31,7 +31,7 @@ class LoadRun:
     """What the users share (``users.Run``)."""
 
     plan: Plan
-    tally: Tally = field(default_factory=Tally)
+    results: ResultCounter = field(default_factory=ResultCounter)
     go: Event = field(default_factory=Event)
     began: float = 0.0
     attempts: int = 0
@@ -43,7 +43,7 @@ def main() -> None:
     environment = Environment(user_classes=list(KINDS[plan.kind]), catch_exceptions=False)
     vars(environment)["run"] = run
     # A user in the middle of a request ends it, so that every request made is counted.
-    environment.stop_timeout = max(TIMEOUT_S, plan.limit_s * 2 + 2 * PATIENCE_S)
+    environment.stop_timeout = max(TIMEOUT_S, plan.limit_s * 2 + 2 * CLIENT_TIMEOUT_S)
     runner = environment.create_local_runner()
     runner.start(plan.users, spawn_rate=max(1, plan.users * 10))
     while runner.user_count < plan.users:
@@ -55,7 +55,7 @@ def main() -> None:
     while time.monotonic() < end and not (plan.attempts_max and run.attempts >= plan.attempts_max):
         gevent.sleep(0.05)
     runner.quit()
-    answers = replace(run.tally.answers(), took_s=round(time.monotonic() - run.began, 2))
+    answers = replace(run.results.answers(), took_s=round(time.monotonic() - run.began, 2))
     print(json.dumps(answers.as_json()), flush=True)
 
 

@@ -45,7 +45,7 @@ class Options:
     body_mb: int = 8
     limit_s: float = 60.0
     pids: tuple[int, ...] = ()
-    patience_s: float = 30.0
+    settle_timeout_s: float = 30.0
     appendfsync: str = "always"
 
 
@@ -66,8 +66,8 @@ def parser(names: Sequence[str], explained: str = "") -> argparse.ArgumentParser
     made.add_argument("--seconds", type=_number(0.1, SECONDS_MAX), default=20.0, help="of load (default: 20)")
     made.add_argument("--report", type=Path, metavar="FILE.html", help="write one page with everything")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result for programs")
-    made.add_argument("--patience", type=_number(0, 3600), default=30.0, metavar="S",
-                      help="how long books may take to agree after the load (default: 30)")  # fmt: skip
+    made.add_argument("--settle-timeout", type=_number(0, 3600), default=30.0, metavar="S",
+                      help="how long the counts may take to agree after the load (default: 30)")  # fmt: skip
     made.add_argument("--paid", type=_whole(0, 10**9), metavar="N",
                       help="herd: calls paid for (default: 3000, or what a gateway says is left)")  # fmt: skip
     made.add_argument("--appendfsync", choices=("always", "everysec"), default="always",
@@ -146,7 +146,7 @@ def parse(arguments: argparse.Namespace, names: Sequence[str]) -> Options:
         body_mb=given.body_mb,
         limit_s=given.limit,
         pids=tuple(given.pid),
-        patience_s=given.patience,
+        settle_timeout_s=given.settle_timeout,
         appendfsync=given.appendfsync,
     )
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from loadtests.scenarios import seed, stack
-from loadtests.scenarios.books import debited
 from loadtests.scenarios.checks import Check, equals, passes, unchecked
 from loadtests.scenarios.options import ACCOUNTS_PATH, Options
 from loadtests.scenarios.plan import Call, Plan
+from loadtests.scenarios.reconciliation import debited
 from loadtests.scenarios.scenario import Evidence, Scenario, Setting, Trouble
 from loadtests.scenarios.stack import Demo
 from loadtests.scenarios.target import CannotRun, Secret, Target
@@ -83,7 +83,7 @@ def stage_steady(stack_: ExitStack, directory: Path, options: Options) -> Settin
 
 def steady(target: Target, options: Options) -> Setting:
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        answers = evidence.trading.answers
+        answers = evidence.run_counts.answers
         odd = answers.total - answers.statuses("2")
         return (equals("every answer has a status of 2xx", "0 others", f"{odd:,} others"),)
 
@@ -107,7 +107,7 @@ def herd(target: Target, options: Options) -> Setting:
     plan = replace(plan_of(target, options), kind="herd", pause_s=(0.0, 0.0))
 
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        answers = evidence.trading.answers
+        answers = evidence.run_counts.answers
         left = evidence.first_left
         paid = options.paid if options.paid is not None else None if left is None else left + 1
         refused = answers.by_status.get("402", 0)
@@ -126,7 +126,7 @@ def herd(target: Target, options: Options) -> Setting:
 
 def _balance(evidence: Evidence) -> Check:
     """Nothing is left, but where the last price was higher than the rest."""
-    name, after = "the balance is zero", evidence.trading.after.ledger
+    name, after = "the balance is zero", evidence.run_counts.after.ledger
     balances = [account.available for account in (after or {}).values() if account.available is not None]
     if not balances:
         return unchecked(name, "0", "--admin")
@@ -152,8 +152,8 @@ def topup(target: Target, options: Options) -> Setting:
         return ()
 
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        before, after = evidence.trading.before.ledger, evidence.trading.after.ledger
-        name, answers = "spent + left = credit + top-ups, account by account", evidence.trading.answers
+        before, after = evidence.run_counts.before.ledger, evidence.run_counts.after.ledger
+        name, answers = "spent + left = credit + top-ups, account by account", evidence.run_counts.answers
         refused = answers.by_status.get("402", 0)
         out = passes("accounts ran out of credit in between", refused > 0, "1 or more 402", f"{refused:,}")
         if before is None or after is None or any(account.available is None for account in after.values()):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtests.scenarios import stack
-from loadtests.scenarios.books import NEED_LEDGER, debited, has_new_period
 from loadtests.scenarios.checks import Check, equals, passes, unchecked, within
 from loadtests.scenarios.options import ACCOUNTS_PATH, Options
 from loadtests.scenarios.ordinary import crowd, plan_of
 from loadtests.scenarios.plan import Answers, Call
+from loadtests.scenarios.reconciliation import NEED_LEDGER, debited, has_new_period
 from loadtests.scenarios.scenario import Evidence, Scenario, Setting, Trouble
 from loadtests.scenarios.stack import Fsync, Gateway, ValkeyServer
 from loadtests.scenarios.target import CannotRun, Target
@@ -48,7 +48,7 @@ def stage_valkey_restart(stack_: ExitStack, directory: Path, options: Options) -
 
 def valkey_restart(target: Target, options: Options, troubles: tuple[Trouble, ...] = ()) -> Setting:
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        answers = evidence.trading.answers
+        answers = evidence.run_counts.answers
         refused = answers.by_status.get("503", 0)
         return (
             only("every answer is 2xx, or 503 meanwhile", answers, "503"),
@@ -91,7 +91,7 @@ def stage_openmeter_outage(stack_: ExitStack, directory: Path, options: Options)
 
 def openmeter_outage(target: Target, options: Options, troubles: tuple[Trouble, ...] = ()) -> Setting:
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        return (only("requests were unaffected: every answer is 2xx", evidence.trading.answers),)
+        return (only("requests were unaffected: every answer is 2xx", evidence.run_counts.answers),)
 
     return Setting(target, plan_of(target, options), troubles or by_command(options), judge)
 
@@ -130,14 +130,14 @@ def stage_rolling_restart(stack_: ExitStack, directory: Path, options: Options) 
 
     def judge(evidence: Evidence) -> tuple[Check, ...]:
         logged = sum((gateway.requests() for gateway in gateways), Counter[str]())
-        return (*setting.judge(evidence), all_answered(logged, evidence.trading.answers))
+        return (*setting.judge(evidence), all_answered(logged, evidence.run_counts.answers))
 
     return replace(setting, judge=judge)
 
 
 def rolling_restart(target: Target, options: Options, troubles: tuple[Trouble, ...] = ()) -> Setting:
     def judge(evidence: Evidence) -> tuple[Check, ...]:
-        answers = evidence.trading.answers
+        answers = evidence.run_counts.answers
         return (
             only("every answer is 2xx", answers),
             equals("answers that began and broke off", 0, answers.broken),
@@ -162,8 +162,8 @@ def _cut_were_not_accepted(evidence: Evidence) -> Check:
     """A gateway that closes an idle connection may cross a request on its way, which it never reads (RFC 9112 section
     9.5). One that it accepted and did not answer would be charged without an answer.
     """
-    name, trading = "no request was accepted and not answered: debits = answers", evidence.trading
-    before, after, charged = trading.before.ledger, trading.after.ledger, trading.answers.charged
+    name, run_counts = "no request was accepted and not answered: debits = answers", evidence.run_counts
+    before, after, charged = run_counts.before.ledger, run_counts.after.ledger, run_counts.answers.charged
     if before is None or after is None or has_new_period(before, after):
         return unchecked(name, f"{sum(charged.values()):,}", NEED_LEDGER)
     return within(name, charged, charged, debited(before, after))
@@ -214,7 +214,7 @@ def only(name: str, answers: Answers, *also: str) -> Check:
 
 def _served_after(evidence: Evidence) -> Check:
     last = max((mark.ended_s for mark in evidence.marks), default=0.0)
-    passed = sum(second.passed for second in evidence.trading.answers.seconds if second.at > last)
+    passed = sum(second.passed for second in evidence.run_counts.answers.seconds if second.at > last)
     return passes("requests pass again afterwards", passed > 0, "1 or more", f"{passed:,}")
 
 

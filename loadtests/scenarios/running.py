@@ -1,4 +1,4 @@
-"""Runs one scenario: books, first calls, load with its troubles, books again until they agree, checks."""
+"""Runs one scenario: counts, first calls, load with its troubles, counts again until they agree, checks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Final
 from loadtests.kit import machine
 from loadtests.kit.processes import running as process
 from loadtests.scenarios.adopting import First, probe
-from loadtests.scenarios.books import Books, Trading, judge
 from loadtests.scenarios.checks import Check, Verdict
 from loadtests.scenarios.options import Options
 from loadtests.scenarios.outcome import Outcome
 from loadtests.scenarios.plan import Answers, merged
+from loadtests.scenarios.reconciliation import Counts, RunCounts, judge
+from loadtests.scenarios.result_counter import ResultCounter
 from loadtests.scenarios.scenario import Evidence, Mark, Scenario, Setting, Trouble
 from loadtests.scenarios.sources import Sources
-from loadtests.scenarios.tally import Tally
 from loadtests.scenarios.target import CannotRun, Target
 from loadtests.scenarios.web import NoAnswer, ask
 
@@ -44,12 +44,12 @@ def run(scenario: Scenario, setting: Setting, options: Options, directory: Path,
     """Raises CannotRun."""
     target, sources = setting.target, Sources(setting.target)
     sources.mark()
-    before = sources.books()
+    before = sources.counts()
     busy = [account for account, entry in (before.ledger or {}).items() if entry.held]
     if busy:
-        raise CannotRun(f"{busy[0]} is in use: units are held. Its books would show the calls of others too")
-    tally = Tally()
-    first = probe(target, tally)
+        raise CannotRun(f"{busy[0]} is in use: units are held. Its counts would include the calls of others")
+    results = ResultCounter()
+    first = probe(target, results)
     plan = setting.plan
     if plan.kind == "herd":
         paid = options.paid if options.paid is not None else first.left or 0
@@ -60,9 +60,9 @@ def run(scenario: Scenario, setting: Setting, options: Options, directory: Path,
     started_at = time.time()
     answers, marks, acted = _load(setting, directory, say)
     grown = [resident_bytes(pid, "VmHWM") - was for pid, was in memory.items()]
-    answers = merged(answers, tally.answers())
-    say(f"{answers.total:,} requests; waiting for the books")
-    evidence, checks = _settle(setting, sources, before, answers, marks, grown, first, options.patience_s)
+    answers = merged(answers, results.answers())
+    say(f"{answers.total:,} requests; waiting until the counts agree")
+    evidence, checks = _settle(setting, sources, before, answers, marks, grown, first, options.settle_timeout_s)
     return Outcome(
         scenario=scenario.name, about=scenario.about, asserts=scenario.asserts, started_at=started_at,
         urls=target.urls, release=release_of(target), machine=machine.describe(), python=machine.python(),
@@ -74,18 +74,18 @@ def run(scenario: Scenario, setting: Setting, options: Options, directory: Path,
 
 
 def _settle(
-    setting: Setting, sources: Sources, before: Books, answers: Answers, marks: tuple[Mark, ...], grown: list[int],
-    first: First, patience_s: float,
+    setting: Setting, sources: Sources, before: Counts, answers: Answers, marks: tuple[Mark, ...], grown: list[int],
+    first: First, settle_timeout_s: float,
 ) -> tuple[Evidence, tuple[Check, ...]]:  # fmt: skip
-    """Looks at the books until everything holds, or patience is over: events travel for a while. What holds must hold
-    at a second look too, since something charged twice may come late.
+    """Reads the counts until everything holds, for ``settle_timeout_s`` at most: events take a while. What holds must
+    hold at a second reading too, since something charged twice may come late.
     """
-    until, held = time.monotonic() + patience_s, False
+    until, held = time.monotonic() + settle_timeout_s, False
     while True:
-        trading = Trading(before, sources.books(), answers)
+        run_counts = RunCounts(before, sources.counts(), answers)
         grown_mb = max(grown) / 1e6 if grown else None
-        evidence = Evidence(trading, marks, grown_mb, first.left, first.price)
-        checks = (*judge(trading), *setting.judge(evidence))
+        evidence = Evidence(run_counts, marks, grown_mb, first.left, first.price)
+        checks = (*judge(run_counts), *setting.judge(evidence))
         holds = all(check.verdict is not Verdict.FAILED for check in checks)
         if (holds and held) or (not holds and time.monotonic() > until):
             return evidence, checks

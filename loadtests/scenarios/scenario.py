@@ -1,4 +1,4 @@
-"""What a scenario is: how it is set up, what trouble it makes and when, and what must hold besides the books."""
+"""What a scenario is: how it is set up, what trouble it makes and when, and what must hold besides the counts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from loadtests.scenarios.books import Trading
 from loadtests.scenarios.checks import Check
 from loadtests.scenarios.options import Options
 from loadtests.scenarios.plan import Plan
+from loadtests.scenarios.reconciliation import RunCounts
 from loadtests.scenarios.target import Target
 
 Act = Callable[[], tuple[Check, ...]]
@@ -48,7 +48,7 @@ class Evidence:
     nobody may look.
     """
 
-    trading: Trading
+    run_counts: RunCounts
     marks: tuple[Mark, ...] = ()
     grown_mb: float | None = None
     first_left: int | None = None
@@ -59,7 +59,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A scenario that is ready to run. ``judge`` adds to the checks of the books."""
+    """A scenario that is ready to run. ``judge`` adds to the checks of the counts."""
 
     target: Target
     plan: Plan

@@ -15,7 +15,7 @@ from loadtests.scenarios.target import CannotRun, Secret
 from loadtests.scenarios.web import NoAnswer, ask
 from sidecar.sandbox.demo import CURRENCY, DemoAccount
 
-PATIENCE_S: Final = 30.0
+LOADED_TIMEOUT_S: Final = 30.0
 UNLIMITED: Final = (("quota_mode", "postpaid"), ("quota_credit_limit", "1000000"))
 
 
@@ -74,11 +74,11 @@ def make(lago: Lago, admin: str, customers: Sequence[DemoAccount]) -> tuple[Call
             lago.post("wallets", {"wallet": wallet})
         subscription = {"external_customer_id": each.id, "plan_code": each.plan, "external_id": f"{each.id}-sub"}
         lago.post("subscriptions", {"subscription": {**subscription, "billing_time": "calendar"}})
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + LOADED_TIMEOUT_S
     for each in customers:
         while not _is_loaded(admin, each):
             if time.monotonic() > until:
-                raise CannotRun(f"{each.id} was made in Lago and is not in the ledger after {PATIENCE_S:g} s")
+                raise CannotRun(f"{each.id} was made in Lago and is not in the ledger after {LOADED_TIMEOUT_S:g} s")
             time.sleep(0.05)
     return tuple(Caller(each.id, each.api_key) for each in customers)
 

@@ -1,4 +1,4 @@
-"""Clients that hold a connection and get nowhere: each way to do so ends when the gateway ends it, or patience does."""
+"""Clients that hold a connection and get nowhere: each way ends when the gateway ends it, or after a timeout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from loadtests.scenarios.plan import Plan
 from loadtests.scenarios.wire import connect
 
-PATIENCE_S: Final = 10.0
+CLIENT_TIMEOUT_S: Final = 10.0
 """How much longer than the gateway's limit is waited."""
 
 BLOB_BYTES: Final = 32 * 1024 * 1024
@@ -40,7 +40,7 @@ def trickle_head(url: str, fields: Mapping[str, str], plan: Plan) -> Ended:
         began = time.monotonic()
         text = _head("GET", plan.calls[0].path, url, fields)[:-2] + b"X-Filler: " + b"a" * 100_000
         for at in range(len(text)):
-            if time.monotonic() - began > plan.limit_s + PATIENCE_S:
+            if time.monotonic() - began > plan.limit_s + CLIENT_TIMEOUT_S:
                 return Ended("GET", False)
             try:
                 sock.sendall(text[at : at + 1])
@@ -63,7 +63,7 @@ def stall_body(url: str, fields: Mapping[str, str], plan: Plan) -> Ended:
             sock.sendall(head + b"x" * 500)
         except OSError:
             return Ended("POST", True, _status(sock))
-        status = _ended_within(sock, plan.limit_s + PATIENCE_S)
+        status = _ended_within(sock, plan.limit_s + CLIENT_TIMEOUT_S)
         # An API that answers before it has the whole body has been asked, and that is charged.
         return Ended("POST", status is not None, status or 0, may_be_charged=status not in (0, 408))
 
@@ -79,7 +79,7 @@ def read_nothing(url: str, fields: Mapping[str, str], plan: Plan) -> Ended:
         except OSError:
             return Ended("GET", True, may_be_charged=True)
         time.sleep(plan.limit_s + STEP_S * 10)  # here it is the gateway's turn; reading on shows whether it has gone
-        read, until = 1, time.monotonic() + PATIENCE_S
+        read, until = 1, time.monotonic() + CLIENT_TIMEOUT_S
         with contextlib.suppress(OSError):
             while time.monotonic() < until and read < BLOB_BYTES:
                 data = sock.recv(HEAD_BYTES_MAX)

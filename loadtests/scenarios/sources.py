@@ -1,4 +1,4 @@
-"""Reads the books of a run: admin side or Valkey for the ledger, Valkey for events, OpenMeter for what it counted."""
+"""Reads the counts of a run: admin side or Valkey for the ledger, Valkey for events, OpenMeter for what it counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgpack
 import orjson
 import redis
 
-from loadtests.scenarios.books import Account, Books, Events, Ledger, Meters, UsageEvent
+from loadtests.scenarios.reconciliation import Account, Counts, Events, Ledger, Meters, UsageEvent
 from loadtests.scenarios.target import CannotRun, Secret, Target
 from loadtests.scenarios.web import ask, place
 from sidecar.ledger.keys import Keys
@@ -39,9 +39,9 @@ class Sources:
                 seconds, micros = client.time()
                 self._since_ms = seconds * 1000 + micros // 1000
 
-    def books(self) -> Books:
+    def counts(self) -> Counts:
         """One look. Raises CannotRun."""
-        return Books(self._ledger(), self._events(), self._meters())
+        return Counts(self._ledger(), self._events(), self._meters())
 
     def _ledger(self) -> Ledger | None:
         target = self._target

@@ -1,5 +1,5 @@
 """The locust users. What they share, the run, comes with ``environment.run``; every request is reported to locust and
-counted in the tally.
+counted in the results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from locust import User, between, task
 
 from loadtests.scenarios import bodies, slow
 from loadtests.scenarios.plan import Call, Caller, Plan
-from loadtests.scenarios.tally import End, Reply, Tally
+from loadtests.scenarios.result_counter import End, Reply, ResultCounter
 from loadtests.scenarios.wire import Line
 
 REFUSED_PAUSE_S = 0.05
@@ -27,7 +27,7 @@ class Run(Protocol):
     """What the users of one run share. ``go`` is set when all are there, ``began`` is then the monotonic time."""
 
     plan: Plan
-    tally: Tally
+    results: ResultCounter
     go: Event
     began: float
     attempts: int
@@ -60,7 +60,7 @@ class Scenario(User):
         """Counts a request; ``began``: monotonic time."""
         now = time.monotonic()
         took_ms = (now - began) * 1000
-        self.run_.tally.record(
+        self.run_.results.record(
             reply, account=self.caller.account, units=units, at_s=now - self.run_.began, took_ms=took_ms
         )
         self.environment.events.request.fire(
@@ -132,7 +132,7 @@ class SlowClient(Scenario):
         way = next(self.ways)
         began = time.monotonic()
         found = way(next(self.urls), self.fields(), run.plan)
-        run.tally.note(slow.note(way.__name__, found.ended))
+        run.results.note(slow.note(way.__name__, found.ended))
         if found.may_be_charged:
             self.report(f"{found.method} (slow)", Reply(End.UNREAD), run.plan.calls[0].units, began)
 
@@ -147,10 +147,10 @@ class Carrier(Scenario):
         began = time.monotonic()
         reply, problem = bodies.carry(self.line, way, self.fields(), plan)
         self.report(way.name, reply, plan.calls[0].units, began)
-        self.run_.tally.note(bodies.note(way, not problem))
-        self.run_.tally.note("bytes carried", plan.body_bytes)
+        self.run_.results.note(bodies.note(way, not problem))
+        self.run_.results.note("bytes carried", plan.body_bytes)
         if problem:
-            self.run_.tally.tell(f"{way.name}: {problem}")
+            self.run_.results.tell(f"{way.name}: {problem}")
 
 
 KINDS: dict[str, tuple[type[Scenario], ...]] = {

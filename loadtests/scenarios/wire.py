@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtests.scenarios.tally import End, Reply
+from loadtests.scenarios.result_counter import End, Reply
 
 TIMEOUT_S = 60.0
 

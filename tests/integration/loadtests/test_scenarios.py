@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.scenarios.books import DEBITS
+from loadtests.scenarios.reconciliation import DEBITS
 from tests.support.processes import Running, running
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +91,17 @@ def test_a_deployment_that_runs_already_is_checked_and_its_secrets_are_not_shown
 
 def test_an_expectation_that_is_not_met_is_exit_status_1(demo: Running, tmp_path: Path) -> None:
     """The account can pay for ten calls."""
-    words = (*access(demo), "--key", key_of(demo, "tpp-prepaid"), "--users", "4", "--seconds", "2", "--patience", "1")
+    words = (
+        *access(demo),
+        "--key",
+        key_of(demo, "tpp-prepaid"),
+        "--users",
+        "4",
+        "--seconds",
+        "2",
+        "--settle-timeout",
+        "1",
+    )
     run = scenario(tmp_path, "herd", *words, "--paid", "11")
     assert run.status == 1, run.said
     assert run.failed() == ["exactly the paid calls passed"]
@@ -105,7 +115,7 @@ def test_a_debit_that_no_client_was_told_of_is_exit_status_1(demo: Running, tmp_
     unseen.write_text(
         f"import urllib.request as u; u.urlopen(u.Request({url!r}, headers={{'X-API-Key': {key!r}}})).read()"
     )
-    words = ("--key", key, "--users", "2", "--seconds", "2", "--patience", "1", "--lasts", "0")
+    words = ("--key", key, "--users", "2", "--seconds", "2", "--settle-timeout", "1", "--lasts", "0")
     run = scenario(tmp_path, "rolling-restart", *access(demo), *words, "--disrupt", f"{sys.executable} {unseen}")
     assert run.status == 1, run.said
     assert run.failed() == [DEBITS, "no request was accepted and not answered: debits = answers"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from loadtests.scenarios.bodies import echoed
-from loadtests.scenarios.tally import End
+from loadtests.scenarios.result_counter import End
 from loadtests.scenarios.wire import Line
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Credits-Charged: 0.10\r\n\r\nhi"

@@ -1,13 +1,13 @@
-"""Books, answers and outcomes to change one figure in."""
+"""Counts, answers and outcomes to change one figure in."""
 
 from __future__ import annotations
 
 from decimal import Decimal
 
-from loadtests.scenarios.books import Account, Books, Events, Trading, UsageEvent
 from loadtests.scenarios.checks import Check
 from loadtests.scenarios.outcome import Outcome
 from loadtests.scenarios.plan import Answers, Latency, Second
+from loadtests.scenarios.reconciliation import Account, Counts, Events, RunCounts, UsageEvent
 from loadtests.scenarios.scenario import Mark
 
 TPP = "tpp"
@@ -29,13 +29,13 @@ def answers(charged: int, unsure: int = 0, **by_status: int) -> Answers:
     )
 
 
-def trading(
+def run_counts(
     *, charged: int = 10, unsure: int = 0, debited: int = 10, held: int = 0, evented: int = 10, metered: int = 10
-) -> Trading:
+) -> RunCounts:
     """A run on an account that had used 5 units before."""
-    before = Books({TPP: account(5)}, Events(), {TPP: 5})
-    after = Books({TPP: account(5 + debited, held)}, Events((), events(evented)), {TPP: 5 + metered})
-    return Trading(before, after, answers(charged, unsure))
+    before = Counts({TPP: account(5)}, Events(), {TPP: 5})
+    after = Counts({TPP: account(5 + debited, held)}, Events((), events(evented)), {TPP: 5 + metered})
+    return RunCounts(before, after, answers(charged, unsure))
 
 
 def outcome(*checks: Check, seconds: tuple[Second, ...] = (), marks: tuple[Mark, ...] = ()) -> Outcome:

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests.scenarios.adopting import calls_left, problem_of
 from loadtests.scenarios.options import Options, parse, parser
-from loadtests.scenarios.tally import End, Reply
+from loadtests.scenarios.result_counter import End, Reply
 from loadtests.scenarios.target import CannotRun, Secret
 from loadtests.scenarios.web import place
 

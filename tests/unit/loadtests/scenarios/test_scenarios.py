@@ -1,4 +1,4 @@
-"""What each scenario asserts besides the books: a broken promise must be a failed check."""
+"""What each scenario asserts besides the counts: a broken promise must be a failed check."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from decimal import Decimal
 
 import pytest
 
-from loadtests.scenarios.books import Books, Trading
 from loadtests.scenarios.catalog import SCENARIOS
 from loadtests.scenarios.checks import Verdict
 from loadtests.scenarios.clients import GROWN_MB_MAX
 from loadtests.scenarios.options import Options
 from loadtests.scenarios.outages import all_answered
 from loadtests.scenarios.plan import Answers, Call, Caller, Latency, Second
+from loadtests.scenarios.reconciliation import Counts, RunCounts
 from loadtests.scenarios.running import make_trouble
 from loadtests.scenarios.scenario import Evidence, Mark, Trouble
 from loadtests.scenarios.target import CannotRun, Secret, Target
@@ -48,9 +48,9 @@ def evidence(
         by_status, {TPP: charged}, broken=broken, notes=notes or {}, latency=Latency(p99=p99_ms),
         seconds=(Second(0, 5), Second(4, passed_after)),
     )  # fmt: skip
-    before, after = Books({TPP: account(0, available="1.00")}), Books({TPP: account(debited, available=left)})
+    before, after = Counts({TPP: account(0, available="1.00")}), Counts({TPP: account(debited, available=left)})
     marks = (Mark("outage", 1.0, 2.0),)
-    return Evidence(Trading(before, after, answers), marks, grown_mb, first_left=9, price=Decimal("0.10"))
+    return Evidence(RunCounts(before, after, answers), marks, grown_mb, first_left=9, price=Decimal("0.10"))
 
 
 def test_steady_fails_on_any_status_but_2xx() -> None:

@@ -8,7 +8,7 @@ import msgpack
 import orjson
 import redis
 
-from loadtests.scenarios.books import Account, Events, UsageEvent
+from loadtests.scenarios.reconciliation import Account, Events, UsageEvent
 from loadtests.scenarios.sources import account_by_valkey, read_events
 from sidecar.ledger.keys import Keys
 

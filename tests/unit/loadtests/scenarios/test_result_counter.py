@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from loadtests.scenarios.plan import Answers, Call, Caller, Latency, Plan, Second, merged
-from loadtests.scenarios.tally import End, Reply, Tally, latency_of
+from loadtests.scenarios.result_counter import End, Reply, ResultCounter, latency_of
 
 CHARGED = {"x-credits-charged": "0.10"}
 REPEATED = {**CHARGED, "x-credits-repeat": "true"}
 
 
 def counted(*replies: Reply) -> Answers:
-    tally = Tally()
+    results = ResultCounter()
     for reply in replies:
-        tally.record(reply, account="tpp", units=2, at_s=0.5, took_ms=1.0)
-    return tally.answers()
+        results.record(reply, account="tpp", units=2, at_s=0.5, took_ms=1.0)
+    return results.answers()
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ def test_statuses_and_ends_without_one_are_counted_apart() -> None:
 
 
 def test_seconds_have_no_gaps_and_tell_passed_from_refused_and_lost() -> None:
-    tally = Tally()
+    results = ResultCounter()
     for at_s, reply in ((1.2, Reply(End.ANSWERED, 201)), (1.9, Reply(End.ANSWERED, 503)), (3.0, Reply(End.CUT))):
-        tally.record(reply, account="tpp", units=1, at_s=at_s, took_ms=1.0)
-    assert tally.answers().seconds == (Second(1, 1, 1, 0), Second(2), Second(3, 0, 0, 1))
+        results.record(reply, account="tpp", units=1, at_s=at_s, took_ms=1.0)
+    assert results.answers().seconds == (Second(1, 1, 1, 0), Second(2), Second(3, 0, 0, 1))
 
 
 def test_latency_is_that_of_answers_that_passed() -> None:
-    tally = Tally()
+    results = ResultCounter()
     for status, took_ms in ((200, 5.0), (402, 900.0)):
-        tally.record(Reply(End.ANSWERED, status), account="tpp", units=1, at_s=0, took_ms=took_ms)
-    assert tally.answers().latency == Latency(5.0, 5.0, 5.0, 5.0)
+        results.record(Reply(End.ANSWERED, status), account="tpp", units=1, at_s=0, took_ms=took_ms)
+    assert results.answers().latency == Latency(5.0, 5.0, 5.0, 5.0)
 
 
 def test_percentiles_are_those_of_the_nearest_rank() -> None:

@@ -1,4 +1,4 @@
-"""The books of a run: what the ledger, the outbox and OpenMeter say, and whether it goes together. No I/O."""
+"""Reconciles the counts of a run: whether ledger, outbox and OpenMeter agree with the answers. No I/O."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ Meters = Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
-    """One look at everything; None: no access was given."""
+class Counts:
+    """The counts at one instant; None: no access was given."""
 
     ledger: Ledger | None = None
     events: Events | None = None
@@ -61,11 +61,11 @@ class Books:
 
 
 @dataclass(frozen=True, slots=True)
-class Trading:
-    """A run: the books before and after, and what the clients saw in between."""
+class RunCounts:
+    """A run: the counts before and after, and what the clients saw in between."""
 
-    before: Books
-    after: Books
+    before: Counts
+    after: Counts
     answers: Answers
     accounts: tuple[str, ...] = field(default=())
 
@@ -89,9 +89,9 @@ def bounds(answers: Answers) -> tuple[dict[str, int], dict[str, int]]:
     return low, dict(high)
 
 
-def judge(trading: Trading) -> tuple[Check, ...]:
+def judge(run_counts: RunCounts) -> tuple[Check, ...]:
     """All that must hold after every scenario."""
-    return (*_ledger_checks(trading), *_event_checks(trading), *_meter_checks(trading))
+    return (*_ledger_checks(run_counts), *_event_checks(run_counts), *_meter_checks(run_counts))
 
 
 DEBITS = "units debited in the ledger = answers that said so"
@@ -104,9 +104,9 @@ METERED = "units counted by OpenMeter = units debited"
 NEED_LEDGER, NEED_EVENTS, NEED_METERS = "--admin or --valkey", "--valkey", "--openmeter"
 
 
-def _ledger_checks(trading: Trading) -> Iterable[Check]:
-    before, after = trading.before.ledger, trading.after.ledger
-    low, high = bounds(trading.answers)
+def _ledger_checks(run_counts: RunCounts) -> Iterable[Check]:
+    before, after = run_counts.before.ledger, run_counts.after.ledger
+    low, high = bounds(run_counts.answers)
     expected = f"{sum(low.values()):,}"
     if before is None or after is None:
         yield unchecked(DEBITS, expected, NEED_LEDGER)
@@ -126,9 +126,9 @@ def _ledger_checks(trading: Trading) -> Iterable[Check]:
         yield passes(OVERSPENT, known[least] >= 0, "0 or more left", f"least: {known[least]} ({least})")
 
 
-def _event_checks(trading: Trading) -> Iterable[Check]:
-    events = trading.after.events
-    low, high = _debits(trading)
+def _event_checks(run_counts: RunCounts) -> Iterable[Check]:
+    events = run_counts.after.events
+    low, high = _debits(run_counts)
     if events is None:
         for name in (EVENTS, IDS, DELIVERED):
             yield unchecked(name, f"{sum(low.values()):,}" if name == EVENTS else "0", NEED_EVENTS)
@@ -136,7 +136,7 @@ def _event_checks(trading: Trading) -> Iterable[Check]:
     yield within(EVENTS, low, high, _units(events.all()))
     yield repeated(events.all())
     lost = f"{len(events.waiting):,} waiting, {events.dead:,} dead"
-    if trading.after.meters is None and not events.accepted:
+    if run_counts.after.meters is None and not events.accepted:
         yield unchecked(DELIVERED, "0 waiting, 0 dead", NEED_METERS)
     else:
         yield equals(DELIVERED, "0 waiting, 0 dead", lost)
@@ -149,9 +149,9 @@ def repeated(events: Sequence[UsageEvent]) -> Check:
     return passes(IDS, not twice, f"{len(events):,} ids", found)
 
 
-def _meter_checks(trading: Trading) -> Iterable[Check]:
-    before, after = trading.before.meters, trading.after.meters
-    low, high = _debits(trading)
+def _meter_checks(run_counts: RunCounts) -> Iterable[Check]:
+    before, after = run_counts.before.meters, run_counts.after.meters
+    low, high = _debits(run_counts)
     if before is None or after is None:
         yield unchecked(METERED, f"{sum(low.values()):,}", NEED_METERS)
         return
@@ -159,11 +159,11 @@ def _meter_checks(trading: Trading) -> Iterable[Check]:
     yield within(METERED, low, high, {account: units for account, units in counted.items() if units})
 
 
-def _debits(trading: Trading) -> tuple[Mapping[str, int], Mapping[str, int]]:
+def _debits(run_counts: RunCounts) -> tuple[Mapping[str, int], Mapping[str, int]]:
     """What the ledger has debited, exactly; without access to it, what the answers allow."""
-    before, after = trading.before.ledger, trading.after.ledger
+    before, after = run_counts.before.ledger, run_counts.after.ledger
     if before is None or after is None or has_new_period(before, after):
-        return bounds(trading.answers)
+        return bounds(run_counts.answers)
     found = debited(before, after)
     return found, found
 

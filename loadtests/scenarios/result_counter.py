@@ -46,7 +46,7 @@ class Reply:
         return whole and CHARGED in fields and REPEAT not in fields
 
 
-class Tally:
+class ResultCounter:
     """``answers()`` at the end is all that anybody sees of it."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Tally:
         self._texts: list[str] = []
 
     def __repr__(self) -> str:
-        return f"Tally({dict(self._by_status)})"
+        return f"ResultCounter({dict(self._by_status)})"
 
     def record(self, reply: Reply, *, account: str, units: int, at_s: float, took_ms: float) -> None:
         """``at_s``: seconds since the run began."""
