@@ -28,7 +28,7 @@ from sidecar.ledger.pricing.price_tables import Standard
 
 PATH = "/open-banking/v3.1/aisp/accounts"
 METRIC = "api_calls"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 KEYS = Keys()
 READ_BYTES = 65_536
 
@@ -131,7 +131,7 @@ class Process:
         """Ends it by a signal and answers its exit code."""
         self.send(number)
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 code = await self.process.wait()
         except TimeoutError:
             self.send(signal.SIGKILL)
@@ -158,7 +158,7 @@ async def start(document: dict[str, Any], directory: Path, command: str = "run",
     process = Process(started)
     process.reader = asyncio.create_task(process._read_log())
     assert started.stdout is not None
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         line = await started.stdout.readline()
     if not line:
         await process.end()
@@ -284,7 +284,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
 async def until(condition: Callable[[], Any], what: object = "") -> None:
     """Waits for what must come to be; a test that waits in vain fails here. ``condition`` may be a coroutine."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while True:
                 result = condition()
                 if asyncio.iscoroutine(result):

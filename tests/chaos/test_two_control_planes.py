@@ -31,7 +31,7 @@ from tests.support.processes import Running, running
 
 ACCOUNTS = [f"tpp-{number}" for number in range(5)]
 KILLS = int(os.environ.get("CHAOS_KILLS", "3"))
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def status(session: aiohttp.ClientSession, plane: Running) -> dict[str, An
 
 async def leader_of(session: aiohttp.ClientSession, planes: list[Running]) -> Running:
     """The plane that leads, once one does."""
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < end_s:
         for plane in planes:
             if plane.process.poll() is None and (await status(session, plane))["leads"]:
@@ -122,7 +122,7 @@ async def leader_of(session: aiohttp.ClientSession, planes: list[Running]) -> Ru
 
 
 async def eventually(what: str, holds: Callable[[], Any]) -> None:
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + TIMEOUT_S
     seen: Any = None
     while time.monotonic() < end_s:
         seen = await holds()

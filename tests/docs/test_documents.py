@@ -24,7 +24,7 @@ from tests.docs.blocks import ROOT, Block, blocks, matches, pages
 EVERY = [block for page in pages() for block in blocks(page)]
 SHELL = [block for block in EVERY if block.language == "sh"]
 BASH = shutil.which("bash") or "/bin/bash"
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
 HERE = ("", "stays")
 README = "README.md"
 PORTS = (8000, 8080, 9090)
@@ -65,14 +65,14 @@ class Shell:
         mark = f"--end of block {begin}--"
         self._process.stdin.write(f"{text}\nprintf '\\n%s %s\\n' '{mark}' $?\n")
         self._process.stdin.flush()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             printed = self._out.read_bytes()[begin:].decode(errors="replace")
             ended = re.search(rf"\n{mark} (\d+)\n", printed)
             if ended:
                 return int(ended[1]), printed[: ended.start()]
             assert self._process.poll() is None, f"the shell ended: {printed[-2000:]}"
-            assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {text}\n{printed[-2000:]}"
+            assert time.monotonic() < deadline, f"not within {TIMEOUT_S:g} s: {text}\n{printed[-2000:]}"
             time.sleep(0.05)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def shell(page: str) -> Iterator[Shell]:
 def stays(session: Shell, block: Block) -> str:
     """Starts what runs until it is stopped; returns what it has printed once it is ready."""
     session.run(f"{block.text.strip()} > stays.log 2>&1 &")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         running, printed = session.run("cat stays.log; jobs -r | grep -q .")
         if "Ctrl-C" in printed:
@@ -161,7 +161,7 @@ def test_a_measurement_s_command_runs(block: Block) -> None:
     if missing:
         pytest.skip(f"{block.text.strip()} needs {', '.join(missing)}")
     done = subprocess.run(
-        words, cwd=ROOT, env={**environment(), **SMALL}, capture_output=True, text=True, timeout=PATIENCE_S
+        words, cwd=ROOT, env={**environment(), **SMALL}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert done.returncode in (0, 3), done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -45,7 +45,7 @@ HOUR_S, DAY_S = 3_600, 86_400
 START_S = 1_782_864_000  # 2026-07-01T00:00:00Z
 TOKEN = 1
 METRICS = ("api_calls", "payments")
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Quarter:
         return (await outbox_status(self.client, self.keys)).entries == 0
 
     async def until(self, holds: Callable[[], Any]) -> None:
-        end = asyncio.get_running_loop().time() + PATIENCE_S
+        end = asyncio.get_running_loop().time() + TIMEOUT_S
         while not await holds():
             if asyncio.get_running_loop().time() > end:
                 raise Violation(f"seed {self.seed}: {holds} does not come true")

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 
 PATH = "/open-banking/v3.1/aisp/accounts"
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 PAUSE_S = 0.05
 KEPT_FOR = 20
 CLIENTS = 8
@@ -29,12 +29,12 @@ async def main(target: str, key: str, seconds: float) -> None:
         step = "connect"
         writer = None
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(host, int(port))
             for number in range(requests):
                 step = f"request {number}"
                 writer.write(request)
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     head = (await reader.readuntil(b"\r\n\r\n")).lower()
                     fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
                     await reader.readexactly(int(fields[b"content-length"]))

@@ -21,7 +21,7 @@ from sidecar.app.health_settings import ApplicationSettings
 from tests.integration.ledger_loader.certificates import self_signed
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class Application:
@@ -172,7 +172,7 @@ async def test_one_who_stops_waiting_does_not_take_the_check_from_the_others() -
         waiting = [asyncio.ensure_future(one.run("app/readyz")) for _ in range(2)]
         await asyncio.sleep(0.02)
         waiting[0].cancel()
-        await asyncio.wait_for(waiting[1], PATIENCE_S)
+        await asyncio.wait_for(waiting[1], TIMEOUT_S)
 
 
 def endpoints(

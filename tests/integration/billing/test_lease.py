@@ -25,7 +25,7 @@ from tests.support.fault_proxy import FaultProxy
 ROOT = Path(__file__).parents[3]
 TTL_MS = 900
 TTL_S = TTL_MS / 1000
-PATIENCE_S = 20
+TIMEOUT_S = 20
 
 
 class Skewed(SystemClock):
@@ -186,17 +186,17 @@ async def leading(lease: Lease, work: Work) -> AsyncIterator[tuple[asyncio.Task[
         yield task, stop
     finally:
         stop.set()
-        await asyncio.wait_for(task, PATIENCE_S)
+        await asyncio.wait_for(task, TIMEOUT_S)
 
 
 async def test_work_runs_with_the_token_until_it_is_stopped(client: Redis, keys: Keys) -> None:
     lease, work = Lease(client, keys.lease("r"), "one", TTL_MS), Work()
     async with leading(lease, work) as (task, stop):
-        await asyncio.wait_for(work.started.wait(), PATIENCE_S)
+        await asyncio.wait_for(work.started.wait(), TIMEOUT_S)
         await asyncio.sleep(2 * TTL_S)
         assert (work.tokens, work.running) == ([lease.state.token], 1)
         stop.set()
-        await asyncio.wait_for(task, PATIENCE_S)
+        await asyncio.wait_for(task, TIMEOUT_S)
     assert (work.running, lease.is_held) == (0, False)
     assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
 
@@ -208,7 +208,7 @@ async def test_three_take_turns_and_never_work_at_once(client: Redis, keys: Keys
         stops = [(await stack.enter_async_context(leading(lease, work)))[1] for lease in leases]
         for turn in (1, 2, 3):
             started_s = time.monotonic()
-            await asyncio.wait_for(work.started.wait(), PATIENCE_S)
+            await asyncio.wait_for(work.started.wait(), TIMEOUT_S)
             assert time.monotonic() - started_s < POLL_S + 4  # not after the ttl
             assert len(work.tokens) == turn
             work.started.clear()
@@ -222,7 +222,7 @@ async def test_work_that_returns_ends_the_leading_and_frees_the_lease(client: Re
     async def once(token: int) -> None:
         assert token > 0
 
-    await asyncio.wait_for(lead(Lease(client, keys.lease("r"), "one", TTL_MS), once, asyncio.Event()), PATIENCE_S)
+    await asyncio.wait_for(lead(Lease(client, keys.lease("r"), "one", TTL_MS), once, asyncio.Event()), TIMEOUT_S)
     assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
 
 
@@ -231,17 +231,17 @@ async def test_what_the_work_raises_is_raised_and_the_lease_is_freed(client: Red
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        await asyncio.wait_for(lead(Lease(client, keys.lease("r"), "one", TTL_MS), broken, asyncio.Event()), PATIENCE_S)
+        await asyncio.wait_for(lead(Lease(client, keys.lease("r"), "one", TTL_MS), broken, asyncio.Event()), TIMEOUT_S)
     assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
 
 
 async def test_cancelling_the_leading_cancels_the_work_and_frees_the_lease(client: Redis, keys: Keys) -> None:
     lease, work = Lease(client, keys.lease("r"), "one", TTL_MS), Work()
     task = asyncio.create_task(lead(lease, work, asyncio.Event()))
-    await asyncio.wait_for(work.started.wait(), PATIENCE_S)
+    await asyncio.wait_for(work.started.wait(), TIMEOUT_S)
     task.cancel()
     with suppress(asyncio.CancelledError):
-        await asyncio.wait_for(task, PATIENCE_S)
+        await asyncio.wait_for(task, TIMEOUT_S)
     assert (task.cancelled(), work.running) == (True, 0)
     assert await Lease(client, keys.lease("r"), "two", TTL_MS).acquire()
     assert len(asyncio.all_tasks()) == 1
@@ -284,7 +284,7 @@ async def test_the_work_ends_before_the_lease_does_when_valkey_is_out_of_reach(
     ):
         lease, work = Lease(through, keys.lease("r"), "one", TTL_MS), Work()
         async with leading(lease, work):
-            await asyncio.wait_for(work.started.wait(), PATIENCE_S)
+            await asyncio.wait_for(work.started.wait(), TIMEOUT_S)
             proxy.stall()  # nothing is refused, nothing is answered
             while work.running:
                 await asyncio.sleep(0.005)
@@ -299,7 +299,7 @@ async def test_the_work_ends_before_the_lease_does_when_valkey_is_out_of_reach(
 
             proxy.flow()
             work.started.clear()
-            await asyncio.wait_for(work.started.wait(), PATIENCE_S)
+            await asyncio.wait_for(work.started.wait(), TIMEOUT_S)
             assert work.most_running == 1
             assert work.tokens == sorted(set(work.tokens))
 
@@ -327,7 +327,7 @@ async def test_a_short_failure_of_valkey_costs_no_term(keys: Keys, valkey: block
     async with FaultProxy(where["host"], where["port"]) as proxy, Redis(port=proxy.listening_port) as through:
         lease, work = Lease(through, keys.lease("r"), "one", 1500), Work()
         async with leading(lease, work):
-            await asyncio.wait_for(work.started.wait(), PATIENCE_S)
+            await asyncio.wait_for(work.started.wait(), TIMEOUT_S)
             for _ in range(4):
                 await asyncio.sleep(0.5)
                 proxy.cut()
@@ -345,7 +345,7 @@ class Contender:
     async def says(self, words: str) -> str:
         """The next line, which has to begin so."""
         assert self.process.stdout is not None
-        line = (await asyncio.wait_for(self.process.stdout.readline(), PATIENCE_S)).decode().strip()
+        line = (await asyncio.wait_for(self.process.stdout.readline(), TIMEOUT_S)).decode().strip()
         assert line.startswith(words), line
         return line
 
@@ -401,7 +401,7 @@ async def test_another_leads_at_once_after_a_graceful_end(two: Two) -> None:
     assert time.monotonic() - ended_at_s < POLL_S + 4  # not after the ttl
     await one.says("lost")
     await one.says("end")
-    assert await asyncio.wait_for(one.process.wait(), PATIENCE_S) == 0
+    assert await asyncio.wait_for(one.process.wait(), TIMEOUT_S) == 0
 
 
 async def test_a_leader_that_stood_still_sees_that_it_is_none_any_more(two: Two, valkey: blocking.Redis) -> None:

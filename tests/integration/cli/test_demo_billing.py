@@ -20,7 +20,7 @@ from tests.integration.cli.test_demo import ACCOUNTS, counted, get, key_of
 from tests.support.processes import Running, running
 
 SOON_S = 2.0
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def status_of(demo: Running, account: str) -> int:
 def seconds_until(holds: Callable[[], bool]) -> float:
     began = time.monotonic()
     while not holds():
-        assert time.monotonic() - began < PATIENCE_S
+        assert time.monotonic() - began < TIMEOUT_S
         time.sleep(0.05)
     return time.monotonic() - began
 
@@ -114,7 +114,7 @@ def test_a_customer_who_is_new_in_lago_is_served_without_anything_else(demo: Run
         Subscription(external_customer_id="tpp-new", external_id="tpp-new-sub", plan_code="api_postpaid")
     )
 
-    assert seconds_until(lambda: get(demo.ready["proxy"] + ACCOUNTS, X_API_Key="a-new-key")[0] == 200) < PATIENCE_S
+    assert seconds_until(lambda: get(demo.ready["proxy"] + ACCOUNTS, X_API_Key="a-new-key")[0] == 200) < TIMEOUT_S
 
 
 def test_what_was_debited_reaches_lago_s_current_usage(demo: Running, lago: Client) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 ACCOUNTS = "/open-banking/v3.1/aisp/accounts"
 SHELL = shutil.which("bash")
 TOOLS = SHELL is not None and shutil.which("curl") is not None
@@ -85,7 +85,7 @@ def demo() -> Iterator[Guide]:
         yield Guide(text, said)
     finally:
         process.terminate()
-        _, errors = process.communicate(timeout=PATIENCE_S)
+        _, errors = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0, errors
         assert "Traceback" not in errors
 
@@ -95,7 +95,7 @@ def paste(*commands: str) -> str:
     assert SHELL is not None
     pasted = "".join(f"{command}\n" for command in commands)
     done = subprocess.run(
-        [SHELL, "--norc", "--noprofile", "-i"], input=pasted, capture_output=True, text=True, timeout=PATIENCE_S,
+        [SHELL, "--norc", "--noprofile", "-i"], input=pasted, capture_output=True, text=True, timeout=TIMEOUT_S,
         check=False,
     )  # fmt: skip
     for complaint in ("command not found", "syntax error", "event not found", "unexpected", "curl: ("):
@@ -104,7 +104,7 @@ def paste(*commands: str) -> str:
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -194,7 +194,7 @@ if TOOLS:
 
     def test_what_is_counted_is_told_once_openmeter_has_it(guide: Guide) -> None:
         paste(guide.line("make a call"))
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + TIMEOUT_S
         (used,) = [each["settled"] for each in guide.account("tpp-prepaid")["metrics"] if each["metric"] == "api_calls"]
         while f"tpp-prepaid {used}" not in guide.said.get(timeout=until - time.monotonic()):
             pass

@@ -30,7 +30,7 @@ from tests.support.processes import Running, running
 from tests.support.promql import Metrics, PromQLError
 
 ACCOUNTS = "/open-banking/v3.1/aisp/accounts"
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 TARGET_LABELS = frozenset({"namespace", "job", "instance"})
 """Which Prometheus puts on everything that it scrapes; the namespace by service discovery in Kubernetes."""
@@ -113,7 +113,7 @@ WANTED = (
 
 def scrape_until_all_is_there(demo: Running) -> str:
     """The exposition, once it has a sample of each of ``WANTED``."""
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + TIMEOUT_S
     while True:
         text = ask(f"{demo.ready['admin']}/metrics")[1].decode()
         missing = [name for name in WANTED if not re.search(rf"^{name}[ {{]", text, re.MULTILINE)]

@@ -38,7 +38,7 @@ from sidecar.ledger.spool.spool import Spool, SpoolSettings
 from sidecar.valkey.endpoints import endpoints
 from sidecar.valkey.url import parse_valkey_url
 from tests.integration.gateway.api import Api, Script
-from tests.integration.gateway.wire import PATIENCE_S, Message, Wire, connect
+from tests.integration.gateway.wire import TIMEOUT_S, Message, Wire, connect
 
 KEY = b"X-API-Key: this-is-the-key-of-tpp\r\n"
 HOST = b"Host: api.bank.example\r\n"
@@ -107,7 +107,7 @@ class Rig:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Waits for what must come to be."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 await asyncio.sleep(0.002)
 
@@ -116,7 +116,7 @@ class Rig:
         await self.until(
             lambda: not self.gateway.context.detached and not any(c.relay for c in self.gateway.connections)
         )
-        assert await self.ledger.drain(PATIENCE_S)
+        assert await self.ledger.drain(TIMEOUT_S)
 
     async def events(self) -> list[tuple[str, str, int, str, str, int]]:
         """(account, metric, units, route, method, status) of every event in the outbox, in order."""
@@ -167,7 +167,7 @@ async def running(
     api_tls: ssl.SSLContext | None = None,
     api_path: Path | None = None,
     tls: ssl.SSLContext | None = None,
-    hold_budget_s: float = PATIENCE_S,
+    hold_budget_s: float = TIMEOUT_S,
     spool_directory: Path | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
@@ -192,7 +192,7 @@ async def running(
             LinkSettings(hold_budget_s=hold_budget_s),
         )
         ledger.start()
-        assert await ledger.wait_ready(PATIENCE_S)
+        assert await ledger.wait_ready(TIMEOUT_S)
         resolvers: list[ResolverSettings] = [
             TrustedHeaderSettings(type="trusted_header"),
             MtlsSettings(type="mtls"),
@@ -221,7 +221,7 @@ async def running(
             yield rig
             for wire in rig.wires:
                 wire.close()
-            assert await gateway.drain(PATIENCE_S), "the gateway could not end in order"
+            assert await gateway.drain(TIMEOUT_S), "the gateway could not end in order"
             await rig.check_books()
             await rig.until(lambda: not pool.size)  # no connection to the API is left
         finally:

@@ -8,7 +8,7 @@ import ssl
 import struct
 from dataclasses import dataclass, field
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 """A test that waits so long for what must come has failed."""
 
 
@@ -57,14 +57,14 @@ class Wire:
         """Writes; with ``apart`` each piece on its own, so that the other side most likely reads them so."""
         for piece in data:
             self.writer.write(piece)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await self.writer.drain()
             if apart:
                 await asyncio.sleep(0.002)
 
     async def head(self) -> Message:
         """The next head. Raises IncompleteReadError when the connection ends before it, ConnectionError on a reset."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             block = await self.reader.readuntil(b"\r\n\r\n")
         start, *lines = block[:-4].split(b"\r\n")
         return Message(start, lines)
@@ -89,7 +89,7 @@ class Wire:
 
     async def body(self, message: Message, *, until_close: bool = False) -> None:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 length = message.get(b"Content-Length")
                 if message.get(b"Transfer-Encoding") == b"chunked":
                     await self._chunks(message)
@@ -113,14 +113,14 @@ class Wire:
     async def ended(self) -> bytes:
         """What still came until the other side closed; a reset counts as an end."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await self.reader.read()
         except ConnectionError:
             return b""
 
     async def was_reset(self) -> bool:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await self.reader.read()
         except ConnectionError:
             return True
@@ -147,7 +147,7 @@ async def connect(
     sock.setblocking(False)
     if receive_bytes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         name = server_hostname if tls else None
         return Wire(*await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=name, limit=1 << 20))

@@ -23,11 +23,11 @@ from sidecar.valkey.topology import Topology
 from sidecar.valkey.url import Address, Standalone
 
 METRIC = "api_calls"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 KEYS = Keys()
 
 #: Holds that wait as long as a test does: what is decided late is still decided.
-PATIENT = LinkSettings(hold_budget_s=PATIENCE_S)
+PATIENT = LinkSettings(hold_budget_s=TIMEOUT_S)
 
 
 def spec(account: str, calls: int) -> AccountSpec:
@@ -61,11 +61,11 @@ async def client_of(
     client.start()
     try:
         if ready:
-            assert await client.wait_ready(PATIENCE_S), client
+            assert await client.wait_ready(TIMEOUT_S), client
         yield client
     finally:
         if leave:
-            await client.close(PATIENCE_S)
+            await client.close(TIMEOUT_S)
         else:
             await crash(client)
 
@@ -110,7 +110,7 @@ async def calls(client: LedgerClient, account: str, count: int) -> list[Code]:
 async def until(condition: Callable[[], object], what: object = "") -> None:
     """Waits for what must come to be; a test that waits in vain fails here."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 await asyncio.sleep(0.002)
     except TimeoutError:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("locust") is None, reason="locust is not installed (the extra load, or test)"
 )
 ROOT = Path(__file__).parents[3]
-PATIENCE_S = 120
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def scenario(directory: Path, *words: str) -> Run:
     result, report = directory / "result.json", directory / "report.html"
     done = subprocess.run(
         [sys.executable, "-m", "loadtests.scenarios", *words, "--json", str(result), "--report", str(report)],
-        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return Run(
         done.returncode,

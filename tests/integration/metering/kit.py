@@ -25,7 +25,7 @@ Valkey = Any
 """A client that waits. Its library's annotations leave open whether text or bytes come back, so they are of no use."""
 
 T_MS = 1_767_225_600_123
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 #: Nothing in the tests waits long: what takes seconds in production takes milliseconds here.
 FAST: dict[str, Any] = {
@@ -108,7 +108,7 @@ def pending(client: Valkey, key: str) -> int:
 
 async def until(condition: Callable[[], object]) -> None:
     """Waits for what must come to be; a test that waits in vain fails here."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -122,7 +122,7 @@ async def publishing(client: Client, keys: Keys, how: MeteringSettings, **option
         yield publisher
     finally:
         publisher.stop()
-        await asyncio.wait_for(task, PATIENCE_S)
+        await asyncio.wait_for(task, TIMEOUT_S)
 
 
 @dataclass(slots=True)

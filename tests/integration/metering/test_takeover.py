@@ -22,7 +22,7 @@ from sidecar.metering.settings import MeteringSettings
 from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.metering.kit import (
-    PATIENCE_S,
+    TIMEOUT_S,
     Valkey,
     fill,
     outbox_is_empty,
@@ -182,7 +182,7 @@ async def test_a_publisher_that_is_cancelled_loses_nothing(
     await until(lambda: meter.counts.accepted)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, PATIENCE_S)
+        await asyncio.wait_for(task, TIMEOUT_S)
     async with publishing(client, keys, settings(url)):
         await until(lambda: outbox_is_empty(valkey, keys))
     assert stored_ids(meter) == dict.fromkeys(ids, 1)

@@ -22,7 +22,7 @@ from sidecar.sandbox.server import Server
 from tests.conftest import free_port, start_valkey
 from tests.integration.metering.audit_kit import SETTLE_S, Charges, auditing
 from tests.integration.metering.kit import (
-    PATIENCE_S,
+    TIMEOUT_S,
     RefusingProxy,
     Valkey,
     entry,
@@ -128,7 +128,7 @@ def nodes() -> Iterator[list[ValkeyServer]]:
         for node in started[1:]:
             bus = node._config["cluster-port"]
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus)
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + TIMEOUT_S
         for client in clients:
             while not _is_whole(client):
                 assert time.monotonic() < deadline_s, "the cluster does not come together"

@@ -16,7 +16,7 @@ from sidecar.billing.settings import LagoSettings
 from sidecar.sandbox.server import Server
 
 KEY = "lago-key-of-the-bank-0123456789"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 """Status, body (bytes as they are, anything else as JSON), headers."""

@@ -24,7 +24,7 @@ from tests.unit.billing.webhooks.kit import HMAC_KEY
 
 ROOT = Path(__file__).parents[4]
 SETTINGS = WebhookSettings(hmac_key=SecretStr(HMAC_KEY), requests_per_second_max=100_000)
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def receiver(client: Redis, settings: WebhookSettings = SETTINGS) -> Async
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        yield process, int(await asyncio.wait_for(process.stdout.readline(), PATIENCE_S))
+        yield process, int(await asyncio.wait_for(process.stdout.readline(), TIMEOUT_S))
     finally:
         if process.returncode is None:
             process.kill()
