@@ -1,4 +1,4 @@
-"""What the admin side answers: health, metrics, status, accounts. Servers for it are in `admin_server` and `admin_web`."""
+"""What the admin side answers: health, metrics, status, accounts. Its servers: `admin_server`, `admin_web`."""
 
 from __future__ import annotations
 
