@@ -131,7 +131,7 @@ class DataPlane:
         self.port = await self._listen(first, self._upstream, reuse_port, "listen.port")
         for index, listener in enumerate(config.listeners):
             target = assemble.target_of(listener.upstream, UpstreamTlsSettings())
-            setting = f"listeners.{index}.port"
+            setting = f"listeners[{index}].port"
             self.further_ports.append(await self._listen(listener.port, target, reuse_port, setting))
         self._started = True
         loop = asyncio.get_running_loop()

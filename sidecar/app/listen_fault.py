@@ -9,18 +9,16 @@ from sidecar.basics.fault_reasons import reason_of
 
 
 class CannotListen(SetupError):
-    """``setting`` is the key path of the port, as in ``listeners.0.port``."""
+    """``setting`` names the port: a key path, as in ``listeners[0].port``, or a flag of a command."""
 
     def __init__(self, error: OSError, host: str, port: int, setting: str) -> None:
-        self.setting = setting
-        self._error, self._host, self._port = error, host, port
-        super().__init__(self.message_for(setting))
+        super().__init__(_message(error, host, port, setting))
 
-    def message_for(self, name: str) -> str:
-        """The message for somebody who sets the port as ``name``: a key, or a flag of a command."""
-        if self._error.errno == errno.EADDRINUSE:
-            remedy = f"stop the other process or set {name} to a free port"
-            return f"{name}: port {self._port} is in use on {self._host}; {remedy}"
-        if self._error.errno == errno.EACCES:
-            return f"{name}: this user may not listen on port {self._port}; set {name} to a port above 1023"
-        return f"{name}: cannot listen on {self._host}:{self._port}: {reason_of(self._error)}"
+
+def _message(error: OSError, host: str, port: int, setting: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        remedy = f"stop the other process or set {setting} to a free port"
+        return f"{setting}: port {port} is in use on {host}; {remedy}"
+    if error.errno == errno.EACCES:
+        return f"{setting}: this user may not listen on port {port}; set {setting} to a port above 1023"
+    return f"{setting}: cannot listen on {host}:{port}: {reason_of(error)}"

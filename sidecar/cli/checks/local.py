@@ -35,7 +35,7 @@ class _NoKeys:
 async def trust(config: Config) -> list[Finding]:
     """Everybody is trusted. With an identity from a header that is an error already."""
     return [
-        Finding(f"trusted_peers.{index}", None, f"{config.trusted_peers[index]} trusts every address: the gateway "
+        Finding(f"trusted_peers[{index}]", None, f"{config.trusted_peers[index]} trusts every address: the gateway "
                 "keeps X-Forwarded-For and the like from any client")
         for index in everybody(config.trusted_peers)
     ]  # fmt: skip

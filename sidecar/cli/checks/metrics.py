@@ -14,7 +14,7 @@ def charged_metrics(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, route in enumerate(config.routes):
         if not route.free:
-            found.setdefault(route.metric, f"routes.{index}.metric")
+            found.setdefault(route.metric, f"routes[{index}].metric")
     default = config.default_route
     if not isinstance(default, str) and not default.free:
         found.setdefault(default.metric, "default_route.metric")

@@ -28,7 +28,7 @@ async def upstream(config: Config) -> list[Finding]:
         return [Finding("upstream", None, "upstream.url is not set; a gateway needs it, a control plane does not")]
     findings = [await _reached(config.upstream.url, config.upstream.tls, "upstream.url")]
     for index, listener in enumerate(config.listeners):
-        findings.append(await _reached(listener.upstream, UpstreamTlsSettings(), f"listeners.{index}.upstream"))
+        findings.append(await _reached(listener.upstream, UpstreamTlsSettings(), f"listeners[{index}].upstream"))
     return findings
 
 
@@ -57,7 +57,7 @@ async def key_sets(config: Config) -> list[Finding]:
     findings = []
     for index, resolver in enumerate(config.identity):
         if isinstance(resolver, JwtSettings) and resolver.jwks_url is not None:
-            findings.append(await _key_set(resolver, f"identity.{index}.jwks_url"))
+            findings.append(await _key_set(resolver, f"identity[{index}].jwks_url"))
     return findings
 
 

@@ -68,7 +68,7 @@ def test_an_address_that_refuses_is_named_with_its_setting(tmp_path: Path, url: 
         listeners=[{"port": 0, "upstream": "unix+http:///nowhere.sock"}],
     )  # fmt: skip
     assert found["valkey"] == (False, "127.0.0.1:9: connection refused")
-    assert found["upstream"] == (False, "listeners.0.upstream: /nowhere.sock: no such file or directory")
+    assert found["upstream"] == (False, "listeners[0].upstream: /nowhere.sock: no such file or directory")
     assert found["openmeter"] == (False, "metering.url: 127.0.0.1:9: connection refused")
     assert found["lago"][0] is False
     assert "127.0.0.1:9: connection refused" in found["lago"][1]
@@ -92,7 +92,7 @@ def test_an_issuer_that_cannot_be_reached_is_found(tmp_path: Path, url: str) -> 
     found = checked(tmp_path, url, identity=[{"type": "api_key"}, {**ISSUER, "jwks_url": "http://127.0.0.1:9/keys"}])
     assert found["identity jwt"] == (
         False,
-        "identity.1.jwks_url: http://127.0.0.1:9/keys: it cannot be read: 127.0.0.1:9: connection refused",
+        "identity[1].jwks_url: http://127.0.0.1:9/keys: it cannot be read: 127.0.0.1:9: connection refused",
     )
 
 
@@ -110,9 +110,9 @@ def test_a_metric_that_no_account_has_a_price_for_is_found_with_the_one_that_was
     found = checked(tmp_path, url, routes=routes, default_route="deny")
     refuses = "no account has a price for {}; the gateway refuses such calls with 403"
     assert found["metric api_cals"] == (
-        False, f"routes.1.metric: {refuses.format('api_cals')}; did you mean api_calls?"
+        False, f"routes[1].metric: {refuses.format('api_cals')}; did you mean api_calls?"
     )  # fmt: skip
-    assert found["metric unlike_any"] == (None, f"routes.2.metric: {refuses.format('unlike_any')}")
+    assert found["metric unlike_any"] == (None, f"routes[2].metric: {refuses.format('unlike_any')}")
     assert "metric payments" not in found
     assert not [each for each in checked(tmp_path, url) if each.startswith("metric ")], "the default route is api_calls"
 
@@ -120,8 +120,8 @@ def test_a_metric_that_no_account_has_a_price_for_is_found_with_the_one_that_was
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
 def test_trust_in_everybody_is_a_warning_where_no_header_says_who_calls(network: str, tmp_path: Path, url: str) -> None:
     found = checked(tmp_path, url, trusted_peers=["10.0.0.0/8", network])
-    assert found["trusted_peers.1"][0] is None
-    assert network in found["trusted_peers.1"][1]
+    assert found["trusted_peers[1]"][0] is None
+    assert network in found["trusted_peers[1]"][1]
 
 
 def test_a_configuration_is_reported_for_people_with_a_word_for_each_finding(tmp_path: Path, url: str) -> None:

@@ -92,7 +92,7 @@ def test_variables_of_the_ledger_count_for_every_command(url: str) -> None:
         (
             "run",
             lambda port: {"listeners": [{"port": port, "upstream": "http://127.0.0.1:9"}]},
-            "listeners.0.port",
+            "listeners[0].port",
         ),
         ("run", lambda port: {"admin": {"port": port}}, "admin.port"),
         ("run", lambda port: {"health": {"host": "127.0.0.1", "port": port}}, "health.port"),
