@@ -42,11 +42,13 @@ def reason_of(error: BaseException) -> str:
         reason = reason_of(inner)
         return f"{host}:{port}: {reason}" if host and port and f"{host}:{port}" not in reason else reason
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is not accepted: {error.verify_message}"
+        return f"the certificate is not accepted: {error.verify_message.rstrip('.')}"
     if isinstance(error, ssl.SSLError):
         return _tls_reason(error)
     if isinstance(error, socket.gaierror):
         return "the host name is not known"
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]!r} is missing"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, OSError) and error.errno:

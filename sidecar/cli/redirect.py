@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.cli.output import fail
 from sidecar.kubernetes.redirect import (
     CHAIN,
@@ -98,7 +99,7 @@ def _run(command: list[str], text: str = "") -> None:
     except subprocess.TimeoutExpired:
         _failed(command, f"did not end within {TOOL_TIMEOUT_S:g} s")
     except OSError as error:
-        _failed(command, error.strerror or str(error))
+        _failed(command, reason_of(error))
     if done.returncode != 0:
         said = done.stderr.strip() or f"ended with {done.returncode}"
         hint = " (CAP_NET_ADMIN is needed)" if "permitted" in said or "denied" in said.lower() else ""

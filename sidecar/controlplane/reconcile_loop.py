@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import orjson
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.metrics import LagoMetrics
@@ -132,7 +133,7 @@ class ReconcileLoop:
                 failing = False
             except CLIENT_ERRORS as error:
                 if not failing:
-                    log.warning("cannot read reload requests", reason=f"{type(error).__name__}: {error}")
+                    log.warning("cannot read reload requests", reason=reason_of(error))
                 failing = True
                 requests = ()
             self._metrics.reload_requests_oldest_s = max((request.age_s for request in requests), default=0.0)
@@ -160,7 +161,7 @@ class ReconcileLoop:
             # Asking again at once would come to the same; a sweep finds what there is to find.
             await (self._postpone(request) if error.transient else self._drop(request))
         except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-            log.warning("reload request not handled", request=request.name, reason=f"{type(error).__name__}: {error}")
+            log.warning("reload request not handled", request=request.name, reason=reason_of(error))
             await asyncio.sleep(BACKOFF_S_MIN)
         finally:
             self._in_progress.discard(request.name)
@@ -251,7 +252,7 @@ class ReconcileLoop:
                     log.warning("sweep aborted", reason=str(error))
                     wait_s = min(wait_s, SWEEP_RETRY_S)
                 except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-                    log.warning("sweep aborted", reason=f"{type(error).__name__}: {error}")
+                    log.warning("sweep aborted", reason=reason_of(error))
                     wait_s = min(wait_s, SWEEP_RETRY_S)
             await _wait(self._sweep_wanted, wait_s)
 
@@ -355,7 +356,7 @@ class ReconcileLoop:
             keys = [self._keys.billing(account) for account in accounts]
             rows = await call_each(self._client, [Call(key, ("HGET", key, "last")) for key in keys])
         except CLIENT_ERRORS as error:
-            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
         return [_last(row) for row in rows]
 
     async def check_reading_ages(self, token: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
 from sidecar.billing.reconcile.reconcile_state import MalformedReconcileState, ReconcileState
@@ -111,7 +112,7 @@ class SyncLoop:
             except SyncFenced:
                 log.warning("sync stopped: another control plane leads")
             except (LedgerUnavailable, *CLIENT_ERRORS) as error:
-                log.warning("sync round aborted", reason=f"{type(error).__name__}: {error}")
+                log.warning("sync round aborted", reason=reason_of(error))
             await _wait(stop, look_s)
 
     async def round(

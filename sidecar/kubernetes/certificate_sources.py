@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.kubernetes.certificates import expires, renewed, service_names
 from sidecar.kubernetes.cluster import ATTEMPTS_MAX, Cluster, ClusterError, Conflict
@@ -55,7 +56,7 @@ def load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> float:
             for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
                 each.load_cert_chain(certificate_path, key_path, password=_no_password)
         except (OSError, ValueError) as error:
-            raise CertificateFault(f"certificate and key cannot be used: {error}") from None
+            raise CertificateFault(f"certificate and key cannot be used: {reason_of(error)}") from None
     return ends
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import httpx
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.kubernetes.certificates import Bundle, trusts
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -157,7 +158,7 @@ class Cluster:
         except TimeoutError:
             raise ClusterError(f"{what}: no answer within {self._timeout_s:g} s") from None
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ClusterError(f"{what}: {str(error) or type(error).__name__}") from None
+            raise ClusterError(f"{what}: {reason_of(error)}") from None
         if answer.status_code == 404 and absent_ok:
             return None
         try:

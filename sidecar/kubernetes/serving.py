@@ -110,7 +110,7 @@ class _Acceptor:
             try:
                 client, _ = await loop.sock_accept(sock)
             except OSError as error:  # it left already, or there are no more descriptors
-                log.debug("cannot accept a connection", error=str(error))
+                log.debug("cannot accept a connection", error=reason_of(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
             task = loop.create_task(self._start(client))
@@ -125,7 +125,7 @@ class _Acceptor:
                 self._server, client, ssl=self._context, ssl_handshake_timeout=timeout_s
             )
         except OSError as error:  # also those of ssl and of time
-            log.debug("TLS handshake failed", error=str(error))
+            log.debug("TLS handshake failed", error=reason_of(error))
             return
         self._unused.add(protocol)
         loop.call_later(FIRST_REQUEST_TIMEOUT_S, self._close_unused, protocol)
@@ -141,7 +141,7 @@ class _AiohttpLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        why = f"{type(error).__name__}: {error}" if error is not None else record.getMessage()
+        why = reason_of(error) if error is not None else record.getMessage()
         log.warning("cannot serve a request", why=" ".join(why.split())[:200])
 
 

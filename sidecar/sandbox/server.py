@@ -7,6 +7,8 @@ from types import TracebackType
 
 from aiohttp import web
 
+from sidecar.basics.fault_reasons import reason_of
+
 #: Larger than aiohttp's 8190, so that what the gateway lets through is not refused by the stand-in behind it.
 FIELD_BYTES_MAX = 64 * 1024
 FIELDS_MAX = 512
@@ -65,7 +67,7 @@ class Server:
             await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
         except (OSError, OverflowError) as error:
             await runner.cleanup()
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = reason_of(error)
             raise ServerError(f"cannot listen on {self._host}:{self._port}: {reason}") from error
         self._runner = runner
         self._port = int(runner.addresses[0][1])

@@ -24,6 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.valkey.url import Embedded, Standalone
 
 Durability = Literal["always", "everysec", "no"]
@@ -177,7 +178,7 @@ class EmbeddedValkey:
                 umask=0o077,
             )
         except (ValkeyServerError, OSError) as error:
-            raise EmbeddedError(f"the embedded Valkey cannot be started: {error}") from None
+            raise EmbeddedError(f"the embedded Valkey cannot be started: {reason_of(error)}") from None
         assert process.stdin is not None
         try:
             with process.stdin as stdin:
@@ -197,7 +198,7 @@ class EmbeddedValkey:
                 try:
                     await client.ping()
                 except (RedisError, OSError) as error:
-                    reason = str(error)  # not there yet, or reading its data (LOADING), or busy
+                    reason = reason_of(error)  # not there yet, or reading its data (LOADING), or busy
                 else:
                     return
                 await asyncio.sleep(_POLL_S)

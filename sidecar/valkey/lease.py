@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sidecar.basics.clock import Clock, SystemClock
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.valkey.deadlines import with_deadline
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
@@ -190,7 +191,7 @@ async def lead(lease: Lease, work: Callable[[int], Awaitable[None]], stop: async
             token = await with_deadline(lease.ttl_s, lease.acquire())
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
-                log.warning("cannot acquire the lease", lease=lease.name, reason=_reason(error))
+                log.warning("cannot acquire the lease", lease=lease.name, reason=reason_of(error)[:200])
             failing, token = True, None
         else:
             failing = False
@@ -248,7 +249,7 @@ async def _keep(lease: Lease, changed: asyncio.Event) -> None:
             failing = False
         except (TimeoutError, *CLIENT_ERRORS) as error:
             if not failing:
-                log.warning("cannot renew the lease", lease=lease.name, reason=_reason(error))
+                log.warning("cannot renew the lease", lease=lease.name, reason=reason_of(error)[:200])
             failing = True
 
 
@@ -269,14 +270,10 @@ async def _release(lease: Lease) -> None:
     try:
         await with_deadline(RELEASE_TIMEOUT_S, lease.release())
     except (TimeoutError, *CLIENT_ERRORS) as error:
-        log.warning("cannot release the lease, it expires by itself", lease=lease.name, reason=_reason(error))
+        log.warning("cannot release the lease, it expires by itself", lease=lease.name, reason=reason_of(error)[:200])
 
 
 def _notice_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]

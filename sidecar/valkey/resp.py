@@ -15,6 +15,7 @@ from typing import Any
 
 import hiredis
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.valkey.command import encode_command
 
 Reply = Any
@@ -101,7 +102,7 @@ class RespConnection(asyncio.Protocol):
         except LedgerConnectionError:
             raise
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that IDNA cannot encode
-            raise LedgerConnectionError(f"Valkey at {address}: {error}") from error
+            raise LedgerConnectionError(f"Valkey at {address}: {reason_of(error)}") from error
         return protocol
 
     async def _handshake(self, name: str) -> None:

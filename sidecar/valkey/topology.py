@@ -262,7 +262,7 @@ async def cluster_slots(topology: Cluster, *, timeout_s: float = 2.0) -> SlotMap
             # Spelled as two words, the answer comes as the server sent it: redis-py's own reading differs by version.
             answer = await client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
-            failures.append(f"{node}: {error}")
+            failures.append(f"{node}: {reason_of(error)}")
             continue
         finally:
             await client.aclose()

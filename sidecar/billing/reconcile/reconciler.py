@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final, Literal, Protocol, cast
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Tax
@@ -240,7 +241,7 @@ class Reconciler:
             for at_ms in desired.reload_at_ms:
                 await self.schedule_reload(f"account:{desired.account}", at_ms)
         except CLIENT_ERRORS as error:
-            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
         await self._loader.forget_closed(desired.account, desired.forget)
 
     async def schedule_reload(self, name: str, at_ms: int) -> None:
@@ -252,7 +253,7 @@ class Reconciler:
         try:
             fields = await self._client.hgetall(self._keys.billing(account))
         except CLIENT_ERRORS as error:
-            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
         return decode_reconcile_state(cast("Mapping[bytes, bytes]", fields))
 
     async def _read(self, account: str, state: AccountState, saved: ReconcileState, thorough: bool) -> AccountReading:
@@ -285,7 +286,7 @@ class Reconciler:
                 fields = replace(saved, last=last).fields()
                 await set_fields(self._client, self._keys.billing(account), {"last": fields["last"]})
         except CLIENT_ERRORS as error:
-            raise LedgerUnavailable(f"the ledger cannot be reached: {error}") from error
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
 
     async def _wait_for(self, at_ms: int) -> None:
         while (left_ms := at_ms - await self._loader.now_ms()) > 0:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.models import Event
 from sidecar.billing.usage_sync.period_links import PeriodLink
 
@@ -133,4 +134,4 @@ def decode_frozen_event(transaction_id: str, data: bytes) -> FrozenEvent:
             reason=str(row["reason"]),
         )
     except (TypeError, KeyError, InvalidOperation) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        raise ValueError(reason_of(error)) from None

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import orjson
 
+from sidecar.basics.fault_reasons import reason_of
+
 HOUR_S: Final = 3_600
 PUSHED_USAGE_BYTES_MAX: Final = 4_194_304
 DETAILED_S: Final = 7_200
@@ -191,4 +193,4 @@ def decode_pushed_usage(start_s: int, metric: str, data: bytes) -> PushedUsage:
             bool(row["done"]),
         )
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        raise ValueError(reason_of(error)) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.account_work import AccountWork, unsent
@@ -221,4 +222,4 @@ def _works_of(events: Iterable[tuple[AccountWork, FrozenEvent]]) -> list[Account
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, SyncStateError) else f"the ledger cannot be reached: {error}"
+    return str(error) if isinstance(error, SyncStateError) else f"the ledger cannot be reached: {reason_of(error)}"

@@ -13,6 +13,7 @@ from typing import Final, Protocol, cast
 import msgpack
 import orjson
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent, decode_frozen_event, encode_frozen_event
 from sidecar.billing.usage_sync.pushed_usage import PushedUsage, decode_pushed_usage, encode_pushed_usage
 from sidecar.ledger.keys import Keys
@@ -241,7 +242,7 @@ def _decode_forgotten(data: bytes) -> ForgottenPeriods:
         sums = [{str(name): int(units) for name, units in row[each].items()} for each in ("pushed", "late", "carried")]
         return ForgottenPeriods(int(row["until_s"]), *sums)
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        raise ValueError(reason_of(error)) from None
 
 
 def _pushed_usage_field(start_s: int, metric: str) -> bytes:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from sidecar.basics.clock import Clock
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 
 log = get_logger("sidecar.webhooks")
@@ -101,7 +102,7 @@ class PublicKey:
             cool_down_s = COOL_DOWN_S
         except Exception as error:  # whatever the client of Lago raises, a known key stays in use
             self.failures += 1
-            reason = str(error) if isinstance(error, PublicKeyError) else type(error).__name__
+            reason = reason_of(error)
             log.warning("cannot read lago's public key for webhooks", reason=reason)
         finally:
             self._next_fetch_at_s = self._clock.monotonic_s() + cool_down_s

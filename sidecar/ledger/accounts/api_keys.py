@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.ledger.accounts.load_errors import ApiKeyTaken, LedgerUnavailable
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
@@ -55,7 +56,7 @@ class ApiKeys:
         try:
             return await self._owner(sha256_hex)
         except CLIENT_ERRORS as error:
-            raise self._unavailable(f"cannot read an API key from the ledger: {error}") from error
+            raise self._unavailable(f"cannot read an API key from the ledger: {reason_of(error)}") from error
 
     async def assign(self, account: str, digests: Iterable[str]) -> list[str]:
         """Make keys the account's; answer those that were new.

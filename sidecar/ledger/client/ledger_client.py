@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.link import LedgerCounters, Link, LinkSettings
 from sidecar.ledger.client.outcomes import AccountView, Event, Hold
@@ -143,7 +144,7 @@ class LedgerClient:
             await asyncio.sleep(self._heartbeat_s)
             for result in await asyncio.gather(*(link.heartbeat() for link in self._links), return_exceptions=True):
                 if isinstance(result, Exception):  # without heartbeats the instance would be taken for dead
-                    log.error("a heartbeat failed", error=repr(result)[:200])
+                    log.error("a heartbeat failed", error=reason_of(result)[:200])
 
     async def drain(self, timeout_s: float) -> bool:
         """Waits until every operation is known to be done; False if that takes longer."""

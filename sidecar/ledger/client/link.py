@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import orjson
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, decode, encode
 from sidecar.ledger.client.outcomes import AccountView, Code, Event, Hold
@@ -371,7 +372,7 @@ class Link:
             view = AccountView.from_info(orjson.loads(info))
         except (ValueError, KeyError, TypeError) as error:
             # Written by somebody else's loader. What it says is for headers; the hold stands without it.
-            self._warn_limited("an account's info cannot be read", account=account, error=repr(error)[:200])
+            self._warn_limited("an account's info cannot be read", account=account, error=reason_of(error)[:200])
             self._views.pop(account, None)
             self._versions.pop(account, None)
             return

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.basics.token_bucket import TokenBucket
 from sidecar.ledger.keys import Keys
@@ -224,7 +225,7 @@ class UnknownAccounts:
         now_s = self._clock()
         if now_s >= self._log_from_s:
             self._log_from_s = now_s + _LOG_PAUSE_S
-            log.warning("cannot request the load of unknown accounts", reason=f"{type(error).__name__}: {error}"[:200])
+            log.warning("cannot request the load of unknown accounts", reason=reason_of(error)[:200])
 
     async def close(self) -> None:
         """Tell everyone who waits ``PENDING`` and end all searches; who asks afterwards is told the same."""

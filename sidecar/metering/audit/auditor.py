@@ -9,6 +9,7 @@ from random import Random
 from typing import Final
 
 from sidecar.basics.clock import Clock, SystemClock
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.hours import Hours
 from sidecar.ledger.keys import Keys
@@ -87,7 +88,7 @@ class Auditor:
                 await self.audit(int(self._clock.now_s() * 1000))
             except CLIENT_ERRORS as error:
                 self.metrics.failures += 1
-                log.warning("audit aborted: valkey does not respond", reason=f"{type(error).__name__}: {error}")
+                log.warning("audit aborted: valkey does not respond", reason=reason_of(error))
             await self._clock.wait(stop, self._settings.interval_s * self._random.uniform(0.9, 1.1))
 
     async def audit(self, now_ms: int, progress: Progress | None = None) -> AuditReport:

@@ -22,6 +22,7 @@ from random import Random
 
 from sidecar.basics.backoff import Backoff
 from sidecar.basics.clock import Clock, SystemClock
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.keys import Keys
 from sidecar.metering.metrics import PublisherMetrics
@@ -205,12 +206,12 @@ class Publisher:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 await self._outbox.leave()
         except (TimeoutError, *VALKEY_ERRORS) as error:
-            log.warning("publisher could not deregister from valkey", reason=str(error))
+            log.warning("publisher could not deregister from valkey", reason=reason_of(error))
 
     def _note_valkey(self, errors: Sequence[Exception]) -> None:
         self.metrics.valkey_failures += len(errors)
         if errors and not self._valkey_failing:
-            log.warning("requests to valkey fail", reason=f"{type(errors[0]).__name__}: {errors[0]}")
+            log.warning("requests to valkey fail", reason=reason_of(errors[0]))
             self._valkey_failing = True
         elif self._valkey_failing and not errors and self._outbox.all_partitions_available:
             log.info("requests to valkey succeed again")

@@ -74,7 +74,7 @@ async def test_a_sentinel_without_a_primary_is_told_without_its_clients(unused_t
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), "no such file or directory"),
         (TimeoutError(), "no answer in time"),
         (ValueError(), "value error"),
-        (KeyError("x"), "'x'"),
+        (KeyError("x"), "'x' is missing"),
         (RuntimeError("broken by <a.B(<c.D()>, x=1)> at noon"), "broken by at noon"),
         (RuntimeError("1 < 2"), "1 < 2"),
         (redis.TimeoutError("Timeout connecting to server"), "no answer in time"),
