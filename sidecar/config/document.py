@@ -74,7 +74,7 @@ def compose(text: str | bytes, source: str, *, bytes_max: int = BYTES_MAX) -> No
         root = composer.document(yaml.parse(decoded, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
+        what = ", ".join(part for part in (error.context, error.problem) if part)
         line = mark.line + 1 if mark else 1
         tabbed = _tab_indented(decoded, line)
         message = "is indented with a tab: give YAML spaces, not tabs" if tabbed else f"is not YAML: {what}"

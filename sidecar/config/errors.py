@@ -29,6 +29,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
+        if self.origin.line is None and not self.path and self.message.startswith("is "):
+            return f"{self.origin} {self.message}"
         return ": ".join(part for part in (str(self.origin), self.path, self.message) if part)
 
 

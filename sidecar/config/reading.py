@@ -32,4 +32,4 @@ def read_document(path: Path, *, needs: str = "", bytes_max: int = BYTES_MAX) ->
 
 def empty(source: str, needs: str) -> Problem:
     """What is said of a file without a value in it."""
-    return Problem(Origin(source), "", f"is empty: it should set {needs} at least")
+    return Problem(Origin(source), "", f"is empty; set at least {needs}")

@@ -53,7 +53,14 @@ _EXPECTED: Final[dict[str, str]] = {
     "string_too_long": "should have at most {max_length}",
     "too_short": "should have at least {min_length}",
     "too_long": "should have at most {max_length}",
-    "string_pattern_mismatch": "should match {pattern}",
+}
+
+#: Patterns of settings in words.
+PATTERNS: Final = {
+    r"^[a-z0-9]+(?:_[a-z0-9]+)*$": "should have lower-case letters, digits and single underscores",
+    r"^[A-Za-z0-9_.-]{1,32}$": "should have 1 to 32 letters, digits, dots, hyphens and underscores",
+    r"^[A-Za-z_][A-Za-z0-9_]{0,63}$": "should have at most 64 letters, digits and underscores, with no digit first",
+    r"^\S{1,256}$": "should have 1 to 256 characters without spaces",
 }
 
 #: What a bound counts, one and several of it.
@@ -121,8 +128,9 @@ def _translate(details: ErrorDetails, model: type[BaseModel], root: Node) -> Ite
         discriminator = context["discriminator"].strip("'")
         chosen = node.child(discriminator)
         expected = context.get("expected_tags", "")
-        message = f"should be one of {expected}" if chosen else "is missing"
-        yield Problem((chosen or node).origin, dotted((*path, discriminator)), message)
+        place = (*path, discriminator)
+        message = f"should be one of {expected}{_shown(chosen.data(), place)}" if chosen else "is missing"
+        yield Problem((chosen or node).origin, dotted(place), message)
     else:
         yield Problem(node.origin, dotted(path), _message(details, path))
 
@@ -152,6 +160,8 @@ def _message(details: ErrorDetails, path: _Path) -> str:
         message = f"should be {context['expected']}"
     elif kind in ("too_short", "too_long"):
         return _EXPECTED[kind].format(**context)
+    elif kind == "string_pattern_mismatch":
+        message = PATTERNS.get(context["pattern"], f"should match {context['pattern']}")
     elif kind in _EXPECTED:
         message = _EXPECTED[kind].format(**context)
     else:

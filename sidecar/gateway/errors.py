@@ -75,6 +75,10 @@ class Refusal:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
 def _safe(value: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in value)
 
@@ -98,7 +102,7 @@ class ErrorWriter:
         """Content type and body."""
         kind = refusal.kind
         status = refusal.status or kind.status
-        detail = refusal.detail or kind.title
+        detail = _sentence(refusal.detail or kind.title)
         if self._dialect == "obie":
             error = {"ErrorCode": kind.obie, "Message": detail, "Url": self._base + kind.name}
             document: dict[str, object] = {

@@ -63,5 +63,7 @@ def _nothing_shown(resolvers: Sequence[Resolver]) -> Unidentified:
     """RFC 9110 section 11.6.1: a 401 lists at least one challenge, and may list one for each scheme."""
     wanted = list(dict.fromkeys(r.asks_for for r in resolvers if r.asks_for))
     challenges = dict.fromkeys(r.challenge for r in resolvers if r.asks_for)
-    reason = "the request has no credential" + (f"; send {' or '.join(wanted)}" if wanted else "")
+    reason = "the request has no credential that the gateway accepts" + (
+        f"; send {' or '.join(wanted)}" if wanted else ""
+    )
     return Unidentified(reason, ", ".join(challenges or dict.fromkeys(r.challenge for r in resolvers)))

@@ -94,7 +94,7 @@ class JwtResolver:
             return asyncio.ensure_future(self._verify_later(token, header, digest))
         if self.ring.failing:
             unavailable: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            unavailable.set_exception(IdentityUnavailable("cannot read the issuer's keys"))
+            unavailable.set_exception(IdentityUnavailable("the gateway cannot read the issuer's keys"))
             return unavailable
         return self._unknown_key()
 

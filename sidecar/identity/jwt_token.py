@@ -22,6 +22,9 @@ _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _BAD_TOKEN = (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError)
 
 
+NO_JWT: Final = "the bearer token in Authorization is not a JWT"
+
+
 class TokenRefused(Exception):
     """The token is no good; the message fits into an error_description (RFC 6750 section 3)."""
 
@@ -56,8 +59,10 @@ class Verified:
 
 def read_header(token: str, rules: TokenRules) -> TokenHeader:
     """Read the unverified header, and refuse what no key could make good. Raises ``TokenRefused``."""
-    if len(token) > TOKEN_BYTES_MAX or _COMPACT.fullmatch(token) is None:
-        raise TokenRefused("the token is malformed")
+    if len(token) > TOKEN_BYTES_MAX:
+        raise TokenRefused("the token is too long")
+    if _COMPACT.fullmatch(token) is None:
+        raise TokenRefused(NO_JWT)
     try:
         header: Mapping[str, Any] = jwt.get_unverified_header(token)
     except _BAD_TOKEN:

@@ -98,7 +98,7 @@ class KeyRing:
             if not self._failing:
                 log.warning("cannot read the jwks", source=self._source.description, reason=str(error))
             self._failing = True
-            raise IdentityUnavailable("cannot read the issuer's keys") from error
+            raise IdentityUnavailable("the gateway cannot read the issuer's keys") from error
         else:
             if self._failing:
                 log.info("the jwks can be read again", source=self._source.description, keys=len(keys.keys))

@@ -20,7 +20,7 @@ _METRIC_CHARS_MAX: Final = 64
 def _metric(text: str) -> str:
     # The code is also the slug of a meter, for which OpenMeter has this rule.
     if len(text) > _METRIC_CHARS_MAX or _METRIC.fullmatch(text) is None:
-        raise ValueError("should be named like api_calls: small letters, digits and single underscores")
+        raise ValueError("should be named like api_calls: lower-case letters, digits and single underscores")
     return text
 
 

@@ -109,7 +109,7 @@ def refusal_of(hold: Hold) -> Refusal:
     code = hold.code
     if code == Code.CREDIT:
         if view is None:
-            return Refusal(errors.OUT_OF_CREDIT)
+            return Refusal(errors.OUT_OF_CREDIT, "The account is out of credit.")
         available, need = view.money(hold.available), view.money(hold.price)
         return Refusal(
             errors.OUT_OF_CREDIT,
@@ -136,7 +136,7 @@ def refusal_of(hold: Hold) -> Refusal:
     if code == Code.SUSPENDED:
         return Refusal(errors.SUSPENDED, extra={"account": hold.account})
     if code == Code.CLOSED:
-        return Refusal(errors.CLOSED, extra={"account": hold.account})
+        return Refusal(errors.CLOSED, "No subscription of the account is active.", extra={"account": hold.account})
     if code == Code.UNPRICED:
         return Refusal(
             errors.NOT_SUBSCRIBED,

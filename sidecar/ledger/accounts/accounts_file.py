@@ -32,7 +32,7 @@ def _account_id(text: str) -> str:
 
 def _metric(text: str) -> str:
     if len(text) > 64 or _METRIC.fullmatch(text) is None:
-        raise ValueError("should be named like api_calls: small letters, digits and single underscores")
+        raise ValueError("should be named like api_calls: lower-case letters, digits and single underscores")
     return text
 
 

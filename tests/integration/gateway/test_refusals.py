@@ -126,7 +126,9 @@ async def test_problem_details_say_what_is_wrong_and_how_much_is_missing(gateway
             assert answer.get(b"Content-Type") == b"application/problem+json"
             assert answer.get(b"Cache-Control") == b"no-store"
             assert problem["title"]
-            assert problem["detail"]
+            assert re.fullmatch(r"[A-Z].*\.", problem["detail"]), problem["detail"]
+            if problem["type"].endswith("account-closed"):
+                assert problem["detail"] == "No subscription of the account is active."
             kinds.append(problem["type"].removeprefix("urn:quota-sidecar:"))
             if status == 402:
                 assert (problem["account"], problem["balance"], problem["needed"]) == ("poor", "0.00", "0.10")

@@ -130,7 +130,7 @@ def test_a_mistake_in_a_variable_is_answered_with_its_name(environ: dict[str, st
 def test_a_list_in_a_variable_that_is_no_yaml_is_answered_with_its_name() -> None:
     (line,) = errors(ROUTES, {"SIDECAR_ROUTES": "[{path: /a}"})
 
-    assert line.startswith("SIDECAR_ROUTES: is not YAML: ")
+    assert line.startswith("SIDECAR_ROUTES is not YAML: ")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
+from sidecar.app.configuration import Config
+from sidecar.config.validation import PATTERNS
 from tests.unit.config.loads import SMALLEST, errors
 
 CORPUS: dict[str, tuple[str, list[str]]] = {
@@ -11,11 +16,11 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
         "log: {level: info}\n",
         ["gateway.yaml:1: valkey: is missing"],
     ),
-    "an empty file": ("", ["gateway.yaml: is empty: it should set valkey at least"]),
-    "a file of comments": ("# valkey: valkey://h\n---\n", ["gateway.yaml: is empty: it should set valkey at least"]),
+    "an empty file": ("", ["gateway.yaml is empty; set at least valkey"]),
+    "a file of comments": ("# valkey: valkey://h\n---\n", ["gateway.yaml is empty; set at least valkey"]),
     "a file of comments without a document": (
         "# valkey: valkey://h\n",
-        ["gateway.yaml: is empty: it should set valkey at least"],
+        ["gateway.yaml is empty; set at least valkey"],
     ),
     "a tab as indentation": (
         "upstream:\n\turl: http://h\nvalkey: valkey://h\n",
@@ -31,7 +36,7 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     ),
     "no YAML": (
         SMALLEST + "log: [level\n",
-        ["gateway.yaml:4: is not YAML: while parsing a flow sequence did not find expected ',' or ']'"],
+        ["gateway.yaml:4: is not YAML: while parsing a flow sequence, did not find expected ',' or ']'"],
     ),
     "a list instead of keys": ("- a\n", ["gateway.yaml:1: should be a mapping of keys to values, not a list"]),
     "text where a number belongs": (
@@ -93,7 +98,8 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     "a resolver of an unknown kind": (
         SMALLEST + "identity:\n  - type: oauth\n",
         [
-            "gateway.yaml:4: identity[0].type: should be one of 'trusted_header', 'xfcc', 'mtls', 'api_key', 'jwt'",
+            "gateway.yaml:4: identity[0].type: should be one of 'trusted_header', 'xfcc', 'mtls', 'api_key', 'jwt', not "
+            "'oauth'",
         ],
     ),
     "no resolver": (SMALLEST + "identity: []\n", ["gateway.yaml:3: identity: should have at least 1 entry"]),
@@ -300,7 +306,8 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     "a metric that OpenMeter cannot have": (
         SMALLEST + "default_route: {metric: API-Calls}\n",
         [
-            "gateway.yaml:3: default_route.metric: should match ^[a-z0-9]+(?:_[a-z0-9]+)*$, not 'API-Calls'",
+            "gateway.yaml:3: default_route.metric: should have lower-case letters, digits and single "
+            "underscores, not 'API-Calls'",
         ],
     ),
     "a network with host bits": (
@@ -353,3 +360,8 @@ def test_a_secret_that_looks_like_a_number_is_not_repeated_either(key: str) -> N
     (line,) = errors(SMALLEST + key.replace("NUMBER", "12345678901234567890") + "\n")
 
     assert line.endswith("should be text; put it in quotes")
+
+
+def test_every_pattern_of_a_setting_has_words() -> None:
+    schema = json.dumps(Config.model_json_schema())
+    assert set(re.findall(r'"pattern": ("(?:[^"\\]|\\.)*")', schema)) <= {json.dumps(each) for each in PATTERNS}

@@ -102,14 +102,16 @@ ALL = build_chain(
 async def test_a_caller_without_credential_is_told_what_there_is() -> None:
     outcome = await settled(ALL.identify({}, STRANGER))
     assert outcome == Unidentified(
-        "the request has no credential; send a client certificate or an API key in X-API-Key",
+        "the request has no credential that the gateway accepts; send a client certificate or an API key in X-API-Key",
         'ClientCertificate realm="bank", ApiKey realm="bank", header="X-API-Key"',
     )
 
 
 def test_a_chain_that_only_a_gateway_can_satisfy_still_sends_a_challenge() -> None:
     outcome = build_chain([TrustedHeaderSettings(type="trusted_header")]).identify({}, STRANGER)
-    assert outcome == Unidentified("the request has no credential", 'TrustedGateway realm="open-banking"')
+    assert outcome == Unidentified(
+        "the request has no credential that the gateway accepts", 'TrustedGateway realm="open-banking"'
+    )
 
 
 async def test_a_stranger_who_forges_the_header_is_who_his_key_says() -> None:

@@ -191,11 +191,12 @@ def test_a_period_is_a_rule(period: str, rule: object) -> None:
         ({"prices": "{}"}, "6: accounts[0].prices: should have at least 1 entry"),
         (
             {"prices": "{API: {model: standard, amount: 1}}"},
-            "6: accounts[0].prices.API: should be named like api_calls: small letters, digits and single underscores",
+            "6: accounts[0].prices.API: should be named like api_calls: lower-case letters, digits and single underscores",
         ),
         (
             {"prices": "{a: {model: percentage, amount: 1}}"},
-            "6: accounts[0].prices.a.model: should be one of 'standard', 'graduated', 'volume', 'package'",
+            "6: accounts[0].prices.a.model: should be one of 'standard', 'graduated', 'volume', 'package', "
+            "not 'percentage'",
         ),
         (
             {"prices": "{a: {model: standard, amount: -1}}"},
@@ -301,7 +302,7 @@ def test_a_file_without_accounts_says_so() -> None:
         "accounts.yaml:1: other: is not a known key; known are accounts",
     ]
     for nothing in ("", "# accounts:\n", "---\n"):
-        assert errors(nothing) == ["accounts.yaml: is empty: it should set accounts at least"]
+        assert errors(nothing) == ["accounts.yaml is empty; set at least accounts"]
 
 
 @pytest.mark.parametrize(
