@@ -115,7 +115,7 @@ def test_a_number_is_text_where_text_is_wanted() -> None:
         ),
         (
             {"SIDECAR_LOG": "x" * 131_073},
-            "SIDECAR_LOG: is longer than 131072 characters",
+            "SIDECAR_LOG is longer than 131072 characters",
         ),
         (
             {"SIDECAR_ADMIN__TOKEN": "4711"},

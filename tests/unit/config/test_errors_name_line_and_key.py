@@ -98,8 +98,8 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     "a resolver of an unknown kind": (
         SMALLEST + "identity:\n  - type: oauth\n",
         [
-            "gateway.yaml:4: identity[0].type: should be one of 'trusted_header', 'xfcc', 'mtls', 'api_key', 'jwt', not "
-            "'oauth'",
+            "gateway.yaml:4: identity[0].type: should be one of 'trusted_header', 'xfcc', 'mtls', 'api_key', 'jwt', "
+            "not 'oauth'",
         ],
     ),
     "no resolver": (SMALLEST + "identity: []\n", ["gateway.yaml:3: identity: should have at least 1 entry"]),

@@ -191,7 +191,8 @@ def test_a_period_is_a_rule(period: str, rule: object) -> None:
         ({"prices": "{}"}, "6: accounts[0].prices: should have at least 1 entry"),
         (
             {"prices": "{API: {model: standard, amount: 1}}"},
-            "6: accounts[0].prices.API: should be named like api_calls: lower-case letters, digits and single underscores",
+            "6: accounts[0].prices.API: should be named like api_calls: lower-case letters, digits and "
+            "single underscores",
         ),
         (
             {"prices": "{a: {model: percentage, amount: 1}}"},
