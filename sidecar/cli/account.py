@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 from rich.progress import Progress
 
-from sidecar.cli.account_view import print_account, print_accounts, print_loaded
+from sidecar.cli.account_view import LOADED_SHOWN_MAX, print_account, print_accounts, print_loaded
 from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
@@ -26,7 +27,7 @@ from sidecar.cli.output import (
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot
 from sidecar.ledger.accounts.accounts_file import load_accounts
 from sidecar.ledger.accounts.loader import ApiKeyTaken, LoadError, PriceError
-from sidecar.ledger.store import open_store
+from sidecar.ledger.store import Store, open_store
 
 AT_ONCE: Final = 50
 """Accounts that are read at the same time."""
@@ -55,7 +56,7 @@ def load(
     """
     specs = load_accounts(file)
 
-    async def work() -> tuple[dict[str, int], dict[str, str]]:
+    async def work() -> tuple[dict[str, int], dict[str, str], list[AccountSnapshot]]:
         loaded: dict[str, int] = {}
         failed: dict[str, str] = {}
         async with open_store(*where(config, valkey)) as store:
@@ -65,13 +66,14 @@ def load(
                         loaded[spec.id] = await store.accounts.load(spec)
                     except (LoadError, PriceError, ApiKeyTaken) as error:
                         failed[spec.id] = str(error)
-        return loaded, failed
+            found = [] if json else await _snapshots(store, list(loaded)[:LOADED_SHOWN_MAX])
+        return loaded, failed, found
 
-    loaded, failed = run_async(work())
+    loaded, failed, shown = run_async(work())
     if json:
         print_json({"loaded": loaded, "failed": failed})
     else:
-        print_loaded(specs, loaded)
+        print_loaded(shown, len(loaded))
         for message in failed.values():
             say_error(message)
     if failed:
@@ -94,10 +96,7 @@ def list_(
     async def work() -> list[AccountSnapshot]:
         async with open_store(*where(config, valkey)) as store:
             ids = await store.accounts.list(after, limit)
-            found: list[AccountSnapshot | None] = []
-            for start in range(0, len(ids), AT_ONCE):
-                found += await asyncio.gather(*map(store.accounts.show, ids[start : start + AT_ONCE]))
-            return [account for account in found if account is not None]  # one may have been deleted meanwhile
+            return await _snapshots(store, ids)
 
     accounts = run_async(work())
     more = accounts[-1].id if len(accounts) == limit else None
@@ -111,6 +110,13 @@ def list_(
     print_accounts(accounts)
     if more is not None:
         errors().print(f"There may be more accounts. List them with --after {more}", markup=False, soft_wrap=True)
+
+
+async def _snapshots(store: Store, ids: Sequence[str]) -> list[AccountSnapshot]:
+    found: list[AccountSnapshot | None] = []
+    for start in range(0, len(ids), AT_ONCE):
+        found += await asyncio.gather(*map(store.accounts.show, ids[start : start + AT_ONCE]))
+    return [account for account in found if account is not None]  # one may have been deleted meanwhile
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -11,7 +11,6 @@ from rich.markup import escape
 from sidecar.cli.output import console, print_table
 from sidecar.cli.words import count, date_and_time, money, plain, price_text
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot, MetricSnapshot
-from sidecar.ledger.accounts.account_spec import AccountSpec
 
 LOADED_SHOWN_MAX: Final = 50
 _MODES: Final = {
@@ -24,17 +23,18 @@ _AMOUNTS: Final = {
 }  # fmt: skip
 
 
-def print_loaded(specs: Sequence[AccountSpec], loaded: Mapping[str, int]) -> None:
-    rows = [
-        (spec.id, spec.mode, spec.status.word, money(spec.ceiling, spec.currency), ", ".join(spec.prices))
-        for spec in specs
-        if spec.id in loaded
-    ]
-    if rows:
-        print_table("", ("account", "mode", "status", "may spend", "metrics"), rows[:LOADED_SHOWN_MAX])
-    if len(rows) > LOADED_SHOWN_MAX:
-        console().print(f"… and {len(rows) - LOADED_SHOWN_MAX:,} more")
-    console().print(f"{count(len(rows), 'account')} loaded")
+def print_loaded(shown: Sequence[AccountSnapshot], loaded: int) -> None:
+    """``shown``: the first of the ``loaded`` accounts."""
+    if shown:
+        rows = [
+            (each.id, each.mode, each.status, money(each.available, each.currency),
+             ", ".join(metric.metric for metric in each.metrics if metric.in_plan))
+            for each in shown
+        ]  # fmt: skip
+        print_table("", ("account", "mode", "status", "can still spend", "metrics"), rows)
+    if loaded > len(shown):
+        console().print(f"… and {loaded - len(shown):,} more")
+    console().print(f"{count(loaded, 'account')} loaded")
 
 
 def print_accounts(accounts: Sequence[AccountSnapshot]) -> None:

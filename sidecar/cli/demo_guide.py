@@ -98,7 +98,7 @@ def lines(running: Running) -> tuple[Line, ...]:
     return (
         Line("make a call", f"curl -i -w '\\n' {call}"),
         Line(
-            "make eleven calls: the credit is enough for ten of them",
+            "make eleven calls: while the wallet has 1.00, the credit is enough for ten of them",
             f"for i in $(seq 11); do curl -s -o /dev/null -w '%{{http_code}}\\n' {call}; done",
         ),
         Line("see how much is missing once the credit is used up", f"curl -s -w '\\n' {call}"),

@@ -53,17 +53,20 @@ def _moment(at_ms: int) -> datetime | None:
 
 def price_text(table: PriceTable, currency: str = "") -> str:
     """A price in a line."""
-    of = f" {currency}" if currency else ""
+
+    def amount_text(amount: Decimal) -> str:
+        return money(amount, currency) if currency else plain(amount)
+
     match table:
         case Standard(amount):
-            return f"{plain(amount)}{of} each"
+            return f"{amount_text(amount)} each"
         case Package(amount, size, free):
-            return f"{plain(amount)}{of} per {size}" + (f" after {free} free" if free else "")
+            return f"{amount_text(amount)} per {size}" + (f" after {free} free" if free else "")
         case Graduated(tiers) | Volume(tiers):
             kind = "graduated" if isinstance(table, Graduated) else "volume"
             steps = [
-                f"{'to ' + str(tier.up_to) if tier.up_to is not None else 'beyond'}: {plain(tier.unit)}{of}"
-                + (f" + {plain(tier.flat)}{of}" if tier.flat else "")
+                f"{'to ' + str(tier.up_to) if tier.up_to is not None else 'beyond'}: {amount_text(tier.unit)}"
+                + (f" + {amount_text(tier.flat)}" if tier.flat else "")
                 for tier in tiers
             ]
             return f"{kind} ({', '.join(steps)})"

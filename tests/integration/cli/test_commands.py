@@ -66,6 +66,16 @@ def test_accounts_are_loaded_listed_and_shown(url: str) -> None:
     assert (shown["mode"], shown["available"], shown["currency"]) == ("prepaid", "105.00", "GBP")
 
 
+def test_load_and_list_show_what_an_account_can_still_spend(url: str) -> None:
+    def table(*arguments: str) -> list[list[str]]:
+        printed = sidecar("account", *arguments, "--valkey", url).stdout
+        return [re.sub("[│┃]", " ", line).split() for line in printed.splitlines()]
+
+    for printed in (table("load", str(EXAMPLE)), table("list")):
+        assert any(row[3:6] == ["can", "still", "spend"] for row in printed)
+        assert any(row[:5] == ["tpp-12345", "prepaid", "active", "105.00", "GBP"] for row in printed)
+
+
 def test_an_account_is_shown_to_people_in_words_dates_and_money(url: str) -> None:
     sidecar("account", "load", str(EXAMPLE), "--valkey", url)
     sidecar("account", "suspend", "tpp-12345", "--valkey", url)
@@ -73,7 +83,7 @@ def test_an_account_is_shown_to_people_in_words_dates_and_money(url: str) -> Non
     for words in (
         "status suspended", "mode prepaid (", "can still spend 105.00 GBP", "- overdraft 5.00 GBP",
         "limits 50 requests per second, bursts of 100 requests, 100,000 requests per day",
-        "0.01 GBP each", "1 GBP per 10 after 5 free", "API keys 1",
+        "0.01 GBP each", "1.00 GBP per 10 after 5 free", "API keys 1",
     ):  # fmt: skip
         assert words in text
     assert re.search(r"period \d{1,2} [A-Z][a-z]+ 20\d\d, \d\d:\d\d UTC to \d{1,2} [A-Z]", text)
@@ -81,7 +91,7 @@ def test_an_account_is_shown_to_people_in_words_dates_and_money(url: str) -> Non
         assert code not in text
     other = " ".join(sidecar("account", "show", "tpp-pro", "--valkey", url).stdout.split())
     assert "limits none" in other
-    assert "graduated (to 10000: 0 USD, beyond: 0.001 USD)" in other
+    assert "graduated (to 10000: 0.00 USD, beyond: 0.001 USD)" in other
 
 
 def test_one_account_is_one_account(url: str, tmp_path: Path) -> None:

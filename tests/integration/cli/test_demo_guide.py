@@ -161,7 +161,7 @@ def effects(guide: Guide) -> dict[str, Callable[[str], None]]:
 
     return {
         "make a call": called,
-        "make eleven calls": eleven,
+        "while the wallet has 1.00, the credit is enough for ten": eleven,
         "how much is missing": one_body,
         "OpenMeter has counted": counted,
         "top up": topped_up,

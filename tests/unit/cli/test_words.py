@@ -56,12 +56,12 @@ def test_a_time_is_a_date() -> None:
     ("table", "text"),
     [
         (Standard(Decimal("0.010")), "0.01 GBP each"),
-        (Package(Decimal("1.00"), 10, 5), "1 GBP per 10 after 5 free"),
+        (Package(Decimal("1.00"), 10, 5), "1.00 GBP per 10 after 5 free"),
         (
             Graduated((Tier(100, Decimal(0)), Tier(None, Decimal("0.001"), Decimal(10)))),
-            "graduated (to 100: 0 GBP, beyond: 0.001 GBP + 10 GBP)",
+            "graduated (to 100: 0.00 GBP, beyond: 0.001 GBP + 10.00 GBP)",
         ),
-        (Volume((Tier(None, Decimal("0.1")),)), "volume (beyond: 0.1 GBP)"),
+        (Volume((Tier(None, Decimal("0.1")),)), "volume (beyond: 0.10 GBP)"),
     ],
 )
 def test_a_price_is_a_line(table: PriceTable, text: str) -> None:
