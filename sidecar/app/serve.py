@@ -69,7 +69,7 @@ def key_store(store: Store) -> KeyStore:
 
 
 class ControlSide(Protocol):
-    """What the billing side of a control plane shows and receives (``sidecar.controlplane.control_work``)."""
+    """What the control work shows and receives (``sidecar.controlplane.control_work``)."""
 
     @property
     def field_bytes_max(self) -> int: ...

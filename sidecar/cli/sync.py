@@ -1,4 +1,4 @@
-"""``sidecar sync``: push metered usage to Lago once, and compare the books."""
+"""``sidecar sync``: push metered usage to Lago once, and compare it with Lago's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The billing side's Prometheus families."""
+"""The Prometheus families of the control work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The publisher's loop, alone or beside the billing side's."""
+"""The publisher's loop, alone or beside the control work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sidecar.metering.publisher.publisher import Publisher
 
 
 async def run_loops(publisher: Publisher, control_work: ControlWork | None, stop: asyncio.Event) -> None:
-    """The publisher, and the billing side if there is one, until ``stop``. Raises as :func:`run_publisher`."""
+    """The publisher, and the control work if there is any, until ``stop``. Raises as :func:`run_publisher`."""
     if control_work is None:
         await run_publisher(publisher, stop)
         return

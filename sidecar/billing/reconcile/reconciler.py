@@ -1,4 +1,4 @@
-"""Brings accounts from Lago into the ledger, one at a time.
+"""Loads accounts from Lago into the ledger, one at a time.
 
 Only the leader does so. Each write carries its token, so that a leader that stood still writes nothing stale.
 """

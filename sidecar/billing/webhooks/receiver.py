@@ -46,7 +46,7 @@ REQUESTS_IN_FLIGHT_MAX: Final = 16
 SWEEP_PAUSE_S: Final = 60.0
 """Between two sweeps that webhooks ask for; a sooner one is postponed, not dropped."""
 LOG_PAUSE_S: Final = 60.0
-"""Between two lines about refusals of one kind: strangers must not fill the log."""
+"""Between two lines about refusals of one kind: senders without a valid signature must not fill the log."""
 FIELD_BYTES: Final = 8_190
 REPEATED: Final = "repeated"
 
