@@ -50,7 +50,7 @@ HAS_COMPILER := $(shell command -v $${CC:-cc} > /dev/null && \
 
 demo: $(VENV)/.installed $(if $(HAS_COMPILER),build/compiled/.done) ## Run the whole system on this machine, with accounts to try
 	@echo 'Starting the demo.'
-	@$(if $(HAS_COMPILER),$(AS_WHEEL) $(BIN)/python -m sidecar,$(BIN)/sidecar) demo $(DEMO_ARGS)
+	@exec env $(if $(HAS_COMPILER),$(AS_WHEEL)) $(BIN)/python -m sidecar demo $(DEMO_ARGS)
 
 test: lint types unit compiled-test ## Run lint, types, unit and compiled-test
 

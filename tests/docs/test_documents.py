@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,6 +86,19 @@ class Shell:
         self._process.wait()
 
 
+def is_taken(port: int) -> bool:
+    with socket.socket() as looked:
+        return looked.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until_free(ports: Sequence[int]) -> None:
+    """Until the program that was told to end has ended."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while any(map(is_taken, ports)):
+        assert time.monotonic() < deadline, f"still listening at {ports}"
+        time.sleep(0.1)
+
+
 @contextmanager
 def shell(page: str) -> Iterator[Shell]:
     """In a copy of the repository, so that what a page makes is gone with it. README installs the program itself."""
@@ -130,9 +143,8 @@ def stays(session: Shell, block: Block) -> str:
 )
 def test_a_page_s_commands_work_in_their_order_and_print_what_it_shows(page: str) -> None:
     for port in PORTS if page == README else ():
-        with socket.socket() as looked:
-            if looked.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"another program has port {port}, which README uses")
+        if is_taken(port):
+            pytest.skip(f"another program has port {port}, which README uses")
     with shell(page) as session:
         demo = False
         for block in blocks(page):
@@ -147,6 +159,7 @@ def test_a_page_s_commands_work_in_their_order_and_print_what_it_shows(page: str
                 continue
             if demo and "KEY" not in block.text:  # the page has gone on to something else
                 session.run("kill %1; wait %1")
+                until_free(PORTS)
                 demo = False
             status, printed = session.run(block.text)
             assert status == 0, f"{block}:\n{printed}"
