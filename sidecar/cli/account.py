@@ -15,6 +15,7 @@ from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
     ValkeyOption,
+    between,
     console,
     errors,
     fail,
@@ -86,7 +87,9 @@ def list_(
     valkey: ValkeyOption = None,
     json: JsonOption = False,
     after: Annotated[str, typer.Option(help="List only ids after this one.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many.")] = 100,
+    limit: Annotated[
+        int, typer.Option(callback=between(1, 10_000), metavar="NUMBER", help="List at most this many.")
+    ] = 100,
 ) -> None:
     """List accounts in the order of their ids, each with its status and what it may still spend.
 

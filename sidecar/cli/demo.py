@@ -25,7 +25,7 @@ from sidecar.app.signals import stop_event
 from sidecar.basics.errors import SetupError
 from sidecar.basics.listening import listening_sockets
 from sidecar.cli.demo_guide import Running, print_guide, print_json, print_usage
-from sidecar.cli.output import run_async
+from sidecar.cli.output import between, run_async
 from sidecar.config.errors import ConfigError
 from sidecar.controlplane.control_work import open_control_work
 from sidecar.controlplane.publisher_loop import run_loops
@@ -55,10 +55,11 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     proxy_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port of the gateway. 0 takes a free port.")
+        int, typer.Option(callback=between(0, 65_535), metavar="PORT", help="Port of the gateway. 0 takes a free port.")
     ] = 8080,
     admin_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port of the admin side. 0 takes a free port.")
+        int,
+        typer.Option(callback=between(0, 65_535), metavar="PORT", help="Port of the admin side. 0 takes a free port."),
     ] = 9090,
     json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON when the demo is ready, and nothing else.")
@@ -66,7 +67,11 @@ def demo(
     valkey: Annotated[str | None, typer.Option(help="URL of a Valkey, instead of an embedded one.")] = None,
     period: Annotated[
         int | None,
-        typer.Option(min=1, max=31_536_000, help="Length of a billing period in seconds. The default is a month."),
+        typer.Option(
+            callback=between(1, 31_536_000),
+            metavar="SECONDS",
+            help="Length of a billing period. The default is a month.",
+        ),
     ] = None,
 ) -> None:
     """Run the whole system on this machine, with three accounts to try.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json as json_reader
+import math
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ import typer
 from sidecar.app.configuration import Config, load_config
 from sidecar.app.settings import is_loopback
 from sidecar.basics.fault_reasons import reason_of
-from sidecar.cli.output import ConfigOption, fail
+from sidecar.cli.output import ConfigOption, between, fail
 
 ASK_TIMEOUT_S = 5.0
 ANSWER_BYTES_MAX = 65_536
@@ -34,8 +35,9 @@ def drain(
     timeout: Annotated[
         float | None,
         typer.Option(
-            min=0,
-            help="Seconds to wait. The default is the time that the configuration gives a drain.",
+            callback=between(0, math.inf),
+            metavar="SECONDS",
+            help="How long to wait. The default is the time that the configuration gives a drain.",
             show_default=False,
         ),
     ] = None,

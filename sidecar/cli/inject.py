@@ -27,6 +27,7 @@ def inject(
         typer.Option(
             "--filename",
             "-f",
+            metavar="FILE",
             help="Manifest to read, or - for standard input. Give it several times for several files.",
         ),
     ],

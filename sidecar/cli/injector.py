@@ -15,7 +15,7 @@ from sidecar.app import logs
 from sidecar.app.signals import stop_event
 from sidecar.basics.logger import get_logger
 from sidecar.cli.inject import SINCE, settings_of
-from sidecar.cli.output import fail, run_async
+from sidecar.cli.output import between, fail, run_async
 from sidecar.kubernetes.certificate_sources import Certificates, FromFiles, SelfSigned
 from sidecar.kubernetes.cluster import Cluster, ClusterError
 from sidecar.kubernetes.injection import InjectionRefused, InjectionSettings
@@ -29,10 +29,10 @@ in a thread."""
 log = get_logger("sidecar.injector")
 
 
-def _option(name: str, text: str, **more: Any) -> Any:
+def _option(name: str, text: str, metavar: str = "NAME", **more: Any) -> Any:
     variable = f"QUOTA_INJECTOR_{name.upper().replace('-', '_')}"
     # The help says how the variables are called; a table of 80 columns would cut off their names.
-    return typer.Option(f"--{name}", envvar=variable, show_envvar=False, help=text, **more)
+    return typer.Option(f"--{name}", envvar=variable, show_envvar=False, help=text, metavar=metavar, **more)
 
 
 def register(app: typer.Typer) -> None:
@@ -40,15 +40,15 @@ def register(app: typer.Typer) -> None:
 
 
 def injector(
-    host: Annotated[str, _option("host", "Address to listen on.")] = "::",
-    port: Annotated[int, _option("port", "Port for reviews, HTTPS.", min=0, max=65_535)] = 8443,
+    host: Annotated[str, _option("host", "Address to listen on.", "ADDRESS")] = "::",
+    port: Annotated[int, _option("port", "Port for reviews, HTTPS.", "PORT", callback=between(0, 65_535))] = 8443,
     health_port: Annotated[
-        int, _option("health-port", "Port for /livez, /readyz and /metrics, HTTP.", min=0, max=65_535)
+        int, _option("health-port", "Port for /livez, /readyz and /metrics, HTTP.", "PORT", callback=between(0, 65_535))
     ] = 8080,
     tls_cert_file: Annotated[
-        Path | None, _option("tls-cert-file", "Certificate. It is read again when it changes.")
+        Path | None, _option("tls-cert-file", "Certificate. It is read again when it changes.", "FILE")
     ] = None,
-    tls_key_file: Annotated[Path | None, _option("tls-key-file", "Private key of the certificate.")] = None,
+    tls_key_file: Annotated[Path | None, _option("tls-key-file", "Private key of the certificate.", "FILE")] = None,
     self_signed: Annotated[
         bool,
         typer.Option(
@@ -62,35 +62,45 @@ def injector(
     namespace: Annotated[
         str, _option("namespace", "With --self-signed: namespace of the Service and the Secret.")
     ] = "",
-    secret: Annotated[
-        str, _option("secret", "With --self-signed: Secret with the certificates, for all replicas.")
+    certificate_secret: Annotated[
+        str, _option("certificate-secret", "With --self-signed: Secret with the certificates, for all replicas.")
     ] = "",
     webhook_configuration: Annotated[
         str,
-        _option("webhook-configuration", "With --self-signed: MutatingWebhookConfiguration that gets the caBundle."),
+        _option("webhook-configuration", "With --self-signed: webhook configuration that gets the caBundle."),
     ] = "",
-    image: Annotated[str | None, _option("image", "Image of the sidecars.")] = None,
-    image_pull_policy: Annotated[str | None, _option("image-pull-policy", "Always, IfNotPresent or Never.")] = None,
+    image: Annotated[str | None, _option("image", "Image of the sidecars.", "IMAGE")] = None,
+    image_pull_policy: Annotated[
+        str | None, _option("image-pull-policy", "Always, IfNotPresent or Never.", "POLICY")
+    ] = None,
     config: Annotated[
         str | None, _option("config", "Name of the ConfigMap with gateway.yaml, in each namespace.")
     ] = None,
-    secret_name: Annotated[
-        str | None, _option("secret-name", "Name of the Secret that gateway.yaml refers to.")
+    config_secret: Annotated[
+        str | None, _option("config-secret", "Name of the Secret that gateway.yaml refers to.")
     ] = None,
-    cpu_request: Annotated[str | None, _option("cpu-request", "CPU request of a sidecar.")] = None,
-    memory_request: Annotated[str | None, _option("memory-request", "Memory request of a sidecar.")] = None,
-    cpu_limit: Annotated[str | None, _option("cpu-limit", 'CPU limit of a sidecar, or "none".')] = None,
-    memory_limit: Annotated[str | None, _option("memory-limit", 'Memory limit of a sidecar, or "none".')] = None,
+    cpu_request: Annotated[str | None, _option("cpu-request", "CPU request of a sidecar.", "AMOUNT")] = None,
+    memory_request: Annotated[str | None, _option("memory-request", "Memory request of a sidecar.", "AMOUNT")] = None,
+    cpu_limit: Annotated[str | None, _option("cpu-limit", 'CPU limit of a sidecar, or "none".', "AMOUNT")] = None,
+    memory_limit: Annotated[
+        str | None, _option("memory-limit", 'Memory limit of a sidecar, or "none".', "AMOUNT")
+    ] = None,
     kubernetes_version: Annotated[
         str | None,
         _option(
             "kubernetes-version",
             f"Version of the oldest node. {SINCE} Without it the webhook asks the API server every hour.",
+            "VERSION",
         ),
     ] = None,
     drain_delay: Annotated[
         float,
-        _option("drain-delay", "Seconds for which the webhook still answers reviews after SIGTERM.", min=0, max=300),
+        _option(
+            "drain-delay",
+            "Seconds for which the webhook still answers reviews after SIGTERM.",
+            "SECONDS",
+            callback=between(0, 300),
+        ),
     ] = 3.0,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON with the ports when listening.")] = False,
 ) -> None:
@@ -103,7 +113,7 @@ def injector(
     """
     usual = InjectionSettings()
     given = {
-        "image": image, "image_pull_policy": image_pull_policy, "config_map": config, "secret": secret_name,
+        "image": image, "image_pull_policy": image_pull_policy, "config_map": config, "secret": config_secret,
         "cpu_request": cpu_request, "memory_request": memory_request, "cpu_limit": cpu_limit,
         "memory_limit": memory_limit,
     }  # fmt: skip
@@ -116,7 +126,7 @@ def injector(
         injection_options({}, settings)  # what no pod could have is an operator's mistake, not every pod's
     except InjectionRefused as error:
         fail(f"the defaults of sidecars: {error}", 2)
-    needed = {"--service": service, "--namespace": namespace, "--secret": secret,
+    needed = {"--service": service, "--namespace": namespace, "--certificate-secret": certificate_secret,
               "--webhook-configuration": webhook_configuration}  # fmt: skip
     lacking = [option for option, value in needed.items() if not value]
     if self_signed == (tls_cert_file is not None or tls_key_file is not None):
@@ -132,7 +142,11 @@ def injector(
         certificates = FromFiles(tls_cert_file, tls_key_file)
     elif cluster is not None and self_signed:
         certificates = SelfSigned(
-            cluster, service=service, namespace=namespace, secret=secret, configuration=webhook_configuration
+            cluster,
+            service=service,
+            namespace=namespace,
+            secret=certificate_secret,
+            configuration=webhook_configuration,
         )
     else:
         fail("give both --tls-cert-file and --tls-key-file", 2)

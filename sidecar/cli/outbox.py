@@ -15,6 +15,7 @@ from sidecar.cli.output import (
     ConfigOption,
     JsonOption,
     ValkeyOption,
+    between,
     console,
     errors,
     fail,
@@ -84,12 +85,15 @@ def dead_letters_(
     config: ConfigOption = None,
     valkey: ValkeyOption = None,
     json: JsonOption = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many, the oldest first.")] = 100,
+    limit: Annotated[
+        int,
+        typer.Option(callback=between(1, 10_000), metavar="NUMBER", help="Show at most this many, the oldest first."),
+    ] = 100,
     requeue: Annotated[
-        list[str] | None, typer.Option(help="Put this event back into the outbox (an id, or all).")
+        list[str] | None, typer.Option(metavar="ID", help="Put this event back into the outbox (an id, or all).")
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option(help="Delete this event (an id). OpenMeter never counts it.")
+        list[str] | None, typer.Option(metavar="ID", help="Delete this event (an id). OpenMeter never counts it.")
     ] = None,
 ) -> None:
     """Show events that OpenMeter refused for good. Put them back, or delete them.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import os
 import socket
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from decimal import Decimal
 from enum import Enum
 from functools import cache
@@ -147,3 +148,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in rows:
         table.add_row(*(_plain(str(cell)) for cell in row))
     console().print(table)
+
+
+def between(least: float, most: float) -> Callable[[Any], Any]:
+    """A check of a number that is an option. Typer's own would write ``[0<=x<=65535]`` into the help."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not least <= value <= most:
+            wanted = f"{least:.0f} or more" if math.isinf(most) else f"between {least:.0f} and {most:.0f}"
+            raise typer.BadParameter(f"{value} is not {wanted}.")
+        return value
+
+    return check

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from sidecar.basics.fault_reasons import reason_of
-from sidecar.cli.output import fail
+from sidecar.cli.output import between, fail
 from sidecar.kubernetes.redirect import (
     CHAIN,
     JUMP,
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def redirect(
     ports: Annotated[str, typer.Option(help="Ports of the application, separated by commas, or * for all.")] = "",
-    to: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the gateway.")] = 15701,
+    to: Annotated[int, typer.Option(callback=between(1, 65_535), metavar="PORT", help="Port of the gateway.")] = 15701,
     exclude: Annotated[str, typer.Option(help="With --ports *: ports that are not redirected.")] = "",
     backend: Annotated[
         Literal["auto", "nft", "iptables"], typer.Option(help="With auto, nft if it is installed, else iptables.")

@@ -69,7 +69,12 @@ def test_a_self_signing_injector_may_do_what_it_does_and_no_more() -> None:
     given = dict(each.removeprefix("--").split("=", 1) for each in arguments(documents, INJECTOR) if "=" in each)
     role, cluster_role = named(documents, "Role", INJECTOR), named(documents, "ClusterRole", INJECTOR)
     assert role["rules"] == [
-        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [given["secret"]], "verbs": ["get", "update"]},
+        {
+            "apiGroups": [""],
+            "resources": ["secrets"],
+            "resourceNames": [given["certificate-secret"]],
+            "verbs": ["get", "update"],
+        },
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
     ]
     assert cluster_role["rules"] == [

@@ -59,7 +59,7 @@ def test_the_chart_gives_sidecars_the_defaults_of_the_injection() -> None:
     ][0]
     given = dict(each.removeprefix("--").split("=", 1) for each in arguments["args"] if "=" in each)
     assert given["config"] == usual.config_map
-    assert given["secret-name"] == usual.secret
+    assert given["config-secret"] == usual.secret
     assert (given["cpu-request"], given["memory-request"]) == (usual.cpu_request, usual.memory_request)
     assert (given["cpu-limit"], given["memory-limit"]) == (usual.cpu_limit or "none", usual.memory_limit or "none")
 

@@ -523,7 +523,10 @@ async def test_the_command_serves_until_it_is_told_to_end_and_finishes_what_it_b
     ("more", "words"),
     [
         ([], "KUBERNETES_SERVICE_HOST"),
-        (["--self-signed"], "--self-signed needs --service, --namespace, --secret, --webhook-configuration"),
+        (
+            ["--self-signed"],
+            "--self-signed needs --service, --namespace, --certificate-secret, --webhook-configuration",
+        ),
         (["--tls-cert-file", "x"], "give both --tls-cert-file and --tls-key-file"),
         (["--tls-cert-file", "x", "--tls-key-file", "y", "--memory-request", "1Q"], "memory-request"),
         (["--tls-cert-file", "x", "--tls-key-file", "y", "--cpu-limit", "1m"], "cpu request of 100m is above"),
