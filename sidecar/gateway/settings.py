@@ -281,7 +281,9 @@ class CreditHeadersSettings(Model):
 
     credits: bool = Field(default=True, description="`X-Credits-Remaining` and `X-Credits-Charged`.")
     rate_limit: bool = Field(
-        default=True, description="`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers)."
+        default=True,
+        description="`RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers). `credit`, the calls "
+        "that the credit pays for, is present only if all prices of the account have the model standard.",
     )
 
 

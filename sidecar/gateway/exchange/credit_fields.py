@@ -43,7 +43,7 @@ def _rate_fields(hold: Hold, view: AccountView, retry_s: int | None = None, poli
     if hold.day_left >= 0:
         limits.append(f'"daily";r={hold.day_left}' + (f";t={retry_s}" if policy == "daily" else ""))
     policies = _policies(view)
-    if hold.code == Code.GRANTED and hold.available >= 0 and hold.price > 0:
+    if hold.code == Code.GRANTED and hold.available >= 0 and hold.price > 0 and view.constant_prices:
         # How many more such calls the credit pays for. It does not come back with time, so it has no window.
         calls = hold.available // hold.price
         limits.append(f'"credit";r={min(calls, COUNT_MAX)}')
@@ -76,7 +76,7 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
     view = hold.view
     if view is None:
         return b""
-    available, price, digits = hold.available, hold.price, view.digits
+    available, price, digits = hold.available, hold.price, view.usual_digits
     if credits and rate_limit and price > 0 and available >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
         # The same as below, but for what formats of numbers cost.
         lines = view.lines.get(price) or _usual_lines(view, price)

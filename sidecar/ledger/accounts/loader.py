@@ -34,7 +34,7 @@ from sidecar.ledger.accounts.load_errors import (
 )
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.currencies import exponent
-from sidecar.ledger.pricing.price_tables import PriceError
+from sidecar.ledger.pricing.price_tables import PriceError, Standard
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -374,6 +374,7 @@ def _info(spec: AccountSpec, digits: int, api_keys: Iterable[str]) -> dict[str, 
         "mode": spec.mode,
         "status": spec.status.word,
         "ceiling": spec.scaled_ceiling(digits),
+        "constant_prices": all(isinstance(table, Standard) for table in spec.prices.values()),
         "rate_per_second": float(spec.limits.per_second),
         "burst": spec.limits.burst_allowed if spec.limits.per_second else 0,
         "day_limit": spec.limits.per_day,

@@ -13,7 +13,7 @@ import pytest
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.routes import Route
 from sidecar.ledger.accounts.account_spec import RateLimits, Status
-from sidecar.ledger.pricing.price_tables import MAX_INT, Standard
+from sidecar.ledger.pricing.price_tables import MAX_INT, Graduated, Package, PriceTable, Standard, Tier, Volume
 from tests.integration.gateway.api import echo
 from tests.integration.gateway.rig import HOST, KEY, Rig, account, chunked, get, post, route
 from tests.integration.gateway.wire import Message
@@ -227,6 +227,27 @@ async def test_the_largest_credit_still_makes_valid_fields(gateway: Any) -> None
         answer = await rig.ask(get())
         assert set(members(answer.get(b"RateLimit"))) == {"credit"}, answer.lines
         assert set(members(answer.get(b"RateLimit-Policy"))) == {"credit"}
+
+
+CHANGING: dict[str, PriceTable] = {
+    "graduated": Graduated((Tier(5, Decimal("0.10")), Tier(None, Decimal("0.01")))),
+    "volume": Volume((Tier(5, Decimal("0.10")), Tier(None, Decimal("0.01")))),
+    "package": Package(Decimal("0.50"), 10, 0),
+}
+
+
+@pytest.mark.parametrize("price", CHANGING.values(), ids=CHANGING)
+@pytest.mark.parametrize("per_day", [0, 1000])
+async def test_calls_that_the_credit_pays_for_are_not_counted_where_the_next_one_costs_something_else(
+    gateway: Any, price: PriceTable, per_day: int
+) -> None:
+    limits = RateLimits(per_day=per_day)
+    tiered = account("tpp", "prepaid", funds=Decimal(1), prices={"api_calls": price}, limits=limits)
+    async with gateway(echo, accounts=[tiered]) as rig:
+        answer = await rig.ask(get())
+        assert answer.get(b"X-Credits-Charged") in (b"0.10", b"0.50")
+        assert answer.get(b"RateLimit") == (b'"daily";r=999' if per_day else None)
+        assert b"credit" not in (answer.get(b"RateLimit-Policy") or b"")
 
 
 async def test_too_many_in_a_second_is_a_429_with_the_time_to_wait(gateway: Any) -> None:
