@@ -43,6 +43,7 @@ class AdminWebServer:
             CannotListen: the port cannot be bound.
         """
         app = web.Application(client_max_size=65_536)
+        app.on_response_prepare.append(_hide_software)
         app.router.add_post(WEBHOOKS, self._webhooks)
         app.router.add_route("*", WEBHOOKS, _post_only)
         app.router.add_route("*", "/{path:.*}", self._answer)
@@ -67,6 +68,11 @@ class AdminWebServer:
         return _response(
             await self._endpoints.answer(request.method, url.raw_path, url.raw_query_string, authorization)
         )
+
+
+async def _hide_software(_: web.Request, response: web.StreamResponse) -> None:
+    """Versions of Python and of aiohttp are nobody's business (RFC 9110 section 10.2.4)."""
+    response.headers.popall("Server", None)
 
 
 async def _post_only(_: web.Request) -> web.Response:

@@ -62,6 +62,7 @@ async def listening(
             under_way -= 1
 
     app.middlewares.append(follow)
+    app.on_response_prepare.append(_hide_software)
     runner = web.AppRunner(
         app, access_log=None, handle_signals=False, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=1.0,
         logger=_quiet_logger(),
@@ -92,6 +93,11 @@ async def listening(
         while under_way and loop.time() < deadline:
             await asyncio.sleep(_RETRY_S)
         await runner.cleanup()
+
+
+async def _hide_software(_: web.Request, response: web.StreamResponse) -> None:
+    """Versions of Python and of aiohttp are nobody's business (RFC 9110 section 10.2.4)."""
+    response.headers.popall("Server", None)
 
 
 class _Acceptor:

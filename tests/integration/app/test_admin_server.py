@@ -160,6 +160,15 @@ async def test_a_target_has_its_answer(kind: str, target: str, status: int, said
 
 
 @of_both
+@pytest.mark.parametrize("target", ["/livez", "/v1/status", "/nothing", "/webhooks/lago"])
+async def test_an_answer_does_not_name_the_software(kind: str, target: str) -> None:
+    async with served_by(kind) as port:
+        received = await exchange(port, get(target, "Connection: close"))
+    assert received.startswith(b"HTTP/1.1 ")
+    assert b"\r\nserver:" not in received.lower()
+
+
+@of_both
 async def test_head_has_the_fields_of_get_and_no_body_and_others_are_told_what_is_allowed(kind: str) -> None:
     async with served_by(kind) as port:
         received = await exchange(port, get("/metrics", method="HEAD"))

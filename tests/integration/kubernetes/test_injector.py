@@ -88,6 +88,7 @@ async def test_a_review_over_tls_is_answered_with_a_patch_that_makes_a_valid_pod
         connection = await Connection.open(port, bundle.ca_crt)
         answer = await connection.post(review_of(pod()))
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+        assert "server" not in answer.headers
         response = json.loads(answer.body)["response"]
         assert (response["uid"], response["allowed"], response["patchType"]) == (UID, True, "JSONPatch")
         after = answer.patched(pod())
