@@ -108,7 +108,7 @@ def test_a_page_that_cannot_be_is_told_as_that(gateway: Running, limit: str) -> 
 def test_an_account_shows_money_as_text_and_no_key(gateway: Running) -> None:
     account = document(gateway, "/v1/accounts/tpp-12345")
     assert (account["available"], account["currency"], account["mode"]) == ("105.00", "GBP", "prepaid")
-    digest = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+    (digest,) = re.findall(r"sha256: ([0-9a-f]{64})", ACCOUNTS.read_text())
     assert digest not in json.dumps(account)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -332,3 +334,12 @@ def test_the_ceiling_follows_from_the_mode(
 
     assert spec.ceiling == (None if ceiling is None else Decimal(ceiling))
     assert spec.counts_unsettled is counts_unsettled
+
+
+def test_no_example_has_the_hash_of_a_key_that_anyone_can_guess() -> None:
+    root = Path(__file__).parents[3]
+    guesses = {"foo", "bar", "test", "secret", "password", "changeme", "api-key", "my-secret-key-0123456789"}
+    for file in (root / "examples").glob("*.yaml"):
+        text = file.read_text()
+        known = {sha256(guess.encode()).hexdigest() for guess in guesses | set(re.findall(r"[\w-]+", text))}
+        assert not known & set(re.findall(r"\b[0-9a-f]{64}\b", text)), file
