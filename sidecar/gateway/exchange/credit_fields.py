@@ -59,16 +59,15 @@ def _credit_policy(view: AccountView, price: int) -> str:
 
 
 def _usual_lines(view: AccountView, price: int) -> str:
-    """What stands between the rest of the credit and the count of calls when credit is all that limits; the same until
-    the price changes.
+    """The lines after the credit that is left, when credit is the only limit; the same until the price changes. With
+    constant prices the count of calls follows them.
     """
-    before = (
-        f"X-Credits-Charged: {view.money(price)}\r\nX-Credits-Currency: {view.currency}\r\n"
-        f'RateLimit-Policy: {_credit_policy(view, price)}\r\nRateLimit: "credit";r='
-    )
+    lines = f"X-Credits-Charged: {view.money(price)}\r\nX-Credits-Currency: {view.currency}\r\n"
+    if view.constant_prices:
+        lines += f'RateLimit-Policy: {_credit_policy(view, price)}\r\nRateLimit: "credit";r='
     if len(view.lines) < PRICES_MAX:
-        view.lines[price] = before
-    return before
+        view.lines[price] = lines
+    return lines
 
 
 def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True) -> bytes:
@@ -76,7 +75,7 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
     view = hold.view
     if view is None:
         return b""
-    available, price, digits = hold.available, hold.price, view.usual_digits
+    available, price, digits = hold.available, hold.price, view.digits
     if credits and rate_limit and price > 0 and available >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
         # The same as below, but for what formats of numbers cost.
         lines = view.lines.get(price) or _usual_lines(view, price)
@@ -85,6 +84,8 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
         if point <= 0:
             scaled = scaled.zfill(digits + 1)
             point = 1
+        if not view.constant_prices:
+            return f"X-Credits-Remaining: {scaled[:point]}.{scaled[point:]}\r\n{lines}".encode()
         calls = available // price
         count = str(calls if calls < COUNT_MAX else COUNT_MAX)
         return f"X-Credits-Remaining: {scaled[:point]}.{scaled[point:]}\r\n{lines}{count}\r\n".encode()

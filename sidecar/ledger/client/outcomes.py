@@ -42,8 +42,6 @@ class AccountView:
     """What the account may cost in all, scaled; 0 if unlimited or unknown."""
     constant_prices: bool = True
     """Whether the next call of a kind costs what this one costs: no price has tiers, packages or volumes."""
-    usual_digits: int = 0
-    """``digits`` with constant prices, 0 without: what the usual case of an answer asks for in one look."""
     lines: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
     """Room for what a reader derives from the view and a price, so that it need not be made for every request."""
 
@@ -60,7 +58,6 @@ class AccountView:
             day_limit=int(info.get("day_limit") or 0),
             ceiling=max(0, int(info.get("ceiling") or 0)),
             constant_prices=constant,
-            usual_digits=int(info["digits"]) if constant else 0,
         )
 
     def money(self, scaled: int) -> str:

@@ -91,7 +91,7 @@ async def test_a_gateway_understands_what_it_is_told_of_an_account(ledger: Ledge
     info, *_ = await ledger.usage.hold("tpp-1", "api_calls", 1)
 
     view = AccountView.from_info(orjson.loads(info))
-    assert view == AccountView(1, 2, "GBP", "prepaid", 4.0, 4, 0, 1000, constant_prices=True, usual_digits=2)
+    assert view == AccountView(1, 2, "GBP", "prepaid", 4.0, 4, 0, 1000, constant_prices=True)
     assert view.money(view.ceiling) == "10.00"
 
 
