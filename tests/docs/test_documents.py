@@ -176,7 +176,9 @@ def test_a_measurement_s_command_runs(block: Block) -> None:
     done = subprocess.run(
         words, cwd=ROOT, env={**environment(), **SMALL}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
-    assert done.returncode in (0, 3), done.stdout[-2000:] + done.stderr[-2000:]
+    # Bars may be missed here, which the program ends with 3 and make with 2: on a busy machine they say nothing.
+    ran = done.returncode == 0 or "Error 3" in done.stderr
+    assert ran, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
