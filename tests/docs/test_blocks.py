@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docs.blocks import WHERE, Block, blocks, matches, pages
+from tests.docs.blocks import WHERE, blocks, matches, pages
 
 EVERY = [block for page in pages() for block in blocks(page)]
 
@@ -47,6 +47,6 @@ def test_no_block_escapes_by_having_no_language_or_another_shell_s() -> None:
 
 
 def test_what_a_program_prints_stands_after_what_was_run() -> None:
-    assert Block in {type(block) for block in EVERY}
+    assert any(block.shown for block in EVERY)
     orphans = [str(block) for block in EVERY if block.language == "text" and block.page == "README.md"]
     assert not orphans
