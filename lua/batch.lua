@@ -1,47 +1,43 @@
 -- Holds, settles and releases of one gateway process, as many as came up in one turn of its event loop.
 --
--- keys  [1] instance hash  [2] outbox stream  [3 ...] account hashes, then idempotency keys
--- args  [1] msgpack values: epoch, seq, origin, n_accounts, events, idem_ttl_ms, n_groups, {metric, ...}, {single, ...}
---           single   {a, known_version, metric, units, k, kind, event}            kind: 1 hold, 2 settle, 3 late settle
+-- keys  [1] instance hash  [2] meta hash of its home partition  [3] outbox stream  [4 ...] account hashes
+-- args  [1] msgpack values: epoch, seq, origin, events, idem_ttl_ms, n_groups, {metric, ...}, {single, ...}
+--           single   {a, known_version, metric, units, digest, kind, event}       kind: 1 hold, 2 settle, 3 late settle
 --       [2 ...] msgpack values of the groups, all one after another: a, known_version, m, settled, released, late, n, units ...
 --           n > 0: so many holds of the units that follow; n < 0: so many holds, each with its own units; m: the metric's number
--- It also writes <home>hour:<hour>, which the keys cannot name since the clock is read here. It has the outbox's tag, so it lies in
--- the outbox's slot.
--- reply msgpack {registered, now_us, holds, singles}; see docs/ledger.md
+-- reply msgpack {registered, now_us, holds, singles, stepped}; see docs/ledger.md
 -- Why values one after another: each array costs its table in here, and each of its values a look into it.
 --
 -- Why one script: the check, the debit and the usage event must be one atomic step, and one call for many requests is what makes
 -- a call to Valkey cheaper than the request that causes it. Why it is numbered: a reply can be lost after the work was done,
 -- and the repetition must get that reply, not a second debit.
 --
+-- It happens whole or not at all. `decide` reads everything and writes nothing; an account that cannot be read or charged makes
+-- the whole batch an error ACCOUNT that names it, and the caller sends the rest again without it. What is written then is packed
+-- before the first command that writes. That one may be refused (OOM, READONLY, NOREPLICAS, MISCONF, a wrong type), and nothing has
+-- changed. The ones after it cannot: all keys are declared and were read, which proves their types; once a script has written, Valkey
+-- refuses it nothing for want of memory, replicas or a disk (scriptVerifyOOM and scriptVerifyWriteCommandAllow in script.c), and it
+-- cannot be killed.
+--
 -- It runs as a function (FCALL), whose closures are made when it is loaded and not at every call. So what belongs to a
 -- call is set at its beginning, for a call may have ended anywhere in an error; what outlives calls are only caches.
 
 local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGISTERED, REPEAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
-local DAY_US = 86400000000
-local PARTS_MAX = 3000           -- groups and singles: Lua passes at most 8,000 values to a command, and a share is two
+local PARTS_MAX = 3000           -- groups and singles: how long a call may take
 local PART = 7                   -- values of a group before its units
-local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
+local MARKS_MAX = 10000          -- fields of an account beyond which a new idempotency key drives out an old one
+local SWEPT = 8                  -- fields that are looked at for one that can go
 
 -- Of the call.
 local keys               -- as they came
-local now_us, now_ms     -- Valkey's clock
+local now_us, now_ms     -- the ledger's clock
 local registered         -- whether the instance lives in the epoch that the batch names
-local share_fields       -- what to read of the instance: its epoch, its last batch, and its share of the holds on every
-local share_at           -- metric that this batch touches; and where in it each share is
-local shares             -- what was read
-local share_now          -- shares that this batch changed
-local accounts           -- accounts that it touched, by their number in the batch
-local charged            -- what it charges, by the field of the share
-
-local function want_share(a, metric)
-  local field = keys[2 + a] .. '\0' .. metric
-  if not share_at[field] then
-    share_fields[#share_fields + 1] = field
-    share_at[field] = #share_fields
-  end
-  return field
-end
+local epoch
+local held               -- units that the instance holds in all
+local accounts           -- accounts that the batch touches, by their number in it
+local current            -- the one that is worked on: whose fault an error is
+local marks_of           -- by account: the fields of the idempotency keys to read
+local marks_ttl_ms
 
 -- The groups' values of all arguments in one table; from 8,000 values on Lua would not take them from the stack.
 local function all_parts(args)
@@ -73,94 +69,106 @@ local function group_starts(parts, count)
   return starts
 end
 
-local function share_get(field)
-  return share_now[field] or number(shares[share_at[field]] or 0)
-end
-
+-- Reads an account when the batch comes to it for the first time.
 local function account_at(a)
+  current = a
   local acc = accounts[a]
-  if not acc then
-    acc = account_read(keys[2 + a])
-    account_roll(acc, now_ms)
-    accounts[a] = acc
+  if acc then
+    return acc
   end
+  local key, marks = keys[3 + a], marks_of and marks_of[a]
+  if marks then
+    local fields = call('HMGET', key, 's', values(marks))
+    acc = account_open(key, fields[1], now_ms)
+    acc.marks = {}
+    for m = 1, #marks do
+      acc.marks[marks[m]] = fields[m + 1]
+    end
+  else
+    acc = account_open(key, call('HGET', key, 's'), now_ms)
+  end
+  acc.new_marks, acc.old_marks, acc.charged = nil, nil, nil
+  account_roll(acc)
+  accounts[a] = acc
   return acc
 end
 
 -- Gives back `units` of what this instance holds, never more than its share.
-local function give_back(acc, i, field, units)
-  local share = share_get(field)
-  if units > share then
-    units = share
+local function give_back(acc, i, units)
+  local s = share_at(acc, i, epoch)
+  if s then
+    local taken = share_take(acc, i, s, units)
+    held, units = held - taken, units - taken
   end
-  if units > 0 then
-    metric_unhold(acc, i, units)
-    share_now[field] = share - units
+  local state = acc.state
+  if units > 0 and state[13] > 1 then
+    -- The metric was held when another of the subscriptions had it.
+    local name = state[i + 1]
+    for j = acc.first + 1, acc.shares, COUNTER do
+      s = j ~= i and units > 0 and state[j + 1] == name and share_at(acc, j, epoch)
+      if s then
+        local taken = share_take(acc, j, s, units)
+        held, units = held - taken, units - taken
+      end
+    end
   end
 end
 
--- Settled units grow here only, and so do the hour's counts.
-local function charge(acc, i, field, units)
-  acc.state[i + 1] = acc.state[i + 1] + units
-  acc.dirty = true
-  charged[field] = (charged[field] or 0) + units
-end
-
-local function metric_of(acc, name)
-  local i = metric_at(acc.state, name)
-  if not i then
-    i = metric_add(acc.state, name)
-  end
-  return i
+local function counter_of(acc, name)
+  return counter_at(acc, name) or counter_add(acc, 1, name)
 end
 
 -- What the account may still spend, -1 for no limit. Zero if a reload or late settles left it below.
 local function account_remains(acc)
-  local ceiling = acc.policy[3]
+  local state = acc.state
+  local ceiling = state[3]
   if not ceiling then
     return -1
   end
   acc.cost = acc.cost or account_cost(acc)
-  return max(0, ceiling - acc.cost - (acc.policy[4] == 1 and acc.state[1] or 0))
+  return max(0, ceiling - acc.cost - (state[4] == 1 and state[8] or 0))
 end
 
 local function set_limits(acc, tat, day, day_count)
   local state = acc.state
-  state[4], state[5], state[6] = tat, day, day_count
-  acc.head = nil
+  state[9], state[11], state[12] = tat, day, day_count
+  acc.limits = nil
+  acc.dirty = true
 end
 
--- Decides one hold and takes it if granted. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). `idem`: the key of a call that is charged only once, or nil.
-local function hold(acc, i, field, units, idem)
+local function is_charged(acc, mark)
+  local until_ms = mark and acc.marks[mark]
+  return until_ms and number(until_ms) > now_ms
+end
+
+-- Decides one hold and takes it if granted. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). `mark`: the
+-- field of the idempotency key of a call that is charged only once, or nil.
+local function hold(acc, i, units, mark)
   if not registered then
     return UNREGISTERED, 0, 0
   end
-  local policy = acc.policy
-  if not policy then
+  local state = acc.state
+  if state[1] == 0 then
     return UNKNOWN, 0, 0
   end
-  if policy[2] ~= 0 then
-    return policy[2] == 1 and SUSPENDED or CLOSED, 0, 0
+  if state[2] ~= 0 then
+    return state[2] == 1 and SUSPENDED or CLOSED, 0, 0
   end
-  local repeated = idem and call('EXISTS', idem) == 1
-  if not repeated and not metric_is_live(acc, i) then
+  local repeated = is_charged(acc, mark)
+  if not repeated and not counter_is_live(acc, i) then
     return UNPRICED, 0, 0
   end
-  local state = acc.state
-  local day_limit, day, day_count = policy[7], state[5], state[6]
+  local day_limit, day, day_count = state[7], state[11], state[12]
   if day_limit > 0 then
-    local today = floor(now_us / DAY_US)
-    if today ~= day then
-      day, day_count = today, 0
-    end
+    day, day_count = day_of(now_us, day, day_count)
     if day_count >= day_limit then
-      return DAILY, (today + 1) * DAY_US - now_us, 0
+      return DAILY, (day + 1) * DAY_US - now_us, 0
     end
   end
-  local interval, tat = policy[5], state[4]
+  local interval, tat = state[5], state[9]
   if interval > 0 then
-    tat = (tat > now_us and tat or now_us) + interval
-    local wait = tat - interval * policy[6] - now_us
+    tat = tat_of(now_us, tat, interval, state[6]) + interval
+    local wait = tat - interval * state[6] - now_us
     if wait > 0 then
       return RATE, wait, 0
     end
@@ -172,20 +180,19 @@ local function hold(acc, i, field, units, idem)
     -- It costs nothing, but it is a request: one key must not open the API to any number of them.
     if day_limit > 0 or interval > 0 then
       set_limits(acc, tat, day, day_count)
-      acc.dirty = true
     end
     return REPEAT, account_remains(acc), 0
   end
   if not acc.cost then
     acc.cost = account_cost(acc)
   end
-  local h = state[i + 2]
-  local added = metric_worst(acc, i, h + units) - metric_worst(acc, i, h)
+  local h = state[i + 9]
+  local added = counter_worst(acc, i, h + units) - counter_worst(acc, i, h)
   local cost = acc.cost + added
-  local ceiling = policy[3]
+  local ceiling = state[3]
   if ceiling then
-    if policy[4] == 1 then
-      ceiling = ceiling - state[1]
+    if state[4] == 1 then
+      ceiling = ceiling - state[8]
     end
     if cost > ceiling then
       return CREDIT, max(-MAX_INT, ceiling - acc.cost), min(added, MAX_INT)
@@ -193,53 +200,57 @@ local function hold(acc, i, field, units, idem)
   elseif cost > MAX_INT then
     return CREDIT, 0, min(added, MAX_INT)
   end
-  state[i + 2] = h + units
+  if state[i + 8] + h + units > MAX_INT then
+    return CREDIT, 0, min(added, MAX_INT)
+  end
   if interval > 0 or day_limit > 0 then
     set_limits(acc, tat, day, day_count)
   end
-  share_now[field] = share_get(field) + units
+  share_add(acc, i, epoch, units)
+  held = held + units
   acc.cost = cost
-  acc.dirty = true
   return GRANTED, ceiling and ceiling - cost or -1, added
 end
 
--- What the caller shows of the account beside the outcomes: info if it does not know this version, and what the limits leave.
+-- What the caller shows of the account beside the outcomes: the view if it does not know this version, and what the limits leave.
 -- Nil if there is nothing of it to say.
 local function account_summary(acc, known_version)
-  local policy, state = acc.policy, acc.state
-  if not policy or (policy[1] == known_version and policy[5] <= 0 and policy[7] <= 0) then
+  local state = acc.state
+  local version = state[1]
+  if version == 0 or (version == known_version and state[5] <= 0 and state[7] <= 0) then
     return nil
   end
-  local info = false
-  if policy[1] ~= known_version then
-    info = call('HGET', acc.key, 'info')
+  local view = false
+  if version ~= known_version then
+    view = call('HGET', acc.key, 'view')
   end
   local rate_left, day_left = -1, -1
-  if policy[5] > 0 then
-    local tat = state[4] > now_us and state[4] or now_us
-    rate_left = max(0, floor((policy[5] * policy[6] - (tat - now_us)) / policy[5]))
+  local interval, burst, day_limit = state[5], state[6], state[7]
+  if interval > 0 then
+    local tat = tat_of(now_us, state[9], interval, burst)
+    rate_left = max(0, floor((interval * burst - (tat - now_us)) / interval))
   end
-  if policy[7] > 0 then
-    local count = state[5] == floor(now_us / DAY_US) and state[6] or 0
-    day_left = policy[7] > count and policy[7] - count or 0
+  if day_limit > 0 then
+    local _, count = day_of(now_us, state[11], state[12])
+    day_left = max(0, day_limit - count)
   end
-  return {info, rate_left, day_left}
+  return {view, rate_left, day_left, version}
 end
 
 -- Answers are put into one array: for each group with holds its summary or false, then code, x and y of each hold.
-local function do_groups(parts, starts, fields, metrics)
+local function do_groups(parts, starts, metrics)
   local replies, r = {}, 0
   for g = 1, #starts do
     local at = starts[g]
     local settled, released, late, n = parts[at + 3], parts[at + 4], parts[at + 5], parts[at + 6]
-    local field = fields[g]
     local acc = account_at(parts[at])
-    local i = metric_of(acc, metrics[parts[at + 2]])
+    local i = counter_of(acc, metrics[parts[at + 2]])
     if registered and settled + released > 0 then
-      give_back(acc, i, field, settled + released)
+      give_back(acc, i, settled + released)
     end
     if settled + late > 0 then
-      charge(acc, i, field, settled + late)
+      counter_charge(acc, i, settled + late)
+      acc.charged = true
     end
     if settled + released + late > 0 then
       acc.cost = nil
@@ -249,7 +260,7 @@ local function do_groups(parts, starts, fields, metrics)
       local summary_at = r
       local first = at + PART
       for u = 1, n > 0 and n or -n do
-        replies[r + 1], replies[r + 2], replies[r + 3] = hold(acc, i, field, parts[n > 0 and first or first + u - 1])
+        replies[r + 1], replies[r + 2], replies[r + 3] = hold(acc, i, parts[n > 0 and first or first + u - 1])
         r = r + 3
       end
       replies[summary_at] = account_summary(acc, parts[at + 1]) or false
@@ -258,74 +269,150 @@ local function do_groups(parts, starts, fields, metrics)
   return replies
 end
 
+-- Remembers an idempotency key, and forgets one where there is no other way for it to go, or too many of them.
+local function add_mark(acc, mark)
+  local until_ms = string.format('%.0f', now_ms + marks_ttl_ms)
+  acc.marks[mark] = until_ms
+  set_later(acc, mark, until_ms)
+  acc.new_marks = acc.new_marks or {}
+  acc.new_marks[#acc.new_marks + 1] = mark
+  local crowded = call('HLEN', acc.key) >= MARKS_MAX
+  if not crowded and expires_fields then
+    return
+  end
+  local oldest, oldest_ms = nil, crowded and MAX_INT or now_ms
+  local some = call('HRANDFIELD', acc.key, SWEPT, 'WITHVALUES')
+  for f = 1, #some, 2 do
+    if byte(some[f]) == 105 and #some[f] == 17 then
+      local ms = number(some[f + 1]) or 0
+      if ms < oldest_ms then
+        oldest, oldest_ms = some[f], ms
+      end
+    end
+  end
+  if oldest and not acc.marks[oldest] then
+    acc.old_marks = acc.old_marks or {}
+    acc.old_marks[#acc.old_marks + 1] = oldest
+  end
+end
+
 -- Returns replies and the events of what was charged.
-local function do_singles(singles, fields, n_accounts, origin, idem_ttl_ms)
+local function do_singles(singles)
   local replies, events = {}, {}
   for s = 1, #singles do
-    local a, known_version, metric, units, k, kind, event = values(singles[s])
-    local field = fields[s]
+    local a, known_version, metric, units, digest, kind, event = values(singles[s])
     local acc = account_at(a)
-    local i = metric_of(acc, metric)
-    local idem = keys[2 + n_accounts + k]
+    local i = counter_of(acc, metric)
+    local mark = 'i' .. digest
     if kind == 1 then
-      local code, x, y = hold(acc, i, field, units, idem)
-      local reply = account_summary(acc, known_version) or {false, -1, -1}
-      reply[4], reply[5], reply[6] = code, x, y
+      local code, x, y = hold(acc, i, units, mark)
+      local reply = account_summary(acc, known_version) or {false, -1, -1, 0}
+      reply[5], reply[6], reply[7] = code, x, y
       replies[s] = reply
     else
       local code = REPEAT
       if registered and kind == 2 then
-        give_back(acc, i, field, units)
+        give_back(acc, i, units)
       end
-      if call('SET', idem, origin, 'NX', 'PX', idem_ttl_ms) then
-        charge(acc, i, field, units)
+      if not is_charged(acc, mark) then
+        counter_charge(acc, i, units)
+        acc.charged = true
+        add_mark(acc, mark)
         events[#events + 1] = event
         code = GRANTED
       end
       acc.cost = nil
-      replies[s] = {false, -1, -1, code, 0, 0}
+      replies[s] = {false, -1, -1, 0, code, 0, 0}
     end
   end
   return replies, events
+end
+
+-- Which marks each account needs.
+local function marks_to_read(singles)
+  local by_account = {}
+  for s = 1, #singles do
+    local a = singles[s][1]
+    local of = by_account[a] or {}
+    by_account[a] = of
+    of[#of + 1] = 'i' .. singles[s][5]
+  end
+  return by_account
+end
+
+local function decide(parts, starts, metrics, singles)
+  local group_replies = do_groups(parts, starts, metrics)
+  current = nil
+  local single_replies, single_events = do_singles(singles)
+  for a, acc in each(accounts) do
+    current = a
+    account_pack(acc)
+  end
+  return group_replies, single_replies, single_events
+end
+
+-- The time of an event is the entry's, but where the clock went back behind the beginning of the period that it was charged to.
+local function other_times()
+  local times
+  for _, acc in each(accounts) do
+    if acc.charged and acc.now_ms ~= now_ms then
+      times = times or {}
+      times[string.match(acc.key, ':account:(.*)$')] = acc.now_ms
+    end
+  end
+  return times and cjson.encode(times)
+end
+
+local function write(instance, meta, outbox, entry, answer)
+  if entry then
+    call('XADD', outbox, '*', values(entry))
+  end
+  for _, acc in each(accounts) do
+    account_write(acc)
+    if acc.old_marks then
+      call('HDEL', acc.key, values(acc.old_marks))
+    end
+    if acc.new_marks and expires_fields then
+      call('HPEXPIRE', acc.key, marks_ttl_ms, 'FIELDS', #acc.new_marks, values(acc.new_marks))
+    end
+  end
+  call('HSET', instance, values(answer))
+  clock_write(meta, now_us)
 end
 
 local function batch(call_keys, args)
   if not call then
     bind()
   end
-  local epoch, seq, origin, n_accounts, events, idem_ttl_ms, n_groups, metrics, singles = mp_unpack(args[1])
-  local instance, outbox = call_keys[1], call_keys[2]
+  local seq, origin, events, n_groups, metrics, singles
+  epoch, seq, origin, events, marks_ttl_ms, n_groups, metrics, singles = mp_unpack(args[1])
+  local instance, meta, outbox = call_keys[1], call_keys[2], call_keys[3]
   if n_groups + #singles > PARTS_MAX then
-    return redis.error_reply('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
+    return fail('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
   end
-  keys = call_keys
-  share_fields, share_at, share_now = {'e', 'q'}, {}, {}
-  accounts, charged = {}, {}
+  keys, accounts, current = call_keys, {}, nil
   local parts = all_parts(args)
   local starts = group_starts(parts, n_groups)
-  local group_fields, single_fields = {}, {}
-  for g = 1, n_groups do
-    local at = starts[g]
-    group_fields[g] = want_share(parts[at], metrics[parts[at + 2]])
-  end
-  for s = 1, #singles do
-    single_fields[s] = want_share(singles[s][1], singles[s][3])
-  end
-  shares = call('HMGET', instance, values(share_fields))
-  local last_seq = number(shares[2] or 0)
+  local of_instance = call('HMGET', instance, 'e', 'q', 'h')
+  local last_seq = number(of_instance[2] or 0)
   if seq <= last_seq then
     if seq == last_seq then
       return call('HGET', instance, 'r')
     end
-    return redis.error_reply('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
+    return fail('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
   end
-  registered = number(shares[1] or -1) == epoch
-  now_us, now_ms = clock()
+  local format
+  now_us, now_ms, format = clock(meta)
+  if format ~= FORMAT then
+    return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
+  end
+  registered = number(of_instance[1] or -1) == epoch
+  held = number(of_instance[3] or 0)
+  marks_of = #singles > 0 and marks_to_read(singles) or nil
 
-  local group_replies = do_groups(parts, starts, group_fields, metrics)
-  local single_replies, single_events = do_singles(singles, single_fields, n_accounts, origin, idem_ttl_ms)
-  for _, acc in each(accounts) do
-    account_write(acc)
+  local worked, group_replies, single_replies, single_events = pcall(decide, parts, starts, metrics, singles)
+  if not worked then
+    return refused_for(current, group_replies)
   end
   if #single_events > 0 then
     if #events > 0 then
@@ -333,26 +420,23 @@ local function batch(call_keys, args)
     end
     events = concat(single_events, ',')
   end
+  local entry
   if #events > 0 then
-    call('XADD', outbox, '*', 'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']')
-  end
-  count_hour(outbox, now_ms, charged)
-  local reply = mp_pack({registered and 1 or 0, now_us, group_replies, single_replies})
-  local set, gone = {'q', seq, 'r', reply}, {}
-  for field, units in each(share_now) do
-    if units > 0 then
-      set[#set + 1] = field
-      set[#set + 1] = units
-    else
-      gone[#gone + 1] = field
+    entry = {'o', origin, 'q', seq, 't', now_ms, 'e', '[' .. events .. ']'}
+    local times = other_times()
+    if times then
+      entry[9], entry[10] = 'a', times
     end
   end
-  call('HSET', instance, values(set))
-  if #gone > 0 then
-    call('HDEL', instance, values(gone))
+  local reply = mp_pack({registered and 1 or 0, now_us, group_replies, single_replies, stepped or false})
+  local answer = {'q', seq, 'r', reply}
+  if registered then
+    answer[5], answer[6] = 'h', held
   end
+
+  write(instance, meta, outbox, entry, answer)
   if not registered then
-    if not shares[1] then
+    if not of_instance[1] then
       call('PEXPIRE', instance, FORGET_MS)
     else
       -- XX: one that was reaped is forgotten later; one that lives on in a newer epoch must not be forgotten with its holds.

@@ -1,7 +1,8 @@
 -- Funds, prices, limits and period bounds of one account, from whoever knows them (an accounts file, the Lago reconciler).
--- KEYS [1] account hash [2] accounts index
--- ARGV [1] msgpack {expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, prices, info,
---                   period_start_ms, period_end_ms, periods, unsettled, digits, expected_digits, expected_start_ms, fence, counted}
+-- KEYS [1] account hash [2] accounts index [3] meta hash of its partition
+-- ARGV [1] msgpack {expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, view, about, unsettled,
+--                   digits, expected_digits, fence, subscriptions}
+--          a subscription is {name, start_ms, end_ms, following ends, {counter: price table}, expected_start_ms, {counter: units}}
 -- reply {'OK', version}, {'CONFLICT', version, digits} or {'FENCED', fence}, or an error that says what cannot be taken; then
 -- nothing is changed
 -- Why the expected version: digits and prices were computed from what the caller read; if another loader came between, it must read again.
@@ -9,128 +10,224 @@
 -- ended since, writing that sum would give back what it cost.
 -- Why the fence: a reconciler that stood still since it read Lago must not write old funds over those of its successor.
 -- Settled units are only written by closing a period, held units never: the request path owns them. Only an account that the ledger has
--- never had, or has lost, takes over what was counted elsewhere in its period (`counted`, metric to units).
+-- never had, or has lost, takes over what was counted elsewhere in its period (the units by counter).
 bind()
-local req = mp_unpack(ARGV[1])
-local expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, prices, info,
-  period_start, period_end, periods, unsettled, digits, expected_digits, expected_start, fence, counted = values(req, 1, 19)
-local _, now_ms = clock()
-local acc = account_read(KEYS[1])
-local version = acc.policy and acc.policy[1] or 0
-local stored_digits = number(call('HGET', KEYS[1], 'digits') or digits)
-if version ~= expected_version or (version > 0 and stored_digits ~= expected_digits) then
+local expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, view, about, unsettled,
+  digits, expected_digits, fence, subscriptions = values(mp_unpack(ARGV[1]), 1, 15)
+local now_us, now_ms, format = clock(KEYS[3])
+if format ~= FORMAT then
+  return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
+end
+local stored = call('HMGET', KEYS[1], 's', 'digits', 'fence')
+local is_listed = call('ZSCORE', KEYS[2], id)
+local acc = account_open(KEYS[1], stored[1], now_ms)
+local version = acc.state[1]
+local is_known = version > 0
+local stored_digits = number(stored[2] or digits)
+if version ~= expected_version or (is_known and stored_digits ~= expected_digits) then
   return {'CONFLICT', version, stored_digits}
 end
-if fence then
-  local highest = number(call('HGET', KEYS[1], 'fence') or 0)
-  if fence < highest then
-    return {'FENCED', highest}
+if fence and fence < number(stored[3] or 0) then
+  return {'FENCED', number(stored[3])}
+end
+for _, each_of in ipairs(subscriptions) do
+  if each_of[3] <= each_of[2] then
+    return fail('INVALID the period of account ' .. id .. ' does not end after its start')
   end
 end
-if period_end <= period_start then
-  return redis.error_reply('INVALID the period of account ' .. id .. ' does not end after its start')
+
+
+-- Position of subscription number k in the state.
+local function position(k)
+  return HEAD + 1 + (k - 1) * SUBSCRIPTION
 end
-if digits < stored_digits then
-  return redis.error_reply('INVALID account ' .. id .. ' has ' .. stored_digits .. ' decimals, which can only grow, not ' .. digits)
+
+local function number_of(name)
+  for k = 1, acc.state[13] do
+    if acc.state[position(k)] == name then
+      return k
+    end
+  end
+  return nil
 end
 
 -- The clock's rollover comes first, by the old prices.
-if acc.policy then
-  account_roll(acc, now_ms)
-  if unsettled and expected_start and expected_start ~= acc.state[2] then
-    account_write(acc)
-    return {'CONFLICT', version, stored_digits}
+if is_known then
+  account_roll(acc)
+  for _, loaded in ipairs(subscriptions) do
+    local k = number_of(loaded[1])
+    if unsettled and loaded[6] and k and loaded[6] ~= acc.state[position(k) + 1] then
+      account_pack(acc)
+      account_write(acc)
+      return {'CONFLICT', version, stored_digits}
+    end
   end
 end
--- An earlier start than the stored one means that the caller looked before a rollover: the current period stays, and the unsettled cost, unless
--- the caller says that it knew of this period.
-local behind = acc.policy and period_start < acc.state[2]
-local older, closed = acc.state[1], 0
-if acc.policy and period_start > acc.state[2] then
-  account_close_period(acc, period_start)
-  closed = acc.state[1] - older
-end
-local state = acc.state
-if not behind then
-  state[2], state[3] = period_start, period_end
+
+-- Money by the new number of decimals, and whether it can be told by them.
+local exact = true
+local function scaled(money)
+  if digits >= stored_digits then
+    return money * 10 ^ (digits - stored_digits)
+  end
+  local divisor = 10 ^ (stored_digits - digits)
+  exact = exact and math.fmod(money, divisor) == 0
+  return money / divisor
 end
 
-local factor = 10 ^ (digits - stored_digits)
-older = older * factor
-if unsettled and (expected_start or not behind) then
-  older = unsettled
-end
-state[1] = older + closed * factor
-if math.abs(state[1]) > MAX_INT then
-  return redis.error_reply('OVERFLOW the unsettled cost of account ' .. id .. ' cannot be represented with ' .. digits .. ' decimals')
-end
-
--- A metric that left the plan keeps its table until its period ends: what it has cost so far stays counted.
-local function scaled(tbl)
-  local model = tbl[1]
+-- A counter that left the plan keeps its table until its period ends: what it has cost so far stays counted.
+local function scaled_table(tbl)
+  local model, scaled_one, fits = tbl[1], {values(tbl)}, true
   local first, step = 3, 3      -- graduated and volume: to, unit, flat
   if model == 's' then
     first, step = 2, 1
   elseif model == 'p' then
     first, step = 4, 1
   end
-  local fits = true
-  for i = first, #tbl, step do
-    for j = i, i + (step == 3 and 1 or 0) do
-      tbl[j] = tbl[j] * factor
-      fits = fits and tbl[j] <= MAX_INT
+  for v = first, #tbl, step do
+    for w = v, v + (step == 3 and 1 or 0) do
+      scaled_one[w] = scaled(tbl[w])
+      fits = fits and scaled_one[w] <= MAX_INT
     end
   end
-  return tbl, fits
+  return scaled_one, fits
 end
-local old, gone = account_prices(acc), {}
-for i = HEAD + 1, #state, WIDTH do
-  local name = state[i]
-  state[i + 3], state[i + 4] = 1, 0
-  local tbl = not prices[name] and (old[1][name] or old[2][name])
-  if tbl then
-    local fits
-    gone[name], fits = scaled(tbl)
-    if not fits then
-      return redis.error_reply('OVERFLOW the former price of ' .. name .. ' of account ' .. id .. ' cannot be represented with ' ..
-        digits .. ' decimals')
+
+-- Periods. One that began later by the load ends first; a subscription that the load lacks ends now.
+local before, behind = acc.state[8], false
+local stays = {}                -- numbers of the stored subscriptions that the load has
+for _, loaded in ipairs(subscriptions) do
+  local k = is_known and number_of(loaded[1])
+  if k then
+    stays[k] = true
+    local start_ms = acc.state[position(k) + 1]
+    if loaded[2] > start_ms then
+      subscription_close_period(acc, k, loaded[2])
+    elseif loaded[2] < start_ms then
+      -- The caller looked before a rollover: the current period stays, and the unsettled cost, unless the caller says that it
+      -- knew of this period.
+      behind = behind or not loaded[6]
+      loaded[2], loaded[3] = start_ms, acc.state[position(k) + 2]
     end
   end
 end
-for name in each(prices) do
-  if not metric_at(state, name) then
-    metric_add(state, name)
+local prices = account_prices(acc)
+local held_beyond = {}          -- numbers of those that it lacks, while something of them is held
+if is_known then
+  for k = 1, acc.state[13] do
+    if not stays[k] then
+      for name, tbl in each(prices[2 * k - 1] or {}) do
+        prices[2 * k] = prices[2 * k] or {}
+        prices[2 * k][name] = tbl
+      end
+      prices[2 * k - 1] = {}
+      subscription_close_period(acc, k, max(now_ms, acc.state[position(k) + 1] + 1))
+    end
+  end
+  for i = acc.first + 1, acc.shares, COUNTER do
+    local k = acc.state[i]
+    if not stays[k] and not held_beyond[k] then
+      held_beyond[k] = true
+      subscriptions[#subscriptions + 1] = {acc.state[position(k)], acc.state[position(k) + 1], MAX_INT, {}, {}, false, false}
+    end
   end
 end
 
-if version == 0 and counted then
-  for name, units in each(counted) do
-    local i = metric_at(state, name) or metric_add(state, name)
-    state[i + 1] = max(state[i + 1], units)
-  end
+-- The new state.
+local state = acc.state
+local older = scaled(before) + scaled(state[8] - before)
+if unsettled and not behind then
+  exact = true
+  older = unsettled + scaled(state[8] - before)
 end
-
+if math.abs(older) > MAX_INT then
+  return fail('OVERFLOW the unsettled cost of account ' .. id .. ' cannot be represented with ' .. digits .. ' decimals')
+end
 version = version + 1
-account_write_pending(acc)
--- Records of periods that are over are money of the account too.
-if factor > 1 then
-  local fields = call('HGETALL', KEYS[1])
-  for f = 1, #fields, 2 do
-    local units, cost = string.match(fields[f + 1], '^(%d+) (%d+)$')
-    if units and sub(fields[f], 1, 7) == 'closed:' then
-      call('HSET', KEYS[1], fields[f], string.format('%s %d', units, bounded(cost * factor)))
+local new = {version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, older, state[9], state[10], state[11],
+  state[12], #subscriptions, 0}
+local new_prices, periods, counters, moved_to = {}, {}, {}, {}
+for n, loaded in ipairs(subscriptions) do
+  local name, start_ms, end_ms, following, live, _, counted = values(loaded, 1, 7)
+  local at = #new
+  new[at + 1], new[at + 2], new[at + 3] = name, start_ms, end_ms
+  local k = number_of(name) or (n == 1 and not is_known and 1)   -- an account that lost its policy kept its counts in the first
+  local gone, of_counter = {}, {}
+  for i = acc.first + 1, acc.shares, COUNTER do
+    if state[i] == k then
+      local counter = {n, values(state, i + 1, i + COUNTER - 1)}
+      counter[4], counter[5] = 1, 0
+      counters[#counters + 1] = counter
+      of_counter[counter[2]] = counter
+      moved_to[(i - acc.first - 1) / COUNTER + 1] = #counters
+      local tbl = not live[counter[2]] and counter_table(acc, i)
+      if tbl then
+        local fits
+        gone[counter[2]], fits = scaled_table(tbl)
+        if not fits then
+          return fail('OVERFLOW the former price of ' .. counter[2] .. ' of account ' .. id .. ' cannot be represented with ' ..
+            digits .. ' decimals')
+        end
+      end
     end
   end
+  local function counter_named(counter_name)
+    if not of_counter[counter_name] then
+      counters[#counters + 1] = {n, counter_name, 0, 1, 0, 0, 0, 0, 0, 0, 0}
+      of_counter[counter_name] = counters[#counters]
+    end
+    return of_counter[counter_name]
+  end
+  for counter_name in each(live) do
+    counter_named(counter_name)
+  end
+  if not is_known and counted then
+    for counter_name, units in each(counted) do
+      local counter = counter_named(counter_name)
+      counter[9] = max(counter[9], units)
+    end
+  end
+  new_prices[2 * n - 1], new_prices[2 * n] = live, gone
+  periods[n] = following
 end
+new[14] = #counters
+for _, counter in ipairs(counters) do
+  for v = 1, COUNTER do
+    new[#new + 1] = counter[v]
+  end
+end
+for s = acc.shares + 1, acc.size, SHARE do
+  local at = #new
+  new[at + 1], new[at + 2], new[at + 3] = state[s], moved_to[state[s + 1]], state[s + 2]
+end
+
+-- Records of periods that are over are money of the account too.
+if digits ~= stored_digits then
+  local packed = call('HGET', KEYS[1], 'closed')
+  acc.closed = acc.closed or packed and mp_unpack(packed) or {}
+  for c = 5, #acc.closed, 5 do
+    acc.closed[c] = bounded(scaled(acc.closed[c]))
+  end
+  acc.closed_dirty = true
+end
+if not exact then
+  return {'INEXACT', version - 1, stored_digits}
+end
+
+acc.state, acc.policy, acc.limits, acc.subscriptions, acc.slow = new, nil, nil, nil, {}
+acc.prices, acc.prices_dirty = new_prices, true
+account_lay_out(acc)
+set_later(acc, 'periods', mp_pack(periods))
+set_later(acc, 'digits', digits)
+set_later(acc, 'view', view)
+set_later(acc, 'about', about)
 if fence then
-  call('HSET', KEYS[1], 'fence', fence)
+  set_later(acc, 'fence', fence)
 end
-call('HSET', KEYS[1],
-  'policy', mp_pack({version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit}),
-  'state', mp_pack(state),
-  'prices', mp_pack({prices, gone}),
-  'periods', mp_pack(periods),
-  'digits', digits,
-  'info', (string.gsub(info, '"version":0', '"version":' .. version, 1)))
-call('ZADD', KEYS[2], 0, id)
+account_pack(acc)
+account_write(acc)
+if not is_listed then
+  call('ZADD', KEYS[2], 0, id)
+end
+clock_write(KEYS[3], now_us)
 return {'OK', version}

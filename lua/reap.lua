@@ -1,24 +1,31 @@
--- Gives back the holds of a gateway process that died, or that leaves.
--- KEYS [1] instance hash [2] alive zset [3 ...] account hashes that its share fields name
--- ARGV [1] instance id [2] ttl_ms: what age of the heartbeat is death; -1: give back whatever its age
--- reply -1: it lives; else how many shares remain (of accounts that were not among KEYS)
--- Why the caller names the accounts: a script may touch only keys that it was given. It reads the share fields first; shares
--- that appeared in between remain and are counted in the reply, and it calls again.
--- Why the epoch moves even if shares remain: a process that wakes between two calls must not settle, against holds that it took
--- since, what was already given back.
+-- A gateway process departs: it died, or it leaves. What it holds is noted for give_back.lua.
+-- KEYS [1] instance hash [2] alive zset [3] meta hash
+-- ARGV [1] instance id [2] ttl_ms: what age of the heartbeat is death; -1: whatever its age
+-- reply -1: it lives; else how many units it holds
+-- Why its epoch ends at once: a process that wakes later must not settle against holds that are being given back.
 bind()
-local _, now_ms = clock()
-local ttl_ms = number(ARGV[2])
+local now_us, now_ms = clock(KEYS[3])
+local of_instance = call('HMGET', KEYS[1], 'e', 'h')
 local beat = call('ZSCORE', KEYS[2], ARGV[1])
-if ttl_ms >= 0 and beat and now_ms - number(beat) < ttl_ms then
-  return -1
+local ttl_ms = number(ARGV[2])
+if ttl_ms >= 0 and beat then
+  local counted = heartbeat_of(now_ms, number(beat))
+  if now_ms - counted < ttl_ms then
+    if counted ~= number(beat) then
+      call('ZADD', KEYS[2], counted, ARGV[1])
+      clock_write(KEYS[3], now_us)
+    end
+    return -1
+  end
 end
-local remain, fields = shares_return(KEYS, now_ms)
-if fields > 0 then
-  call('HINCRBY', KEYS[1], 'e', 1)
+local held = number(of_instance[2] or 0)
+if held > 0 then
+  call('HSET', KEYS[3], 'departed:' .. of_instance[1], held)
 end
-if remain == 0 then
-  call('PEXPIRE', KEYS[1], 90000000)
-  call('ZREM', KEYS[2], ARGV[1])
+if of_instance[1] then
+  call('HSET', KEYS[1], 'e', 0, 'h', 0)
+  call('PEXPIRE', KEYS[1], FORGET_MS)
 end
-return remain
+call('ZREM', KEYS[2], ARGV[1])
+clock_write(KEYS[3], now_us)
+return held

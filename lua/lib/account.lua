@@ -1,15 +1,30 @@
--- One account in memory: read once, changed in place, written once. Nothing is written before account_write, so that a script
--- that ends in an error has changed nothing.
+-- One account in memory: read once, changed in place, written once. Nothing is written before account_write, so a script that
+-- ends in an error before that has changed nothing.
 --
--- policy {version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit}
--- state  {K, period_start_ms, period_end_ms, tat_us, day, day_count, [name, N, H, lo, hi, a, b] ...}
---        K: the unsettled cost of earlier periods; N: a metric's settled units of this period; H: its held units
--- prices {tables, gone}: maps from metric to price table; `gone` are those that the current plan lacks.
-local HEAD = 6   -- state values before the first metric
-local WIDTH = 7  -- state values a metric
+-- The fields of its hash (docs/ledger.md, "Fields of an account"); msgpack unless said otherwise:
+--   s         the state: all that a request needs
+--   prices    for each subscription two maps from counter to price table: of the plan, and of what the plan lacks by now
+--   periods   for each subscription the ends of the following periods, ms
+--   closed    start_ms, subscription, counter, units, cost of each period that is over, one after another in one array
+--   h<day>    hour of the day, subscription, counter, units of each hour that is over, one after another without an array
+--   i<digest> an idempotency key that was charged; text: until when it counts, ms
+--   view, about, digits, fence: the loader's
+--
+-- The state is one array:
+--   1 version  2 status  3 ceiling  4 counts_unsettled  5 rate_interval_us  6 burst  7 day_limit     the loader's; version 0: no account
+--   8 K  9 tat_us  10 unpaid_tat_us  11 day  12 day_count  13 subscriptions  14 counters
+--   of each subscription   0 name  1 start_ms  2 end_ms
+--   of each counter        0 subscription  1 name  2 adjusted  3 lo  4 hi  5 a  6 b  7 hour  8 N  9 H  10 units of that hour
+--   of each share          0 epoch  1 counter  2 units
+-- K: the unsettled cost of earlier periods; N: settled units of this period, of them `adjusted` by an operator; H: held units, the
+-- sum of the counter's shares; lo, hi, a, b: the straight piece of the price that was used last (pricing.lua).
+local HEAD = 14
+local SUBSCRIPTION = 3
+local COUNTER = 11
+local SHARE = 3
 
 -- A function's variables outlive the call, so an account that was read or written before need not be unpacked anew while its
--- fields are, byte for byte, what they were then. What a call has taken out counts for nothing until the call has written it.
+-- state is, byte for byte, what it was then. What a call has taken out counts for nothing until the call has written it.
 local KNOWN_MAX = 1024
 local known, known_count = {}, 0
 
@@ -29,21 +44,7 @@ local function mp_values(packed)
   return values_read
 end
 
--- A state is packed piece by piece, and an account keeps the pieces that did not change: what precedes the first metric (head),
--- and what follows N and H of each (tails). It is the same array that mp_pack would make, for a third of the cost.
-local KEPT_NUMBERS = 1024
-local packed_numbers, packed_heads = {}, {}
-
-local function pack_number(n)
-  local packed = packed_numbers[n]
-  if not packed then
-    packed = mp_pack(n)
-    if n >= 0 and n < KEPT_NUMBERS then
-      packed_numbers[n] = packed
-    end
-  end
-  return packed
-end
+local packed_heads = {}
 
 local function array_head(count)
   local head = packed_heads[count]
@@ -54,35 +55,25 @@ local function array_head(count)
   return head
 end
 
-local function state_packed(acc)
-  local state, tails = acc.state, acc.tails
-  local count = #state
-  if count > VALUES_MAX then
-    return mp_pack(state)
+-- Where the parts of the state are, and between which instants nothing ends.
+local function account_lay_out(acc)
+  local state = acc.state
+  local first = HEAD + SUBSCRIPTION * state[13]
+  local shares = first + COUNTER * state[14]
+  local size = #state
+  if size < shares or (size - shares) % SHARE ~= 0 then
+    error('a state of ' .. size .. ' values, with ' .. state[13] .. ' subscriptions and ' .. state[14] .. ' counters')
   end
-  if not acc.head then
-    acc.head = mp_pack(state[1], state[2], state[3], state[4], state[5], state[6])
+  acc.first, acc.shares, acc.size = first, shares, size
+  local latest, soonest = 0, MAX_INT
+  for s = HEAD + 1, first, SUBSCRIPTION do
+    latest, soonest = max(latest, state[s + 1]), min(soonest, state[s + 2])
   end
-  if count == HEAD then
-    return array_head(count) .. acc.head
-  end
-  local pieces, p = {array_head(count), acc.head}, 2
-  for i = HEAD + 1, count, WIDTH do
-    local tail = tails[i]
-    if not tail then
-      tail = mp_pack(state[i + 3], state[i + 4], state[i + 5], state[i + 6])
-      tails[i] = tail
-    end
-    pieces[p + 1], pieces[p + 2], pieces[p + 3] = mp_pack(state[i]), pack_number(state[i + 1]), pack_number(state[i + 2])
-    pieces[p + 4] = tail
-    p = p + 4
-  end
-  return concat(pieces)
+  acc.latest_start_ms, acc.soonest_end_ms = latest, soonest
 end
 
-local function account_read(key)
-  local fields = call('HMGET', key, 'policy', 'state')
-  local policy, state = fields[1], fields[2]
+-- `packed`: its field `s` as read, or false. `now_ms`: the ledger's.
+local function account_open(key, packed, now_ms)
   local acc = known[key]
   if not acc then
     acc = {key = key}
@@ -92,74 +83,225 @@ local function account_read(key)
     known[key] = acc
     known_count = known_count + 1
   end
-  if acc.policy_packed ~= policy then
-    acc.policy_packed, acc.policy = policy, policy and mp_values(policy) or nil
+  if not packed or acc.packed ~= packed then
+    acc.packed = nil
+    acc.state = packed and mp_values(packed) or {0, 0, false, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, '', 0, MAX_INT}
+    acc.policy, acc.limits, acc.subscriptions, acc.slow = nil, nil, nil, {}
+    account_lay_out(acc)
   end
-  if not state then
-    acc.state = {0, 0, MAX_INT, 0, 0, 0}
-    acc.head, acc.tails = nil, {}
-  elseif acc.state_packed ~= state then
-    acc.state = mp_values(state)
-    acc.head, acc.tails = nil, {}
-  end
-  acc.state_read, acc.state_packed = state, nil
-  acc.dirty, acc.cost, acc.prices, acc.prices_dirty, acc.pending = false, nil, nil, nil, nil
+  -- Until it is written again: a call may end in an error at any place.
+  acc.packed, acc.packed_read = nil, packed
+  acc.now_ms = account_now(now_ms, acc.latest_start_ms)
+  acc.dirty, acc.cost, acc.prices, acc.closed, acc.hours, acc.set = false, nil, nil, nil, nil, nil
+  acc.prices_dirty, acc.closed_dirty = nil, nil
   return acc
 end
+
+-- The state is packed piece by piece, and an account keeps the pieces that did not change: `policy`, `limits`, `subscriptions`, and
+-- of each counter `slow`, what precedes N. It is the same array that mp_pack would make, for a third of the cost.
+local function state_packed(acc)
+  local state, slow = acc.state, acc.slow
+  if not acc.policy then
+    acc.policy = mp_pack(values(state, 1, 7))
+  end
+  if not acc.limits then
+    acc.limits = mp_pack(state[8], state[9], state[10], state[11], state[12])
+  end
+  if not acc.subscriptions then
+    acc.subscriptions = mp_pack(values(state, 13, acc.first))
+  end
+  local pieces, p = {array_head(acc.size), acc.policy, acc.limits, acc.subscriptions}, 4
+  for i = acc.first + 1, acc.shares, COUNTER do
+    local piece = slow[i]
+    if not piece then
+      piece = mp_pack(values(state, i, i + 7))
+      slow[i] = piece
+    end
+    pieces[p + 1], pieces[p + 2] = piece, mp_pack(state[i + 8], state[i + 9], state[i + 10])
+    p = p + 2
+  end
+  for s = acc.shares + 1, acc.size, SHARE do
+    p = p + 1
+    pieces[p] = mp_pack(state[s], state[s + 1], state[s + 2])
+  end
+  return concat(pieces)
+end
+
+local function set_later(acc, field, value)
+  local set = acc.set or {}
+  acc.set = set
+  set[#set + 1] = field
+  set[#set + 1] = value
+  acc.dirty = true
+end
+
+-- All that can fail of writing; account_write does the rest.
+local function account_pack(acc)
+  if acc.prices_dirty then
+    set_later(acc, 'prices', mp_pack(acc.prices))
+  end
+  if acc.closed_dirty then
+    set_later(acc, 'closed', mp_pack(acc.closed))
+  end
+  if acc.hours then
+    for field, text in each(acc.hours) do
+      set_later(acc, field, text)
+    end
+  end
+  acc.packed_next = acc.dirty and state_packed(acc) or acc.packed_read
+end
+
+local function account_write(acc)
+  if acc.dirty then
+    if acc.set then
+      call('HSET', acc.key, 's', acc.packed_next, values(acc.set))
+    else
+      call('HSET', acc.key, 's', acc.packed_next)
+    end
+  end
+  acc.packed = acc.packed_next
+end
+
+-- Subscriptions and counters
 
 local function account_prices(acc)
   if not acc.prices then
     local packed = call('HGET', acc.key, 'prices')
-    acc.prices = packed and mp_unpack(packed) or {{}, {}}
+    acc.prices = packed and mp_unpack(packed) or {}
   end
   return acc.prices
 end
 
--- The table by which a metric is rated and whether it still takes holds.
-local function account_table(acc, name)
+-- The table by which the counter at position i is rated, and whether it still takes holds.
+local function counter_table(acc, i)
   local prices = account_prices(acc)
-  local tbl = prices[1][name]
+  local state = acc.state
+  local live, gone = prices[2 * state[i] - 1], prices[2 * state[i]]
+  local tbl = live and live[state[i + 1]]
   if tbl then
     return tbl, true
   end
-  return prices[2][name], false
+  return gone and gone[state[i + 1]], false
 end
 
--- Position of a metric's values in the state, or nil.
-local function metric_at(state, name)
-  for i = HEAD + 1, #state, WIDTH do
-    if state[i] == name then
+local function counter_is_live(acc, i)
+  local state = acc.state
+  if state[i + 3] <= state[i + 4] then
+    return true
+  end
+  local _, live = counter_table(acc, i)
+  return live
+end
+
+-- Position of a counter's values, or nil. Of several subscriptions the first one that has a price for it counts, else the first.
+local function counter_at(acc, name)
+  local state, found = acc.state, nil
+  for i = acc.first + 1, acc.shares, COUNTER do
+    if state[i + 1] == name then
+      if state[13] == 1 or counter_is_live(acc, i) then
+        return i
+      end
+      found = found or i
+    end
+  end
+  return found
+end
+
+local function counter_of_subscription(acc, subscription, name)
+  local state = acc.state
+  for i = acc.first + 1, acc.shares, COUNTER do
+    if state[i] == subscription and state[i + 1] == name then
       return i
     end
   end
   return nil
 end
 
-local function metric_add(state, name)
-  local i = #state + 1
-  state[i], state[i + 1], state[i + 2] = name, 0, 0
+local function counter_add(acc, subscription, name)
+  local state, i = acc.state, acc.shares + 1
+  for s = acc.size, i, -1 do
+    state[s + COUNTER] = state[s]
+  end
+  state[i], state[i + 1], state[i + 2] = subscription, name, 0
   state[i + 3], state[i + 4], state[i + 5], state[i + 6] = 1, 0, 0, 0
+  state[i + 7], state[i + 8], state[i + 9], state[i + 10] = 0, 0, 0, 0
+  state[14] = state[14] + 1
+  acc.shares, acc.size = acc.shares + COUNTER, acc.size + COUNTER
+  acc.subscriptions = nil
   return i
 end
 
--- Gives back held units. H cannot fall below zero, as it would where an account lost its data and the instances did not.
-local function metric_unhold(acc, i, units)
-  local h = acc.state[i + 2] - units
-  acc.state[i + 2] = h > 0 and h or 0
+-- Shares
+
+-- Position of the share of an epoch in the counter at position i, or nil.
+local function share_at(acc, i, epoch)
+  local state, c = acc.state, (i - acc.first - 1) / COUNTER + 1
+  for s = acc.shares + 1, acc.size, SHARE do
+    if state[s] == epoch and state[s + 1] == c then
+      return s
+    end
+  end
+  return nil
+end
+
+local function share_add(acc, i, epoch, units)
+  local state = acc.state
+  local s = share_at(acc, i, epoch)
+  if s then
+    state[s + 2] = state[s + 2] + units
+  else
+    s = acc.size + 1
+    state[s], state[s + 1], state[s + 2] = epoch, (i - acc.first - 1) / COUNTER + 1, units
+    acc.size = acc.size + SHARE
+  end
+  state[i + 9] = state[i + 9] + units
   acc.dirty = true
 end
 
--- worst(N, h) of the metric at position i. Keeps the straight piece that it found, unless the metric is gone from the
--- plan (a kept piece would let holds through), has no price, which costs nothing, or the piece begins beyond 2^53.
-local function metric_worst(acc, i, h)
+-- Takes at most `units` out of a share and out of H. Returns how many.
+local function share_take(acc, i, s, units)
   local state = acc.state
-  local n = state[i + 1]
+  local left = state[s + 2] - units
+  if left > 0 then
+    state[s + 2] = left
+  else
+    units = state[s + 2]
+    local last = acc.size - SHARE
+    state[s], state[s + 1], state[s + 2] = state[last + 1], state[last + 2], state[last + 3]
+    state[last + 1], state[last + 2], state[last + 3] = nil, nil, nil
+    acc.size = last
+  end
+  state[i + 9] = state[i + 9] - units
+  acc.dirty = true
+  return units
+end
+
+-- Takes every share of these epochs out. `given`: epoch to units, which grows.
+local function shares_of_epochs(acc, epochs, given)
+  local state, s = acc.state, acc.shares + 1
+  while s < acc.size do
+    local epoch = state[s]
+    if epochs[epoch] then
+      given[epoch] = (given[epoch] or 0) + share_take(acc, acc.first + (state[s + 1] - 1) * COUNTER + 1, s, MAX_INT)
+    else
+      s = s + SHARE
+    end
+  end
+end
+
+-- Money
+
+-- worst(N, h) of the counter at position i. Keeps the straight piece that it found, unless the counter is gone from the
+-- plan (a kept piece would let holds through), has no price, which costs nothing, or the piece begins beyond 2^53.
+local function counter_worst(acc, i, h)
+  local state = acc.state
+  local n = state[i + 8]
   local top = n + h
   local lo = state[i + 3]
   if top <= state[i + 4] and n >= lo then
     return state[i + 5] + state[i + 6] * (top - lo)
   end
-  local tbl, live = account_table(acc, state[i])
+  local tbl, live = counter_table(acc, i)
   if not tbl then
     return 0
   end
@@ -168,7 +310,7 @@ local function metric_worst(acc, i, h)
     lo, hi, a, b = price_piece(tbl, top)
     if a <= MAX_INT then
       state[i + 3], state[i + 4], state[i + 5], state[i + 6] = lo, hi, a, b
-      acc.tails[i] = nil
+      acc.slow[i] = nil
       acc.dirty = true
     end
     if n >= lo then
@@ -178,20 +320,11 @@ local function metric_worst(acc, i, h)
   return price_worst(tbl, n, h)
 end
 
-local function metric_is_live(acc, i)
-  local state = acc.state
-  if state[i + 3] <= state[i + 4] then
-    return true
-  end
-  local _, live = account_table(acc, state[i])
-  return live
-end
-
--- Sum of worst cases over all metrics.
+-- Sum of worst cases over all counters.
 local function account_cost(acc)
   local state, total = acc.state, 0
-  for i = HEAD + 1, #state, WIDTH do
-    total = total + metric_worst(acc, i, state[i + 2])
+  for i = acc.first + 1, acc.shares, COUNTER do
+    total = total + counter_worst(acc, i, state[i + 9])
   end
   return total
 end
@@ -201,145 +334,170 @@ local function bounded(money)
   return money > MAX_INT and MAX_INT or money
 end
 
-local function account_set_later(acc, field, value)
-  local pending = acc.pending or {}
-  acc.pending = pending
-  pending[#pending + 1] = field
-  pending[#pending + 1] = value
+-- Counts
+
+-- The counts of the hour that was counted last leave the state. An hour that the clock comes back to is written twice; its
+-- units are the sum.
+local function hour_close(acc, i)
+  local state = acc.state
+  local hour, units = state[i + 7], state[i + 10]
+  if units ~= 0 then
+    local field = 'h' .. floor(hour / 24)
+    local hours = acc.hours or {}
+    acc.hours = hours
+    local subscription = state[HEAD + 1 + (state[i] - 1) * SUBSCRIPTION]
+    hours[field] = (hours[field] or call('HGET', acc.key, field) or '') ..
+      mp_pack(hour % 24, subscription, state[i + 1], units)
+    state[i + 10] = 0
+    acc.dirty = true
+  end
 end
 
--- Ends the period at `new_start`: its cost moves into K, every N restarts at 0, holds stay.
-local function account_close_period(acc, new_start)
+-- Settled units grow here only, and so do the hour's.
+local function counter_charge(acc, i, units)
   local state = acc.state
-  local kept = {state[1], new_start, state[3], state[4], state[5], state[6]}
-  local prices = account_prices(acc)
-  for i = HEAD + 1, #state, WIDTH do
-    local name, n, h = state[i], state[i + 1], state[i + 2]
-    local tbl, live = account_table(acc, name)
-    local cost = bounded(tbl and price_cost(tbl, n) or 0)
-    if n > 0 or cost > 0 then
-      account_set_later(acc, string.format('closed:%d:%s', state[2], name), string.format('%d %d', n, cost))
-    end
-    kept[1] = bounded(kept[1] + cost)
-    if live or h > 0 then
-      local at = metric_add(kept, name)
-      kept[at + 2] = h
-    end
-    if not live and prices[2][name] and h == 0 then
-      prices[2][name] = nil
-      acc.prices_dirty = true
-    end
+  local hour = floor(acc.now_ms / HOUR_MS)
+  if hour ~= state[i + 7] then
+    hour_close(acc, i)
+    state[i + 7] = hour
+    acc.slow[i] = nil
   end
-  acc.state = kept
-  acc.head, acc.tails = nil, {}
+  local n, of_hour = state[i + 8] + units, state[i + 10] + units
+  if n > MAX_INT or of_hour > MAX_INT then
+    error('the settled units of ' .. state[i + 1] .. ' would exceed 2^53')
+  end
+  state[i + 8], state[i + 10] = n, of_hour
   acc.dirty = true
 end
 
--- Skips `count` whole periods in which nothing was used; only what a first tier's flat fee makes due at zero units is added.
-local function account_skip_periods(acc, count, length)
+-- Periods
+
+local function closed_add(acc, start_ms, subscription, name, units, cost)
+  local closed = acc.closed
+  if not closed then
+    local packed = call('HGET', acc.key, 'closed')
+    closed = packed and mp_unpack(packed) or {}
+    acc.closed = closed
+  end
+  local n = #closed
+  closed[n + 1], closed[n + 2], closed[n + 3], closed[n + 4], closed[n + 5] = start_ms, subscription, name, units, cost
+  acc.closed_dirty = true
+end
+
+-- Removes counters that have no price any more, and nothing held.
+local function counters_drop(acc, gone)
   local state = acc.state
-  for i = HEAD + 1, #state, WIDTH do
-    local tbl = account_table(acc, state[i])
-    local cost = bounded(tbl and price_cost(tbl, 0) * count or 0)
-    if cost > 0 then
-      account_set_later(acc, string.format('closed:%d:%s', state[2], state[i]), string.format('0 %d', cost))
-      state[1] = bounded(state[1] + cost)
+  local kept, number_of, count = {values(state, 1, acc.first)}, {}, 0
+  for i = acc.first + 1, acc.shares, COUNTER do
+    if gone[i] then
+      hour_close(acc, i)
+    else
+      count = count + 1
+      number_of[(i - acc.first - 1) / COUNTER + 1] = count
+      for v = i, i + COUNTER - 1 do
+        kept[#kept + 1] = state[v]
+      end
     end
   end
-  state[2] = state[2] + count * length
-  state[3] = state[3] + count * length
-  acc.head = nil
+  for s = acc.shares + 1, acc.size, SHARE do
+    local size = #kept
+    kept[size + 1], kept[size + 2], kept[size + 3] = state[s], number_of[state[s + 1]], state[s + 2]
+  end
+  kept[14] = count
+  acc.state = kept
+  acc.slow, acc.subscriptions = {}, nil
+  account_lay_out(acc)
+end
+
+-- Ends the period of subscription number k at `new_start_ms`: its cost moves into K, every N restarts at 0, holds stay.
+local function subscription_close_period(acc, k, new_start_ms)
+  local state, prices = acc.state, account_prices(acc)
+  local at = HEAD + 1 + (k - 1) * SUBSCRIPTION
+  local gone, some_gone = {}, false
+  for i = acc.first + 1, acc.shares, COUNTER do
+    if state[i] == k then
+      local name, n = state[i + 1], state[i + 8]
+      local tbl, live = counter_table(acc, i)
+      local cost = bounded(tbl and price_cost(tbl, n) or 0)
+      if n ~= 0 or cost > 0 then
+        closed_add(acc, state[at + 1], state[at], name, n, cost)
+      end
+      state[8] = bounded(state[8] + cost)
+      state[i + 2], state[i + 3], state[i + 4], state[i + 5], state[i + 6] = 0, 1, 0, 0, 0
+      state[i + 8] = 0
+      if not live and state[i + 9] == 0 then
+        gone[i], some_gone = true, true
+        if tbl then
+          prices[2 * k][name] = nil
+          acc.prices_dirty = true
+        end
+      end
+    end
+  end
+  state[at + 1] = new_start_ms
+  acc.limits, acc.subscriptions, acc.slow = nil, nil, {}
+  acc.dirty = true
+  if some_gone then
+    counters_drop(acc, gone)
+  end
+end
+
+-- Skips `count` whole periods in which nothing was used; only what a first tier's flat fee makes due at zero units is added.
+local function subscription_skip_periods(acc, k, count, length)
+  local state = acc.state
+  local at = HEAD + 1 + (k - 1) * SUBSCRIPTION
+  for i = acc.first + 1, acc.shares, COUNTER do
+    if state[i] == k then
+      local tbl = counter_table(acc, i)
+      local cost = bounded(tbl and price_cost(tbl, 0) * count or 0)
+      if cost > 0 then
+        closed_add(acc, state[at + 1], state[at], state[i + 1], 0, cost)
+        state[8] = bounded(state[8] + cost)
+      end
+    end
+  end
+  state[at + 1] = state[at + 1] + count * length
+  state[at + 2] = state[at + 2] + count * length
+end
+
+-- Closes every period of subscription number k that has ended. Returns the ends that are still to come.
+local function subscription_roll(acc, k, ends)
+  local at, next_end = HEAD + 1 + (k - 1) * SUBSCRIPTION, 1
+  while acc.now_ms >= acc.state[at + 2] do
+    local start_ms, end_ms = acc.state[at + 1], acc.state[at + 2]
+    subscription_close_period(acc, k, end_ms)
+    while ends[next_end] and ends[next_end] <= end_ms do
+      next_end = next_end + 1
+    end
+    if ends[next_end] then
+      acc.state[at + 2] = ends[next_end]
+    else
+      -- The loader gave no more ends: the last length repeats, in one step however long the account slept.
+      local length = end_ms - start_ms
+      acc.state[at + 2] = end_ms + length
+      local missed = floor((acc.now_ms - end_ms) / length)
+      if missed > 0 then
+        subscription_skip_periods(acc, k, missed, length)
+      end
+    end
+  end
+  return {values(ends, next_end + (ends[next_end] and 1 or 0))}
 end
 
 -- Closes every period that has ended. Costs one comparison when none has.
-local function account_roll(acc, now_ms)
-  if now_ms < acc.state[3] then
+local function account_roll(acc)
+  if acc.now_ms < acc.soonest_end_ms then
     return
   end
   local packed = call('HGET', acc.key, 'periods')
   local periods = packed and mp_unpack(packed) or {}
-  local at = 1
-  while now_ms >= acc.state[3] do
-    local start, ending = acc.state[2], acc.state[3]
-    account_close_period(acc, ending)
-    while periods[at] and periods[at] <= ending do
-      at = at + 1
-    end
-    if periods[at] then
-      acc.state[3] = periods[at]
-    else
-      -- The loader gave no more ends: the last length repeats, in one step however long the account slept.
-      local length = ending - start
-      acc.state[3] = ending + length
-      local missed = floor((now_ms - ending) / length)
-      if missed > 0 then
-        account_skip_periods(acc, missed, length)
-      end
+  for k = 1, acc.state[13] do
+    local at = HEAD + 1 + (k - 1) * SUBSCRIPTION
+    periods[k] = periods[k] or {}
+    if acc.now_ms >= acc.state[at + 2] then
+      periods[k] = subscription_roll(acc, k, periods[k])
     end
   end
-  local rest = {}
-  for i = at + 1, #periods do
-    rest[#rest + 1] = periods[i]
-  end
-  account_set_later(acc, 'periods', mp_pack(rest))
-end
-
-local function account_write_pending(acc)
-  local pending = acc.pending
-  if pending then
-    for p = 1, #pending, 2 do
-      call('HSET', acc.key, pending[p], pending[p + 1])
-    end
-  end
-end
-
-local function account_write(acc)
-  account_write_pending(acc)
-  if acc.prices_dirty then
-    call('HSET', acc.key, 'prices', mp_pack(acc.prices))
-  end
-  local packed = acc.state_read
-  if acc.dirty then
-    packed = state_packed(acc)
-    call('HSET', acc.key, 'state', packed)
-  end
-  acc.state_packed = packed
-end
-
--- Takes the shares of the instance keys[1] out of the holds of the accounts keys[3 ...].
--- Returns how many shares of other accounts remain, and how many fields the instance had.
-local function shares_return(keys, now_ms)
-  local given, accounts, gone, remain = {}, {}, {}, 0
-  for k = 3, #keys do
-    given[keys[k]] = true
-  end
-  local fields = call('HGETALL', keys[1])
-  for f = 1, #fields, 2 do
-    local cut = string.find(fields[f], '\0', 1, true)
-    if cut then
-      local key, metric = sub(fields[f], 1, cut - 1), sub(fields[f], cut + 1)
-      if given[key] then
-        local acc = accounts[key]
-        if not acc then
-          acc = account_read(key)
-          account_roll(acc, now_ms)
-          accounts[key] = acc
-        end
-        local i = metric_at(acc.state, metric)
-        if i then
-          metric_unhold(acc, i, number(fields[f + 1]))
-        end
-        gone[#gone + 1] = fields[f]
-      else
-        remain = remain + 1
-      end
-    end
-  end
-  for _, acc in each(accounts) do
-    account_write(acc)
-  end
-  for g = 1, #gone do
-    call('HDEL', keys[1], gone[g])
-  end
-  return remain, #fields / 2
+  set_later(acc, 'periods', mp_pack(periods))
+  account_lay_out(acc)
 end

@@ -1,6 +1,66 @@
--- Valkey's clock, the only one that decides anything.
-local function clock()
-  local t = call('TIME')
-  local us = t[1] * 1000000 + t[2]
-  return us, floor(us / 1000)
+-- The ledger's clock, and what must never go back with it.
+--
+-- A server's clock can be set back, and a replica that takes over has another one. The ledger's clock is the server's, with
+-- these rules:
+-- * While the server is at most CLOCK_HOLDS_US behind the latest instant that the partition has seen, the clock stands.
+-- * Further back it follows the server; the caller is told both instants, for an alert.
+-- * Even then an account goes back neither a period nor a day (account_now, day_of), no rate limit waits for an instant that
+--   was written by the other clock (tat_of), and a heartbeat from the future counts as one of now (heartbeat_of).
+-- The latest instant is the field `t` of the partition's meta hash, in µs. `stepped` is set by the call: {latest, server's}.
+local CLOCK_HOLDS_US = 5000000
+local DAY_US = 86400000000
+local HOUR_MS = 3600000
+
+local stepped
+
+-- Now in µs and in ms, and the format that the partition has.
+local function clock(meta)
+  local us = server_time_us()
+  local stored = call('HMGET', meta, 't', 'format')
+  local latest = number(stored[1] or 0)
+  stepped = nil
+  if us < latest then
+    if latest - us <= CLOCK_HOLDS_US then
+      us = latest
+    else
+      stepped = {latest, us}
+    end
+  end
+  return us, floor(us / 1000), stored[2]
+end
+
+-- Notes now as seen, and a step for whoever looks later.
+local function clock_write(meta, us)
+  if stepped then
+    call('HSET', meta, 't', us, 'stepped', string.format('%.0f %.0f', stepped[1], stepped[2]))
+  else
+    call('HSET', meta, 't', us)
+  end
+end
+
+-- The instant at which a change of the account happens: not before its current period began. It is the time of the event too, so an
+-- event lies in the period that it is charged to.
+local function account_now(now_ms, latest_start_ms)
+  return now_ms >= latest_start_ms and now_ms or latest_start_ms
+end
+
+-- The day that counts, and how many requests of it were counted.
+local function day_of(now_us, day, day_count)
+  local today = floor(now_us / DAY_US)
+  if today > day then
+    return today, 0
+  end
+  return day, day_count
+end
+
+-- A theoretical arrival time (GCRA) is never further away than a full burst makes it.
+local function tat_of(now_us, tat, interval, burst)
+  if tat <= now_us then
+    return now_us
+  end
+  return min(tat, now_us + interval * burst)
+end
+
+local function heartbeat_of(now_ms, beat_ms)
+  return min(beat_ms, now_ms)
 end

@@ -7,7 +7,6 @@
 --
 -- All arithmetic is on doubles that hold integers, and every intermediate value lies between zero and the result. So a
 -- cost below 2^53 is exact, and one that would reach 2^53 comes out as at least that; a hold that asks for it is refused.
-local MAX_INT = 9007199254740991
 
 -- The straight piece of the table that covers n: returns lo, hi, a, b so that cost(x) = a + b*(x - lo) for every integer
 -- x in lo..hi. Counting from lo keeps a and b*(x - lo) below the cost; from zero, b*x could pass 2^53 where the cost does not.

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Final
 from zlib import crc32
 
-PARTITIONS = 16
+FORMAT: Final = 2
+"""Of what is stored (docs/ledger.md, "Format"). It is part of every key, so a release never reads another format's."""
+
+PARTITIONS: Final = 64
+PARTITIONS_MAX: Final = 1024
+"""As in lua/lib/names.lua: the number of a home partition is part of an epoch."""
+
+FIRST_FORMAT_PARTITIONS: Final = 16
+"""The default of release 0.2, whose ledger had format 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +27,21 @@ class Keys:
     _tags: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tags", tuple(f"{self.prefix}:{{p{p:02d}}}:" for p in range(self.partitions)))
+        object.__setattr__(self, "_tags", tuple(f"{self.prefix}:v{FORMAT}:{{p{p:02d}}}:" for p in range(self.partitions)))
 
     def partition(self, account: str) -> int:
         return crc32(account.encode()) % self.partitions
 
     def account(self, account: str) -> str:
         return f"{self._tags[self.partition(account)]}account:{account}"
+
+    def meta(self, partition: int) -> str:
+        """What a partition says of itself: format, partitions, generation, the latest instant, departed instances."""
+        return f"{self._tags[partition]}meta"
+
+    def first_format(self, partition: int, name: str) -> str:
+        """A key of release 0.2."""
+        return f"{self.prefix}:{{p{partition:02d}}}:{name}"
 
     def accounts(self, partition: int) -> str:
         return f"{self._tags[partition]}accounts"
@@ -46,9 +63,13 @@ class Keys:
         """Outbox entries that OpenMeter has accepted, kept for a while."""
         return f"{self._tags[partition]}sent"
 
-    def hour(self, partition: int, hour: int) -> str:
-        """Units settled in an hour, by account and metric. ``hour``: hours since the Unix epoch."""
-        return f"{self._tags[partition]}hour:{hour}"
+    def refused(self, partition: int) -> str:
+        """Settles that no account can take."""
+        return f"{self._tags[partition]}refused"
+
+    def audited_hour(self, hour: int) -> str:
+        """Notes of the audit about an hour. ``hour``: hours since the Unix epoch."""
+        return f"{self._tags[0]}audited:{hour}"
 
     def billing(self, account: str) -> str:
         """The reconcile state of an account."""
@@ -77,14 +98,12 @@ class Keys:
         """Digests of the webhooks that were acted upon."""
         return f"{self._tags[0]}webhooks-seen"
 
-    def idempotency(self, account: str, scope: bytes) -> str:
-        """``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is the
-        caller's to choose."""
-        return f"{self._tags[self.partition(account)]}idem:{idempotency_digest(account, scope)}"
-
-    def api_key(self, sha256_hex: str) -> str:
-        return f"{self._tags[crc32(sha256_hex.encode()) % self.partitions]}apikey:{sha256_hex}"
+    def api_keys(self, sha256: bytes) -> str:
+        """The hash that has an API key, one of many small ones: Valkey stores those in a third of the memory."""
+        return f"{self._tags[crc32(sha256) % self.partitions]}apikeys:{sha256[0]:02x}"
 
 
-def idempotency_digest(account: str, scope: bytes) -> str:
-    return hashlib.blake2b(account.encode() + b"\0" + scope, digest_size=16).hexdigest()
+def idempotency_digest(account: str, scope: bytes) -> bytes:
+    """16 bytes. ``scope``: what makes two calls the same one: method, path and the caller's key. Hashed, since it is
+    the caller's to choose."""
+    return hashlib.blake2b(account.encode() + b"\0" + scope, digest_size=16).digest()

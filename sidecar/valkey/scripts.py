@@ -14,7 +14,7 @@ from pathlib import Path
 
 NAME_DIGITS = 16
 
-_LIBRARY = ("names", "clock", "pricing", "account", "hours")
+_LIBRARY = ("names", "time", "clock", "pricing", "account")
 
 
 @dataclass(frozen=True, slots=True)

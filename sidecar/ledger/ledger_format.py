@@ -1,0 +1,142 @@
+"""What a ledger says of itself: format, number of partitions, and the generation of each (docs/ledger.md, "Format").
+
+Every partition carries it in its meta hash. Who starts on a ledger reads all of them first, so that a release that knows
+another format, or a configuration with another number of partitions, ends with a clear word and not with an empty ledger.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sidecar.basics.errors import SetupError
+from sidecar.basics.logger import get_logger
+from sidecar.ledger.keys import FORMAT, Keys
+from sidecar.valkey.calls import call_each, raise_first, script_call
+from sidecar.valkey.scripts import script
+from sidecar.valkey.topology import Client
+
+log = get_logger("sidecar.ledger")
+
+
+class FormatError(SetupError):
+    """The ledger cannot be used by this release, or with this configuration. The message says what it has and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionFormat:
+    """``generation``: ``<random>:<count>``. The random part is another one whenever a ledger begins; the count grows when
+    its data is replaced on purpose (a migration, an import)."""
+
+    format: int
+    partitions: int
+    generation: str
+    is_new: bool
+
+    def check(self, keys: Keys) -> None:
+        """Raises :class:`FormatError` unless this release and these keys fit."""
+        if self.format == 1:
+            raise FormatError(
+                f"the ledger with the prefix {keys.prefix!r} has format 1 (release 0.2), this release has format {FORMAT}: "
+                "stop the gateways and control planes of release 0.2, then run: sidecar ledger migrate"
+            )
+        if self.format != FORMAT:
+            raise FormatError(
+                f"the ledger with the prefix {keys.prefix!r} has format {self.format}, this release has format {FORMAT}: "
+                "use a release that has it"
+            )
+        if self.partitions != keys.partitions:
+            raise FormatError(
+                f"the ledger with the prefix {keys.prefix!r} has {self.partitions} partitions, ledger.partitions says "
+                f"{keys.partitions}: set {self.partitions} (sidecar ledger export and import change the number)"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFormat:
+    """``generations``: of each partition. ``new``: partitions that had nothing and were made by this call."""
+
+    generations: tuple[str, ...]
+    new: tuple[int, ...] = ()
+
+
+def new_generation() -> str:
+    """The generation of a ledger that begins."""
+    return f"{secrets.token_hex(8)}:0"
+
+
+def open_arguments(keys: Keys, partition: int, generation: str) -> tuple[list[str], list[str | int]]:
+    """Keys and arguments of ``lua/open.lua``."""
+    names = [
+        keys.meta(partition), keys.outbox(partition),
+        keys.first_format(partition, "accounts"), keys.first_format(partition, "alive"),
+    ]  # fmt: skip
+    return names, [keys.partitions, generation]
+
+
+def partition_format(reply: Any) -> PartitionFormat | None:
+    """What ``lua/open.lua`` answered. None: the partition has nothing.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    try:
+        format_, partitions, generation, is_new = reply
+        if not format_:
+            return None
+        return PartitionFormat(int(format_), int(partitions or 0), generation.decode(), bool(is_new))
+    except (TypeError, ValueError):
+        raise FormatError(f"the ledger's format cannot be read: {reply!r}"[:300]) from None
+
+
+async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> LedgerFormat:
+    """Reads what all partitions say of themselves. With ``create``, those that have nothing become new ones.
+
+    Raises:
+        FormatError: the ledger does not fit; or it has nothing and ``create`` is off.
+        RedisError, OSError: Valkey cannot be reached.
+    """
+    found = await _read(client, keys, range(keys.partitions), "")
+    for one in found:
+        if one is not None:
+            one.check(keys)
+    missing = [partition for partition, one in enumerate(found) if one is None]
+    generations = [one.generation if one else "" for one in found]
+    if not missing:
+        return LedgerFormat(tuple(generations))
+    if not create:
+        raise FormatError(_nothing(keys, missing))
+    generation = new_generation()
+    if len(missing) < keys.partitions:
+        # Some are there: a server of a cluster lost its data, or who made the ledger was interrupted.
+        random, _, count = next(filter(None, generations)).partition(":")
+        generation = f"{random}:{int(count) + 1}"
+        log.warning("partitions of the ledger had no data and are made anew", partitions=missing, generation=generation)
+    for partition, one in zip(missing, await _read(client, keys, missing, generation), strict=True):
+        assert one is not None
+        one.check(keys)
+        generations[partition] = one.generation
+    return LedgerFormat(tuple(generations), tuple(missing))
+
+
+def _nothing(keys: Keys, missing: list[int]) -> str:
+    if len(missing) == keys.partitions:
+        return (
+            f"there is no ledger with the prefix {keys.prefix!r}, and ledger.expect is existing: its data was lost, "
+            "or valkey_url or ledger.prefix names another place"
+        )
+    return f"partitions {', '.join(map(str, missing))} of the ledger have no data, and ledger.expect is existing"
+
+
+async def _read(client: Client, keys: Keys, partitions: Iterable[int], generation: str) -> list[PartitionFormat | None]:
+    text = script("open").text
+    calls = []
+    for partition in partitions:
+        names, arguments = open_arguments(keys, partition, generation)
+        calls.append(script_call(text, names, *arguments))
+    replies = await call_each(client, calls)
+    raise_first(replies)
+    return [partition_format(reply) for reply in replies]
+
