@@ -12,7 +12,7 @@ import orjson
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.comparison import Cell, Tail
-from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry
+from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry, event_times
 from sidecar.metering.outbox.outbox import SKIPPED
 from sidecar.valkey.topology import Client
 
@@ -21,6 +21,10 @@ PAGE_ENTRIES: Final = 32
 
 ENTRIES_MAX: Final = {"outbox": 200_000, "dead": 50_000, "sent": 2_000_000}
 """Entries of all partitions that one audit looks at."""
+
+AHEAD_MS: Final = 24 * HOUR_MS
+"""How much earlier than its hour an event may have been accepted. Nothing is accepted before it is charged, but an
+account's time may be ahead of a server whose clock went back."""
 
 Fields = Mapping[bytes, bytes]
 
@@ -122,8 +126,7 @@ class Streams:
 
     async def _tail_pages(self, hours: Collection[int]) -> AsyncIterator[list[tuple[int, Fields]]]:
         """``ENTRIES_MAX`` entries at most, with the time of their acceptance in ms."""
-        # Nothing is accepted before the hour in which it was charged.
-        start = f"{min(hours) * HOUR_MS}-0"
+        start = f"{max(0, min(hours) * HOUR_MS - AHEAD_MS)}-0"
         left = ENTRIES_MAX["sent"]
         for partition in range(self._keys.partitions):
             async for page in self._pages(self._keys.sent(partition), start):
@@ -143,12 +146,11 @@ class Streams:
                 return
 
     def _events(self, fields: Fields, hours: Collection[int]) -> list[TailEvent]:
-        """The events of an entry if it lies in one of the hours; none if it cannot be read."""
-        time = fields.get(b"t", b"")
-        hour = int(time) // HOUR_MS if time.isdigit() and len(time) <= 20 else -1
-        if hour not in hours:
-            return []
+        """The events of an entry that lie in one of the hours; none if it cannot be read."""
         try:
+            times = event_times(fields)
+            if not any(ms // HOUR_MS in hours for ms in times.all()):
+                return []
             bodies = decode_entry(fields, self._attributes).bodies
         except MalformedEntry:
             return []
@@ -156,7 +158,8 @@ class Streams:
         found = []
         for body in bodies:
             event = orjson.loads(body)
-            if event["id"].rpartition(".")[2] not in skipped:
+            hour = times.of(event["subject"]) // HOUR_MS
+            if hour in hours and event["id"].rpartition(".")[2] not in skipped:
                 data = event["data"]
                 found.append(TailEvent(Cell(hour, event["subject"], str(data["metric"])), data["units"], body))
         return found

@@ -3,7 +3,9 @@
 An entry is what ``batch.lua`` writes (docs/ledger.md, "Outbox entry"): ``o`` origin, ``q`` sequence number, ``t``
 time in ms, ``e`` JSON ``[event, …]``, each event an array ``[account, metric, units, route, method, status,
 response_time_ms, interaction_id, traceparent]``. A further field ``i``, 0 when it is missing, is the number of the
-first event: an entry that was cut to one of its events keeps that event's id.
+first event: an entry that was cut to one of its events keeps that event's id. A field ``a``, JSON ``{account: ms}``,
+has the time of those accounts whose events have another one than ``t``: after the server's clock went back behind the
+start of an account's period, its events lie in the period that they are charged to. :class:`EventTimes` decides.
 
 The events follow CloudEvents 1.0 and OpenMeter's ``Event``. OpenMeter truncates their time to whole seconds.
 """
@@ -46,6 +48,21 @@ class InvalidEvent:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class EventTimes:
+    """When the events of an entry happened, in ms since 1970: at ``usual_ms``, but for accounts in ``others_ms``."""
+
+    usual_ms: int
+    others_ms: Mapping[str, int]
+
+    def of(self, account: str) -> int:
+        return self.others_ms.get(account, self.usual_ms)
+
+    def all(self) -> tuple[int, ...]:
+        """Every time that an event of the entry may have."""
+        return (self.usual_ms, *self.others_ms.values())
+
+
 class Decoded(NamedTuple):
     """``bodies``: the JSON of each valid event, in order. ``invalid_events``: the others."""
 
@@ -60,7 +77,9 @@ def decode_entry(fields: Mapping[bytes, bytes], attributes: EventAttributes) -> 
         MalformedEntry: a field is missing, too large or not what it should be.
     """
     prefix = f"{_text(fields, b'o')}.{_number(fields, b'q')}."
-    time = _rfc3339(_number(fields, b"t"))
+    times = event_times(fields)
+    usual = _rfc3339(times.usual_ms, "t")
+    others = {account: _rfc3339(ms, "a") for account, ms in times.others_ms.items()}
     number = _number(fields, b"i") if b"i" in fields else 0
     source, kind, dumps = attributes.source, attributes.type, orjson.dumps
     bodies: list[bytes] = []
@@ -94,7 +113,7 @@ def decode_entry(fields: Mapping[bytes, bytes], attributes: EventAttributes) -> 
             "source": source,
             "type": kind,
             "subject": account,
-            "time": time,
+            "time": others.get(account, usual) if others else usual,
             "data": data,
         }
         try:
@@ -102,6 +121,24 @@ def decode_entry(fields: Mapping[bytes, bytes], attributes: EventAttributes) -> 
         except orjson.JSONEncodeError as error:
             invalid_events.append(InvalidEvent(position, f"cannot be written as JSON: {error}"))
     return Decoded(bodies, invalid_events)
+
+
+def event_times(fields: Mapping[bytes, bytes]) -> EventTimes:
+    """The times of an entry's events.
+
+    Raises:
+        MalformedEntry: the field ``t`` is missing, or ``t`` or ``a`` is not what it should be.
+    """
+    usual_ms = _number(fields, b"t")
+    if b"a" not in fields:
+        return EventTimes(usual_ms, {})
+    try:
+        others_ms = orjson.loads(_field(fields, b"a"))
+    except orjson.JSONDecodeError as error:
+        raise MalformedEntry(f"field a is not JSON: {error}") from None
+    if not isinstance(others_ms, dict) or not all(type(ms) is int and ms >= 0 for ms in others_ms.values()):
+        raise MalformedEntry("field a is not a JSON object of accounts and whole numbers")
+    return EventTimes(usual_ms, others_ms)
 
 
 def count_events(fields: Mapping[bytes, bytes]) -> int:
@@ -120,7 +157,14 @@ def single_event(fields: Mapping[bytes, bytes], position: int) -> dict[bytes, by
     """
     number = (_number(fields, b"i") if b"i" in fields else 0) + position
     event = _events(fields)[position]
-    return {**fields, b"i": b"%d" % number, b"e": json.dumps([event], separators=(",", ":")).encode()}
+    cut = {**fields, b"i": b"%d" % number, b"e": json.dumps([event], separators=(",", ":")).encode()}
+    others_ms = event_times(fields).others_ms
+    if others_ms:
+        del cut[b"a"]
+        account = event[0] if isinstance(event, list) and event else None
+        if isinstance(account, str) and account in others_ms:
+            cut[b"a"] = orjson.dumps({account: others_ms[account]})
+    return cut
 
 
 def position_of(event_id: str, fields: Mapping[bytes, bytes]) -> int:
@@ -170,14 +214,14 @@ def _number(fields: Mapping[bytes, bytes], name: bytes) -> int:
     return int(value)
 
 
-def _rfc3339(time_ms: int) -> str:
+def _rfc3339(time_ms: int, field: str) -> str:
     seconds, ms = divmod(time_ms, 1000)
-    return f"{_second(seconds)}.{ms:03d}Z"
+    try:
+        return f"{_second(seconds)}.{ms:03d}Z"
+    except (OverflowError, ValueError, OSError):
+        raise MalformedEntry(f"field {field} is not a time that can be written") from None
 
 
 @lru_cache(maxsize=256)  # entries come in the order of their times, many in one second
 def _second(seconds: int) -> str:
-    try:
-        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        raise MalformedEntry("field t is not a time that can be written") from None
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"

@@ -35,7 +35,7 @@ local keep_ms, keep_max = tonumber(ARGV[4]), ARGV[5]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local keeping = keep_ms > 0
-local KEPT = {o = true, q = true, t = true, e = true, i = true}
+local KEPT = {o = true, q = true, t = true, e = true, i = true, a = true}
 
 -- The tail only serves the audit. A server without memory for it needs its memory for the ledger, which refuses every
 -- hold without. The audit reports what it would have needed the tail for.
@@ -45,7 +45,7 @@ local function drop_tail()
 end
 
 local function keep(fields, skip)
-  if #fields > 10 then
+  if #fields > 12 then
     -- No gateway wrote that, and Lua cannot pass thousands of values on.
     local known = {}
     for i = 1, #fields, 2 do

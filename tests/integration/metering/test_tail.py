@@ -17,6 +17,7 @@ from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.conftest import start_valkey
 from tests.integration.metering.kit import (
+    T_MS,
     RefusingProxy,
     Valkey,
     entry,
@@ -118,6 +119,27 @@ async def test_of_an_entry_with_dead_letters_the_rest_is_kept_and_says_what_is_n
         await requeue_dead_letters(client, keys, [chosen.id])
         await until(lambda: outbox_is_empty(valkey, keys))
     assert stored(valkey, keys.sent(0))[1:] == [chosen.fields]
+
+
+async def test_the_times_of_accounts_stay_with_what_is_kept_and_with_dead_letters(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter
+) -> None:
+    ahead = b'{"poison-1":1767232800000,"tpp-1":1767229200000}'
+    rows = [event("tpp-1"), event("poison-1"), event("tpp-2")]
+    odd = {f"odd-{number}": b"x" for number in range(10)}
+    valkey.xadd(keys.outbox(0), {**entry("gw", 1, rows), "a": ahead})
+    valkey.xadd(keys.outbox(1), {**odd, **entry("gw", 2, [event("tpp-1")]), "a": ahead})
+    gatekeeper = RefusingProxy(first_poisoned)
+    async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)):
+        await until(lambda: outbox_is_empty(valkey, keys))
+        assert [fields[b"a"] for partition in (0, 1) for fields in stored(valkey, keys.sent(partition))] == [ahead] * 2
+        [letter] = await dead_letters(client, keys)
+        assert letter.fields[b"a"] == b'{"poison-1":1767232800000}'
+        gatekeeper.refuse = lambda batch: None
+        await requeue_dead_letters(client, keys, [letter.id])
+        await until(lambda: outbox_is_empty(valkey, keys))
+    times = {each.id: each.time_s for each in meter.store.events()}
+    assert times == {"gw.1.0": 1767229200, "gw.1.1": 1767232800, "gw.1.2": T_MS // 1000, "gw.2.0": 1767229200}
 
 
 async def test_nothing_is_kept_of_what_was_not_accepted(

@@ -15,6 +15,7 @@ from sidecar.metering.outbox.events import (
     MalformedEntry,
     count_events,
     decode_entry,
+    event_times,
     position_of,
     single_event,
 )
@@ -105,6 +106,13 @@ def test_an_event_cut_out_of_its_entry_keeps_its_id(rows: Any, data: st.DataObje
         (entry([EVENT], q=b"9" * 21), "field q is not a whole number"),
         (entry([EVENT], t=b"now"), "field t is not a whole number"),
         (entry([EVENT], t=b"9" * 20), "field t is not a time"),
+        (entry([EVENT], a=b"{"), "field a is not JSON"),
+        (entry([EVENT], a=b"[]"), "field a is not a JSON object"),
+        (entry([EVENT], a=b'{"tpp-1":"1"}'), "field a is not a JSON object of accounts and whole numbers"),
+        (entry([EVENT], a=b'{"tpp-1":1.5}'), "field a is not a JSON object of accounts and whole numbers"),
+        (entry([EVENT], a=b'{"tpp-1":true}'), "field a is not a JSON object of accounts and whole numbers"),
+        (entry([EVENT], a=b'{"tpp-1":-1}'), "field a is not a JSON object of accounts and whole numbers"),
+        (entry([EVENT], a=b'{"tpp-1":9999999999999999999}'), "field a is not a time"),
         (entry([EVENT], i=b"x"), "field i is not a whole number"),
         (entry([EVENT], e=None), "field e is missing"),
         (entry(b""), "field e is not JSON"),
@@ -140,6 +148,29 @@ def test_an_event_that_cannot_be_sent_does_not_take_its_neighbours_along(bad: ob
     result = decode_entry(entry([EVENT, bad, BARE]), STAMP)
     assert [orjson.loads(body)["id"] for body in result.bodies] == ["gw-1.3.17.0", "gw-1.3.17.2"]
     assert [invalid.position for invalid in result.invalid_events] == [1]
+
+
+def test_an_account_that_is_ahead_of_the_entry_has_its_own_time() -> None:
+    fields = entry([EVENT, BARE, EVENT], a=b'{"tpp-1":1767229200000,"tpp-9":5}')
+    assert [event["time"] for event in decoded(fields)] == [
+        "2026-01-01T01:00:00.000Z",
+        "2026-01-01T00:00:00.123Z",
+        "2026-01-01T01:00:00.000Z",
+    ]
+    times = event_times(fields)
+    assert (times.of("tpp-1"), times.of("tpp-2")) == (1767229200000, 1767225600123)
+    assert times.all() == (1767225600123, 1767229200000, 5)
+
+
+def test_an_entry_cut_to_one_event_keeps_the_time_of_its_account() -> None:
+    fields = entry([EVENT, BARE], a=b'{"tpp-1":1767229200000,"tpp-9":5}')
+    assert decoded(single_event(fields, 0)) == decoded(fields)[:1]
+    assert orjson.loads(single_event(fields, 0)[b"a"]) == {"tpp-1": 1767229200000}
+    assert decoded(single_event(fields, 1)) == decoded(fields)[1:]
+    assert b"a" not in single_event(fields, 1)
+    odd = entry([[], [7]], a=b'{"tpp-1":1767229200000}')
+    assert b"a" not in single_event(odd, 0)
+    assert b"a" not in single_event(odd, 1)
 
 
 def test_values_that_a_later_gateway_adds_are_ignored() -> None:
