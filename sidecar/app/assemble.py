@@ -44,6 +44,7 @@ def link_settings(config: Config) -> LinkSettings:
         breaker_open_s=ledger.breaker_open_ms / 1000,
         operations_max=ledger.batch_operations_max,
         idempotency_ttl_ms=ledger.idempotency_ttl_s * 1000,
+        create=ledger.expect == "any",
     )
 
 

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from sidecar import __version__
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
+from sidecar.app.ledger_start import check_ledger
 from sidecar.app.serve import Ready, admin_server
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
@@ -39,6 +40,7 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
         open_control_work(config.lago, config.metering, store) as control_work,
     ):
+        await check_ledger(config, store)
         publisher = Publisher(store.client, store.keys, config.metering)
         async with admin_server(
             config, store, None, collectors=collectors_of(publisher, control_work), control_work=control_work

@@ -124,6 +124,18 @@ class DataPlaneCollector(Collector):
         yield _counter("sidecar_ledger_late_grants", "Holds granted after their caller left.", counters.late_grants)
         yield _counter("sidecar_ledger_registrations", "Registrations of this instance.", counters.registrations)
         yield _counter("sidecar_ledger_script_errors", "Batches that failed in the script.", counters.script_errors)
+        refusals = CounterMetricFamily(
+            "sidecar_ledger_refusals", "Error replies of Valkey to batches, by their first word.", labels=["word"]
+        )
+        for word, count in sorted(counters.refusals.items()):
+            refusals.add_metric([word], count)
+        yield refusals
+        yield _counter(
+            "sidecar_ledger_refused_settles", "Settles that no account could take.", counters.refused_settles
+        )
+        yield _counter("sidecar_ledger_lost_settles", "Settles that only the log has.", counters.lost_settles)
+        yield _counter("sidecar_ledger_clock_steps", "Times that Valkey's clock was set back.", counters.clock_steps)
+        yield _counter("sidecar_ledger_generations", "Times that the ledger was another one.", counters.generations)
         yield HistogramMetricFamily(
             "sidecar_ledger_round_trip_seconds",
             "From sending a batch to its reply.",

@@ -26,6 +26,7 @@ from sidecar.app.application_checks import ApplicationChecks
 from sidecar.app.configuration import Config
 from sidecar.app.data_plane import SETTLE_TIMEOUT_S, DataPlane, Health
 from sidecar.app.health_endpoints import HealthEndpoints
+from sidecar.app.ledger_start import check_ledger
 from sidecar.app.metrics import BuildCollector, DataPlaneCollector
 from sidecar.app.signals import Stop
 from sidecar.basics.build import request_path
@@ -246,6 +247,7 @@ async def run_data_plane(
     ``port`` and ``admin_socket`` are a worker's: the port that it shares, and where its parent asks it.
     """
     async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
+        await check_ledger(config, store)
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start(port=port, reuse_port=port is not None)
         try:

@@ -28,6 +28,7 @@ from sidecar.app.admin_endpoints import AdminEndpoints, admin_token
 from sidecar.app.admin_server import AdminServer
 from sidecar.app.configuration import Config
 from sidecar.app.data_plane import Health
+from sidecar.app.ledger_start import check_ledger
 from sidecar.app.listen_fault import CannotListen
 from sidecar.app.metrics_merge import merge
 from sidecar.app.serve import Ports, Ready, drain_s_max, health_server, until_drained
@@ -105,6 +106,7 @@ class Supervisor:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-")))
             port = _reserve(stack, config.listen.host, config.listen.port)
             async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
+                await check_ledger(config, store)
                 self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
                 view = AccountsView(store.accounts)
                 token = admin_token(config.admin, None)

@@ -27,7 +27,9 @@ class Keys:
     _tags: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tags", tuple(f"{self.prefix}:v{FORMAT}:{{p{p:02d}}}:" for p in range(self.partitions)))
+        object.__setattr__(
+            self, "_tags", tuple(f"{self.prefix}:v{FORMAT}:{{p{p:02d}}}:" for p in range(self.partitions))
+        )
 
     def partition(self, account: str) -> int:
         return crc32(account.encode()) % self.partitions

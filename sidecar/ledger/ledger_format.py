@@ -1,7 +1,8 @@
 """What a ledger says of itself: format, number of partitions, and the generation of each (docs/ledger.md, "Format").
 
-Every partition carries it in its meta hash. Who starts on a ledger reads all of them first, so that a release that knows
-another format, or a configuration with another number of partitions, ends with a clear word and not with an empty ledger.
+Every partition carries it in its meta hash. Who starts on a ledger reads all of them first, so that a release that
+knows another format, or a configuration with another number of partitions, ends with a clear word and not with an empty
+ledger.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class FormatError(SetupError):
 
 @dataclass(frozen=True, slots=True)
 class PartitionFormat:
-    """``generation``: ``<random>:<count>``. The random part is another one whenever a ledger begins; the count grows when
-    its data is replaced on purpose (a migration, an import)."""
+    """``generation``: ``<random>:<count>``. The random part is another one whenever a ledger begins; the count grows
+    when its data is replaced on purpose (a migration, an import)."""
 
     format: int
     partitions: int
@@ -39,13 +40,13 @@ class PartitionFormat:
         """Raises :class:`FormatError` unless this release and these keys fit."""
         if self.format == 1:
             raise FormatError(
-                f"the ledger with the prefix {keys.prefix!r} has format 1 (release 0.2), this release has format {FORMAT}: "
-                "stop the gateways and control planes of release 0.2, then run: sidecar ledger migrate"
+                f"the ledger with the prefix {keys.prefix!r} has format 1 (release 0.2), this release has format "
+                f"{FORMAT}: stop the gateways and control planes of release 0.2, then run: sidecar ledger migrate"
             )
         if self.format != FORMAT:
             raise FormatError(
-                f"the ledger with the prefix {keys.prefix!r} has format {self.format}, this release has format {FORMAT}: "
-                "use a release that has it"
+                f"the ledger with the prefix {keys.prefix!r} has format {self.format}, this release has format "
+                f"{FORMAT}: use a release that has it"
             )
         if self.partitions != keys.partitions:
             raise FormatError(
@@ -107,13 +108,11 @@ async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> Led
     if not missing:
         return LedgerFormat(tuple(generations))
     if not create:
-        raise FormatError(_nothing(keys, missing))
-    generation = new_generation()
+        raise FormatError(nothing_there(keys, missing))
     if len(missing) < keys.partitions:
-        # Some are there: a server of a cluster lost its data, or who made the ledger was interrupted.
-        random, _, count = next(filter(None, generations)).partition(":")
-        generation = f"{random}:{int(count) + 1}"
-        log.warning("partitions of the ledger had no data and are made anew", partitions=missing, generation=generation)
+        # A server of a cluster lost its data, or who made the ledger was interrupted, or a gateway was first.
+        log.warning("partitions of the ledger had no data and are made anew", partitions=missing)
+    generation = new_generation()
     for partition, one in zip(missing, await _read(client, keys, missing, generation), strict=True):
         assert one is not None
         one.check(keys)
@@ -121,7 +120,8 @@ async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> Led
     return LedgerFormat(tuple(generations), tuple(missing))
 
 
-def _nothing(keys: Keys, missing: list[int]) -> str:
+def nothing_there(keys: Keys, missing: list[int]) -> str:
+    """What to say of partitions that must exist."""
     if len(missing) == keys.partitions:
         return (
             f"there is no ledger with the prefix {keys.prefix!r}, and ledger.expect is existing: its data was lost, "
@@ -139,4 +139,3 @@ async def _read(client: Client, keys: Keys, partitions: Iterable[int], generatio
     replies = await call_each(client, calls)
     raise_first(replies)
     return [partition_format(reply) for reply in replies]
-

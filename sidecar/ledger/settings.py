@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sidecar.config.fields import FilePath, Milliseconds, Model, Whole, conflict
+from sidecar.ledger.keys import PARTITIONS
 
 
 class OpenSettings(Model):
@@ -35,10 +36,20 @@ class LedgerSettings(Model):
         pattern=r"^[A-Za-z0-9_.-]{1,32}$",
         description="First part of every key, so that several ledgers can share a Valkey.",
     )
-    partitions: Annotated[Whole, Field(ge=1, le=100)] = Field(
-        default=16,
-        description="Number of hash tags that accounts are spread over. It is part of the data's layout: never change "
-        "it on a ledger in use.",
+    partitions: Annotated[Whole, Field(ge=1, le=1_000)] = Field(
+        default=PARTITIONS,
+        description="Number of hash tags that accounts are spread over. It is part of the data's layout: a ledger with "
+        "another number is refused. `sidecar ledger export` and `import` change it.",
+    )
+    expect: Literal["any", "existing"] = Field(
+        default="any",
+        description="`any`: an empty Valkey becomes a new ledger. `existing`: it is refused, since its data was lost "
+        "or `valkey_url` names another server. Use `existing` once the ledger is in use.",
+    )
+    state_directory: FilePath | None = Field(
+        default=None,
+        description="Directory in which a process remembers which ledger it used. A ledger that lost its data since is "
+        "then refused at start, whatever `expect` says. Use a volume that survives restarts.",
     )
     hold_budget_ms: Milliseconds = Field(
         default=250, description="Time that a request waits for its hold. After it `on_ledger_failure` decides."

@@ -34,12 +34,15 @@ class SingleEndpoints:
         address = self._tls.address(where, topology.credentials.username, topology.credentials.password, topology.db)
         return await RespConnection.open(address, timeout_s=CONNECT_TIMEOUT_S)
 
+    async def connect_to(self, host: str, port: int) -> RespConnection:
+        raise LedgerConnectionError(f"Valkey names another server, {host}:{port}: it is a cluster, valkey_url is not")
+
 
 class ClusterEndpoints:
     """Every partition is a home partition, on whatever primary has its slot now.
 
     Whoever comes back for a partition has lost what the map of slots gave it, so the map is read anew; but once for all
-    partitions that lost the same server, not sixteen times.
+    partitions that lost the same server, not once for each.
     """
 
     def __init__(self, topology: Cluster) -> None:
@@ -63,6 +66,13 @@ class ClusterEndpoints:
                 where = self._slots.primary_of_key(partition_key)
         except TopologyError as error:
             raise LedgerConnectionError(str(error)) from None
+        return await self._open(where)
+
+    async def connect_to(self, host: str, port: int) -> RespConnection:
+        # A server that does not know its own name leaves it out: it is the one that was asked.
+        return await self._open(Address(host or self._topology.nodes[0].host, port))
+
+    async def _open(self, where: Address) -> RespConnection:
         credentials = self._topology.credentials
         address = self._tls.address(where, credentials.username, credentials.password, 0)
         return await RespConnection.open(address, timeout_s=CONNECT_TIMEOUT_S)

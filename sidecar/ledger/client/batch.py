@@ -12,7 +12,6 @@ import msgpack
 import orjson
 
 from sidecar.ledger.client.outcomes import Event, Hold
-from sidecar.valkey.command import bulk
 
 HOLD, SETTLE, SETTLE_LATE = 1, 2, 3
 PARTS_MAX = 3000
@@ -55,9 +54,10 @@ class Single:
 
 class Batch:
     """``epoch`` is the instance's when the first operation came in; ``asked`` the loop's time when the first hold
-    did, 0 while there is none."""
+    did, 0 while there is none. ``refusal``: why its one account cannot take its settles, which are to be kept as
+    refused; "" otherwise."""
 
-    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "singles")
+    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "refusal", "singles")
 
     def __init__(self, epoch: int, asked: float = 0.0) -> None:
         self.epoch = epoch
@@ -67,6 +67,7 @@ class Batch:
         self.singles: list[Single] = []
         self.events: list[Event] = []
         self.operations = 0
+        self.refusal = ""
 
     def __repr__(self) -> str:
         return (
@@ -82,7 +83,7 @@ class Batch:
         return group
 
     def add_hold(self, hold: Hold) -> None:
-        if hold.idempotency_key is None:
+        if hold.idempotency_digest is None:
             self.group(hold.account, hold.metric).holds.append(hold)
         else:
             self.operations += 1
@@ -90,7 +91,7 @@ class Batch:
 
     def add_settle(self, hold: Hold, event: Event) -> None:
         live = hold.epoch == self.epoch
-        if hold.idempotency_key is None:
+        if hold.idempotency_digest is None:
             group = self.group(hold.account, hold.metric)
             if live:
                 group.settled += hold.units
@@ -135,7 +136,7 @@ class Batch:
             if single.kind == SETTLE:
                 single.kind = SETTLE_LATE
 
-    def by_account(self) -> list[Batch]:
+    def by_account(self) -> dict[str, Batch]:
         """The same operations, a batch for each account."""
         parts: dict[str, Batch] = {}
 
@@ -154,13 +155,28 @@ class Batch:
             mine.operations += 1
         for event in self.events:
             part(event[0]).events.append(event)
-        return list(parts.values())
+        return parts
+
+    def without(self, account: str) -> tuple[Batch, Batch]:
+        """The operations of all other accounts, and those of this one."""
+        parts = self.by_account()
+        mine = parts.pop(account)
+        others = Batch(self.epoch, self.asked)
+        for part in parts.values():
+            others._absorb(part)
+        return others, mine
+
+    def settles(self) -> list[tuple[Event, bytes | None]]:
+        """Every charge that it carries, with the digest of its idempotency key."""
+        return [(event, None) for event in self.events] + [
+            (single.event, single.hold.idempotency_digest) for single in self.singles if single.event is not None
+        ]
 
     def split(self, operations_max: int) -> list[Batch]:
         """The same operations in batches of at most ``operations_max``. Settles of one account without idempotency keys
         stay together, since their units are one sum; they are one operation here, as they are to the script."""
         out: list[Batch] = []
-        for account in self.by_account():
+        for account in self.by_account().values():
             for part in account._split_account(operations_max):
                 if out and out[-1].operations + part.operations <= operations_max:
                     out[-1]._absorb(part)
@@ -199,8 +215,8 @@ class Batch:
 
 def encode(
     batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Callable[[str], bytes]
-) -> tuple[list[bytes], list[bytes]]:
-    """Keys after the first two as bulk strings, and the arguments of ``batch.lua``.
+) -> tuple[list[bytes], list[bytes], dict[str, int]]:
+    """Keys of the accounts as bulk strings, the arguments of ``batch.lua``, and the number of each account in it.
 
     ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its key as a
     bulk string.
@@ -235,25 +251,29 @@ def encode(
     if parts:
         arguments.append(_pack_numbers(parts))
     singles = []
-    idempotency_keys: list[bytes] = []
     for single in batch.singles:
         hold = single.hold
         at = index.get(hold.account)
         if at is None:
             at = index[hold.account] = len(keys) + 1
             keys.append(account_key(hold.account))
-        assert hold.idempotency_key is not None
-        idempotency_keys.append(bulk(hold.idempotency_key.encode()))
         event = b"" if single.event is None else orjson.dumps(single.event)
         known = versions.get(hold.account, 0)
-        singles.append((at, known, hold.metric, hold.units, len(idempotency_keys), single.kind, event))
+        singles.append((at, known, hold.metric, hold.units, hold.idempotency_digest, single.kind, event))
     events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
-    accounts = len(keys)
-    keys += idempotency_keys
     arguments[0] = _pack_values((
-        batch.epoch, batch.number, origin, accounts, events, ttl_ms, len(batch.groups), list(metrics), singles
+        batch.epoch, batch.number, origin, events, ttl_ms, len(batch.groups), list(metrics), singles
     ))  # fmt: skip
-    return keys, arguments
+    return keys, arguments, index
+
+
+def encode_refusal(batch: Batch, origin: str) -> bytes:
+    """The argument of ``refuse.lua`` for the settles of a batch of one account."""
+    settles = batch.settles()
+    events = orjson.dumps([event for event, _ in settles])
+    marks = orjson.dumps([None if digest is None else digest.hex() for _, digest in settles])
+    packed: bytes = _pack((batch.epoch, batch.number, origin, settles[0][0][0], batch.refusal, events, marks))
+    return packed
 
 
 def _pack_numbers(values: list[int]) -> bytes:
@@ -272,12 +292,14 @@ def _pack_values(values: Sequence[Any]) -> bytes:
     return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
 
 
-def decode(reply: bytes) -> tuple[bool, int, list[Any], list[Any]]:
-    """``(registered, now_us, holds, singles)`` of a reply. ``holds`` has for each group with holds its summary or
-    False, then code, x and y of each hold.
+def decode(reply: bytes) -> tuple[bool, int, list[Any], list[Any], list[int]]:
+    """``(registered, now_us, holds, singles, stepped)`` of a reply. ``holds`` has for each group with holds its
+    summary or False, then code, x and y of each hold. ``stepped``: the latest instant and the server's, µs, when the server's
+    clock was set back by more than the ledger's holds; else empty.
 
     Raises:
         ValueError: not a reply of ``batch.lua``.
     """
-    registered, now_us, holds, singles = msgpack.unpackb(reply, raw=False)
-    return bool(registered), int(now_us), holds, singles
+    # A view in a summary is bytes, and everything else is numbers.
+    registered, now_us, holds, singles, stepped = msgpack.unpackb(reply, raw=True)
+    return bool(registered), int(now_us), holds, singles, stepped or []

@@ -12,7 +12,7 @@ from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.link import LedgerCounters, Link, LinkSettings
 from sidecar.ledger.client.outcomes import AccountView, Event, Hold
-from sidecar.ledger.keys import Keys
+from sidecar.ledger.keys import Keys, idempotency_digest
 from sidecar.valkey.command import bulk
 from sidecar.valkey.resp import RespConnection
 
@@ -32,6 +32,10 @@ class Endpoints(Protocol):
         Raises:
             LedgerConnectionError: it cannot be had.
         """
+        ...
+
+    async def connect_to(self, host: str, port: int) -> RespConnection:
+        """A new connection to a server of the same cluster, which another one has named. Raises as ``connect``."""
         ...
 
 
@@ -80,8 +84,8 @@ class LedgerClient:
         anchor = self.keys.instance(home_partition, self.instance)
         return Link(
             instance=self.instance, home_partition=home_partition, keys=self.keys,
-            connect=lambda: self._endpoints.connect(anchor), settings=self._settings, views=self.views,
-            versions=self._versions, account_keys=self._account_key, counters=self.counters,
+            connect=lambda: self._endpoints.connect(anchor), connect_to=self._endpoints.connect_to,
+            settings=self._settings, views=self.views, versions=self._versions, account_keys=self._account_key, counters=self.counters,
         )  # fmt: skip
 
     def _account_key(self, account: str) -> bytes:
@@ -126,8 +130,8 @@ class LedgerClient:
 
         A caller that goes away sets ``hold.callback`` to None: what is granted after that is given back.
         """
-        key = None if idempotency_scope is None else self.keys.idempotency(account, idempotency_scope)
-        hold = Hold(account, metric, units, key, callback)
+        digest = None if idempotency_scope is None else idempotency_digest(account, idempotency_scope)
+        hold = Hold(account, metric, units, digest, callback)
         (self._only or self._by_partition[self.keys.partition(account)]).hold(hold)
         return hold
 

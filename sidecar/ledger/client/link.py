@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-import orjson
-
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
-from sidecar.ledger.client.batch import HOLD, PARTS_MAX, SETTLE, SETTLE_LATE, Batch, decode, encode
+from sidecar.ledger.client.batch import HOLD, PARTS_MAX, Batch, decode, encode, encode_refusal
 from sidecar.ledger.client.outcomes import AccountView, Code, Event, Hold
 from sidecar.ledger.client.registration import Registration
+from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, asked_server, server_answer
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk, encode_call, encode_command
 from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
-from sidecar.valkey.scripts import function
+from sidecar.valkey.scripts import function, script
 
 log = get_logger("sidecar.ledger")
 
@@ -45,16 +44,7 @@ VIEWS_MAX = 200_000
 ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
-_NO_SUMMARY: Final[list[Any]] = [False, -1, -1]
-_NOT_LOADED: Final = "ERR Function not found"
-
-# Error replies after which nothing was done and the same batch can be sent again: through a new connection, or through
-# this one after RETRY_S.
-_RECONNECT_ERRORS = frozenset({"MOVED", "READONLY", "NOAUTH"})
-_RETRY_ERRORS = frozenset({
-    "ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOPERM", "NOREPLICAS", "OOM", "TRYAGAIN",
-    "UNBLOCKED",
-})  # fmt: skip
+_NO_SUMMARY: Final[list[Any]] = [False, -1, -1, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +60,8 @@ class LinkSettings:
     breaker_open_s: float = 1.0
     operations_max: int = 512
     idempotency_ttl_ms: int = 86_400_000
+    create: bool = True
+    """Whether a partition that has nothing becomes a new ledger's. Off where a ledger must exist."""
 
 
 @dataclass(slots=True)
@@ -87,20 +79,31 @@ class LedgerCounters:
     late_grants: int = 0
     registrations: int = 0
     script_errors: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Error replies to batches, by their first word (server_answers.py)."""
+    refused_settles: int = 0
+    """Settles that no account could take, kept in the ledger as refused."""
+    lost_settles: int = 0
+    """Settles that not even that could be done with. They are in the log alone."""
+    clock_steps: int = 0
+    generations: int = 0
+    """How often the ledger was found to be another one than before."""
     round_trip_s: float = 0.0
     round_trip_buckets: list[int] = field(default_factory=lambda: [0] * (len(ROUND_TRIP_BOUNDS_S) + 1))
 
 
 Connect = Callable[[], Awaitable[RespConnection]]
+ConnectTo = Callable[[str, int], Awaitable[RespConnection]]
 
 
 class Link:
-    """``connect`` finds out which server has ``home_partition`` and opens a connection to it."""
+    """``connect`` finds out which server has ``home_partition`` and opens a connection to it; ``connect_to`` opens
+    one to a server of the same cluster by host and port."""
 
     def __init__(
-        self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, settings: LinkSettings,
-        views: dict[str, AccountView], versions: dict[str, int], account_keys: Callable[[str], bytes],
-        counters: LedgerCounters,
+        self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, connect_to: ConnectTo | None,
+        settings: LinkSettings, views: dict[str, AccountView], versions: dict[str, int], account_keys: Callable[[str],
+        bytes], counters: LedgerCounters,
     ) -> None:  # fmt: skip
         self.instance = instance
         self.home_partition = home_partition
@@ -109,12 +112,20 @@ class Link:
         self.counters = counters
         self.origin = f"{instance}.{home_partition:02d}"
         self._connect = connect
+        self._connect_to = connect_to
         self._views = views
         self._versions = versions
         self._account_keys = account_keys
-        self._registration = Registration.of(instance, home_partition, keys, NO_REPLY_TIMEOUT_S)
+        self._registration = Registration(
+            instance, home_partition, keys, answer_s=NO_REPLY_TIMEOUT_S, create=settings.create
+        )
         self._function = function("batch")
-        self._first_keys = [bulk(self._registration.instance_key), bulk(keys.outbox(home_partition).encode())]
+        self._first_keys = [
+            bulk(self._registration.instance_key),
+            bulk(self._registration.meta_key),
+            bulk(keys.outbox(home_partition).encode()),
+        ]
+        self._refused_key = keys.refused(home_partition).encode()
         self._operations_max = min(settings.operations_max, PARTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._connection: RespConnection | None = None
@@ -122,7 +133,8 @@ class Link:
         self._pending = Batch(0)
         self._queue: deque[Batch] = deque()
         self._flight: Batch | None = None
-        self._flight_bytes: tuple[list[bytes], list[bytes]] = ([], [])
+        self._flight_call = b""
+        self._flight_accounts: dict[str, int] = {}
         self._flight_sent = 0.0
         self._flight_began = 0.0
         self._refused_since = 0.0
@@ -138,6 +150,8 @@ class Link:
         self._maintainer: asyncio.Task[None] | None = None
         self._entering = asyncio.Lock()
         self._entry: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._generation = ""
         self._closing = False
         self._ready = asyncio.Event()
 
@@ -251,14 +265,24 @@ class Link:
             return
         batch.enter_epoch(self.epoch)
         self._number += 1
-        batch.number = self._number
-        self._flight_bytes = encode(
-            batch, self.origin, self.settings.idempotency_ttl_ms, self._versions, self._account_keys
-        )
-        self._flight = batch
         self._flight_began = self._loop.time()
         self.counters.batches += 1
         self.counters.operations += batch.operations
+        self._fly(batch, self._number)
+
+    def _fly(self, batch: Batch, number: int) -> None:
+        """Makes this the batch on its way, under a number that no batch has that may have been done."""
+        batch.number = number
+        self._flight = batch
+        if batch.refusal:
+            argument = encode_refusal(batch, self.origin)
+            names = (self._registration.instance_key, self._registration.meta_key, self._refused_key)
+            self._flight_call = encode_command([b"EVAL", script("refuse").text, b"3", *names, argument])
+        else:
+            keys, arguments, self._flight_accounts = encode(
+                batch, self.origin, self.settings.idempotency_ttl_ms, self._versions, self._account_keys
+            )
+            self._flight_call = encode_call(self._function.name, [*self._first_keys, *keys], arguments)
         self._send_flight()
 
     def _next_batch(self) -> Batch | None:
@@ -280,11 +304,9 @@ class Link:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        keys, arguments = self._flight_bytes
         self._flight_sent = self._loop.time()
-        call = encode_call(self._function.name, [*self._first_keys, *keys], arguments)
         # The reply is taken for this batch alone: one that was sent twice is answered twice.
-        self._connection.send(call, partial(self._on_reply, batch))
+        self._connection.send(self._flight_call, partial(self._on_reply, batch))
 
     # Replies
 
@@ -296,9 +318,9 @@ class Link:
         elif isinstance(reply, LedgerConnectionError):
             pass  # in doubt; the maintainer reconnects and sends it again
         elif isinstance(reply, ReplyError):
-            self._on_refused(batch, str(reply))
+            self._on_refused(batch, server_answer(str(reply)))
         else:
-            self._on_script_error(batch, f"unexpected reply of type {type(reply).__name__}")
+            self._on_refused(batch, server_answer(f"unexpected reply of type {type(reply).__name__}"))
 
     def _on_done(self, batch: Batch, reply: bytes) -> None:
         now = self._loop.time()
@@ -314,9 +336,14 @@ class Link:
             self._open_until = 0.0
         self._overdue = False
         self._refused_since = 0.0
-        registered, _now_us, answers, singles = decode(reply)
+        registered, _now_us, answers, singles, stepped = decode(reply)
+        if stepped:
+            self._note_clock_step(*stepped)
         if not registered:
             self._lose_epoch(batch.epoch)
+        if batch.refusal:
+            self._finish_refusal(batch)
+            return
         at = 0
         for group in batch.groups.values():
             if group.holds:
@@ -326,20 +353,23 @@ class Link:
             raise ValueError(f"{len(answers)} values answer holds that have {at}")
         for single, answer in zip(batch.singles, singles, strict=True):
             if single.kind == HOLD:
-                self._deliver([single.hold], answer, answer, 3, batch)
+                self._deliver([single.hold], answer, answer, 4, batch)
             elif single.hold.callback is not None:
-                self._decide(single.hold, answer[3])
+                self._decide(single.hold, answer[4])
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._pending.asked or self._queue or not self.settings.settle_delay_s:
             self._flush()
         elif self._pending.operations:
             self._schedule_flush()
 
     def _deliver(self, holds: list[Hold], summary: list[Any], answers: list[Any], at: int, batch: Batch) -> None:
-        """Holds of one account. ``summary``: info, what the rate leaves, what the day leaves. ``answers``: code, x and
-        y of each, from ``at`` on."""
+        """Holds of one account. ``summary``: its view, what the rate leaves, what the day leaves, its version.
+        ``answers``: code, x and y of each, from ``at`` on."""
         account = holds[0].account
         if summary[0]:
-            self._note_view(account, summary[0])
+            self._note_view(account, summary[3], summary[0])
         view_now = self._views.get(account)
         rate_left, day_left = summary[1], summary[2]
         for hold in holds:
@@ -367,12 +397,12 @@ class Link:
                 self.counters.late_grants += 1
                 self.release(hold)
 
-    def _note_view(self, account: str, info: str) -> None:
+    def _note_view(self, account: str, version: int, packed: bytes) -> None:
         try:
-            view = AccountView.from_info(orjson.loads(info))
-        except (ValueError, KeyError, TypeError) as error:
+            view = AccountView.from_view(version, packed)
+        except (ValueError, LookupError, TypeError) as error:
             # Written by somebody else's loader. What it says is for headers; the hold stands without it.
-            self._warn_limited("an account's info cannot be read", account=account, error=reason_of(error)[:200])
+            self._warn_limited("an account's view cannot be read", account=account, error=reason_of(error)[:200])
             self._views.pop(account, None)
             self._versions.pop(account, None)
             return
@@ -393,34 +423,60 @@ class Link:
                 # One caller's fault must not cost the others of the batch their answer.
                 log.exception("the callback of a hold failed", hold=repr(hold))
 
-    def _on_refused(self, batch: Batch, message: str) -> None:
-        word = message.split(" ", 1)[0]
-        if message.startswith(_NOT_LOADED):
-            assert self._connection is not None
-            command = encode_command([b"FUNCTION", b"LOAD", b"REPLACE", self._function.library])
-            self._connection.send(command, partial(self._on_loaded, batch))
-        elif word in _RECONNECT_ERRORS:
-            self._warn_limited("Valkey refused a batch", error=message[:200])
-            self._drop_connection()  # another server has the partition now; the maintainer finds it
-        elif word in _RETRY_ERRORS:
-            now = self._loop.time()
-            self._warn_limited("Valkey refused a batch", error=message[:200])
-            self._refused_since = self._refused_since or now
-            if now - self._refused_since > NO_REPLY_TIMEOUT_S:
-                self._drop_connection()
-            else:
-                self._retry = self._loop.call_later(RETRY_S, self._resend)
-        else:
-            self._on_script_error(batch, message)
+    def _note_clock_step(self, latest_us: int, server_us: int) -> None:
+        self.counters.clock_steps += 1
+        log.error("the clock of Valkey was set back", link=self.origin, latest_ms=latest_us // 1000,
+                  server_ms=server_us // 1000, back_s=round((latest_us - server_us) / 1e6, 3))  # fmt: skip
+
+    # Error replies. None of them has changed anything (server_answers.py).
+
+    def _on_refused(self, batch: Batch, answer: ServerAnswer) -> None:
+        if answer.meaning is not Meaning.NOT_LOADED:
+            self.counters.refusals[answer.word] += 1
+        match answer.meaning:
+            case Meaning.NOT_LOADED:
+                assert self._connection is not None
+                self._connection.send(self._load_command(), partial(self._on_loaded, batch))
+            case Meaning.ELSEWHERE:
+                self._warn_limited("Valkey refused a batch", error=answer.reason)
+                self._drop_connection()  # another server has the partition now; the maintainer finds it
+            case Meaning.REGISTER:
+                self._warn_limited("the partition is not what it was", error=answer.reason)
+                self.epoch = 0
+                self._drop_connection()  # the maintainer registers anew
+            case Meaning.ASK:
+                self._follow(batch, answer)
+            case Meaning.LATER:
+                self._send_later(answer)
+            case Meaning.ACCOUNT:
+                self._leave_out(batch, answer)
+            case Meaning.REFUSED:
+                self._try_one_by_one(batch, answer)
+
+    def _load_command(self) -> bytes:
+        return encode_command([b"FUNCTION", b"LOAD", b"REPLACE", self._function.library])
 
     def _on_loaded(self, batch: Batch, reply: Reply) -> None:
         """The server has the function now, or does not take it."""
         if batch is not self._flight or isinstance(reply, LedgerConnectionError):
             return
         if isinstance(reply, ReplyError):
-            self._on_refused(batch, str(reply))
+            answer = server_answer(str(reply))
+            if answer.meaning in (Meaning.ELSEWHERE, Meaning.LATER):
+                self._on_refused(batch, answer)
+            else:
+                self._send_later(answer)  # no fault of an operation: nothing of it may be given up
         else:
             self._send_flight()
+
+    def _send_later(self, answer: ServerAnswer) -> None:
+        now = self._loop.time()
+        self._warn_limited("Valkey refused a batch", error=answer.reason)
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since > NO_REPLY_TIMEOUT_S:
+            self._drop_connection()
+        elif self._retry is None:
+            self._retry = self._loop.call_later(RETRY_S, self._resend)
 
     def _resend(self) -> None:
         self._retry = None
@@ -428,21 +484,96 @@ class Link:
             self.counters.resent += 1
             self._send_flight()
 
-    def _on_script_error(self, batch: Batch, message: str) -> None:
-        """The script itself failed, on data of some account. Each account is tried alone, so that one bad account costs
-        the others nothing."""
+    def _follow(self, batch: Batch, answer: ServerAnswer) -> None:
+        """The keys have moved to another server, whose the slot is not yet: this batch alone goes there."""
+        server = asked_server(answer.reason)
+        if server is None or self._connect_to is None:
+            self._send_later(answer)
+        elif self._following is None:
+            self._following = self._loop.create_task(self._ask(batch, *server))
+
+    async def _ask(self, batch: Batch, host: str, port: int) -> None:
+        assert self._connect_to is not None
+        connection: RespConnection | None = None
+        try:
+            connection = await self._connect_to(host, port)
+            async with asyncio.timeout(NO_REPLY_TIMEOUT_S):
+                await connection.call(b"FUNCTION", b"LOAD", b"REPLACE", self._function.library)
+                if batch is not self._flight:
+                    return
+                connection.send(encode_command([b"ASKING"]), lambda _reply: None)
+                answered = self._loop.create_future()
+                connection.send(self._flight_call, answered.set_result)
+                reply = await answered
+        except (LedgerConnectionError, TimeoutError) as error:
+            self._warn_limited("cannot reach the server that a slot moves to", error=reason_of(error))
+            reply = None
+        finally:
+            if connection is not None:
+                connection.close()
+            self._following = None
+        if reply is None or isinstance(reply, ReplyError | LedgerConnectionError):
+            self._send_later(server_answer(str(reply)))
+        else:
+            self._on_reply(batch, reply)
+
+    def _leave_out(self, batch: Batch, answer: ServerAnswer) -> None:
+        """One account cannot be read or charged. The others go on under the same number, since nothing was done."""
         self.counters.script_errors += 1
+        account = next((name for name, number in self._flight_accounts.items() if number == answer.account), None)
+        if account is None or batch.refusal:
+            self._try_one_by_one(batch, answer)
+            return
+        others, mine = batch.without(account)
+        self._refuse(account, mine, answer)
+        if others.operations:
+            self._fly(others, batch.number)
+        else:
+            self._flight = None
+            self._flush()
+
+    def _refuse(self, account: str, batch: Batch, answer: ServerAnswer) -> None:
+        """``batch``: operations of this account alone. Its holds are unavailable; its settles were served, so they are
+        kept in the ledger as refused."""
+        log.error("an account cannot be read or charged; its settles are kept as refused", account=account,
+                  reason=answer.reason, settles=len(batch.settles()))  # fmt: skip
+        waiting = batch.drop_holds()
+        if batch.settles():
+            batch.refusal = answer.reason
+            self._queue.append(batch)
+        self._give_up([hold for hold in waiting if hold.callback is not None])
+
+    def _try_one_by_one(self, batch: Batch, answer: ServerAnswer) -> None:
+        """Nobody says whose fault it is. Each account is tried alone, so that one that is bad costs the others
+        nothing."""
         self._flight = None
         self._overdue = False  # the server answers
-        parts = batch.by_account()
-        if len(parts) > 1:
-            self._queue += parts
+        if batch.refusal:
+            self.counters.lost_settles += len(batch.settles())
+            log.error("settles cannot be kept as refused; they are only in this line", reason=answer.reason,
+                      why=batch.refusal, settles=[event for event, _ in batch.settles()])  # fmt: skip
+            self._end_settles(batch)
         else:
-            log.error("ledger script failed; these operations are not in the ledger", error=message[:300],
-                      accounts=[key[0] for key in batch.groups] or [s.hold.account for s in batch.singles],
-                      events=batch.events, singles=[s.event for s in batch.singles if s.event])  # fmt: skip
-            self._give_up(batch.waiting())
+            if answer.meaning is not Meaning.ACCOUNT:
+                self.counters.script_errors += 1
+            parts = batch.by_account()
+            if len(parts) > 1:
+                self._queue += parts.values()
+            else:
+                for account, part in parts.items():
+                    self._refuse(account, part, answer)
         self._flush()
+
+    def _finish_refusal(self, batch: Batch) -> None:
+        self.counters.refused_settles += len(batch.settles())
+        self._end_settles(batch)
+        self._go_on()
+
+    def _end_settles(self, batch: Batch) -> None:
+        """Tells who waits for a settle (a spool) that the ledger has it, if only as refused."""
+        for single in batch.singles:
+            if single.hold.callback is not None:
+                self._decide(single.hold, Code.REFUSED)
 
     # Time limits
 
@@ -546,10 +677,18 @@ class Link:
             # An epoch that is still valid is kept: the reply to the batch in doubt may depend on it.
             if not (self.epoch and await self._registration.heartbeat(connection, self.epoch)):
                 # A batch in doubt was packed for an older epoch; the script sees that and counts its settles as late.
-                self.epoch, number = await self._registration.register(connection)
+                self.epoch, number, generation = await self._registration.register(connection)
                 self._number = max(self._number, number)
                 self.counters.registrations += 1
+                self._note_generation(generation)
             self._overdue = self._overdue and self._flight is not None
+
+    def _note_generation(self, generation: str) -> None:
+        if self._generation not in ("", generation):
+            self.counters.generations += 1
+            log.error("the ledger is not the one it was: its data was lost or replaced", link=self.origin,
+                      before=self._generation, now=generation)  # fmt: skip
+        self._generation = generation
 
     def _lose_epoch(self, epoch: int) -> None:
         """Valkey says that the instance was reaped: it registers again, once for all who hear so."""
@@ -611,7 +750,7 @@ class Link:
     async def close(self) -> None:
         """Stops. What is not done by then is lost to this process; :meth:`drain` first, and see :meth:`take_unsent`."""
         self._closing = True
-        tasks = [task for task in (self._entry, self._maintainer) if task is not None]
+        tasks = [task for task in (self._entry, self._maintainer, self._following) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -628,8 +767,7 @@ class Link:
         may be done."""
         events: list[Event] = []
         for batch in (*self._queue, self._pending):
-            events += batch.events
-            events += [s.event for s in batch.singles if s.kind in (SETTLE, SETTLE_LATE) and s.event is not None]
+            events += [event for event, _ in batch.settles()]
         self._queue.clear()
         self._pending = Batch(self.epoch)
         return events

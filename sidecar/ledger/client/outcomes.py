@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+
+import msgpack
 
 Event = tuple[str, str, int, str, str, int, float, str | None, str | None]
 """account, metric, units, route, method, status, response time in ms, interaction id, traceparent."""
 
 
 class Code(IntEnum):
-    """Outcome of a hold. The first ten are the script's; UNAVAILABLE is the client's own: no answer in time."""
+    """Outcome of a hold. The first ten are the script's. The last two are the client's own: no answer in time; a settle
+    that no account can take, which the ledger keeps as refused."""
 
     GRANTED = 0
     CREDIT = 1
@@ -25,6 +27,7 @@ class Code(IntEnum):
     UNREGISTERED = 8
     REPEAT = 9
     UNAVAILABLE = 10
+    REFUSED = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +49,26 @@ class AccountView:
     """Room for what a reader derives from the view and a price, so that it need not be made for every request."""
 
     @classmethod
-    def from_info(cls, info: dict[str, Any]) -> AccountView:
-        constant = info.get("constant_prices") is not False  # a load of an older release does not say
+    def from_view(cls, version: int, packed: bytes) -> AccountView:
+        """Out of the account's field ``view`` (``sidecar.ledger.accounts.account_about``).
+
+        Raises:
+            ValueError, TypeError: it cannot be read.
+        """
+        # A later release may have more to say.
+        digits, currency, mode, rate, burst, day_limit, ceiling, constant_prices, *_ = msgpack.unpackb(
+            packed, raw=False
+        )
         return cls(
-            version=int(info["version"]),
-            digits=int(info["digits"]),
-            currency=str(info["currency"]),
-            mode=str(info["mode"]),
-            rate_per_second=float(info.get("rate_per_second") or 0),
-            burst=int(info.get("burst") or 0),
-            day_limit=int(info.get("day_limit") or 0),
-            ceiling=max(0, int(info.get("ceiling") or 0)),
-            constant_prices=constant,
+            version=int(version),
+            digits=int(digits),
+            currency=str(currency),
+            mode=str(mode),
+            rate_per_second=float(rate),
+            burst=int(burst),
+            day_limit=int(day_limit),
+            ceiling=max(0, int(ceiling)),
+            constant_prices=bool(constant_prices),
         )
 
     def money(self, scaled: int) -> str:
@@ -95,13 +106,13 @@ class Hold:
         account: str,
         metric: str,
         units: int,
-        idempotency_key: str | None,
+        idempotency_digest: bytes | None,
         callback: Callable[[Hold], None],
     ) -> None:
         self.account = account
         self.metric = metric
         self.units = units
-        self.idempotency_key = idempotency_key
+        self.idempotency_digest = idempotency_digest
         self.callback: Callable[[Hold], None] | None = callback
 
     @property

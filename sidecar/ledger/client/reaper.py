@@ -1,52 +1,63 @@
-"""Gives back the holds of dead gateway processes. Several processes may run it at once: the script decides."""
+"""Gives back the holds of dead gateway processes. Several processes may run it at once: the scripts decide."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
 
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
+from sidecar.ledger.client.server_answers import Meaning, server_answer
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import CLIENT_ERRORS
 
 log = get_logger("sidecar.reaper")
 
-SHARES_MAX = 1000
-"""Accounts given to one call of the script; an instance that held more is reaped in several."""
+ACCOUNTS_MAX: Final = 250
+"""Accounts of one call: it keeps each near a millisecond of the server's only thread."""
+
+DEPARTED: Final = b"departed:"
 
 
 async def reap(client: Any, keys: Keys, ttl_ms: int) -> int:
-    """Reaps every instance whose last heartbeat is older than ``ttl_ms``; returns how many.
+    """Reaps every instance whose last heartbeat is older than ``ttl_ms``, gives back what departed ones hold; returns
+    how many were reaped.
 
-    ``client``: redis.asyncio's Redis or RedisCluster. The script decides what is dead, by Valkey's clock.
+    ``client``: redis.asyncio's Redis or RedisCluster. The script decides what is dead, by the ledger's clock.
     """
     reaped = 0
     for partition in range(keys.partitions):
-        alive = keys.alive(partition)
-        seconds, micros = await _time(client, alive)
-        now_ms = seconds * 1000 + micros // 1000
-        for member in await client.zrangebyscore(alive, "-inf", now_ms - ttl_ms):
-            instance = member.decode()
-            try:
-                accounts = await _reap_one(client, keys, partition, instance, ttl_ms)
-            except ResponseError as error:
-                # One account that the script cannot read must not keep the others' holds.
-                log.error("cannot release the holds of a dead gateway process", instance=instance,
-                          error=reason_of(error)[:200])  # fmt: skip
-                continue
-            if accounts is None:
-                continue
-            reaped += 1
-            if accounts:
-                log.warning("a gateway process died, its holds are released", instance=instance, partition=partition,
-                            accounts=accounts)  # fmt: skip
-            else:
-                log.info("a gateway process died without holds", instance=instance, partition=partition)
+        reaped += await _reap_partition(client, keys, partition, ttl_ms)
+        await _give_back(client, keys, partition)
+    return reaped
+
+
+async def _reap_partition(client: Any, keys: Keys, partition: int, ttl_ms: int) -> int:
+    reaped = 0
+    beats = await client.zrange(keys.alive(partition), 0, -1, withscores=True)
+    if not beats:
+        return 0
+    seconds, micros = await _time(client, keys.alive(partition))
+    now_ms = seconds * 1000 + micros // 1000
+    for member, beat_ms in beats:
+        if now_ms - ttl_ms < beat_ms <= now_ms:
+            continue
+        instance = member.decode()
+        names = [keys.instance(partition, instance), keys.alive(partition), keys.meta(partition)]
+        held = await client.eval(script("reap").text, len(names), *names, instance, ttl_ms)
+        if held < 0:
+            continue
+        reaped += 1
+        if held:
+            log.warning("a gateway process died, its holds are released", instance=instance, partition=partition,
+                        units=held)  # fmt: skip
+        else:
+            log.info("a gateway process died without holds", instance=instance, partition=partition)
     return reaped
 
 
@@ -61,20 +72,62 @@ async def _time(client: Any, key: str) -> tuple[int, int]:
     return int(seconds), int(micros)
 
 
-async def _reap_one(client: Any, keys: Keys, partition: int, instance: str, ttl_ms: int) -> int | None:
-    """The number of accounts whose holds it gave back. None: the instance is alive."""
-    key = keys.instance(partition, instance)
-    released: set[bytes] = set()
+async def _departed(client: Any, keys: Keys, partition: int) -> set[bytes]:
+    """The fields of the departures whose units are not given back yet."""
+    return {field for field in await client.hkeys(keys.meta(partition)) if field.startswith(DEPARTED)}
+
+
+async def _give_back(client: Any, keys: Keys, home: int) -> None:
+    """Goes through the accounts until nothing remains that departed instances of this home partition hold."""
+    departed = await _departed(client, keys, home)
+    if not departed:
+        return
+    skipped = False
+    async for accounts in _pages(client, keys, home):
+        remain, unreadable = await _give_back_page(client, keys, home, accounts)
+        skipped = skipped or unreadable
+        if not remain:
+            return
+    if skipped:
+        return  # what they hold of an unreadable account comes back when it can be read
+    left = await _departed(client, keys, home) & departed
+    if left:
+        # The accounts are gone, and their holds with them.
+        log.warning("departed processes held units of accounts that are gone", partition=home, processes=len(left))
+        await client.hdel(keys.meta(home), *left)
+
+
+async def _pages(client: Any, keys: Keys, home: int) -> AsyncIterator[list[str]]:
+    # On a cluster a batch has only accounts of its home partition; on one server it may have any.
+    partitions: Sequence[int] = [home] if isinstance(client, RedisCluster) else range(keys.partitions)
+    for partition in partitions:
+        after = "-"
+        while True:
+            page = await client.zrangebylex(keys.accounts(partition), after, "+", start=0, num=ACCOUNTS_MAX)
+            if page:
+                yield [keys.account(member.decode()) for member in page]
+                after = "(" + page[-1].decode()
+            if len(page) < ACCOUNTS_MAX:
+                break
+
+
+async def _give_back_page(client: Any, keys: Keys, home: int, accounts: list[str]) -> tuple[int, bool]:
+    """What remains after these accounts, and whether one of them cannot be read."""
+    unreadable = False
     while True:
-        fields = await client.hkeys(key)
-        accounts = sorted({field.split(b"\0", 1)[0] for field in fields if b"\0" in field})[:SHARES_MAX]
-        arguments = [key, keys.alive(partition), *accounts]
-        remain = await client.eval(script("reap").text, len(arguments), *arguments, instance, ttl_ms)
-        if remain < 0:
-            return None
-        released.update(accounts)
-        if remain == 0:
-            return len(released)
+        names = [keys.meta(home), *accounts]
+        try:
+            return int(await client.eval(script("give_back").text, len(names), *names)), unreadable
+        except ResponseError as error:
+            answer = server_answer(str(error))
+            if answer.meaning is not Meaning.ACCOUNT or answer.account > len(accounts):
+                raise
+            # One account that cannot be read must not keep the others' holds.
+            unreadable = True
+            log.error(
+                "cannot release the holds of an account", account=accounts[answer.account - 1], reason=answer.reason
+            )
+            accounts = accounts[: answer.account - 1] + accounts[answer.account :]
 
 
 async def keep_reaping(client: Any, keys: Keys, ttl_ms: int) -> None:

@@ -5,80 +5,81 @@ connection.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sidecar.ledger.client.server_answers import Meaning, server_answer
 from sidecar.ledger.keys import Keys
+from sidecar.ledger.ledger_format import FormatError, new_generation, nothing_there, open_arguments, partition_format
 from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
 from sidecar.valkey.scripts import script
-
-ACCOUNTS_MAX = 1000
-"""Accounts named in one call: what an instance held of more is given back in several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """``answer_s``: how long a call may take; a connection that is slower is closed."""
+    """``answer_s``: how long a call may take; a connection that is slower is closed. ``create``: whether a partition
+    that has nothing becomes a new ledger's."""
 
     instance: str
-    instance_key: bytes
-    alive_key: bytes
+    home_partition: int
+    keys: Keys
     answer_s: float
+    create: bool = True
+    instance_key: bytes = field(init=False)
+    alive_key: bytes = field(init=False)
+    meta_key: bytes = field(init=False)
 
-    @classmethod
-    def of(cls, instance: str, home_partition: int, keys: Keys, answer_s: float) -> Registration:
-        return cls(
-            instance, keys.instance(home_partition, instance).encode(), keys.alive(home_partition).encode(), answer_s
-        )
+    def __post_init__(self) -> None:
+        keys, home = self.keys, self.home_partition
+        object.__setattr__(self, "instance_key", keys.instance(home, self.instance).encode())
+        object.__setattr__(self, "alive_key", keys.alive(home).encode())
+        object.__setattr__(self, "meta_key", keys.meta(home).encode())
 
-    async def register(self, connection: RespConnection) -> tuple[int, int]:
-        """Enters, or enters again. Answers the new epoch and the number of the last batch.
+    async def register(self, connection: RespConnection) -> tuple[int, int, str]:
+        """Enters, or enters again. Answers the new epoch, the number of the last batch, and the partition's generation.
 
         Raises:
-            LedgerConnectionError: Valkey did not do it; the message says why.
+            LedgerConnectionError: Valkey did not do it, or the ledger does not fit; the message says why.
         """
-        named: list[bytes] = []
-        held_before: int | None = None
-        while True:
-            reply = await self._eval(connection, "register", named, self.instance.encode())
-            match reply:
-                case [int(epoch), int(number)]:
-                    return epoch, number
-            held = _still_held(reply)
-            if held is None or (held_before is not None and held >= held_before):
-                raise LedgerConnectionError(f"Valkey at {connection.address} does not register this instance: {reply}")
-            # It still has holds of an epoch that nobody reaped (a registration whose answer was lost). They are given
-            # back here; what is settled of them later counts as late.
-            held_before = held
-            named = await self._accounts_held(connection)
+        await self._open(connection)
+        reply = await self._eval(connection, "register", self.instance.encode(), b"%d" % self.home_partition)
+        match reply:
+            case [int(epoch), int(number), bytes(generation)]:
+                return epoch, number, generation.decode()
+        raise LedgerConnectionError(f"Valkey at {connection.address} does not register this instance: {reply}")
+
+    async def _open(self, connection: RespConnection) -> None:
+        names, arguments = open_arguments(self.keys, self.home_partition, new_generation() if self.create else "")
+        parts = [name.encode() for name in names] + [str(argument).encode() for argument in arguments]
+        reply = await self._answer(connection, b"EVAL", script("open").text, b"%d" % len(names), *parts)
+        if isinstance(reply, ReplyError):
+            raise LedgerConnectionError(f"Valkey at {connection.address} does not tell the ledger's format: {reply}")
+        try:
+            found = partition_format(reply)
+            if found is None:
+                raise FormatError(nothing_there(self.keys, [self.home_partition]))
+            found.check(self.keys)
+        except FormatError as error:
+            raise LedgerConnectionError(f"Valkey at {connection.address}: {error}") from None
 
     async def heartbeat(self, connection: RespConnection, epoch: int) -> bool:
         """Says that the instance lives. False: it was reaped, and must register. Raises as :meth:`register`."""
-        reply = await self._eval(connection, "heartbeat", [], self.instance.encode(), b"%d" % epoch)
+        reply = await self._eval(connection, "heartbeat", self.instance.encode(), b"%d" % epoch)
         if isinstance(reply, ReplyError):
+            if server_answer(str(reply)).meaning in (Meaning.ASK, Meaning.LATER):
+                return True  # the server lives and knows the epoch or will; the next heartbeat tells
             raise LedgerConnectionError(f"Valkey at {connection.address} refused a heartbeat: {reply}")
         return bool(reply == 1)
 
     async def leave(self, connection: RespConnection) -> None:
-        """Gives back what is still held, and takes the instance out of the living. Raises as :meth:`register`."""
-        while True:
-            named = await self._accounts_held(connection)
-            reply = await self._eval(connection, "reap", named, self.instance.encode(), b"-1")
-            if isinstance(reply, ReplyError):
-                raise LedgerConnectionError(
-                    f"Valkey at {connection.address} refused to deregister this instance: {reply}"
-                )
-            if not reply:
-                return
+        """Takes the instance out of the living; what it still holds is given back by the reaper. Raises as
+        :meth:`register`."""
+        reply = await self._eval(connection, "reap", self.instance.encode(), b"-1")
+        if isinstance(reply, ReplyError):
+            raise LedgerConnectionError(f"Valkey at {connection.address} refused to deregister this instance: {reply}")
 
-    async def _accounts_held(self, connection: RespConnection) -> list[bytes]:
-        fields = await self._answer(connection, b"HKEYS", self.instance_key)
-        if isinstance(fields, ReplyError):
-            raise LedgerConnectionError(f"Valkey at {connection.address} does not report the held units: {fields}")
-        return sorted({field.split(b"\0", 1)[0] for field in fields if b"\0" in field})[:ACCOUNTS_MAX]
-
-    async def _eval(self, connection: RespConnection, name: str, accounts: list[bytes], *arguments: bytes) -> Reply:
+    async def _eval(self, connection: RespConnection, name: str, *arguments: bytes) -> Reply:
         body = script(name)
-        tail = (b"%d" % (2 + len(accounts)), self.instance_key, self.alive_key, *accounts, *arguments)
+        tail = (b"3", self.instance_key, self.alive_key, self.meta_key, *arguments)
         reply = await self._answer(connection, b"EVALSHA", body.sha, *tail)
         if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
             reply = await self._answer(connection, b"EVAL", body.text, *tail)
@@ -91,10 +92,3 @@ class Registration:
         except TimeoutError:
             connection.close()
             raise LedgerConnectionError(f"Valkey at {connection.address} does not respond") from None
-
-
-def _still_held(reply: Reply) -> int | None:
-    """How many shares a refusal ``HELD … shares: <n>`` counts; None for any other error."""
-    text = str(reply)
-    count = text.rpartition(" ")[2]
-    return int(count) if text.startswith("HELD ") and count.isdecimal() else None

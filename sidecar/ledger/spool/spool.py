@@ -16,6 +16,7 @@ from pathlib import Path
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.outcomes import Event, Hold
+from sidecar.ledger.keys import idempotency_digest
 from sidecar.ledger.spool.spool_file import (
     Damage,
     Record,
@@ -266,8 +267,8 @@ class Spool:
                 done.set()
 
         for record in records:
-            key = self._ledger.keys.idempotency(record.account, record.id.encode())
-            hold = Hold(record.account, record.metric, record.units, key, settled)
+            digest = idempotency_digest(record.account, record.id.encode())
+            hold = Hold(record.account, record.metric, record.units, digest, settled)
             self._ledger.link_of(record.account).settle_late(hold, record.event)
         try:
             async with asyncio.timeout(REPLAY_TIMEOUT_S):

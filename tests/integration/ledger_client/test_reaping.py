@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from sidecar.ledger.client import reaper
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping, reap
+from sidecar.valkey.scripts import script
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_totals import read_totals
@@ -41,7 +42,7 @@ async def test_holds_of_a_client_that_crashed_come_back(control: Redis, proxy: F
     ("holds", "expected"),
     [
         (0, ("info", "a gateway process died without holds", None)),
-        (3, ("warning", "a gateway process died, its holds are released", 2)),
+        (3, ("warning", "a gateway process died, its holds are released", 3)),
     ],
 )
 async def test_a_dead_client_is_a_warning_only_if_it_kept_holds(
@@ -52,13 +53,13 @@ async def test_a_dead_client_is_a_warning_only_if_it_kept_holds(
         await asyncio.gather(*(ask(client, account) for account in "abb"[:holds]))
     with capture_logs() as lines:
         assert await _dead_for_ttl(control) == 1
-    assert [(line["log_level"], line["event"], line.get("accounts")) for line in lines] == [expected]
+    assert [(line["log_level"], line["event"], line.get("units")) for line in lines] == [expected]
 
 
-async def test_a_client_with_holds_on_more_accounts_than_one_call_names_is_reaped_in_several(
+async def test_holds_on_more_accounts_than_one_call_names_come_back_in_several(
     control: Redis, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reaper, "SHARES_MAX", 20)
+    monkeypatch.setattr(reaper, "ACCOUNTS_MAX", 20)
     accounts = [f"tpp-{n}" for n in range(50)]
     await load(control, dict.fromkeys(accounts, 1))
     async with client_of(at(proxy.listening_port), leave=False) as client:
@@ -144,34 +145,36 @@ async def test_a_zombie_finds_out_however_it_first_speaks_again(control: Redis, 
     assert totals.settled == {"tpp": 4 if how in ("hold", "all at once") else 1}
 
 
-async def test_a_client_that_finds_holds_of_its_own_gives_them_back_and_registers(
-    control: Redis, proxy: FaultProxy
-) -> None:
+async def test_what_a_client_held_before_it_registered_again_comes_back(control: Redis, proxy: FaultProxy) -> None:
     """A registration whose answer was lost, and that arrived late, leaves shares of an epoch that nobody reaped."""
     await load(control, {"tpp": 10})
     async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as client:
         held = await ask(client, "tpp")
-        await control.hincrby(KEYS.instance(client._links[0].home_partition, client.instance), "e", 1)
+        home = client._links[0].home_partition
+        names = [KEYS.instance(home, client.instance), KEYS.alive(home), KEYS.meta(home)]
+        await control.eval(script("register").text.decode(), 3, *names, client.instance, home)
         assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
         client.settle(held, event_of(held))
+    assert (await read_totals(control, KEYS, ["tpp"])).held == {"tpp": 1}
+    await reap(control, KEYS, ALL)
     totals = await read_totals(control, KEYS, ["tpp"])
     totals.check()
     assert totals.settled == {"tpp": 4}
 
 
-async def test_one_dead_client_that_cannot_be_reaped_keeps_no_other_from_it(control: Redis, proxy: FaultProxy) -> None:
+async def test_an_account_that_cannot_be_read_keeps_its_holds_until_it_can_and_no_other_does(
+    control: Redis, proxy: FaultProxy
+) -> None:
     await load(control, {"bad": 5, "good": 5})
-    home_partitions = []
-    for instance, account in (("aaa", "bad"), ("zzz", "good")):
+    for instance in ("aaa", "zzz"):
         async with client_of(at(proxy.listening_port), leave=False, instance=instance) as client:
-            await ask(client, account)
-            home_partitions.append(client._links[0].home_partition)
-    state = await control.hget(KEYS.account("bad"), "state")
-    await control.hset(KEYS.account("bad"), "state", msgpack.packb("nonsense"))
-    assert await _dead_for_ttl(control) == 1
+            await asyncio.gather(ask(client, "bad"), ask(client, "good"))
+    state = await control.hget(KEYS.account("bad"), "s")
+    await control.hset(KEYS.account("bad"), "s", msgpack.packb("nonsense"))
+    assert await _dead_for_ttl(control) == 2
     assert (await read_totals(control, KEYS, ["good"])).held == {"good": 0}
-    await control.hset(KEYS.account("bad"), "state", state)
-    assert await _dead_for_ttl(control) == 1
+    await control.hset(KEYS.account("bad"), "s", state)
+    assert await _dead_for_ttl(control) == 0
     assert (await read_totals(control, KEYS, ["bad"])).held == {"bad": 0}
 
 
@@ -200,7 +203,7 @@ async def test_the_reaper_ends_although_its_client_lost_the_cancellation() -> No
     class Swallowing:
         asked = 0
 
-        async def time(self) -> tuple[int, int]:
+        async def zrange(self, *_arguments: object, **_options: object) -> list[object]:
             self.asked += 1
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(20)

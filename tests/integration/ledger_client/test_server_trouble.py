@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -139,6 +140,7 @@ async def test_a_server_that_lost_its_data_gets_what_is_settled_and_knows_no_acc
         client.settle(held, event_of(held))
         assert await call(client, "tpp") == Code.UNKNOWN
         assert client.counters.registrations == 2
+        assert client.counters.generations == 1, "it is another ledger"
     totals = await read_totals(control, KEYS, ["tpp"])
     totals.check()
     assert totals.settled == {"tpp": 1}
@@ -260,13 +262,51 @@ async def test_one_account_that_the_script_cannot_read_costs_the_others_nothing(
 ) -> None:
     await load(control, {"good": 9, "bad": 9, "fine": 9})
     async with client_of(at(proxy.listening_port)) as client:
-        await control.hset(KEYS.account("bad"), "state", "no msgpack")
+        await control.hset(KEYS.account("bad"), "s", "no msgpack")
         good, bad, fine = await asyncio.gather(*(call(client, account) for account in ("good", "bad", "fine")))
         assert (good, bad, fine) == (Code.GRANTED, Code.UNAVAILABLE, Code.GRANTED)
         assert await call(client, "good") == Code.GRANTED, "the link is not taken for dead"
     totals = await read_totals(control, KEYS, ["good", "fine"])
     totals.check()
     assert totals.settled == {"good": 2, "fine": 1}
+
+
+async def test_settles_of_an_account_that_cannot_be_read_are_kept_as_refused(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"good": 99, "bad": 99})
+    async with client_of(at(proxy.listening_port)) as client:
+        held = [await ask(client, account) for account in ("good", "bad", "bad", "good")]
+        once = await ask(client, "bad", scope=b"key")
+        await control.hset(KEYS.account("bad"), "s", "no msgpack")
+        for hold in (*held, once):
+            client.settle(hold, event_of(hold))
+        assert await client.drain(5)
+        assert client.counters.refused_settles == 3
+        [(_, entry)] = await control.xrange(KEYS.refused(client._links[0].home_partition))
+    assert entry[b"account"] == b"bad"
+    assert b"msgpack" in entry[b"reason"] or b"state" in entry[b"reason"]
+    assert [event[0] for event in json.loads(entry[b"e"])] == ["bad"] * 3
+    assert [mark is not None for mark in json.loads(entry[b"marks"])] == [False, False, True]
+    totals = await read_totals(control, KEYS, ["good"])
+    totals.check()
+    assert totals.settled == {"good": 2}
+
+
+async def test_ten_charges_with_keys_are_made_although_one_account_of_their_batch_cannot_be_read(
+    control: Redis, proxy: FaultProxy
+) -> None:
+    """Seen on 0.2.0: the ten keys were marked as charged, and nothing was."""
+    await load(control, {"good": 99, "bad": 99})
+    async with client_of(at(proxy.listening_port)) as client:
+        held = [await ask(client, "good", scope=b"%d" % n) for n in range(10)]
+        bad = await ask(client, "bad")
+        await control.delete(KEYS.account("bad"))
+        await control.set(KEYS.account("bad"), "of the wrong type")
+        for hold in (*held, bad):
+            client.settle(hold, event_of(hold))
+        assert await client.drain(5)
+    totals = await read_totals(control, KEYS, ["good"])
+    totals.check()
+    assert totals.settled == {"good": 10}
 
 
 async def test_a_caller_that_fails_costs_the_others_of_its_batch_nothing(control: Redis, proxy: FaultProxy) -> None:
