@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ VALKEY_ERRORS = (RedisError, OSError)
 REST_S_MIN, REST_S_MAX = 0.1, 5.0
 """How long a partition is left alone after a failure, doubling: a node of a cluster that does not answer must not make
 the others wait for it every time."""
+
+CALLS_PER_NODE_MAX = 16
+"""Calls of one look that wait for the same node of a cluster: each takes a connection, of which the library has 100."""
 
 Argument = str | bytes | int
 
@@ -45,18 +49,20 @@ async def call_each(client: Client, calls: Sequence[Call]) -> list[Any]:
     """
     if isinstance(client, RedisCluster):
         await client.initialize()  # reads the topology again after a failure, otherwise does nothing
-        return list(await asyncio.gather(*(_routed(client, call) for call in calls)))
+        turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CALLS_PER_NODE_MAX))
+        return list(await asyncio.gather(*(_routed(client, call, turns) for call in calls)))
     pipeline = client.pipeline(transaction=False)
     for call in calls:
         pipeline.execute_command(*call.args)
     return list(await pipeline.execute(raise_on_error=False))
 
 
-async def _routed(client: RedisCluster, call: Call) -> Any:
+async def _routed(client: RedisCluster, call: Call, turns: Mapping[str, asyncio.Semaphore]) -> Any:
     # The node is named because the library would otherwise ask a server which of XREADGROUP's arguments are keys.
     try:
         node = client.get_node_from_key(call.key)
-        return await client.execute_command(*call.args, target_nodes=node)
+        async with turns[node.name if node is not None else ""]:
+            return await client.execute_command(*call.args, target_nodes=node)
     except VALKEY_ERRORS as error:
         return error
 
