@@ -1,55 +1,79 @@
-"""Reads the ledger's counts of an hour, over all home partitions (docs/ledger.md, "Hours and what was sent").
+"""Reads the units that accounts settled hour by hour (docs/ledger.md, "Hours and what was sent").
 
-An hour is a number, counted from 1970. One that is over does not change any more, unless Valkey's clock goes back or
-its data does; a total tells cheaply whether it did.
+An hour is a number, counted from 1970. An account has the running hour of each of its counters in its state, and its
+finished hours in a field for each day; lua/lib/account.lua has the layout. An hour that is over does not change any
+more, unless Valkey's clock goes back or its data does; a total tells cheaply whether it did.
+
+All hours that are asked for are read in one pass over all accounts, a page of them at a time. What stays in memory is a
+total for each hour, and the cells of those hours of which they are wanted.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgpack
+from redis.exceptions import ResponseError
+
+from sidecar.ledger.account_pages import account_pages, replies_of_one_slot
 from sidecar.ledger.keys import Keys
+from sidecar.valkey.calls import Argument, raise_first, script_call
 from sidecar.valkey.topology import Client
 
 HOUR_MS: Final = 3_600_000
-KEPT_MS: Final = 9 * 24 * HOUR_MS
-"""As in lua/batch.lua."""
-PAGE_FIELDS: Final = 500
-"""Fields that one command looks at: it keeps each well below a millisecond of the server's only thread."""
+HOURS_OF_DAY: Final = 24
+DAY_MS: Final = HOURS_OF_DAY * HOUR_MS
+KEPT_DAYS: Final = 9
+"""Days for which hours and the notes about them are kept at least. As in lua/compact_hours.lua."""
+KEPT_MS: Final = KEPT_DAYS * DAY_MS
 
-_TOTAL: Final = b"""
--- KEYS [1] hour  ARGV [1] cursor [2] fields to look at
--- reply {next cursor, counts, their sum}
-local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
-local counts, units = 0, 0
-for i = 1, #page[2], 2 do
-  if string.find(page[2][i], '\\0', 1, true) then
-    counts = counts + 1
-    units = units + page[2][i + 1]
-  end
-end
-return {page[1], counts, string.format('%.0f', units)}
-"""
+WHOLE_DAY: Final = HOURS_OF_DAY
+"""The hour of the day of a count that is that of a whole day."""
+
+UNREADABLE_MAX: Final = 100
+"""Accounts that are named at most."""
+
+_HEAD: Final = 14
+_SUBSCRIPTION: Final = 3
+_COUNTER: Final = 11
+"""Widths of the parts of an account's state, as in lua/lib/account.lua."""
 
 _NOTE: Final = b"""
--- KEYS [1] hour  ARGV [1] ms to live [2 ...] name, text, name, text, ...
--- The counts, if there are any, have given the hash its end; notes must not live without one.
+-- KEYS [1] notes of an hour  ARGV [1] ms to live [2 ...] name, text, name, text, ...
+-- The first note gives the hash its end.
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 if redis.call('PTTL', KEYS[1]) < 0 then
   redis.call('PEXPIRE', KEYS[1], ARGV[1])
 end
 """
 
+Units = dict[tuple[str, str], int]
+"""Units by account and metric."""
+
 
 @dataclass(frozen=True, slots=True)
 class HourTotal:
-    """``counts``: how many pairs of account and metric, once for each home partition; ``units``: their sum."""
+    """``counts``: how many pairs of account and metric settled something; ``units``: their sum."""
 
     counts: int
     units: int
+
+
+@dataclass(slots=True)
+class HourCounts:
+    """What a pass has found. ``totals``: of the hours in which something was settled. ``cells``: of those hours of
+    which they were asked for. ``unreadable``: accounts whose counts cannot be read, and why; the first of them."""
+
+    totals: dict[int, HourTotal] = field(default_factory=dict)
+    cells: dict[int, Units] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class MalformedHours(ValueError):
+    """The counts of an account cannot be read. The message says why."""
 
 
 class Hours:
@@ -62,54 +86,145 @@ class Hours:
     def __repr__(self) -> str:
         return f"Hours({self._keys.prefix})"
 
-    async def total(self, hour: int) -> HourTotal:
-        """The sum of an hour. Zero counts: the ledger counted nothing, or did not count hours yet."""
-        totals = await asyncio.gather(*(self._total(partition, hour) for partition in range(self._keys.partitions)))
-        return HourTotal(sum(total.counts for total in totals), sum(total.units for total in totals))
+    async def read(self, hours: Collection[int], cells_of: Collection[int] = ()) -> HourCounts:
+        """The totals of ``hours``, and the cells of those of them in ``cells_of``, in one pass over all accounts."""
+        wanted, wanted_cells = frozenset(hours), frozenset(cells_of) & frozenset(hours)
+        found = HourCounts(cells={hour: {} for hour in wanted_cells})
+        if not wanted:
+            return found
+        counts, units = Counter[int](), Counter[int]()
+        days = sorted({hour // HOURS_OF_DAY for hour in wanted})
+        fields = [f"h{day}" for day in days]
+        async for _, accounts in account_pages(self._client, self._keys):
+            commands: list[tuple[Argument, ...]] = [
+                ("HMGET", self._keys.account(id_), "s", *fields) for id_ in accounts
+            ]
+            for account, reply in zip(accounts, await replies_of_one_slot(self._client, commands), strict=True):
+                try:
+                    settled = _settled(reply, days, wanted)
+                except MalformedHours as error:
+                    if len(found.unreadable) < UNREADABLE_MAX:
+                        found.unreadable[account] = str(error)
+                    continue
+                for (hour, metric), number in settled.items():
+                    counts[hour] += 1
+                    units[hour] += number
+                    if hour in wanted_cells:
+                        found.cells[hour][account, metric] = number
+        found.totals = {hour: HourTotal(counts[hour], units[hour]) for hour in sorted(counts)}
+        return found
 
-    async def units(self, hour: int) -> dict[tuple[str, str], int]:
-        """Units of an hour by account and metric."""
-        found = Counter[tuple[str, str]]()
-        for each in await asyncio.gather(*(self._units(p, hour) for p in range(self._keys.partitions))):
-            found.update(each)
-        return dict(found)
+    async def counts(self, hours: Collection[int]) -> dict[int, Units]:
+        """Units of each of these hours by account and metric."""
+        return (await self.read(hours, hours)).cells
 
-    async def notes(self, hour: int, *names: str) -> list[bytes | None]:
-        """Texts that were noted with an hour; None where there is none."""
-        return list(await self._client.execute_command("HMGET", self._keys.hour(0, hour), *names))
+    async def totals(self, hours: Collection[int]) -> dict[int, HourTotal]:
+        """The sums of those of these hours in which something was settled."""
+        return (await self.read(hours)).totals
 
-    async def note(self, hour: int, notes: dict[str, str | bytes]) -> None:
-        """Keep texts with an hour, for as long as its counts are kept."""
+    async def notes(self, hours: Collection[int], *names: str) -> dict[int, list[bytes | None]]:
+        """Texts that were noted with each of these hours; None where there is none."""
+        if not hours:
+            return {}
+        commands: list[tuple[Argument, ...]] = [("HMGET", self._keys.audited_hour(hour), *names) for hour in hours]
+        replies = await replies_of_one_slot(self._client, commands)
+        raise_first(replies)
+        return {hour: list(reply) for hour, reply in zip(hours, replies, strict=True)}
+
+    async def note(self, hour: int, notes: Mapping[str, str | bytes]) -> None:
+        """Keeps texts with an hour for :data:`KEPT_DAYS` days from its first note."""
         args = [part for note in notes.items() for part in note]
-        await self._client.eval(_NOTE.decode(), 1, self._keys.hour(0, hour), KEPT_MS, *args)
-
-    async def _total(self, partition: int, hour: int) -> HourTotal:
-        counts = units = 0
-        cursor: bytes | str = b"0"
-        while True:
-            reply = await self._client.eval(_TOTAL.decode(), 1, self._keys.hour(partition, hour), cursor, PAGE_FIELDS)
-            cursor = reply[0]
-            counts += int(reply[1])
-            units += int(reply[2])
-            if cursor in (b"0", "0"):
-                return HourTotal(counts, units)
-
-    async def _units(self, partition: int, hour: int) -> dict[tuple[str, str], int]:
-        found: dict[tuple[str, str], int] = {}
-        cursor = 0
-        while True:
-            # The library's annotations leave open what comes back; it is a dict of bytes.
-            reply: Any = await self._client.hscan(self._keys.hour(partition, hour), cursor, count=PAGE_FIELDS)
-            cursor, page = reply
-            for field, units in page.items():
-                key, cut, metric = field.partition(b"\0")
-                if cut:
-                    # A scan may show a field twice; it has one count all the same.
-                    found[_account_of(key), metric.decode()] = int(units)
-            if not cursor:
-                return found
+        call = script_call(_NOTE, [self._keys.audited_hour(hour)], KEPT_MS, *args)
+        raise_first(await replies_of_one_slot(self._client, [call.args]))
 
 
-def _account_of(key: bytes) -> str:
-    """The account's id, out of its key: <prefix>:{pNN}:account:<id>."""
-    return key.decode().partition("}:account:")[2]
+def _settled(reply: Any, days: Collection[int], wanted: Collection[int]) -> dict[tuple[int, str], int]:
+    """Units of one account by hour and metric, of the hours that are wanted. ``reply``: to HMGET of its state and days.
+
+    Raises:
+        MalformedHours: it cannot be read.
+    """
+    if isinstance(reply, ResponseError):
+        raise MalformedHours(str(reply))
+    if isinstance(reply, Exception):
+        raise reply
+    found: dict[tuple[int, str], int] = {}
+    state, *fields = reply
+    for hour, metric, units in running_hours(state) if state else ():
+        if hour in wanted and units:
+            key = hour, metric
+            found[key] = found.get(key, 0) + units
+    for day, packed in zip(days, fields, strict=True):
+        for hour_of_day, _, metric, units in day_counts(packed) if packed else ():
+            hour = day * HOURS_OF_DAY + hour_of_day
+            if hour_of_day < WHOLE_DAY and hour in wanted and units:
+                key = hour, metric
+                found[key] = found.get(key, 0) + units
+    return found
+
+
+def running_hours(state: bytes) -> Iterator[tuple[int, str, int]]:
+    """Hour, metric and units of each counter of an account's state.
+
+    Raises:
+        MalformedHours: it cannot be read.
+    """
+    values = state_values(state)
+    first = _HEAD + _SUBSCRIPTION * values[_HEAD - 2]
+    for at in range(first, first + _COUNTER * values[_HEAD - 1], _COUNTER):
+        yield _count(values[at + 7], values[at + 1], values[at + 10])
+
+
+def periods(state: bytes) -> list[tuple[int, int]]:
+    """Start and end, in ms, of the current period of each subscription of an account's state.
+
+    Raises:
+        MalformedHours: it cannot be read.
+    """
+    values = state_values(state)
+    bounds = [
+        (values[at + 1], values[at + 2])
+        for at in range(_HEAD, _HEAD + _SUBSCRIPTION * values[_HEAD - 2], _SUBSCRIPTION)
+    ]
+    if not all(type(start) is int and type(end) is int for start, end in bounds):
+        raise MalformedHours("the state has a period that is no pair of whole numbers")
+    return bounds
+
+
+def state_values(state: bytes) -> list[Any]:
+    """The values of an account's state, as many as it says at least. Raises as :func:`running_hours`."""
+    try:
+        values = msgpack.unpackb(state, raw=True)
+        size = _HEAD + _SUBSCRIPTION * values[_HEAD - 2] + _COUNTER * values[_HEAD - 1]
+    except (msgpack.UnpackException, TypeError, ValueError, IndexError, KeyError) as error:
+        raise MalformedHours(f"the state is not that of an account: {error!r}"[:200]) from None
+    if len(values) < size:
+        raise MalformedHours(f"the state has {len(values)} values, fewer than {size}")
+    return list(values)
+
+
+def day_counts(packed: bytes) -> list[tuple[int, bytes, str, int]]:
+    """Hour of the day, subscription, metric and units of each count of a day.
+
+    Raises:
+        MalformedHours: it cannot be read.
+    """
+    unpacker = msgpack.Unpacker(raw=True, max_buffer_size=max(1, len(packed)))
+    unpacker.feed(packed)
+    try:
+        values = list(unpacker)
+    except (msgpack.UnpackException, ValueError) as error:
+        raise MalformedHours(f"the counts of a day are no msgpack: {error!r}"[:200]) from None
+    if len(values) % 4 or unpacker.tell() != len(packed):
+        raise MalformedHours(f"the counts of a day have {len(values)} values, not four for each")
+    found = []
+    for at in range(0, len(values), 4):
+        hour, metric, units = _count(values[at], values[at + 2], values[at + 3])
+        found.append((hour, values[at + 1], metric, units))
+    return found
+
+
+def _count(hour: object, metric: object, units: object) -> tuple[int, str, int]:
+    if type(hour) is not int or type(units) is not int or not isinstance(metric, bytes):
+        raise MalformedHours(f"{(hour, metric, units)!r} is not the count of an hour"[:200])
+    return hour, metric.decode("utf-8", "replace"), units

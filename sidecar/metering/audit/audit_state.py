@@ -1,8 +1,8 @@
-"""Saves an audit's state of an hour, beside its counts in Valkey: whether it agreed, and what was sent again."""
+"""Saves an audit's state of an hour in Valkey: whether it agreed, and what was sent again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,10 +25,10 @@ class HourAuditState:
     history: Mapping[Cell, ResendHistory] = field(default_factory=dict)
 
 
-async def load_hour_state(hours: Hours, hour: int) -> HourAuditState:
-    """Load the state of an hour. A state that cannot be read counts as none."""
-    agreed, history = await hours.notes(hour, AGREED, RESENT)
-    return HourAuditState(_total(agreed), _history(hour, history))
+async def load_hour_states(hours: Hours, numbers: Collection[int]) -> dict[int, HourAuditState]:
+    """Load the states of these hours. A state that cannot be read counts as none."""
+    notes = await hours.notes(numbers, AGREED, RESENT)
+    return {hour: HourAuditState(_total(agreed), _history(hour, history)) for hour, (agreed, history) in notes.items()}
 
 
 async def save_agreed(hours: Hours, hour: int, total: HourTotal) -> None:

@@ -179,7 +179,7 @@ class Auditor:
             state = hour_state([row for row in rows if row.hour == each.hour]) if each.answered else HourState.UNKNOWN
             openmeter = each.openmeter_units if each.answered else None
             hours.append(HourReport(each.hour, state, each.total.units, openmeter))
-            if state is HourState.AGREED and hourly_counts.complete and each.is_consistent:
+            if state is HourState.AGREED and hourly_counts.complete:
                 await save_agreed(self._hours, each.hour, each.total)
             mine = {cell: one for cell, one in history.items() if cell.hour == each.hour}
             if mine != each.audit_state.history:

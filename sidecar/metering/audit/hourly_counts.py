@@ -7,18 +7,20 @@ two looks would be taken for missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from sidecar.ledger.hours import HOUR_MS, Hours, HourTotal
-from sidecar.metering.audit.audit_state import HourAuditState, load_hour_state
+from sidecar.ledger.hours import HOUR_MS, Hours, HourTotal, Units
+from sidecar.metering.audit.audit_state import HourAuditState, load_hour_states
 from sidecar.metering.audit.comparison import Cell, Counts
 from sidecar.metering.audit.streams import PendingUnits, Streams
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
 
 METRICS_MAX: Final = 100
 """Ledger metrics of which OpenMeter is asked; a bank has a handful."""
+
+UNREADABLE_NAMED_MAX: Final = 5
 
 Progress = Callable[[int, int], None]
 """Told how many hours of how many have been compared."""
@@ -34,15 +36,10 @@ class OpenHour:
     hour: int
     total: HourTotal
     audit_state: HourAuditState
-    ledger: dict[tuple[str, str], int]
+    ledger: Units
     openmeter_units: int = 0
     answered: bool = True
     counts: dict[Cell, Counts] = field(default_factory=dict)
-
-    @property
-    def is_consistent(self) -> bool:
-        """The counts are those of which the total was taken."""
-        return sum(self.ledger.values()) == self.total.units
 
 
 class HourlyCounts:
@@ -64,10 +61,9 @@ class HourlyCounts:
     def __repr__(self) -> str:
         return f"HourlyCounts({len(self.agreed)} hours agreed, {len(self.open)} open)"
 
-    async def collect(self, hours: Iterable[int], progress: Progress | None = None) -> None:
+    async def collect(self, hours: Collection[int], progress: Progress | None = None) -> None:
         """Count. Raises RedisError or OSError when Valkey cannot be reached; OpenMeter's failures are problems."""
-        for hour in hours:
-            await self._choose(hour)
+        await self._choose(hours)
         if not self.open:
             return
         waiting = await self._streams.waiting(frozenset(each.hour for each in self.open))
@@ -77,19 +73,32 @@ class HourlyCounts:
         await self._look_at_meters()
         for number, each in enumerate(self.open, 1):
             self._compare(each, await self._ask(each), waiting)
+            each.ledger = {}
             if progress is not None:
                 progress(number, len(self.open))
 
-    async def _choose(self, hour: int) -> None:
-        """An hour that the ledger did not count is left out: nothing was charged, or hours were not counted yet."""
-        total = await self._hours.total(hour)
-        if not total.counts:
-            return
-        audit_state = await load_hour_state(self._hours, hour)
-        if audit_state.agreed == total:
-            self.agreed[hour] = total
-        else:
-            self.open.append(OpenHour(hour, total, audit_state, await self._hours.units(hour)))
+    async def _choose(self, hours: Collection[int]) -> None:
+        """An hour that the ledger did not count is left out.
+
+        One pass counts all hours, with the cells of those that have never agreed. Only if one that agreed has another
+        total now, a second pass takes its cells, and its total with them.
+        """
+        states = await load_hour_states(self._hours, hours)
+        found = await self._hours.read(hours, [hour for hour in hours if states[hour].agreed is None])
+        totals, cells, unreadable = found.totals, found.cells, found.unreadable
+        changed = [hour for hour, total in totals.items() if states[hour].agreed not in (None, total)]
+        if changed:
+            found = await self._hours.read(changed, changed)
+            totals, cells, unreadable = totals | found.totals, cells | found.cells, unreadable | found.unreadable
+        for hour, total in totals.items():
+            if states[hour].agreed == total:
+                self.agreed[hour] = total
+            else:
+                self.open.append(OpenHour(hour, total, states[hour], cells[hour]))
+        for account, reason in list(unreadable.items())[:UNREADABLE_NAMED_MAX]:
+            self.problems.append(f"the ledger's counts of account {account} cannot be read: {reason}")
+        if len(unreadable) > UNREADABLE_NAMED_MAX:
+            self.problems.append(f"the ledger's counts of {len(unreadable)} accounts or more cannot be read")
 
     async def _look_at_meters(self) -> None:
         """Leaves the metrics whose meters sum units. Another would never agree, however often events are sent."""

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from sidecar.ledger.client.batch import HOLD, SETTLE_LATE, Batch, Group, Single, encode
-from sidecar.ledger.client.outcomes import Event
+import msgpack
+import orjson
+import redis
+
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
+from sidecar.ledger.ledger_format import new_generation, open_arguments
 from sidecar.metering.audit.audit_report import AuditReport
 from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.settings import MeteringSettings
-from sidecar.valkey.command import bulk
+from sidecar.valkey.scripts import Function, as_function, composed, script
 from sidecar.valkey.topology import Client
-from tests.integration.metering.kit import Valkey
-from tests.support.ledger_driver import CLOCK_KEY, call_batch, text_of
+from tests.integration.metering.kit import Valkey, event
 
-__all__ = ["HOLD", "SETTLE_LATE", "Audit", "Charges", "Group", "Single", "auditing"]
-
+CLOCK_KEY = "test:clock_us"
 SETTLE_S = 300
+FAR_MS = 4_102_444_800_000
+
+_TIME_FILE = Path(__file__).parents[3] / "lua" / "lib" / "time.lua"
+_MOVABLE_TIME = f"""
+local function server_time_us()
+  return number(call('GET', '{CLOCK_KEY}'))
+end
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,36 @@ class Audit:
     hours: int = 48
 
 
+@cache
+def _batch(movable_clock: bool) -> Function:
+    text = composed("batch")
+    if movable_clock:
+        shipped = _TIME_FILE.read_text()
+        assert text.count(shipped) == 1
+        text = text.replace(shipped, _MOVABLE_TIME)
+    return as_function("batch", text)
+
+
+def pack(*values: Any) -> bytes:
+    """Values one after another, as the scripts take them."""
+    return b"".join(msgpack.packb(value, use_bin_type=False) for value in values)
+
+
+def open_partitions(valkey: Valkey, keys: Keys) -> None:
+    for partition in range(keys.partitions):
+        names, arguments = open_arguments(keys, partition, new_generation())
+        valkey.eval(script("open").text, len(names), *names, *arguments)
+
+
+def state(
+    counters: Sequence[tuple[str, int, int]], *, start_ms: int = 0, end_ms: int = FAR_MS, subscription: str = "s"
+) -> bytes:
+    """An account's state with one subscription and counters: name, hour, units of that hour."""
+    head = [1, 0, 1_000_000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, len(counters), subscription, start_ms, end_ms]
+    rest = [value for name, hour, units in counters for value in (1, name, 0, 1, 0, 0, 0, hour, units, 0, units)]
+    return bytes(msgpack.packb([*head, *rest], use_bin_type=False))
+
+
 @dataclass
 class Charges:
     """Charges through the shipped script, at ``now_ms``; None: when Valkey's own clock says."""
@@ -43,32 +85,33 @@ class Charges:
     now_ms: int | None = field(default_factory=lambda: int(time.time() * 1000) // HOUR_MS * HOUR_MS)
     seq: int = 0
     charged: dict[tuple[str, str], int] = field(default_factory=dict)
+    opened: bool = False
 
-    def charge(self, account: str, *units: int, metric: str = "api_calls", home_partition: int | None = None) -> None:
-        """A late settle of each, in one batch of the account's own partition, or of another."""
-        batch = Batch(0)
-        for each in units:
-            batch.group(account, metric).late += each
-            batch.events.append(event_of(account, each, metric))
-            self.charged[account, metric] = self.charged.get((account, metric), 0) + each
-        self._send(batch, self.keys.partition(account) if home_partition is None else home_partition)
-
-    def _send(self, batch: Batch, home_partition: int) -> None:
+    def charge(self, account: str, *units: int, metric: str = "api_calls") -> None:
+        """A late settle of all, in one batch with an event of each."""
+        if not self.opened:
+            open_partitions(self.valkey, self.keys)
+            self.opened = True
         self.seq += 1
-        batch.number = self.seq
-        more, arguments = encode(
-            batch, f"gw.{home_partition:02d}", 1000, {}, lambda account: bulk(self.keys.account(account).encode())
-        )
-        plain = [key.split(b"\r\n")[1] for key in more]
-        names = [self.keys.instance(home_partition, "gw").encode(), self.keys.outbox(home_partition).encode(), *plain]
+        partition = self.keys.partition(account)
+        self.valkey.zadd(self.keys.accounts(partition), {account: 0})
+        events = b",".join(orjson.dumps(event(account, each, metric=metric)) for each in units)
+        head = pack(0, self.seq, f"gw.{partition:02d}", events, 1000, 1, [metric], [])
+        names = [self.keys.instance(partition, "gw"), self.keys.meta(partition), self.keys.outbox(partition)]
         if self.now_ms is not None:
             self.valkey.set(CLOCK_KEY, self.now_ms * 1000)
-        call_batch(self.valkey, text_of("batch", movable_clock=self.now_ms is not None), names, *arguments)
+        self._call([*names, self.keys.account(account)], head, pack(1, 0, 1, 0, 0, sum(units), 0))
+        self.charged[account, metric] = self.charged.get((account, metric), 0) + sum(units)
 
-
-def event_of(account: str, units: int, metric: str = "api_calls") -> Event:
-    event: Event = (account, metric, units, "/accounts", "GET", 200, 12, None, None)
-    return event
+    def _call(self, keys: list[str], *arguments: bytes) -> None:
+        function = _batch(self.now_ms is not None)
+        try:
+            self.valkey.fcall(function.name.decode(), len(keys), *keys, *arguments)
+        except redis.exceptions.ResponseError as error:
+            if "Function not found" not in str(error):
+                raise
+            self.valkey.function_load(function.library.decode(), replace=True)
+            self.valkey.fcall(function.name.decode(), len(keys), *keys, *arguments)
 
 
 @dataclass

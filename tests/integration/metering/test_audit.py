@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from sidecar.ledger.hours import HOUR_MS, Hours
+from sidecar.ledger.hours import HOUR_MS, HourCounts, Hours
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.audit_report import HourState
 from sidecar.metering.audit.comparison import ATTEMPTS_MAX, RowState
@@ -24,7 +25,7 @@ from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
 from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from tests.integration.metering.audit_kit import SETTLE_S, Audit, Charges, auditing
+from tests.integration.metering.audit_kit import SETTLE_S, Audit, Charges, auditing, state
 from tests.integration.metering.kit import (
     RefusingProxy,
     Valkey,
@@ -65,7 +66,7 @@ async def test_what_was_delivered_agrees_and_is_not_asked_for_again(
 ) -> None:
     for number, account in enumerate(ACCOUNTS):
         charges.charge(account, 1, 2, number + 1)
-        charges.charge(account, 7, home_partition=(number + 1) % keys.partitions)
+        charges.charge(account, 7)
     await deliver(client, valkey, keys, url)
     queries: list[str] = []
     async with Server(noting_queries(meter, queries)) as server, auditing(client, keys, settings(server.url)) as audits:
@@ -376,12 +377,11 @@ async def test_every_hour_is_compared_by_itself_and_those_too_old_or_not_counted
 ) -> None:
     now_ms = server_ms(valkey)
     this_hour = now_ms // HOUR_MS
-    for back in (6, 4, 3, 2, 1):
+    for back in (6, 3, 2, 1):
         charges.now_ms = (this_hour - back) * HOUR_MS
         charges.charge("tpp-1", back)
         charges.now_ms += HOUR_MS - 1
         charges.charge("tpp-1", 10 * back)
-    valkey.delete(keys.hour(keys.partition("tpp-1"), this_hour - 4))
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url), Audit(hours=5)) as audits:
         audits.now_ms = this_hour * HOUR_MS + SETTLE_S * 1000
@@ -508,9 +508,9 @@ async def test_an_hour_that_agrees_while_not_all_that_waits_was_seen_is_compared
         with monkeypatch.context() as limited:
             limited.setattr("sidecar.metering.audit.streams.ENTRIES_MAX", {"outbox": 10, "dead": 10, "sent": 10})
             assert (await audits.audit()).problems
-        assert await Hours(client, keys).notes(last_hour, "agreed") == [None]
+        assert await Hours(client, keys).notes([last_hour], "agreed") == {last_hour: [None]}
         assert (await audits.audit()).agrees
-        assert await Hours(client, keys).notes(last_hour, "agreed") == [b"1 5"]
+        assert await Hours(client, keys).notes([last_hour], "agreed") == {last_hour: [b"1 5"]}
 
 
 async def test_what_was_accepted_hours_ago_is_found_in_the_tail(
@@ -568,6 +568,85 @@ async def test_progress_is_told_hour_by_hour(
 def server_ms(valkey: Valkey) -> int:
     seconds, micros = valkey.time()
     return int(seconds) * 1000 + int(micros) // 1000
+
+
+async def test_one_pass_counts_all_hours_and_a_second_one_those_that_have_changed(
+    valkey: Valkey,
+    client: Redis,
+    keys: Keys,
+    url: str,
+    charges: Charges,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes: list[tuple[int, list[int]]] = []
+    read = Hours.read
+
+    async def noted(hours: Hours, numbers: Collection[int], cells_of: Collection[int] = ()) -> HourCounts:
+        passes.append((len(numbers), [this_hour - hour for hour in cells_of]))
+        return await read(hours, numbers, cells_of)
+
+    monkeypatch.setattr(Hours, "read", noted)
+    this_hour = server_ms(valkey) // HOUR_MS
+    for back in (3, 2, 1):
+        charges.now_ms = (this_hour - back) * HOUR_MS
+        charges.charge("tpp-1", back)
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url), Audit(hours=3)) as audits:
+        audits.now_ms = this_hour * HOUR_MS + SETTLE_S * 1000
+        assert (await audits.audit()).agrees
+        assert passes == [(3, [3, 2, 1])]
+        assert (await audits.audit()).agrees
+        assert passes[1:] == [(3, [])]
+        charges.now_ms = (this_hour - 2) * HOUR_MS
+        charges.charge("tpp-1", 7)
+        await deliver(client, valkey, keys, url)
+        report = await audits.audit()
+        assert passes[2:] == [(3, []), (1, [2])]
+        assert [hour.ledger_units for hour in report.hours] == [3, 9, 1]
+        assert report.agrees
+
+
+async def test_an_event_counts_in_the_hour_of_its_accounts_period(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
+) -> None:
+    """The server's clock went back behind the beginning of the account's period."""
+    this_hour = server_ms(valkey) // HOUR_MS
+    start_ms = (this_hour - 1) * HOUR_MS + 5_000
+    valkey.hset(keys.account("tpp-1"), "s", state([], start_ms=start_ms))
+    charges.now_ms = (this_hour - 3) * HOUR_MS
+    charges.charge("tpp-1", 5)
+    [(_, fields)] = valkey.xrange(keys.outbox(keys.partition("tpp-1")))
+    assert orjson.loads(fields[b"a"]) == {"tpp-1": start_ms}
+    meter.faults.script(LOSE)
+    async with auditing(client, keys, settings(url)) as audits:
+        audits.now_ms = this_hour * HOUR_MS + SETTLE_S * 1000
+        [row] = (await audits.audit()).rows
+        assert (row.hour, row.state) == (this_hour - 1, RowState.PENDING)
+        await deliver(client, valkey, keys, url)
+        tail = keys.sent(keys.partition("tpp-1"))
+        [(_, fields)] = valkey.xrange(tail)
+        valkey.delete(tail)
+        valkey.xadd(tail, fields, id=f"{charges.now_ms}-0")
+        [row] = (await audits.audit()).rows
+        assert (row.hour, row.state, row.resent) == (this_hour - 1, RowState.MISSING, 1)
+        assert (await audits.audit(SETTLE_S)).agrees
+    assert [stored.time_s for stored in meter.store.events()] == [start_ms // 1000]
+
+
+async def test_an_account_whose_counts_cannot_be_read_is_a_problem_of_the_audit(
+    valkey: Valkey, client: Redis, keys: Keys, url: str, charges: Charges
+) -> None:
+    for number in range(8):
+        charges.charge(f"tpp-{number}", 5)
+    await deliver(client, valkey, keys, url)
+    for number in range(7):
+        valkey.hset(keys.account(f"tpp-{number}"), "s", b"junk")
+    async with auditing(client, keys, settings(url)) as audits:
+        report = await audits.audit()
+    assert [row.state for row in report.rows] == [RowState.SURPLUS] * 7
+    assert len(report.problems) == 6
+    assert "the ledger's counts of account tpp-" in report.problems[0]
+    assert report.problems[5] == "the ledger's counts of 7 accounts or more cannot be read"
 
 
 async def test_no_query_is_needed_where_nothing_was_charged(client: Redis, keys: Keys, valkey: Valkey) -> None:
