@@ -37,7 +37,7 @@ from sidecar.billing.reconcile.period_change import (
 )
 from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
 from sidecar.billing.settings import LagoSettings
-from sidecar.ledger.accounts.account_spec import AccountSpec, Status
+from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Mode, Status
 from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
 from sidecar.ledger.accounts.periods import NOW_MS_MAX, FixedPeriod
 from sidecar.ledger.pricing.price_tables import PriceError
@@ -261,8 +261,9 @@ def _after(account: str, start_ms: int, end_ms: int) -> int:
 
 
 def _check_currency(state: AccountState, currency: str) -> None:
-    stored = state.info.get("currency") if state.version > 0 else None
-    used = any(usage.settled or usage.held for usage in state.usages) or state.unsettled
+    stored = state.currency if state.version > 0 else ""
+    usages = [usage for each in state.subscriptions for usage in each.usages]
+    used = any(usage.settled or usage.held for usage in usages) or state.unsettled
     if stored and stored != currency and used:
         raise BillingRefused(
             "amount", f"its currency was {stored} and is {currency} now, with usage of this period open"
@@ -309,18 +310,18 @@ def _closed(
     now_ms: int,
 ) -> DesiredState:
     """The account takes no new holds. Its last invoice bills its usage."""
-    currency = str(state.info.get("currency", ""))
+    currency = state.currency
     if saved.links_of(state.period_start_ms) or any(usage.settled for usage in state.usages):
         return DesiredState(reading.account, None, None, saved, "the current period ends first",
                      period_end=PeriodEnd((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
     billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
     unsettled = _owed(billing_statuses, settings, currency, alerts)
     kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
-    mode = state.info.get("mode")
+    mode: Mode = next((each for each in AMOUNTS_OF if each == state.mode), "postpaid")
     balance = funds_of(reading.wallets, (), currency, now_ms).balance
     spec = AccountSpec(
         id=reading.account,
-        mode=mode if mode in ("prepaid", "overage", "postpaid") else "postpaid",
+        mode=mode,
         currency=currency,
         period=FixedPeriod(state.period_start_ms, max(state.period_end_ms, NOW_MS_MAX)),
         prices={},

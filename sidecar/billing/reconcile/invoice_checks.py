@@ -79,7 +79,7 @@ class InvoiceChecks:
 
     async def open_periods(self, account: str, saved: ReconcileState, state: AccountState) -> tuple[ComparisonRow, ...]:
         """The periods that are not billed yet, oldest first, with nothing invoiced; ``state`` is rolled over."""
-        nothing = _no_invoice(str(state.info.get("currency", "")))
+        nothing = _no_invoice(state.currency)
         rows: list[ComparisonRow] = []
         for (start_ms, _), link in sorted(saved.links.items()):
             if start_ms in saved.invoiced:

@@ -23,7 +23,7 @@ AMOUNTS_OF: Final[Mapping[Mode, tuple[str, ...]]] = {
 """Amounts that mean something in each mode."""
 
 METRICS_MAX: Final = 32
-"""Metrics of one account. Each is seven values that every request of the account reads and writes."""
+"""Metrics of one subscription. Each is eleven values that every request of the account reads and writes."""
 
 API_KEYS_MAX: Final = 100
 
@@ -34,7 +34,7 @@ DAY_LIMIT_MAX: Final = 10**12
 
 
 class Status(IntEnum):
-    """Whether an account may call; the numbers are the scripts' (docs/ledger.md, ``policy``)."""
+    """Whether an account may call; the numbers are the scripts' (lua/lib/account.lua)."""
 
     ACTIVE = 0
     SUSPENDED = 1
@@ -71,9 +71,19 @@ class RateLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class SubscriptionSpec:
+    """Periods and prices of their own within an account. ``name`` tells it from the account's others."""
+
+    name: str
+    period: PeriodRule
+    prices: Mapping[str, PriceTable]
+
+
+@dataclass(frozen=True, slots=True)
 class AccountSpec:
     """Everything that a load writes. Money is in units of ``currency``.
 
+    ``period`` and ``prices`` are the first subscription's, whose name is ``subscription``; most accounts have no other.
     ``funds`` is what prepaid accounts may spend in all; ``overdraft`` adds to it.
     ``spending_cap`` bounds a period of an overage account, ``credit_limit`` a postpaid one; None is no bound.
     ``unsettled`` is what the periods before the current one still owe; None leaves what the ledger has.
@@ -93,10 +103,21 @@ class AccountSpec:
     unsettled: Decimal | None = None
     limits: RateLimits = field(default_factory=RateLimits)
     api_keys: tuple[str, ...] | None = None
+    subscription: str = ""
+    further_subscriptions: tuple[SubscriptionSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.subscriptions]
+        assert len(set(names)) == len(names), f"subscriptions of account {self.id} with the same name: {names}"
+
+    @property
+    def subscriptions(self) -> tuple[SubscriptionSpec, ...]:
+        """All of them, the first one first."""
+        return (SubscriptionSpec(self.subscription, self.period, self.prices), *self.further_subscriptions)
 
     @property
     def ceiling(self) -> Decimal | None:
-        """The most that the account may cost in all; None is no bound (docs/ledger.md, ``policy``)."""
+        """The most that the account may cost in all; None is no bound."""
         match self.mode:
             case "prepaid":
                 return self.funds + self.overdraft
@@ -123,9 +144,10 @@ class AccountSpec:
             value = getattr(self, name)
             if value is not None:
                 yield name, value
-        for metric, table in self.prices.items():
-            for amount in amounts(table):
-                yield f"prices.{metric}", amount
+        for subscription in self.subscriptions:
+            for metric, table in subscription.prices.items():
+                for amount in amounts(table):
+                    yield f"prices.{metric}", amount
 
     def scaled_ceiling(self, digits: int) -> int | None:
         """The ceiling in units of 10^-digits. Raises ``PriceError``."""
@@ -140,9 +162,12 @@ class AccountSpec:
         """The unsettled cost in units of 10^-digits. Raises ``PriceError``."""
         return None if self.unsettled is None else scale(self.unsettled, digits, f"account {self.id}, unsettled")
 
-    def packed_prices(self, digits: int) -> dict[str, PackedTable]:
-        """The price tables as the scripts read them. Raises ``PriceError``."""
-        return {metric: pack(table, digits, f"account {self.id}, {metric}") for metric, table in self.prices.items()}
+    def packed_prices(self, digits: int) -> tuple[dict[str, PackedTable], ...]:
+        """The price tables of each subscription as the scripts read them. Raises ``PriceError``."""
+        return tuple(
+            {metric: pack(table, digits, f"account {self.id}, {metric}") for metric, table in each.prices.items()}
+            for each in self.subscriptions
+        )
 
     def check(self) -> None:
         """Find out whether the ledger can hold all of this.

@@ -1,4 +1,4 @@
-"""Maps API keys to accounts: one string key for each SHA-256 (docs/ledger.md, "Keys")."""
+"""Maps API keys to accounts: small hashes from SHA-256 to account id (docs/ledger.md, "Keys")."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from sidecar.basics.fault_reasons import reason_of
 from sidecar.ledger.accounts.load_errors import ApiKeyTaken, LedgerUnavailable
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
+
+_REMOVE: Final = """
+-- KEYS [1] the hash that has the API key  ARGV [1] its SHA-256 [2] account id
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+"""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -69,7 +76,7 @@ class ApiKeys:
         for digest in digests:
             owner: str | None = None
             while owner is None:
-                if await self._client.set(self._keys.api_key(digest), account, nx=True):
+                if await self._client.execute_command("HSETNX", *self._place(digest), account):
                     new.append(digest)
                     break
                 owner = await self._owner(digest)
@@ -81,12 +88,17 @@ class ApiKeys:
     async def remove(self, account: str, digests: Iterable[str]) -> None:
         """Remove keys that are the account's; raises ``CLIENT_ERRORS``."""
         for digest in digests:
-            if await self._owner(digest) == account:
-                await self._client.delete(self._keys.api_key(digest))
+            key, sha256 = self._place(digest)
+            await self._client.execute_command("EVAL", _REMOVE, 1, key, sha256, account)
 
     async def _owner(self, digest: str) -> str | None:
-        account = await self._client.get(self._keys.api_key(digest))
+        account = await self._client.execute_command("HGET", *self._place(digest))
         return account.decode() if isinstance(account, bytes) else account
+
+    def _place(self, digest: str) -> tuple[str, bytes]:
+        """Key and field."""
+        sha256 = bytes.fromhex(digest)
+        return self._keys.api_keys(sha256), sha256
 
     def __repr__(self) -> str:
         return f"ApiKeys({self._keys.prefix})"

@@ -7,20 +7,21 @@ two loaders never mix their prices and funds. Settled and held units are the req
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
 from heapq import merge
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgpack
-import orjson
 from redis.exceptions import NoScriptError, ResponseError
 
 from sidecar.basics.fault_reasons import reason_of
+from sidecar.ledger.accounts.account_about import About, packed_view
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot, MetricSnapshot, snapshot_of
-from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Status
-from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage, decode_account
+from sidecar.ledger.accounts.account_spec import AccountSpec, Status
+from sidecar.ledger.accounts.account_state import FIELDS, AccountState, ClosedUsage, decode_account
 from sidecar.ledger.accounts.api_keys import ApiKeys
 from sidecar.ledger.accounts.load_errors import (
     ApiKeyTaken,
@@ -33,8 +34,9 @@ from sidecar.ledger.accounts.load_errors import (
     UnknownAccount,
 )
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.pricing.currencies import exponent
-from sidecar.ledger.pricing.price_tables import PriceError, Standard
+from sidecar.ledger.ledger_format import FormatError, open_ledger
+from sidecar.ledger.pricing.price_tables import PackedTable, PriceError, amounts, decimals
+from sidecar.ledger.pricing.rating import unpacked
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -43,6 +45,7 @@ __all__ = [
     "AccountSnapshot",
     "ApiKeyTaken",
     "Fenced",
+    "FormatError",
     "LedgerUnavailable",
     "LoadError",
     "LoadRefused",
@@ -59,23 +62,19 @@ ATTEMPTS_MAX: Final = 32
 LIST_MAX: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """The changes of a rewrite; the rest of the account stays."""
-
-    status: Status
-    info: Mapping[str, Any]
-    period_end_ms: int
-    next_ends_ms: Sequence[int]
-
-
 class AccountLoader:
-    """Accounts of one ledger. Safe to use from several tasks and several processes at once."""
+    """Accounts of one ledger. Safe to use from several tasks and several processes at once.
+
+    What writes opens the ledger first, once, and raises ``FormatError`` too: the ledger is another release's, or has
+    another number of partitions.
+    """
 
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
         self._keys = keys
         self._api_keys = ApiKeys(client, keys)
+        self._is_open = False
+        self._opening = asyncio.Lock()
 
     async def load(
         self,
@@ -89,11 +88,11 @@ class AccountLoader:
     ) -> int:
         """Write an account, new or not; answer its new version.
 
-        ``now_ms`` chooses the period (None: Valkey's clock). ``period_start_ms`` says to which current period
-        ``spec.unsettled`` belongs: it counts what was due before that; without it, that of the moment is taken.
-        ``fence`` is a leader's token (``sidecar.valkey.lease``). ``counted``: units by metric that an account which is
-        new to the ledger has used in its period already. With ``keep_operator_status`` an account that was suspended
-        or closed by hand stays so.
+        ``now_ms`` chooses the period (None: Valkey's clock). ``period_start_ms`` says to which current period of the
+        first subscription ``spec.unsettled`` belongs: it counts what was due before that; without it, that of the
+        moment is taken. ``fence`` is a leader's token (``sidecar.valkey.lease``). ``counted``: units by metric that an
+        account which is new to the ledger has used already in the period of its first subscription. With
+        ``keep_operator_status`` an account that was suspended or closed by hand stays so.
 
         Raises:
             PriceError: an amount cannot be represented.
@@ -101,22 +100,24 @@ class AccountLoader:
             PeriodMoved: the current period starts elsewhere than ``period_start_ms``.
             Fenced: a later leader has written the account.
             LoadRefused: the script cannot take it.
+            MalformedAccount: what is stored cannot be read.
             LedgerUnavailable: Valkey cannot be reached; whether the account was written is not known.
         """
         spec.check()
         with _translated():
+            await self._open()
             now = await self._now_ms() if now_ms is None else now_ms
             new = [] if spec.api_keys is None else await self._api_keys.assign(spec.id, spec.api_keys)
             try:
                 version, removed = await self._write(
                     spec, now, period_start_ms, fence, counted or {}, keep_operator_status
                 )
-            except (LoadError, PriceError):
+            except (LoadError, PriceError, MalformedAccount):
                 await self._api_keys.remove(spec.id, new)
                 raise
             if removed:
                 # Another loader may have given them back since.
-                kept = _api_keys_in((await self._read(spec.id)).info)
+                kept = (await self._read(spec.id)).about.api_keys
                 await self._api_keys.remove(spec.id, [digest for digest in removed if digest not in kept])
             return version
 
@@ -129,50 +130,40 @@ class AccountLoader:
         counted: Mapping[str, int],
         keep_operator_status: bool,
     ) -> tuple[int, Sequence[str]]:
-        bounds = spec.period.at(now_ms)
+        keeps_digits = False
         for _ in range(ATTEMPTS_MAX):
             state = await self._read(spec.id)
-            if period_start_ms is not None and state.version > 0:
-                current_ms = state.rolled_over(await self._now_ms()).period_start_ms
-                if current_ms != period_start_ms:
-                    raise PeriodMoved(
-                        f"account {spec.id}: the current period starts at {current_ms}, not {period_start_ms}"
-                    )
-            digits = max(state.digits, spec.digits_needed())
-            stored_keys = _api_keys_in(state.info)
-            digests = stored_keys if spec.api_keys is None else spec.api_keys
-            expected_start = state.period_start_ms if period_start_ms is None else period_start_ms
-            info = _info(spec, digits, digests)
-            status = spec.status
-            if keep_operator_status and (word := state.info.get("by_operator")):
-                status = max(status, Status.of(word))
-                info |= {"by_operator": word, "status": status.word}
-            version = await self._run_load(
+            digits = spec.digits_needed()
+            if state.version and (period_start_ms is not None or digits < state.digits):
+                current = state.rolled_over(await self._now_ms())
+                _check_start(spec, current, period_start_ms)
+                digits = max(digits, state.digits if keeps_digits else _digits_kept(spec, current))
+            digests = state.about.api_keys if spec.api_keys is None else spec.api_keys
+            by_operator = state.about.by_operator if keep_operator_status else None
+            word, version = await self._run_load(
                 spec.id,
                 [
                     state.version,
                     spec.id,
-                    int(status),
+                    max(spec.status, by_operator or Status.ACTIVE),
                     _or_false(spec.scaled_ceiling(digits)),
                     int(spec.counts_unsettled),
                     spec.limits.interval_us,
                     spec.limits.burst_allowed if spec.limits.per_second else 0,
                     spec.limits.per_day,
-                    spec.packed_prices(digits),
-                    orjson.dumps(info).decode(),
-                    bounds.start_ms,
-                    bounds.end_ms,
-                    list(bounds.next_ends_ms),
+                    packed_view(spec, digits),
+                    About.of(spec, digests, by_operator).packed(),
                     _or_false(spec.scaled_unsettled(digits)),
                     digits,
                     state.digits,
-                    expected_start if state.version > 0 and spec.unsettled is not None else False,
                     _or_false(fence),
-                    dict(counted) or False,
+                    list(_loaded_subscriptions(spec, state, digits, now_ms, period_start_ms, counted)),
                 ],
             )
-            if version is not None:
-                return version, [digest for digest in stored_keys if digest not in digests]
+            if word == b"OK":
+                return version, [digest for digest in state.about.api_keys if digest not in digests]
+            # Something that stays is exact only with the decimals that are stored.
+            keeps_digits = keeps_digits or word == b"INEXACT"
         raise LoadRefused(
             f"account {spec.id}: other processes keep changing it; all {ATTEMPTS_MAX} attempts met a conflict"
         )
@@ -191,11 +182,10 @@ class AccountLoader:
         return await self._set_status(account, Status.CLOSED)
 
     async def _set_status(self, account: str, status: Status) -> int:
-        def changed(state: AccountState) -> _Change:
-            info = {**state.info, "status": status.word, "by_operator": status.word}
-            if status is Status.ACTIVE:
-                del info["by_operator"]
-            return _Change(status, info, state.period_end_ms, state.next_ends_ms)
+        by_operator = None if status is Status.ACTIVE else status
+
+        def changed(state: AccountState) -> AccountState:
+            return replace(state, status=status, about=replace(state.about, by_operator=by_operator))
 
         return await self._rewrite(account, changed)
 
@@ -208,9 +198,9 @@ class AccountLoader:
         *,
         close: bool = False,
     ) -> int:
-        """End the account's period at ``at_ms`` instead of later; the next one then ends with the first of
-        ``next_ends_ms`` after it. A period that ends before that anyway is left as it is. With ``close`` nothing is
-        held any more from now on. Answers the new version.
+        """End the period of the account's first subscription at ``at_ms`` instead of later; the next one then ends with
+        the first of ``next_ends_ms`` after it. A period that ends before that anyway is left as it is. With ``close``
+        nothing is held any more from now on. Answers the new version.
 
         This is how a period ends at an instant that nobody knew in advance, such as an upgrade: at a whole second yet
         to come, so that every event is on one side of it by its time.
@@ -218,30 +208,31 @@ class AccountLoader:
         Raises as ``suspend``, and ``Fenced``.
         """
 
-        def changed(state: AccountState) -> _Change:
-            status = Status.CLOSED if close else state.status
-            info = {**state.info, "status": status.word}
-            if at_ms < state.period_end_ms:
-                return _Change(status, info, at_ms, tuple(next_ends_ms))
-            return _Change(status, info, state.period_end_ms, state.next_ends_ms)
+        def changed(state: AccountState) -> AccountState:
+            if close:
+                state = replace(state, status=Status.CLOSED)
+            if at_ms >= state.period_end_ms:
+                return state
+            first = replace(state.first, end_ms=at_ms, next_ends_ms=tuple(next_ends_ms))
+            return replace(state, subscriptions=(first, *state.subscriptions[1:]))
 
         return await self._rewrite(account, changed, fence)
 
     async def suspend_until_loaded(self, account: str, fence: int | None = None) -> int:
         """Suspend the account until it is loaded again, as what is known of it is too old. Raises as ``end_period``."""
 
-        def changed(state: AccountState) -> _Change:
-            status = max(state.status, Status.SUSPENDED)
-            return _Change(status, {**state.info, "status": status.word}, state.period_end_ms, state.next_ends_ms)
+        def changed(state: AccountState) -> AccountState:
+            return replace(state, status=max(state.status, Status.SUSPENDED))
 
         return await self._rewrite(account, changed, fence)
 
     async def forget_closed(self, account: str, periods: Iterable[ClosedUsage]) -> None:
         """Drop records of periods that are over and paid for. Raises ``LedgerUnavailable``."""
-        fields = [f"closed:{period.start_ms}:{period.metric}" for period in periods]
-        if fields:
+        names = [name for each in periods for name in (each.start_ms, each.subscription, each.metric)]
+        if names:
+            keys = (self._keys.account(account), self._keys.meta(self._keys.partition(account)))
             with _translated():
-                await self._client.hdel(self._keys.account(account), *fields)
+                await self._run("forget_closed", keys, names)
 
     async def state(self, account: str) -> AccountState:
         """The account as stored, version 0 if it was never loaded. Raises as ``show``."""
@@ -253,40 +244,41 @@ class AccountLoader:
         with _translated():
             return await self._now_ms()
 
-    async def _rewrite(self, account: str, changed: Callable[[AccountState], _Change], fence: int | None = None) -> int:
+    async def _rewrite(
+        self, account: str, changed: Callable[[AccountState], AccountState], fence: int | None = None
+    ) -> int:
         # Everything else is passed through as it is stored, scaled and packed, so that it cannot change on the way.
         with _translated():
+            await self._open()
             for _ in range(ATTEMPTS_MAX):
-                state = (await self._read(account)).rolled_over(await self._now_ms())
-                if state.version == 0:
+                stored = await self._read(account)
+                if stored.version == 0:
                     raise UnknownAccount(f"there is no account {account!r}")
-                change = changed(state)
-                info = {"version": 0} | {name: value for name, value in change.info.items() if name != "version"}
-                version = await self._run_load(
+                state = changed(stored.rolled_over(await self._now_ms()))
+                word, version = await self._run_load(
                     account,
                     [
-                        state.version,
+                        stored.version,
                         account,
-                        int(change.status),
+                        state.status,
                         _or_false(state.ceiling),
                         int(state.counts_unsettled),
                         state.rate_interval_us,
                         state.burst,
                         state.day_limit,
-                        dict(state.prices),
-                        orjson.dumps(info).decode(),
-                        state.period_start_ms,
-                        change.period_end_ms,
-                        list(change.next_ends_ms),
+                        state.view,
+                        state.about.packed(),
                         False,
                         state.digits,
                         state.digits,
-                        False,
                         _or_false(fence),
-                        False,
+                        [
+                            [each.name, each.start_ms, each.end_ms, each.next_ends_ms, dict(each.prices), False, False]
+                            for each in state.subscriptions
+                        ],
                     ],
                 )
-                if version is not None:
+                if word == b"OK":
                     return version
             raise LoadRefused(
                 f"account {account}: other processes keep changing it; all {ATTEMPTS_MAX} attempts met a conflict"
@@ -323,31 +315,53 @@ class AccountLoader:
         return await self._api_keys.account_of(sha256_hex)
 
     async def _read(self, account: str) -> AccountState:
-        fields = await self._client.hgetall(self._keys.account(account))
-        # The client was made with decode_responses=False, which redis-py's types do not know.
-        return decode_account(account, cast(Mapping[bytes, bytes], fields))
+        values = await self._client.execute_command("HMGET", self._keys.account(account), *FIELDS)
+        return decode_account(account, values)
 
     async def _now_ms(self) -> int:
         seconds, microseconds = await self._client.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def _run_load(self, account: str, request: Sequence[Any]) -> int | None:
-        """The new version, None for a conflict."""
-        load = script("load")
-        keys = (self._keys.account(account), self._keys.accounts(self._keys.partition(account)))
-        # cmsgpack reads strings only, not the newer type for bytes.
-        packed = msgpack.packb(request, use_bin_type=False)
+    async def _run_load(self, account: str, request: Sequence[Any]) -> tuple[bytes, int]:
+        """The reply's word, and its version: OK, CONFLICT or INEXACT."""
+        partition = self._keys.partition(account)
+        keys = (self._keys.account(account), self._keys.accounts(partition), self._keys.meta(partition))
         try:
-            reply = await self._client.evalsha(load.sha.decode(), 2, *keys, packed)
-        except NoScriptError:
-            reply = await self._client.eval(load.text.decode(), 2, *keys, packed)
+            word, number, *_ = await self._run("load", keys, request)
         except ResponseError as error:
             if str(error).startswith(("INVALID", "OVERFLOW")):
                 raise LoadRefused(str(error).partition(" ")[2]) from None
             raise
-        if reply[0] == b"FENCED":
-            raise Fenced(f"account {request[1]}: a later leader ({int(reply[1])}) has written it")
-        return int(reply[1]) if reply[0] == b"OK" else None
+        if word == b"FENCED":
+            raise Fenced(f"account {account}: a later leader ({int(number)}) has written it")
+        return word, int(number)
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self._is_open:
+                await open_ledger(self._client, self._keys)
+                self._is_open = True
+
+    async def _run(self, name: str, keys: Sequence[str], argument: Sequence[Any]) -> Any:
+        await self._open()
+        try:
+            return await self._evaluated(name, keys, argument)
+        except ResponseError as error:
+            if not str(error).startswith("FORMAT"):
+                raise
+        # The partition has lost its data since, or has been migrated: to open it tells which.
+        self._is_open = False
+        await self._open()
+        return await self._evaluated(name, keys, argument)
+
+    async def _evaluated(self, name: str, keys: Sequence[str], argument: Sequence[Any]) -> Any:
+        wanted = script(name)
+        # cmsgpack reads strings only, not the newer type for bytes.
+        packed = msgpack.packb(argument, use_bin_type=False)
+        try:
+            return await self._client.execute_command("EVALSHA", wanted.sha, len(keys), *keys, packed)
+        except NoScriptError:
+            return await self._client.execute_command("EVAL", wanted.text, len(keys), *keys, packed)
 
     def __repr__(self) -> str:
         return f"AccountLoader({self._keys.prefix})"
@@ -364,29 +378,50 @@ class _translated:
             raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
 
 
-def _info(spec: AccountSpec, digits: int, api_keys: Iterable[str]) -> dict[str, Any]:
-    """The account for gateways and people, as JSON. The script puts the version in, where it finds ``"version":0``."""
-    return {
-        "version": 0,
-        "digits": digits,
-        "currency": spec.currency,
-        "exponent": exponent(spec.currency),
-        "mode": spec.mode,
-        "status": spec.status.word,
-        "ceiling": spec.scaled_ceiling(digits),
-        "constant_prices": all(isinstance(table, Standard) for table in spec.prices.values()),
-        "rate_per_second": float(spec.limits.per_second),
-        "burst": spec.limits.burst_allowed if spec.limits.per_second else 0,
-        "day_limit": spec.limits.per_day,
-        "amounts": {
-            name: format(value, "f") for name in AMOUNTS_OF[spec.mode] if (value := getattr(spec, name)) is not None
-        },
-        "api_keys": list(api_keys),
-    }
+def _check_start(spec: AccountSpec, current: AccountState, period_start_ms: int | None) -> None:
+    start_ms = (current.named(spec.subscription) or current.first).start_ms
+    if period_start_ms is not None and start_ms != period_start_ms:
+        raise PeriodMoved(f"account {spec.id}: the current period starts at {start_ms}, not {period_start_ms}")
 
 
-def _api_keys_in(info: Any) -> tuple[str, ...]:
-    return tuple(str(digest) for digest in info.get("api_keys") or ())
+def _digits_kept(spec: AccountSpec, current: AccountState) -> int:
+    """Decimals in which all is exact that a load leaves as it is stored: what earlier periods owe, their records, and
+    the tables of metrics that leave the plan."""
+    money = [record.cost for record in current.closed]
+    if spec.unsettled is None:
+        money.append(current.unsettled)
+    kept: list[PackedTable] = []
+    plans = {each.name: each.prices for each in spec.subscriptions}
+    for subscription in current.subscriptions:
+        plan = plans.get(subscription.name)
+        for usage in subscription.usages:
+            table = subscription.table(usage.metric)
+            if plan is None:
+                # The subscription ends: what it has cost joins the unsettled cost, and holds keep their table.
+                money.append(subscription.cost_of(usage))
+            if table is not None and (usage.held if plan is None else usage.metric not in plan):
+                kept.append(table)
+    values: list[Decimal] = [current.money(each) for each in money]
+    values += [amount for table in kept for amount in amounts(unpacked(table, current.digits))]
+    return max(map(decimals, values), default=0)
+
+
+def _loaded_subscriptions(
+    spec: AccountSpec,
+    state: AccountState,
+    digits: int,
+    now_ms: int,
+    period_start_ms: int | None,
+    counted: Mapping[str, int],
+) -> Iterator[list[Any]]:
+    """As lua/load.lua takes them. Units that were counted elsewhere go into the first one."""
+    for number, (each, prices) in enumerate(zip(spec.subscriptions, spec.packed_prices(digits), strict=True)):
+        is_first, bounds, stored = number == 0, each.period.at(now_ms), state.named(each.name)
+        expected_ms: int | bool = False
+        if state.version and spec.unsettled is not None and stored is not None:
+            expected_ms = period_start_ms if is_first and period_start_ms is not None else stored.start_ms
+        units = dict(counted) if is_first and counted else False
+        yield [each.name, bounds.start_ms, bounds.end_ms, bounds.next_ends_ms, prices, expected_ms, units]
 
 
 def _or_false(value: int | None) -> int | bool:

@@ -23,7 +23,7 @@ from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
 from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_spec import AccountSpec, Status
-from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage, Usage
+from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage, SubscriptionState, Usage
 from sidecar.ledger.pricing.price_tables import MAX_INT
 
 DAY_MS = 86_400_000
@@ -87,9 +87,14 @@ def usage(units: str, cents: int, start: int = AUGUST, end: int = SEPTEMBER) -> 
 
 EMPTY = AccountState(
     version=0, status=Status.ACTIVE, ceiling=None, counts_unsettled=False, rate_interval_us=0, burst=0, day_limit=0,
-    unsettled=0, period_start_ms=0, period_end_ms=MAX_INT, next_ends_ms=(), usages=(), prices={}, former_prices={},
-    closed=(), digits=0, info={},
+    unsettled=0, subscriptions=(SubscriptionState("", 0, MAX_INT),),
 )  # fmt: skip
+
+
+def with_subscription(state: AccountState, **changes: Any) -> AccountState:
+    """The account with another state of its only subscription."""
+    (only,) = state.subscriptions
+    return replace(state, subscriptions=(replace(only, **changes),))
 
 
 @dataclass
@@ -122,8 +127,10 @@ class Scenario:
             if desired.period_end is not None:
                 self.now_ms = self.now_ms // 1000 * 1000 + 1000
                 status = Status.CLOSED if desired.period_end.close else self.state.status
-                self.state = replace(
-                    self.state, period_end_ms=self.now_ms, next_ends_ms=desired.period_end.next_ends_ms, status=status
+                self.state = with_subscription(
+                    replace(self.state, status=status),
+                    end_ms=self.now_ms,
+                    next_ends_ms=desired.period_end.next_ends_ms,
                 )
                 continue
             assert desired.spec is not None, desired.why
@@ -138,7 +145,7 @@ class Scenario:
         rows = {each.metric: each for each in self.state.usages}
         old = rows.get(metric, Usage(metric, 0, 0))
         rows[metric] = replace(old, settled=old.settled + units)
-        self.state = replace(self.state, usages=tuple(rows.values()))
+        self.state = with_subscription(self.state, usages=tuple(rows.values()))
 
     @property
     def available(self) -> Decimal | None:
@@ -159,20 +166,25 @@ def loaded(
         rows.setdefault(metric, Usage(metric, counted.get(metric, 0) if state.version == 0 else 0, 0))
     former = {metric: table for metric, table in state.prices.items() if metric not in spec.prices}
     unsettled = spec.scaled_unsettled(digits)
-    return replace(
+    (prices,) = spec.packed_prices(digits)
+    changed = replace(
         state,
         version=state.version + 1,
         status=spec.status,
         ceiling=spec.scaled_ceiling(digits),
         counts_unsettled=spec.counts_unsettled,
         unsettled=unsettled if unsettled is not None else state.unsettled * factor,
-        period_start_ms=bounds.start_ms,
-        period_end_ms=bounds.end_ms,
-        next_ends_ms=bounds.next_ends_ms,
-        usages=tuple(rows.values()),
-        prices=spec.packed_prices(digits),
-        former_prices=former,
         closed=tuple(replace(each, cost=each.cost * factor) for each in state.closed if each not in forget),
         digits=digits,
-        info={"currency": spec.currency, "mode": spec.mode},
+        currency=spec.currency,
+        mode=spec.mode,
+    )
+    return with_subscription(
+        changed,
+        start_ms=bounds.start_ms,
+        end_ms=bounds.end_ms,
+        next_ends_ms=bounds.next_ends_ms,
+        usages=tuple(rows.values()),
+        prices=prices,
+        former_prices=former,
     )

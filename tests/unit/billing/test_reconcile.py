@@ -29,6 +29,7 @@ from tests.unit.billing.scenario import (
     subscription,
     usage,
     wallet,
+    with_subscription,
 )
 
 
@@ -381,7 +382,7 @@ def test_a_period_without_usage_owes_the_plan_s_fee_until_that_is_billed() -> No
     pro = plan(amount_cents=3_000)
     scenario = Scenario().lago(subscriptions=(subscription(pro),))
     in_august(scenario)
-    scenario.state = replace(scenario.state, usages=(Usage("api_calls", 0, 0),))
+    scenario.state = with_subscription(scenario.state, usages=(Usage("api_calls", 0, 0),))
     scenario.load()
     assert scenario.available == Decimal(40)
 
