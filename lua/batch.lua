@@ -357,7 +357,7 @@ local function other_times()
   for _, acc in each(accounts) do
     if acc.charged and acc.now_ms ~= now_ms then
       times = times or {}
-      times[string.match(acc.key, ':account:(.*)$')] = acc.now_ms
+      times[string.match(acc.key, '}:account:(.*)$')] = acc.now_ms
     end
   end
   return times and cjson.encode(times)
@@ -406,7 +406,8 @@ local function batch(call_keys, args)
   if format ~= FORMAT then
     return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
   end
-  registered = number(of_instance[1] or -1) == epoch
+  -- 0 is the epoch of one that departed, and of one that has yet to register.
+  registered = epoch ~= 0 and number(of_instance[1] or -1) == epoch
   held = number(of_instance[3] or 0)
   marks_of = #singles > 0 and marks_to_read(singles) or nil
 

@@ -30,10 +30,15 @@ end
 if fence and fence < number(stored[3] or 0) then
   return {'FENCED', number(stored[3])}
 end
-for _, each_of in ipairs(subscriptions) do
-  if each_of[3] <= each_of[2] then
+local named = {}
+for n = 1, max(#subscriptions, 1) do
+  local loaded = subscriptions[n]
+  if not loaded or named[loaded[1]] then
+    return fail('INVALID account ' .. id .. ' has no subscription, or two of one name')
+  elseif loaded[3] <= loaded[2] then
     return fail('INVALID the period of account ' .. id .. ' does not end after its start')
   end
+  named[loaded[1]] = true
 end
 
 

@@ -193,18 +193,20 @@ local function counter_is_live(acc, i)
   return live
 end
 
--- Position of a counter's values, or nil. Of several subscriptions the first one that has a price for it counts, else the first.
+-- Position of a counter's values, or nil. Of several subscriptions the first one that has a price for it counts, else the first one
+-- that had one, else the first. A counter alone, without a price, decides nothing: a refused hold may leave one.
 local function counter_at(acc, name)
-  local state, found = acc.state, nil
+  local state, former, first = acc.state, nil, nil
   for i = acc.first + 1, acc.shares, COUNTER do
     if state[i + 1] == name then
       if state[13] == 1 or counter_is_live(acc, i) then
         return i
       end
-      found = found or i
+      former = former or (counter_table(acc, i) and i)
+      first = first or (state[i] == 1 and i or nil)
     end
   end
-  return found
+  return former or first
 end
 
 local function counter_of_subscription(acc, subscription, name)
