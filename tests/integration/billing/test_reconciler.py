@@ -116,7 +116,7 @@ async def test_a_terminated_subscription_closes_the_account_at_once(system: Bill
     await system.reconcile("tpp-1")
 
     assert (await system.show("tpp-1")).status == Status.CLOSED.word
-    assert (await system.usage.hold("tpp-1", "api_calls", 1))[3] == Code.CLOSED
+    assert (await system.usage.hold("tpp-1", "api_calls", 1))[4] == Code.CLOSED
 
 
 async def terminate(system: BillingSystem, external_id: str) -> None:

@@ -398,8 +398,9 @@ async def test_balances_in_a_webhook_reach_nothing_but_a_reload_request(
     lago, _ = await open_receiver()
     await lago.send(body_of(balance_cents=10**15, credits_balance="9" * 30))
     stored = sorted([key.decode() async for key in client.scan_iter()])
-    assert stored == ["qs:{p00}:reload-requests", "qs:{p00}:webhooks-seen"]
-    assert await client.zrange("qs:{p00}:reload-requests", 0, -1) == [b"account:tpp-1"]
+    keys = Keys()
+    assert stored == [keys.reload_requests(), keys.webhooks_seen()]
+    assert await client.zrange(keys.reload_requests(), 0, -1) == [b"account:tpp-1"]
 
 
 # Valkey
