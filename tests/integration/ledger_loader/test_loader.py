@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from sidecar.ledger.accounts.account_spec import AccountSpec, RateLimits, Status
+from sidecar.ledger.accounts.account_spec import AccountSpec, RateLimits, Status, SubscriptionSpec
+from sidecar.ledger.accounts.account_state import ClosedUsage
 from sidecar.ledger.accounts.api_keys import ApiKeys
 from sidecar.ledger.accounts.loader import (
     AccountLoader,
     AccountSnapshot,
     ApiKeyTaken,
     Fenced,
+    FormatError,
     LedgerUnavailable,
     LoadRefused,
     MalformedAccount,
@@ -480,3 +482,193 @@ async def test_records_of_closed_periods_keep_their_worth_when_prices_need_more_
     assert account.digits == 5
     assert [(period.units, cost) for period, cost in account.closed] == [(10, Decimal("0.50"))]
     assert account.unsettled == Decimal("0.50")
+
+
+async def test_a_price_loaded_by_mistake_does_not_bound_the_funds_for_ever(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, prices={"api_calls": Standard(Decimal("0.000000000001"))}))
+    assert (await shown(ledger)).digits == 12
+    assert (await ledger.usage.hold("tpp-1", "api_calls", 1))[4] == Code.GRANTED
+
+    await ledger.loader.load(replace(SPEC, funds=Decimal(10_000)))
+
+    account = await shown(ledger)
+    assert (account.digits, account.ceiling, account.available) == (2, 10_000, Decimal("9999.95"))
+    assert (await ledger.usage.hold("tpp-1", "api_calls", 1))[4:] == [Code.GRANTED, 999_990, 5]
+
+
+async def test_decimals_stay_while_something_that_is_owed_needs_them(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, prices={"api_calls": Standard(Decimal("0.0001"))}))
+    await ledger.usage.spend("tpp-1", "api_calls", 10)
+    await ledger.usage.age("tpp-1", YEAR_MS)
+    seen = []
+
+    async def load(**changes: Any) -> None:
+        await ledger.loader.load(replace(SPEC, **changes))
+        account = await shown(ledger)
+        seen.append((account.digits, account.unsettled))
+
+    await load()
+    await load(unsettled=Decimal("0.5"))
+    await ledger.loader.forget_closed("tpp-1", (await ledger.loader.state("tpp-1")).closed)
+    await load()
+
+    assert seen == [(3, Decimal("0.001")), (3, Decimal("0.5")), (2, Decimal("0.5"))]
+
+
+async def test_decimals_stay_while_a_metric_that_left_the_plan_needs_them(ledger: Ledger) -> None:
+    fine = Graduated((Tier(5, Decimal("0.25"), Decimal(0)), Tier(None, Decimal("0.0005"), Decimal(1))))
+    await ledger.loader.load(replace(SPEC, prices={"sms": fine}))
+    await ledger.usage.spend("tpp-1", "sms", 4)
+
+    await ledger.loader.load(SPEC)
+    during = await shown(ledger)
+    await ledger.usage.age("tpp-1", YEAR_MS)
+    await ledger.loader.load(SPEC)
+    after = await shown(ledger)
+
+    assert (during.digits, during.available) == (4, Decimal(9))
+    assert (after.digits, after.available, after.unsettled) == (2, Decimal(9), Decimal(1))
+
+
+async def test_what_the_script_cannot_tell_by_fewer_decimals_keeps_those_that_are_stored(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ledger.loader.load(replace(SPEC, prices={"api_calls": Standard(Decimal("0.0001"))}))
+    await ledger.usage.spend("tpp-1", "api_calls", 10_001)
+    await ledger.usage.age("tpp-1", YEAR_MS)
+    # As if the units had been settled, and the period had ended, after the loader read the account.
+    monkeypatch.setattr("sidecar.ledger.accounts.loader._digits_kept", lambda spec, current: 0)
+
+    assert await ledger.loader.load(SPEC) == 2
+
+    account = await shown(ledger)
+    assert (account.digits, account.unsettled) == (4, Decimal("1.0001"))
+    with pytest.raises(PriceError, match="account tpp-1, funds: 1000000000000 with 4 decimals does not fit"):
+        await ledger.loader.load(replace(SPEC, funds=Decimal(10**12)))
+
+
+FURTHER = SubscriptionSpec("sub-2", EqualPeriods(DAY_MS), {"sms": Standard(Decimal("0.125"))})
+
+
+async def test_subscriptions_of_one_account_share_its_funds_and_have_periods_of_their_own(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, further_subscriptions=(FURTHER,)), counted={"api_calls": 20})
+    await ledger.usage.spend("tpp-1", "sms", 8)
+    await ledger.usage.hold("tpp-1", "sms", 2)
+    await ledger.usage.spend("tpp-1", "api_calls", 20)
+
+    before = await shown(ledger)
+    await ledger.usage.age("tpp-1", DAY_MS)
+    foretold = await shown(ledger)
+    await ledger.loader.suspend("tpp-1")
+    after = await shown(ledger)
+
+    periods = {each.subscription: each.period_end_ms - each.period_start_ms for each in before.subscriptions}
+    assert periods == {"": YEAR_MS, "sub-2": DAY_MS}
+    counts = {(m.subscription, m.metric): (m.settled, m.held, m.cost) for m in before.metrics}
+    assert counts == {("", "api_calls"): (40, 0, Decimal(2)), ("sub-2", "sms"): (8, 2, Decimal(1))}
+    assert before.available == Decimal("6.750")
+    assert after == replace(foretold, version=2, status="suspended", rollover_pending=False)
+    assert [(m.subscription, m.settled, m.held) for m in after.metrics] == [("", 40, 0), ("sub-2", 0, 2)]
+    assert (after.unsettled, after.available) == (Decimal(1), Decimal("6.750"))
+    assert [(p.subscription, p.metric, p.units) for p, _ in after.closed] == [("sub-2", "sms", 8)]
+
+
+async def test_a_subscription_that_ends_owes_what_it_cost_and_its_holds_can_still_be_settled(ledger: Ledger) -> None:
+    both = replace(SPEC, further_subscriptions=(FURTHER,))
+    await ledger.loader.load(both)
+    await ledger.usage.spend("tpp-1", "sms", 3)
+    await ledger.usage.hold("tpp-1", "sms", 2)
+
+    await ledger.loader.load(SPEC)
+    ended = await shown(ledger)
+    code = (await ledger.usage.hold("tpp-1", "sms", 1))[4]
+    await ledger.loader.suspend("tpp-1")
+    await ledger.loader.load(both)
+    again = await shown(ledger)
+
+    assert ended.digits == 3
+    assert (ended.unsettled, ended.available) == (Decimal("0.375"), Decimal("9.375"))
+    left = [(m.subscription, m.settled, m.held, m.in_plan) for m in ended.metrics]
+    assert left == [("", 0, 0, True), ("sub-2", 0, 2, False)]
+    assert code == Code.UNPRICED
+    assert [(m.subscription, m.held, m.in_plan) for m in again.metrics] == [("", 0, True), ("sub-2", 2, True)]
+    assert again.available == Decimal("9.375")
+
+
+async def test_unsettled_of_several_subscriptions_belongs_to_the_periods_that_were_read(ledger: Ledger) -> None:
+    both = replace(SPEC, further_subscriptions=(FURTHER,), unsettled=Decimal(2))
+    await ledger.loader.load(both)
+    await ledger.usage.spend("tpp-1", "sms", 8)
+    await ledger.usage.age("tpp-1", DAY_MS)
+
+    await ledger.loader.load(both)
+
+    # It rolled over first: the sum that was given is that of the new period.
+    assert (await shown(ledger)).unsettled == 2
+    assert len((await shown(ledger)).closed) == 1
+
+
+async def test_only_the_records_that_are_named_are_forgotten(ledger: Ledger) -> None:
+    further = replace(FURTHER, prices={"api_calls": Standard(Decimal(1)), "sms": Standard(Decimal(1))})
+    now = await ledger.loader.now_ms()
+    period = FixedPeriod(now - DAY_MS, now + DAY_MS)
+    prices = {"api_calls": Standard(Decimal(1))}
+    spec = replace(SPEC, prices=prices, period=period, further_subscriptions=(replace(further, period=period),))
+    await ledger.loader.load(spec)
+    await ledger.loader.forget_closed("tpp-1", (ClosedUsage(1, "api_calls", 1, 1),))  # there is none yet
+    for by_ms in (2 * DAY_MS, 2 * DAY_MS - 1000):
+        await ledger.usage.spend("tpp-1", "api_calls", 3)
+        await ledger.usage.spend("tpp-1", "sms", 4)
+        await ledger.usage.age("tpp-1", by_ms)
+    await ledger.usage.touch("tpp-1", "sms")
+    closed = (await ledger.loader.state("tpp-1")).closed
+    assert [(each.subscription, each.metric) for each in closed] == [("", "api_calls"), ("sub-2", "sms")] * 2
+    before = await ledger.usage.stored("tpp-1")
+
+    await ledger.loader.forget_closed("tpp-1", ())
+    await ledger.loader.forget_closed("tpp-1", (replace(closed[0], subscription="sub-2"), closed[3]))
+    assert (await ledger.loader.state("tpp-1")).closed == closed[:3]
+    await ledger.loader.forget_closed("tpp-1", closed)
+
+    after = await ledger.usage.stored("tpp-1")
+    assert "closed" not in after
+    assert after == {name: value for name, value in before.items() if name != "closed"}
+
+
+async def test_a_key_is_removed_only_from_the_account_that_has_it(ledger: Ledger) -> None:
+    await ledger.loader.load(replace(SPEC, api_keys=(A, B)))
+    keys = ApiKeys(ledger.client, ledger.keys)
+
+    await keys.remove("tpp-2", (A, C))
+    await keys.remove("tpp-1", (B,))
+
+    assert [await keys.account_of(digest) for digest in (A, B, C)] == ["tpp-1", None, None]
+    bucket = ledger.keys.api_keys(bytes.fromhex(A))
+    assert await ledger.client.hgetall(bucket) == {bytes.fromhex(A): b"tpp-1"}  # type: ignore[misc]
+
+
+async def test_a_ledger_of_another_release_is_left_as_it_is(ledger: Ledger) -> None:
+    former = ledger.keys.first_format(3, "accounts")
+    await ledger.client.zadd(former, {"tpp-1": 0})
+
+    for action in (ledger.loader.load(replace(SPEC, api_keys=(A,))), ledger.loader.suspend("tpp-1")):
+        with pytest.raises(FormatError, match=r"has format 1 .*run: sidecar ledger migrate"):
+            await action
+
+    assert await ledger.client.keys("*") == [former.encode()]
+
+
+async def test_a_ledger_with_another_number_of_partitions_is_left_as_it_is(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    other = AccountLoader(ledger.client, replace(ledger.keys, partitions=8))
+
+    with pytest.raises(FormatError, match=r"has 64 partitions, ledger\.partitions says 8"):
+        await other.load(SPEC)
+
+
+async def test_a_ledger_that_lost_its_data_is_begun_anew(ledger: Ledger) -> None:
+    await ledger.loader.load(SPEC)
+    await ledger.client.flushall()
+
+    assert await ledger.loader.load(SPEC) == 1
+    assert (await shown(ledger)).available == 10
