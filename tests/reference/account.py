@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from tests.reference.messages import AccountState, Load, MetricState
+from tests.reference.messages import AccountState, Load, MetricState, SubscriptionState
 from tests.reference.pricing import MAX_INT, Table, cost, worst
 
 DAY_US = 86_400 * 1_000_000
+
+
+@dataclass
+class Subscription:
+    name: str = ""
+    start_ms: int = 0
+    end_ms: int = MAX_INT
+    following_ms: list[int] = field(default_factory=list)
+    used: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    held: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
+    """(epoch, metric) to units."""
+    live: dict[str, Table] = field(default_factory=dict)
+    gone: dict[str, Table] = field(default_factory=dict)
+
+    def held_units(self, metric: str) -> int:
+        return sum(units for (_, of), units in self.held.items() if of == metric)
+
+    def tables(self) -> dict[str, Table]:
+        return self.live | self.gone
+
+    def exposure(self, extra_metric: str = "", extra: int = 0) -> int:
+        """What is used and held costs at worst, with ``extra`` units of a metric held beside."""
+        return sum(
+            worst(table, self.used[metric], self.held_units(metric) + (extra if metric == extra_metric else 0))
+            for metric, table in self.tables().items()
+        )
+
+    def state(self) -> SubscriptionState:
+        names = set(self.used) | {metric for _, metric in self.held}
+        metrics = {name: MetricState(self.used.get(name, 0), self.held_units(name)) for name in names}
+        return SubscriptionState(
+            self.name,
+            self.start_ms,
+            self.end_ms,
+            {name: state for name, state in metrics.items() if state != MetricState(0, 0)},
+            self.live,
+            self.gone,
+            tuple(self.following_ms),
+        )
 
 
 @dataclass
@@ -17,30 +56,34 @@ class Account:
     policy: Load | None = None
     version: int = 0
     unsettled: int = 0
-    start_ms: int = 0
-    end_ms: int = MAX_INT
-    following_ms: list[int] = field(default_factory=list)
     tat_us: int = 0
     day: int = 0
     day_count: int = 0
     digits: int | None = None
-    used: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    held: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    """(instance, metric) to units."""
-    live: dict[str, Table] = field(default_factory=dict)
-    gone: dict[str, Table] = field(default_factory=dict)
-    closed: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    fence: int | None = None
+    subscriptions: list[Subscription] = field(default_factory=lambda: [Subscription()])
+    closed: dict[tuple[int, str, str], tuple[int, int]] = field(default_factory=dict)
+    hours: Counter[tuple[int, str]] = field(default_factory=Counter)
+    marks: dict[str, int] = field(default_factory=dict)
 
     # Prices and money
 
-    def held_units(self, metric: str) -> int:
-        return sum(units for (_, of), units in self.held.items() if of == metric)
+    def subscription_for(self, metric: str) -> Subscription:
+        """Where a metric is held and charged: the first that has a price for it, then the first that had one."""
+        for subscription in self.subscriptions:
+            if metric in subscription.live:
+                return subscription
+        for subscription in self.subscriptions:
+            if metric in subscription.gone:
+                return subscription
+        return self.subscriptions[0]
 
     def exposure(self, extra_metric: str = "", extra: int = 0) -> int:
         """What is used and held costs at worst, with ``extra`` units of a metric held beside."""
+        grows = self.subscription_for(extra_metric)
         return sum(
-            worst(table, self.used[metric], self.held_units(metric) + (extra if metric == extra_metric else 0))
-            for metric, table in (self.live | self.gone).items()
+            subscription.exposure(extra_metric, extra) if subscription is grows else subscription.exposure()
+            for subscription in self.subscriptions
         )
 
     def available(self) -> int | None:
@@ -50,38 +93,66 @@ class Account:
             return None
         return self.policy.ceiling - (self.unsettled if self.policy.counts_unsettled else 0)
 
+    # Holds
+
+    def take_share(self, epoch: int, metric: str, units: int) -> int:
+        """Gives back at most ``units`` of what an epoch holds of a metric, wherever it is held. Returns how many."""
+        first = self.subscription_for(metric)
+        left = units
+        for subscription in [first, *(other for other in self.subscriptions if other is not first)]:
+            taken = min(left, subscription.held[epoch, metric])
+            subscription.held[epoch, metric] -= taken
+            left -= taken
+        return units - left
+
+    def give_back(self, epochs: set[int]) -> Counter[int]:
+        """Gives back all that these epochs hold. Returns how many units by epoch."""
+        given: Counter[int] = Counter()
+        for subscription in self.subscriptions:
+            for (epoch, metric), units in list(subscription.held.items()):
+                if epoch in epochs:
+                    given[epoch] += units
+                    del subscription.held[epoch, metric]
+        return given
+
     # Periods
 
-    def roll(self, now_ms: int) -> None:
-        if now_ms < self.end_ms:
-            return
-        asleep_since: int | None = None
-        while now_ms >= self.end_ms:
-            length = self.end_ms - self.start_ms
-            self.close_period(self.end_ms, record_at=asleep_since)
-            while self.following_ms and self.following_ms[0] <= self.start_ms:
-                self.following_ms.pop(0)
-            if self.following_ms:
-                self.end_ms = self.following_ms.pop(0)
-            else:
-                self.end_ms = self.start_ms + length
-                # From here on nothing can have been used: all further periods share the first one's record.
-                asleep_since = self.start_ms if asleep_since is None else asleep_since
+    def now(self, now_ms: int) -> int:
+        """The instant at which a change happens: not before a period that is current."""
+        return max(now_ms, *(subscription.start_ms for subscription in self.subscriptions))
 
-    def close_period(self, new_start_ms: int, record_at: int | None = None) -> None:
-        record = self.start_ms if record_at is None else record_at
-        for metric in sorted(set(self.used) | set(self.live) | set(self.gone)):
-            table = self.live.get(metric) or self.gone.get(metric)
-            units = self.used[metric]
+    def roll(self, now_ms: int) -> None:
+        now_ms = self.now(now_ms)
+        for subscription in self.subscriptions:
+            asleep_since: int | None = None
+            while now_ms >= subscription.end_ms:
+                length = subscription.end_ms - subscription.start_ms
+                self.close_period(subscription, subscription.end_ms, record_at=asleep_since)
+                while subscription.following_ms and subscription.following_ms[0] <= subscription.start_ms:
+                    subscription.following_ms.pop(0)
+                if subscription.following_ms:
+                    subscription.end_ms = subscription.following_ms.pop(0)
+                else:
+                    subscription.end_ms = subscription.start_ms + length
+                    # From here on nothing can have been used: all further periods share the first one's record.
+                    asleep_since = subscription.start_ms if asleep_since is None else asleep_since
+
+    def close_period(self, subscription: Subscription, new_start_ms: int, record_at: int | None = None) -> None:
+        start = subscription.start_ms if record_at is None else record_at
+        tables = subscription.tables()
+        for metric in sorted(set(subscription.used) | set(tables)):
+            table = tables.get(metric)
+            units = subscription.used[metric]
             price = 0 if table is None else min(cost(table, units), MAX_INT)
             if units or price:
-                before = self.closed.get((record, metric), (0, 0)) if record_at is not None else (0, 0)
-                self.closed[record, metric] = (units + before[0], price + before[1])
+                record = start, subscription.name, metric
+                before = self.closed.get(record, (0, 0))
+                self.closed[record] = (units + before[0], price + before[1])
             self.unsettled = min(self.unsettled + price, MAX_INT)
-            if metric in self.gone and not self.held_units(metric):
-                del self.gone[metric]
-        self.used.clear()
-        self.start_ms = new_start_ms
+            if metric in subscription.gone and not subscription.held_units(metric):
+                del subscription.gone[metric]
+        subscription.used.clear()
+        subscription.start_ms = new_start_ms
 
     # Limits
 
@@ -89,8 +160,9 @@ class Account:
         """The theoretical arrival time after one more request, and for how long that request would have to wait."""
         assert self.policy is not None
         interval = self.policy.rate_interval_us
-        tat = max(self.tat_us, now_us) + interval
-        return tat, max(0, tat - now_us - interval * self.policy.burst)
+        full_us = now_us + interval * self.policy.burst
+        tat = min(max(self.tat_us, now_us), full_us) + interval
+        return tat, max(0, tat - full_us)
 
     def rate_left(self, now_us: int) -> int:
         assert self.policy is not None
@@ -105,8 +177,12 @@ class Account:
         self.tat_us = before
         return passed
 
+    def today(self, now_us: int) -> int:
+        """The day that counts."""
+        return max(self.day, now_us // DAY_US)
+
     def counted_today(self, now_us: int) -> int:
-        return self.day_count if self.day == now_us // DAY_US else 0
+        return self.day_count if self.day == self.today(now_us) else 0
 
     def day_left(self, now_us: int) -> int:
         assert self.policy is not None
@@ -115,34 +191,35 @@ class Account:
     # What is stored
 
     def is_stored(self) -> bool:
-        return self.policy is not None or any(self.used.values())
-
-    def info(self) -> str:
-        assert self.policy is not None
-        return self.policy.info.replace('"version":0', f'"version":{self.version}', 1)
+        return self.policy is not None or bool(self.marks) or any(any(s.used.values()) for s in self.subscriptions)
 
     def state(self) -> AccountState:
         """In the form in which the driver reads it from Valkey."""
-        names = set(self.used) | {metric for _, metric in self.held}
-        metrics = {name: MetricState(self.used.get(name, 0), self.held_units(name)) for name in names}
+        policy = self.policy
         return AccountState(
             version=self.version,
             unsettled=self.unsettled,
-            start_ms=self.start_ms,
-            end_ms=self.end_ms,
             tat_us=self.tat_us,
             day=self.day,
             day_count=self.day_count,
-            metrics={name: state for name, state in metrics.items() if state != MetricState(0, 0)},
-            live=self.live,
-            gone=self.gone,
-            periods=tuple(self.following_ms),
+            subscriptions=tuple(subscription.state() for subscription in self.subscriptions),
+            shares={
+                (epoch, subscription.name, metric): units
+                for subscription in self.subscriptions
+                for (epoch, metric), units in subscription.held.items()
+                if units
+            },
             closed=self.closed,
-            policy=None if self.policy is None else self._policy(self.policy),
+            hours=+self.hours,
+            marks=self.marks,
+            policy=None if policy is None else self._policy(policy),
             digits=self.digits,
-            info=None if self.policy is None else self.info(),
+            view=None if policy is None else policy.view,
+            about=None if policy is None else policy.about,
+            fence=self.fence,
         )
 
-    def _policy(self, policy: Load) -> tuple[int | None, ...]:
+    @staticmethod
+    def _policy(policy: Load) -> tuple[int | None, ...]:
         limits = (policy.rate_interval_us, policy.burst, policy.day_limit)
-        return (self.version, policy.status, policy.ceiling, int(policy.counts_unsettled), *limits)
+        return (policy.status, policy.ceiling, int(policy.counts_unsettled), *limits)

@@ -1,17 +1,19 @@
 """The ledger as docs/ledger.md describes it, in plain Python and exact integers, one call at a time.
 
 It keeps what the rules talk about (who holds what, what was used in this period) rather than what the scripts store:
-held units are always the sum of the instances' shares, and how many calls a rate limit leaves is counted by letting
+held units are always the sum of the epochs' shares, and how many calls a rate limit leaves is counted by letting
 them pass.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from zlib import crc32
 
-from tests.reference.account import DAY_US, Account
+from tests.reference.account import DAY_US, Account, Subscription
 from tests.reference.messages import (
     HOLD,
     SETTLE,
@@ -20,145 +22,249 @@ from tests.reference.messages import (
     Conflict,
     Entry,
     Event,
+    Fenced,
     Group,
+    HomeState,
+    Inexact,
     InstanceState,
     LedgerError,
     Load,
+    LoadAnswer,
     Loaded,
     Outcome,
+    Plan,
     Reply,
     Single,
     State,
     Summary,
 )
-from tests.reference.pricing import MAX_INT, scaled
+from tests.reference.pricing import MAX_INT, Table, money_of, scaled
 
 PARTS_MAX = 3000
 HOUR_MS = 3_600_000
+HOME = 0
+PARTITIONS = 64
+EPOCHS = 1024
+CLOCK_HOLDS_US = 5_000_000
+IDEMPOTENCY_TTL_MS = 86_400_000
 
 
 @dataclass
 class Instance:
+    """``epoch``: 0 after it departed, None before it came."""
+
     epoch: int | None = None
     seq: int = 0
     reply: Reply | None = None
+    held: int = 0
     heartbeat_ms: int | None = None
     expires: bool = False
 
 
+@dataclass
+class Clock:
+    """Of a partition. It never goes back less than ``CLOCK_HOLDS_US``."""
+
+    latest_us: int = 0
+    stepped: tuple[int, int] | None = None
+
+    def now(self, server_us: int) -> tuple[int, tuple[int, int] | None]:
+        back = self.latest_us - server_us
+        if back > CLOCK_HOLDS_US:
+            return server_us, (self.latest_us, server_us)
+        return max(self.latest_us, server_us), None
+
+    def note(self, now_us: int, stepped: tuple[int, int] | None) -> None:
+        self.latest_us = now_us
+        self.stepped = stepped or self.stepped
+
+
+@dataclass
+class Turn:
+    """What one batch works on: copies, so that an error leaves no trace."""
+
+    epoch: int
+    registered: bool
+    now_us: int
+    held: int
+    numbers: dict[str, int]
+    accounts: dict[str, Account]
+    events: list[Event]
+    charged: set[str]
+    current: int = 0
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_us // 1000
+
+
+class Unusable(Exception):
+    """An account cannot be read or charged."""
+
+
 class Ledger:
-    """The model. Every call takes the ledger's clock, ``now_us``, as an argument."""
+    """The model. Every call takes the server's clock, ``now_us``, as an argument."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
         self.instances: dict[str, Instance] = defaultdict(Instance)
-        self.charged: set[tuple[str, str]] = set()
-        """Idempotency keys: (account, scope)."""
         self.outbox: list[Entry] = []
-        self.hours: Counter[tuple[int, str, str]] = Counter()
-        """(hour, account, metric) to units."""
+        self.clocks: dict[int, Clock] = defaultdict(Clock)
+        self.epochs = 0
+        self.departed: dict[int, int] = {}
+        """Epoch to units."""
+        self.unreadable: set[str] = set()
 
     def account(self, name: str) -> Account:
         return self.accounts.setdefault(name, Account(name))
 
     # Instances
 
-    def register(self, name: str, accounts: frozenset[str], now_us: int) -> tuple[int, int]:
+    def register(self, name: str, now_us: int) -> tuple[int, int]:
+        now_us, stepped = self.clocks[HOME].now(now_us)
         instance = self.instances[name]
-        instance.epoch = (instance.epoch or 0) + 1
-        instance.expires = False
-        if self._give_back(name, accounts, now_us):
-            if instance.heartbeat_ms is None:
-                instance.heartbeat_ms = 0
-            raise LedgerError("HELD")
-        instance.heartbeat_ms = now_us // 1000
+        self.epochs += 1
+        if instance.epoch and instance.held:
+            self.departed[instance.epoch] = instance.held
+        instance.epoch, instance.held = self.epochs * EPOCHS + HOME, 0
+        instance.heartbeat_ms, instance.expires = now_us // 1000, False
+        self.clocks[HOME].note(now_us, stepped)
         return instance.epoch, instance.seq
 
     def heartbeat(self, name: str, epoch: int, now_us: int) -> int:
         instance = self.instances[name]
-        if instance.epoch != epoch:
+        if not epoch or instance.epoch != epoch:
             return 0
+        now_us, stepped = self.clocks[HOME].now(now_us)
         instance.heartbeat_ms = now_us // 1000
+        self.clocks[HOME].note(now_us, stepped)
         return 1
 
-    def reap(self, name: str, ttl_ms: int, accounts: frozenset[str], now_us: int) -> int:
+    def reap(self, name: str, ttl_ms: int, now_us: int) -> int:
+        now_us, stepped = self.clocks[HOME].now(now_us)
         instance = self.instances[name]
-        beat = instance.heartbeat_ms
-        if ttl_ms >= 0 and beat is not None and now_us // 1000 - beat < ttl_ms:
+        now_ms, beat = now_us // 1000, instance.heartbeat_ms
+        if ttl_ms >= 0 and beat is not None and now_ms - min(beat, now_ms) < ttl_ms:
+            if beat > now_ms:
+                instance.heartbeat_ms = now_ms
+                self.clocks[HOME].note(now_us, stepped)
             return -1
-        remain = self._give_back(name, accounts, now_us)
-        if instance.epoch is not None or instance.seq:
-            instance.epoch = (instance.epoch or 0) + 1
-        if not remain:
-            instance.heartbeat_ms = None
-            instance.expires = True
-        return remain
+        held = instance.held
+        if instance.epoch and held:
+            self.departed[instance.epoch] = held
+        if instance.epoch is not None:
+            instance.epoch, instance.held, instance.expires = 0, 0, True
+        instance.heartbeat_ms = None
+        self.clocks[HOME].note(now_us, stepped)
+        return held
 
-    def shares(self, instance: str) -> dict[tuple[str, str], int]:
-        """(account, metric) to the units that the instance holds."""
-        return {
-            (account.name, metric): units
-            for account in self.accounts.values()
-            for (holder, metric), units in account.held.items()
-            if holder == instance and units
-        }
-
-    def _give_back(self, instance: str, accounts: frozenset[str], now_us: int) -> int:
-        remain = 0
-        for name, metric in self.shares(instance):
-            if name in accounts:
+    def give_back(self, accounts: Iterable[str], now_us: int) -> int:
+        now_us, stepped = self.clocks[HOME].now(now_us)
+        names = sorted(accounts)
+        for number, name in enumerate(names, 1):
+            if name in self.unreadable:
+                raise LedgerError(f"ACCOUNT {number}")
+        for name in names:
+            if name in self.accounts:
                 account = self.accounts[name]
                 account.roll(now_us // 1000)
-                del account.held[instance, metric]
-            else:
-                remain += 1
-        return remain
+                for epoch, units in account.give_back(set(self.departed)).items():
+                    self.departed[epoch] -= units
+        self.departed = {epoch: units for epoch, units in self.departed.items() if units > 0}
+        self.clocks[HOME].note(now_us, stepped)
+        return sum(self.departed.values())
 
     # The loader
 
-    def load(self, load: Load, now_us: int) -> Loaded | Conflict:
+    def load(self, load: Load, now_us: int) -> LoadAnswer:
+        clock = self.clocks[crc32(load.account.encode()) % PARTITIONS]
+        now_us, stepped = clock.now(now_us)
+        now_ms = now_us // 1000
         # A copy: a load that is refused leaves no trace.
         account = deepcopy(self.accounts.get(load.account) or Account(load.account))
         known = account.policy is not None
         stored_digits = load.digits if account.digits is None else account.digits
         if account.version != load.expected_version or (known and stored_digits != load.expected_digits):
             return Conflict(account.version, stored_digits)
-        if load.period_end_ms <= load.period_start_ms or load.digits < stored_digits:
+        if load.fence is not None and load.fence < (account.fence or 0):
+            return Fenced(account.fence or 0)
+        names = [plan.name for plan in load.plans]
+        if not names or len(set(names)) < len(names) or any(plan.end_ms <= plan.start_ms for plan in load.plans):
             raise LedgerError("INVALID")
+        stored = {subscription.name: subscription for subscription in account.subscriptions} if known else {}
         if known:
-            account.roll(now_us // 1000)
-            if load.unsettled is not None and load.expected_start_ms not in (None, account.start_ms):
-                self.accounts[load.account] = account
-                return Conflict(account.version, stored_digits)
-        scale = 10 ** (load.digits - stored_digits)
-        older = account.unsettled * scale
-        behind = known and load.period_start_ms < account.start_ms
-        if load.unsettled is not None and not (behind and load.expected_start_ms is None):
-            older = load.unsettled
-        if known and load.period_start_ms > account.start_ms:
-            before = account.unsettled
-            account.close_period(load.period_start_ms)
-            older += (account.unsettled - before) * scale
-        if not behind:
-            account.start_ms, account.end_ms = load.period_start_ms, load.period_end_ms
-        account.unsettled = older
+            account.roll(now_ms)
+            for plan in load.plans:
+                expected = None if load.unsettled is None else plan.expected_start_ms
+                if expected is not None and plan.name in stored and expected != stored[plan.name].start_ms:
+                    self.accounts[load.account] = account
+                    return Conflict(account.version, stored_digits)
+        before = account.unsettled
+        behind = False
+        starts = {}
+        for plan in load.plans:
+            starts[plan.name] = (plan.start_ms, plan.end_ms)
+            if plan.name not in stored:
+                continue
+            subscription = stored[plan.name]
+            if plan.start_ms > subscription.start_ms:
+                account.close_period(subscription, plan.start_ms)
+            elif plan.start_ms < subscription.start_ms:
+                behind = behind or plan.expected_start_ms is None
+                starts[plan.name] = (subscription.start_ms, subscription.end_ms)
+        left = [subscription for subscription in stored.values() if subscription.name not in names]
+        for subscription in left:
+            subscription.gone |= subscription.live
+            subscription.live = {}
+            account.close_period(subscription, max(now_ms, subscription.start_ms + 1))
+        change = Decimals(stored_digits, load.digits)
+        older = change.money(before) + change.money(account.unsettled - before)
+        if load.unsettled is not None and not behind:
+            change.exact = True
+            older = load.unsettled + change.money(account.unsettled - before)
         if abs(older) > MAX_INT:
             raise LedgerError("OVERFLOW")
-        account.closed = {of: (units, min(price * scale, MAX_INT)) for of, (units, price) in account.closed.items()}
-        account.gone = {
-            metric: scaled(table, scale)
-            for metric, table in (account.gone | account.live).items()
-            if metric not in load.prices
+        kept = dict(stored)
+        if not known:
+            kept[names[0]] = account.subscriptions[0]
+        account.subscriptions = [
+            self._planned(plan, starts[plan.name], kept.get(plan.name), change, counts=not known) for plan in load.plans
+        ]
+        for subscription in left:
+            if any(subscription.held.values()):
+                subscription.gone = change.tables(subscription.gone)
+                subscription.end_ms, subscription.following_ms = MAX_INT, []
+                account.subscriptions.append(subscription)
+        account.closed = {
+            of: (units, min(change.money(price), MAX_INT)) for of, (units, price) in account.closed.items()
         }
-        if any(number > MAX_INT for table in account.gone.values() for number in map(int, table[1:])):
-            raise LedgerError("OVERFLOW")
-        account.live = dict(load.prices)
-        account.following_ms = list(load.periods)
+        if not change.exact:
+            return Inexact(account.version, stored_digits)
+        account.unsettled = older
         account.digits = load.digits
         account.version += 1
         account.policy = load
+        if load.fence is not None:
+            account.fence = load.fence
         self.accounts[load.account] = account
+        clock.note(now_us, stepped)
         return Loaded(account.version)
+
+    @staticmethod
+    def _planned(
+        plan: Plan, period: tuple[int, int], kept: Subscription | None, change: Decimals, *, counts: bool
+    ) -> Subscription:
+        subscription = kept or Subscription()
+        subscription.name = plan.name
+        subscription.start_ms, subscription.end_ms = period
+        subscription.following_ms = list(plan.following)
+        tables = subscription.tables()
+        subscription.gone = change.tables({m: table for m, table in tables.items() if m not in plan.prices})
+        subscription.live = dict(plan.prices)
+        if counts:
+            for metric, units in plan.counted.items():
+                subscription.used[metric] = max(subscription.used[metric], units)
+        return subscription
 
     # Batches
 
@@ -170,72 +276,87 @@ class Ledger:
             return instance.reply
         if batch.seq <= instance.seq:
             raise LedgerError("STALE")
-        registered = instance.epoch is not None and batch.epoch == instance.epoch
+        now_us, stepped = self.clocks[HOME].now(now_us)
+        parts: list[Group | Single] = [*batch.groups, *batch.singles]
+        touched = list(dict.fromkeys(part.account for part in parts))
+        turn = Turn(
+            epoch=batch.epoch,
+            registered=bool(batch.epoch) and batch.epoch == instance.epoch,
+            now_us=now_us,
+            held=instance.held,
+            numbers={account: number for number, account in enumerate(touched, 1)},
+            accounts={account: deepcopy(self.account(account)) for account in touched},
+            events=[],
+            charged=set(),
+        )
+        try:
+            groups = tuple(self._group(group, turn) for group in batch.groups)
+            singles = tuple(self._single(single, turn) for single in batch.singles)
+        except Unusable:
+            raise LedgerError(f"ACCOUNT {turn.current}") from None
+        self.accounts |= turn.accounts
+        if turn.events:
+            times = {a: turn.accounts[a].now(turn.now_ms) for a in turn.charged}
+            times = {a: time for a, time in times.items() if time != turn.now_ms}
+            events = tuple(tuple(event.as_json()) for event in turn.events)
+            self.outbox.append(Entry(f"{name}.{HOME:02d}", batch.seq, turn.now_ms, events, times))
         if instance.epoch is None:
             instance.expires = True
-        events: list[Event] = []
-        groups = tuple(self._group(name, group, registered, now_us, events) for group in batch.groups)
-        singles = tuple(self._single(name, single, registered, now_us, events) for single in batch.singles)
-        if events:
-            entry = Entry(f"{name}.00", batch.seq, now_us // 1000, tuple(tuple(e.as_json()) for e in events))
-            self.outbox.append(entry)
+        if turn.registered:
+            instance.held = turn.held
         instance.seq = batch.seq
-        instance.reply = Reply(registered, now_us, groups, singles)
+        instance.reply = Reply(turn.registered, now_us, groups, singles, stepped)
+        self.clocks[HOME].note(now_us, stepped)
         return instance.reply
 
-    def _enter(self, name: str, now_us: int) -> Account:
-        account = self.account(name)
-        account.roll(now_us // 1000)
+    def _enter(self, name: str, turn: Turn) -> Account:
+        turn.current = turn.numbers[name]
+        if name in self.unreadable:
+            raise Unusable
+        account = turn.accounts[name]
+        account.roll(turn.now_ms)
         return account
 
-    def _group(self, instance: str, group: Group, registered: bool, now_us: int, events: list[Event]) -> Summary | None:
-        account = self._enter(group.account, now_us)
-        self._charge(account, group.metric, group.settled + group.late, now_us)
-        events += group.events
-        if registered:
-            self._take_share(account, instance, group.metric, group.settled + group.released)
-        outcomes = tuple(
-            self._hold(account, instance, group.metric, units, registered, now_us) for units in group.holds
-        )
-        return self._summary(account, group.known_version, outcomes, now_us) if group.holds else None
+    def _group(self, group: Group, turn: Turn) -> Summary | None:
+        account = self._enter(group.account, turn)
+        if turn.registered:
+            turn.held -= account.take_share(turn.epoch, group.metric, group.settled + group.released)
+        if group.settled + group.late:
+            self._charge(account, group.metric, group.settled + group.late, turn)
+        turn.events += group.events
+        outcomes = tuple(self._hold(account, group.metric, units, turn) for units in group.holds)
+        return self._summary(account, group.known_version, outcomes, turn.now_us) if group.holds else None
 
-    def _single(self, instance: str, single: Single, registered: bool, now_us: int, events: list[Event]) -> Summary:
-        account = self._enter(single.account, now_us)
-        key = (single.account, single.scope)
+    def _single(self, single: Single, turn: Turn) -> Summary:
+        account = self._enter(single.account, turn)
+        charged = account.marks.get(single.scope, 0) > turn.now_ms
         if single.kind == HOLD:
-            outcome = self._hold(account, instance, single.metric, single.units, registered, now_us, key)
-            return self._summary(account, single.known_version, (outcome,), now_us)
-        if single.kind == SETTLE and registered:
-            self._take_share(account, instance, single.metric, single.units)
-        if key in self.charged:
+            outcome = self._hold(account, single.metric, single.units, turn, repeated=charged)
+            return self._summary(account, single.known_version, (outcome,), turn.now_us)
+        if single.kind == SETTLE and turn.registered:
+            turn.held -= account.take_share(turn.epoch, single.metric, single.units)
+        if charged:
             return Summary(None, -1, -1, (Outcome(Code.REPEAT),))
-        self.charged.add(key)
-        self._charge(account, single.metric, single.units, now_us)
+        account.marks[single.scope] = turn.now_ms + IDEMPOTENCY_TTL_MS
+        self._charge(account, single.metric, single.units, turn)
         assert single.event is not None
-        events.append(single.event)
+        turn.events.append(single.event)
         return Summary(None, -1, -1, (Outcome(Code.GRANTED),))
 
-    def _charge(self, account: Account, metric: str, units: int, now_us: int) -> None:
-        account.used[metric] += units
-        self.hours[now_us // 1000 // HOUR_MS, account.name, metric] += units
+    @staticmethod
+    def _charge(account: Account, metric: str, units: int, turn: Turn) -> None:
+        used = account.subscription_for(metric).used
+        hour = account.now(turn.now_ms) // HOUR_MS, metric
+        if max(used[metric], account.hours[hour]) + units > MAX_INT:
+            raise Unusable
+        used[metric] += units
+        account.hours[hour] += units
+        turn.charged.add(account.name)
 
     @staticmethod
-    def _take_share(account: Account, instance: str, metric: str, units: int) -> None:
-        share = account.held[instance, metric]
-        account.held[instance, metric] = share - min(share, units)
-
-    def _hold(
-        self,
-        account: Account,
-        instance: str,
-        metric: str,
-        units: int,
-        registered: bool,
-        now_us: int,
-        key: tuple[str, str] | None = None,
-    ) -> Outcome:
+    def _hold(account: Account, metric: str, units: int, turn: Turn, repeated: bool = False) -> Outcome:
         policy = account.policy
-        if not registered:
+        if not turn.registered:
             return Outcome(Code.UNREGISTERED)
         if policy is None:
             return Outcome(Code.UNKNOWN)
@@ -243,16 +364,17 @@ class Ledger:
             return Outcome(Code.SUSPENDED if policy.status == 1 else Code.CLOSED)
         available = account.available()
         exposure = account.exposure()
-        repeated = key is not None and key in self.charged
-        if not repeated and metric not in account.live:
+        subscription = account.subscription_for(metric)
+        if not repeated and metric not in subscription.live:
             return Outcome(Code.UNPRICED)
+        now_us = turn.now_us
         if policy.day_limit and account.counted_today(now_us) >= policy.day_limit:
-            return Outcome(Code.DAILY, DAY_US - now_us % DAY_US)
+            return Outcome(Code.DAILY, (account.today(now_us) + 1) * DAY_US - now_us)
         tat_us, wait_us = account.next_tat(now_us)
         if policy.rate_interval_us and wait_us:
             return Outcome(Code.RATE, wait_us)
         if repeated:
-            self._count_request(account, tat_us, now_us)
+            Ledger._count_request(account, tat_us, now_us)
             return Outcome(Code.REPEAT, -1 if available is None else max(0, available - exposure))
         after = account.exposure(metric, units)
         if available is None:
@@ -260,8 +382,11 @@ class Ledger:
                 return Outcome(Code.CREDIT, 0, min(after - exposure, MAX_INT))
         elif after > available:
             return Outcome(Code.CREDIT, max(-MAX_INT, available - exposure), min(after - exposure, MAX_INT))
-        account.held[instance, metric] += units
-        self._count_request(account, tat_us, now_us)
+        if subscription.used[metric] + subscription.held_units(metric) + units > MAX_INT:
+            return Outcome(Code.CREDIT, 0, min(after - exposure, MAX_INT))
+        subscription.held[turn.epoch, metric] += units
+        turn.held += units
+        Ledger._count_request(account, tat_us, now_us)
         return Outcome(Code.GRANTED, -1 if available is None else available - after, after - exposure)
 
     @staticmethod
@@ -271,28 +396,53 @@ class Ledger:
             account.tat_us = tat_us
         if account.policy.day_limit:
             account.day_count = account.counted_today(now_us) + 1
-            account.day = now_us // DAY_US
+            account.day = account.today(now_us)
 
     @staticmethod
     def _summary(account: Account, known_version: int, outcomes: tuple[Outcome, ...], now_us: int) -> Summary:
-        if account.policy is None:
+        policy = account.policy
+        knows = known_version == account.version
+        if policy is None or (knows and not policy.rate_interval_us and not policy.day_limit):
             return Summary(None, -1, -1, outcomes)
-        info = None if known_version == account.version else account.info()
-        return Summary(info, account.rate_left(now_us), account.day_left(now_us), outcomes)
+        view = None if knows else policy.view
+        return Summary(view, account.rate_left(now_us), account.day_left(now_us), outcomes, account.version)
 
     # What is stored
 
     def state(self) -> State:
         """Everything, in the form in which the driver reads it from Valkey."""
+        home = self.clocks[HOME]
         return State(
             {name: account.state() for name, account in self.accounts.items() if account.is_stored()},
             {
                 name: InstanceState(
-                    instance.epoch or 0, instance.seq, self.shares(name), instance.heartbeat_ms, instance.expires
+                    instance.epoch or 0, instance.seq, instance.held, instance.heartbeat_ms, instance.expires
                 )
                 for name, instance in self.instances.items()
                 if instance.epoch is not None or instance.seq
             },
             tuple(self.outbox),
-            +self.hours,
+            HomeState(home.latest_us, home.stepped, self.epochs, dict(self.departed)),
         )
+
+
+@dataclass
+class Decimals:
+    """A change of an account's decimals. ``exact`` ends when something cannot be told by them."""
+
+    before: int
+    after: int
+    exact: bool = True
+
+    def money(self, amount: int) -> int:
+        if self.after >= self.before:
+            return amount * int(10 ** (self.after - self.before))
+        told, rest = divmod(amount, int(10 ** (self.before - self.after)))
+        self.exact = self.exact and rest == 0
+        return told
+
+    def tables(self, tables: dict[str, Table]) -> dict[str, Table]:
+        changed: dict[str, Table] = {metric: scaled(table, self.money) for metric, table in tables.items()}
+        if any(amount > MAX_INT for table in changed.values() for amount in money_of(table)):
+            raise LedgerError("OVERFLOW")
+        return changed

@@ -26,7 +26,8 @@ class Code(IntEnum):
 
 
 class LedgerError(Exception):
-    """The script answered with an error; ``word`` is its first word: STALE, LIMIT, HELD, INVALID, OVERFLOW."""
+    """The script answered with an error; ``word`` is its first word: STALE, LIMIT, INVALID, OVERFLOW, FORMAT. For an
+    account that stops a batch it is ``ACCOUNT <number>``."""
 
     def __init__(self, word: str, message: str = "") -> None:
         super().__init__(message or word)
@@ -107,22 +108,38 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """``info`` is None unless the caller knows another version; -1: no such limit."""
+    """``view`` is None unless the caller knows another version; -1: no such limit; version 0: nothing was said."""
 
-    info: str | None
+    view: str | None
     rate_left: int
     day_left: int
     outcomes: tuple[Outcome, ...]
+    version: int = 0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """``groups`` has None for a group without holds."""
+    """``groups`` has None for a group without holds. ``stepped``: the latest instant and the server's, if its clock
+    went back."""
 
     registered: bool
     now_us: int
     groups: tuple[Summary | None, ...]
     singles: tuple[Summary, ...]
+    stepped: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One subscription of a load. ``counted``: units that something else has counted in the period."""
+
+    prices: Mapping[str, Table]
+    start_ms: int
+    end_ms: int
+    following: tuple[int, ...] = ()
+    expected_start_ms: int | None = None
+    name: str = "main"
+    counted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,9 +147,7 @@ class Load:
     """``unsettled`` None: what is stored stays. Money in 10^-digits."""
 
     account: str
-    prices: Mapping[str, Table]
-    period_start_ms: int
-    period_end_ms: int
+    plans: tuple[Plan, ...]
     ceiling: int | None = None
     expected_version: int = 0
     status: int = 0
@@ -140,12 +155,12 @@ class Load:
     rate_interval_us: int = 0
     burst: int = 0
     day_limit: int = 0
-    periods: tuple[int, ...] = ()
     unsettled: int | None = None
     digits: int = 2
     expected_digits: int = 2
-    expected_start_ms: int | None = None
-    info: str = field(default='{"version":0,"currency":"EUR"}')
+    fence: int | None = None
+    view: str = "a view"
+    about: str = "about it"
 
 
 @dataclass(frozen=True)
@@ -160,13 +175,33 @@ class Conflict:
 
 
 @dataclass(frozen=True)
+class Inexact:
+    """Something that is stored cannot be told by so few decimals."""
+
+    version: int
+    digits: int
+
+
+@dataclass(frozen=True)
+class Fenced:
+    fence: int
+
+
+LoadAnswer = Loaded | Conflict | Inexact | Fenced
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One entry of the outbox."""
+    """One entry of the outbox. ``times``: of the accounts whose events have another time than ``t_ms``."""
 
     origin: str
     seq: int
     t_ms: int
     events: tuple[tuple[Any, ...], ...]
+    times: Mapping[str, int] = field(default_factory=dict)
+
+    def time_of(self, account: str) -> int:
+        return self.times.get(account, self.t_ms)
 
 
 @dataclass(frozen=True)
@@ -178,33 +213,103 @@ class MetricState:
 
 
 @dataclass(frozen=True)
-class AccountState:
-    """Everything the ledger keeps of one account, in comparable form. A metric with no units is left out."""
+class SubscriptionState:
+    """A metric with no units is left out."""
 
-    version: int
-    unsettled: int
+    name: str
     start_ms: int
     end_ms: int
-    tat_us: int
-    day: int
-    day_count: int
     metrics: Mapping[str, MetricState]
     live: Mapping[str, Table]
     gone: Mapping[str, Table]
-    periods: tuple[int, ...]
-    closed: Mapping[tuple[int, str], tuple[int, int]]
+    following: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AccountState:
+    """Everything the ledger keeps of one account, in comparable form."""
+
+    version: int
+    unsettled: int
+    tat_us: int
+    day: int
+    day_count: int
+    subscriptions: tuple[SubscriptionState, ...]
+    shares: Mapping[tuple[int, str, str], int]
+    """(epoch, subscription, metric) to units."""
+    closed: Mapping[tuple[int, str, str], tuple[int, int]]
+    """(start, subscription, metric) to units and cost."""
+    hours: Mapping[tuple[int, str], int]
+    """(hour since 1970, metric) to the units settled in it."""
+    marks: Mapping[str, int]
+    """Idempotency keys that were charged, and until when they count, ms."""
     policy: tuple[Any, ...] | None
     digits: int | None
-    info: str | None
+    view: str | None
+    about: str | None
+    fence: int | None = None
+
+    def of(self, name: str) -> SubscriptionState:
+        [found] = [subscription for subscription in self.subscriptions if subscription.name == name]
+        return found
+
+    @property
+    def _only(self) -> SubscriptionState:
+        [only] = self.subscriptions
+        return only
+
+    # For an account with one subscription, as most tests have it.
+
+    @property
+    def start_ms(self) -> int:
+        return self._only.start_ms
+
+    @property
+    def end_ms(self) -> int:
+        return self._only.end_ms
+
+    @property
+    def metrics(self) -> Mapping[str, MetricState]:
+        return self._only.metrics
+
+    @property
+    def live(self) -> Mapping[str, Table]:
+        return self._only.live
+
+    @property
+    def gone(self) -> Mapping[str, Table]:
+        return self._only.gone
+
+    @property
+    def following(self) -> tuple[int, ...]:
+        return self._only.following
+
+    @property
+    def records(self) -> dict[tuple[int, str], tuple[int, int]]:
+        """``closed`` of the only subscription."""
+        assert {name for _, name, _ in self.closed} <= {self._only.name}
+        return {(start, metric): record for (start, _, metric), record in self.closed.items()}
 
 
 @dataclass(frozen=True)
 class InstanceState:
+    """``held``: units in all."""
+
     epoch: int
     seq: int
-    shares: Mapping[tuple[str, str], int]
+    held: int
     heartbeat_ms: int | None
     expires: bool
+
+
+@dataclass(frozen=True)
+class HomeState:
+    """What the meta hash of the home partition says. ``departed``: epoch to the units that are to be given back."""
+
+    latest_us: int
+    stepped: tuple[int, int] | None
+    epochs: int
+    departed: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -212,5 +317,13 @@ class State:
     accounts: Mapping[str, AccountState]
     instances: Mapping[str, InstanceState]
     outbox: tuple[Entry, ...]
-    hours: Mapping[tuple[int, str, str], int]
-    """(hour since 1970, account, metric) to the units settled in it."""
+    home: HomeState
+
+    @property
+    def hours(self) -> dict[tuple[int, str, str], int]:
+        """(hour since 1970, account, metric) to the units settled in it."""
+        return {
+            (hour, name, metric): units
+            for name, account in self.accounts.items()
+            for (hour, metric), units in account.hours.items()
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,11 +47,21 @@ def cost(table: Table, n: int) -> int:
     raise AssertionError(f"no such model: {model}")
 
 
-def scaled(table: Table, factor: int) -> list[str | int]:
-    """The table for an account with more decimals: its money, and nothing else, times ``factor``."""
-    model, *numbers = table
-    is_money = {"s": [True], "p": [False, False, True]}.get(str(model), [False, True, True] * len(numbers))
-    return [model, *(int(n) * factor if money else n for n, money in zip(numbers, is_money, strict=False))]
+def scaled(table: Table, change: Callable[[int], int]) -> list[str | int]:
+    """The table for an account with other decimals: its money, and nothing else, changed."""
+    return [
+        table[0],
+        *(change(int(n)) if money else n for n, money in zip(table[1:], _is_money(table), strict=False)),
+    ]
+
+
+def money_of(table: Table) -> list[int]:
+    """The amounts of a table."""
+    return [int(n) for n, money in zip(table[1:], _is_money(table), strict=False) if money]
+
+
+def _is_money(table: Table) -> list[bool]:
+    return {"s": [True], "p": [False, False, True]}.get(str(table[0]), [False, True, True] * len(table))
 
 
 def _graduated(tiers: list[Step], n: int) -> int:

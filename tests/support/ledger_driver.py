@@ -1,7 +1,7 @@
 """The real scripts on a real Valkey, spoken to in the model's words (tests/reference/messages.py).
 
-The clock can be moved: of the shipped text only lib/clock.lua, which asks Valkey's TIME, is replaced by one that
-reads a key.
+The clock can be moved: of the shipped text only lib/time.lua, which asks Valkey's TIME, is replaced by one that reads a
+key. What the ledger makes of that time, lib/clock.lua, is the shipped one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import redis
 
-from sidecar.ledger.keys import Keys
-from sidecar.valkey.scripts import as_function, composed, function
+from sidecar.ledger.keys import Keys, idempotency_digest
+from sidecar.ledger.ledger_format import open_arguments, partition_format
+from sidecar.valkey.scripts import as_function, composed, function, script
 from sidecar.valkey.topology import Client
 from tests.reference.messages import (
     AccountState,
@@ -25,16 +26,20 @@ from tests.reference.messages import (
     Conflict,
     Entry,
     Event,
+    Fenced,
+    HomeState,
+    Inexact,
     InstanceState,
     LedgerError,
     Load,
+    LoadAnswer,
     Loaded,
     Outcome,
     Reply,
     State,
     Summary,
 )
-from tests.support.ledger_state import account_state, entry_of, hour_units, instance_state, integer, pack, unpack
+from tests.support.ledger_state import account_state, entry_of, home_state, instance_state, pack, unpack
 
 CLOCK_KEY = "test:clock_us"
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -42,11 +47,12 @@ HOME = 0
 GROUPS_PACKED = 100
 """Groups in one argument of a batch."""
 
-_CLOCK_FILE = Path(__file__).parents[2] / "lua" / "lib" / "clock.lua"
-_MOVABLE_CLOCK = f"""
-local function clock()
-  local us = number(call('GET', '{CLOCK_KEY}'))
-  return us, floor(us / 1000)
+GENERATION = "tests:0"
+
+_TIME_FILE = Path(__file__).parents[2] / "lua" / "lib" / "time.lua"
+_MOVABLE_TIME = f"""
+local function server_time_us()
+  return number(call('GET', '{CLOCK_KEY}'))
 end
 """
 
@@ -59,9 +65,9 @@ def text_of(name: str, movable_clock: bool) -> str:
     text = composed(name)
     if not movable_clock:
         return text
-    clock = _CLOCK_FILE.read_text()
-    assert text.count(clock) == 1, "lib/clock.lua is not in the composed script as it is in the file"
-    return text.replace(clock, _MOVABLE_CLOCK)
+    shipped = _TIME_FILE.read_text()
+    assert text.count(shipped) == 1, "lib/time.lua is not in the composed script as it is in the file"
+    return text.replace(shipped, _MOVABLE_TIME)
 
 
 def call_batch(client: redis.Redis, text: str, keys: list[str], *argv: Any) -> Any:
@@ -93,15 +99,15 @@ async def acall_batch(client: Client, keys: list[str], arguments: list[bytes]) -
 def one_group(epoch: int, seq: int, origin: str, events: str, group: Sequence[Any]) -> list[bytes]:
     """Arguments of a batch of one group of one account: metric, settled, released, late, [units, …]."""
     metric, settled, released, late, units = group
-    head = epoch, seq, origin, 1, events, 1000, 1, [metric], []
+    head: tuple[Any, ...] = epoch, seq, origin, events, 1000, 1, [metric], []
     parts = 1, 0, 1, settled, released, late, -len(units), *units
     return [b"".join(map(pack, head)), b"".join(map(pack, parts))]
 
 
 def one_answer(reply: bytes) -> list[Any]:
-    """What such a batch answered: info, rate_left, day_left, code, x, y, …; empty without holds."""
+    """What such a batch answered: view, rate_left, day_left, code, x, y, …; empty without holds."""
     holds = unpack(reply)[2]
-    return [*(holds[0] or (False, -1, -1)), *holds[1:]] if holds else []
+    return [*(holds[0] or (False, -1, -1))[:3], *holds[1:]] if holds else []
 
 
 class RealLedger:
@@ -115,53 +121,65 @@ class RealLedger:
         self._movable = movable_clock
         self._edit = edit
         self._now_us: int | None = None
+        self._scopes: dict[bytes, str] = {}
+        open_partitions(client, self.keys)
 
     # Instances
 
-    def register(self, name: str, accounts: Iterable[str] = (), now_us: int | None = None) -> tuple[int, int]:
-        keys = [*self._instance_keys(name), *map(self.keys.account, sorted(accounts))]
-        epoch, seq = self._run("register", keys, [name], now_us)
+    def register(self, name: str, now_us: int | None = None) -> tuple[int, int]:
+        epoch, seq, generation = self._run("register", self._instance_keys(name), [name, HOME], now_us)
+        assert generation.decode() == GENERATION
         return epoch, seq
 
     def heartbeat(self, name: str, epoch: int, now_us: int | None = None) -> int:
         return int(self._run("heartbeat", self._instance_keys(name), [name, epoch], now_us))
 
-    def reap(self, name: str, ttl_ms: int, accounts: Iterable[str] = (), now_us: int | None = None) -> int:
-        keys = [*self._instance_keys(name), *map(self.keys.account, sorted(accounts))]
-        return int(self._run("reap", keys, [name, ttl_ms], now_us))
+    def reap(self, name: str, ttl_ms: int, now_us: int | None = None) -> int:
+        return int(self._run("reap", self._instance_keys(name), [name, ttl_ms], now_us))
+
+    def give_back(self, accounts: Iterable[str], now_us: int | None = None) -> int:
+        keys = [self.keys.meta(HOME), *map(self.keys.account, sorted(accounts))]
+        return int(self._run("give_back", keys, [], now_us))
 
     def _instance_keys(self, name: str) -> list[str]:
-        return [self.keys.instance(HOME, name), self.keys.alive(HOME)]
+        return [self.keys.instance(HOME, name), self.keys.alive(HOME), self.keys.meta(HOME)]
 
     # Loader
 
-    def load(self, load: Load, now_us: int | None = None) -> Loaded | Conflict:
+    def load(self, load: Load, now_us: int | None = None) -> LoadAnswer:
         request = [
-            load.expected_version, load.account, load.status, False if load.ceiling is None else load.ceiling,
-            int(load.counts_unsettled), load.rate_interval_us, load.burst, load.day_limit, dict(load.prices), load.info,
-            load.period_start_ms, load.period_end_ms, load.periods,
-            False if load.unsettled is None else load.unsettled, load.digits, load.expected_digits,
-            False if load.expected_start_ms is None else load.expected_start_ms,
+            load.expected_version, load.account, load.status, _or_false(load.ceiling), int(load.counts_unsettled),
+            load.rate_interval_us, load.burst, load.day_limit, load.view, load.about, _or_false(load.unsettled),
+            load.digits, load.expected_digits, _or_false(load.fence),
+            [
+                [
+                    plan.name, plan.start_ms, plan.end_ms, plan.following, dict(plan.prices),
+                    _or_false(plan.expected_start_ms), dict(plan.counted),
+                ]
+                for plan in load.plans
+            ],
         ]  # fmt: skip
-        account = load.account
-        keys = [self.keys.account(account), self.keys.accounts(self.keys.partition(account))]
+        partition = self.keys.partition(load.account)
+        keys = [self.keys.account(load.account), self.keys.accounts(partition), self.keys.meta(partition)]
         word, *rest = self._run("load", keys, [pack(request)], now_us)
-        return Loaded(*rest) if word == b"OK" else Conflict(*rest)
+        answers: dict[bytes, Callable[..., LoadAnswer]] = {
+            b"OK": Loaded, b"CONFLICT": Conflict, b"INEXACT": Inexact, b"FENCED": Fenced,
+        }  # fmt: skip
+        return answers[word](*rest)
 
     # Batches
 
     def batch(self, name: str, batch: Batch, now_us: int | None = None) -> Reply:
         accounts = list(dict.fromkeys([g.account for g in batch.groups] + [s.account for s in batch.singles]))
-        scopes = list(dict.fromkeys((s.account, s.scope) for s in batch.singles))
         events = b",".join(_json(event) for group in batch.groups for event in group.events)
         metrics = list(dict.fromkeys(g.metric for g in batch.groups))
         request = [
-            batch.epoch, batch.seq, f"{name}.{HOME:02d}", len(accounts), events, IDEMPOTENCY_TTL_MS,
+            batch.epoch, batch.seq, f"{name}.{HOME:02d}", events, IDEMPOTENCY_TTL_MS,
             len(batch.groups), metrics,
             [
                 [
                     accounts.index(s.account) + 1, s.known_version, s.metric, s.units,
-                    scopes.index((s.account, s.scope)) + 1, s.kind, _json(s.event) if s.event else b"",
+                    self._digest(s.account, s.scope), s.kind, _json(s.event) if s.event else b"",
                 ]
                 for s in batch.singles
             ],
@@ -175,29 +193,36 @@ class RealLedger:
         arguments = [b"".join(parts[at : at + GROUPS_PACKED]) for at in range(0, len(parts), GROUPS_PACKED)]
         keys = [
             self.keys.instance(HOME, name),
+            self.keys.meta(HOME),
             self.keys.outbox(HOME),
             *map(self.keys.account, accounts),
-            *(self.idempotency_key(account, scope) for account, scope in scopes),
         ]
         self.last_raw_reply = self._run("batch", keys, [b"".join(map(pack, request)), *arguments], now_us)
         self.last_sender = name
-        registered, now, holds, singles = unpack(self.last_raw_reply)
+        registered, now, holds, singles, stepped = unpack(self.last_raw_reply)
         groups: list[Summary | None] = []
         at = 0
         for g in batch.groups:
             end = at + 1 + 3 * len(g.holds)
-            groups.append(_summary([*(holds[at] or (False, -1, -1)), *holds[at + 1 : end]]) if g.holds else None)
+            groups.append(_summary(holds[at], holds[at + 1 : end]) if g.holds else None)
             at = end if g.holds else at
         assert at == len(holds)
         return Reply(
             bool(registered),
             now,
             tuple(groups),
-            tuple(_summary(single) for single in singles),
+            tuple(_summary(single[:4], single[4:]) for single in singles),
+            (stepped[0], stepped[1]) if stepped else None,
         )
 
-    def idempotency_key(self, account: str, scope: str) -> str:
-        return self.keys.idempotency(account, scope.encode())
+    def mark(self, account: str, scope: str) -> bytes:
+        """The field of an idempotency key that was charged."""
+        return b"i" + self._digest(account, scope)
+
+    def _digest(self, account: str, scope: str) -> bytes:
+        digest = idempotency_digest(account, scope.encode())
+        self._scopes[digest] = scope
+        return digest
 
     def _run(self, name: str, keys: list[str], argv: list[Any], now_us: int | None) -> Any:
         if self._movable and now_us != self._now_us:
@@ -215,15 +240,15 @@ class RealLedger:
             except redis.exceptions.NoScriptError:
                 return self.client.eval(text, len(keys), *keys, *argv)
         except redis.exceptions.ResponseError as error:
-            word = str(error).split(" ", 1)[0]
-            if word not in ("STALE", "LIMIT", "HELD", "INVALID", "OVERFLOW"):
+            word, *rest = str(error).split(" ")
+            if word not in ("STALE", "LIMIT", "INVALID", "OVERFLOW", "FORMAT", "ACCOUNT"):
                 raise
-            raise LedgerError(word, str(error)) from None
+            raise LedgerError(f"{word} {rest[0]}" if word == "ACCOUNT" else word, str(error)) from None
 
     # What is stored
 
     def state(self, accounts: Iterable[str], instances: Iterable[str]) -> State:
-        """Everything about these accounts and instances, read raw, with the whole outbox and what every hour counts."""
+        """Everything about these accounts and instances, read raw, with the whole outbox."""
         accounts, instances = list(accounts), list(instances)
         keys = self.keys
         pipe = self.client.pipeline(transaction=False)
@@ -234,54 +259,50 @@ class RealLedger:
             pipe.zscore(keys.alive(HOME), instance)
             pipe.pttl(keys.instance(HOME, instance))
         pipe.xrange(keys.outbox(HOME))
-        raw = pipe.execute()
-        names = {keys.account(account).encode(): account for account in accounts}
-        hashes = raw[: len(accounts)]
-        beats = raw[len(accounts) : -1]
+        pipe.hgetall(keys.meta(HOME))
+        *raw, outbox, meta = pipe.execute()
+        hashes, of_instances = raw[: len(accounts)], raw[len(accounts) :]
         return State(
-            {name: account_state(fields) for name, fields in zip(accounts, hashes, strict=True) if fields},
             {
-                name: instance_state(beats[3 * at], beats[3 * at + 1], beats[3 * at + 2], names)
-                for at, name in enumerate(instances)
-                if beats[3 * at]
+                name: account_state(fields, self._scopes)
+                for name, fields in zip(accounts, hashes, strict=True)
+                if fields
             },
-            tuple(entry_of(fields) for _, fields in raw[-1]),
-            self.hours(),
+            {
+                name: instance_state(*of_instances[3 * at : 3 * at + 3])
+                for at, name in enumerate(instances)
+                if of_instances[3 * at]
+            },
+            tuple(entry_of(fields) for _, fields in outbox),
+            home_state(meta),
         )
-
-    def hours(self) -> dict[tuple[int, str, str], int]:
-        """(hour, account, metric) to the units settled in it, of all hours that are kept."""
-        prefix = self.keys.hour(HOME, 0)[:-1].encode()
-        found: dict[tuple[int, str, str], int] = {}
-        stored: Any = self.client.keys(prefix + b"*")
-        for key in stored:
-            hour = integer(key.removeprefix(prefix))
-            assert key.decode() == self.keys.hour(HOME, hour)
-            fields: Any = self.client.hgetall(key)
-            found |= hour_units(hour, fields, _AccountNames(self.keys))
-        return found
 
     def account(self, account: str) -> AccountState:
         return self.state([account], []).accounts[account]
 
-    def instance(self, instance: str, accounts: Iterable[str]) -> InstanceState:
-        return self.state(accounts, [instance]).instances[instance]
+    def instance(self, instance: str) -> InstanceState:
+        return self.state([], [instance]).instances[instance]
+
+    def home(self) -> HomeState:
+        return self.state([], []).home
 
     def entries(self) -> tuple[Entry, ...]:
         return self.state([], []).outbox
 
 
-class _AccountNames(dict[bytes, str]):
-    """An account's key to its id, whichever accounts there are."""
+def open_partitions(client: redis.Redis, keys: Keys) -> None:
+    """Makes a ledger where there is none."""
+    text = script("open").text.decode()
+    pipe = client.pipeline(transaction=False)
+    for partition in range(keys.partitions):
+        names, arguments = open_arguments(keys, partition, GENERATION)
+        pipe.eval(text, len(names), *names, *arguments)
+    for reply in pipe.execute():
+        partition_format(reply)
 
-    def __init__(self, keys: Keys) -> None:
-        super().__init__()
-        self._keys = keys
 
-    def __missing__(self, key: bytes) -> str:
-        name = key.decode().split(":", 3)[3]
-        assert self._keys.account(name).encode() == key
-        return name
+def _or_false(value: int | None) -> int | bool:
+    return False if value is None else value
 
 
 @cache
@@ -293,11 +314,12 @@ def _json(event: Event) -> bytes:
     return json.dumps(event.as_json(), separators=(",", ":")).encode()
 
 
-def _summary(answer: list[Any]) -> Summary:
-    info, rate_left, day_left, *outcomes = answer
+def _summary(head: Any, answers: list[int]) -> Summary:
+    view, rate_left, day_left, version = head or (None, -1, -1, 0)
     return Summary(
-        info or None,
+        view or None,
         rate_left,
         day_left,
-        tuple(Outcome(Code(outcomes[at]), *outcomes[at + 1 : at + 3]) for at in range(0, len(outcomes), 3)),
+        tuple(Outcome(Code(answers[at]), *answers[at + 1 : at + 3]) for at in range(0, len(answers), 3)),
+        version,
     )

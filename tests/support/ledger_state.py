@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgpack
 
-from tests.reference.messages import AccountState, Entry, InstanceState, MetricState
+from tests.reference.messages import (
+    AccountState,
+    Entry,
+    HomeState,
+    InstanceState,
+    MetricState,
+    SubscriptionState,
+)
 
 NO_PERIOD_END_MS = 2**53 - 1
 
@@ -52,72 +60,133 @@ def _as_map(value: Any) -> Mapping[str, Any]:
     return value or {}
 
 
-def account_state(fields: dict[bytes, bytes]) -> AccountState:
-    head = 6
-    state: list[Any] = [0, 0, NO_PERIOD_END_MS, 0, 0, 0]
-    if b"state" in fields:
-        state = unpack(fields[b"state"])
-    policy: tuple[Any, ...] | None = None
-    if b"policy" in fields:
-        policy = tuple(None if value is False else value for value in unpack(fields[b"policy"]))
-    live, gone = unpack(fields[b"prices"]) if b"prices" in fields else ({}, {})
-    metrics: dict[str, MetricState] = {}
-    for at in range(head, len(state), 7):
-        name, settled, held, *_piece = state[at : at + 7]
-        metrics[name] = MetricState(settled, held)
-    closed: dict[tuple[int, str], tuple[int, int]] = {}
-    for field, value in fields.items():
-        if field.startswith(b"closed:"):
-            _, start, metric = field.split(b":", 2)
-            units, cost = value.split(b" ")
-            closed[integer(start), metric.decode()] = (integer(units), integer(cost))
+HEAD = 14
+SUBSCRIPTION, COUNTER, SHARE = 3, 11, 3
+MARK_LENGTH = 17
+
+
+def _chunks(values: list[Any], size: int) -> list[list[Any]]:
+    assert len(values) % size == 0
+    return [values[at : at + size] for at in range(0, len(values), size)]
+
+
+def account_state(fields: dict[bytes, bytes], scopes: Mapping[bytes, str]) -> AccountState:
+    """``scopes``: the names of idempotency keys by digest."""
+    state: list[Any] = [0, 0, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, "", 0, NO_PERIOD_END_MS]
+    if b"s" in fields:
+        state = unpack(fields[b"s"])
+    version, *policy = state[:7]
+    unsettled, tat_us, unpaid_tat_us, day, day_count, n_subscriptions, n_counters = state[7:HEAD]
+    assert unpaid_tat_us == 0
+    first = HEAD + SUBSCRIPTION * n_subscriptions
+    behind = first + COUNTER * n_counters
+    counters = _chunks(state[first:behind], COUNTER)
+    shares = _chunks(state[behind:], SHARE)
+    prices: list[Any] = unpack(fields[b"prices"]) if b"prices" in fields else []
+    periods: list[Any] = unpack(fields[b"periods"]) if b"periods" in fields else []
+    subscriptions = []
+    names = []
+    for at, (name, start_ms, end_ms) in enumerate(_chunks(state[HEAD:first], SUBSCRIPTION)):
+        names.append(name)
+        metrics = {}
+        for number, metric, adjusted, *_piece_and_hour, settled, held, _of_hour in counters:
+            assert adjusted == 0
+            if number == at + 1:
+                assert metric not in metrics, f"{metric} is counted twice"
+                metrics[metric] = MetricState(settled, held)
+        live, gone = (_as_map(prices[2 * at]), _as_map(prices[2 * at + 1])) if prices else ({}, {})
+        subscriptions.append(
+            SubscriptionState(
+                name,
+                start_ms,
+                end_ms,
+                {metric: of for metric, of in metrics.items() if of != MetricState(0, 0)},
+                live,
+                gone,
+                tuple(periods[at]) if periods else (),
+            )
+        )
+    assert len(set(names)) == len(names), f"subscriptions {names}"
+    held = {}
+    for epoch, counter, units in shares:
+        number, metric, *_ = counters[counter - 1]
+        assert (epoch, names[number - 1], metric) not in held, "an epoch has two shares of a counter"
+        assert units > 0, "an empty share"
+        held[epoch, names[number - 1], metric] = units
+    policy = [None if value is False else value for value in policy]
     return AccountState(
-        version=policy[0] if policy else 0,
-        unsettled=state[0],
-        start_ms=state[1],
-        end_ms=state[2],
-        tat_us=state[3],
-        day=state[4],
-        day_count=state[5],
-        metrics={name: metric for name, metric in metrics.items() if metric != MetricState(0, 0)},
-        live=_as_map(live),
-        gone=_as_map(gone),
-        periods=tuple(unpack(fields[b"periods"])) if b"periods" in fields else (),
-        closed=closed,
-        policy=policy,
+        version=version,
+        unsettled=unsettled,
+        tat_us=tat_us,
+        day=day,
+        day_count=day_count,
+        subscriptions=tuple(subscriptions),
+        shares=held,
+        closed=closed_records(fields),
+        hours=hour_units(fields, counters),
+        marks={
+            scopes.get(field[1:], field.hex()): integer(until)
+            for field, until in fields.items()
+            if field.startswith(b"i") and len(field) == MARK_LENGTH
+        },
+        policy=tuple(policy) if version else None,
         digits=integer(fields[b"digits"]) if b"digits" in fields else None,
-        info=fields[b"info"].decode() if b"info" in fields else None,
+        view=fields[b"view"].decode() if b"view" in fields else None,
+        about=fields[b"about"].decode() if b"about" in fields else None,
+        fence=integer(fields[b"fence"]) if b"fence" in fields else None,
     )
 
 
-def instance_state(
-    fields: dict[bytes, bytes], beat: float | None, ttl_ms: int, names: dict[bytes, str]
-) -> InstanceState:
-    shares = {}
-    for field, units in fields.items():
-        key, cut, metric = field.partition(b"\0")
-        if cut:
-            shares[names[key], metric.decode()] = integer(units)
+def closed_records(fields: Mapping[bytes, bytes]) -> dict[tuple[int, str, str], tuple[int, int]]:
+    """(start, subscription, metric) to units and cost of the periods that are over."""
+    closed: dict[tuple[int, str, str], tuple[int, int]] = {}
+    for start, name, metric, units, cost in _chunks(unpack(fields.get(b"closed", b"\x90")), 5):
+        before = closed.get((start, name, metric), (0, 0))
+        closed[start, name, metric] = (units + before[0], cost + before[1])
+    return closed
+
+
+def hour_units(fields: Mapping[bytes, bytes], counters: list[list[Any]]) -> dict[tuple[int, str], int]:
+    """(hour, metric) to units: of the hours that are over and of those that the counters still count."""
+    hours: Counter[tuple[int, str]] = Counter()
+    for field, packed in fields.items():
+        if re.fullmatch(rb"h[0-9]+", field):
+            stream = msgpack.Unpacker(raw=False)
+            stream.feed(packed)
+            for hour, _name, metric, units in _chunks(list(stream), 4):
+                assert 0 <= hour < 24
+                assert units > 0, f"an hour that counts {units} units"
+                hours[int(field[1:]) * 24 + hour, metric] += units
+    for counter in counters:
+        metric, hour, units = counter[1], counter[7], counter[10]
+        hours[hour, metric] += units
+    return dict(+hours)
+
+
+def instance_state(fields: dict[bytes, bytes], beat: float | None, ttl_ms: int) -> InstanceState:
+    assert set(fields) <= {b"e", b"q", b"r", b"h"}, fields
     return InstanceState(
         epoch=integer(fields.get(b"e", b"0")),
         seq=integer(fields.get(b"q", b"0")),
-        shares=shares,
+        held=integer(fields.get(b"h", b"0")),
         heartbeat_ms=None if beat is None else int(beat),
         expires=ttl_ms >= 0,
     )
 
 
-def hour_units(hour: int, fields: dict[bytes, bytes], names: Mapping[bytes, str]) -> dict[tuple[int, str, str], int]:
-    """What was settled in an hour, by account and metric."""
-    found = {}
+def home_state(fields: dict[bytes, bytes]) -> HomeState:
+    stepped = fields.get(b"stepped")
+    departed = {}
     for field, units in fields.items():
-        key, cut, metric = field.partition(b"\0")
-        if not cut:
-            assert field == b"table"
-            continue
-        assert integer(units) > 0, f"{field!r} of hour {hour} has {units!r} units"
-        found[hour, names[key], metric.decode()] = integer(units)
-    return found
+        if field.startswith(b"departed:"):
+            departed[integer(field.removeprefix(b"departed:"))] = integer(units)
+    latest_us, server_us = map(integer, stepped.split()) if stepped else (0, 0)
+    return HomeState(
+        latest_us=integer(fields.get(b"t", b"0")),
+        stepped=(latest_us, server_us) if stepped else None,
+        epochs=integer(fields.get(b"epochs", b"0")),
+        departed=departed,
+    )
 
 
 def entry_of(fields: dict[bytes, bytes]) -> Entry:
@@ -126,4 +195,5 @@ def entry_of(fields: dict[bytes, bytes]) -> Entry:
         integer(fields[b"q"]),
         integer(fields[b"t"]),
         tuple(tuple(event) for event in json.loads(fields[b"e"])),
+        json.loads(fields.get(b"a", b"{}")),
     )

@@ -11,8 +11,9 @@ import msgpack
 
 from sidecar.ledger.keys import Keys
 
-_HEAD = 6
-_PER_METRIC = 7
+_HEAD = 14
+_PER_SUBSCRIPTION = 3
+_PER_COUNTER = 11
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ async def read_totals(client: Any, keys: Keys, accounts: list[str]) -> LedgerTot
     settled: dict[str, int] = {}
     held: dict[str, int] = {}
     for account in accounts:
-        raw = await client.hget(keys.account(account), "state")
-        state = msgpack.unpackb(raw) if raw else []
-        metrics = [state[at : at + _PER_METRIC] for at in range(_HEAD, len(state), _PER_METRIC)]
-        if n := sum(metric[1] for metric in metrics):
+        raw = await client.hget(keys.account(account), "s")
+        counters = []
+        if raw:
+            state = msgpack.unpackb(raw)
+            first = _HEAD + _PER_SUBSCRIPTION * state[12]
+            counters = [state[first + _PER_COUNTER * at :][:_PER_COUNTER] for at in range(state[13])]
+        if n := sum(counter[8] for counter in counters):
             settled[account] = n
-        held[account] = sum(metric[2] for metric in metrics)
+        held[account] = sum(counter[9] for counter in counters)
     events: Counter[str] = Counter()
     ids: Counter[str] = Counter()
     alive: set[str] = set()

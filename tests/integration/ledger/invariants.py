@@ -2,50 +2,69 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.reference.messages import AccountState, State
+from tests.reference.messages import AccountState, State, SubscriptionState
 from tests.reference.pricing import worst
 
 HOUR_MS = 3_600_000
 
+Place = tuple[str, str, str, int]
+"""Account, metric, subscription and the start of its period: where units are charged."""
+
+
+def subscription_for(account: AccountState, metric: str) -> SubscriptionState:
+    """The first subscription that has a price for a metric, else the first that had one, else the first."""
+    for tables in ([of.live for of in account.subscriptions], [of.gone for of in account.subscriptions]):
+        for subscription, prices in zip(account.subscriptions, tables, strict=True):
+            if metric in prices:
+                return subscription
+    return account.subscriptions[0]
+
+
+def holds_elsewhere(account: AccountState) -> bool:
+    """Whether something is held of a subscription that a metric was of, and is not any more."""
+    return any(subscription_for(account, metric).name != name for _, name, metric in account.shares)
+
 
 @dataclass
-class Calendar:
-    """Which period of an account an instant belongs to: rising instants, each with the start that names the period."""
+class Books:
+    """What the events say, each put where the account charged it when it came into the outbox."""
 
-    instants: list[int] = field(default_factory=lambda: [0])
-    starts: list[int] = field(default_factory=lambda: [0])
-    loaded_ms: int = 0
+    units: Counter[Place] = field(default_factory=Counter)
+    entries: int = 0
 
-    def period_of(self, t_ms: int) -> int:
-        return self.starts[bisect_right(self.instants, t_ms) - 1]
+    def follow(self, state: State) -> None:
+        """Enters the new entries. An event's time lies in the period that it was charged to."""
+        for entry in state.outbox[self.entries :]:
+            for name, metric, units, *_ in entry.events:
+                account = state.accounts[name]
+                of = subscription_for(account, metric)
+                self.units[name, metric, of.name, of.start_ms] += units
+                if account.policy is not None:
+                    assert of.start_ms <= entry.time_of(name) < of.end_ms, (entry, of)
+        self.entries = len(state.outbox)
 
-    def begin(self, at_ms: int, start_ms: int) -> None:
-        self.instants.append(max(at_ms, self.loaded_ms))
-        self.starts.append(start_ms)
+    def load_first(self, account: str, subscription: str, start_ms: int) -> None:
+        """An account without a policy has one subscription without a name; the first load gives it one."""
+        for place, units in list(self.units.items()):
+            if place[0] == account:
+                del self.units[place]
+                self.units[account, place[1], subscription, start_ms] += units
 
-    def rename_first(self, start_ms: int, now_ms: int) -> None:
-        """It had no policy until now: all that was used so far goes into its first period, even if that is over."""
-        self.instants, self.starts, self.loaded_ms = [0], [start_ms], now_ms
 
-
-def assert_conserved(state: State, calendars: dict[str, Calendar]) -> None:
+def assert_conserved(state: State, books: Books) -> None:
     """Rule 1: the settled units, and the units of every closed period, are the sums of the units in all events of that
     period."""
-    in_events: Counter[tuple[str, str, int]] = Counter()
-    for entry in state.outbox:
-        for account, metric, units, *_ in entry.events:
-            in_events[account, metric, calendars[account].period_of(entry.t_ms)] += units
-    in_ledger: Counter[tuple[str, str, int]] = Counter()
+    in_ledger: Counter[Place] = Counter()
     for name, account in state.accounts.items():
-        for metric, of in account.metrics.items():
-            in_ledger[name, metric, account.start_ms] += of.settled
-        for (start, metric), (units, _cost) in account.closed.items():
-            in_ledger[name, metric, start] += units
-    assert +in_events == +in_ledger
+        for of in account.subscriptions:
+            for metric, counted in of.metrics.items():
+                in_ledger[name, metric, of.name, of.start_ms] += counted.settled
+        for (start, subscription, metric), (units, _cost) in account.closed.items():
+            in_ledger[name, metric, subscription, start] += units
+    assert +books.units == +in_ledger
 
 
 def assert_hours(state: State) -> None:
@@ -53,28 +72,34 @@ def assert_hours(state: State) -> None:
     in_events: Counter[tuple[int, str, str]] = Counter()
     for entry in state.outbox:
         for account, metric, units, *_ in entry.events:
-            in_events[entry.t_ms // HOUR_MS, account, metric] += units
+            in_events[entry.time_of(account) // HOUR_MS, account, metric] += units
     assert in_events == state.hours
 
 
 def assert_no_hold_is_lost(state: State) -> None:
-    """Rule 3: the held units are the sum of the instances' shares."""
-    shares: Counter[tuple[str, str]] = Counter()
-    for instance in state.instances.values():
-        assert all(units > 0 for units in instance.shares.values()), instance
-        shares.update(instance.shares)
-    held = {
-        (name, metric): of.held for name, a in state.accounts.items() for metric, of in a.metrics.items() if of.held
-    }
-    assert held == dict(shares)
+    """Rule 3: the held units are the sum of the shares, and every share is of an instance or of one that departed, who
+    hold that much in all."""
+    by_epoch: Counter[int] = Counter()
+    for name, account in state.accounts.items():
+        shares: Counter[tuple[str, str]] = Counter()
+        for (epoch, subscription, metric), units in account.shares.items():
+            by_epoch[epoch] += units
+            shares[subscription, metric] += units
+        held = {(of.name, metric): m.held for of in account.subscriptions for metric, m in of.metrics.items() if m.held}
+        assert held == dict(shares), name
+    holders = Counter({instance.epoch: instance.held for instance in state.instances.values() if instance.epoch})
+    assert all(instance.held == 0 for instance in state.instances.values() if not instance.epoch)
+    assert not set(holders) & set(state.home.departed)
+    assert by_epoch == +holders + Counter(state.home.departed)
 
 
 def exposure(account: AccountState) -> int:
     """What is used and held costs at worst, recomputed from the stored tables."""
     total = 0
-    for metric, table in (dict(account.live) | dict(account.gone)).items():
-        of = account.metrics.get(metric)
-        total += worst(table, of.settled if of else 0, of.held if of else 0)
+    for subscription in account.subscriptions:
+        for metric, table in (dict(subscription.live) | dict(subscription.gone)).items():
+            of = subscription.metrics.get(metric)
+            total += worst(table, of.settled if of else 0, of.held if of else 0)
     return total
 
 
@@ -82,7 +107,7 @@ def remaining(account: AccountState) -> int | None:
     """What may still be spent, negative when overdrawn; None without a limit."""
     if account.policy is None:
         return None
-    _version, _status, ceiling, counts_unsettled, *_ = account.policy
+    _status, ceiling, counts_unsettled, *_ = account.policy
     if ceiling is None:
         return None
     return int(ceiling) - (account.unsettled if counts_unsettled else 0) - exposure(account)
@@ -90,7 +115,7 @@ def remaining(account: AccountState) -> int | None:
 
 def never_falls(account: AccountState) -> bool:
     """No table in force has a price that may fall when a tier is entered."""
-    return all(table[0] != "v" for table in (*account.live.values(), *account.gone.values()))
+    return all(t[0] != "v" for of in account.subscriptions for t in (*of.live.values(), *of.gone.values()))
 
 
 def assert_money(

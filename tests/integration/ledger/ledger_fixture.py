@@ -12,13 +12,14 @@ from tests.reference.messages import (
     AccountState,
     Batch,
     Code,
-    Conflict,
     Entry,
     Group,
+    HomeState,
     InstanceState,
     Load,
-    Loaded,
+    LoadAnswer,
     Outcome,
+    Plan,
     Reply,
     Single,
     Summary,
@@ -32,6 +33,7 @@ LENGTH_MS = 30 * DAY_MS
 END_MS = START_MS + LENGTH_MS
 CENT: dict[str, Table] = {"api_calls": ["s", 1]}
 """One cent a call."""
+PLAN_FIELDS = {"prices", "start_ms", "end_ms", "following", "expected_start_ms", "name", "counted"}
 
 
 class LedgerFixture:
@@ -47,30 +49,46 @@ class LedgerFixture:
 
     # Loader
 
-    def load(self, account: str = "tpp", **changes: Any) -> Loaded | Conflict:
-        """Loads ``account``: what is not said stays as it was, or is prepaid with 10.00 at one cent a call."""
+    def load(self, account: str = "tpp", **changes: Any) -> LoadAnswer:
+        """Loads ``account``: what is not said stays as it was, or is prepaid with 10.00 at one cent a call. Fields of a
+        plan are those of its only subscription."""
         stored = self._known().get(account)
-        fresh = Load(account, CENT, START_MS, END_MS, ceiling=1000)
+        fresh = Load(account, (Plan(CENT, START_MS, END_MS),), ceiling=1000)
         if stored is not None and stored.policy is not None:
-            version, status, ceiling, counts_unsettled, interval, burst, day_limit = stored.policy
+            status, ceiling, counts_unsettled, interval, burst, day_limit = stored.policy
             assert stored.digits is not None
+            plans = tuple(
+                Plan(of.live, of.start_ms, of.end_ms, of.following, name=of.name) for of in stored.subscriptions
+            )
             fresh = replace(
-                fresh, prices=stored.live, period_start_ms=stored.start_ms, period_end_ms=stored.end_ms,
-                ceiling=ceiling, expected_version=version, status=status, counts_unsettled=bool(counts_unsettled),
-                rate_interval_us=interval, burst=burst, day_limit=day_limit, periods=stored.periods,
+                fresh, plans=plans, ceiling=ceiling, expected_version=stored.version, status=status,
+                counts_unsettled=bool(counts_unsettled), rate_interval_us=interval, burst=burst, day_limit=day_limit,
                 digits=stored.digits, expected_digits=stored.digits,
             )  # fmt: skip
+        of_plan = {name: changes.pop(name) for name in PLAN_FIELDS & set(changes)}
+        if of_plan:
+            [plan] = fresh.plans
+            fresh = replace(fresh, plans=(replace(plan, **of_plan),))
         return self.backend.load(replace(fresh, **changes), now_us=self.now_us)
 
     # Instances
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.epochs[name], self.seqs[name] = self.backend.register(name, frozenset(), now_us=self.now_us)
+            self.epochs[name], self.seqs[name] = self.backend.register(name, now_us=self.now_us)
 
-    def reap(self, name: str, ttl_ms: int = -1, accounts: tuple[str, ...] | None = None) -> int:
-        named = frozenset(self._accounts if accounts is None else accounts)
-        return self.backend.reap(name, ttl_ms, named, now_us=self.now_us)
+    def reap(self, name: str, ttl_ms: int = -1) -> int:
+        """The units that the instance held; -1: it lives."""
+        return self.backend.reap(name, ttl_ms, now_us=self.now_us)
+
+    def give_back(self, *accounts: str) -> int:
+        """Of these accounts, or of all. Returns the units of departed instances that remain."""
+        return self.backend.give_back(accounts or self._accounts, now_us=self.now_us)
+
+    def bury(self, name: str) -> None:
+        """An instance departs, and what it held comes back."""
+        self.reap(name)
+        assert self.give_back() == 0
 
     # Batches
 
@@ -133,16 +151,15 @@ class LedgerFixture:
         return self._known()[account]
 
     def settled_units(self, account: str = "tpp", metric: str = "api_calls") -> int:
-        of = self.account(account).metrics.get(metric)
-        return of.settled if of else 0
+        """In all subscriptions."""
+        return sum(of.metrics[metric].settled for of in self.account(account).subscriptions if metric in of.metrics)
 
     def held_units(self, account: str = "tpp", metric: str = "api_calls") -> int:
-        of = self.account(account).metrics.get(metric)
-        return of.held if of else 0
+        return sum(of.metrics[metric].held for of in self.account(account).subscriptions if metric in of.metrics)
 
     def instance(self, name: str) -> InstanceState:
         if isinstance(self.backend, RealLedger):
-            return self.backend.instance(name, self._accounts)
+            return self.backend.instance(name)
         return self.backend.state().instances[name]
 
     def entries(self) -> tuple[Entry, ...]:
@@ -151,6 +168,9 @@ class LedgerFixture:
     def charged_units(self) -> int:
         """Of all events."""
         return sum(event[2] for entry in self.entries() for event in entry.events)
+
+    def home(self) -> HomeState:
+        return self.backend.home() if isinstance(self.backend, RealLedger) else self.backend.state().home
 
     # Time
 

@@ -19,11 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.integration.ledger.gateway import Gateway, Op
 from tests.integration.ledger.invariants import (
     HOUR_MS,
-    Calendar,
+    Books,
     assert_conserved,
     assert_hours,
     assert_money,
     assert_no_hold_is_lost,
+    holds_elsewhere,
 )
 from tests.integration.ledger.strategies import (
     ACCOUNTS,
@@ -38,14 +39,19 @@ from tests.integration.ledger.strategies import (
     TABLES,
     changes,
     compose_load,
+    garbage,
     most_units,
     ops,
 )
 from tests.reference.ledger import Ledger
-from tests.reference.messages import Batch, Code, LedgerError, Loaded, Reply, State
+from tests.reference.messages import AccountState, Batch, Code, LedgerError, Loaded, Reply, State
+from tests.reference.pricing import MAX_INT
 from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger
 
 T = TypeVar("T")
+
+MISHAPS = ("stale", "register", "heartbeat", "reap", "reap", "give back", "flush", "expire", "unreadable", "unreadable")
+STEPS_US = (1, 1000, 4_999_999, 5_000_000, 5_000_001, 60_000_000, HOUR_MS * 1000, DAY_MS * 1000, 4 * DAY_MS * 1000)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -54,11 +60,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self, client: redis.Redis, edit: Edit | None = None) -> None:
         super().__init__()
         client.flushall()
+        self.client: Any = client
         self.real = RealLedger(client, edit=edit)
         self.model = Ledger()
         self.now_us = (START_MS + DAY_MS) * 1000
         self.gateways = {name: Gateway(name) for name in GATEWAYS}
-        self.calendars = {name: Calendar() for name in ACCOUNTS}
+        self.books = Books()
         self.seen = self._state()
         self.overdrawn_for_a_reason: set[str] = set()
         self.freed_for_a_reason: set[str] = set()
@@ -91,19 +98,23 @@ class LedgerMachine(RuleBasedStateMachine):
     def open_accounts(self) -> None:
         first = {"api_calls": TABLES[2], "payments": TABLES[6]}
         plans: dict[str, dict[str, Any]] = {
-            "prepaid": {"ceiling": 400, "prices": first},
+            "prepaid": {"ceiling": 400, "prices": first, "extra": {"reports": TABLES[4]}},
             "overage": {
                 "ceiling": 300,
                 "counts_unsettled": False,
                 "prices": {"api_calls": TABLES[3], "payments": TABLES[7]},
             },
-            "postpaid": {"ceiling": None, "prices": {"api_calls": TABLES[4], "payments": TABLES[0]}},
+            "postpaid": {
+                "ceiling": None,
+                "prices": {"api_calls": TABLES[4], "payments": TABLES[0]},
+                "extra": {"payments": TABLES[3], "reports": TABLES[1]},
+            },
             "limited": {"ceiling": 10**6, "prices": {"api_calls": TABLES[0]}, "rate": (250_000, 3), "day_limit": 7},
         }
         for name, plan in plans.items():
             self._load(name, plan, "as stored", [0, 1], None)
         for name in GATEWAYS[:2]:
-            self._register(name, ())
+            self._register(name)
 
     # Gateways
 
@@ -198,29 +209,35 @@ class LedgerMachine(RuleBasedStateMachine):
         """What goes wrong in a life: one rule for all, so that half of the steps are ordinary ones."""
         name = data.draw(st.sampled_from(GATEWAYS))
         account = data.draw(st.sampled_from(ACCOUNTS))
-        accounts = data.draw(st.sampled_from([ACCOUNTS, (), ACCOUNTS[:2]]))
-        match data.draw(st.sampled_from(["stale", "register", "heartbeat", "reap", "reap", "flush", "expire"])):
+        match data.draw(st.sampled_from(MISHAPS)):
             case "stale":
                 self._send_a_stale_number(name, data.draw(st.integers(1, 3)), data.draw(st.lists(ops, max_size=3)))
             case "register":
-                self._register(name, accounts)
+                self._register(name)
             case "heartbeat":
                 epoch = self.gateways[name].epoch
                 self.both(lambda ledger: ledger.heartbeat(name, epoch, now_us=self.now_us))
             case "reap":
-                self._reap(name, data.draw(st.sampled_from([-1, 0, 2000, DAY_MS])), accounts)
+                self._reap(name, data.draw(st.sampled_from([-1, 0, 2000, DAY_MS])))
+            case "give back":
+                self._give_back(data.draw(st.sampled_from([ACCOUNTS, (), ACCOUNTS[:2]])))
             case "flush":
                 self.real.client.script_flush()
                 self.real.client.function_flush()
             case "expire":
                 self._expire_an_idempotency_key(account, data.draw(st.sampled_from(SCOPES)))
+            case "unreadable":
+                wrong = data.draw(st.none() | garbage | st.integers(1, 40))
+                beside = data.draw(st.lists(ops, max_size=5))
+                self._send_beside_an_unreadable_account(name, account, wrong, beside)
 
     @rule(name=st.sampled_from(GATEWAYS))
     def come_back(self, name: str) -> None:
         """A zombie finds out and registers; one that lives only says so."""
         epoch = self.gateways[name].epoch
         if self.both(lambda ledger: ledger.heartbeat(name, epoch, now_us=self.now_us)) == 0:
-            self._register(name, ACCOUNTS)
+            self._register(name)
+            self._give_back(ACCOUNTS)
 
     def _send_a_stale_number(self, name: str, back: int, ops: list[Op]) -> None:
         gateway = self.gateways[name]
@@ -231,20 +248,51 @@ class LedgerMachine(RuleBasedStateMachine):
         gateway.seq, gateway.last, gateway.open = seq, last, held
         assert self.both(lambda ledger: ledger.batch(name, batch, now_us=self.now_us)) == "STALE"
 
-    def _register(self, name: str, accounts: tuple[str, ...]) -> None:
-        """A start, a restart under the old name, or the return of a zombie that found out."""
-        named = frozenset(accounts)
-        self.freed_for_a_reason |= named
-        answer = self.both(lambda ledger: ledger.register(name, named, now_us=self.now_us))
-        if answer != "HELD":
-            assert not isinstance(answer, str)
-            self.gateways[name].epoch = answer[0]
+    def _send_beside_an_unreadable_account(
+        self, name: str, account: str, wrong: bytes | int | None, ops: list[Op]
+    ) -> None:
+        """``wrong``: None: the key has another type; bytes: in place of its state; number: so many bytes of it."""
+        gateway = self.gateways[name]
+        seq, last, held = gateway.seq, gateway.last, list(gateway.open)
+        batch = gateway.compose([*ops, Op("hold", account, "api_calls", 1)], merge=False, versions={})
+        key = self.real.keys.account(account)
+        before = self.client.dump(key)
+        if wrong is None:
+            self.client.delete(key)
+            self.client.set(key, "a text")
+        else:
+            self.client.hset(key, "s", wrong if isinstance(wrong, bytes) else self._truncated(key, wrong))
+        self.model.unreadable.add(account)
+        answer = self.both(lambda ledger: ledger.batch(name, batch, now_us=self.now_us))
+        given = self.both(lambda ledger: ledger.give_back([account], now_us=self.now_us))
+        self.model.unreadable.clear()
+        self.client.delete(key)
+        if before:
+            self.client.restore(key, 0, before)
+        assert isinstance(answer, str)
+        assert isinstance(given, str)
+        assert answer.startswith("ACCOUNT ")
+        assert self._state() == self.seen, "an account that cannot be read must leave the others as they are"
+        gateway.seq, gateway.last, gateway.open = seq, last, held
 
-    def _reap(self, name: str, ttl_ms: int, accounts: tuple[str, ...]) -> None:
+    def _truncated(self, key: str, length: int) -> bytes:
+        state = self.client.hget(key, "s") or b""
+        return bytes(state[: min(length, max(0, len(state) - 1))])
+
+    def _register(self, name: str) -> None:
+        """A start, a restart under the old name, or the return of a zombie that found out."""
+        answer = self.both(lambda ledger: ledger.register(name, now_us=self.now_us))
+        assert not isinstance(answer, str)
+        self.gateways[name].epoch = answer[0]
+
+    def _reap(self, name: str, ttl_ms: int) -> None:
         """The gateway is not told: it goes on with the epoch that it knows."""
-        named = frozenset(accounts)
-        self.freed_for_a_reason |= named
-        self.both(lambda ledger: ledger.reap(name, ttl_ms, named, now_us=self.now_us))
+        self.both(lambda ledger: ledger.reap(name, ttl_ms, now_us=self.now_us))
+
+    def _give_back(self, accounts: tuple[str, ...]) -> None:
+        self.freed_for_a_reason |= set(accounts)
+        remain = self.both(lambda ledger: ledger.give_back(accounts, now_us=self.now_us))
+        assert accounts != ACCOUNTS or remain == 0, "no account has what departed instances hold"
 
     # Time
 
@@ -261,9 +309,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self.now_us = max(self.now_us, (self.now_us // length_us + 1) * length_us + off)
             return
         state = self.seen.accounts.get(account)
-        if state is not None and state.policy is not None:
-            length = state.end_ms - state.start_ms
-            self.now_us = max(self.now_us, (state.end_ms + off + periods * length) * 1000)
+        ending = [of for of in state.subscriptions if of.end_ms < MAX_INT] if state else []
+        if ending:
+            of = min(ending, key=lambda of: of.end_ms)
+            self.now_us = max(self.now_us, (of.end_ms + off + periods * (of.end_ms - of.start_ms)) * 1000)
+
+    @rule(back_us=st.sampled_from(STEPS_US), then=st.lists(ops, min_size=1, max_size=4))
+    def set_the_clock_back(self, back_us: int, then: list[Op]) -> None:
+        self.now_us -= back_us
+        self._send(GATEWAYS[0], then)
 
     # The loader
 
@@ -283,23 +337,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self._load(account, change, "as stored", [], "all")
 
     def _load(self, account: str, change: dict[str, Any], period: str, following: list[int], knows: str | None) -> None:
-        self.now_us += 1000  # so that what happens in one millisecond happens in one period
         load = compose_load(account, self.model.accounts.get(account), self.now_ms, change, period, following, knows)
         was_known = account in self.model.accounts and self.model.accounts[account].policy is not None
         answer = self.both(lambda ledger: ledger.load(load, now_us=self.now_us))
         self.overdrawn_for_a_reason.add(account)
         self.freed_for_a_reason.add(account)
-        if isinstance(answer, Loaded):
-            start_ms = self.model.accounts[account].start_ms
-            if not was_known:
-                self.calendars[account].rename_first(start_ms, self.now_ms)
-            elif start_ms != self.calendars[account].starts[-1]:
-                self.calendars[account].begin(self.now_ms, start_ms)
+        if isinstance(answer, Loaded) and not was_known:
+            first = load.plans[0]
+            self.books.load_first(account, first.name, first.start_ms)
 
     def _expire_an_idempotency_key(self, account: str, scope: str) -> None:
-        gone = self.real.client.delete(self.real.idempotency_key(account, scope))
-        assert bool(gone) == ((account, scope) in self.model.charged)
-        self.model.charged.discard((account, scope))
+        gone = self.client.hdel(self.real.keys.account(account), self.real.mark(account, scope))
+        assert gone == (self.model.account(account).marks.pop(scope, None) is not None)
 
     # What must hold after every step
 
@@ -308,8 +357,9 @@ class LedgerMachine(RuleBasedStateMachine):
         state = self._state()
         expected = self.model.state()
         assert state == expected, f"stored is\n{state}\nthe model has\n{expected}"
-        self._follow_rollovers(state)
-        assert_conserved(state, self.calendars)
+        self._follow_changes_of_price(state)
+        self.books.follow(state)
+        assert_conserved(state, self.books)
         assert_hours(state)
         assert_no_hold_is_lost(state)
         for name in state.accounts:
@@ -325,23 +375,26 @@ class LedgerMachine(RuleBasedStateMachine):
         self.freed_for_a_reason.clear()
         self.granted.clear()
 
-    def _follow_rollovers(self, state: State) -> None:
-        """A period that ended by the clock ends for the ledger, and for the events, at the same instant."""
+    def _follow_changes_of_price(self, state: State) -> None:
+        """A new period may cost a flat fee, and what is held across its beginning has other prices. What was held of
+        another subscription than the one that has the metric now is settled by that one's price."""
         for name, account in state.accounts.items():
-            calendar = self.calendars[name]
-            if account.policy is not None and account.start_ms != calendar.starts[-1]:
-                calendar.begin(account.start_ms, account.start_ms)
+            before = self.seen.accounts.get(name)
+            if before is not None and (_starts(before) != _starts(account) or holds_elsewhere(before)):
                 self.overdrawn_for_a_reason.add(name)
                 self.freed_for_a_reason.add(name)
 
     def teardown(self) -> None:
         """No key is left that the document does not name."""
         keys = self.real.keys
-        known = {CLOCK_KEY.encode(), keys.outbox(0).encode(), keys.alive(0).encode()}
-        known |= {keys.account(name).encode() for name in ACCOUNTS}
-        known |= {keys.accounts(keys.partition(name)).encode() for name in ACCOUNTS}
-        known |= {keys.instance(0, name).encode() for name in GATEWAYS}
-        known |= {keys.hour(0, hour).encode() for hour, _, _ in self.model.hours}
-        charged = {self.real.idempotency_key(*key).encode() for key in self.model.charged}
-        stored = set(self.real.client.keys("*"))
-        assert stored - known == charged
+        known = {CLOCK_KEY, keys.alive(0)}
+        for partition in range(keys.partitions):
+            known |= {keys.meta(partition), keys.outbox(partition), keys.accounts(partition)}
+            known |= {keys.first_format(partition, "accounts"), keys.first_format(partition, "alive")}
+        known |= {keys.account(name) for name in ACCOUNTS}
+        known |= {keys.instance(0, name) for name in GATEWAYS}
+        assert {key.decode() for key in self.client.keys("*")} <= known
+
+
+def _starts(account: AccountState) -> list[tuple[str, int]]:
+    return [(of.name, of.start_ms) for of in account.subscriptions]

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.integration.ledger.gateway import Op
-from tests.reference.account import Account
-from tests.reference.messages import Load
+from tests.reference.account import Account, Subscription
+from tests.reference.messages import Load, Plan
 from tests.reference.pricing import MAX_INT, Table, scaled
 
 ACCOUNTS = ("prepaid", "overage", "postpaid", "limited", "stranger")
@@ -22,6 +22,8 @@ START_MS = 1_800_000_000_000 // DAY_MS * DAY_MS
 DIGITS = 2
 DIGITS_MAX = 5
 UNITS_MAX = 5000
+MAIN, EXTRA = "main", "extra"
+EXTRA_LENGTH_MS = 17 * 3_600_000
 PERIODS = ["new one now", "new one in the past", "before the stored one", "other end"]
 KNOWS_NOT = ["all but the start", "an old version", "other digits", "an old start"]
 
@@ -66,8 +68,13 @@ changes = st.fixed_dictionaries(
         "day_limit": st.sampled_from([0, 2, 7]),
         "unsettled": st.integers(0, 80),
         "digits": st.integers(DIGITS, DIGITS_MAX),
+        "is odd": st.just(True),
+        "extra": st.none() | price_lists,
+        "lacks the main one": st.just(True),
+        "fence": st.integers(1, 3),
     },
 )  # fmt: skip
+garbage = st.sampled_from([b"", b"x", b"\xc1", b"\x80", b"\x90", b"a text", b"\xdc\xff\xff", bytes([0x9F] + [0] * 15)])
 
 
 def compose_load(
@@ -81,39 +88,65 @@ def compose_load(
 ) -> Load:
     """What a loader sends that knows ``stored``, or not quite (``knows``), and has ``change`` to tell."""
     policy = stored.policy if stored else None
+    subscriptions: dict[str, Subscription] = {}
     if stored is None or policy is None:
-        version, stored_digits, start, end = 0, DIGITS, START_MS, START_MS + LENGTH_MS
-        policy = Load(account, {"api_calls": TABLES[0]}, start, end, ceiling=200)
+        version, stored_digits = 0, DIGITS
+        plan = Plan({"api_calls": TABLES[0]}, START_MS, START_MS + LENGTH_MS, name=MAIN)
+        policy = Load(account, (plan,), ceiling=200)
     else:
         assert stored.digits is not None
-        version, stored_digits, start, end = stored.version, stored.digits, stored.start_ms, stored.end_ms
-    digits = max(stored_digits, change.get("digits", stored_digits))
+        version, stored_digits = stored.version, stored.digits
+        subscriptions = {of.name: of for of in stored.subscriptions if of.end_ms < MAX_INT}
+    digits = change.get("digits", stored_digits)
     scale = 10 ** (digits - DIGITS)
-    ceiling = change["ceiling"] * scale if change.get("ceiling") is not None else None
-    if "ceiling" not in change and policy.ceiling is not None:
-        ceiling = policy.ceiling * 10 ** (digits - policy.digits)
-    if "prices" in change:
-        prices = {metric: scaled(table, scale) for metric, table in change["prices"].items()}
-    else:
-        prices = {m: scaled(t, 10 ** (digits - policy.digits)) for m, t in policy.prices.items()}
+    odd = int(digits > DIGITS and "is odd" in change)
+
+    def amount(before: int) -> int:
+        """Money of the load before, by the new decimals."""
+        return int(before * 10**digits // 10**policy.digits)
+
+    def prices(name: str) -> dict[str, Table]:
+        told = change.get("prices" if name == MAIN else "extra")
+        if told is not None:
+            return {metric: scaled(table, lambda n: n * scale + odd) for metric, table in told.items()}
+        of_plan = next((plan.prices for plan in policy.plans if plan.name == name), {})
+        return {metric: scaled(table, amount) for metric, table in of_plan.items()}
+
+    def plan_of(name: str) -> Plan:
+        known = subscriptions.get(name)
+        length = LENGTH_MS if name == MAIN else EXTRA_LENGTH_MS
+        start, end = (known.start_ms, known.end_ms) if known else (START_MS, START_MS + length)
+        if not known and version:
+            start, end = now_ms - 700, now_ms - 700 + length
+        bounds = {
+            "as stored": (start, end),
+            "new one now": (now_ms, now_ms + length),
+            "new one in the past": (max(start, now_ms - 700), max(start, now_ms) + 2 * length),
+            "before the stored one": (start - length, start),
+            "other end": (start, end + length),
+        }[period]
+        return Plan(
+            prices(name),
+            *bounds,
+            following=tuple(bounds[1] + (k + 1) * length // 2 for k in following),
+            expected_start_ms={"an old start": start - length, "all but the start": None, None: None}.get(knows, start),
+            name=name,
+        )
+
+    names = [name for name in (MAIN, EXTRA) if name in subscriptions] or [MAIN]
+    if change.get("extra") is not None:
+        names = [MAIN, EXTRA]
+    elif "extra" in change:
+        names = [MAIN]
+    if "lacks the main one" in change and EXTRA in names:
+        names = [EXTRA]
+    ceiling = None if policy.ceiling is None else amount(policy.ceiling)
+    if "ceiling" in change:
+        ceiling = None if change["ceiling"] is None else change["ceiling"] * scale
     rate_interval_us, burst = change.get("rate", (policy.rate_interval_us, policy.burst))
-    period_start, period_end = {
-        "as stored": (start, end),
-        "new one now": (now_ms, now_ms + LENGTH_MS),
-        "new one in the past": (max(start, now_ms - 700), now_ms + 2 * LENGTH_MS),
-        "before the stored one": (start - LENGTH_MS, start),
-        "other end": (start, end + LENGTH_MS),
-    }[period]
-    expected_start: int | None = start
-    if knows == "an old start":
-        expected_start = start - LENGTH_MS
-    elif knows in (None, "all but the start"):
-        expected_start = None
     return Load(
         account=account,
-        prices=prices,
-        period_start_ms=period_start,
-        period_end_ms=period_end,
+        plans=tuple(plan_of(name) for name in names),
         ceiling=ceiling,
         expected_version=version - 1 if knows == "an old version" else version,
         status=change.get("status", 0),
@@ -121,18 +154,19 @@ def compose_load(
         rate_interval_us=rate_interval_us,
         burst=burst,
         day_limit=change.get("day_limit", policy.day_limit),
-        periods=tuple(period_end + (k + 1) * LENGTH_MS // 2 for k in following),
-        unsettled=change["unsettled"] * scale if "unsettled" in change else None,
+        unsettled=change["unsettled"] * scale + odd if "unsettled" in change else None,
         digits=digits,
         expected_digits=stored_digits + (1 if knows == "other digits" else 0),
-        expected_start_ms=expected_start,
+        fence=change.get("fence"),
+        view=f"after {version}",
     )
 
 
 def most_units(account: Account, metric: str) -> int | None:
     """The largest hold that the funds allow; None if they allow any."""
     available = account.available()
-    if available is None or metric not in account.live or account.exposure(metric, UNITS_MAX) <= available:
+    is_priced = metric in account.subscription_for(metric).live
+    if available is None or not is_priced or account.exposure(metric, UNITS_MAX) <= available:
         return None
     low, high = 0, UNITS_MAX
     while high - low > 1:

@@ -1,20 +1,21 @@
-"""What every hour counts, by account and metric: the ledger's side of the comparison with OpenMeter."""
+"""What every hour counts, by metric of an account: the ledger's side of the comparison with OpenMeter."""
 
 from __future__ import annotations
 
-from sidecar.ledger.keys import Keys
-from sidecar.valkey.topology import keyslot
+from typing import Any
+
 from tests.integration.ledger.invariants import HOUR_MS
 from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.reference.messages import LATE_SETTLE, Group, Single
-from tests.support.ledger_driver import HOME, RealLedger
+from tests.support.ledger_driver import RealLedger
 
-DAY_MS = 24 * HOUR_MS
 METRIC = "api_calls"
 
 
 def hours(ledger: LedgerFixture) -> dict[tuple[int, str, str], int]:
-    return ledger.backend.hours() if isinstance(ledger.backend, RealLedger) else dict(ledger.backend.state().hours)
+    names = ("tpp", "other")
+    backend = ledger.backend
+    return (backend.state(names, []) if isinstance(backend, RealLedger) else backend.state()).hours
 
 
 def this_hour(ledger: LedgerFixture) -> int:
@@ -78,7 +79,7 @@ def test_an_hour_begins_with_its_first_millisecond(ledger: LedgerFixture) -> Non
 def test_the_work_of_a_gateway_that_was_taken_for_dead_is_counted(ledger: LedgerFixture) -> None:
     ledger.load()
     ledger.hold(5)
-    ledger.reap("gw")
+    ledger.bury("gw")
     ledger.settle(5)
     assert hours(ledger) == {(this_hour(ledger), "tpp", METRIC): 5}
 
@@ -90,32 +91,46 @@ def test_a_settle_of_no_units_leaves_no_count(ledger: LedgerFixture) -> None:
     assert hours(ledger) == {}
 
 
-def test_an_hour_is_kept_for_nine_days_after_its_last_new_account(real_ledger: LedgerFixture) -> None:
+def test_an_hour_that_is_over_is_kept_with_those_of_its_day(real_ledger: LedgerFixture) -> None:
+    assert isinstance(real_ledger.backend, RealLedger)
+    account = real_ledger.backend.keys.account("tpp")
+    client: Any = real_ledger.backend.client
     real_ledger.load()
-    real_ledger.load("other")
-    assert isinstance(real_ledger.backend, RealLedger)
-    client, key = real_ledger.backend.client, real_ledger.backend.keys.hour(HOME, this_hour(real_ledger))
-    real_ledger.settle(1)
-    assert 9 * DAY_MS - 60_000 < client.pttl(key) <= 9 * DAY_MS
-    client.pexpire(key, 1_000_000)
-    real_ledger.settle(1)
-    assert client.pttl(key) <= 1_000_000, "a charge that adds to a count costs no second command"
-    real_ledger.settle(1, account="other")
-    assert client.pttl(key) > 8 * DAY_MS
+    first = this_hour(real_ledger)
+    for at, hour in enumerate([first, first + 1, first + 1, first + 30, first + 31]):
+        real_ledger.wait_until_ms(hour * HOUR_MS)
+        real_ledger.settle(10**at)
+    fields = sorted(field for field in client.hkeys(account) if field.startswith(b"h"))
+    assert fields == [b"h%d" % (first // 24), b"h%d" % (first // 24 + 1)]
+    assert {hour - first: units for (hour, _, _), units in hours(real_ledger).items()} == {
+        0: 1, 1: 110, 30: 1000, 31: 10_000,
+    }  # fmt: skip
 
 
-def test_an_hour_of_many_accounts_is_kept_as_a_table_and_one_of_a_few_is_not(real_ledger: LedgerFixture) -> None:
-    assert isinstance(real_ledger.backend, RealLedger)
-    client, key = real_ledger.backend.client, real_ledger.backend.keys.hour(HOME, this_hour(real_ledger))
-    real_ledger.send("gw", *[Group.of(f"tpp-{number}", late=(1,)) for number in range(31)])
-    assert client.object("encoding", key) == b"listpack"
-    real_ledger.send("gw", *[Group.of(f"tpp-{number}", late=(1,)) for number in range(100)])
-    assert client.object("encoding", key) == b"hashtable"
-    assert hours(real_ledger) == {
-        (this_hour(real_ledger), f"tpp-{number}", METRIC): 2 if number < 31 else 1 for number in range(100)
-    }
+def test_an_hour_that_the_clock_comes_back_to_counts_both_times(ledger: LedgerFixture) -> None:
+    ledger.load()
+    hour = this_hour(ledger)
+    for at, then in enumerate([hour + 2, hour, hour + 2, hour]):
+        ledger.wait_until_ms(then * HOUR_MS)
+        ledger.settle(10**at)
+    assert hours(ledger) == {(hour, "tpp", METRIC): 1010, (hour + 2, "tpp", METRIC): 101}
 
 
-def test_an_hour_lies_in_the_slot_of_its_outbox() -> None:
-    keys = Keys()
-    assert keyslot(keys.hour(7, 500_000)) == keyslot(keys.outbox(7))
+def test_a_metric_that_is_dropped_leaves_the_count_of_its_hour(ledger: LedgerFixture) -> None:
+    ledger.load(prices={METRIC: ["s", 1], "payments": ["s", 2]})
+    ledger.spend(3, metric="payments")
+    hour = this_hour(ledger)
+    ledger.load(prices={METRIC: ["s", 1]})
+    ledger.load(start_ms=ledger.now_us // 1000)
+    assert ledger.account().gone == {}
+    assert hours(ledger) == {(hour, "tpp", "payments"): 3}
+
+
+def test_a_rollover_takes_nothing_from_the_hour(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.settle(3)
+    hour = this_hour(ledger)
+    ledger.load(start_ms=ledger.now_us // 1000)
+    ledger.settle(4)
+    assert ledger.settled_units() == 4
+    assert hours(ledger) == {(hour, "tpp", METRIC): 7}

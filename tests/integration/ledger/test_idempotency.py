@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import redis
 
 from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.reference.messages import HOLD, LATE_SETTLE, SETTLE, Code, Group, Outcome, Single
@@ -123,15 +126,65 @@ def test_events_of_groups_come_before_those_of_singles(ledger: LedgerFixture) ->
     assert [event[2] for event in ledger.entries()[0].events] == [1, 2, 5]
 
 
-def test_a_key_is_kept_for_as_long_as_the_caller_says(real_ledger: LedgerFixture) -> None:
+@pytest.mark.parametrize(
+    ("age_ms", "code"), [(IDEMPOTENCY_TTL_MS - 1, Code.REPEAT), (IDEMPOTENCY_TTL_MS, Code.GRANTED)]
+)
+def test_a_key_counts_for_as_long_as_the_caller_says_by_the_ledgers_clock(
+    ledger: LedgerFixture, age_ms: int, code: Code
+) -> None:
+    ledger.load()
+    ledger.settle_once("key")
+    ledger.wait_ms(1000)
+    ledger.settle_once("key")
+    ledger.wait_ms(age_ms - 1000)
+    assert ledger.settle_once("key").code == code, "a repeat does not prolong it"
+
+
+def test_a_hold_keeps_no_key(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.once("key")
+    assert ledger.account().marks == {}
+
+
+def test_a_key_that_was_charged_goes_by_itself(real_ledger: LedgerFixture) -> None:
     assert isinstance(real_ledger.backend, RealLedger)
-    client = real_ledger.backend.client
-    key = real_ledger.backend.idempotency_key("tpp", "key")
+    account = real_ledger.backend.keys.account("tpp")
+    client: Any = real_ledger.backend.client
     real_ledger.load()
-    real_ledger.once("key")
-    assert client.exists(key) == 0, "a hold keeps nothing"
     real_ledger.settle_once("key")
-    assert IDEMPOTENCY_TTL_MS - 60_000 < client.pttl(key) <= IDEMPOTENCY_TTL_MS
-    client.pexpire(key, 3_600_000)
-    real_ledger.settle_once("key")
-    assert client.pttl(key) <= 3_600_000, "a repeat does not prolong it"
+    [ttl] = client.execute_command("HPTTL", account, "FIELDS", 1, real_ledger.backend.mark("tpp", "key"))
+    assert IDEMPOTENCY_TTL_MS - 60_000 < ttl <= IDEMPOTENCY_TTL_MS
+
+
+MARKS_MAX = 10_000
+
+
+def test_an_account_of_very_many_keys_forgets_an_old_one_for_each_new_one(real_ledger: LedgerFixture) -> None:
+    assert isinstance(real_ledger.backend, RealLedger)
+    account = real_ledger.backend.keys.account("tpp")
+    client: Any = real_ledger.backend.client
+    real_ledger.load()
+    old = {b"i" + number.to_bytes(16, "big"): number + 1 for number in range(MARKS_MAX)}
+    client.hset(account, mapping=old)
+    fields = client.hlen(account)
+    real_ledger.send("gw", *(Single("tpp", "api_calls", 1, f"key {number}", SETTLE) for number in range(20)))
+    left = client.hlen(account)
+    assert fields <= left < fields + 20
+    assert [real_ledger.settle_once(f"key {number}").code for number in range(20)] == [Code.REPEAT] * 20
+
+
+EXPIRES = "expires_fields = "
+
+
+def test_where_fields_do_not_expire_a_new_key_takes_the_place_of_one_that_is_over(valkey: redis.Redis) -> None:
+    backend = RealLedger(valkey, edit=lambda text: text.replace(EXPIRES, EXPIRES + "false and "))
+    ledger = LedgerFixture(backend)
+    ledger.load()
+    for number in range(30):
+        ledger.settle_once(f"first {number}")
+    ledger.wait_ms(IDEMPOTENCY_TTL_MS + 1)
+    for number in range(60):
+        ledger.settle_once(f"second {number}")
+    kept = set(ledger.account().marks)
+    assert {f"second {number}" for number in range(60)} <= kept
+    assert len(kept) < 90

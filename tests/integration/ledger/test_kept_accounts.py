@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from tests.integration.ledger.ledger_fixture import LedgerFixture
-from tests.reference.messages import Code, Group
+from tests.reference.messages import Code, Group, LedgerError
 from tests.reference.pricing import MAX_INT
 from tests.support.ledger_driver import HOME, RealLedger, call_batch, one_group, text_of
 from tests.support.ledger_state import pack, unpack
@@ -31,7 +31,7 @@ def test_a_call_that_ends_in_an_error_leaves_nothing_behind(real_ledger: LedgerF
     real_ledger.hold(1)
     stored.hset(key_of(real_ledger, "other"), "prices", pack([{"api_calls": ["unheard of", 1]}, {}]))
     for _ in range(3):
-        with pytest.raises(redis.ResponseError, match="unknown model"):
+        with pytest.raises(LedgerError, match=r"ACCOUNT 2 .*unknown model"):
             real_ledger.send("gw", Group.of("tpp", hold=(4,)), Group.of("other", hold=(1,)))
     assert real_ledger.held_units() == 1
     assert real_ledger.hold(9).code == Code.GRANTED, "the failed calls took nothing"
@@ -39,10 +39,10 @@ def test_a_call_that_ends_in_an_error_leaves_nothing_behind(real_ledger: LedgerF
 
 def test_a_state_that_was_put_back_counts(real_ledger: LedgerFixture, stored: redis.Redis) -> None:
     real_ledger.load(ceiling=10)
-    before = stored.hget(key_of(real_ledger), "state")
+    before = stored.hget(key_of(real_ledger), "s")
     real_ledger.hold(10)
     assert real_ledger.hold(1).code == Code.CREDIT
-    stored.hset(key_of(real_ledger), "state", before)
+    stored.hset(key_of(real_ledger), "s", before)
     assert real_ledger.hold(10).code == Code.GRANTED
 
 
@@ -72,16 +72,16 @@ def test_more_accounts_than_are_kept(real_ledger: LedgerFixture) -> None:
 def test_a_state_that_was_packed_piece_by_piece_is_one_array(
     real_ledger: LedgerFixture, stored: redis.Redis, metrics: int
 ) -> None:
-    # 6 values and 7 a metric: arrays with heads of one byte and of three, and one that is packed as a whole.
+    # 17 values, 11 a metric and 3 a share: an array that is read by the stack, and one that is too long for it.
     names = [f"metric {number}" for number in range(metrics)]
     real_ledger.load(prices={name: ["s", 0] for name in names})
     for units in (1, 200, 70_000):
         real_ledger.send("gw", *(Group.of("tpp", name, hold=(units,)) for name in names))
-        packed = stored.hget(key_of(real_ledger), "state")
+        packed = stored.hget(key_of(real_ledger), "s")
         assert isinstance(packed, bytes)
         state = unpack(packed)
         assert pack(state) == packed
-        assert len(state) == 6 + 7 * metrics
+        assert len(state) == 17 + 11 * metrics + 3 * metrics
         real_ledger.send("gw", *(Group.of("tpp", name, settle=(units,)) for name in names))
     assert real_ledger.settled_units(metric="metric 0") == 70_201
 
@@ -94,7 +94,7 @@ def test_what_is_stored_of_a_price_is_the_tier_that_the_last_hold_met(
         while real_ledger.settled_units() < count:
             real_ledger.hold(1)
             real_ledger.settle(1)
-        assert unpack(stored.hget(key_of(real_ledger), "state"))[9:] == piece  # type: ignore[arg-type]
+        assert unpack(stored.hget(key_of(real_ledger), "s"))[20:24] == piece  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("values", ["one fewer", "one more", "none"])
@@ -106,7 +106,7 @@ def test_a_batch_whose_values_are_not_those_of_its_groups_changes_nothing(
     real_ledger.hold(1)
     before = real_ledger.backend.state(["tpp"], ["gw"])
     keys = real_ledger.backend.keys
-    names = [keys.instance(HOME, "gw"), keys.outbox(HOME), keys.account("tpp")]
+    names = [keys.instance(HOME, "gw"), keys.meta(HOME), keys.outbox(HOME), keys.account("tpp")]
     head, group = one_group(
         real_ledger.epochs["gw"], real_ledger.seqs["gw"] + 1, "gw.00", "", ["api_calls", 0, 0, 0, [1]]
     )

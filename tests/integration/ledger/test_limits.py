@@ -86,7 +86,7 @@ def test_a_burst_that_shrinks_leaves_no_calls_rather_than_less_than_none(ledger:
     ledger.ask(1, 1, 1, 1, 1)
     ledger.load(rate_interval_us=1_000_000, burst=1)
     answer = ledger.ask(1)
-    assert (answer.outcomes[0], answer.rate_left) == (Outcome(Code.RATE, 5_000_000), 0), "-1 would say: no limit"
+    assert (answer.outcomes[0], answer.rate_left) == (Outcome(Code.RATE, 1_000_000), 0), "-1 would say: no limit"
 
 
 def test_a_daily_cap_that_shrinks_leaves_no_calls_rather_than_less_than_none(ledger: LedgerFixture) -> None:
@@ -116,7 +116,7 @@ def test_of_several_reasons_to_refuse_the_first_is_told(ledger: LedgerFixture, a
 
 def test_an_account_that_nobody_loaded_is_unknown(ledger: LedgerFixture) -> None:
     answer = ledger.ask(1, account="other")
-    assert (answer.outcomes, answer.info) == ((Outcome(Code.UNKNOWN),), None)
+    assert (answer.outcomes, answer.view) == ((Outcome(Code.UNKNOWN),), None)
     assert (answer.rate_left, answer.day_left) == (-1, -1)
 
 

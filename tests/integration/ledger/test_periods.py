@@ -34,7 +34,7 @@ def test_what_a_period_used_and_cost_is_kept(ledger: LedgerFixture) -> None:
     ledger.wait_until_ms(END_MS)
     ledger.hold(1)
     state = ledger.account()
-    assert state.closed == {(START_MS, "api_calls"): (12, 25 + 10 + 2 * 4)}
+    assert state.records == {(START_MS, "api_calls"): (12, 25 + 10 + 2 * 4)}
     assert (state.start_ms, state.end_ms, state.unsettled) == (END_MS, END_MS + LENGTH_MS, 43)
 
 
@@ -42,7 +42,7 @@ def test_a_period_that_was_not_used_is_recorded_if_it_costs_something(ledger: Le
     ledger.load(prices={"api_calls": FLAT, "payments": ["s", 9]})
     ledger.wait_until_ms(END_MS)
     ledger.hold(1)
-    assert ledger.account().closed == {(START_MS, "api_calls"): (0, 25)}
+    assert ledger.account().records == {(START_MS, "api_calls"): (0, 25)}
 
 
 def test_a_hold_across_the_end_is_settled_into_the_new_period(ledger: LedgerFixture) -> None:
@@ -52,7 +52,7 @@ def test_a_hold_across_the_end_is_settled_into_the_new_period(ledger: LedgerFixt
     ledger.settle(4)
     state = ledger.account()
     assert state.metrics == {"api_calls": MetricState(4, 0)}
-    assert (state.closed, state.unsettled) == ({}, 0)
+    assert (state.records, state.unsettled) == ({}, 0)
     assert ledger.entries()[0].t_ms == END_MS, "the event's time lies in the same period"
 
 
@@ -72,7 +72,7 @@ def test_an_overage_cap_is_whole_again_in_the_new_period(ledger: LedgerFixture) 
 
 def test_the_ends_that_the_loader_gave_come_first_and_then_the_last_length_repeats(ledger: LedgerFixture) -> None:
     february, march = END_MS + 28 * 86_400_000, END_MS + 59 * 86_400_000
-    ledger.load(periods=(february, march))
+    ledger.load(following=(february, march))
     bounds = []
     for at_ms in (END_MS, february, march, march + (march - february)):
         ledger.wait_until_ms(at_ms)
@@ -85,7 +85,7 @@ def test_the_ends_that_the_loader_gave_come_first_and_then_the_last_length_repea
         (march, march + length),
         (march + length, march + 2 * length),
     ]
-    assert [units for units, _cost in ledger.account().closed.values()] == [1, 1, 1]
+    assert [units for units, _cost in ledger.account().records.values()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("late_ms", [0, 1, LENGTH_MS - 1])
@@ -98,17 +98,17 @@ def test_an_account_that_slept_wakes_in_the_right_period(ledger: LedgerFixture, 
     state = ledger.account()
     assert state.start_ms == END_MS + missed * LENGTH_MS
     skipped = {(END_MS, "api_calls"): (0, 25 * missed)} if missed else {}
-    assert state.closed == {(START_MS, "api_calls"): (4, 29)} | skipped
+    assert state.records == {(START_MS, "api_calls"): (4, 29)} | skipped
     assert state.unsettled == 29 + 25 * missed
 
 
 def test_ends_that_passed_in_sleep_are_closed_one_by_one(ledger: LedgerFixture) -> None:
     second, third = END_MS + 1000, END_MS + 3000
-    ledger.load(prices={"api_calls": FLAT}, periods=(second, third))
+    ledger.load(prices={"api_calls": FLAT}, following=(second, third))
     ledger.wait_until_ms(third + 2000 + 1999)
     ledger.charge_late(1)
     state = ledger.account()
-    assert state.closed == {
+    assert state.records == {
         (START_MS, "api_calls"): (0, 25),
         (END_MS, "api_calls"): (0, 25),
         (second, "api_calls"): (0, 25),
@@ -143,7 +143,7 @@ def test_a_metric_that_left_the_plan_is_dropped_with_its_last_hold(ledger: Ledge
     ledger.wait_until_ms(END_MS + LENGTH_MS)
     ledger.hold(1)
     state = ledger.account()
-    assert state.closed == {(END_MS, "payments"): (2, 18)}
+    assert state.records == {(END_MS, "payments"): (2, 18)}
     assert (state.gone, state.unsettled) == ({}, 18)
 
 
@@ -151,4 +151,4 @@ def test_an_account_without_terms_has_one_period_without_end(ledger: LedgerFixtu
     ledger.charge_late(3, "other")
     ledger.wait_until_ms(END_MS + 500 * LENGTH_MS)
     ledger.charge_late(4, "other")
-    assert (ledger.settled_units("other"), ledger.account("other").closed) == (7, {})
+    assert (ledger.settled_units("other"), ledger.account("other").records) == (7, {})

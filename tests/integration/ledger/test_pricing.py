@@ -30,7 +30,9 @@ from tests.reference import pricing as reference
 from tests.reference.pricing import Table
 from tests.support.ledger_state import pack as packb
 
-LIBRARY = (Path(__file__).parents[3] / "lua" / "lib" / "pricing.lua").read_text()
+LIBRARY = "".join(
+    (Path(__file__).parents[3] / "lua" / "lib" / f"{part}.lua").read_text() for part in ("names", "pricing")
+)
 
 # ARGV[1]: {table, {{n, h}, ...}, {x, ...}}. Every x that lies in the piece of some n is rated by that piece, too.
 ASK = (

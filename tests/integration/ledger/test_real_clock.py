@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from tests.reference.messages import Batch, Code, Group, Load, Loaded, Single
+from tests.reference.messages import Batch, Code, Group, Load, Loaded, Plan, Single
 from tests.support.ledger_driver import RealLedger
 
 HOUR_MS = 3_600_000
@@ -25,10 +25,10 @@ def server_us(client: redis.Redis) -> int:
     return int(seconds) * 1_000_000 + int(micros)
 
 
-def load(ledger: RealLedger, ceiling: int, **changes: int) -> None:
+def load(ledger: RealLedger, ceiling: int) -> None:
     now_ms = server_us(ledger.client) // 1000
-    request = Load("tpp", {METRIC: ["s", 1]}, now_ms - HOUR_MS, now_ms + HOUR_MS, ceiling=ceiling, **changes)  # type: ignore[arg-type]
-    assert ledger.load(request) == Loaded(1)
+    plan = Plan({METRIC: ["s", 1]}, now_ms - HOUR_MS, now_ms + HOUR_MS)
+    assert ledger.load(Load("tpp", (plan,), ceiling=ceiling)) == Loaded(1)
 
 
 def test_the_replys_time_is_valkeys(ledger: RealLedger) -> None:
@@ -48,7 +48,7 @@ def test_an_event_carries_the_time_of_its_reply(ledger: RealLedger) -> None:
 
 def test_a_period_that_ends_while_it_is_used_rolls_over(ledger: RealLedger) -> None:
     now_ms = server_us(ledger.client) // 1000
-    ledger.load(Load("tpp", {METRIC: ["s", 1]}, now_ms - HOUR_MS, now_ms + 30, ceiling=10**6))
+    ledger.load(Load("tpp", (Plan({METRIC: ["s", 1]}, now_ms - HOUR_MS, now_ms + 30),), ceiling=10**6))
     epoch, _ = ledger.register("gw")
     units = {0: 0, 1: 0}
     for seq in range(1, 500):
@@ -66,7 +66,7 @@ def test_a_heartbeat_is_the_time_at_which_it_was_heard(ledger: RealLedger) -> No
     epoch, _ = ledger.register("gw")
     before_ms = server_us(ledger.client) // 1000
     ledger.heartbeat("gw", epoch)
-    beat = ledger.instance("gw", []).heartbeat_ms
+    beat = ledger.instance("gw").heartbeat_ms
     assert beat is not None
     assert before_ms <= beat <= server_us(ledger.client) // 1000
     assert ledger.reap("gw", HOUR_MS) == -1

@@ -41,7 +41,7 @@ def test_the_repeated_reply_is_the_same_to_the_byte(real_ledger: LedgerFixture) 
 def test_a_reply_is_repeated_even_after_the_instance_was_reaped(ledger: LedgerFixture) -> None:
     ledger.load()
     reply = ledger.send("gw", Group.of("tpp", hold=(2,)))
-    ledger.reap("gw")
+    ledger.bury("gw")
     assert ledger.send_again("gw") == reply
     assert ledger.held_units() == 0, "the reaper gave the hold back, and the repetition does not take it again"
 
@@ -137,7 +137,7 @@ def test_three_thousand_shares_can_change_in_one_batch(real_ledger: LedgerFixtur
     for part in ({"hold": (1,)}, {"settle": (1,)}):
         real_ledger.send("gw", *[Group.of("tpp", metric, **part) for metric in prices])  # type: ignore[arg-type]
     assert real_ledger.charged_units() == 3000
-    assert real_ledger.instance("gw").shares == {}
+    assert (real_ledger.instance("gw").held, real_ledger.account().shares) == (0, {})
 
 
 # Money
@@ -247,12 +247,13 @@ def test_large_numbers_are_stored_to_the_last_digit_and_never_as_floating_point_
     large = 10**15 + 1
     real_ledger.load(ceiling=None, prices={"api_calls": ["s", 8]})
     real_ledger.hold(large)
-    assert real_ledger.instance("gw").shares == {("tpp", "api_calls"): large}
+    assert real_ledger.account().shares == {(real_ledger.epochs["gw"], "main", "api_calls"): large}
+    assert real_ledger.instance("gw").held == large
     real_ledger.settle(large)
     real_ledger.wait_until_ms(real_ledger.account().end_ms)
     real_ledger.hold(1)
     state = real_ledger.account()
-    assert (state.unsettled, *state.closed.values()) == (8 * large, (large, 8 * large))
+    assert (state.unsettled, *state.records.values()) == (8 * large, (large, 8 * large))
 
 
 def test_cost_that_late_settles_drive_beyond_2_to_the_53rd_stays_at_the_bound(ledger: LedgerFixture) -> None:
@@ -272,6 +273,6 @@ def test_names_may_hold_colons_spaces_and_any_letters(valkey: redis.Redis) -> No
     ledger.spend(2, account, metric)
     ledger.wait_until_ms(ledger.account(account).end_ms)
     ledger.hold(1, account, metric)
-    assert ledger.account(account).closed == {(START_MS, metric): (2, 2)}
-    assert ledger.reap("gw") == 0
+    assert ledger.account(account).records == {(START_MS, metric): (2, 2)}
+    ledger.bury("gw")
     assert ledger.held_units(account, metric) == 0
