@@ -23,10 +23,9 @@ from sidecar.ledger.client.outcomes import Code
 from sidecar.sandbox.openmeter.meters import Meter
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from sidecar.valkey.scripts import script
 from tests.conftest import start_valkey
 from tests.integration.billing.billing_system import API_KEY, HMAC_KEY, BillingSystem, billing_system
-from tests.support.ledger_driver import acall_batch, one_answer, one_group
+from tests.integration.ledger_loader.usage import Usage
 from tests.support.processes import Running, running
 
 ACCOUNTS = [f"tpp-{number}" for number in range(5)]
@@ -43,35 +42,17 @@ class Calls:
     """Traffic through the scripts, as a gateway makes it."""
 
     def __init__(self, system: BillingSystem) -> None:
-        self.system = system
         self.settled: dict[str, int] = dict.fromkeys(ACCOUNTS, 0)
-        self._seqs: dict[int, list[int]] = {}
+        self._usage = Usage(system.store.client, system.store.keys, "chaos")
 
     async def call(self, account: str, units: int) -> bool:
-        hold = await self._batch(account, ["api_calls", 0, 0, 0, [units]], "")
-        if hold[3] != Code.GRANTED:
+        *_, code, _, _ = await self._usage.hold(account, "api_calls", units)
+        if code != Code.GRANTED:
             return False
         event = orjson.dumps([account, "api_calls", units, "/accounts", "GET", 200, 1.0, None, None]).decode()
-        await self._batch(account, ["api_calls", units, 0, 0, []], event)
+        await self._usage.settle(account, "api_calls", units, event)
         self.settled[account] += units
         return True
-
-    async def _batch(self, account: str, group: list[Any], events: str) -> Any:
-        store = self.system.store
-        partition = store.keys.partition(account)
-        instance = store.keys.instance(partition, "chaos")
-        if partition not in self._seqs:
-            alive = store.keys.alive(partition)
-            self._seqs[partition] = list(await self._run("register", [instance, alive], b"chaos"))
-        seqs = self._seqs[partition]
-        seqs[1] += 1
-        arguments = one_group(seqs[0], seqs[1], f"chaos.{partition}", events, group)
-        names = [instance, store.keys.outbox(partition), store.keys.account(account)]
-        reply = await acall_batch(store.client, names, arguments)
-        return one_answer(reply)
-
-    async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:
-        return await self.system.store.client.eval(script(name).text.decode(), len(keys), *keys, argument)
 
 
 @contextlib.asynccontextmanager

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import redis.asyncio as valkey
 
 from sidecar.valkey import scripts
 from tests.support.ledger_driver import CLOCK_KEY, text_of
-
-_CLOCK = (Path(__file__).parents[2] / "lua" / "lib" / "clock.lua").read_text()
 
 
 class ClockedClient(valkey.Redis):
@@ -25,13 +22,13 @@ class ClockedClient(valkey.Redis):
 
 @contextmanager
 def movable_scripts() -> Iterator[None]:
-    """Within, every script that is loaded reads the moved clock. Of their text nothing else differs."""
+    """Within, every script that is loaded asks the moved clock for the time. Of their text nothing else differs."""
     read = scripts._read
     text_of.cache_clear()
     movable = _movable()
 
     def replaced(relative: str) -> str:
-        return movable if relative == "lib/clock.lua" else read(relative)
+        return movable if relative == "lib/time.lua" else read(relative)
 
     scripts._read = replaced
     scripts.script.cache_clear()
@@ -47,5 +44,5 @@ def movable_scripts() -> Iterator[None]:
 
 def _movable() -> str:
     text = text_of("batch", movable_clock=True)
-    start = text.index("local function clock()")
+    start = text.index("local function server_time_us()")
     return text[start : text.index("\nend\n", start) + 5]

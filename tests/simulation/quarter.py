@@ -36,9 +36,9 @@ from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.openmeter.meters import Meter
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from sidecar.valkey.scripts import script
+from tests.integration.ledger_loader.usage import Usage
 from tests.simulation.clock import ClockedClient
-from tests.support.ledger_driver import CLOCK_KEY, acall_batch, one_answer, one_group
+from tests.support.ledger_driver import CLOCK_KEY
 
 API_KEY, HMAC_KEY = "sim-key", "sim-hmac"
 HOUR_S, DAY_S = 3_600, 86_400
@@ -133,7 +133,7 @@ class Quarter:
         self.lago_away = False
         self.scheduled_reloads: dict[str, int] = {}
         """Scheduled reloads go by Valkey's own clock, which does not move; here they go by the simulation's."""
-        self._seqs: dict[int, list[int]] = {}
+        self.usage = Usage(self.client, self.keys, "sim")
         self._payments = itertools.count()
 
     # time
@@ -219,35 +219,19 @@ class Quarter:
 
     async def call(self, account: str, metric: str, units: int) -> bool:
         """One request of so many units; whether it was served."""
-        answer = await self._batch(account, [metric, 0, 0, 0, [units]], "")
-        code = answer[3]
+        *_, code, _, _ = await self.usage.hold(account, metric, units)
         if code != Code.GRANTED:
             self.refused += 1
             return False
         if self.random.random() < 0.05:  # the API failed
-            await self._batch(account, [metric, 0, units, 0, []], "")
+            await self.usage.release(account, metric, units)
             return False
         event = [account, metric, units, "/accounts", "GET", 200, 1.5, None, None]
-        await self._batch(account, [metric, units, 0, 0, []], orjson.dumps(event).decode())
+        await self.usage.settle(account, metric, units, orjson.dumps(event).decode())
         state = await self.control_work.store.accounts.state(account)
         self.served[account, state.period_start_ms, metric] += units
         self.granted += 1
         return True
-
-    async def _batch(self, account: str, group: list[Any], events: str) -> Any:
-        partition = self.keys.partition(account)
-        instance = self.keys.instance(partition, "sim")
-        if partition not in self._seqs:
-            self._seqs[partition] = list(await self._run("register", [instance, self.keys.alive(partition)], b"sim"))
-        seqs = self._seqs[partition]
-        seqs[1] += 1
-        arguments = one_group(seqs[0], seqs[1], f"sim.{partition}", events, group)
-        names = [instance, self.keys.outbox(partition), self.keys.account(account)]
-        reply = await acall_batch(self.client, names, arguments)
-        return one_answer(reply)
-
-    async def _run(self, name: str, keys: list[str], argument: bytes) -> Any:
-        return await self.client.eval(script(name).text.decode(), len(keys), *keys, argument)
 
     # what an operator does in Lago
 

@@ -14,7 +14,7 @@ from sidecar.ledger.accounts.account_state import FIELDS, AccountState, decode_a
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import MAX_INT
 from sidecar.valkey.scripts import script
-from tests.integration.ledger_loader.usage import pack
+from tests.support.ledger_state import pack
 
 HOUR_MS = 3_600_000
 METRICS = ("api_calls", "files", "sms", "payments")

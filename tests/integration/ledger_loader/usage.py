@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
-from redis.exceptions import ResponseError
 
 from sidecar.ledger.accounts.account_state import FIELDS
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.ledger_format import open_ledger
-from sidecar.valkey.scripts import function, script
+from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import Client
+from tests.support.ledger_driver import acall_batch, one_group
+from tests.support.ledger_state import pack
 
 HEAD, SUBSCRIPTION = 14, 3
 """Values of a state before its subscriptions, and of each of those."""
 
 
-def pack(value: Any) -> bytes:
-    """As Lua reads it: cmsgpack does not know the bin type."""
-    return bytes(msgpack.packb(value, use_bin_type=False))
-
-
 class Usage:
-    """One gateway process with a home partition in every partition that it is asked about."""
+    """One gateway process, ``name``, with a home partition in every partition that it is asked about."""
 
-    def __init__(self, client: Client, keys: Keys) -> None:
+    def __init__(self, client: Client, keys: Keys, name: str = "tests") -> None:
         self._client = client
         self._keys = keys
+        self._name = name
         self._registered: dict[int, tuple[int, int]] = {}
 
     async def hold(self, account: str, metric: str, units: int) -> list[Any]:
         """The script's answer for one hold: view, rate_left, day_left, version, code, x, y."""
-        answer = await self._batch(account, metric, hold=units)
+        answer = await self._batch(account, metric, holds=(units,))
         assert len(answer) == 7
         return answer
+
+    async def settle(self, account: str, metric: str, units: int, event: str = "") -> None:
+        """Count units that are held. ``event``: of it, as JSON."""
+        await self._batch(account, metric, settled=units, event=event)
+
+    async def release(self, account: str, metric: str, units: int) -> None:
+        """Give back units that are held."""
+        await self._batch(account, metric, released=units)
 
     async def spend(self, account: str, metric: str, units: int) -> None:
         """Count units whose hold is gone: no limit stands in their way."""
@@ -44,32 +50,27 @@ class Usage:
         """What any call does first: roll the account over if its period has ended."""
         await self._batch(account, metric)
 
-    async def _batch(self, account: str, metric: str, *, hold: int = 0, late: int = 0) -> list[Any]:
+    async def _batch(
+        self, account: str, metric: str, *, settled: int = 0, released: int = 0, late: int = 0,
+        holds: Sequence[int] = (), event: str = "",
+    ) -> list[Any]:  # fmt: skip
         partition = self._keys.partition(account)
-        instance, meta = self._keys.instance(partition, "tests"), self._keys.meta(partition)
+        instance, meta = self._keys.instance(partition, self._name), self._keys.meta(partition)
         if not self._registered:
             await open_ledger(self._client, self._keys)
         if partition not in self._registered:
             names = [instance, self._keys.alive(partition), meta]
             text = script("register").text
-            epoch, last, _ = await self._client.execute_command("EVAL", text, 3, *names, "tests", partition)
+            epoch, last, _ = await self._client.execute_command("EVAL", text, 3, *names, self._name, partition)
             self._registered[partition] = (epoch, last)
         epoch, last = self._registered[partition]
         self._registered[partition] = (epoch, last + 1)
-        head = epoch, last + 1, f"tests.{partition}", "", 1000, 1, [metric], []
-        group = 1, 0, 1, 0, 0, late, *((-1, hold) if hold else (0,))
+        group = metric, settled, released, late, holds
+        arguments = one_group(epoch, last + 1, f"{self._name}.{partition}", event, group)
         names = [instance, meta, self._keys.outbox(partition), self._keys.account(account)]
-        batch = function("batch")
-        arguments = batch.name.decode(), len(names), *names, b"".join(map(pack, head)), b"".join(map(pack, group))
-        try:
-            reply = await self._client.fcall(*arguments)
-        except ResponseError as error:
-            if "Function not found" not in str(error):
-                raise
-            await self._client.function_load(batch.library.decode(), replace=True)
-            reply = await self._client.fcall(*arguments)
-        _, _, holds, _, _ = msgpack.unpackb(reply, raw=True)
-        return [*(holds[0] or (False, -1, -1, 0)), *holds[1:]] if holds else []
+        # A view is bytes.
+        _, _, answers, _, _ = msgpack.unpackb(await acall_batch(self._client, names, arguments), raw=True)
+        return [*(answers[0] or (False, -1, -1, 0)), *answers[1:]] if answers else []
 
     async def stored(self, account: str) -> dict[str, Any]:
         """What the account's hash has of the fields that a loader reads, those of msgpack decoded."""
