@@ -22,7 +22,8 @@ class PublisherMetrics:
 
     ``events_in_progress``: read and not yet delivered. ``lag_events``: everything in the outbox, which counts entries;
     what has not been read counts with the mean number of events of the entries read so far.
-    ``dead_letters``: written by this process; ``dead_letters_kept``: in Valkey now.
+    ``dead_letters``: written by this process; ``dead_letters_kept``: in Valkey now; ``dead_letters_dropped``: deleted
+    because there were too many. ``tail_entries_dropped``: accepted entries that went early for want of memory.
     """
 
     events_delivered: int = 0
@@ -31,6 +32,8 @@ class PublisherMetrics:
     entries_claimed: int = 0
     entries_finished: int = 0
     dead_letters: int = 0
+    dead_letters_dropped: int = 0
+    tail_entries_dropped: int = 0
     valkey_failures: int = 0
     requests: dict[ResponseClass, int] = field(default_factory=_no_requests)
     events_in_progress: int = 0
@@ -88,6 +91,16 @@ class PublisherCollector(Collector):
             "sidecar_dead_letters",
             "Usage events and unreadable entries that became dead letters.",
             value=counts.dead_letters,
+        )
+        yield CounterMetricFamily(
+            "sidecar_dead_letters_dropped",
+            "Oldest dead letters that were deleted because there were more than metering.dead_letters_max.",
+            value=counts.dead_letters_dropped,
+        )
+        yield CounterMetricFamily(
+            "sidecar_sent_entries_dropped",
+            "Accepted outbox entries that are no longer kept for the audit because Valkey was short of memory.",
+            value=counts.tail_entries_dropped,
         )
         requests = CounterMetricFamily(
             "sidecar_publisher_requests", "Requests to OpenMeter by response class.", labels=["outcome"]

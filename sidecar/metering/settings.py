@@ -146,6 +146,13 @@ class MeteringSettings(BaseModel):
         le=10_000_000,
         description="Most outbox entries that each partition keeps, with one to several hundred events each.",
     )
+    dead_letters_max: int = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="Most dead letters in all. If there are more, the publisher deletes the oldest, and OpenMeter "
+        "never counts them. A dead letter takes about 1 kB.",
+    )
     query_timeout_ms: int = Field(
         default=30_000, ge=100, le=600_000, description="Milliseconds that one usage query may take."
     )

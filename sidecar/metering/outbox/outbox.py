@@ -32,6 +32,9 @@ FINISH_ENTRIES_MAX, FINISH_BYTES_MAX = 100, 262_144
 
 CLAIM_COUNT = 16
 
+OLDEST_COUNT, OLDEST_ROUNDS_MAX = 100, 50
+"""Dead letters of a partition that are looked at for the oldest, and how often in one go."""
+
 ENTRY_BYTES_ASSUMED = 32_768
 """Size of the entries of a stream before one has been seen; that of a busy gateway holds hundreds of events."""
 
@@ -72,6 +75,8 @@ class _Window:
 class Outbox:
     """Reads, takes over and finishes entries as ``consumer``, a name that no other process may have.
 
+    ``tail_entries_dropped``: accepted entries that went early, because Valkey had no memory for them.
+
     Every method raises RedisError or OSError when Valkey cannot be reached. Where only some of the partitions cannot,
     it does its work on the others, and :meth:`take_errors` tells.
     """
@@ -84,6 +89,8 @@ class Outbox:
         self._dead = [keys.dead_letters(partition) for partition in range(keys.partitions)]
         self._sent = [keys.sent(partition) for partition in range(keys.partitions)]
         self._windows = [_Window() for _ in self._outboxes]
+        self._without_tail: frozenset[int] = frozenset()
+        self.tail_entries_dropped = 0
 
     def __repr__(self) -> str:
         return f"Outbox({self._consumer}, {self._calls!r})"
@@ -92,6 +99,11 @@ class Outbox:
     def all_partitions_available(self) -> bool:
         """Whether calls go to every partition: none is paused after a failure."""
         return len(self._calls.live()) == len(self._outboxes)
+
+    @property
+    def tails(self) -> Sequence[str]:
+        """The streams of accepted entries, by partition."""
+        return self._sent
 
     def take_errors(self) -> list[Exception]:
         """The failures that were not raised since the last time."""
@@ -188,13 +200,12 @@ class Outbox:
                 (_pack(ids), _pack([])) for ids in _finishable([entry for entry in some if not entry.dead_letters])
             ]
             packed += [(_pack([]), _pack([_with_dead_letters(entry)])) for entry in some if entry.dead_letters]
-            how = self._retention
-            calls += [
-                (partition, script_call(outbox_scripts.FINISH, keys, GROUP, *args, how.keep_ms, how.entries_max))
-                for args in packed
-            ]
+            how = self._keep_ms(partition), self._retention.entries_max
+            calls += [(partition, script_call(outbox_scripts.FINISH, keys, GROUP, *args, *how)) for args in packed]
         try:
-            done = Counter(partition for partition, _ in await self._calls.each(calls))
+            replies = await self._calls.each(calls)
+            done = Counter(partition for partition, _ in replies)
+            self.tail_entries_dropped += sum(reply[2] for _, reply in replies if not isinstance(reply, Exception))
         except VALKEY_ERRORS as error:
             self._calls.note(error)
             return list(entries)
@@ -208,10 +219,52 @@ class Outbox:
     async def trim(self) -> None:
         """Drops what has been kept long enough, also where nothing is sent any more."""
         calls = [
-            (partition, script_call(outbox_scripts.TRIM, [self._sent[partition]], self._retention.keep_ms))
+            (partition, script_call(outbox_scripts.TRIM, [self._sent[partition]], self._keep_ms(partition)))
             for partition in self._calls.live()
         ]
         await self._calls.each(calls)
+
+    async def drop_tail(self, partitions: Iterable[int], *, half: bool) -> int:
+        """Drops the older half of what these partitions keep, or all. Answers how many entries that were."""
+        # Also of those that rest: what has failed there may be what this is to mend.
+        calls = [
+            (partition, script_call(outbox_scripts.DROP, [self._sent[partition]], int(half)))
+            for partition in partitions
+        ]
+        dropped = sum(int(reply) for _, reply in await self._calls.each(calls))
+        self.tail_entries_dropped += dropped
+        return dropped
+
+    def keep_nothing(self, partitions: Iterable[int]) -> None:
+        """From now on these partitions keep nothing of what is accepted, until :meth:`keep_again`."""
+        self._without_tail |= frozenset(partitions)
+
+    def keep_again(self, partitions: Iterable[int]) -> None:
+        self._without_tail -= frozenset(partitions)
+
+    def _keep_ms(self, partition: int) -> int:
+        return 0 if partition in self._without_tail else self._retention.keep_ms
+
+    async def bound_dead_letters(self, letters_max: int) -> int:
+        """Deletes the oldest dead letters until there are ``letters_max`` in all; answers how many went. What is not
+        done in a moment is left to the next time."""
+        gone = 0
+        for _ in range(OLDEST_ROUNDS_MAX):
+            # Counted anew in every round: another publisher may be at it too.
+            looks = await self._calls.each(
+                [(p, script_call(outbox_scripts.OLDEST, [self._dead[p]], OLDEST_COUNT)) for p in self._calls.live()]
+            )
+            excess = sum(entries for _, (entries, _) in looks) - letters_max
+            if excess <= 0:
+                break
+            # Of each partition the oldest are known, so the first of all of them are the oldest there are.
+            oldest = sorted((_id_order(id_), partition, id_) for partition, (_, ids) in looks for id_ in ids)
+            by_partition: dict[int, list[bytes]] = defaultdict(list)
+            for _, partition, id_ in oldest[: min(excess, OLDEST_COUNT)]:
+                by_partition[partition].append(id_)
+            calls = [(p, Call(self._dead[p], ("XDEL", self._dead[p], *ids))) for p, ids in by_partition.items()]
+            gone += sum(int(reply) for _, reply in await self._calls.each(calls))
+        return gone
 
     async def leave(self) -> None:
         """Lets others take over at once whatever this consumer has not finished."""
@@ -255,6 +308,11 @@ def _entries(partition: int, items: Any) -> Iterator[Entry]:
     for id_, fields in items:
         if id_ is not None:  # a trimmed entry, in the reply of servers before 7
             yield Entry(partition, id_, fields, sum(map(len, fields.values())))
+
+
+def _id_order(id_: bytes) -> tuple[int, int]:
+    ms, _, number = id_.partition(b"-")
+    return int(ms), int(number)
 
 
 def _by_partition(entries: Iterable[Entry]) -> dict[int, list[Entry]]:

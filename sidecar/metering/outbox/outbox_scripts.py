@@ -25,7 +25,7 @@ FINISH = b"""
 -- ARGV [1] group [2] msgpack {id, ...} [3] msgpack {{id, accepted, skip, {{field, value, ...}, ...}}, ...}
 --      [4] ms to keep, 0: nothing [5] most entries to keep
 --      accepted: 0 if no event of the entry was; skip: the numbers of those that were not, or ''
--- reply {entries that left, dead letters written}
+-- reply {entries that left, dead letters written, entries of the tail that were dropped}
 --
 -- Why a script: letters must be written exactly when their entry goes, and so must the tail. The entry is looked up
 -- first, so the repetition of a call whose reply was lost, or a second publisher with the same entry, writes nothing
@@ -39,8 +39,10 @@ local KEPT = {o = true, q = true, t = true, e = true, i = true, a = true}
 
 -- The tail only serves the audit. A server without memory for it needs its memory for the ledger, which refuses every
 -- hold without. The audit reports what it would have needed the tail for.
+local dropped = 0
 local function drop_tail()
   keeping = false
+  dropped = redis.call('XLEN', KEYS[3])
   redis.call('UNLINK', KEYS[3])
 end
 
@@ -108,7 +110,7 @@ if keeping then
   redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', keep_max)
   redis.call('XTRIM', KEYS[3], 'MINID', '~', string.format('%.0f', now_ms - keep_ms))
 end
-return {left, letters}
+return {left, letters, dropped}
 """
 
 KEEP = b"""
@@ -196,6 +198,31 @@ end
 local time = redis.call('TIME')
 local before_ms = time[1] * 1000 + math.floor(time[2] / 1000) - ARGV[1]
 return redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', before_ms))
+"""
+
+DROP = b"""
+-- The tail makes room where Valkey runs out of memory.
+--
+-- KEYS [1] tail
+-- ARGV [1] 1: the older half goes, 0: all
+-- reply how many entries went
+local entries = redis.call('XLEN', KEYS[1])
+if ARGV[1] == '1' and entries > 1 then
+  return redis.call('XTRIM', KEYS[1], 'MAXLEN', math.floor(entries / 2))
+end
+redis.call('UNLINK', KEYS[1])
+return entries
+"""
+
+OLDEST = b"""
+-- KEYS [1] stream
+-- ARGV [1] how many
+-- reply {entries, ids of the oldest}
+local ids = {}
+for n, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[1])) do
+  ids[n] = entry[1]
+end
+return {redis.call('XLEN', KEYS[1]), ids}
 """
 
 MEASURE = b"""

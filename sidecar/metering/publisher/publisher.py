@@ -31,6 +31,7 @@ from sidecar.metering.outbox.outbox import Outbox, Retention
 from sidecar.metering.publisher.batch_delivery import BatchDelivery
 from sidecar.metering.publisher.batches import Batch, Batcher
 from sidecar.metering.publisher.delivery_pause import PausableSender, Stopping
+from sidecar.metering.publisher.memory_relief import MemoryRelief
 from sidecar.metering.publisher.pending_entries import PendingEntries
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
@@ -81,6 +82,7 @@ class Publisher:
         self._consumer = consumer or new_consumer_name()
         retention = Retention(settings.retain_s * 1000, settings.retain_entries_max)
         self._outbox = Outbox(client, keys, self._consumer, retention)
+        self._memory_relief = MemoryRelief(client, self._outbox, self._clock)
         self._batcher = Batcher(settings.batch_events_max, settings.batch_bytes_max)
         attributes = EventAttributes(settings.source, settings.type)
         self._pending = PendingEntries(self._outbox, self._batcher, attributes, self.metrics)
@@ -129,6 +131,7 @@ class Publisher:
     async def _iterate(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:
         more = False
         try:
+            await self._memory_relief.relieve()
             await self._maintain_if_due()
             await self._pending.finish_rest()
             if not self._is_full():
@@ -186,7 +189,17 @@ class Publisher:
         await self._outbox.forget(2 * idle_ms)
         await self._outbox.trim()
         measure = await self._outbox.measure()
-        self.metrics.note_outbox(measure.entries, len(self._pending), measure.oldest_s, measure.dead_letters)
+        gone = 0
+        if measure.dead_letters > self._settings.dead_letters_max:
+            gone = await self._outbox.bound_dead_letters(self._settings.dead_letters_max)
+        if gone:
+            log.error(
+                "too many dead letters: the oldest are deleted, and openmeter never counts their events",
+                deleted=gone,
+                dead_letters_max=self._settings.dead_letters_max,
+            )
+            self.metrics.dead_letters_dropped += gone
+        self.metrics.note_outbox(measure.entries, len(self._pending), measure.oldest_s, measure.dead_letters - gone)
 
     async def _drain(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:
         try:
@@ -210,6 +223,8 @@ class Publisher:
 
     def _note_valkey(self, errors: Sequence[Exception]) -> None:
         self.metrics.valkey_failures += len(errors)
+        self.metrics.tail_entries_dropped = self._outbox.tail_entries_dropped
+        self._memory_relief.note(errors)
         if errors and not self._valkey_failing:
             log.warning("requests to valkey fail", reason=reason_of(errors[0]))
             self._valkey_failing = True

@@ -12,6 +12,7 @@ def test_counts_are_exported_under_their_names() -> None:
     metrics = PublisherMetrics(events_delivered=7, dead_letters=2, entries_read=2, events_read=10, paused=True)
     metrics.requests[ResponseClass.RETRY] = 3
     metrics.events_in_progress = 4
+    metrics.dead_letters_dropped, metrics.tail_entries_dropped = 4, 8
     metrics.note_outbox(entries=5, entries_in_progress=1, oldest_s=12.5, dead_letters=6)
     registry = CollectorRegistry()
     registry.register(PublisherCollector(metrics))
@@ -25,6 +26,8 @@ def test_counts_are_exported_under_their_names() -> None:
         "sidecar_publisher_entries_claimed_total 0.0",
         "sidecar_publisher_valkey_failures_total 0.0",
         "sidecar_dead_letters_total 2.0",
+        "sidecar_dead_letters_dropped_total 4.0",
+        "sidecar_sent_entries_dropped_total 8.0",
         'sidecar_publisher_requests_total{outcome="accepted"} 0.0',
         'sidecar_publisher_requests_total{outcome="retry"} 3.0',
         'sidecar_publisher_requests_total{outcome="pause"} 0.0',
