@@ -219,6 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.both(lambda ledger: ledger.heartbeat(name, epoch, now_us=self.now_us))
             case "reap":
                 self._reap(name, data.draw(st.sampled_from([-1, 0, 2000, DAY_MS])))
+                self._give_back(data.draw(st.sampled_from([(), ACCOUNTS[:2], ACCOUNTS[2:], ACCOUNTS])))
             case "give back":
                 self._give_back(data.draw(st.sampled_from([ACCOUNTS, (), ACCOUNTS[:2]])))
             case "flush":
@@ -314,10 +315,13 @@ class LedgerMachine(RuleBasedStateMachine):
             of = min(ending, key=lambda of: of.end_ms)
             self.now_us = max(self.now_us, (of.end_ms + off + periods * (of.end_ms - of.start_ms)) * 1000)
 
-    @rule(back_us=st.sampled_from(STEPS_US), then=st.lists(ops, min_size=1, max_size=4))
-    def set_the_clock_back(self, back_us: int, then: list[Op]) -> None:
+    @rule(back_us=st.sampled_from(STEPS_US), then=st.lists(ops, max_size=4), ttl_ms=st.none() | st.just(2000))
+    def set_the_clock_back(self, back_us: int, then: list[Op], ttl_ms: int | None) -> None:
         self.now_us -= back_us
-        self._send(GATEWAYS[0], then)
+        if ttl_ms is not None:
+            self._reap(GATEWAYS[1], ttl_ms)
+        if then:
+            self._send(GATEWAYS[0], then)
 
     # The loader
 
