@@ -37,6 +37,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.ledger.ledger_format import FormatError, open_ledger
 from sidecar.ledger.pricing.price_tables import PackedTable, PriceError, amounts, decimals
 from sidecar.ledger.pricing.rating import unpacked
+from sidecar.valkey.calls import Call, call_each, raise_first
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -288,13 +289,12 @@ class AccountLoader:
         """Ids in order, those that follow ``after``, at most ``limit`` (1 to 10,000). Raises ``LedgerUnavailable``."""
         assert 1 <= limit <= LIST_MAX, f"a page of {limit} accounts"
         low = f"({after}" if after else "-"
+        indexes = [self._keys.accounts(partition) for partition in range(self._keys.partitions)]
         with _translated():
-            pages = await asyncio.gather(
-                *(
-                    self._client.zrangebylex(self._keys.accounts(partition), low, "+", start=0, num=limit)
-                    for partition in range(self._keys.partitions)
-                )
+            pages = await call_each(
+                self._client, [Call(key, ("ZRANGEBYLEX", key, low, "+", "LIMIT", 0, limit)) for key in indexes]
             )
+            raise_first(pages)
         return tuple(islice(merge(*([_text(each) for each in page] for page in pages)), limit))
 
     async def show(self, account: str) -> AccountSnapshot | None:

