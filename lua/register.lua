@@ -11,8 +11,10 @@ if format ~= FORMAT then
 end
 local former = call('HMGET', KEYS[1], 'e', 'q', 'h')
 local generation = call('HGET', KEYS[3], 'generation')
-call('ZADD', KEYS[2], now_ms, ARGV[1])
+-- Read for its type: of what follows, only the first command may be refused.
+call('ZSCORE', KEYS[2], ARGV[1])
 local epoch = call('HINCRBY', KEYS[3], 'epochs', 1) * PARTITIONS_MAX + ARGV[2]
+call('ZADD', KEYS[2], now_ms, ARGV[1])
 if number(former[3] or 0) > 0 then
   call('HSET', KEYS[3], 'departed:' .. former[1], former[3])
 end
