@@ -34,10 +34,10 @@ from sidecar.ledger.accounts.load_errors import (
     UnknownAccount,
 )
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.ledger_format import FormatError, open_ledger
+from sidecar.ledger.ledger_format import FormatError, open_arguments, open_ledger, partition_format
 from sidecar.ledger.pricing.price_tables import PackedTable, PriceError, amounts, decimals
 from sidecar.ledger.pricing.rating import unpacked
-from sidecar.valkey.calls import Call, call_each, raise_first
+from sidecar.valkey.calls import Call, call_each, raise_first, script_call
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -66,8 +66,8 @@ LIST_MAX: Final = 10_000
 class AccountLoader:
     """Accounts of one ledger. Safe to use from several tasks and several processes at once.
 
-    What writes opens the ledger first, once, and raises ``FormatError`` too: the ledger is another release's, or has
-    another number of partitions.
+    What writes opens the ledger first, once. It raises ``FormatError`` too, and so do ``list`` and ``show`` where they
+    find nothing: the ledger is another release's, or has another number of partitions.
     """
 
     def __init__(self, client: Client, keys: Keys) -> None:
@@ -295,6 +295,8 @@ class AccountLoader:
                 self._client, [Call(key, ("ZRANGEBYLEX", key, low, "+", "LIMIT", 0, limit)) for key in indexes]
             )
             raise_first(pages)
+            if not any(pages):
+                await self._check_format()
         return tuple(islice(merge(*([_text(each) for each in page] for page in pages)), limit))
 
     async def show(self, account: str) -> AccountSnapshot | None:
@@ -306,8 +308,9 @@ class AccountLoader:
         """
         with _translated():
             stored, now = await self._read(account), await self._now_ms()
-        if stored.version == 0:
-            return None
+            if stored.version == 0:
+                await self._check_format()
+                return None
         return snapshot_of(account, stored, stored.rolled_over(now))
 
     async def account_of(self, sha256_hex: str) -> str | None:
@@ -341,6 +344,18 @@ class AccountLoader:
             if not self._is_open:
                 await open_ledger(self._client, self._keys)
                 self._is_open = True
+
+    async def _check_format(self) -> None:
+        """Whether the ledger, if there is one, can be used; makes none."""
+        if self._is_open:
+            return
+        text = script("open").text
+        arguments = [open_arguments(self._keys, partition, "") for partition in range(self._keys.partitions)]
+        replies = await call_each(self._client, [script_call(text, names, *rest) for names, rest in arguments])
+        raise_first(replies)
+        for found in map(partition_format, replies):
+            if found is not None:
+                found.check(self._keys)
 
     async def _run(self, name: str, keys: Sequence[str], argument: Sequence[Any]) -> Any:
         await self._open()

@@ -66,6 +66,22 @@ def test_accounts_are_loaded_listed_and_shown(url: str) -> None:
     assert (shown["mode"], shown["available"], shown["currency"]) == ("prepaid", "105.00", "GBP")
 
 
+@pytest.mark.parametrize(
+    "arguments", [("load", str(EXAMPLE)), ("list",), ("show", "tpp-1"), ("suspend", "tpp-1")], ids=lambda each: each[0]
+)
+def test_a_ledger_of_the_former_release_is_named_as_such(
+    arguments: tuple[str, ...], url: str, valkey: redis.Redis
+) -> None:
+    valkey.zadd("qs:{p00}:accounts", {"tpp-1": 0})
+
+    ended = sidecar("account", *arguments, "--valkey", url)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the ledger with the prefix 'qs' has format 1 (release 0.2)")
+    assert ended.stderr.endswith("then run: sidecar ledger migrate\n")
+    assert valkey.keys() == [b"qs:{p00}:accounts"]
+
+
 def test_load_and_list_show_what_an_account_can_still_spend(url: str) -> None:
     def table(*arguments: str) -> list[list[str]]:
         printed = sidecar("account", *arguments, "--valkey", url).stdout

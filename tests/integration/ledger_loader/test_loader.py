@@ -662,7 +662,10 @@ async def test_a_ledger_of_another_release_is_left_as_it_is(ledger: Ledger) -> N
     former = ledger.keys.first_format(3, "accounts")
     await ledger.client.zadd(former, {"tpp-1": 0})
 
-    for action in (ledger.loader.load(replace(SPEC, api_keys=(A,))), ledger.loader.suspend("tpp-1")):
+    loader = ledger.loader
+    for action in (
+        loader.load(replace(SPEC, api_keys=(A,))), loader.suspend("tpp-1"), loader.list(), loader.show("tpp-1"),
+    ):  # fmt: skip
         with pytest.raises(FormatError, match=r"has format 1 .*run: sidecar ledger migrate"):
             await action
 
@@ -673,8 +676,16 @@ async def test_a_ledger_with_another_number_of_partitions_is_left_as_it_is(ledge
     await ledger.loader.load(SPEC)
     other = AccountLoader(ledger.client, replace(ledger.keys, partitions=8))
 
-    with pytest.raises(FormatError, match=r"has 64 partitions, ledger\.partitions says 8"):
-        await other.load(SPEC)
+    for action in (other.load(SPEC), other.show("tpp-2")):
+        with pytest.raises(FormatError, match=r"has 64 partitions, ledger\.partitions says 8"):
+            await action
+
+
+async def test_reading_makes_no_ledger(ledger: Ledger) -> None:
+    assert await ledger.loader.list() == ()
+    assert await ledger.loader.show("tpp-1") is None
+
+    assert await ledger.client.keys("*") == []
 
 
 async def test_a_ledger_that_lost_its_data_is_begun_anew(ledger: Ledger) -> None:
