@@ -170,6 +170,10 @@ local function hold(acc, i, units, mark)
     tat = tat_of(now_us, tat, interval, state[6]) + interval
     local wait = tat - interval * state[6] - now_us
     if wait > 0 then
+      -- Who waits as long as that must pass then: the instant that it was cut down to counts from now on.
+      if tat - interval < state[9] then
+        set_limits(acc, tat - interval, state[11], state[12])
+      end
       return RATE, wait, 0
     end
   end

@@ -372,6 +372,7 @@ class Ledger:
             return Outcome(Code.DAILY, (account.today(now_us) + 1) * DAY_US - now_us)
         tat_us, wait_us = account.next_tat(now_us)
         if policy.rate_interval_us and wait_us:
+            account.tat_us = min(account.tat_us, tat_us - policy.rate_interval_us)
             return Outcome(Code.RATE, wait_us)
         if repeated:
             Ledger._count_request(account, tat_us, now_us)

@@ -113,9 +113,11 @@ def one_answer(reply: bytes) -> list[Any]:
 class RealLedger:
     """The scripts. ``edit`` changes their text, for tests that must see a deliberate bug found."""
 
-    def __init__(self, client: redis.Redis, *, movable_clock: bool = True, edit: Edit | None = None) -> None:
+    def __init__(
+        self, client: redis.Redis, *, movable_clock: bool = True, edit: Edit | None = None, keys: Keys | None = None
+    ) -> None:
         self.client = client
-        self.keys = Keys()
+        self.keys = keys or Keys()
         self.last_raw_reply = b""
         self.last_sender = ""
         self._movable = movable_clock

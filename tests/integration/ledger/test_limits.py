@@ -87,6 +87,8 @@ def test_a_burst_that_shrinks_leaves_no_calls_rather_than_less_than_none(ledger:
     ledger.load(rate_interval_us=1_000_000, burst=1)
     answer = ledger.ask(1)
     assert (answer.outcomes[0], answer.rate_left) == (Outcome(Code.RATE, 1_000_000), 0), "-1 would say: no limit"
+    ledger.now_us += 1_000_000
+    assert ledger.hold(1).code == Code.GRANTED, "who waited as long as it was told passes"
 
 
 def test_a_daily_cap_that_shrinks_leaves_no_calls_rather_than_less_than_none(ledger: LedgerFixture) -> None:
