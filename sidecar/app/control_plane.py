@@ -19,6 +19,7 @@ from sidecar.controlplane.control_work import ControlWork, open_control_work
 from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.store import open_store
+from sidecar.metering.audit.hour_compaction import HourCompaction
 from sidecar.metering.metrics import PublisherCollector
 from sidecar.metering.publisher.publisher import Publisher
 
@@ -51,7 +52,9 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
                 "publishing", version=__version__, to=config.metering.url, lago=config.lago.url, admin_port=ports.admin
             )
             try:
-                await run_loops(publisher, control_work, stop)
+                hours = config.lago.audit.hours
+                compaction = HourCompaction(store.client, store.keys, hours, must_agree=False)
+                await run_loops(publisher, control_work, stop, compaction)
             finally:
                 reaping.cancel()
                 await asyncio.gather(reaping, return_exceptions=True)

@@ -29,6 +29,7 @@ from sidecar.controlplane.reconcile_loop import FLUSH, ReconcileLoop
 from sidecar.controlplane.sync_loop import SyncLoop
 from sidecar.ledger.store import Store
 from sidecar.metering.audit.auditor import Auditor
+from sidecar.metering.audit.hour_compaction import HourCompaction
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
 from sidecar.metering.publisher.sender import MeteringError
 from sidecar.metering.settings import MeteringSettings
@@ -98,8 +99,12 @@ class ControlWork:
             self.sync_loop = SyncLoop(settings.sync, store, self.reconciler, sync, checks)
         self._on_outcome = on_outcome
         self.auditor: Auditor | None = None
-        if query is not None and settings.audit.enabled:
-            self.auditor = Auditor(store.client, store.keys, settings.audit, metering, query)
+        audits = query is not None and settings.audit.enabled
+        self.compaction = HourCompaction(store.client, store.keys, settings.audit.hours, must_agree=audits)
+        if query is not None and audits:
+            self.auditor = Auditor(
+                store.client, store.keys, settings.audit, metering, query, compaction=self.compaction
+            )
         name = holder or f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.lease = Lease(store.client, store.keys.lease("billing"), name, settings.reconcile.lease_ttl_ms)
 
@@ -135,8 +140,8 @@ class ControlWork:
         try:
             async with asyncio.TaskGroup() as tasks:
                 work = [tasks.create_task(self.sync_loop.run(token, stop))] if self.sync_loop is not None else []
-                if self.auditor is not None:
-                    work.append(tasks.create_task(self.auditor.run(stop)))
+                keeps_hours = self.auditor or self.compaction
+                work.append(tasks.create_task(keeps_hours.run(stop)))
                 await self.reconcile_loop.run(token, stop)
                 for task in work:
                     task.cancel()

@@ -6,14 +6,29 @@ import asyncio
 
 from sidecar.basics.errors import SetupError
 from sidecar.controlplane.control_work import ControlWork
+from sidecar.metering.audit.hour_compaction import HourCompaction
 from sidecar.metering.openmeter.access import MeteringError
 from sidecar.metering.publisher.publisher import Publisher
 
 
-async def run_loops(publisher: Publisher, control_work: ControlWork | None, stop: asyncio.Event) -> None:
-    """The publisher, and the control work if there is any, until ``stop``. Raises as :func:`run_publisher`."""
+async def run_loops(
+    publisher: Publisher,
+    control_work: ControlWork | None,
+    stop: asyncio.Event,
+    compaction: HourCompaction | None = None,
+) -> None:
+    """The publisher, and the control work if there is any, until ``stop``. Raises as :func:`run_publisher`.
+
+    ``compaction``: what takes care of the ledger's hours where no control work does.
+    """
     if control_work is None:
-        await run_publisher(publisher, stop)
+        compacting = asyncio.create_task(compaction.run(stop)) if compaction is not None else None
+        try:
+            await run_publisher(publisher, stop)
+        finally:
+            if compacting is not None:
+                compacting.cancel()
+                await asyncio.gather(compacting, return_exceptions=True)
         return
     ended = asyncio.Event()
     keeping = asyncio.create_task(control_work.run(ended))

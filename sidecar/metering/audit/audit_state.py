@@ -8,11 +8,16 @@ from typing import Any, Final
 
 import orjson
 
-from sidecar.ledger.hours import Hours, HourTotal
+from sidecar.ledger.hours import HOURS_OF_DAY, Hours, HourTotal
 from sidecar.metering.audit.comparison import Cell, ResendHistory
 
 AGREED: Final = "agreed"
 RESENT: Final = "resent"
+DAY: Final = "day"
+CHOSEN: Final = b"chosen"
+COMPACTED: Final = b"compacted"
+"""A note at a day's first hour: its hours may become one count each by now, or have."""
+
 HISTORY_MAX: Final = 20_000
 """Cells saved of an hour. Further ones begin anew with each audit, so they are never given up."""
 
@@ -29,6 +34,13 @@ async def load_hour_states(hours: Hours, numbers: Collection[int]) -> dict[int, 
     """Load the states of these hours. A state that cannot be read counts as none."""
     notes = await hours.notes(numbers, AGREED, RESENT)
     return {hour: HourAuditState(_total(agreed), _history(hour, history)) for hour, (agreed, history) in notes.items()}
+
+
+async def with_hourly_counts(hours: Hours, numbers: Collection[int]) -> list[int]:
+    """Those of these hours that are not part of a day's count, as they are where the look-back was made longer."""
+    days = {hour // HOURS_OF_DAY for hour in numbers}
+    notes = await hours.notes([day * HOURS_OF_DAY for day in days], DAY)
+    return [hour for hour in numbers if notes[hour // HOURS_OF_DAY * HOURS_OF_DAY][0] not in (CHOSEN, COMPACTED)]
 
 
 async def save_agreed(hours: Hours, hour: int, total: HourTotal) -> None:

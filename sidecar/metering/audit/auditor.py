@@ -25,6 +25,7 @@ from sidecar.metering.audit.comparison import (
     complete_hours,
     missing_units,
 )
+from sidecar.metering.audit.hour_compaction import HourCompaction
 from sidecar.metering.audit.hourly_counts import HourlyCounts, Progress
 from sidecar.metering.audit.metrics import AuditMetrics
 from sidecar.metering.audit.resend import Resender
@@ -61,6 +62,7 @@ class Auditor:
         *,
         metrics: AuditMetrics | None = None,
         random: Random | None = None,
+        compaction: HourCompaction | None = None,
     ) -> None:
         self.metrics = metrics or AuditMetrics()
         self._settings = settings
@@ -68,6 +70,7 @@ class Auditor:
         self._query = query
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
+        self._compaction = compaction
         self._hours = Hours(client, keys)
         self._streams = Streams(client, keys, EventAttributes(metering.source, metering.type))
         self._stop = asyncio.Event()
@@ -77,7 +80,8 @@ class Auditor:
         return f"Auditor({self._hours!r}, {self.metrics.hours_open} hours open)"
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Audits every ``interval_s``, give or take a tenth, until ``stop``, through every failure.
+        """Audits every ``interval_s``, give or take a tenth, until ``stop``, through every failure. After each, hours
+        that no audit needs any more are compacted.
 
         Raises:
             MeteringError: the settings cannot be used.
@@ -89,6 +93,8 @@ class Auditor:
             except CLIENT_ERRORS as error:
                 self.metrics.failures += 1
                 log.warning("audit aborted: valkey does not respond", reason=reason_of(error))
+            if self._compaction is not None:
+                await self._compaction.compact_if_possible(stop)
             await self._clock.wait(stop, self._settings.interval_s * self._random.uniform(0.9, 1.1))
 
     async def audit(self, now_ms: int, progress: Progress | None = None) -> AuditReport:

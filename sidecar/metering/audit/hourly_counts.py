@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sidecar.ledger.hours import HOUR_MS, Hours, HourTotal, Units
-from sidecar.metering.audit.audit_state import HourAuditState, load_hour_states
+from sidecar.metering.audit.audit_state import HourAuditState, load_hour_states, with_hourly_counts
 from sidecar.metering.audit.comparison import Cell, Counts
 from sidecar.metering.audit.streams import PendingUnits, Streams
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
@@ -83,6 +83,7 @@ class HourlyCounts:
         One pass counts all hours, with the cells of those that have never agreed. Only if one that agreed has another
         total now, a second pass takes its cells, and its total with them.
         """
+        hours = await with_hourly_counts(self._hours, hours)
         states = await load_hour_states(self._hours, hours)
         found = await self._hours.read(hours, [hour for hour in hours if states[hour].agreed is None])
         totals, cells, unreadable = found.totals, found.cells, found.unreadable
