@@ -116,3 +116,18 @@ def test_a_batch_whose_values_are_not_those_of_its_groups_changes_nothing(
         call_batch(stored, text, names, head, *wrong)
     assert real_ledger.backend.state(["tpp"], ["gw"]) == before
     assert len(call_batch(stored, text, names, head, group)) > 0, "as it was sent, it is good"
+
+
+@pytest.mark.parametrize("field", ["s", "prices", "periods", "closed"])
+def test_an_account_of_which_a_field_cannot_be_read_stops_its_batch_and_is_as_it_was(
+    real_ledger: LedgerFixture, stored: redis.Redis, field: str
+) -> None:
+    real_ledger.load()
+    real_ledger.load("other")
+    real_ledger.spend(3, "other")
+    real_ledger.wait_until_ms(real_ledger.account("other").end_ms)
+    stored.hset(key_of(real_ledger, "other"), field, b"\xc1")
+    before = [stored.dump(key_of(real_ledger, account)) for account in ("tpp", "other")]
+    with pytest.raises(LedgerError, match="ACCOUNT 2 "):
+        real_ledger.send("gw", Group.of("tpp", late=(1,)), Group.of("other", late=(1,)))
+    assert [stored.dump(key_of(real_ledger, account)) for account in ("tpp", "other")] == before

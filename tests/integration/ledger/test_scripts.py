@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.ledger.ledger_fixture import CENT, START_MS, LedgerFixture
-from tests.reference.messages import Code, Group, LedgerError, Outcome, Single
+from tests.reference.messages import LATE_SETTLE, Code, Group, LedgerError, Outcome, Single
 from tests.reference.pricing import MAX_INT, Table, worst
 from tests.support.ledger_driver import RealLedger
 
@@ -129,6 +129,15 @@ def test_a_batch_of_three_thousand_parts_is_taken_and_a_larger_one_leaves_no_tra
     with pytest.raises(LedgerError, match="LIMIT a batch of 3001 groups and singles"):
         real_ledger.send("gw", *parts, single, single)
     assert real_ledger.backend.state(["tpp"], ["gw"]) == before  # type: ignore[call-arg]
+
+
+def test_three_thousand_keys_of_one_account_are_charged_in_one_batch(real_ledger: LedgerFixture) -> None:
+    real_ledger.load()
+    singles = [Single("tpp", "api_calls", 1, f"key {at}", LATE_SETTLE) for at in range(3000)]
+    for code in (Code.GRANTED, Code.REPEAT):
+        answers = real_ledger.send("gw", *singles).singles
+        assert {answer.outcomes[0].code for answer in answers} == {code}
+    assert real_ledger.settled_units() == real_ledger.charged_units() == 3000
 
 
 def test_three_thousand_shares_can_change_in_one_batch(real_ledger: LedgerFixture) -> None:
