@@ -118,10 +118,7 @@ def gateway(config: Path, *, python: tuple[str, ...] = ()) -> Iterator[GatewayPr
 
 def settled(client: redis.Redis, account: str = ACCOUNT, metric: str = "api_calls") -> int:
     """``N``: units that the ledger has charged the account in this period."""
-    keys = Keys()
-    state = msgpack.unpackb(client.hget(keys.account(account), "state") or b"\x90")
-    at = state.index(metric) if metric in state else None
-    return 0 if at is None else int(state[at + 1])
+    return _settled(client.hget(Keys().account(account), "s"), metric)
 
 
 def settled_by_all(client: redis.Redis, accounts: Sequence[str], metric: str = "api_calls") -> int:
@@ -130,11 +127,15 @@ def settled_by_all(client: redis.Redis, accounts: Sequence[str], metric: str = "
     for at in range(0, len(accounts), 5000):
         pipeline = client.pipeline(transaction=False)
         for account in accounts[at : at + 5000]:
-            pipeline.hget(keys.account(account), "state")
-        for packed in pipeline.execute():
-            state = msgpack.unpackb(packed or b"\x90")
-            total += int(state[state.index(metric) + 1]) if metric in state else 0
+            pipeline.hget(keys.account(account), "s")
+        total += sum(_settled(packed, metric) for packed in pipeline.execute())
     return total
+
+
+def _settled(packed: Any, metric: str) -> int:
+    """Out of an account's state, in which ``N`` is the seventh value after the name (lua/lib/account.lua)."""
+    state = msgpack.unpackb(packed or b"\x90")
+    return int(state[state.index(metric) + 7]) if metric in state else 0
 
 
 def streams(client: redis.Redis) -> list[bytes]:

@@ -8,19 +8,17 @@ from decimal import Decimal
 from typing import Any, cast
 from urllib.parse import quote
 
-import msgpack
 import orjson
 import redis
 
 from loadtests.scenarios.reconciliation import Account, Counts, Events, Ledger, Meters, UsageEvent
 from loadtests.scenarios.target import CannotRun, Secret, Target
 from loadtests.scenarios.web import ask, place
+from sidecar.ledger.accounts.account_state import FIELDS, decode_account
+from sidecar.ledger.accounts.load_errors import MalformedAccount
 from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry
 
-STATE_HEAD = 6
-STATE_STEP = 7
-"""Values before the first metric of an account's ``state``, and of each metric (docs/ledger.md)."""
 PAGE = 2_000
 ATTRIBUTES = EventAttributes("", "")
 
@@ -87,19 +85,23 @@ def account_by_admin(target: Target, account: str) -> Account:
 
 
 def account_by_valkey(client: redis.Redis, account: str) -> Account:
-    packed = client.hget(Keys().account(account), "state")
-    if packed is None:
+    try:
+        state = decode_account(account, cast(Any, client).hmget(Keys().account(account), *FIELDS))
+    except MalformedAccount as error:
+        raise CannotRun(str(error)) from None
+    if state.version == 0:
         raise CannotRun(f"the ledger has no account {account!r} (its prefix may be another than qs)")
-    state = msgpack.unpackb(packed)
+    usages = [usage for each in state.subscriptions for usage in each.usages]
     return Account(
-        settled=sum(state[STATE_HEAD + 1 :: STATE_STEP]),
-        held=sum(state[STATE_HEAD + 2 :: STATE_STEP]),
-        period_start_ms=state[1],
+        settled=sum(usage.settled for usage in usages),
+        held=sum(usage.held for usage in usages),
+        period_start_ms=state.period_start_ms,
     )
 
 
 def account_of_key(client: redis.Redis, digest: str) -> str | None:
-    found = client.get(Keys().api_key(digest))
+    sha256 = bytes.fromhex(digest)
+    found = cast(Any, client).hget(Keys().api_keys(sha256), sha256)
     return found.decode() if isinstance(found, bytes) else None
 
 
