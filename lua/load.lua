@@ -156,7 +156,8 @@ for n, loaded in ipairs(subscriptions) do
   local name, start_ms, end_ms, following, live, _, counted = values(loaded, 1, 7)
   local at = #new
   new[at + 1], new[at + 2], new[at + 3] = name, start_ms, end_ms
-  local k = number_of(name) or (n == 1 and not is_known and 1)   -- an account that lost its policy kept its counts in the first
+  -- An account that lost its policy kept its counts in the first one, whatever its name was.
+  local k = is_known and number_of(name) or (not is_known and n == 1 and 1)
   local gone, of_counter = {}, {}
   for i = acc.first + 1, acc.shares, COUNTER do
     if state[i] == k then

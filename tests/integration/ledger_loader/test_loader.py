@@ -361,6 +361,15 @@ async def test_an_account_that_lost_its_terms_keeps_its_counts(ledger: Ledger) -
     assert [(m.metric, m.settled) for m in (await shown(ledger)).metrics] == [("api_calls", 9)]
 
 
+async def test_counts_of_an_account_that_lost_its_terms_go_to_the_first_subscription_alone(ledger: Ledger) -> None:
+    await ledger.usage.spend("tpp-1", "sms", 9)
+
+    await ledger.loader.load(replace(SPEC, subscription="main", further_subscriptions=(replace(FURTHER, name=""),)))
+
+    counts = [(m.subscription, m.metric, m.settled) for m in (await shown(ledger)).metrics]
+    assert counts == [("main", "api_calls", 0), ("main", "sms", 9), ("", "sms", 0)]
+
+
 async def test_the_clock_of_the_caller_chooses_the_period(ledger: Ledger) -> None:
     await ledger.loader.load(SPEC, now_ms=3 * YEAR_MS + 5)
 
