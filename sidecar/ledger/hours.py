@@ -11,7 +11,7 @@ total for each hour, and the cells of those hours of which they are wanted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -148,22 +148,24 @@ def _settled(reply: Any, days: Collection[int], wanted: Collection[int]) -> dict
         raise MalformedHours(str(reply))
     if isinstance(reply, Exception):
         raise reply
-    found: dict[tuple[int, str], int] = {}
+    found: dict[tuple[int, bytes], int] = {}
     state, *fields = reply
     for hour, metric, units in running_hours(state) if state else ():
         if hour in wanted and units:
             key = hour, metric
             found[key] = found.get(key, 0) + units
     for day, packed in zip(days, fields, strict=True):
-        for hour_of_day, _, metric, units in day_counts(packed) if packed else ():
-            hour = day * HOURS_OF_DAY + hour_of_day
-            if hour_of_day < WHOLE_DAY and hour in wanted and units:
-                key = hour, metric
-                found[key] = found.get(key, 0) + units
-    return found
+        if packed:
+            first = day * HOURS_OF_DAY
+            for hour_of_day, _, metric, units in day_counts(packed):
+                hour = first + hour_of_day
+                if hour in wanted and units and hour_of_day < WHOLE_DAY:
+                    key = hour, metric
+                    found[key] = found.get(key, 0) + units
+    return {(hour, metric.decode("utf-8", "replace")): units for (hour, metric), units in found.items()}
 
 
-def running_hours(state: bytes) -> Iterator[tuple[int, str, int]]:
+def running_hours(state: bytes) -> list[tuple[int, bytes, int]]:
     """Hour, metric and units of each counter of an account's state.
 
     Raises:
@@ -171,8 +173,10 @@ def running_hours(state: bytes) -> Iterator[tuple[int, str, int]]:
     """
     values = state_values(state)
     first = _HEAD + _SUBSCRIPTION * values[_HEAD - 2]
-    for at in range(first, first + _COUNTER * values[_HEAD - 1], _COUNTER):
-        yield _count(values[at + 7], values[at + 1], values[at + 10])
+    end = first + _COUNTER * values[_HEAD - 1]
+    metrics, hours, units = (values[first + at : end : _COUNTER] for at in (1, 7, 10))
+    _check(hours, metrics, units)
+    return list(zip(hours, metrics, units, strict=True))
 
 
 def periods(state: bytes) -> list[tuple[int, int]]:
@@ -203,7 +207,7 @@ def state_values(state: bytes) -> list[Any]:
     return list(values)
 
 
-def day_counts(packed: bytes) -> list[tuple[int, bytes, str, int]]:
+def day_counts(packed: bytes) -> list[tuple[int, bytes, bytes, int]]:
     """Hour of the day, subscription, metric and units of each count of a day.
 
     Raises:
@@ -217,14 +221,11 @@ def day_counts(packed: bytes) -> list[tuple[int, bytes, str, int]]:
         raise MalformedHours(f"the counts of a day are no msgpack: {error!r}"[:200]) from None
     if len(values) % 4 or unpacker.tell() != len(packed):
         raise MalformedHours(f"the counts of a day have {len(values)} values, not four for each")
-    found = []
-    for at in range(0, len(values), 4):
-        hour, metric, units = _count(values[at], values[at + 2], values[at + 3])
-        found.append((hour, values[at + 1], metric, units))
-    return found
+    hours, subscriptions, metrics, units = values[::4], values[1::4], values[2::4], values[3::4]
+    _check(hours, metrics, units)
+    return list(zip(hours, subscriptions, metrics, units, strict=True))
 
 
-def _count(hour: object, metric: object, units: object) -> tuple[int, str, int]:
-    if type(hour) is not int or type(units) is not int or not isinstance(metric, bytes):
-        raise MalformedHours(f"{(hour, metric, units)!r} is not the count of an hour"[:200])
-    return hour, metric.decode("utf-8", "replace"), units
+def _check(hours: list[Any], metrics: list[Any], units: list[Any]) -> None:
+    if not (set(map(type, hours)) | set(map(type, units)) <= {int} and set(map(type, metrics)) <= {bytes}):
+        raise MalformedHours("a count is not that of an hour, a metric and whole units")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.fault_reasons import reason_of
@@ -34,7 +34,7 @@ from sidecar.ledger.hours import (
 )
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.audit_state import CHOSEN, COMPACTED, DAY, load_hour_states
-from sidecar.valkey.calls import Argument, script_call
+from sidecar.valkey.calls import Argument
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -180,7 +180,6 @@ class HourCompaction:
         )
         days_of = await self._days(accounts)
         calls: list[tuple[Argument, ...]] = []
-        text = script("compact_hours").text
         for account, state in zip(accounts, states, strict=True):
             try:
                 compact, drop = _due(state, days_of.get(account, {}), chosen, today)
@@ -190,8 +189,8 @@ class HourCompaction:
                 continue
             if compact or drop:
                 keys = [self._keys.account(account), self._keys.meta(partition)]
-                calls.append(script_call(text, keys, _pack(compact), _pack(drop)).args)
-        for reply in await replies_of_one_slot(self._client, calls) if calls else ():
+                calls.append((len(keys), *keys, _pack(compact), _pack(drop)))
+        for reply in await self._replies_of_script(calls) if calls else ():
             if isinstance(reply, ResponseError):
                 counts.failed += 1
                 log.warning("the hours of an account cannot be compacted", reason=reason_of(reply))
@@ -201,6 +200,19 @@ class HourCompaction:
                 counts.accounts += 1
                 counts.compacted += int(reply[0])
                 counts.dropped += int(reply[1])
+
+    async def _replies_of_script(self, calls: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """By its digest: the text is long, and the same for every account."""
+        compact = script("compact_hours")
+        replies = await replies_of_one_slot(self._client, [("EVALSHA", compact.sha, *call) for call in calls])
+        unknown = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            first, *others = unknown
+            commands: list[tuple[Argument, ...]] = [("EVAL", compact.text, *calls[first])]
+            commands += [("EVALSHA", compact.sha, *calls[number]) for number in others]
+            for number, reply in zip(unknown, await replies_of_one_slot(self._client, commands), strict=True):
+                replies[number] = reply
+        return replies
 
     async def _days(self, accounts: Sequence[str]) -> dict[str, dict[int, bytes]]:
         """The fields of the days of each account that can be read."""

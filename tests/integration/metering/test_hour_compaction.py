@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 import redis
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -20,6 +20,7 @@ from sidecar.metering.audit import hour_compaction
 from sidecar.metering.audit.audit_state import save_agreed
 from sidecar.metering.audit.hour_compaction import HourCompaction
 from sidecar.valkey.scripts import script
+from tests.conftest import start_valkey
 from tests.integration.metering.audit_kit import Audit, Charges, auditing, open_partitions, pack, state
 from tests.integration.metering.kit import Valkey, until
 from tests.integration.metering.kit import settings as metering_settings
@@ -52,7 +53,7 @@ def store(valkey: Valkey, keys: Keys, account: str, packed: bytes, days: dict[in
     valkey.zadd(keys.accounts(keys.partition(account)), {account: 0})
 
 
-def stored(valkey: Valkey, keys: Keys, account: str) -> dict[int, list[tuple[int, bytes, str, int]]]:
+def stored(valkey: Valkey, keys: Keys, account: str) -> dict[int, list[tuple[int, bytes, bytes, int]]]:
     fields = valkey.hgetall(keys.account(account))
     return {int(name[1:]): day_counts(packed) for name, packed in fields.items() if name[:1] == b"h"}
 
@@ -98,7 +99,7 @@ async def test_days_beyond_the_look_back_that_agreed_become_one_count_and_others
         today - 8: False, today - 7: True, today - 6: False, today - 5: True, today - 4: False, today - 3: True,
         today - 2: False, today - 1: False,
     }  # fmt: skip
-    assert stored(valkey, keys, "tpp-0")[today - 5] == [(WHOLE_DAY, b"s", "api_calls", 3)]
+    assert stored(valkey, keys, "tpp-0")[today - 5] == [(WHOLE_DAY, b"s", b"api_calls", 3)]
     assert await audited(client, keys).compact(noon_ms(today)) is None, "nothing more to do today"
     assert days_of(valkey, keys, "tpp-0")[today - 4] is False
 
@@ -116,12 +117,12 @@ async def test_a_day_in_the_look_back_stays_hour_by_hour_although_it_agreed(
 async def test_counters_and_subscriptions_stay_apart_and_hours_of_any_number_are_added(
     valkey: Valkey, client: Redis, keys: Keys, today: int
 ) -> None:
-    random, sums = Random(3), dict[tuple[bytes, str], int]()
+    random, sums = Random(3), dict[tuple[bytes, bytes], int]()
     counts = []
     for _ in range(4_500):
         subscription, counter, units = random.choice("st"), f"m{random.randrange(40)}", random.randrange(1, 10**9)
         counts.append((random.randrange(24), subscription, counter, units))
-        key = subscription.encode(), counter
+        key = subscription.encode(), counter.encode()
         sums[key] = sums.get(key, 0) + units
     store(valkey, keys, "tpp-1", state([]), {today - 4: day_field(*counts)})
     await unaudited(client, keys).compact(noon_ms(today))
@@ -136,7 +137,7 @@ async def test_an_hour_that_came_later_is_part_of_the_day(
     late = day_field((WHOLE_DAY, "s", "api_calls", 3), (23, "s", "api_calls", 4))
     store(valkey, keys, "tpp-1", state([]), {today - 4: late})
     assert await unaudited(client, keys).compact(noon_ms(today))
-    assert stored(valkey, keys, "tpp-1")[today - 4] == [(WHOLE_DAY, b"s", "api_calls", 7)]
+    assert stored(valkey, keys, "tpp-1")[today - 4] == [(WHOLE_DAY, b"s", b"api_calls", 7)]
 
 
 async def test_a_sum_that_cannot_be_represented_leaves_the_hours(
@@ -257,6 +258,27 @@ async def test_charges_after_a_compaction_count_on(valkey: Valkey, client: Redis
     charges.charge("tpp-1", 1)
     found = stored(valkey, keys, "tpp-1")
     assert {day: sum(units for *_, units in counts) for day, counts in found.items()} == {today - 4: 24, today - 3: 6}
+
+
+async def test_a_cluster_is_compacted_as_a_single_server_is(keys: Keys) -> None:
+    server = start_valkey(cluster_enabled="yes")
+    try:
+        with redis.Redis(port=server.port) as valkey:
+            plain: Valkey = valkey
+            plain.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            await until(lambda: b"cluster_state:ok" in plain.execute_command("CLUSTER", "INFO"))
+            open_partitions(plain, keys)
+            today = int(plain.time()[0]) * 1000 // DAY_MS
+            for number in range(30):
+                plain.hset(keys.account(f"tpp-{number}"), mapping={f"i{n:016d}": "1" for n in range(1_000)})
+                store(plain, keys, f"tpp-{number}", state([]), {today - 4: TWO_HOURS})
+            async with RedisCluster(host="127.0.0.1", port=server.port) as client:
+                counts = await HourCompaction(client, keys, 1, must_agree=False).compact(noon_ms(today))
+            assert counts is not None
+            assert (counts.compacted, counts.failed) == (30, 0)
+            assert days_of(plain, keys, "tpp-0") == {today - 4: True}
+    finally:
+        server.terminate()
 
 
 async def test_the_loops_compact_and_outlive_a_valkey_that_is_away(
