@@ -55,6 +55,10 @@ MUTANTS = [
     ("a metric is charged to the last subscription",
      "if state[13] == 1 or counter_is_live(acc, i) then\n        return i",
      "if state[13] == 1 or counter_is_live(acc, i) then\n        former = i"),
+    ("a rate waits again for what it was cut down to", "if tat - interval < state[9] then", "if false then"),
+    ("what was held of a former subscription stays held", "if units > 0 and state[13] > 1 then", "if false then"),
+    ("what a former subscription had costs nothing", "return former or first", "return first"),
+    ("who names no epoch is registered", "registered = epoch ~= 0 and", "registered ="),
     ("a key is charged again", "return until_ms and number(until_ms) > now_ms", "return false"),
 ]  # fmt: skip
 
