@@ -8,6 +8,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
+from sidecar.basics.cancellation import notice_cancellation
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
@@ -95,6 +96,7 @@ class Auditor:
                 log.warning("audit aborted: valkey does not respond", reason=reason_of(error))
             if self._compaction is not None:
                 await self._compaction.compact_if_possible(stop)
+            notice_cancellation()
             await self._clock.wait(stop, self._settings.interval_s * self._random.uniform(0.9, 1.1))
 
     async def audit(self, now_ms: int, progress: Progress | None = None) -> AuditReport:

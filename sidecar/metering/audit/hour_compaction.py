@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgpack
 from redis.exceptions import NoScriptError, ResponseError
 
+from sidecar.basics.cancellation import notice_cancellation
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
@@ -100,6 +101,7 @@ class HourCompaction:
         """Compacts whenever there is something to do, until ``stop``, through every failure."""
         while not stop.is_set():
             await self.compact_if_possible(stop)
+            notice_cancellation()
             await self._clock.wait(stop, ALONE_INTERVAL_S)
 
     async def compact_if_possible(self, stop: asyncio.Event) -> None:
@@ -166,6 +168,7 @@ class HourCompaction:
         began_s = time.monotonic()
         async for partition, accounts in account_pages(self._client, self._keys, accounts_max=PAGE_ACCOUNTS):
             await self._page(partition, accounts, chosen, today, counts)
+            notice_cancellation()
             pause_s = max(PAUSE_S_MIN, time.monotonic() - began_s)
             if await self._clock.wait(stop, pause_s):
                 return False

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from random import Random
 
 from sidecar.basics.backoff import Backoff
+from sidecar.basics.cancellation import notice_cancellation
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
@@ -49,13 +50,6 @@ CANCEL_AGAIN_S = 0.1
 def new_consumer_name() -> str:
     """Unique for every start: what an earlier process left pending is taken over like any other's."""
     return f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _notice_cancellation() -> None:
-    """Before Python 3.12 ``asyncio.wait_for``, in which redis-py writes, may swallow a cancellation."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 class Publisher:
@@ -121,7 +115,7 @@ class Publisher:
                 # A delivery that fails for a reason nobody thought of ends the publisher: better seen than stuck.
                 async with asyncio.TaskGroup() as tasks:
                     while not self._stop.is_set():
-                        _notice_cancellation()
+                        notice_cancellation()
                         await self._iterate(tasks, delivery)
                     await self._drain(tasks, delivery)
             finally:
