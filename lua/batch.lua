@@ -394,6 +394,10 @@ local function batch(call_keys, args)
   if n_groups + #singles > PARTS_MAX then
     return fail('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
   end
+  if #singles > 0 and marks_ttl_ms < 1 then
+    -- HPEXPIRE would refuse it after the first write.
+    return fail('LIMIT idempotency keys that are kept for ' .. marks_ttl_ms .. ' ms')
+  end
   keys, accounts, current = call_keys, {}, nil
   local parts = all_parts(args)
   local starts = group_starts(parts, n_groups)

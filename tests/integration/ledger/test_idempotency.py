@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tests.integration.ledger.ledger_fixture import LedgerFixture
-from tests.reference.messages import HOLD, LATE_SETTLE, SETTLE, Code, Group, Outcome, Single
+from tests.reference.messages import HOLD, LATE_SETTLE, SETTLE, Code, Group, LedgerError, Outcome, Single
 from tests.support.ledger_driver import IDEMPOTENCY_TTL_MS, RealLedger
 
 
@@ -154,6 +154,19 @@ def test_a_key_that_was_charged_goes_by_itself(real_ledger: LedgerFixture) -> No
     real_ledger.settle_once("key")
     [ttl] = client.execute_command("HPTTL", account, "FIELDS", 1, real_ledger.backend.mark("tpp", "key"))
     assert IDEMPOTENCY_TTL_MS - 60_000 < ttl <= IDEMPOTENCY_TTL_MS
+
+
+@pytest.mark.parametrize("ttl_ms", [0, -1])
+def test_keys_that_would_be_kept_for_no_time_are_refused_and_change_nothing(
+    real_ledger: LedgerFixture, monkeypatch: pytest.MonkeyPatch, ttl_ms: int
+) -> None:
+    real_ledger.load()
+    real_ledger.once("key")
+    before = real_ledger.backend.state(["tpp"], ["gw"])  # type: ignore[call-arg]
+    monkeypatch.setattr("tests.support.ledger_driver.IDEMPOTENCY_TTL_MS", ttl_ms)
+    with pytest.raises(LedgerError, match="LIMIT"):
+        real_ledger.settle_once("key")
+    assert real_ledger.backend.state(["tpp"], ["gw"]) == before  # type: ignore[call-arg]
 
 
 MARKS_MAX = 10_000
