@@ -1,6 +1,6 @@
 -- Holds, settles and releases of one gateway process, as many as came up in one turn of its event loop.
 --
--- keys  [1] instance hash  [2] meta hash of its home partition  [3] outbox stream  [4 ...] account hashes
+-- keys  [1] instance  [2] clock of its home partition  [3] outbox stream  [4 5, 6 7, ...] state and hash of each account
 -- args  [1] msgpack values: epoch, seq, origin, events, idem_ttl_ms, n_groups, {metric, ...}, {single, ...}
 --           single   {a, known_version, metric, units, digest, kind, event}       kind: 1 hold, 2 settle, 3 late settle
 --       [2 ...] msgpack values of the groups, all one after another: a, known_version, m, settled, released, late, n, units ...
@@ -14,10 +14,10 @@
 --
 -- It happens whole or not at all. `decide` reads everything and writes nothing; an account that cannot be read or charged makes
 -- the whole batch an error ACCOUNT that names it, and the caller sends the rest again without it. What is written then is packed
--- before the first command that writes. That one may be refused (OOM, READONLY, NOREPLICAS, MISCONF, a wrong type), and nothing has
--- changed. The ones after it cannot: all keys are declared and were read, which proves their types; once a script has written, Valkey
--- refuses it nothing for want of memory, replicas or a disk (scriptVerifyOOM and scriptVerifyWriteCommandAllow in script.c), and it
--- cannot be killed.
+-- before the first command that writes. That one may be refused (OOM, READONLY, NOREPLICAS, MISCONF, an outbox that is none), and
+-- nothing has changed. The ones after it cannot: MSET takes keys of every type, and hashes are written only where they were read, which
+-- proves their type; once a script has written, Valkey refuses it nothing for want of memory, replicas or a disk (scriptVerifyOOM and
+-- scriptVerifyWriteCommandAllow in script.c), and it cannot be killed.
 --
 -- It runs as a function (FCALL), whose closures are made when it is loaded and not at every call. So what belongs to a
 -- call is set at its beginning, for a call may have ended anywhere in an error; what outlives calls are only caches.
@@ -34,6 +34,7 @@ local now_us, now_ms     -- the ledger's clock
 local registered         -- whether the instance lives in the epoch that the batch names
 local epoch
 local held               -- units that the instance holds in all
+local states             -- what was read: instance, clock, and the state of each account
 local accounts           -- accounts that the batch touches, by their number in it
 local current            -- the one that is worked on: whose fault an error is
 local marks_of           -- by account: the fields of the idempotency keys to read
@@ -69,45 +70,49 @@ local function group_starts(parts, count)
   return starts
 end
 
--- Reads an account when the batch comes to it for the first time.
+-- Unpacks an account when the batch comes to it for the first time.
 local function account_at(a)
   current = a
   local acc = accounts[a]
   if acc then
     return acc
   end
-  local key, marks = keys[3 + a], marks_of and marks_of[a]
-  if marks then
-    local fields = call('HMGET', key, 's', values(marks))
-    acc = account_open(key, fields[1], now_ms)
+  local key = keys[3 + 2 * a]
+  local state_key = keys[2 + 2 * a]
+  acc = account_open(state_key, key, states[2 + a] or string_read(state_key, false), now_ms)
+  if marks_of then
     acc.marks = {}
-    for m = 1, #marks do
-      acc.marks[marks[m]] = fields[m + 1]
+    local marks = marks_of[a]
+    if marks then
+      local fields = call('HMGET', key, values(marks))
+      for m = 1, #marks do
+        acc.marks[marks[m]] = fields[m]
+      end
     end
-  else
-    acc = account_open(key, call('HGET', key, 's'), now_ms)
+    acc.new_marks, acc.old_marks = false, false
   end
-  acc.new_marks, acc.old_marks, acc.charged = nil, nil, nil
-  account_roll(acc)
+  if acc.now_ms >= acc.soonest_end_ms then
+    account_roll(acc)
+  end
   accounts[a] = acc
   return acc
 end
 
 -- Gives back `units` of what this instance holds, never more than its share.
-local function give_back(acc, i, units)
-  local s = share_at(acc, i, epoch)
+local function give_back(acc, c, units)
+  local s = share_at(acc, c, epoch)
   if s then
-    local taken = share_take(acc, i, s, units)
+    local taken = share_take(acc, s, units)
     held, units = held - taken, units - taken
   end
   local state = acc.state
-  if units > 0 and state[13] > 1 then
+  if units > 0 and state[9] > 1 then
     -- The metric was held when another of the subscriptions had it.
-    local name = state[i + 1]
-    for j = acc.first + 1, acc.shares, COUNTER do
-      s = j ~= i and units > 0 and state[j + 1] == name and share_at(acc, j, epoch)
+    local name = state[acc.slow + SLOW * c + 1]
+    for d = 1, state[10] do
+      s = d ~= c and units > 0 and state[acc.slow + SLOW * d + 1] == name and share_at(acc, d, epoch)
       if s then
-        local taken = share_take(acc, j, s, units)
+        local taken = share_take(acc, s, units)
         held, units = held - taken, units - taken
       end
     end
@@ -115,7 +120,7 @@ local function give_back(acc, i, units)
 end
 
 local function counter_of(acc, name)
-  return counter_at(acc, name) or counter_add(acc, 1, name)
+  return counter_named(acc, name) or counter_add(acc, 1, name)
 end
 
 -- What the account may still spend, -1 for no limit. Zero if a reload or late settles left it below.
@@ -130,9 +135,9 @@ local function account_remains(acc)
 end
 
 local function set_limits(acc, tat, day, day_count)
-  local state = acc.state
-  state[9], state[11], state[12] = tat, day, day_count
-  acc.limits = nil
+  local state, at = acc.state, acc.limits
+  state[at], state[at + 2], state[at + 3] = tat, day, day_count
+  acc.limits_packed = false
   acc.dirty = true
 end
 
@@ -141,79 +146,99 @@ local function is_charged(acc, mark)
   return until_ms and number(until_ms) > now_ms
 end
 
--- Decides one hold and takes it if granted. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). `mark`: the
--- field of the idempotency key of a call that is charged only once, or nil.
-local function hold(acc, i, units, mark)
+-- The credit decision: grants units if the account can pay for them. Returns code, x, y. What it grants is in H; the share is the
+-- caller's to change.
+local function take(acc, c, units)
+  local state = acc.state
+  local i, j = acc.slow + SLOW * c, acc.hot + HOT * c
+  local n, h = state[j], state[j + 1]
+  local top, before, added = n + h + units, acc.cost, nil
+  local lo = state[i + 3]
+  if top <= state[i + 4] and n >= lo then
+    -- All on one straight piece.
+    local b = state[i + 6]
+    added = b * units
+    before = before or (state[10] == 1 and state[i + 5] + b * (n + h - lo) or account_cost(acc))
+  else
+    added = counter_worst(acc, c, h + units) - counter_worst(acc, c, h)
+    before = before or account_cost(acc)
+  end
+  local cost, ceiling = before + added, state[3]
+  if ceiling then
+    if state[4] == 1 then
+      ceiling = ceiling - state[8]
+    end
+    if cost > ceiling then
+      acc.cost = before
+      return CREDIT, max(-MAX_INT, ceiling - before), min(added, MAX_INT)
+    end
+  elseif cost > MAX_INT then
+    acc.cost = before
+    return CREDIT, 0, min(added, MAX_INT)
+  end
+  if top > MAX_INT then
+    acc.cost = before
+    return CREDIT, 0, min(added, MAX_INT)
+  end
+  state[j + 1] = h + units
+  acc.cost = cost
+  return GRANTED, ceiling and ceiling - cost or -1, added
+end
+
+-- Whether holds of a counter depend on credit alone.
+local function is_plain(acc, c)
+  local state = acc.state
+  return registered and state[2] == 0 and state[5] <= 0 and state[7] <= 0 and state[1] ~= 0 and counter_is_live(acc, c)
+end
+
+-- Decides one hold. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). `mark`: the field of the idempotency
+-- key of a call that is charged only once, or nil.
+local function hold(acc, c, units, mark)
   if not registered then
     return UNREGISTERED, 0, 0
   end
-  local state = acc.state
+  local state, limits = acc.state, acc.limits
   if state[1] == 0 then
     return UNKNOWN, 0, 0
   end
   if state[2] ~= 0 then
     return state[2] == 1 and SUSPENDED or CLOSED, 0, 0
   end
-  local repeated = is_charged(acc, mark)
-  if not repeated and not counter_is_live(acc, i) then
+  local repeated = mark and is_charged(acc, mark)
+  if not repeated and not counter_is_live(acc, c) then
     return UNPRICED, 0, 0
   end
-  local day_limit, day, day_count = state[7], state[11], state[12]
+  local interval, day_limit = state[5], state[7]
+  local tat, day, day_count = state[limits], state[limits + 2], state[limits + 3]
   if day_limit > 0 then
     day, day_count = day_of(now_us, day, day_count)
     if day_count >= day_limit then
       return DAILY, (day + 1) * DAY_US - now_us, 0
     end
+    day_count = day_count + 1
   end
-  local interval, tat = state[5], state[9]
   if interval > 0 then
     tat = tat_of(now_us, tat, interval, state[6]) + interval
     local wait = tat - interval * state[6] - now_us
     if wait > 0 then
       -- Who waits as long as that must pass then: the instant that it was cut down to counts from now on.
-      if tat - interval < state[9] then
-        set_limits(acc, tat - interval, state[11], state[12])
+      if tat - interval < state[limits] then
+        set_limits(acc, tat - interval, state[limits + 2], state[limits + 3])
       end
       return RATE, wait, 0
     end
   end
-  if day_limit > 0 then
-    day_count = day_count + 1
-  end
+  local code, x, y
   if repeated then
     -- It costs nothing, but it is a request: one key must not open the API to any number of them.
-    if day_limit > 0 or interval > 0 then
-      set_limits(acc, tat, day, day_count)
-    end
-    return REPEAT, account_remains(acc), 0
+    code, x, y = REPEAT, account_remains(acc), 0
+  else
+    code, x, y = take(acc, c, units)
   end
-  if not acc.cost then
-    acc.cost = account_cost(acc)
-  end
-  local h = state[i + 9]
-  local added = counter_worst(acc, i, h + units) - counter_worst(acc, i, h)
-  local cost = acc.cost + added
-  local ceiling = state[3]
-  if ceiling then
-    if state[4] == 1 then
-      ceiling = ceiling - state[8]
-    end
-    if cost > ceiling then
-      return CREDIT, max(-MAX_INT, ceiling - acc.cost), min(added, MAX_INT)
-    end
-  elseif cost > MAX_INT then
-    return CREDIT, 0, min(added, MAX_INT)
-  end
-  if state[i + 8] + h + units > MAX_INT then
-    return CREDIT, 0, min(added, MAX_INT)
-  end
-  if interval > 0 or day_limit > 0 then
+  if code ~= CREDIT and (interval > 0 or day_limit > 0) then
     set_limits(acc, tat, day, day_count)
   end
-  share_add(acc, i, epoch, units)
-  held = held + units
-  acc.cost = cost
-  return GRANTED, ceiling and ceiling - cost or -1, added
+  return code, x, y
 end
 
 -- What the caller shows of the account beside the outcomes: the view if it does not know this version, and what the limits leave.
@@ -231,46 +256,58 @@ local function account_summary(acc, known_version)
   local rate_left, day_left = -1, -1
   local interval, burst, day_limit = state[5], state[6], state[7]
   if interval > 0 then
-    local tat = tat_of(now_us, state[9], interval, burst)
+    local tat = tat_of(now_us, state[acc.limits], interval, burst)
     rate_left = max(0, floor((interval * burst - (tat - now_us)) / interval))
   end
   if day_limit > 0 then
-    local _, count = day_of(now_us, state[11], state[12])
+    local _, count = day_of(now_us, state[acc.limits + 2], state[acc.limits + 3])
     day_left = max(0, day_limit - count)
   end
   return {view, rate_left, day_left, version}
 end
 
--- Answers are put into one array: for each group with holds its summary or false, then code, x and y of each hold.
+-- Answers are put into one array: for each group with holds its summary or false, then code, x and y of each hold. Returns it, and
+-- how many values it has.
 local function do_groups(parts, starts, metrics)
   local replies, r = {}, 0
   for g = 1, #starts do
     local at = starts[g]
     local settled, released, late, n = parts[at + 3], parts[at + 4], parts[at + 5], parts[at + 6]
-    local acc = account_at(parts[at])
-    local i = counter_of(acc, metrics[parts[at + 2]])
-    if registered and settled + released > 0 then
-      give_back(acc, i, settled + released)
-    end
-    if settled + late > 0 then
-      counter_charge(acc, i, settled + late)
-      acc.charged = true
-    end
+    local acc, metric = account_at(parts[at]), metrics[parts[at + 2]]
+    local state = acc.state
+    local c = state[9] == 1 and state[10] > 0 and state[acc.slow + SLOW + 1] == metric and 1 or counter_of(acc, metric)
     if settled + released + late > 0 then
-      acc.cost = nil
+      if registered and settled + released > 0 then
+        give_back(acc, c, settled + released)
+      end
+      if settled + late > 0 then
+        counter_charge(acc, c, settled + late)
+      end
+      acc.cost = false
     end
     if n ~= 0 then
       r = r + 1
-      local summary_at = r
-      local first = at + PART
-      for u = 1, n > 0 and n or -n do
-        replies[r + 1], replies[r + 2], replies[r + 3] = hold(acc, i, parts[n > 0 and first or first + u - 1])
+      local summary_at, granted = r, 0
+      local same, first = n > 0, at + PART
+      local decide_one = is_plain(acc, c) and take or hold
+      for u = 0, (same and n or -n) - 1 do
+        local units = parts[same and first or first + u]
+        local code, x, y = decide_one(acc, c, units)
+        if code == GRANTED then
+          granted = granted + units
+        end
+        replies[r + 1], replies[r + 2], replies[r + 3] = code, x, y
         r = r + 3
       end
-      replies[summary_at] = account_summary(acc, parts[at + 1]) or false
+      if granted > 0 then
+        share_add(acc, c, epoch, granted)
+        held = held + granted
+      end
+      local nothing_new = state[1] == parts[at + 1] and state[5] <= 0 and state[7] <= 0
+      replies[summary_at] = not nothing_new and account_summary(acc, parts[at + 1]) or false
     end
   end
-  return replies
+  return replies, r
 end
 
 -- Remembers an idempotency key, and forgets one where there is no other way for it to go, or too many of them.
@@ -306,26 +343,29 @@ local function do_singles(singles)
   for s = 1, #singles do
     local a, known_version, metric, units, digest, kind, event = values(singles[s])
     local acc = account_at(a)
-    local i = counter_of(acc, metric)
+    local c = counter_of(acc, metric)
     local mark = 'i' .. digest
     if kind == 1 then
-      local code, x, y = hold(acc, i, units, mark)
+      local code, x, y = hold(acc, c, units, mark)
+      if code == GRANTED then
+        share_add(acc, c, epoch, units)
+        held = held + units
+      end
       local reply = account_summary(acc, known_version) or {false, -1, -1, 0}
       reply[5], reply[6], reply[7] = code, x, y
       replies[s] = reply
     else
       local code = REPEAT
       if registered and kind == 2 then
-        give_back(acc, i, units)
+        give_back(acc, c, units)
       end
       if not is_charged(acc, mark) then
-        counter_charge(acc, i, units)
-        acc.charged = true
+        counter_charge(acc, c, units)
         add_mark(acc, mark)
         events[#events + 1] = event
         code = GRANTED
       end
-      acc.cost = nil
+      acc.cost = false
       replies[s] = {false, -1, -1, 0, code, 0, 0}
     end
   end
@@ -345,14 +385,19 @@ local function marks_to_read(singles)
 end
 
 local function decide(parts, starts, metrics, singles)
-  local group_replies = do_groups(parts, starts, metrics)
+  local group_replies, reply_count = do_groups(parts, starts, metrics)
   current = nil
   local single_replies, single_events = do_singles(singles)
   for a, acc in each(accounts) do
     current = a
     account_pack(acc)
   end
-  return group_replies, single_replies, single_events
+  -- The array that mp_pack would make of {registered, now_us, group_replies, single_replies, stepped}, for half of the cost.
+  local reply = concat({
+    '\149', mp_pack(registered and 1 or 0, now_us), array_head(reply_count), pack_values(group_replies, 1, reply_count),
+    mp_pack(single_replies), mp_pack(stepped or false),
+  })
+  return reply, single_events
 end
 
 -- The time of an event is the entry's, but where the clock went back behind the beginning of the period that it was charged to.
@@ -367,10 +412,15 @@ local function other_times()
   return times and cjson.encode(times)
 end
 
-local function write(instance, meta, outbox, entry, answer)
+local function write(instance, clock_key, outbox, entry, answer)
   if entry then
     call('XADD', outbox, '*', values(entry))
   end
+  local mset, count = {instance, answer, clock_key, clock_packed(now_us)}, 4
+  for _, acc in each(accounts) do
+    count = account_mset(acc, mset, count)
+  end
+  call('MSET', values(mset))
   for _, acc in each(accounts) do
     account_write(acc)
     if acc.old_marks then
@@ -380,8 +430,16 @@ local function write(instance, meta, outbox, entry, answer)
       call('HPEXPIRE', acc.key, marks_ttl_ms, 'FIELDS', #acc.new_marks, values(acc.new_marks))
     end
   end
-  call('HSET', instance, values(answer))
-  clock_write(meta, now_us)
+end
+
+-- The keys to read: instance, clock, and the state of each account.
+local function keys_to_read(call_keys)
+  local some, count = {call_keys[1], call_keys[2]}, 2
+  for k = 4, #call_keys, 2 do
+    count = count + 1
+    some[count] = call_keys[k]
+  end
+  return some
 end
 
 local function batch(call_keys, args)
@@ -390,7 +448,6 @@ local function batch(call_keys, args)
   end
   local seq, origin, events, n_groups, metrics, singles
   epoch, seq, origin, events, marks_ttl_ms, n_groups, metrics, singles = mp_unpack(args[1])
-  local instance, meta, outbox = call_keys[1], call_keys[2], call_keys[3]
   if n_groups + #singles > PARTS_MAX then
     return fail('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
   end
@@ -401,27 +458,26 @@ local function batch(call_keys, args)
   keys, accounts, current = call_keys, {}, nil
   local parts = all_parts(args)
   local starts = group_starts(parts, n_groups)
-  local of_instance = call('HMGET', instance, 'e', 'q', 'h')
-  local last_seq = number(of_instance[2] or 0)
+  states = call('MGET', values(keys_to_read(call_keys)))
+  local known_epoch, last_seq, reply_at
+  known_epoch, last_seq, held, reply_at = instance_unpacked(string_read(call_keys[1], states[1]))
   if seq <= last_seq then
     if seq == last_seq then
-      return call('HGET', instance, 'r')
+      return instance_reply(states[1], reply_at)
     end
     return fail('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
   end
   local format
-  now_us, now_ms, format = clock(meta)
+  now_us, now_ms, format = clock(states[2])
   if format ~= FORMAT then
-    return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
+    return wrong_format(format)
   end
-  -- 0 is the epoch of one that departed, and of one that has yet to register.
-  registered = epoch ~= 0 and number(of_instance[1] or -1) == epoch
-  held = number(of_instance[3] or 0)
+  registered = epoch ~= 0 and known_epoch == epoch   -- 0 is the epoch of one that departed, and of one that has yet to register
   marks_of = #singles > 0 and marks_to_read(singles) or nil
 
-  local worked, group_replies, single_replies, single_events = pcall(decide, parts, starts, metrics, singles)
+  local worked, reply, single_events = pcall(decide, parts, starts, metrics, singles)
   if not worked then
-    return refused_for(current, group_replies)
+    return refused_for(current, reply)
   end
   if #single_events > 0 then
     if #events > 0 then
@@ -437,20 +493,10 @@ local function batch(call_keys, args)
       entry[9], entry[10] = 'a', times
     end
   end
-  local reply = mp_pack({registered and 1 or 0, now_us, group_replies, single_replies, stepped or false})
-  local answer = {'q', seq, 'r', reply}
-  if registered then
-    answer[5], answer[6] = 'h', held
-  end
 
-  write(instance, meta, outbox, entry, answer)
-  if not registered then
-    if not of_instance[1] then
-      call('PEXPIRE', instance, FORGET_MS)
-    else
-      -- XX: one that was reaped is forgotten later; one that lives on in a newer epoch must not be forgotten with its holds.
-      call('PEXPIRE', instance, FORGET_MS, 'XX')
-    end
+  write(call_keys[1], call_keys[2], call_keys[3], entry, instance_packed(known_epoch, seq, held, reply))
+  if known_epoch == 0 then
+    call('PEXPIRE', call_keys[1], FORGET_MS)
   end
   return reply
 end

@@ -1,5 +1,5 @@
 -- The hours of days that are over become one count of each counter and day; days that nobody asks for any more go.
--- KEYS [1] account hash [2] meta hash of its partition
+-- KEYS [1] account hash [2] clock of its partition
 -- ARGV [1] msgpack {day, ...} to make one count of [2] msgpack {day, ...} to drop    days since the Unix epoch
 -- reply {days that were made one count, days that were dropped}, or the error FORMAT, or INVALID for a day that is not to be touched
 --       yet; then nothing is changed
@@ -11,9 +11,9 @@ local KEPT_DAYS = 9              -- the audit's look-back, at least
 local WHOLE_DAY = 24
 local VALUES_AT_ONCE = 4000      -- the stack has no room for 8,000
 
-local now_us, _, format = clock(KEYS[2])
+local now_us, _, format = clock(call('GET', KEYS[2]))
 if format ~= FORMAT then
-  return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
+  return wrong_format(format)
 end
 local today = floor(now_us / DAY_US)
 local compact, drop = mp_unpack(ARGV[1]), mp_unpack(ARGV[2])
@@ -27,7 +27,7 @@ end
 local function day_packed(packed)
   local order, sums, found, offset = {}, {}, 0, 0
   while offset >= 0 do
-    local some = {cmsgpack.unpack_limit(packed, VALUES_AT_ONCE, offset)}
+    local some = {mp_unpack_some(packed, VALUES_AT_ONCE, offset)}
     offset = some[1]
     for v = 2, #some, 4 do
       local subscription, counter, units = some[v + 1], some[v + 2], some[v + 3]

@@ -1,12 +1,12 @@
 -- Drops records of periods that are over and paid for.
--- KEYS [1] account hash [2] meta hash of its partition
+-- KEYS [1] account hash [2] clock of its partition
 -- ARGV [1] msgpack {start_ms, subscription, counter, ...} of each record, one after another
 -- reply how many were dropped, or the error FORMAT
 -- Why the caller does not write what it has kept: a period may have ended since it read them.
 bind()
-local _, _, format = clock(KEYS[2])
+local _, _, format = clock(call('GET', KEYS[2]))
 if format ~= FORMAT then
-  return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
+  return wrong_format(format)
 end
 local packed = call('HGET', KEYS[1], 'closed')
 local closed, named = packed and mp_unpack(packed) or {}, mp_unpack(ARGV[1])

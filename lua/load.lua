@@ -1,5 +1,5 @@
 -- Funds, prices, limits and period bounds of one account, from whoever knows them (an accounts file, the Lago reconciler).
--- KEYS [1] account hash [2] accounts index [3] meta hash of its partition
+-- KEYS [1] state and [2] hash of the account [3] accounts index [4] clock of its partition
 -- ARGV [1] msgpack {expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, view, about, unsettled,
 --                   digits, expected_digits, fence, subscriptions}
 --          a subscription is {name, start_ms, end_ms, following ends, {counter: price table}, expected_start_ms, {counter: units}}
@@ -14,21 +14,25 @@
 bind()
 local expected_version, id, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, view, about, unsettled,
   digits, expected_digits, fence, subscriptions = values(mp_unpack(ARGV[1]), 1, 15)
-local now_us, now_ms, format = clock(KEYS[3])
+local read = call('MGET', KEYS[1], KEYS[4])
+local now_us, now_ms, format = clock(read[2])
 if format ~= FORMAT then
-  return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
+  return wrong_format(format)
 end
-local stored = call('HMGET', KEYS[1], 's', 'digits', 'fence')
-local is_listed = call('ZSCORE', KEYS[2], id)
-local acc = account_open(KEYS[1], stored[1], now_ms)
+local stored = call('HMGET', KEYS[2], 'digits', 'fence')
+local is_listed = call('ZSCORE', KEYS[3], id)
+local is_read, acc = pcall(function() return account_open(KEYS[1], KEYS[2], string_read(KEYS[1], read[1]), now_ms) end)
+if not is_read then
+  return refused_for(1, acc)
+end
 local version = acc.state[1]
 local is_known = version > 0
-local stored_digits = number(stored[2] or digits)
+local stored_digits = number(stored[1] or digits)
 if version ~= expected_version or (is_known and stored_digits ~= expected_digits) then
   return {'CONFLICT', version, stored_digits}
 end
-if fence and fence < number(stored[3] or 0) then
-  return {'FENCED', number(stored[3])}
+if fence and fence < number(stored[2] or 0) then
+  return {'FENCED', number(stored[2])}
 end
 local named = {}
 for n = 1, max(#subscriptions, 1) do
@@ -42,28 +46,32 @@ for n = 1, max(#subscriptions, 1) do
 end
 
 
--- Position of subscription number k in the state.
-local function position(k)
-  return HEAD + 1 + (k - 1) * SUBSCRIPTION
-end
-
 local function number_of(name)
-  for k = 1, acc.state[13] do
-    if acc.state[position(k)] == name then
+  for k = 1, acc.state[9] do
+    if acc.state[subscription_at(k)] == name then
       return k
     end
   end
   return nil
 end
 
+local function write_account()
+  account_pack(acc)
+  local mset, count = {KEYS[4], clock_packed(now_us)}, 2
+  count = account_mset(acc, mset, count)
+  call('MSET', values(mset))
+  account_write(acc)
+end
+
 -- The clock's rollover comes first, by the old prices.
 if is_known then
-  account_roll(acc)
+  if acc.now_ms >= acc.soonest_end_ms then
+    account_roll(acc)
+  end
   for _, loaded in ipairs(subscriptions) do
     local k = number_of(loaded[1])
-    if unsettled and loaded[6] and k and loaded[6] ~= acc.state[position(k) + 1] then
-      account_pack(acc)
-      account_write(acc)
+    if unsettled and loaded[6] and k and loaded[6] ~= acc.state[subscription_at(k) + 1] then
+      write_account()
       return {'CONFLICT', version, stored_digits}
     end
   end
@@ -105,35 +113,35 @@ for _, loaded in ipairs(subscriptions) do
   local k = is_known and number_of(loaded[1])
   if k then
     stays[k] = true
-    local start_ms = acc.state[position(k) + 1]
+    local start_ms = acc.state[subscription_at(k) + 1]
     if loaded[2] > start_ms then
       subscription_close_period(acc, k, loaded[2])
     elseif loaded[2] < start_ms then
       -- The caller looked before a rollover: the current period stays, and the unsettled cost, unless the caller says that it
       -- knew of this period.
       behind = behind or not loaded[6]
-      loaded[2], loaded[3] = start_ms, acc.state[position(k) + 2]
+      loaded[2], loaded[3] = start_ms, acc.state[subscription_at(k) + 2]
     end
   end
 end
 local prices = account_prices(acc)
 local held_beyond = {}          -- numbers of those that it lacks, while something of them is held
 if is_known then
-  for k = 1, acc.state[13] do
+  for k = 1, acc.state[9] do
     if not stays[k] then
       for name, tbl in each(prices[2 * k - 1] or {}) do
         prices[2 * k] = prices[2 * k] or {}
         prices[2 * k][name] = tbl
       end
       prices[2 * k - 1] = {}
-      subscription_close_period(acc, k, max(now_ms, acc.state[position(k) + 1] + 1))
+      subscription_close_period(acc, k, max(now_ms, acc.state[subscription_at(k) + 1] + 1))
     end
   end
-  for i = acc.first + 1, acc.shares, COUNTER do
-    local k = acc.state[i]
+  for c = 1, acc.state[10] do
+    local k = acc.state[acc.slow + SLOW * c]
     if not stays[k] and not held_beyond[k] then
       held_beyond[k] = true
-      subscriptions[#subscriptions + 1] = {acc.state[position(k)], acc.state[position(k) + 1], MAX_INT, {}, {}, false, false}
+      subscriptions[#subscriptions + 1] = {acc.state[subscription_at(k)], acc.state[subscription_at(k) + 1], MAX_INT, {}, {}, false, false}
     end
   end
 end
@@ -149,24 +157,23 @@ if math.abs(older) > MAX_INT then
   return fail('OVERFLOW the unsettled cost of account ' .. id .. ' cannot be represented with ' .. digits .. ' decimals')
 end
 version = version + 1
-local new = {version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, older, state[9], state[10], state[11],
-  state[12], #subscriptions, 0}
+local front = {version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, older, #subscriptions, 0}
 local new_prices, periods, counters, moved_to = {}, {}, {}, {}
 for n, loaded in ipairs(subscriptions) do
   local name, start_ms, end_ms, following, live, _, counted = values(loaded, 1, 7)
-  local at = #new
-  new[at + 1], new[at + 2], new[at + 3] = name, start_ms, end_ms
+  local at = #front
+  front[at + 1], front[at + 2], front[at + 3] = name, start_ms, end_ms
   -- An account that lost its policy kept its counts in the first one, whatever its name was.
   local k = is_known and number_of(name) or (not is_known and n == 1 and 1)
-  local gone, of_counter = {}, {}
-  for i = acc.first + 1, acc.shares, COUNTER do
-    if state[i] == k then
-      local counter = {n, values(state, i + 1, i + COUNTER - 1)}
-      counter[4], counter[5] = 1, 0
+  local gone, of_name = {}, {}
+  for c = 1, state[10] do
+    if state[acc.slow + SLOW * c] == k then
+      local counter = counter_values(acc, c)
+      counter[1], counter[4], counter[5] = n, 1, 0
       counters[#counters + 1] = counter
-      of_counter[counter[2]] = counter
-      moved_to[(i - acc.first - 1) / COUNTER + 1] = #counters
-      local tbl = not live[counter[2]] and counter_table(acc, i)
+      of_name[counter[2]] = counter
+      moved_to[c] = #counters
+      local tbl = not live[counter[2]] and counter_table(acc, c)
       if tbl then
         local fits
         gone[counter[2]], fits = scaled_table(tbl)
@@ -177,52 +184,40 @@ for n, loaded in ipairs(subscriptions) do
       end
     end
   end
-  local function counter_named(counter_name)
-    if not of_counter[counter_name] then
+  local function counter_of(counter_name)
+    if not of_name[counter_name] then
       counters[#counters + 1] = {n, counter_name, 0, 1, 0, 0, 0, 0, 0, 0, 0}
-      of_counter[counter_name] = counters[#counters]
+      of_name[counter_name] = counters[#counters]
     end
-    return of_counter[counter_name]
+    return of_name[counter_name]
   end
   for counter_name in each(live) do
-    counter_named(counter_name)
+    counter_of(counter_name)
   end
   if not is_known and counted then
     for counter_name, units in each(counted) do
-      local counter = counter_named(counter_name)
-      counter[9] = max(counter[9], units)
+      local counter = counter_of(counter_name)
+      counter[SLOW + 1] = max(counter[SLOW + 1], units)
     end
   end
   new_prices[2 * n - 1], new_prices[2 * n] = live, gone
   periods[n] = following
 end
-new[14] = #counters
-for _, counter in ipairs(counters) do
-  for v = 1, COUNTER do
-    new[#new + 1] = counter[v]
-  end
-end
-for s = acc.shares + 1, acc.size, SHARE do
-  local at = #new
-  new[at + 1], new[at + 2], new[at + 3] = state[s], moved_to[state[s + 1]], state[s + 2]
-end
 
 -- Records of periods that are over are money of the account too.
 if digits ~= stored_digits then
-  local packed = call('HGET', KEYS[1], 'closed')
+  local packed = call('HGET', KEYS[2], 'closed')
   acc.closed = acc.closed or packed and mp_unpack(packed) or {}
   for c = 5, #acc.closed, 5 do
     acc.closed[c] = bounded(scaled(acc.closed[c]))
   end
-  acc.closed_dirty = true
 end
 if not exact then
   return {'INEXACT', version - 1, stored_digits}
 end
 
-acc.state, acc.policy, acc.limits, acc.subscriptions, acc.slow = new, nil, nil, nil, {}
+account_rebuild(acc, front, counters, moved_to)
 acc.prices, acc.prices_dirty = new_prices, true
-account_lay_out(acc)
 set_later(acc, 'periods', mp_pack(periods))
 set_later(acc, 'digits', digits)
 set_later(acc, 'view', view)
@@ -230,10 +225,8 @@ set_later(acc, 'about', about)
 if fence then
   set_later(acc, 'fence', fence)
 end
-account_pack(acc)
-account_write(acc)
+write_account()
 if not is_listed then
-  call('ZADD', KEYS[2], 0, id)
+  call('ZADD', KEYS[3], 0, id)
 end
-clock_write(KEYS[3], now_us)
 return {'OK', version}

@@ -6,36 +6,43 @@
 -- * Further back it follows the server; the caller is told both instants, for an alert.
 -- * Even then an account goes back neither a period nor a day (account_now, day_of), no rate limit waits for an instant that
 --   was written by the other clock (tat_of), and a heartbeat from the future counts as one of now (heartbeat_of).
--- The latest instant is the field `t` of the partition's meta hash, in µs. `stepped` is set by the call: {latest, server's}.
+-- The latest instant is in the partition's clock, a string: msgpack values format, latest in µs, and if the clock was ever set back
+-- further, the two instants of the last time. `stepped` is set by the call: {latest, server's}.
 local CLOCK_HOLDS_US = 5000000
 local DAY_US = 86400000000
 local HOUR_MS = 3600000
 
-local stepped
+local stepped, stepped_before
 
--- Now in µs and in ms, and the format that the partition has.
-local function clock(meta)
+-- Now in µs and in ms, and the format that the partition has. `packed`: its clock as read, or false.
+local function clock(packed)
   local us = server_time_us()
-  local stored = call('HMGET', meta, 't', 'format')
-  local latest = number(stored[1] or 0)
-  stepped = nil
-  if us < latest then
+  local format, latest, step_latest, step_server
+  if packed then
+    format, latest, step_latest, step_server = mp_unpack(packed)
+  end
+  stepped, stepped_before = nil, step_latest and {step_latest, step_server}
+  if latest and us < latest then
     if latest - us <= CLOCK_HOLDS_US then
       us = latest
     else
       stepped = {latest, us}
     end
   end
-  return us, floor(us / 1000), stored[2]
+  return us, floor(us / 1000), format
 end
 
--- Notes now as seen, and a step for whoever looks later.
-local function clock_write(meta, us)
-  if stepped then
-    call('HSET', meta, 't', us, 'stepped', string.format('%.0f %.0f', stepped[1], stepped[2]))
-  else
-    call('HSET', meta, 't', us)
+-- The clock's new value: now is seen.
+local function clock_packed(us)
+  local step = stepped or stepped_before
+  if step then
+    return mp_pack(FORMAT, us, step[1], step[2])
   end
+  return mp_pack(FORMAT, us)
+end
+
+local function wrong_format(format)
+  return fail('FORMAT ' .. tostring(format) .. ', this release has ' .. FORMAT)
 end
 
 -- The instant at which a change of the account happens: not before its current period began. It is the time of the event too, so an

@@ -1,13 +1,13 @@
 -- What is used of Lua and of Valkey, as locals: a function finds a global only by way of two tables, at every use.
 -- While a library is loaded most of it is not there yet, so `bind` is called by scripts at their beginning, and by a function in
 -- its first call.
-local FORMAT = '2'               -- of what is stored: docs/ledger.md, "Format"
+local FORMAT = 2               -- of what is stored: docs/ledger.md, "Format"
 local MAX_INT = 9007199254740991 -- 2^53 - 1: doubles hold every integer up to here, and msgpack and JSON carry it
 
 local PARTITIONS_MAX = 1024      -- an epoch is a number times this, and the home partition's number
 local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
 
-local call, mp_pack, mp_unpack, floor, max, min, concat, byte, char, sub, values, number, each, fail
+local call, mp_pack, mp_unpack, mp_unpack_some, floor, max, min, concat, byte, char, sub, values, number, each, fail
 local expires_fields             -- whether this server can let a field of a hash expire
 
 local function version_of_valkey()
@@ -16,7 +16,7 @@ end
 
 local function bind()
   call = redis.call
-  mp_pack, mp_unpack = cmsgpack.pack, cmsgpack.unpack
+  mp_pack, mp_unpack, mp_unpack_some = cmsgpack.pack, cmsgpack.unpack, cmsgpack.unpack_limit
   floor, max, min = math.floor, math.max, math.min
   concat, byte, char, sub = table.concat, string.byte, string.char, string.sub
   values, number, each, fail = unpack, tonumber, pairs, redis.error_reply

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgpack
-from redis.exceptions import ResponseError
 
 from sidecar.ledger.account_pages import account_pages, replies_of_one_slot
+from sidecar.ledger.accounts.state_values import StateValues, unpack_state
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.calls import Argument, raise_first, script_call
 from sidecar.valkey.topology import Client
@@ -36,10 +36,19 @@ WHOLE_DAY: Final = HOURS_OF_DAY
 UNREADABLE_MAX: Final = 100
 """Accounts that are named at most."""
 
-_HEAD: Final = 14
-_SUBSCRIPTION: Final = 3
-_COUNTER: Final = 11
-"""Widths of the parts of an account's state, as in lua/lib/account.lua."""
+PAGE_ACCOUNTS: Final = 200
+"""Accounts of one look: it keeps each near a millisecond of the server's only thread."""
+
+_READ: Final = """
+-- The counts of accounts, each of one instant: an hour that ends moves from the state to the hash.
+-- KEYS [1 2, 3 4, ...] state and hash of each account   ARGV fields of the hash
+-- reply {{state, {field, ...}}, ...}; an error in the place of what cannot be read
+local found = {}
+for k = 1, #KEYS, 2 do
+  found[#found + 1] = {redis.pcall('GET', KEYS[k]), redis.pcall('HMGET', KEYS[k + 1], unpack(ARGV))}
+end
+return found
+"""
 
 _NOTE: Final = b"""
 -- KEYS [1] notes of an hour  ARGV [1] ms to live [2 ...] name, text, name, text, ...
@@ -95,11 +104,10 @@ class Hours:
         counts, units = Counter[int](), Counter[int]()
         days = sorted({hour // HOURS_OF_DAY for hour in wanted})
         fields = [f"h{day}" for day in days]
-        async for _, accounts in account_pages(self._client, self._keys):
-            commands: list[tuple[Argument, ...]] = [
-                ("HMGET", self._keys.account(id_), "s", *fields) for id_ in accounts
-            ]
-            for account, reply in zip(accounts, await replies_of_one_slot(self._client, commands), strict=True):
+        async for _, accounts in account_pages(self._client, self._keys, accounts_max=PAGE_ACCOUNTS):
+            names = [name for id_ in accounts for name in (self._keys.state(id_), self._keys.account(id_))]
+            replies: Any = await self._client.eval(_READ, len(names), *names, *fields)
+            for account, reply in zip(accounts, replies, strict=True):
                 try:
                     settled = _settled(reply, days, wanted)
                 except MalformedHours as error:
@@ -139,17 +147,16 @@ class Hours:
 
 
 def _settled(reply: Any, days: Collection[int], wanted: Collection[int]) -> dict[tuple[int, str], int]:
-    """Units of one account by hour and metric, of the hours that are wanted. ``reply``: to HMGET of its state and days.
+    """Units of one account by hour and metric, of the hours that are wanted. ``reply``: its state, and its days.
 
     Raises:
         MalformedHours: it cannot be read.
     """
-    if isinstance(reply, ResponseError):
-        raise MalformedHours(str(reply))
-    if isinstance(reply, Exception):
-        raise reply
+    for part in reply:
+        if isinstance(part, Exception):
+            raise MalformedHours(str(part))
     found: dict[tuple[int, bytes], int] = {}
-    state, *fields = reply
+    state, fields = reply
     for hour, metric, units in running_hours(state) if state else ():
         if hour in wanted and units:
             key = hour, metric
@@ -171,10 +178,9 @@ def running_hours(state: bytes) -> list[tuple[int, bytes, int]]:
     Raises:
         MalformedHours: it cannot be read.
     """
-    values = state_values(state)
-    first = _HEAD + _SUBSCRIPTION * values[_HEAD - 2]
-    end = first + _COUNTER * values[_HEAD - 1]
-    metrics, hours, units = (values[first + at : end : _COUNTER] for at in (1, 7, 10))
+    rows = _state_values(state).counters
+    hours, units = [row[7] for row in rows], [row[10] for row in rows]
+    metrics = [row[1].encode() if isinstance(row[1], str) else row[1] for row in rows]
     _check(hours, metrics, units)
     return list(zip(hours, metrics, units, strict=True))
 
@@ -185,26 +191,17 @@ def periods(state: bytes) -> list[tuple[int, int]]:
     Raises:
         MalformedHours: it cannot be read.
     """
-    values = state_values(state)
-    bounds = [
-        (values[at + 1], values[at + 2])
-        for at in range(_HEAD, _HEAD + _SUBSCRIPTION * values[_HEAD - 2], _SUBSCRIPTION)
-    ]
+    bounds = [(start, end) for _, start, end in _state_values(state).subscriptions]
     if not all(type(start) is int and type(end) is int for start, end in bounds):
         raise MalformedHours("the state has a period that is no pair of whole numbers")
     return bounds
 
 
-def state_values(state: bytes) -> list[Any]:
-    """The values of an account's state, as many as it says at least. Raises as :func:`running_hours`."""
+def _state_values(state: bytes) -> StateValues:
     try:
-        values = msgpack.unpackb(state, raw=True)
-        size = _HEAD + _SUBSCRIPTION * values[_HEAD - 2] + _COUNTER * values[_HEAD - 1]
-    except (msgpack.UnpackException, TypeError, ValueError, IndexError, KeyError) as error:
-        raise MalformedHours(f"the state is not that of an account: {error!r}"[:200]) from None
-    if len(values) < size:
-        raise MalformedHours(f"the state has {len(values)} values, fewer than {size}")
-    return list(values)
+        return unpack_state(state)
+    except ValueError as error:
+        raise MalformedHours(f"the state is not that of an account: {error}"[:200]) from None
 
 
 def day_counts(packed: bytes) -> list[tuple[int, bytes, bytes, int]]:

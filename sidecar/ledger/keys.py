@@ -34,12 +34,21 @@ class Keys:
     def partition(self, account: str) -> int:
         return crc32(account.encode()) % self.partitions
 
+    def state(self, account: str) -> str:
+        """What requests need and change of an account."""
+        return f"{self._tags[self.partition(account)]}state:{account}"
+
     def account(self, account: str) -> str:
+        """All else of an account."""
         return f"{self._tags[self.partition(account)]}account:{account}"
 
     def meta(self, partition: int) -> str:
-        """What a partition says of itself: format, partitions, generation, the latest instant, departed instances."""
+        """What a partition says of itself: format, partitions, generation, and the departed instances."""
         return f"{self._tags[partition]}meta"
+
+    def clock(self, partition: int) -> str:
+        """The latest instant that a partition has seen."""
+        return f"{self._tags[partition]}clock"
 
     def first_format(self, partition: int, name: str) -> str:
         """A key of release 0.2."""

@@ -71,7 +71,7 @@ def new_generation() -> str:
 def open_arguments(keys: Keys, partition: int, generation: str) -> tuple[list[str], list[str | int]]:
     """Keys and arguments of ``lua/open.lua``."""
     names = [
-        keys.meta(partition), keys.outbox(partition),
+        keys.meta(partition), keys.clock(partition), keys.outbox(partition),
         keys.first_format(partition, "accounts"), keys.first_format(partition, "alive"),
     ]  # fmt: skip
     return names, [keys.partitions, generation]

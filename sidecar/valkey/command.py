@@ -13,8 +13,8 @@ def encode_command(parts: list[bytes]) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join([bulk(part) for part in parts])
 
 
-def encode_call(function: bytes, keys: list[bytes], arguments: list[bytes]) -> bytes:
-    """FCALL of a function. ``keys`` are bulk strings already, for those of accounts are the same in every call."""
-    head = b"*%d\r\n$5\r\nFCALL\r\n" % (3 + len(keys) + len(arguments))
-    count = b"%d" % len(keys)
-    return b"".join([head, bulk(function), bulk(count), *keys, *[bulk(argument) for argument in arguments]])
+def encode_call(function: bytes, count: int, keys: list[bytes], arguments: list[bytes]) -> bytes:
+    """FCALL of a function with ``count`` keys. ``keys`` are bulk strings already, one or more in each, for those of
+    accounts are the same in every call."""
+    head = b"*%d\r\n$5\r\nFCALL\r\n" % (3 + count + len(arguments))
+    return b"".join([head, bulk(function), bulk(b"%d" % count), *keys, *[bulk(argument) for argument in arguments]])

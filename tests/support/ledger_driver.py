@@ -140,11 +140,14 @@ class RealLedger:
         return int(self._run("reap", self._instance_keys(name), [name, ttl_ms], now_us))
 
     def give_back(self, accounts: Iterable[str], now_us: int | None = None) -> int:
-        keys = [self.keys.meta(HOME), *map(self.keys.account, sorted(accounts))]
+        keys = [self.keys.meta(HOME), self.keys.clock(HOME)]
+        for account in sorted(accounts):
+            keys += account_keys(self.keys, account)
         return int(self._run("give_back", keys, [], now_us))
 
     def _instance_keys(self, name: str) -> list[str]:
-        return [self.keys.instance(HOME, name), self.keys.alive(HOME), self.keys.meta(HOME)]
+        keys = self.keys
+        return [keys.instance(HOME, name), keys.clock(HOME), keys.alive(HOME), keys.meta(HOME)]
 
     # Loader
 
@@ -162,7 +165,9 @@ class RealLedger:
             ],
         ]  # fmt: skip
         partition = self.keys.partition(load.account)
-        keys = [self.keys.account(load.account), self.keys.accounts(partition), self.keys.meta(partition)]
+        keys = [
+            *account_keys(self.keys, load.account), self.keys.accounts(partition), self.keys.clock(partition)
+        ]  # fmt: skip
         word, *rest = self._run("load", keys, [pack(request)], now_us)
         answers: dict[bytes, Callable[..., LoadAnswer]] = {
             b"OK": Loaded, b"CONFLICT": Conflict, b"INEXACT": Inexact, b"FENCED": Fenced,
@@ -195,9 +200,9 @@ class RealLedger:
         arguments = [b"".join(parts[at : at + GROUPS_PACKED]) for at in range(0, len(parts), GROUPS_PACKED)]
         keys = [
             self.keys.instance(HOME, name),
-            self.keys.meta(HOME),
+            self.keys.clock(HOME),
             self.keys.outbox(HOME),
-            *map(self.keys.account, accounts),
+            *(key for account in accounts for key in account_keys(self.keys, account)),
         ]
         self.last_raw_reply = self._run("batch", keys, [b"".join(map(pack, request)), *arguments], now_us)
         self.last_sender = name
@@ -255,20 +260,22 @@ class RealLedger:
         keys = self.keys
         pipe = self.client.pipeline(transaction=False)
         for account in accounts:
+            pipe.get(keys.state(account))
             pipe.hgetall(keys.account(account))
         for instance in instances:
-            pipe.hgetall(keys.instance(HOME, instance))
+            pipe.get(keys.instance(HOME, instance))
             pipe.zscore(keys.alive(HOME), instance)
             pipe.pttl(keys.instance(HOME, instance))
         pipe.xrange(keys.outbox(HOME))
+        pipe.get(keys.clock(HOME))
         pipe.hgetall(keys.meta(HOME))
-        *raw, outbox, meta = pipe.execute()
-        hashes, of_instances = raw[: len(accounts)], raw[len(accounts) :]
+        *raw, outbox, clock, meta = pipe.execute()
+        of_instances = raw[2 * len(accounts) :]
         return State(
             {
-                name: account_state(fields, self._scopes)
-                for name, fields in zip(accounts, hashes, strict=True)
-                if fields
+                name: account_state(raw[2 * at], raw[2 * at + 1], self._scopes)
+                for at, name in enumerate(accounts)
+                if raw[2 * at] or raw[2 * at + 1]
             },
             {
                 name: instance_state(*of_instances[3 * at : 3 * at + 3])
@@ -276,7 +283,7 @@ class RealLedger:
                 if of_instances[3 * at]
             },
             tuple(entry_of(fields) for _, fields in outbox),
-            home_state(meta),
+            home_state(clock, meta),
         )
 
     def account(self, account: str) -> AccountState:
@@ -290,6 +297,11 @@ class RealLedger:
 
     def entries(self) -> tuple[Entry, ...]:
         return self.state([], []).outbox
+
+
+def account_keys(keys: Keys, account: str) -> tuple[str, str]:
+    """Of its state and of its hash, as scripts take them."""
+    return keys.state(account), keys.account(account)
 
 
 def open_partitions(client: redis.Redis, keys: Keys) -> None:

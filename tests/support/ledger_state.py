@@ -70,11 +70,43 @@ def _chunks(values: list[Any], size: int) -> list[list[Any]]:
     return [values[at : at + size] for at in range(0, len(values), size)]
 
 
-def account_state(fields: dict[bytes, bytes], scopes: Mapping[bytes, str]) -> AccountState:
+def state_values(raw: bytes) -> list[Any]:
+    """The values of a state in one row: 7 of the policy, K, 4 of the limits, how many subscriptions and counters; then
+    subscriptions, counters (8 that seldom change, N, H, units of the hour) and shares."""
+    length = int.from_bytes(raw[:3], "big")
+    front, hot = _values(raw[3 : 3 + length]), _values(raw[3 + length :])
+    n_subscriptions, n_counters = front[8:10]
+    slow_at = 10 + SUBSCRIPTION * n_subscriptions
+    assert len(front) == slow_at + 8 * n_counters
+    slow, counted = _chunks(front[slow_at:], 8), _chunks(hot[4 : 4 + 3 * n_counters], 3)
+    counters = [value for row, numbers in zip(slow, counted, strict=True) for value in (*row, *numbers)]
+    return [
+        *front[:8],
+        *hot[:4],
+        n_subscriptions,
+        n_counters,
+        *front[10:slow_at],
+        *counters,
+        *hot[4 + 3 * n_counters :],
+    ]
+
+
+def _values(raw: bytes) -> list[Any]:
+    reader = msgpack.Unpacker(raw=False)
+    reader.feed(raw)
+    values = list(reader)
+    assert reader.tell() == len(raw), "something follows the last value"
+    for number in _numbers(values):
+        assert isinstance(number, int), f"{number!r} is no integer"
+        assert abs(number) < 2**53, f"{number} is not below 2^53"
+    return values
+
+
+def account_state(packed: bytes | None, fields: dict[bytes, bytes], scopes: Mapping[bytes, str]) -> AccountState:
     """``scopes``: the names of idempotency keys by digest."""
     state: list[Any] = [0, 0, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, "", 0, NO_PERIOD_END_MS]
-    if b"s" in fields:
-        state = unpack(fields[b"s"])
+    if packed is not None:
+        state = state_values(packed)
     version, *policy = state[:7]
     unsettled, tat_us, unpaid_tat_us, day, day_count, n_subscriptions, n_counters = state[7:HEAD]
     assert unpaid_tat_us == 0
@@ -163,27 +195,28 @@ def hour_units(fields: Mapping[bytes, bytes], counters: list[list[Any]]) -> dict
     return dict(+hours)
 
 
-def instance_state(fields: dict[bytes, bytes], beat: float | None, ttl_ms: int) -> InstanceState:
-    assert set(fields) <= {b"e", b"q", b"r", b"h"}, fields
+def instance_state(packed: bytes, beat: float | None, ttl_ms: int) -> InstanceState:
+    reader = msgpack.Unpacker()
+    reader.feed(packed)
+    epoch, seq, held = (reader.unpack() for _ in range(3))
     return InstanceState(
-        epoch=integer(fields.get(b"e", b"0")),
-        seq=integer(fields.get(b"q", b"0")),
-        held=integer(fields.get(b"h", b"0")),
+        epoch=epoch,
+        seq=seq,
+        held=held,
         heartbeat_ms=None if beat is None else int(beat),
         expires=ttl_ms >= 0,
     )
 
 
-def home_state(fields: dict[bytes, bytes]) -> HomeState:
-    stepped = fields.get(b"stepped")
+def home_state(clock: bytes | None, fields: dict[bytes, bytes]) -> HomeState:
+    latest_us, *stepped = _values(clock)[1:] if clock else (0,)
     departed = {}
     for field, units in fields.items():
         if field.startswith(b"departed:"):
             departed[integer(field.removeprefix(b"departed:"))] = integer(units)
-    latest_us, server_us = map(integer, stepped.split()) if stepped else (0, 0)
     return HomeState(
-        latest_us=integer(fields.get(b"t", b"0")),
-        stepped=(latest_us, server_us) if stepped else None,
+        latest_us=latest_us,
+        stepped=(stepped[0], stepped[1]) if stepped else None,
         epochs=integer(fields.get(b"epochs", b"0")),
         departed=departed,
     )

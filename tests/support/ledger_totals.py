@@ -11,10 +11,6 @@ import msgpack
 
 from sidecar.ledger.keys import Keys
 
-_HEAD = 14
-_PER_SUBSCRIPTION = 3
-_PER_COUNTER = 11
-
 
 @dataclass(frozen=True)
 class LedgerTotals:
@@ -33,20 +29,26 @@ class LedgerTotals:
         assert not any(self.held.values()), f"units are still held: {self.held}"
 
 
+def counted_numbers(state: bytes) -> list[int]:
+    """N, H and the units of the hour of each counter, in one row (lua/lib/account.lua)."""
+    length = int.from_bytes(state[:3], "big")
+    front, hot = msgpack.Unpacker(), msgpack.Unpacker()
+    front.feed(state[3 : 3 + length])
+    hot.feed(state[3 + length :])
+    counters: int = list(front)[9]
+    return list(hot)[4 : 4 + 3 * counters]
+
+
 async def read_totals(client: Any, keys: Keys, accounts: list[str]) -> LedgerTotals:
     """``client``: redis.asyncio's Redis or RedisCluster."""
     settled: dict[str, int] = {}
     held: dict[str, int] = {}
     for account in accounts:
-        raw = await client.hget(keys.account(account), "s")
-        counters = []
-        if raw:
-            state = msgpack.unpackb(raw)
-            first = _HEAD + _PER_SUBSCRIPTION * state[12]
-            counters = [state[first + _PER_COUNTER * at :][:_PER_COUNTER] for at in range(state[13])]
-        if n := sum(counter[8] for counter in counters):
+        raw = await client.get(keys.state(account))
+        numbers = counted_numbers(raw) if raw else []
+        if n := sum(numbers[::3]):
             settled[account] = n
-        held[account] = sum(counter[9] for counter in counters)
+        held[account] = sum(numbers[1::3])
     events: Counter[str] = Counter()
     ids: Counter[str] = Counter()
     alive: set[str] = set()

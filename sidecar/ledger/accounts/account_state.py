@@ -12,19 +12,14 @@ import msgpack
 from sidecar.ledger.accounts.account_about import About, view_terms
 from sidecar.ledger.accounts.account_spec import Status
 from sidecar.ledger.accounts.load_errors import MalformedAccount
+from sidecar.ledger.accounts.state_values import StateValues, unpack_state
 from sidecar.ledger.pricing.price_tables import DIGITS_MAX, MAX_INT, PackedTable
 from sidecar.ledger.pricing.rating import bounded, cost, worst
 
-FIELDS: Final = ("s", "prices", "periods", "closed", "digits", "view", "about", "fence")
+FIELDS: Final = ("prices", "periods", "closed", "digits", "view", "about", "fence")
 """What is read of an account's hash. Its other fields are hours and idempotency keys: any number of them."""
 
-_HEAD: Final = 14
-_SUBSCRIPTION: Final = 3
-_COUNTER: Final = 11
-_SHARE: Final = 3
 _CLOSED: Final = 5
-_ABSENT: Final = [0, 0, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, "", 0, MAX_INT]
-"""The state of an account that the ledger does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,21 +225,22 @@ class AccountState:
         return replace(self, unsettled=older, subscriptions=tuple(subscriptions), closed=tuple(records))
 
 
-def decode_account(account: str, values: Sequence[bytes | None]) -> AccountState:
-    """Read an account. ``values``: of ``FIELDS``, in this order; without any it is an account of version 0.
+def decode_account(account: str, state: bytes | None, values: Sequence[bytes | None]) -> AccountState:
+    """Read an account. ``state``: its state as stored; ``values``: of ``FIELDS``, in this order. Without any it is an
+    account of version 0.
 
     Raises:
         MalformedAccount: it cannot be read.
     """
     try:
-        return _decode(dict(zip(FIELDS, values, strict=True)))
+        stored = StateValues() if state is None else unpack_state(state)
+        return _decode(stored, dict(zip(FIELDS, values, strict=True)))
     except (ValueError, TypeError, LookupError, AttributeError, msgpack.UnpackException) as error:
         raise MalformedAccount(f"account {account!r} cannot be read from the ledger: {error}") from error
 
 
-def _decode(fields: Mapping[str, bytes | None]) -> AccountState:
-    state = _array(fields["s"], _ABSENT)
-    version, status, ceiling, counts_unsettled, interval_us, burst, day_limit, unsettled = state[:8]
+def _decode(state: StateValues, fields: Mapping[str, bytes | None]) -> AccountState:
+    version, status, ceiling, counts_unsettled, interval_us, burst, day_limit, unsettled = state.terms
     version = _whole(version)
     view, about = fields["view"], fields["about"]
     if version and (view is None or about is None or fields["digits"] is None):
@@ -262,10 +258,10 @@ def _decode(fields: Mapping[str, bytes | None]) -> AccountState:
         burst=_whole(burst),
         day_limit=_whole(day_limit),
         unsettled=_whole(unsettled),
-        subscriptions=tuple(_subscriptions(state, _array(fields["prices"], []), _array(fields["periods"], []))),
+        subscriptions=tuple(_subscriptions(state, _array(fields["prices"]), _array(fields["periods"]))),
         closed=tuple(
             ClosedUsage(_whole(start_ms), _text(metric), _count(units), _whole(spent), _text(name))
-            for start_ms, name, metric, units, spent in _rows(_array(fields["closed"], []), _CLOSED)
+            for start_ms, name, metric, units, spent in _rows(_array(fields["closed"]), _CLOSED)
         ),
         digits=digits,
         currency=currency,
@@ -277,17 +273,13 @@ def _decode(fields: Mapping[str, bytes | None]) -> AccountState:
     )
 
 
-def _subscriptions(state: Sequence[Any], prices: Sequence[Any], periods: Sequence[Any]) -> Iterator[SubscriptionState]:
-    subscription_count, counter_count = _whole(state[12]), _whole(state[13])
-    counters_at = _HEAD + _SUBSCRIPTION * subscription_count
-    shares_at = counters_at + _COUNTER * counter_count
-    if subscription_count < 1 or counter_count < 0 or len(state) < shares_at:
-        raise ValueError(f"{len(state)} values, with {subscription_count} subscriptions and {counter_count} counters")
+def _subscriptions(state: StateValues, prices: Sequence[Any], periods: Sequence[Any]) -> Iterator[SubscriptionState]:
+    subscription_count, counter_count = len(state.subscriptions), len(state.counters)
     shares: list[list[Share]] = [[] for _ in range(counter_count)]
-    for epoch, counter, units in _rows(state[shares_at:], _SHARE):
+    for epoch, counter, units in state.shares:
         shares[_number(counter, counter_count)].append(Share(_whole(epoch), _count(units)))
     usages: list[list[Usage]] = [[] for _ in range(subscription_count)]
-    for row, of_counter in zip(_rows(state[counters_at:shares_at], _COUNTER), shares, strict=True):
+    for row, of_counter in zip(state.counters, shares, strict=True):
         subscription, metric, adjusted, _lo, _hi, _a, _b, hour, settled, held, hour_units = row
         usages[_number(subscription, subscription_count)].append(
             Usage(
@@ -295,8 +287,7 @@ def _subscriptions(state: Sequence[Any], prices: Sequence[Any], periods: Sequenc
                 tuple(of_counter),
             )
         )  # fmt: skip
-    rows = _rows(state[_HEAD:counters_at], _SUBSCRIPTION)
-    for k, ((name, start_ms, end_ms), of_subscription) in enumerate(zip(rows, usages, strict=True)):
+    for k, ((name, start_ms, end_ms), of_subscription) in enumerate(zip(state.subscriptions, usages, strict=True)):
         if not 0 <= _whole(start_ms) < _whole(end_ms):
             raise ValueError("a period does not end after its start")
         yield SubscriptionState(
@@ -310,9 +301,9 @@ def _subscriptions(state: Sequence[Any], prices: Sequence[Any], periods: Sequenc
         )
 
 
-def _array(packed: bytes | None, absent: list[Any]) -> list[Any]:
-    value = absent if packed is None else msgpack.unpackb(packed, raw=False)
-    if not isinstance(value, list) or (absent is _ABSENT and len(value) < len(_ABSENT)):
+def _array(packed: bytes | None) -> list[Any]:
+    value = [] if packed is None else msgpack.unpackb(packed, raw=False)
+    if not isinstance(value, list):
         raise ValueError(f"{str(value)[:40]!r} where an array of values should be")
     return value
 

@@ -62,6 +62,12 @@ ATTEMPTS_MAX: Final = 32
 
 LIST_MAX: Final = 10_000
 
+_READ: Final = """
+-- Both parts of an account, as they are at one instant.
+-- KEYS [1] state [2] hash   ARGV fields of the hash
+return {redis.call('GET', KEYS[1]), redis.call('HMGET', KEYS[2], unpack(ARGV))}
+"""
+
 
 class AccountLoader:
     """Accounts of one ledger. Safe to use from several tasks and several processes at once.
@@ -231,7 +237,7 @@ class AccountLoader:
         """Drop records of periods that are over and paid for. Raises ``LedgerUnavailable``."""
         names = [name for each in periods for name in (each.start_ms, each.subscription, each.metric)]
         if names:
-            keys = (self._keys.account(account), self._keys.meta(self._keys.partition(account)))
+            keys = (self._keys.account(account), self._keys.clock(self._keys.partition(account)))
             with _translated():
                 await self._run("forget_closed", keys, names)
 
@@ -318,8 +324,9 @@ class AccountLoader:
         return await self._api_keys.account_of(sha256_hex)
 
     async def _read(self, account: str) -> AccountState:
-        values = await self._client.execute_command("HMGET", self._keys.account(account), *FIELDS)
-        return decode_account(account, values)
+        keys = self._keys.state(account), self._keys.account(account)
+        state, values = await self._client.eval(_READ, len(keys), *keys, *FIELDS)
+        return decode_account(account, state, values)
 
     async def _now_ms(self) -> int:
         seconds, microseconds = await self._client.time()
@@ -328,10 +335,15 @@ class AccountLoader:
     async def _run_load(self, account: str, request: Sequence[Any]) -> tuple[bytes, int]:
         """The reply's word, and its version: OK, CONFLICT or INEXACT."""
         partition = self._keys.partition(account)
-        keys = (self._keys.account(account), self._keys.accounts(partition), self._keys.meta(partition))
+        keys = (
+            self._keys.state(account), self._keys.account(account), self._keys.accounts(partition),
+            self._keys.clock(partition),
+        )  # fmt: skip
         try:
             word, number, *_ = await self._run("load", keys, request)
         except ResponseError as error:
+            if str(error).startswith("ACCOUNT"):
+                raise MalformedAccount(f"account {account!r} cannot be read: {str(error)[:200]}") from None
             if str(error).startswith(("INVALID", "OVERFLOW")):
                 raise LoadRefused(str(error).partition(" ")[2]) from None
             raise

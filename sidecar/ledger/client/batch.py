@@ -216,10 +216,10 @@ class Batch:
 def encode(
     batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Callable[[str], bytes]
 ) -> tuple[list[bytes], list[bytes], dict[str, int]]:
-    """Keys of the accounts as bulk strings, the arguments of ``batch.lua``, and the number of each account in it.
+    """Keys of the accounts, the arguments of ``batch.lua``, and the number of each account in it.
 
-    ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its key as a
-    bulk string.
+    ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its two keys
+    as bulk strings.
     """
     index: dict[str, int] = {}
     keys: list[bytes] = []
@@ -294,8 +294,8 @@ def _pack_values(values: Sequence[Any]) -> bytes:
 
 def decode(reply: bytes) -> tuple[bool, int, list[Any], list[Any], list[int]]:
     """``(registered, now_us, holds, singles, stepped)`` of a reply. ``holds`` has for each group with holds its
-    summary or False, then code, x and y of each hold. ``stepped``: the latest instant and the server's, µs, when the server's
-    clock was set back by more than the ledger's holds; else empty.
+    summary or False, then code, x and y of each hold. ``stepped``: the latest instant and the server's, µs, when the
+    server's clock was set back by more than the ledger's holds; else empty.
 
     Raises:
         ValueError: not a reply of ``batch.lua``.

@@ -85,16 +85,18 @@ class LedgerClient:
         return Link(
             instance=self.instance, home_partition=home_partition, keys=self.keys,
             connect=lambda: self._endpoints.connect(anchor), connect_to=self._endpoints.connect_to,
-            settings=self._settings, views=self.views, versions=self._versions, account_keys=self._account_key, counters=self.counters,
+            settings=self._settings, views=self.views, versions=self._versions, account_keys=self._account_key,
+            counters=self.counters,
         )  # fmt: skip
 
     def _account_key(self, account: str) -> bytes:
-        """As a bulk string."""
+        """The keys of its state and of its hash, as two bulk strings in one."""
         key = self._account_keys.get(account)
         if key is None:
             if len(self._account_keys) >= ACCOUNT_KEYS_MAX:
                 self._account_keys.clear()
-            key = self._account_keys[account] = bulk(self.keys.account(account).encode())
+            names = self.keys.state(account), self.keys.account(account)
+            key = self._account_keys[account] = b"".join(bulk(name.encode()) for name in names)
         return key
 
     async def wait_ready(self, timeout_s: float) -> bool:

@@ -122,7 +122,7 @@ class Link:
         self._function = function("batch")
         self._first_keys = [
             bulk(self._registration.instance_key),
-            bulk(self._registration.meta_key),
+            bulk(self._registration.clock_key),
             bulk(keys.outbox(home_partition).encode()),
         ]
         self._refused_key = keys.refused(home_partition).encode()
@@ -276,13 +276,14 @@ class Link:
         self._flight = batch
         if batch.refusal:
             argument = encode_refusal(batch, self.origin)
-            names = (self._registration.instance_key, self._registration.meta_key, self._refused_key)
+            names = (self._registration.instance_key, self._registration.clock_key, self._refused_key)
             self._flight_call = encode_command([b"EVAL", script("refuse").text, b"3", *names, argument])
         else:
             keys, arguments, self._flight_accounts = encode(
                 batch, self.origin, self.settings.idempotency_ttl_ms, self._versions, self._account_keys
             )
-            self._flight_call = encode_call(self._function.name, [*self._first_keys, *keys], arguments)
+            count = len(self._first_keys) + 2 * len(keys)
+            self._flight_call = encode_call(self._function.name, count, [*self._first_keys, *keys], arguments)
         self._send_flight()
 
     def _next_batch(self) -> Batch | None:

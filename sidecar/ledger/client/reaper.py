@@ -48,7 +48,9 @@ async def _reap_partition(client: Any, keys: Keys, partition: int, ttl_ms: int) 
         if now_ms - ttl_ms < beat_ms <= now_ms:
             continue
         instance = member.decode()
-        names = [keys.instance(partition, instance), keys.alive(partition), keys.meta(partition)]
+        names = [
+            keys.instance(partition, instance), keys.clock(partition), keys.alive(partition), keys.meta(partition)
+        ]  # fmt: skip
         held = await client.eval(script("reap").text, len(names), *names, instance, ttl_ms)
         if held < 0:
             continue
@@ -105,7 +107,7 @@ async def _pages(client: Any, keys: Keys, home: int) -> AsyncIterator[list[str]]
         while True:
             page = await client.zrangebylex(keys.accounts(partition), after, "+", start=0, num=ACCOUNTS_MAX)
             if page:
-                yield [keys.account(member.decode()) for member in page]
+                yield [member.decode() for member in page]
                 after = "(" + page[-1].decode()
             if len(page) < ACCOUNTS_MAX:
                 break
@@ -115,7 +117,9 @@ async def _give_back_page(client: Any, keys: Keys, home: int, accounts: list[str
     """What remains after these accounts, and whether one of them cannot be read."""
     unreadable = False
     while True:
-        names = [keys.meta(home), *accounts]
+        names = [keys.meta(home), keys.clock(home)]
+        for account in accounts:
+            names += (keys.state(account), keys.account(account))
         try:
             return int(await client.eval(script("give_back").text, len(names), *names)), unreadable
         except ResponseError as error:

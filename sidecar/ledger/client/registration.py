@@ -26,12 +26,14 @@ class Registration:
     create: bool = True
     instance_key: bytes = field(init=False)
     alive_key: bytes = field(init=False)
+    clock_key: bytes = field(init=False)
     meta_key: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         keys, home = self.keys, self.home_partition
         object.__setattr__(self, "instance_key", keys.instance(home, self.instance).encode())
         object.__setattr__(self, "alive_key", keys.alive(home).encode())
+        object.__setattr__(self, "clock_key", keys.clock(home).encode())
         object.__setattr__(self, "meta_key", keys.meta(home).encode())
 
     async def register(self, connection: RespConnection) -> tuple[int, int, str]:
@@ -79,7 +81,8 @@ class Registration:
 
     async def _eval(self, connection: RespConnection, name: str, *arguments: bytes) -> Reply:
         body = script(name)
-        tail = (b"3", self.instance_key, self.alive_key, self.meta_key, *arguments)
+        names = (self.instance_key, self.clock_key, self.alive_key, self.meta_key)
+        tail = (b"%d" % len(names), *names, *arguments)
         reply = await self._answer(connection, b"EVALSHA", body.sha, *tail)
         if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
             reply = await self._answer(connection, b"EVAL", body.text, *tail)

@@ -27,7 +27,7 @@ class Meaning(Enum):
     REGISTER = "register"
     """The partition is not the one that the instance registered in: register anew, send again."""
     ACCOUNT = "account"
-    """One account is at fault: send again without it. Its holds are unavailable at once, its settles kept as refused."""
+    """One account is at fault: send again without it. Its holds are unavailable at once, its settles are refused."""
     REFUSED = "refused"
     """Repeating cannot help: its accounts are tried one by one, and who fails alone is treated as with ACCOUNT."""
 

@@ -30,9 +30,9 @@ _CALLS_MAX: Final = 16
 """Calls to Valkey at a time: its client has a limited number of connections, which others need too."""
 
 _LOOK: Final = """
--- KEYS [1] account [2] mark that it is absent
+-- KEYS [1] hash of the account, whose view only a load writes [2] mark that it is absent
 -- reply 1 if the account is loaded, 2 if it is known to be absent, otherwise 0
-return redis.call('HEXISTS', KEYS[1], 'policy') == 1 and 1 or redis.call('EXISTS', KEYS[2]) * 2
+return redis.call('HEXISTS', KEYS[1], 'view') == 1 and 1 or redis.call('EXISTS', KEYS[2]) * 2
 """
 
 

@@ -178,9 +178,7 @@ class HourCompaction:
     async def _page(
         self, partition: int, accounts: Sequence[str], chosen: frozenset[int], today: int, counts: CompactionCounts
     ) -> None:
-        states = await replies_of_one_slot(
-            self._client, [("HGET", self._keys.account(account), "s") for account in accounts]
-        )
+        states = await replies_of_one_slot(self._client, [("GET", self._keys.state(account)) for account in accounts])
         days_of = await self._days(accounts)
         calls: list[tuple[Argument, ...]] = []
         for account, state in zip(accounts, states, strict=True):
@@ -191,7 +189,7 @@ class HourCompaction:
                 log.warning("the hours of an account cannot be compacted", account=account, reason=str(error))
                 continue
             if compact or drop:
-                keys = [self._keys.account(account), self._keys.meta(partition)]
+                keys = [self._keys.account(account), self._keys.clock(partition)]
                 calls.append((len(keys), *keys, _pack(compact), _pack(drop)))
         for reply in await self._replies_of_script(calls) if calls else ():
             if isinstance(reply, ResponseError):

@@ -46,7 +46,7 @@ from tests.integration.ledger.strategies import (
 from tests.reference.ledger import Ledger
 from tests.reference.messages import AccountState, Batch, Code, LedgerError, Loaded, Reply, State
 from tests.reference.pricing import MAX_INT
-from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger
+from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger, account_keys
 
 T = TypeVar("T")
 
@@ -258,13 +258,13 @@ class LedgerMachine(RuleBasedStateMachine):
         gateway = self.gateways[name]
         seq, last, held = gateway.seq, gateway.last, list(gateway.open)
         batch = gateway.compose([*ops, Op("hold", account, "api_calls", 1)], merge=False, versions={})
-        key = self.real.keys.account(account)
+        key = self.real.keys.state(account)
         before = self.client.dump(key)
         if wrong is None:
             self.client.delete(key)
-            self.client.set(key, "a text")
+            self.client.rpush(key, "a text")
         else:
-            self.client.hset(key, "s", wrong if isinstance(wrong, bytes) else self._truncated(key, wrong))
+            self.client.set(key, wrong if isinstance(wrong, bytes) else self._truncated(key, wrong))
         self.model.unreadable.add(account)
         answer = self.both(lambda ledger: ledger.batch(name, batch, now_us=self.now_us))
         given = self.both(lambda ledger: ledger.give_back([account], now_us=self.now_us))
@@ -279,7 +279,7 @@ class LedgerMachine(RuleBasedStateMachine):
         gateway.seq, gateway.last, gateway.open = seq, last, held
 
     def _truncated(self, key: str, length: int) -> bytes:
-        state = self.client.hget(key, "s") or b""
+        state = self.client.get(key) or b""
         return bytes(state[: min(length, max(0, len(state) - 1))])
 
     def _register(self, name: str) -> None:
@@ -395,9 +395,9 @@ class LedgerMachine(RuleBasedStateMachine):
         keys = self.real.keys
         known = {CLOCK_KEY, keys.alive(0)}
         for partition in range(keys.partitions):
-            known |= {keys.meta(partition), keys.outbox(partition), keys.accounts(partition)}
+            known |= {keys.meta(partition), keys.clock(partition), keys.outbox(partition), keys.accounts(partition)}
             known |= {keys.first_format(partition, "accounts"), keys.first_format(partition, "alive")}
-        known |= {keys.account(name) for name in ACCOUNTS}
+        known |= {key for name in ACCOUNTS for key in account_keys(keys, name)}
         known |= {keys.instance(0, name) for name in GATEWAYS}
         assert {key.decode() for key in self.client.keys("*")} <= known
 

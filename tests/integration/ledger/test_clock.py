@@ -13,6 +13,7 @@ from tests.reference.ledger import CLOCK_HOLDS_US
 from tests.reference.messages import LATE_SETTLE, SETTLE, Code, Group, LedgerError, MetricState, Outcome, Plan, Single
 from tests.reference.pricing import MAX_INT
 from tests.support.ledger_driver import HOME, RealLedger
+from tests.support.ledger_state import pack
 
 HOUR_US = 3_600_000_000
 BACK_US = 2 * HOUR_US
@@ -207,7 +208,7 @@ def test_a_key_is_not_charged_again_because_the_clock_went_back(ledger: LedgerFi
 
 def unreadable(ledger: LedgerFixture, account: str) -> None:
     assert isinstance(ledger.backend, RealLedger)
-    client_of(ledger).hset(ledger.backend.keys.account(account), "s", "garbage")
+    client_of(ledger).set(ledger.backend.keys.state(account), "garbage")
 
 
 def test_an_unreadable_account_costs_ten_good_calls_of_its_batch_nothing(real_ledger: LedgerFixture) -> None:
@@ -267,18 +268,16 @@ def test_an_hour_beyond_2_to_the_53rd_is_refused_too(ledger: LedgerFixture) -> N
 # A partition that is not of this format
 
 
-@pytest.mark.parametrize("meta", [{}, {"format": "3"}])
-def test_a_partition_of_another_format_or_of_none_is_not_touched(
-    real_ledger: LedgerFixture, meta: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("clock", [b"", pack(3) + pack(0)])
+def test_a_partition_of_another_format_or_of_none_is_not_touched(real_ledger: LedgerFixture, clock: bytes) -> None:
     real_ledger.load()
     real_ledger.hold(1)
     assert isinstance(real_ledger.backend, RealLedger)
     client, keys = client_of(real_ledger), real_ledger.backend.keys
     for partition in (HOME, keys.partition("tpp")):
-        client.delete(keys.meta(partition))
-        if meta:
-            client.hset(keys.meta(partition), mapping=meta)
+        client.delete(keys.clock(partition))
+        if clock:
+            client.set(keys.clock(partition), clock)
     before = {key: client.dump(key) for key in client.keys("qs:*")}
     for call in (
         lambda: real_ledger.settle(1),

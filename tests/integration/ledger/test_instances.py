@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.reference.messages import SETTLE, Code, Group, Outcome, Single
-from tests.support.ledger_driver import HOME, RealLedger
+from tests.support.ledger_driver import HOME, RealLedger, account_keys
 
 HOUR_MS = 3_600_000
 
@@ -193,7 +193,7 @@ def test_an_account_that_lost_its_data_never_holds_less_than_nothing(real_ledger
     for ending in ("settle", "reap"):
         real_ledger.load()
         real_ledger.hold(5)
-        real_ledger.backend.client.delete(real_ledger.backend.keys.account("tpp"))
+        real_ledger.backend.client.delete(*account_keys(real_ledger.backend.keys, "tpp"))
         real_ledger.load()
         if ending == "settle":
             real_ledger.settle(5)

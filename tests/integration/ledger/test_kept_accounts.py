@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import redis
 
+from sidecar.ledger.accounts.state_values import unpack_state
 from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.reference.messages import Code, Group, LedgerError
 from tests.reference.pricing import MAX_INT
-from tests.support.ledger_driver import HOME, RealLedger, call_batch, one_group, text_of
-from tests.support.ledger_state import pack, unpack
+from tests.support.ledger_driver import HOME, RealLedger, account_keys, call_batch, one_group, text_of
+from tests.support.ledger_state import pack, state_values
 
 KEPT_MAX = 1024
 
@@ -23,6 +24,11 @@ def stored(real_ledger: LedgerFixture) -> redis.Redis:
 def key_of(ledger: LedgerFixture, account: str = "tpp") -> str:
     assert isinstance(ledger.backend, RealLedger)
     return ledger.backend.keys.account(account)
+
+
+def state_key_of(ledger: LedgerFixture, account: str = "tpp") -> str:
+    assert isinstance(ledger.backend, RealLedger)
+    return ledger.backend.keys.state(account)
 
 
 def test_a_call_that_ends_in_an_error_leaves_nothing_behind(real_ledger: LedgerFixture, stored: redis.Redis) -> None:
@@ -39,10 +45,10 @@ def test_a_call_that_ends_in_an_error_leaves_nothing_behind(real_ledger: LedgerF
 
 def test_a_state_that_was_put_back_counts(real_ledger: LedgerFixture, stored: redis.Redis) -> None:
     real_ledger.load(ceiling=10)
-    before = stored.hget(key_of(real_ledger), "s")
+    before = stored.get(state_key_of(real_ledger))
     real_ledger.hold(10)
     assert real_ledger.hold(1).code == Code.CREDIT
-    stored.hset(key_of(real_ledger), "s", before)
+    stored.set(state_key_of(real_ledger), before)
     assert real_ledger.hold(10).code == Code.GRANTED
 
 
@@ -51,9 +57,9 @@ def test_an_account_that_is_gone_is_unknown_and_one_that_returns_begins_anew(
 ) -> None:
     real_ledger.load(ceiling=10)
     real_ledger.hold(10)
-    stored.delete(key_of(real_ledger))
+    stored.delete(state_key_of(real_ledger), key_of(real_ledger))
     assert real_ledger.hold(1).code == Code.UNKNOWN
-    stored.delete(key_of(real_ledger))
+    stored.delete(state_key_of(real_ledger), key_of(real_ledger))
     real_ledger.load(ceiling=10)
     assert real_ledger.hold(10).code == Code.GRANTED
 
@@ -69,18 +75,18 @@ def test_more_accounts_than_are_kept(real_ledger: LedgerFixture) -> None:
 
 
 @pytest.mark.parametrize("metrics", [1, 2, 3, 700])
-def test_a_state_that_was_packed_piece_by_piece_is_one_array(
+def test_a_state_that_was_packed_piece_by_piece_is_read_as_it_was_written(
     real_ledger: LedgerFixture, stored: redis.Redis, metrics: int
 ) -> None:
-    # 17 values, 11 a metric and 3 a share: an array that is read by the stack, and one that is too long for it.
+    # 17 values, 11 a metric and 3 a share: so many that the stack holds them, and too many for it.
     names = [f"metric {number}" for number in range(metrics)]
     real_ledger.load(prices={name: ["s", 0] for name in names})
     for units in (1, 200, 70_000):
         real_ledger.send("gw", *(Group.of("tpp", name, hold=(units,)) for name in names))
-        packed = stored.hget(key_of(real_ledger), "s")
+        packed = stored.get(state_key_of(real_ledger))
         assert isinstance(packed, bytes)
-        state = unpack(packed)
-        assert pack(state) == packed
+        state = state_values(packed)
+        assert unpack_state(packed).packed() == packed
         assert len(state) == 17 + 11 * metrics + 3 * metrics
         real_ledger.send("gw", *(Group.of("tpp", name, settle=(units,)) for name in names))
     assert real_ledger.settled_units(metric="metric 0") == 70_201
@@ -94,7 +100,7 @@ def test_what_is_stored_of_a_price_is_the_tier_that_the_last_hold_met(
         while real_ledger.settled_units() < count:
             real_ledger.hold(1)
             real_ledger.settle(1)
-        assert unpack(stored.hget(key_of(real_ledger), "s"))[20:24] == piece  # type: ignore[arg-type]
+        assert state_values(stored.get(state_key_of(real_ledger)))[20:24] == piece  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("values", ["one fewer", "one more", "none"])
@@ -106,7 +112,7 @@ def test_a_batch_whose_values_are_not_those_of_its_groups_changes_nothing(
     real_ledger.hold(1)
     before = real_ledger.backend.state(["tpp"], ["gw"])
     keys = real_ledger.backend.keys
-    names = [keys.instance(HOME, "gw"), keys.meta(HOME), keys.outbox(HOME), keys.account("tpp")]
+    names = [keys.instance(HOME, "gw"), keys.clock(HOME), keys.outbox(HOME), *account_keys(keys, "tpp")]
     head, group = one_group(
         real_ledger.epochs["gw"], real_ledger.seqs["gw"] + 1, "gw.00", "", ["api_calls", 0, 0, 0, [1]]
     )
@@ -118,7 +124,7 @@ def test_a_batch_whose_values_are_not_those_of_its_groups_changes_nothing(
     assert len(call_batch(stored, text, names, head, group)) > 0, "as it was sent, it is good"
 
 
-@pytest.mark.parametrize("field", ["s", "prices", "periods", "closed"])
+@pytest.mark.parametrize("field", ["prices", "periods", "closed"])
 def test_an_account_of_which_a_field_cannot_be_read_stops_its_batch_and_is_as_it_was(
     real_ledger: LedgerFixture, stored: redis.Redis, field: str
 ) -> None:
