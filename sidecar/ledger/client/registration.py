@@ -43,7 +43,9 @@ class Registration:
             LedgerConnectionError: Valkey did not do it, or the ledger does not fit; the message says why.
         """
         await self._open(connection)
-        reply = await self._eval(connection, "register", self.instance.encode(), b"%d" % self.home_partition)
+        reply = await self._eval(
+            connection, "register", self._names, self.instance.encode(), b"%d" % self.home_partition
+        )
         match reply:
             case [int(epoch), int(number), bytes(generation)]:
                 return epoch, number, generation.decode()
@@ -51,8 +53,8 @@ class Registration:
 
     async def _open(self, connection: RespConnection) -> None:
         names, arguments = open_arguments(self.keys, self.home_partition, new_generation() if self.create else "")
-        parts = [name.encode() for name in names] + [str(argument).encode() for argument in arguments]
-        reply = await self._answer(connection, b"EVAL", script("open").text, b"%d" % len(names), *parts)
+        parts = [str(argument).encode() for argument in arguments]
+        reply = await self._eval(connection, "open", [name.encode() for name in names], *parts)
         if isinstance(reply, ReplyError):
             raise LedgerConnectionError(f"Valkey at {connection.address} does not tell the ledger's format: {reply}")
         try:
@@ -65,7 +67,7 @@ class Registration:
 
     async def heartbeat(self, connection: RespConnection, epoch: int) -> bool:
         """Says that the instance lives. False: it was reaped, and must register. Raises as :meth:`register`."""
-        reply = await self._eval(connection, "heartbeat", self.instance.encode(), b"%d" % epoch)
+        reply = await self._eval(connection, "heartbeat", self._names[:3], self.instance.encode(), b"%d" % epoch)
         if isinstance(reply, ReplyError):
             if server_answer(str(reply)).meaning in (Meaning.ASK, Meaning.LATER):
                 return True  # the server lives and knows the epoch or will; the next heartbeat tells
@@ -75,13 +77,17 @@ class Registration:
     async def leave(self, connection: RespConnection) -> None:
         """Takes the instance out of the living; what it still holds is given back by the reaper. Raises as
         :meth:`register`."""
-        reply = await self._eval(connection, "reap", self.instance.encode(), b"-1")
+        reply = await self._eval(connection, "reap", self._names, self.instance.encode(), b"-1")
         if isinstance(reply, ReplyError):
             raise LedgerConnectionError(f"Valkey at {connection.address} refused to deregister this instance: {reply}")
 
-    async def _eval(self, connection: RespConnection, name: str, *arguments: bytes) -> Reply:
+    @property
+    def _names(self) -> list[bytes]:
+        return [self.instance_key, self.clock_key, self.alive_key, self.meta_key]
+
+    async def _eval(self, connection: RespConnection, name: str, names: list[bytes], *arguments: bytes) -> Reply:
+        # By its digest first: a server takes no long command from who has not said his password.
         body = script(name)
-        names = (self.instance_key, self.clock_key, self.alive_key, self.meta_key)
         tail = (b"%d" % len(names), *names, *arguments)
         reply = await self._answer(connection, b"EVALSHA", body.sha, *tail)
         if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from sidecar.ledger.client import link
 from sidecar.ledger.client.outcomes import Code
+from sidecar.ledger.client.reaper import reap
 from tests.integration.ledger_client.kit import KEYS, PATIENT, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.ledger_totals import read_totals
@@ -43,11 +44,12 @@ async def test_a_batch_whose_answer_is_lost_is_done_once(
         assert await client.drain(10)
         assert proxy.done == [fault], "the fault never happened"
         remaining = (await ask(client, "tpp")).available
+    await reap(control, KEYS, 0)
     totals = await read_totals(control, KEYS, ["tpp"])
     charged = 0 if step == "release" else 1
     assert totals.settled.get("tpp", 0) == totals.events.get("tpp", 0) == charged
     assert remaining == 5 - charged - 1
-    assert totals.held == {"tpp": 0}, "what a client still holds when it leaves is given back"
+    assert totals.held == {"tpp": 0}, "what a client still holds when it leaves comes back"
 
 
 async def test_exactly_the_credit_is_spent_through_a_wire_that_breaks_all_the_time(

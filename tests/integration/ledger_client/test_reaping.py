@@ -151,8 +151,8 @@ async def test_what_a_client_held_before_it_registered_again_comes_back(control:
     async with client_of(at(proxy.listening_port), heartbeat_s=60.0) as client:
         held = await ask(client, "tpp")
         home = client._links[0].home_partition
-        names = [KEYS.instance(home, client.instance), KEYS.alive(home), KEYS.meta(home)]
-        await control.eval(script("register").text.decode(), 3, *names, client.instance, home)
+        names = [KEYS.instance(home, client.instance), KEYS.clock(home), KEYS.alive(home), KEYS.meta(home)]
+        await control.eval(script("register").text.decode(), len(names), *names, client.instance, home)
         assert await calls(client, "tpp", 3) == [Code.GRANTED] * 3
         client.settle(held, event_of(held))
     assert (await read_totals(control, KEYS, ["tpp"])).held == {"tpp": 1}
@@ -169,11 +169,11 @@ async def test_an_account_that_cannot_be_read_keeps_its_holds_until_it_can_and_n
     for instance in ("aaa", "zzz"):
         async with client_of(at(proxy.listening_port), leave=False, instance=instance) as client:
             await asyncio.gather(ask(client, "bad"), ask(client, "good"))
-    state = await control.hget(KEYS.account("bad"), "s")
-    await control.hset(KEYS.account("bad"), "s", msgpack.packb("nonsense"))
+    state = await control.get(KEYS.state("bad"))
+    await control.set(KEYS.state("bad"), msgpack.packb("nonsense"))
     assert await _dead_for_ttl(control) == 2
     assert (await read_totals(control, KEYS, ["good"])).held == {"good": 0}
-    await control.hset(KEYS.account("bad"), "s", state)
+    await control.set(KEYS.state("bad"), state)
     assert await _dead_for_ttl(control) == 0
     assert (await read_totals(control, KEYS, ["bad"])).held == {"bad": 0}
 
