@@ -113,11 +113,14 @@ async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> Led
         # A server of a cluster lost its data, or who made the ledger was interrupted, or a gateway was first.
         log.warning("partitions of the ledger had no data and are made anew", partitions=missing)
     generation = new_generation()
+    new = []
     for partition, one in zip(missing, await _read(client, keys, missing, generation), strict=True):
         assert one is not None
         one.check(keys)
         generations[partition] = one.generation
-    return LedgerFormat(tuple(generations), tuple(missing))
+        if one.is_new:  # nobody was faster
+            new.append(partition)
+    return LedgerFormat(tuple(generations), tuple(new))
 
 
 def nothing_there(keys: Keys, missing: list[int]) -> str:
