@@ -1,4 +1,4 @@
-"""``sidecar account``: load, list, show, suspend, resume."""
+"""``sidecar account``: load, list, show, suspend, resume, close, delete, adjust."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from sidecar.cli.output import (
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot
 from sidecar.ledger.accounts.accounts_file import load_accounts
 from sidecar.ledger.accounts.loader import ApiKeyTaken, LoadError, PriceError
+from sidecar.ledger.audit_log import AuditLog
 from sidecar.ledger.store import Store, open_store
 
 AT_ONCE: Final = 50
 """Accounts that are read at the same time."""
 
-app = typer.Typer(help="Load, list, show, suspend and resume accounts in the ledger.", no_args_is_help=True)
+app = typer.Typer(help="Load, show and change accounts in the ledger.", no_args_is_help=True)
 
 AccountArgument = Annotated[str, typer.Argument(help="Account id (Lago's customer external_id).")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the audit log.", show_default=False)]
 
 
 def register(parent: typer.Typer) -> None:
@@ -61,10 +63,14 @@ def load(
         loaded: dict[str, int] = {}
         failed: dict[str, str] = {}
         async with open_store(*where(config, valkey)) as store:
+            log = AuditLog(store.client, store.keys)
             with Progress(console=errors(), transient=True, disable=not errors().is_terminal) as progress:
                 for spec in progress.track(specs, description="loading accounts"):
                     try:
                         loaded[spec.id] = await store.accounts.load(spec)
+                        await log.add(
+                            "account load", spec.id, after={"version": loaded[spec.id]}, why=f"file {file.name}"
+                        )
                     except (LoadError, PriceError, ApiKeyTaken) as error:
                         failed[spec.id] = str(error)
             found = [] if json else await _snapshots(store, list(loaded)[:LOADED_SHOWN_MAX])
@@ -145,28 +151,39 @@ def show(
 
 
 @app.command()
-def suspend(account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None) -> None:
+def suspend(
+    account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None, reason: ReasonOption = ""
+) -> None:
     """Suspend an account: the gateway refuses its calls with 403 until you resume it.
 
     Example: [bold]sidecar account suspend tpp-prepaid -c gateway.yaml[/bold]
     """
-    _set_status(account, config, valkey, "suspend")
+    _set_status(account, config, valkey, "suspend", reason)
 
 
 @app.command()
-def resume(account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None) -> None:
+def resume(
+    account: AccountArgument, config: ConfigOption = None, valkey: ValkeyOption = None, reason: ReasonOption = ""
+) -> None:
     """Resume a suspended account: the gateway accepts its calls again.
 
     Example: [bold]sidecar account resume tpp-prepaid -c gateway.yaml[/bold]
     """
-    _set_status(account, config, valkey, "resume")
+    _set_status(account, config, valkey, "resume", reason)
 
 
-def _set_status(account: str, config: Path | None, valkey: str | None, verb: str) -> None:
+def _set_status(account: str, config: Path | None, valkey: str | None, verb: str, reason: str) -> None:
     async def work() -> int:
         async with open_store(*where(config, valkey)) as store:
+            before = await store.accounts.state(account)
             change = store.accounts.suspend if verb == "suspend" else store.accounts.resume
-            return await change(account)
+            version = await change(account)
+            after = await store.accounts.state(account)
+            await AuditLog(store.client, store.keys).add(
+                f"account {verb}", account, before={"status": before.status.word}, after={"status": after.status.word},
+                why=reason,
+            )  # fmt: skip
+            return version
 
     version = run_async(work())
     console().print(f"{account} is now {'suspended' if verb == 'suspend' else 'active'} (version {version})")

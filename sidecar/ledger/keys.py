@@ -78,6 +78,10 @@ class Keys:
         """Settles that no account can take."""
         return f"{self._tags[partition]}refused"
 
+    def audit_log(self, partition: int) -> str:
+        """What operators did."""
+        return f"{self._tags[partition]}audit-log"
+
     def audited_hour(self, hour: int) -> str:
         """Notes of the audit about an hour. ``hour``: hours since the Unix epoch."""
         return f"{self._tags[0]}audited:{hour}"

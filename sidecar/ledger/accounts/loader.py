@@ -233,6 +233,28 @@ class AccountLoader:
 
         return await self._rewrite(account, changed, fence)
 
+    async def adjust_unsettled(self, account: str, amount: Decimal) -> tuple[AccountState, AccountState]:
+        """Add ``amount`` to the cost of earlier periods, in units of the currency; answer the account before and after.
+
+        Raises as ``suspend``, and ``LoadRefused``: Lago decides this account's funds, or earlier periods do not count
+        for it, or the amount has more decimals than the account.
+        """
+        found: list[AccountState] = []
+
+        def changed(state: AccountState) -> AccountState:
+            if state.fence:
+                raise LoadRefused(f"account {account}: Lago decides its funds; top up its wallet there")
+            if not state.counts_unsettled:
+                raise LoadRefused(f"account {account}: mode {state.mode} does not count the cost of earlier periods")
+            scaled = amount.scaleb(state.digits)
+            if scaled != scaled.to_integral_value():
+                raise LoadRefused(f"account {account}: {amount} has more than the account's {state.digits} decimals")
+            found.append(state)
+            return replace(state, unsettled=state.unsettled + int(scaled))
+
+        await self._rewrite(account, changed)
+        return found[-1], await self.state(account)
+
     async def forget_closed(self, account: str, periods: Iterable[ClosedUsage]) -> None:
         """Drop records of periods that are over and paid for. Raises ``LedgerUnavailable``."""
         names = [name for each in periods for name in (each.start_ms, each.subscription, each.metric)]
@@ -261,7 +283,9 @@ class AccountLoader:
                 stored = await self._read(account)
                 if stored.version == 0:
                     raise UnknownAccount(f"there is no account {account!r}")
-                state = changed(stored.rolled_over(await self._now_ms()))
+                rolled = stored.rolled_over(await self._now_ms())
+                state = changed(rolled)
+                is_same_unsettled = state.unsettled == rolled.unsettled
                 word, version = await self._run_load(
                     account,
                     [
@@ -275,12 +299,20 @@ class AccountLoader:
                         state.day_limit,
                         state.view,
                         state.about.packed(),
-                        False,
+                        not is_same_unsettled and state.unsettled,
                         state.digits,
                         state.digits,
                         _or_false(fence),
                         [
-                            [each.name, each.start_ms, each.end_ms, each.next_ends_ms, dict(each.prices), False, False]
+                            [
+                                each.name,
+                                each.start_ms,
+                                each.end_ms,
+                                each.next_ends_ms,
+                                dict(each.prices),
+                                not is_same_unsettled and each.start_ms,
+                                False,
+                            ]
                             for each in state.subscriptions
                         ],
                     ],
@@ -343,7 +375,8 @@ class AccountLoader:
             word, number, *_ = await self._run("load", keys, request)
         except ResponseError as error:
             if str(error).startswith("ACCOUNT"):
-                raise MalformedAccount(f"account {account!r} cannot be read: {str(error)[:200]}") from None
+                reason = str(error).removeprefix("ACCOUNT 1 ")[:200]
+                raise MalformedAccount(f"account {account!r} cannot be read from the ledger: {reason}") from None
             if str(error).startswith(("INVALID", "OVERFLOW")):
                 raise LoadRefused(str(error).partition(" ")[2]) from None
             raise

@@ -296,3 +296,43 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     ended = sidecar(*command.split(), "--help")
     assert ended.returncode == 0
     assert f"Example: sidecar {command}" in " ".join(ended.stdout.split())
+
+
+def test_what_an_operator_changes_needs_a_reason_and_is_in_the_audit_log(url: str) -> None:
+    sidecar("account", "load", str(EXAMPLE), "--valkey", url)
+    where = "--valkey", url
+
+    assert sidecar("account", "close", "tpp-pro", *where).returncode == 2
+    assert sidecar("account", "close", "tpp-pro", "--reason", " ", *where).returncode == 2
+    adjusted = sidecar("account", "adjust", "tpp-12345", "--units", "7", "--reason", "ticket 4711", *where)
+    assert re.fullmatch(r"tpp-12345: 0 settled units of api_calls are now 7 \(\S+\)\n", adjusted.stdout), adjusted
+    given = sidecar("account", "adjust", "tpp-12345", "--funds=-5", "--reason", "a mistake", *where)
+    assert re.match(r"tpp-12345: \S+ GBP available are now \S+\n", given.stdout), given
+    assert sidecar("account", "close", "tpp-pro", "--reason", "contract ended", *where).returncode == 0
+    deleted = sidecar("account", "delete", "tpp-pro", "--reason", "contract ended", "--yes", *where)
+    assert deleted.stdout == "tpp-pro is deleted\n", deleted.stderr
+
+    lines = sidecar("audit", "log", *where).stdout.splitlines()
+    assert [line.split("  ")[2].strip() for line in lines[:4]] == [
+        "account delete tpp-pro", "account close tpp-pro", "account adjust tpp-12345", "account adjust tpp-12345",
+    ]  # fmt: skip
+    assert all(line.endswith("(contract ended)") for line in lines[:2])
+    document = json.loads(sidecar("audit", "log", "--json", "--account", "tpp-12345", *where).stdout)
+    assert [line["what"] for line in document] == ["account adjust", "account adjust", "account load"]
+    assert document[1]["after"]["settled"] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--units", "1", "--funds", "1"), "give either --units or --funds"),
+        ((), "give either --units or --funds"),
+        (("--units", "0"), "should not be 0"),
+        (("--funds", "much"), "should be an amount like 12.50"),
+        (("--funds", "NaN"), "should be an amount like 12.50"),
+    ],
+)
+def test_an_adjustment_that_is_none_is_refused(url: str, arguments: tuple[str, ...], words: str) -> None:
+    ended = sidecar("account", "adjust", "tpp-1", "--reason", "w", *arguments, "--valkey", url)
+    assert ended.returncode == 2
+    assert words in ended.stderr
