@@ -15,10 +15,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgpack
-
 from sidecar.ledger.account_pages import account_pages, replies_of_one_slot
-from sidecar.ledger.accounts.state_values import StateValues, unpack_state
+from sidecar.ledger.accounts.state_values import StateValues, unpack_state, unpack_values
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.calls import Argument, raise_first, script_call
 from sidecar.valkey.topology import Client
@@ -157,7 +155,7 @@ def _settled(reply: Any, days: Collection[int], wanted: Collection[int]) -> dict
             raise MalformedHours(str(part))
     found: dict[tuple[int, bytes], int] = {}
     state, fields = reply
-    for hour, metric, units in running_hours(state) if state else ():
+    for hour, metric, units in running_hours(state) if state is not None else ():
         if hour in wanted and units:
             key = hour, metric
             found[key] = found.get(key, 0) + units
@@ -210,13 +208,11 @@ def day_counts(packed: bytes) -> list[tuple[int, bytes, bytes, int]]:
     Raises:
         MalformedHours: it cannot be read.
     """
-    unpacker = msgpack.Unpacker(raw=True, max_buffer_size=max(1, len(packed)))
-    unpacker.feed(packed)
     try:
-        values = list(unpacker)
-    except (msgpack.UnpackException, ValueError) as error:
-        raise MalformedHours(f"the counts of a day are no msgpack: {error!r}"[:200]) from None
-    if len(values) % 4 or unpacker.tell() != len(packed):
+        values = unpack_values(packed, raw=True)
+    except ValueError as error:
+        raise MalformedHours(f"the counts of a day cannot be read: {error}"[:200]) from None
+    if len(values) % 4:
         raise MalformedHours(f"the counts of a day have {len(values)} values, not four for each")
     hours, subscriptions, metrics, units = values[::4], values[1::4], values[2::4], values[3::4]
     _check(hours, metrics, units)

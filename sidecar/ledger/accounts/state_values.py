@@ -54,7 +54,7 @@ def unpack_state(packed: bytes) -> StateValues:
     Raises:
         ValueError: it is none; says why.
     """
-    values = _unpack(packed)
+    values = unpack_values(packed, _LENGTH)
     subscriptions, counters = [*values[8:10], None, None][:2]
     if not isinstance(subscriptions, int) or not isinstance(counters, int) or subscriptions < 1 or counters < 0:
         raise ValueError(f"a state of {len(values)} values")
@@ -74,13 +74,24 @@ def unpack_state(packed: bytes) -> StateValues:
     )
 
 
-def _unpack(packed: bytes) -> list[Any]:
-    reader = msgpack.Unpacker(raw=False, strict_map_key=False)
-    reader.feed(packed[_LENGTH:])
+def unpack_values(packed: bytes, at: int = 0, *, raw: bool = False) -> list[Any]:
+    """msgpack values one after another, from byte ``at`` to the end. ``raw``: texts stay bytes.
+
+    Raises:
+        ValueError: it is none, or the last one is cut off.
+    """
+    reader = msgpack.Unpacker(raw=raw, strict_map_key=False, max_buffer_size=max(1, len(packed)))
+    reader.feed(packed[at:])
+    values, end = [], at
     try:
-        return list(reader)
+        for value in reader:
+            values.append(value)
+            end = at + reader.tell()
     except (ValueError, msgpack.UnpackException) as error:
-        raise ValueError(f"{packed[:16]!r} is no state: {error}") from None
+        raise ValueError(f"{packed[:16]!r} is no msgpack: {error!r}") from None
+    if end != len(packed):
+        raise ValueError(f"it ends within value {len(values) + 1}")
+    return values
 
 
 def _rows(values: list[Any], width: int) -> list[list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.integration.metering.audit_kit import Charges, pack, state
 DAY = 20_416
 HOUR = DAY * HOURS_OF_DAY + 16
 KEYS = Keys(prefix="a:account:b", partitions=4)
+CUT = state([("api_calls", HOUR, 1)])[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,10 @@ async def hours(valkey: redis.Redis) -> AsyncIterator[Hours]:
 
 
 def store(valkey: Any, account: str, packed: bytes | None = None, **days: bytes) -> None:
-    fields = ({} if packed is None else {"s": packed}) | days
-    valkey.hset(KEYS.account(account), mapping=fields)
+    if packed is not None:
+        valkey.set(KEYS.state(account), packed)
+    if days:
+        valkey.hset(KEYS.account(account), mapping=days)
     valkey.zadd(KEYS.accounts(KEYS.partition(account)), {account: 0})
 
 
@@ -117,12 +120,12 @@ async def test_large_sums_are_exact(valkey: redis.Redis, hours: Hours) -> None:
 
 @pytest.mark.parametrize(
     "packed",
-    [b"", b"\xc1", b"\x93\x01\x02", pack([1] * 12), pack(7), state([("api_calls", HOUR, 1)])[:-1], b"\xff" * 30],
+    [b"", b"\xc1", pack(*[1] * 12), pack([1] * 12), pack(7), CUT, CUT + b"\xcd", b"\xff" * 30],
 )
 async def test_an_account_whose_state_cannot_be_read_is_named_and_leaves_the_others_readable(
     valkey: redis.Redis, hours: Hours, packed: bytes
 ) -> None:
-    store(valkey, "tpp-1", packed or b"\x00")
+    store(valkey, "tpp-1", packed)
     store(valkey, "tpp-2", state([("api_calls", HOUR, 1)]))
     found = await hours.read([HOUR])
     assert found.totals == {HOUR: HourTotal(1, 1)}
@@ -130,16 +133,23 @@ async def test_an_account_whose_state_cannot_be_read_is_named_and_leaves_the_oth
 
 
 @pytest.mark.parametrize(
-    "packed", [pack(1, "s", "api_calls"), pack(1, "s", 3, 4), pack("1", "s", "m", 4), pack(1, "s", "m", 1.5), b"\xc1"]
-)
+    "packed",
+    [
+        pack(1, "s", "api_calls"), pack(1, "s", 3, 4), pack("1", "s", "m", 4), pack(1, "s", "m", 1.5), b"\xc1",
+        pack(1, "s", "m", 4) + b"\xcd",
+    ],
+)  # fmt: skip
 async def test_an_account_whose_day_cannot_be_read_is_named(valkey: redis.Redis, hours: Hours, packed: bytes) -> None:
     store(valkey, "tpp-1", state([("api_calls", HOUR, 1)]), **{f"h{DAY}": packed})
     assert list((await hours.read([HOUR])).unreadable) == ["tpp-1"]
     assert (await hours.read([HOUR + HOURS_OF_DAY])).unreadable == {}, "what is not needed is not read"
 
 
-async def test_an_account_that_is_no_hash_is_named(valkey: redis.Redis, hours: Hours) -> None:
-    valkey.set(KEYS.account("tpp-1"), "x")
+@pytest.mark.parametrize("key", [KEYS.state, KEYS.account])
+async def test_an_account_whose_key_has_another_type_is_named(
+    valkey: redis.Redis, hours: Hours, key: Callable[[str], str]
+) -> None:
+    valkey.rpush(key("tpp-1"), "x")
     valkey.zadd(KEYS.accounts(KEYS.partition("tpp-1")), {"tpp-1": 0, "gone": 0})
     found = await hours.read([HOUR])
     assert list(found.unreadable) == ["tpp-1"]
@@ -167,7 +177,7 @@ async def test_every_hour_has_the_units_of_its_events_however_the_clock_goes(val
     charges = Charges(valkey, keys, now_ms=HOUR * HOUR_MS)
     for number in range(3):
         start_ms = (HOUR + 10 * number) * HOUR_MS + 1
-        valkey.hset(keys.account(f"tpp-{number}"), "s", state([], start_ms=start_ms))
+        valkey.set(keys.state(f"tpp-{number}"), state([], start_ms=start_ms))
     now_ms = HOUR * HOUR_MS
     for _ in range(800):
         now_ms += random.choice([0, 1_000, 400_000, 1_800_000, HOUR_MS, -3_000, -1_800_000, -2 * HOUR_MS])

@@ -14,6 +14,7 @@ import msgpack
 import orjson
 import redis
 
+from sidecar.ledger.accounts.state_values import StateValues
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.ledger_format import new_generation, open_arguments
@@ -24,6 +25,7 @@ from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.scripts import Function, as_function, composed, script
 from sidecar.valkey.topology import Client
 from tests.integration.metering.kit import Valkey, event
+from tests.support.ledger_driver import account_keys
 
 CLOCK_KEY = "test:clock_us"
 SETTLE_S = 300
@@ -71,9 +73,8 @@ def state(
     counters: Sequence[tuple[str, int, int]], *, start_ms: int = 0, end_ms: int = FAR_MS, subscription: str = "s"
 ) -> bytes:
     """An account's state with one subscription and counters: name, hour, units of that hour."""
-    head = [1, 0, 1_000_000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, len(counters), subscription, start_ms, end_ms]
-    rest = [value for name, hour, units in counters for value in (1, name, 0, 1, 0, 0, 0, hour, units, 0, units)]
-    return bytes(msgpack.packb([*head, *rest], use_bin_type=False))
+    rows = [(1, name, 0, 1, 0, 0, 0, hour, units, 0, units) for name, hour, units in counters]
+    return StateValues([1, 0, 1_000_000, 0, 0, 0, 0, 0], [(subscription, start_ms, end_ms)], rows).packed()
 
 
 @dataclass
@@ -97,10 +98,10 @@ class Charges:
         self.valkey.zadd(self.keys.accounts(partition), {account: 0})
         events = b",".join(orjson.dumps(event(account, each, metric=metric)) for each in units)
         head = pack(0, self.seq, f"gw.{partition:02d}", events, 1000, 1, [metric], [])
-        names = [self.keys.instance(partition, "gw"), self.keys.meta(partition), self.keys.outbox(partition)]
+        names = [self.keys.instance(partition, "gw"), self.keys.clock(partition), self.keys.outbox(partition)]
         if self.now_ms is not None:
             self.valkey.set(CLOCK_KEY, self.now_ms * 1000)
-        self._call([*names, self.keys.account(account)], head, pack(1, 0, 1, 0, 0, sum(units), 0))
+        self._call([*names, *account_keys(self.keys, account)], head, pack(1, 0, 1, 0, 0, sum(units), 0))
         self.charged[account, metric] = self.charged.get((account, metric), 0) + sum(units)
 
     def _call(self, keys: list[str], *arguments: bytes) -> None:
