@@ -183,7 +183,7 @@ class HourCompaction:
         calls: list[tuple[Argument, ...]] = []
         for account, state in zip(accounts, states, strict=True):
             try:
-                compact, drop = _due(state, days_of.get(account, {}), chosen, today)
+                compact, drop = _due(state, days_of[account], chosen, today)
             except MalformedHours as error:
                 counts.failed += 1
                 log.warning("the hours of an account cannot be compacted", account=account, reason=str(error))
@@ -215,9 +215,10 @@ class HourCompaction:
                 replies[number] = reply
         return replies
 
-    async def _days(self, accounts: Sequence[str]) -> dict[str, dict[int, bytes]]:
-        """The fields of the days of each account that can be read."""
+    async def _days(self, accounts: Sequence[str]) -> dict[str, dict[int, bytes] | ResponseError]:
+        """The fields of the days of each account, or why they cannot be read."""
         found: dict[str, dict[int, bytes]] = {account: {} for account in accounts}
+        unreadable: dict[str, ResponseError] = {}
         cursors: dict[str, int] = dict.fromkeys(accounts, 0)
         while cursors:
             replies = await replies_of_one_slot(
@@ -230,6 +231,7 @@ class HourCompaction:
             going: dict[str, int] = {}
             for account, reply in zip(cursors, replies, strict=True):
                 if isinstance(reply, ResponseError):
+                    unreadable[account] = reply
                     continue
                 if isinstance(reply, Exception):
                     raise reply
@@ -241,20 +243,24 @@ class HourCompaction:
                 if int(cursor):
                     going[account] = int(cursor)
             cursors = going
-        return found
+        return {**found, **unreadable}
 
 
-def _due(state: Any, days: dict[int, bytes], chosen: frozenset[int], today: int) -> tuple[list[int], list[int]]:
+def _due(
+    state: Any, days: dict[int, bytes] | ResponseError, chosen: frozenset[int], today: int
+) -> tuple[list[int], list[int]]:
     """The days of an account to compact, and those to drop.
 
     Raises:
         MalformedHours: it cannot be read.
     """
-    if isinstance(state, ResponseError):
-        raise MalformedHours(str(state))
-    if isinstance(state, Exception):
-        raise state
-    if not state or not days:
+    for part in (state, days):
+        if isinstance(part, ResponseError):
+            raise MalformedHours(str(part))
+        if isinstance(part, Exception):
+            raise part
+    assert isinstance(days, dict)
+    if state is None or not days:
         return [], []
     # The one before an open period of 28 days may have 31.
     cutoff_ms = min((start_ms - (end_ms - start_ms) * 9 // 8 for start_ms, end_ms in periods(state)), default=0)

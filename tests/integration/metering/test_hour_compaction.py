@@ -49,7 +49,8 @@ def day_field(*counts: tuple[int, str, str, int]) -> bytes:
 
 
 def store(valkey: Valkey, keys: Keys, account: str, packed: bytes, days: dict[int, bytes]) -> None:
-    valkey.hset(keys.account(account), mapping={"s": packed} | {f"h{day}": field for day, field in days.items()})
+    valkey.set(keys.state(account), packed)
+    valkey.hset(keys.account(account), mapping={f"h{day}": field for day, field in days.items()})
     valkey.zadd(keys.accounts(keys.partition(account)), {account: 0})
 
 
@@ -187,11 +188,13 @@ async def test_accounts_that_cannot_be_read_do_not_keep_others_from_it(
     store(valkey, keys, "bad-2", state([]), {today - 4: TWO_HOURS[:-1]})
     store(valkey, keys, "good", state([]), {today - 4: TWO_HOURS})
     valkey.set(keys.account("bad-3"), "x")
-    valkey.zadd(keys.accounts(keys.partition("bad-3")), {"bad-3": 0})
+    valkey.rpush(keys.state("bad-4"), "x")
+    for account in ("bad-3", "bad-4"):
+        valkey.zadd(keys.accounts(keys.partition(account)), {account: 0})
     valkey.zadd(keys.accounts(keys.partition("gone")), {"gone": 0})
     counts = await unaudited(client, keys).compact(noon_ms(today))
     assert counts is not None
-    assert (counts.accounts, counts.failed) == (1, 3)
+    assert (counts.accounts, counts.failed) == (1, 4)
     assert days_of(valkey, keys, "good") == {today - 4: True}
     assert not valkey.exists(keys.account("gone"))
 
@@ -225,12 +228,12 @@ async def test_what_was_interrupted_is_done_later_though_the_hours_have_other_to
 async def test_the_script_touches_no_day_that_is_running_or_young(valkey: Valkey, keys: Keys, today: int) -> None:
     store(valkey, keys, "tpp-1", state([]), {today: TWO_HOURS, today - 9: TWO_HOURS})
     before: Any = valkey.hgetall(keys.account("tpp-1"))
-    names = [keys.account("tpp-1"), keys.meta(keys.partition("tpp-1"))]
+    names = [keys.account("tpp-1"), keys.clock(keys.partition("tpp-1"))]
     text = script("compact_hours").text
     for compact, drop in (([today - 9, today], []), ([today - 9], [today - KEPT_DAYS])):
         with pytest.raises(redis.exceptions.ResponseError, match="INVALID day"):
             valkey.eval(text, 2, *names, msgpack.packb(compact), msgpack.packb(drop))
-    valkey.hset(names[1], "format", "3")
+    valkey.set(names[1], pack(3, 0))
     with pytest.raises(redis.exceptions.ResponseError, match="FORMAT 3, this release has 2"):
         valkey.eval(text, 2, *names, msgpack.packb([today - 9]), msgpack.packb([]))
     assert valkey.hgetall(keys.account("tpp-1")) == before
