@@ -612,7 +612,7 @@ async def test_an_event_counts_in_the_hour_of_its_accounts_period(
     """The server's clock went back behind the beginning of the account's period."""
     this_hour = server_ms(valkey) // HOUR_MS
     start_ms = (this_hour - 1) * HOUR_MS + 5_000
-    valkey.hset(keys.account("tpp-1"), "s", state([], start_ms=start_ms))
+    valkey.set(keys.state("tpp-1"), state([], start_ms=start_ms))
     charges.now_ms = (this_hour - 3) * HOUR_MS
     charges.charge("tpp-1", 5)
     [(_, fields)] = valkey.xrange(keys.outbox(keys.partition("tpp-1")))
@@ -640,7 +640,7 @@ async def test_an_account_whose_counts_cannot_be_read_is_a_problem_of_the_audit(
         charges.charge(f"tpp-{number}", 5)
     await deliver(client, valkey, keys, url)
     for number in range(7):
-        valkey.hset(keys.account(f"tpp-{number}"), "s", b"junk")
+        valkey.set(keys.state(f"tpp-{number}"), b"junk")
     async with auditing(client, keys, settings(url)) as audits:
         report = await audits.audit()
     assert [row.state for row in report.rows] == [RowState.SURPLUS] * 7
