@@ -35,6 +35,9 @@ def _shows_kind(node: ast.expr) -> bool:
 def _texts(handler: ast.ExceptHandler) -> Iterator[int]:
     looked_at = [node.value for node in ast.walk(handler) if isinstance(node, ast.Attribute)]
     for node in ast.walk(handler):
+        if isinstance(node, ast.Call) and _name(node.func) == "server_answer":
+            looked_at += node.args
+    for node in ast.walk(handler):
         if isinstance(node, ast.FormattedValue):
             shows = _name(node.value) == handler.name
         else:
