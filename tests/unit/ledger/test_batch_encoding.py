@@ -6,15 +6,20 @@ import io
 from typing import Any
 
 import msgpack
+import orjson
 import pytest
 
-from sidecar.ledger.client.batch import VALUES_PACKED, Batch, encode
-from sidecar.ledger.client.outcomes import Hold
+from sidecar.ledger.client.batch import HOLD, SETTLE_LATE, VALUES_PACKED, Batch, decode, encode, encode_refusal
+from sidecar.ledger.client.outcomes import Event, Hold
 from sidecar.valkey.command import bulk, encode_call, encode_command
 
 
-def hold(account: str, units: int = 1, metric: str = "api_calls") -> Hold:
-    return Hold(account, metric, units, None, lambda _: None)
+def hold(account: str, units: int = 1, metric: str = "api_calls", digest: bytes | None = None) -> Hold:
+    return Hold(account, metric, units, digest, lambda _: None)
+
+
+def event(account: str, metric: str, units: int) -> Event:
+    return account, metric, units, "/", "GET", 200, 1.0, None, None
 
 
 def batch_of(*holds: Hold) -> Batch:
@@ -29,7 +34,7 @@ def values(packed: bytes) -> list[Any]:
 
 
 def groups(batch: Batch, versions: dict[str, int] | None = None) -> list[Any]:
-    _, arguments = encode(batch, "gw.00", 1000, versions or {}, str.encode)
+    _, arguments, _ = encode(batch, "gw.00", 1000, versions or {}, str.encode)
     return [value for argument in arguments[1:] for value in values(argument)]
 
 
@@ -57,28 +62,62 @@ def test_what_is_settled_given_back_and_late_is_a_sum_by_account_and_metric() ->
     for account, metric, units, epoch in [("a", "x", 3, 7), ("b", "x", 4, 7), ("a", "y", 5, 6), ("a", "x", 100, 7)]:
         each = hold(account, units, metric)
         each.epoch = epoch
-        batch.add_settle(each, (account, metric, units, "/", "GET", 200, 1.0, None, None))
-    keys, arguments = encode(batch, "gw.00", 1000, {}, str.encode)
+        batch.add_settle(each, event(account, metric, units))
+    keys, arguments, numbers = encode(batch, "gw.00", 1000, {}, str.encode)
     assert keys == [b"a", b"b"]
-    epoch, number, origin, accounts, events, ttl_ms, count, metrics, singles = values(arguments[0])
-    assert (epoch, number, origin, accounts, ttl_ms, count) == (7, 0, "gw.00", 2, 1000, 3)
+    assert numbers == {"a": 1, "b": 2}
+    epoch, number, origin, events, ttl_ms, count, metrics, singles = values(arguments[0])
+    assert (epoch, number, origin, ttl_ms, count) == (7, 0, "gw.00", 1000, 3)
     assert (metrics, singles) == (["x", "y"], [])
     assert events.count('"GET"') == 4
     assert values(arguments[1]) == [1, 0, 1, 103, 0, 0, 0, 2, 0, 1, 4, 0, 0, 0, 1, 0, 2, 0, 0, 5, 0]
 
 
+def test_what_has_an_idempotency_key_is_named_with_its_account_s_number_its_digest_and_its_event() -> None:
+    batch = batch_of(hold("a"), hold("b", 2, digest=b"\x80" * 16), hold("c", 3, digest=b"d" * 16))
+    settled = hold("b", 4, "sms", b"e" * 16)
+    batch.add_settle(settled, event("b", "sms", 4))
+    keys, arguments, numbers = encode(batch, "gw.00", 1000, {"b": 300}, str.encode)
+    assert keys == [b"a", b"b", b"c"]
+    assert numbers == {"a": 1, "b": 2, "c": 3}
+    first = list(msgpack.Unpacker(io.BytesIO(arguments[0]), raw=True))
+    assert first[5:7] == [1, [b"api_calls"]]
+    assert first[7] == [
+        [2, 300, b"api_calls", 2, b"\x80" * 16, HOLD, b""],
+        [3, 0, b"api_calls", 3, b"d" * 16, HOLD, b""],
+        [2, 300, b"sms", 4, b"e" * 16, SETTLE_LATE, b'["b","sms",4,"/","GET",200,1.0,null,null]'],
+    ]
+
+
+def test_settles_that_no_account_can_take_are_one_value_with_their_events_and_marks() -> None:
+    batch = Batch(7)
+    batch.refusal = "it is no account"
+    batch.add_settle(hold("a", 3), event("a", "api_calls", 3))
+    batch.add_settle(hold("a", 4, digest=b"\xab" * 16), event("a", "api_calls", 4))
+    epoch, number, origin, account, reason, events, marks = msgpack.unpackb(encode_refusal(batch, "gw.00"))
+    assert (epoch, number, origin, account, reason) == (7, 0, "gw.00", "a", "it is no account")
+    assert [units for _, _, units, *_ in orjson.loads(events)] == [3, 4]
+    assert orjson.loads(marks) == [None, "ab" * 16]
+
+
+def test_a_reply_is_read() -> None:
+    holds = [[b"\x91\x02", -1, 5, 9], 0, 10, 1, 1, -5, 3]
+    assert decode(msgpack.packb([1, 17, holds, [], False], use_bin_type=False)) == (True, 17, holds, [], [])
+    assert decode(msgpack.packb([0, 17, [], [], [19, 17]])) == (False, 17, [], [], [19, 17])
+
+
 def test_no_argument_has_more_values_than_a_script_can_take() -> None:
     batch = batch_of(*(hold(f"tpp-{number}") for number in range(3000)))
-    _, arguments = encode(batch, "gw.00", 1000, {}, str.encode)
+    _, arguments, _ = encode(batch, "gw.00", 1000, {}, str.encode)
     counts = [len(values(argument)) for argument in arguments[1:]]
     assert sum(counts) == 3000 * 8
     assert max(counts) < VALUES_PACKED + 8
     odd = batch_of(hold("a"), *(hold("b", units) for units in range(1, 3000)))
-    _, arguments = encode(odd, "gw.00", 1000, {}, str.encode)
+    _, arguments, _ = encode(odd, "gw.00", 1000, {}, str.encode)
     assert max(len(values(argument)) for argument in arguments[1:]) < 8000
 
 
 def test_a_call_is_the_command_that_it_says() -> None:
-    call = encode_call(b"quota", [bulk(b"k1"), bulk(b"")], [b"\r\n", b"x"])
-    assert call == encode_command([b"FCALL", b"quota", b"2", b"k1", b"", b"\r\n", b"x"])
+    call = encode_call(b"quota", 3, [bulk(b"k1"), bulk(b"") + bulk(b"k3")], [b"\r\n", b"x"])
+    assert call == encode_command([b"FCALL", b"quota", b"3", b"k1", b"", b"k3", b"\r\n", b"x"])
     assert encode_command([b"A", b"bc"]) == b"*2\r\n$1\r\nA\r\n$2\r\nbc\r\n"
