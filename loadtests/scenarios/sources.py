@@ -86,7 +86,12 @@ def account_by_admin(target: Target, account: str) -> Account:
 
 def account_by_valkey(client: redis.Redis, account: str) -> Account:
     try:
-        state = decode_account(account, cast(Any, client).hmget(Keys().account(account), *FIELDS))
+        keys = Keys()
+        packed, fields = (
+            cast(Any, client).get(keys.state(account)),
+            cast(Any, client).hmget(keys.account(account), *FIELDS),
+        )
+        state = decode_account(account, packed, fields)
     except MalformedAccount as error:
         raise CannotRun(str(error)) from None
     if state.version == 0:

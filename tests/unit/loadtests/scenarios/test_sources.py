@@ -11,6 +11,7 @@ import redis
 from loadtests.scenarios.reconciliation import Account, Events, UsageEvent
 from loadtests.scenarios.sources import account_by_valkey, read_events
 from sidecar.ledger.accounts.account_about import About
+from sidecar.ledger.accounts.state_values import StateValues
 from sidecar.ledger.keys import Keys
 
 KEYS = Keys()
@@ -69,16 +70,22 @@ def test_events_of_others_and_from_before_the_run_are_left_out() -> None:
 
 
 def test_the_ledger_in_valkey_is_read_over_all_metrics() -> None:
-    head = [1, 0, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, "", 11, 12]
-    metrics = [1, "api_calls", 0, 1, 0, 0, 0, 0, 7, 1, 0, 1, "payments", 0, 1, 0, 0, 0, 0, 5, 2, 0]
+    state = StateValues(
+        terms=[1, 0, False, 0, 0, 0, 0, 0],
+        subscriptions=[["", 11, 12]],
+        counters=[[1, "api_calls", 0, 1, 0, 0, 0, 0, 7, 1, 0], [1, "payments", 0, 1, 0, 0, 0, 0, 5, 2, 0]],
+    )
     stored = {
-        "s": msgpack.packb([*head, *metrics]),
         "digits": b"2",
         "view": msgpack.packb([2, "GBP", "postpaid", "0", 0, 0, 0, True]),
         "about": About().packed(),
     }
 
     class Accounts:
+        def get(self, key: str) -> bytes:
+            assert key == KEYS.state("tpp")
+            return state.packed()
+
         def hmget(self, key: str, *fields: str) -> Any:
             assert key == KEYS.account("tpp")
             return [stored.get(field) for field in fields]
