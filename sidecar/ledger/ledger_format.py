@@ -109,9 +109,6 @@ async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> Led
         return LedgerFormat(tuple(generations))
     if not create:
         raise FormatError(nothing_there(keys, missing))
-    if len(missing) < keys.partitions:
-        # A server of a cluster lost its data, or who made the ledger was interrupted, or a gateway was first.
-        log.warning("partitions of the ledger had no data and are made anew", partitions=missing)
     generation = new_generation()
     new = []
     for partition, one in zip(missing, await _read(client, keys, missing, generation), strict=True):
@@ -120,6 +117,8 @@ async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> Led
         generations[partition] = one.generation
         if one.is_new:  # nobody was faster
             new.append(partition)
+    if new:
+        log.info("partitions of the ledger are new", prefix=keys.prefix, partitions=len(new), of=keys.partitions)
     return LedgerFormat(tuple(generations), tuple(new))
 
 
