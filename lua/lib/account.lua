@@ -109,10 +109,9 @@ local function account_place(key, now_ms)
   else
     ring_at = ring_at % KNOWN_MAX + 1
     acc = ring[ring_at]
+    known[acc.key] = nil
     if acc.in_call == now_ms then
       acc = nil
-    else
-      known[acc.key] = nil
     end
   end
   if not acc then
