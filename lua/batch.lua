@@ -423,10 +423,11 @@ local function write(instance, clock_key, outbox, entry, answer)
   call('MSET', values(mset))
   for _, acc in each(accounts) do
     account_write(acc)
-    if acc.old_marks then
+    -- Those of a batch without singles are of an earlier one.
+    if marks_of and acc.old_marks then
       call('HDEL', acc.key, values(acc.old_marks))
     end
-    if acc.new_marks and expires_fields then
+    if marks_of and acc.new_marks and expires_fields then
       call('HPEXPIRE', acc.key, marks_ttl_ms, 'FIELDS', #acc.new_marks, values(acc.new_marks))
     end
   end

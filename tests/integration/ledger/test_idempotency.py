@@ -152,8 +152,15 @@ def test_a_key_that_was_charged_goes_by_itself(real_ledger: LedgerFixture) -> No
     client: Any = real_ledger.backend.client
     real_ledger.load()
     real_ledger.settle_once("key")
-    [ttl] = client.execute_command("HPTTL", account, "FIELDS", 1, real_ledger.backend.mark("tpp", "key"))
+    mark = "FIELDS", 1, real_ledger.backend.mark("tpp", "key")
+    [ttl] = client.execute_command("HPTTL", account, *mark)
     assert IDEMPOTENCY_TTL_MS - 60_000 < ttl <= IDEMPOTENCY_TTL_MS
+    client.execute_command("HPEXPIRE", account, 60_000, *mark)
+    real_ledger.spend(1)
+    real_ledger.settle_once("another")
+    real_ledger.spend(1)
+    [ttl] = client.execute_command("HPTTL", account, *mark)
+    assert ttl <= 60_000, "other calls do not prolong it"
 
 
 @pytest.mark.parametrize("ttl_ms", [0, -1])
