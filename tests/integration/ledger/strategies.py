@@ -74,7 +74,9 @@ changes = st.fixed_dictionaries(
         "fence": st.integers(1, 3),
     },
 )  # fmt: skip
-garbage = st.sampled_from([b"", b"x", b"\xc1", b"\x80", b"\x90", b"a text", b"\xdc\xff\xff", bytes([0x9F] + [0] * 15)])
+garbage = st.sampled_from(
+    [b"", b"x", b"\0\0\0", b"\0\0\1\xc1", b"\0\0\1\x80", b"a text", b"\0\0\3\xdc\xff\xff", bytes([0, 0, 14] + [0] * 15)]
+)
 
 
 def compose_load(

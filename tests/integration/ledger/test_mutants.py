@@ -7,8 +7,11 @@ import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.integration.ledger.machine import LedgerMachine
-from tests.support.ledger_driver import text_of
+from tests.integration.ledger.test_kept_accounts import assert_the_tier_that_was_met_last_is_stored
+from tests.integration.ledger.test_state_machine import FEW_KEPT
+from tests.support.ledger_driver import RealLedger, text_of
 
 RUNS_MAX = 300
 SCRIPTS = ("batch", "load", "reap", "register", "heartbeat", "give_back")
@@ -18,25 +21,40 @@ MUTANTS = [
     ("a settle keeps the instance's share", "    state[s + 2] = left\n", "    state[s + 2] = left + units\n"),
     ("a settle keeps what the instance holds in all", "held, units = held - taken, units - taken\n  end\n  local state",
      "units = units - taken\n  end\n  local state"),
-    ("a late settle has an event but no charge", "charge(acc, i, settled + late)", "charge(acc, i, settled)"),
+    ("a share is that of another counter", "share_add(acc, c, epoch, granted)", "share_add(acc, 1, epoch, granted)"),
+    ("a late settle has an event but no charge", "charge(acc, c, settled + late)", "charge(acc, c, settled)"),
     ("a tier ends one unit early", "if n <= to then\n        if below == 0", "if n < to then\n        if below == 0"),
-    ("a piece is used below its beginning", "if top <= state[i + 4] and n >= lo then", "if top <= state[i + 4] then"),
+    ("a piece is used below its beginning", "if top <= state[i + 4] and n >= lo then\n    return",
+     "if top <= state[i + 4] then\n    return"),
+    ("a hold is priced by a piece that begins beyond it", "if top <= state[i + 4] and n >= lo then\n    -- All",
+     "if top <= state[i + 4] then\n    -- All"),
+    ("a hold is priced by a piece that ends before it", "if top <= state[i + 4] and n >= lo then\n    -- All",
+     "if state[i + 3] <= state[i + 4] and n >= lo then\n    -- All"),
     ("a period's cost is forgotten", "state[8] = bounded(state[8] + cost)\n      state[i + 2]", "state[i + 2]"),
-    ("holds do not outlive their period", "    state[i + 8] = 0\n", "    state[i + 8], state[i + 9] = 0, 0\n"),
+    ("holds do not outlive their period", "      state[j] = 0\n", "      state[j], state[j + 1] = 0, 0\n"),
     ("a zombie may hold", "if not registered then\n    return UNREGISTERED", "if false then\n    return UNREGISTERED"),
     ("a refused call uses up the rate", "    if wait > 0 then",
-     "    state[9] = tat\n    acc.limits = nil\n    if wait > 0 then"),
+     "    set_limits(acc, tat, state[limits + 2], state[limits + 3])\n    if wait > 0 then"),
     ("an hour ends one too late", "floor(acc.now_ms / HOUR_MS)", "floor((acc.now_ms - 1) / HOUR_MS)"),
     ("an hour that is over is forgotten", "call('HGET', acc.key, field) or ''", "''"),
-    ("the hour outlives its units", "    state[i + 10] = 0\n    acc.dirty", "    acc.dirty"),
+    ("the hour outlives its units", "    state[u] = 0\n    acc.dirty", "    acc.dirty"),
     ("a changed account is not read anew", "if not packed or acc.packed ~= packed then", "if not acc.state then"),
-    ("what was packed of a rate outlives it", "day, day_count\n  acc.limits = nil", "day, day_count"),
-    ("what was packed of a period outlives it", "acc.limits, acc.subscriptions, acc.slow = nil, nil, {}\n  acc.dirty",
-     "acc.limits = nil\n  acc.dirty"),
-    ("what was packed outlives who changed it", "nil, nil, nil, {}\n    account_lay_out",
-     "nil, nil, nil, acc.slow or {}\n    account_lay_out"),
-    ("a restart forgets former holds", "if number(former[3] or 0) > 0 then", "if false then"),
-    ("an instance that departs keeps its epoch", "'e', 0, 'h', 0)", "'h', 0)"),
+    ("a state that cannot be read is taken for the one before", "    acc.packed = false    -- first", "    -- first"),
+    ("what was packed of a rate outlives it", "day, day_count\n  acc.limits_packed = false", "day, day_count"),
+    ("what was packed of an hour outlives it", "    state[i + 7] = hour\n    acc.front = false",
+     "    state[i + 7] = hour"),
+    ("what was packed of a period outlives it", "= new_start_ms\n  acc.front = false", "= new_start_ms"),
+    ("what was packed of a counter outlives it", "  state[10] = c\n  acc.front = false", "  state[10] = c"),
+    ("what was packed outlives who changed it", "acc.state, acc.front = new, false", "acc.state = new"),
+    ("what was packed of an account is written of the next", "    acc.front = packed and front_of(packed)\n",
+     "    acc.front = acc.front or packed and front_of(packed)\n"),
+    ("a write leaves out an account", "    count = count + 2\n  end\n  return count", "  end\n  return count"),
+    ("a restart forgets former holds",
+     "if held > 0 then\n  call('HSET', KEYS[4], string.format('departed:%.0f', former)",
+     "if false then\n  call('HSET', KEYS[4], string.format('departed:%.0f', former)"),
+    ("an instance that departs keeps its epoch", "instance_packed(0, seq, 0,", "instance_packed(epoch, seq, 0,"),
+    ("an instance that lives is forgotten", "if known_epoch == 0 then\n    call('PEXPIRE'",
+     "if true then\n    call('PEXPIRE'"),
     ("all that departed is given back at once", "elseif left < units then", "elseif false then"),
     ("the share of another instance is settled", "if state[s] == epoch and state[s + 1] == c then",
      "if state[s + 1] == c then"),
@@ -47,31 +65,69 @@ MUTANTS = [
     ("a heartbeat of the other clock counts", "return min(beat_ms, now_ms)", "return beat_ms"),
     ("an event has the time of its batch", "if acc.charged and acc.now_ms ~= now_ms then", "if false then"),
     ("what was decided before an error is kept",
-     "acc.packed, acc.packed_read = nil, packed", "acc.packed_read = packed"),
+     "acc.packed, acc.packed_read = false, packed", "acc.packed_read = packed"),
     ("a subscription that ends is not paid",
-     "subscription_close_period(acc, k, max(now_ms, acc.state[position(k) + 1] + 1))", ""),
+     "subscription_close_period(acc, k, max(now_ms, acc.state[subscription_at(k) + 1] + 1))", ""),
     ("decimals that shrink round", "exact = exact and math.fmod(money, divisor) == 0",
      "money = money - math.fmod(money, divisor)"),
     ("a metric is charged to the last subscription",
-     "if state[13] == 1 or counter_is_live(acc, i) then\n        return i",
-     "if state[13] == 1 or counter_is_live(acc, i) then\n        former = i"),
-    ("a rate waits again for what it was cut down to", "if tat - interval < state[9] then", "if false then"),
-    ("what was held of a former subscription stays held", "if units > 0 and state[13] > 1 then", "if false then"),
+     "if state[9] == 1 or counter_is_live(acc, c) then\n        return c",
+     "if state[9] == 1 or counter_is_live(acc, c) then\n        former = c"),
+    ("a rate waits again for what it was cut down to", "if tat - interval < state[limits] then", "if false then"),
+    ("what was held of a former subscription stays held", "if units > 0 and state[9] > 1 then", "if false then"),
     ("what a former subscription had costs nothing", "return former or first", "return first"),
     ("who names no epoch is registered", "registered = epoch ~= 0 and", "registered ="),
     ("a key is charged again", "return until_ms and number(until_ms) > now_ms", "return false"),
 ]  # fmt: skip
 
 
+MUTANTS_OF_FEW_KEPT = [
+    ("an account is taken from the call that uses it", "if acc.in_call == now_ms then", "if false then"),
+    ("an account that is not kept any more is kept", "known[acc.key] = nil", "acc.used_hash = true"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("right", "wrong"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS])
 def test_a_deliberate_mistake_is_caught(valkey: redis.Redis, right: str, wrong: str) -> None:
+    catch(valkey, (right, wrong))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [m[1:] for m in MUTANTS_OF_FEW_KEPT], ids=[m[0] for m in MUTANTS_OF_FEW_KEPT]
+)
+def test_a_mistake_is_caught_where_more_accounts_are_in_use_than_are_kept(
+    valkey: redis.Redis, right: str, wrong: str
+) -> None:
+    catch(valkey, FEW_KEPT, (right, wrong))
+
+
+def test_a_mistake_that_costs_nothing_but_time_shows_in_what_is_stored(valkey: redis.Redis) -> None:
+    """Without the tier that was met last, every hold reads the prices."""
+    right = "lo, hi, a, b\n      acc.front = false\n"
+    assert_possible(right)
+    ledger = LedgerFixture(RealLedger(valkey, edit=lambda text: text.replace(right, "lo, hi, a, b\n")))
+    with pytest.raises(AssertionError):
+        assert_the_tier_that_was_met_last_is_stored(ledger)
+
+
+def assert_possible(right: str) -> None:
     shipped = [text_of(name, movable_clock=True) for name in SCRIPTS]
     assert any(text.count(right) == 1 for text in shipped), "the mistake is not possible any more; think of another"
+
+
+def catch(valkey: redis.Redis, *edits: tuple[str, str]) -> None:
+    for right, _ in edits:
+        assert_possible(right)
+
+    def edited(text: str) -> str:
+        for right, wrong in edits:
+            text = text.replace(right, wrong)
+        return text
 
     class Mistaken(LedgerMachine):
         def __init__(self) -> None:
             valkey.function_flush()  # what the function keeps of one run must not change the next
-            super().__init__(valkey, edit=lambda text: text.replace(right, wrong))
+            super().__init__(valkey, edit=edited)
 
     with pytest.raises(AssertionError):
         run_state_machine_as_test(
