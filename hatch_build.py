@@ -50,6 +50,8 @@ REQUEST_PATH = (
     "sidecar/gateway/http1/heads.py",
     "sidecar/gateway/http1/limits.py",
     "sidecar/valkey/command.py",
+    "sidecar/ledger/client/account_views.py",
+    "sidecar/ledger/client/link_settings.py",
     "sidecar/ledger/client/link.py",
     "sidecar/ledger/client/batch.py",
     "sidecar/ledger/client/outcomes.py",

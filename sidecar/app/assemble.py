@@ -16,7 +16,7 @@ from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, Upst
 from sidecar.gateway.route_settings import DefaultRouteSettings, RouteSettings
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.settings import ListenTlsSettings, UpstreamTlsSettings
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.spool.spool import SpoolSettings
 

@@ -15,7 +15,7 @@ from sidecar import __version__
 from sidecar.basics.build import request_path
 from sidecar.gateway.counters import Histogram
 from sidecar.gateway.errors import KINDS
-from sidecar.ledger.client.link import ROUND_TRIP_BOUNDS_S
+from sidecar.ledger.client.link_settings import ROUND_TRIP_BOUNDS_S
 
 if TYPE_CHECKING:
     from sidecar.app.data_plane import DataPlane

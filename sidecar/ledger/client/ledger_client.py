@@ -10,8 +10,10 @@ from typing import Protocol
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
-from sidecar.ledger.client.link import LedgerCounters, Link, LinkSettings
-from sidecar.ledger.client.outcomes import AccountView, Event, Hold
+from sidecar.ledger.client.account_views import AccountViews
+from sidecar.ledger.client.link import Link
+from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings
+from sidecar.ledger.client.outcomes import Event, Hold
 from sidecar.ledger.keys import Keys, idempotency_digest
 from sidecar.valkey.command import bulk
 from sidecar.valkey.resp import RespConnection
@@ -55,8 +57,7 @@ class LedgerClient:
         self.instance = instance or new_instance_id()
         self.keys = keys
         self.counters = LedgerCounters()
-        self.views: dict[str, AccountView] = {}
-        self._versions: dict[str, int] = {}
+        self._views = AccountViews()
         self._account_keys: dict[str, bytes] = {}
         self._endpoints = endpoints
         self._settings = settings or LinkSettings()
@@ -85,8 +86,7 @@ class LedgerClient:
         return Link(
             instance=self.instance, home_partition=home_partition, keys=self.keys,
             connect=lambda: self._endpoints.connect(anchor), connect_to=self._endpoints.connect_to,
-            settings=self._settings, views=self.views, versions=self._versions, account_keys=self._account_key,
-            counters=self.counters,
+            settings=self._settings, views=self._views, account_keys=self._account_key, counters=self.counters,
         )  # fmt: skip
 
     def _account_key(self, account: str) -> bytes:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
+from sidecar.ledger.client.account_views import AccountViews
 from sidecar.ledger.client.batch import HOLD, PARTS_MAX, Batch, decode, encode, encode_refusal
-from sidecar.ledger.client.outcomes import AccountView, Code, Event, Hold
+from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings, round_trip_bucket
+from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.registration import Registration
 from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, asked_server, server_answer
 from sidecar.ledger.keys import Keys
@@ -40,56 +41,9 @@ NO_REPLY_TIMEOUT_S = 2.0
 """A connection without a reply, or with nothing but refusals of the same batch, for so long is closed."""
 WARNING_INTERVAL_S = 10.0
 """Shortest time between two of a link's warnings."""
-VIEWS_MAX = 200_000
-ROUND_TRIP_BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
 _NO_SUMMARY: Final[list[Any]] = [False, -1, -1, 0]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSettings:
-    """Times in seconds. ``operations_max``: operations in one batch, which bounds how long a script runs.
-
-    ``settle_delay_s``: how long settles and releases wait for a hold to go with, since nobody waits for them.
-    """
-
-    hold_budget_s: float = 0.25
-    settle_delay_s: float = 0.002
-    breaker_failures: int = 5
-    breaker_open_s: float = 1.0
-    operations_max: int = 512
-    idempotency_ttl_ms: int = 86_400_000
-    create: bool = True
-    """Whether a partition that has nothing becomes a new ledger's. Off where a ledger must exist."""
-
-
-@dataclass(slots=True)
-class LedgerCounters:
-    """Totals since the start, shared by an instance's links."""
-
-    batches: int = 0
-    operations: int = 0
-    holds: int = 0
-    settles: int = 0
-    releases: int = 0
-    timeouts: int = 0
-    reconnects: int = 0
-    resent: int = 0
-    late_grants: int = 0
-    registrations: int = 0
-    script_errors: int = 0
-    refusals: Counter[str] = field(default_factory=Counter)
-    """Error replies to batches, by their first word (server_answers.py)."""
-    refused_settles: int = 0
-    """Settles that no account could take, kept in the ledger as refused."""
-    lost_settles: int = 0
-    """Settles that not even that could be done with. They are in the log alone."""
-    clock_steps: int = 0
-    generations: int = 0
-    """How often the ledger was found to be another one than before."""
-    round_trip_s: float = 0.0
-    round_trip_buckets: list[int] = field(default_factory=lambda: [0] * (len(ROUND_TRIP_BOUNDS_S) + 1))
 
 
 Connect = Callable[[], Awaitable[RespConnection]]
@@ -102,8 +56,7 @@ class Link:
 
     def __init__(
         self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, connect_to: ConnectTo | None,
-        settings: LinkSettings, views: dict[str, AccountView], versions: dict[str, int], account_keys: Callable[[str],
-        bytes], counters: LedgerCounters,
+        settings: LinkSettings, views: AccountViews, account_keys: Callable[[str], bytes], counters: LedgerCounters,
     ) -> None:  # fmt: skip
         self.instance = instance
         self.home_partition = home_partition
@@ -114,7 +67,7 @@ class Link:
         self._connect = connect
         self._connect_to = connect_to
         self._views = views
-        self._versions = versions
+        self._versions = views.versions
         self._account_keys = account_keys
         self._registration = Registration(
             instance, home_partition, keys, answer_s=NO_REPLY_TIMEOUT_S, create=settings.create
@@ -328,7 +281,7 @@ class Link:
         elapsed = now - self._flight_sent
         counters = self.counters
         counters.round_trip_s += elapsed
-        counters.round_trip_buckets[_bucket(elapsed)] += 1
+        counters.round_trip_buckets[round_trip_bucket(elapsed)] += 1
         self._flight = None
         self._answered = True
         if batch.asked and now - self._flight_began < self.settings.hold_budget_s:
@@ -371,7 +324,7 @@ class Link:
         account = holds[0].account
         if summary[0]:
             self._note_view(account, summary[3], summary[0])
-        view_now = self._views.get(account)
+        view_now = self._views.by_account.get(account)
         rate_left, day_left = summary[1], summary[2]
         for hold in holds:
             code: int = answers[at]
@@ -400,18 +353,10 @@ class Link:
 
     def _note_view(self, account: str, version: int, packed: bytes) -> None:
         try:
-            view = AccountView.from_view(version, packed)
+            self._views.note(account, version, packed)
         except (ValueError, LookupError, TypeError) as error:
             # Written by somebody else's loader. What it says is for headers; the hold stands without it.
             self._warn_limited("an account's view cannot be read", account=account, error=reason_of(error)[:200])
-            self._views.pop(account, None)
-            self._versions.pop(account, None)
-            return
-        if account not in self._views and len(self._views) >= VIEWS_MAX:
-            oldest = next(iter(self._views))
-            del self._views[oldest], self._versions[oldest]
-        self._views[account] = view
-        self._versions[account] = view.version
 
     def _decide(self, hold: Hold, code: int) -> None:
         callback = hold.callback
@@ -772,10 +717,3 @@ class Link:
         self._queue.clear()
         self._pending = Batch(self.epoch)
         return events
-
-
-def _bucket(elapsed_s: float) -> int:
-    for index, bound in enumerate(ROUND_TRIP_BOUNDS_S):
-        if elapsed_s <= bound:
-            return index
-    return len(ROUND_TRIP_BOUNDS_S)

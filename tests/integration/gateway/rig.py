@@ -31,7 +31,7 @@ from sidecar.ledger.accounts.api_keys import ApiKeys, digest_of
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.ledger_client import LedgerClient
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import Standard
 from sidecar.ledger.spool.spool import Spool, SpoolSettings

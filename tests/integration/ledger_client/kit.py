@@ -14,7 +14,7 @@ from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.ledger_client import LedgerClient
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import Standard

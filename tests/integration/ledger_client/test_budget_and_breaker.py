@@ -7,7 +7,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from sidecar.ledger.client.ledger_client import LedgerClient
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Hold
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import FaultProxy

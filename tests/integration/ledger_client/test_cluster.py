@@ -10,7 +10,7 @@ import pytest
 import redis
 from redis.asyncio.cluster import RedisCluster
 
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping, reap
 from sidecar.metering.outbox.outbox_status import outbox_status

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.client import link
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code
 from tests.integration.ledger_client.kit import (
     KEYS,

@@ -1,0 +1,61 @@
+"""How a link behaves, and what an instance's links have counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+ROUND_TRIP_BOUNDS_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Times in seconds. ``operations_max``: operations in one batch, which bounds how long a script runs.
+
+    ``settle_delay_s``: how long settles and releases wait for a hold to go with, since nobody waits for them.
+    """
+
+    hold_budget_s: float = 0.25
+    settle_delay_s: float = 0.002
+    breaker_failures: int = 5
+    breaker_open_s: float = 1.0
+    operations_max: int = 512
+    idempotency_ttl_ms: int = 86_400_000
+    create: bool = True
+    """Whether a partition that has nothing becomes a new ledger's. Off where a ledger must exist."""
+
+
+@dataclass(slots=True)
+class LedgerCounters:
+    """Totals since the start, shared by an instance's links."""
+
+    batches: int = 0
+    operations: int = 0
+    holds: int = 0
+    settles: int = 0
+    releases: int = 0
+    timeouts: int = 0
+    reconnects: int = 0
+    resent: int = 0
+    late_grants: int = 0
+    registrations: int = 0
+    script_errors: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Error replies to batches, by their first word (server_answers.py)."""
+    refused_settles: int = 0
+    """Settles that no account could take, kept in the ledger as refused."""
+    lost_settles: int = 0
+    """Settles that not even that could be done with. They are in the log alone."""
+    clock_steps: int = 0
+    generations: int = 0
+    """How often the ledger was found to be another one than before."""
+    round_trip_s: float = 0.0
+    round_trip_buckets: list[int] = field(default_factory=lambda: [0] * (len(ROUND_TRIP_BOUNDS_S) + 1))
+
+
+def round_trip_bucket(elapsed_s: float) -> int:
+    for index, bound in enumerate(ROUND_TRIP_BOUNDS_S):
+        if elapsed_s <= bound:
+            return index
+    return len(ROUND_TRIP_BOUNDS_S)
