@@ -30,6 +30,7 @@ from sidecar.ledger.accounts.loader import (
     UnknownAccount,
 )
 from sidecar.ledger.accounts.periods import EqualPeriods, FixedPeriod
+from sidecar.ledger.accounts.state_values import StateValues
 from sidecar.ledger.client.outcomes import AccountView, Code
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Tier, Volume
@@ -63,15 +64,15 @@ async def test_a_new_account_is_stored_as_the_document_says(ledger: Ledger) -> N
     version = await ledger.loader.load(spec)
 
     stored = await ledger.usage.stored("tpp-1")
-    subscription = stored["s"][14:17]
-    _, start, end = subscription
+    [(_, start, end)] = stored["state"].subscriptions
     assert version == 1
-    assert stored["s"] == [
-        *(1, 0, 1250, 1, 250_000, 10, 1000),
-        *(0, 0, 0, 0, 0, 1, 1),
-        *("", start, end),
-        *(1, "api_calls", 0, 1, 0, 0, 0, 0, 0, 0, 0),
-    ]
+    assert stored["state"] == StateValues(
+        terms=[1, 0, 1250, 1, 250_000, 10, 1000, 0],
+        subscriptions=[["", start, end]],
+        counters=[[1, "api_calls", 0, 1, 0, 0, 0, 0, 0, 0, 0]],
+        limits=[0, 0, 0, 0],
+        shares=[],
+    )
     assert end - start == YEAR_MS
     assert stored["prices"] in ([{"api_calls": ["s", 5]}, {}], [{"api_calls": ["s", 5]}, []])
     assert stored["periods"] == [[end + n * YEAR_MS for n in range(1, 37)]]
@@ -241,7 +242,7 @@ async def test_suspending_and_resuming_keeps_everything_else(ledger: Ledger) -> 
         version = await change("tpp-1")
 
         after = await ledger.usage.stored("tpp-1")
-        assert after["s"][:7] == [version, int(status), *before["s"][2:7]]
+        assert after["state"].terms == [version, int(status), *before["state"].terms[2:]]
         by_operator = {} if status is Status.ACTIVE else {b"by_operator": status.word.encode()}
         assert after["about"] == before["about"] | by_operator
         assert after["prices"][0] == before["prices"][0]
@@ -345,12 +346,14 @@ async def test_a_script_that_valkey_has_forgotten_is_sent_again(ledger: Ledger) 
     assert await ledger.loader.load(SPEC) == 2
 
 
-@pytest.mark.parametrize("stored", [b"", b"\xff\xff", b"\x90", b"\x93\x01\x02\x03", b"{}"])
+@pytest.mark.parametrize("stored", [b"", b"\xff\xff", b"\0\0\0", b"\0\0\3\x01\x02\x03", b"{}"])
 async def test_an_account_that_cannot_be_read_is_named(ledger: Ledger, stored: bytes) -> None:
-    await ledger.client.hset(ledger.keys.account("tpp-1"), "s", stored)
+    await ledger.client.set(ledger.keys.state("tpp-1"), stored)
 
     with pytest.raises(MalformedAccount, match="account 'tpp-1' cannot be read"):
         await ledger.loader.show("tpp-1")
+    with pytest.raises(MalformedAccount, match="account 'tpp-1' cannot be read"):
+        await ledger.loader.load(SPEC)
 
 
 async def test_an_account_that_lost_its_terms_keeps_its_counts(ledger: Ledger) -> None:
@@ -373,8 +376,8 @@ async def test_counts_of_an_account_that_lost_its_terms_go_to_the_first_subscrip
 async def test_the_clock_of_the_caller_chooses_the_period(ledger: Ledger) -> None:
     await ledger.loader.load(SPEC, now_ms=3 * YEAR_MS + 5)
 
-    state = (await ledger.usage.stored("tpp-1"))["s"]
-    assert state[15:17] == [3 * YEAR_MS, 4 * YEAR_MS]
+    state = (await ledger.usage.stored("tpp-1"))["state"]
+    assert state.subscriptions == [["", 3 * YEAR_MS, 4 * YEAR_MS]]
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 
 from sidecar.ledger.accounts.account_about import About
 from sidecar.ledger.accounts.account_state import FIELDS, AccountState, decode_account
-from sidecar.ledger.keys import Keys
+from sidecar.ledger.accounts.state_values import StateValues
+from sidecar.ledger.keys import FORMAT, Keys
 from sidecar.ledger.pricing.price_tables import MAX_INT
 from sidecar.valkey.scripts import script
+from tests.support.ledger_driver import account_keys
 from tests.support.ledger_state import pack
 
 HOUR_MS = 3_600_000
 METRICS = ("api_calls", "files", "sms", "payments")
 KEYS = Keys()
-KEY, META = KEYS.account("tpp-1"), KEYS.meta(KEYS.partition("tpp-1"))
+STATE, HASH = account_keys(KEYS, "tpp-1")
+META, CLOCK = KEYS.meta(KEYS.partition("tpp-1")), KEYS.clock(KEYS.partition("tpp-1"))
 
 AMOUNTS = st.one_of(st.integers(0, 9), st.integers(0, MAX_INT))
 UNITS = st.one_of(st.just(0), st.integers(0, 20), st.integers(0, MAX_INT))
@@ -72,11 +75,10 @@ def accounts(draw: st.DrawFn, subscriptions: int) -> dict[str, Any]:
 def store(client: redis.Redis, account: dict[str, Any], now_ms: int) -> None:
     at_ms = now_ms + HOUR_MS // 2
     bounds = [(name, at_ms + start * HOUR_MS, at_ms + end * HOUR_MS) for name, start, end in account["bounds"]]
-    parts = [*bounds, *account["counters"], *account["shares"]]
-    head = [3, 0, 5000, 1, 0, 0, 0, account["older"], 0, 0, 0, 0, len(bounds), len(account["counters"])]
+    terms = [3, 0, 5000, 1, 0, 0, 0, account["older"]]
+    state = StateValues(terms, bounds, account["counters"], shares=account["shares"])
     periods = [[at_ms + end * HOUR_MS for end in ends] for ends in account["periods"]]
     fields = {
-        "s": pack([*head, *(value for part in parts for value in part)]),
         "prices": pack(account["prices"]),
         "periods": pack(periods),
         "closed": pack(account["closed"]),
@@ -84,22 +86,26 @@ def store(client: redis.Redis, account: dict[str, Any], now_ms: int) -> None:
         "view": msgpack.packb([2, "GBP", "prepaid", "0", 0, 0, 5000, False]),
         "about": About().packed(),
     }
-    client.delete(KEY)
-    client.hset(KEY, mapping=fields)  # type: ignore[arg-type]
+    client.set(STATE, state.packed())
+    client.delete(HASH)
+    client.hset(HASH, mapping=fields)  # type: ignore[arg-type]
 
 
 def read(client: redis.Redis) -> AccountState:
-    return decode_account("tpp-1", client.hmget(KEY, *FIELDS))  # type: ignore[arg-type]
+    state: Any = client.get(STATE)
+    fields: Any = client.hmget(HASH, *FIELDS)
+    return decode_account("tpp-1", state, fields)
 
 
 def check(client: redis.Redis, account: dict[str, Any]) -> None:
+    client.set(CLOCK, pack(FORMAT) + pack(0))
     seconds, _ = client.time()  # type: ignore[misc]
     now_ms = seconds * 1000
     store(client, account, now_ms)
     before = read(client)
 
     # It rolls over and, as no process has departed, does nothing else.
-    client.eval(script("give_back").text.decode(), 2, META, KEY)
+    client.eval(script("give_back").text.decode(), 4, META, CLOCK, STATE, HASH)
 
     after = read(client)
     assert after == before.rolled_over(now_ms)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
 
 from sidecar.ledger.accounts.account_state import FIELDS
+from sidecar.ledger.accounts.state_values import StateValues, unpack_state
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.ledger_format import open_ledger
 from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import Client
-from tests.support.ledger_driver import acall_batch, one_group
+from tests.support.ledger_driver import acall_batch, account_keys, one_group
 from tests.support.ledger_state import pack
-
-HEAD, SUBSCRIPTION = 14, 3
-"""Values of a state before its subscriptions, and of each of those."""
 
 
 class Usage:
@@ -55,27 +54,28 @@ class Usage:
         holds: Sequence[int] = (), event: str = "",
     ) -> list[Any]:  # fmt: skip
         partition = self._keys.partition(account)
-        instance, meta = self._keys.instance(partition, self._name), self._keys.meta(partition)
+        first = self._keys.instance(partition, self._name), self._keys.clock(partition)
         if not self._registered:
             await open_ledger(self._client, self._keys)
         if partition not in self._registered:
-            names = [instance, self._keys.alive(partition), meta]
+            names = [*first, self._keys.alive(partition), self._keys.meta(partition)]
             text = script("register").text
-            epoch, last, _ = await self._client.execute_command("EVAL", text, 3, *names, self._name, partition)
+            epoch, last, _ = await self._client.execute_command("EVAL", text, 4, *names, self._name, partition)
             self._registered[partition] = (epoch, last)
         epoch, last = self._registered[partition]
         self._registered[partition] = (epoch, last + 1)
         group = metric, settled, released, late, holds
         arguments = one_group(epoch, last + 1, f"{self._name}.{partition}", event, group)
-        names = [instance, meta, self._keys.outbox(partition), self._keys.account(account)]
+        names = [*first, self._keys.outbox(partition), *account_keys(self._keys, account)]
         # A view is bytes.
         _, _, answers, _, _ = msgpack.unpackb(await acall_batch(self._client, names, arguments), raw=True)
         return [*(answers[0] or (False, -1, -1, 0)), *answers[1:]] if answers else []
 
     async def stored(self, account: str) -> dict[str, Any]:
-        """What the account's hash has of the fields that a loader reads, those of msgpack decoded."""
+        """What the account's hash has of the fields that a loader reads, those of msgpack decoded, and ``state``."""
         values = await self._client.hmget(self._keys.account(account), *FIELDS)  # type: ignore[misc]
-        decoded: dict[str, Any] = {}
+        packed = await self._client.get(self._keys.state(account))
+        decoded: dict[str, Any] = {} if packed is None else {"state": unpack_state(packed)}
         for name, value in zip(FIELDS, values, strict=True):
             if value is not None:
                 is_text = name in ("digits", "fence")
@@ -85,8 +85,8 @@ class Usage:
     async def age(self, account: str, by_ms: int) -> None:
         """Move the account's periods into the past, as if time had gone by."""
         stored = await self.stored(account)
-        state, periods = stored["s"], [[end - by_ms for end in ends] for ends in stored["periods"]]
-        for at in range(HEAD, HEAD + SUBSCRIPTION * state[12], SUBSCRIPTION):
-            state[at + 1 : at + 3] = state[at + 1] - by_ms, state[at + 2] - by_ms
-        mapping = {"s": pack(state), "periods": pack(periods)}
-        await self._client.hset(self._keys.account(account), mapping=mapping)  # type: ignore[misc, arg-type]
+        state: StateValues = stored["state"]
+        subscriptions = [(name, start - by_ms, end - by_ms) for name, start, end in state.subscriptions]
+        await self._client.set(self._keys.state(account), replace(state, subscriptions=subscriptions).packed())
+        periods = [[end - by_ms for end in ends] for ends in stored["periods"]]
+        await self._client.hset(self._keys.account(account), "periods", pack(periods))  # type: ignore[misc, arg-type]
