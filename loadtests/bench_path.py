@@ -15,7 +15,6 @@ import time
 from typing import Any, cast
 
 import msgpack
-import orjson
 import uvloop
 
 from sidecar.gateway.connection import ClientConnection
@@ -37,7 +36,7 @@ REQUEST = (
     b"User-Agent: loadtest\r\nAccept: */*\r\n\r\n"
 )
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 446\r\n\r\n" + b"x" * 446
-INFO = orjson.dumps({"version": 1, "digits": 3, "currency": "GBP", "mode": "prepaid", "ceiling": 10**12}).decode()
+VIEW = msgpack.packb([3, "GBP", "prepaid", "0", 0, 0, 10**12, True])
 
 
 class Transport:
@@ -78,11 +77,11 @@ class Valkey:
         answers: list[Any] = []
         for group in batch.groups.values():
             if group.holds:
-                answers.append(False if group.account in self.seen else [INFO, -1, -1])
+                answers.append(False if group.account in self.seen else [VIEW, -1, -1, 1])
                 self.seen.add(group.account)
             for hold in group.holds:
                 answers += (0, 10**9, hold.units)
-        callback(msgpack.packb([1, 0, answers, []]))
+        callback(msgpack.packb([1, 0, answers, [], False]))
 
 
 def key_of(account: int) -> bytes:

@@ -85,9 +85,12 @@ class LedgerClient:
         anchor = self.keys.instance(home_partition, self.instance)
         return Link(
             instance=self.instance, home_partition=home_partition, keys=self.keys,
-            connect=lambda: self._endpoints.connect(anchor), connect_to=self._endpoints.connect_to,
+            connect=lambda: self._endpoints.connect(anchor), connect_to=self._connect_to,
             settings=self._settings, views=self._views, account_keys=self._account_key, counters=self.counters,
         )  # fmt: skip
+
+    async def _connect_to(self, host: str, port: int) -> RespConnection:
+        return await self._endpoints.connect_to(host, port)
 
     def _account_key(self, account: str) -> bytes:
         """The keys of its state and of its hash, as two bulk strings in one."""
