@@ -158,7 +158,7 @@ if math.abs(older) > MAX_INT then
 end
 version = version + 1
 local front = {version, status, ceiling, counts_unsettled, rate_interval_us, burst, day_limit, older, #subscriptions, 0}
-local new_prices, periods, counters, moved_to = {}, {}, {}, {}
+local new_prices, periods, counters, moved_to, taken = {}, {}, {}, {}, {}
 for n, loaded in ipairs(subscriptions) do
   local name, start_ms, end_ms, following, live, _, counted = values(loaded, 1, 7)
   local at = #front
@@ -197,7 +197,11 @@ for n, loaded in ipairs(subscriptions) do
   if not is_known and counted then
     for counter_name, units in each(counted) do
       local counter = counter_of(counter_name)
-      counter[SLOW + 1] = max(counter[SLOW + 1], units)
+      local added, at_end = units - counter[SLOW + 1], #taken
+      if added > 0 then
+        counter[SLOW + 1] = units
+        taken[at_end + 1], taken[at_end + 2], taken[at_end + 3], taken[at_end + 4] = start_ms, name, counter_name, added
+      end
     end
   end
   new_prices[2 * n - 1], new_prices[2 * n] = live, gone
@@ -219,6 +223,9 @@ end
 account_rebuild(acc, front, counters, moved_to)
 acc.prices, acc.prices_dirty = new_prices, true
 set_later(acc, 'periods', mp_pack(periods))
+if #taken > 0 then
+  set_later(acc, 'taken', mp_pack(taken))
+end
 set_later(acc, 'digits', digits)
 set_later(acc, 'view', view)
 set_later(acc, 'about', about)

@@ -8,6 +8,7 @@
 --   closed    start_ms, subscription, counter, units, cost of each period that is over, one after another in one array
 --   h<day>    hour of the day, subscription, counter, units of each hour that is over, one after another without an array
 --   i<digest> an idempotency key that was charged; text: until when it counts, ms
+--   taken     start_ms, subscription, counter, units of what was counted elsewhere and came with a load; no hour has it
 --   view, about, digits, fence: the loader's
 -- Why a string: MGET and MSET read and write many of them for half of what a command for each costs.
 --

@@ -63,6 +63,15 @@ class EventTimes:
         return (self.usual_ms, *self.others_ms.values())
 
 
+class ChargedEvent(NamedTuple):
+    """``number``: of the event in its batch, the last part of its id."""
+
+    number: int
+    account: str
+    metric: str
+    units: int
+
+
 class Decoded(NamedTuple):
     """``bodies``: the JSON of each valid event, in order. ``invalid_events``: the others."""
 
@@ -147,6 +156,21 @@ def count_events(fields: Mapping[bytes, bytes]) -> int:
         return len(_events(fields))
     except MalformedEntry:
         return 0
+
+
+def event_units(fields: Mapping[bytes, bytes]) -> list[ChargedEvent]:
+    """What the valid events of an entry charge.
+
+    Raises:
+        MalformedEntry: a field is missing, too large or not what it should be.
+    """
+    number = _number(fields, b"i") if b"i" in fields else 0
+    found = []
+    for position, event in enumerate(_events(fields)):
+        match event:
+            case [str(account), str(metric), int(units), *_]:
+                found.append(ChargedEvent(number + position, account, metric, units))
+    return found
 
 
 def single_event(fields: Mapping[bytes, bytes], position: int) -> dict[bytes, bytes]:

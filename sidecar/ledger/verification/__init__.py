@@ -1,0 +1,1 @@
+"""Checks of a ledger against itself, what it takes of memory, and the settles that no account could take."""
