@@ -39,7 +39,7 @@ class Lago:
         await self.reload_requests.add([name])
 
     async def load(self, account: str) -> None:
-        await self.client.hset(self.keys.account(account), "policy", b"x")
+        await self.client.hset(self.keys.account(account), "view", b"x")
 
     async def deny(self, account: str) -> None:
         await self.client.set(self.keys.absent(account), b"1", px=60_000)
