@@ -24,6 +24,7 @@ class PublisherMetrics:
     what has not been read counts with the mean number of events of the entries read so far.
     ``dead_letters``: written by this process; ``dead_letters_kept``: in Valkey now; ``dead_letters_dropped``: deleted
     because there were too many. ``tail_entries_dropped``: accepted entries that went early for want of memory.
+    ``refused_entries``: of settles that no account could take, in Valkey now.
     """
 
     events_delivered: int = 0
@@ -40,6 +41,7 @@ class PublisherMetrics:
     lag_events: int = 0
     oldest_s: float = 0.0
     dead_letters_kept: int = 0
+    refused_entries: int = 0
     paused: bool = False
 
     def note_outbox(self, entries: int, entries_in_progress: int, oldest_s: float, dead_letters: int) -> None:
@@ -70,6 +72,11 @@ class PublisherCollector(Collector):
         )
         yield GaugeMetricFamily(
             "sidecar_outbox_dead_letters", "Dead letters that need a decision.", value=counts.dead_letters_kept
+        )
+        yield GaugeMetricFamily(
+            "sidecar_refused_entries",
+            "Entries of served calls that no account could be charged for: sidecar ledger refused.",
+            value=counts.refused_entries,
         )
         yield GaugeMetricFamily(
             "sidecar_publisher_paused",

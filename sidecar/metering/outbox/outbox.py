@@ -58,12 +58,13 @@ class Retention:
 @dataclass(frozen=True, slots=True)
 class Measure:
     """``entries`` in all outboxes, read by a publisher or not; age of the oldest in seconds, 0 if there is none;
-    ``sent_entries`` that were accepted and are kept."""
+    ``sent_entries`` that were accepted and are kept; ``refused_entries`` of settles that no account could take."""
 
     entries: int
     oldest_s: float
     dead_letters: int
     sent_entries: int
+    refused_entries: int = 0
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class Outbox:
         self._outboxes = [keys.outbox(partition) for partition in range(keys.partitions)]
         self._dead = [keys.dead_letters(partition) for partition in range(keys.partitions)]
         self._sent = [keys.sent(partition) for partition in range(keys.partitions)]
+        self._refused = [keys.refused(partition) for partition in range(keys.partitions)]
         self._windows = [_Window() for _ in self._outboxes]
         self._without_tail: frozenset[int] = frozenset()
         self.tail_entries_dropped = 0
@@ -272,9 +274,10 @@ class Outbox:
 
     async def measure(self) -> Measure:
         """Measure the streams of the partitions that work."""
+        streams = self._outboxes, self._dead, self._sent, self._refused
         replies = await self._calls.each(
             [
-                (p, script_call(outbox_scripts.MEASURE, [self._outboxes[p], self._dead[p], self._sent[p]]))
+                (p, script_call(outbox_scripts.MEASURE, [of[p] for of in streams]))
                 for p in self._calls.live()
             ]
         )
@@ -282,8 +285,9 @@ class Outbox:
         return Measure(
             entries=sum(entries for entries, *_ in measures),
             oldest_s=max((age_ms for _, age_ms, *_ in measures if age_ms > 0), default=0) / 1000,
-            dead_letters=sum(letters for _, _, letters, _ in measures),
-            sent_entries=sum(sent for *_, sent in measures),
+            dead_letters=sum(letters for _, _, letters, _, _ in measures),
+            sent_entries=sum(sent for *_, sent, _ in measures),
+            refused_entries=sum(refused for *_, refused in measures),
         )
 
     async def _run(self, script: bytes, *args: Argument) -> None:

@@ -226,8 +226,8 @@ return {redis.call('XLEN', KEYS[1]), ids}
 """
 
 MEASURE = b"""
--- KEYS [1] outbox [2] dead letters [3] tail
--- reply {entries, ms since the oldest was written or -1, dead letters, entries of the tail}
+-- KEYS [1] outbox [2] dead letters [3] tail [4] refused settles
+-- reply {entries, ms since the oldest was written or -1, dead letters, entries of the tail, of the refused settles}
 local age_ms = -1
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if oldest then
@@ -235,7 +235,11 @@ if oldest then
   age_ms = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(oldest[1], '^%d+'))
   age_ms = math.max(0, age_ms)
 end
-return {redis.call('XLEN', KEYS[1]), age_ms, redis.call('XLEN', KEYS[2]), redis.call('XLEN', KEYS[3])}
+local lengths = {}
+for k = 1, 4 do
+  lengths[k] = redis.call('XLEN', KEYS[k])
+end
+return {lengths[1], age_ms, lengths[2], lengths[3], lengths[4]}
 """
 
 REQUEUE = b"""

@@ -117,7 +117,10 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
     for partition in partitions:
         outbox = keys.outbox(partition)
         calls += [
-            script_call(outbox_scripts.MEASURE, [outbox, keys.dead_letters(partition), keys.sent(partition)]),
+            script_call(
+                outbox_scripts.MEASURE,
+                [outbox, keys.dead_letters(partition), keys.sent(partition), keys.refused(partition)],
+            ),
             Call(outbox, ("XPENDING", outbox, GROUP)),
             Call(outbox, ("XINFO CONSUMERS", outbox, GROUP)),
             Call(outbox, ("XRANGE", outbox, "-", "+", "COUNT", SAMPLE_ENTRIES)),
@@ -130,7 +133,7 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
 
 def _partition_status(partition: int, replies: Sequence[Any]) -> PartitionStatus:
     measure, pending, consumers, first, last = (_unless_missing(reply) for reply in replies)
-    entries, age_ms, dead_letters, sent_entries = measure
+    entries, age_ms, dead_letters, sent_entries, _refused = measure
     sample = [count_events(fields) for _, fields in (*first, *last)]
     taken = _pending_count(pending)
     return PartitionStatus(

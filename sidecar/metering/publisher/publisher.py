@@ -194,6 +194,7 @@ class Publisher:
             )
             self.metrics.dead_letters_dropped += gone
         self.metrics.note_outbox(measure.entries, len(self._pending), measure.oldest_s, measure.dead_letters - gone)
+        self.metrics.refused_entries = measure.refused_entries
 
     async def _drain(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:
         try:

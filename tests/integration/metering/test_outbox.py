@@ -224,10 +224,11 @@ async def test_what_is_in_the_streams_is_measured(valkey: Valkey, keys: Keys, cl
     fill(valkey, keys, 10)
     seconds, _ = valkey.time()
     valkey.xadd(keys.dead_letters(1), {"o": "x"})
+    valkey.xadd(keys.refused(2), {"o": "x"})
     old = Keys(partitions=keys.partitions, prefix="old")
     valkey.xadd(old.outbox(2), {"o": "x"}, id=f"{(seconds - 100) * 1000}-0")
     measure = await first.measure()
-    assert (measure.entries, measure.dead_letters) == (10, 1)
+    assert (measure.entries, measure.dead_letters, measure.refused_entries) == (10, 1, 1)
     aged = await Outbox(client, old, "first").measure()
     assert 100 <= aged.oldest_s < 200
 

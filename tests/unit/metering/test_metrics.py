@@ -12,7 +12,7 @@ def test_counts_are_exported_under_their_names() -> None:
     metrics = PublisherMetrics(events_delivered=7, dead_letters=2, entries_read=2, events_read=10, paused=True)
     metrics.requests[ResponseClass.RETRY] = 3
     metrics.events_in_progress = 4
-    metrics.dead_letters_dropped, metrics.tail_entries_dropped = 4, 8
+    metrics.dead_letters_dropped, metrics.tail_entries_dropped, metrics.refused_entries = 4, 8, 9
     metrics.note_outbox(entries=5, entries_in_progress=1, oldest_s=12.5, dead_letters=6)
     registry = CollectorRegistry()
     registry.register(PublisherCollector(metrics))
@@ -21,6 +21,7 @@ def test_counts_are_exported_under_their_names() -> None:
         "sidecar_outbox_lag_events 24.0",
         "sidecar_outbox_oldest_seconds 12.5",
         "sidecar_outbox_dead_letters 6.0",
+        "sidecar_refused_entries 9.0",
         "sidecar_publisher_paused 1.0",
         "sidecar_publisher_events_total 7.0",
         "sidecar_publisher_entries_claimed_total 0.0",
