@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from tests.chaos.kit import Api
+from tests.chaos.kit import KEYS, Api
 from tests.support.valkey_process import ValkeyProcess, valkey_process
+from tests.support.verified import assert_verified
 
 
 @pytest.fixture
@@ -19,9 +20,11 @@ def server(tmp_path: Path) -> Iterator[ValkeyProcess]:
 
 @pytest.fixture
 async def control(server: ValkeyProcess) -> AsyncIterator[Redis]:
+    """A client. Whatever a test does, at its end the ledger must agree with itself."""
     client = Redis(port=server.port, protocol=2)
     try:
         yield client
+        await assert_verified(client, KEYS)
     finally:
         await client.aclose()
 

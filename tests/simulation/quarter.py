@@ -39,6 +39,7 @@ from sidecar.sandbox.server import Server
 from tests.integration.ledger_loader.usage import Usage
 from tests.simulation.clock import ClockedClient
 from tests.support.ledger_driver import CLOCK_KEY
+from tests.support.verified import assert_verified
 
 API_KEY, HMAC_KEY = "sim-key", "sim-hmac"
 HOUR_S, DAY_S = 3_600, 86_400
@@ -370,3 +371,4 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
         await sim[0].settle()
         await sim[0].sweep()
         yield sim[0]
+        await assert_verified(client, keys, moved_clock=True)
