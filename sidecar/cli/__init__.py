@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from sidecar.app import logs
+
 _MODULES = {
     "demo": "demo",
     "run": "run",
@@ -22,6 +24,7 @@ _MODULES = {
     "account": "account_changes",
     "audit": "audit",
     "outbox": "outbox",
+    "ledger": "ledger",
     "reconcile": "reconcile",
     "sync": "sync",
     "catalog": "catalog",
@@ -78,6 +81,7 @@ def _root(
 
 def main() -> None:
     """Runs the command line; a user's mistake is a message, not a traceback."""
+    logs.configure("warning", "console")  # the output of a command has no log lines; a gateway configures its own
     app = build(sys.argv[1:])
     try:
         app(prog_name="sidecar")
