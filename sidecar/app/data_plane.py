@@ -30,6 +30,9 @@ from sidecar.valkey.topology import Client, TopologyError
 
 log = get_logger("sidecar")
 
+ENTER_TIMEOUT_S: Final = 1.0
+"""For a registration that is under way when the start fails."""
+
 SETTLE_TIMEOUT_S: Final = 5.0
 """For what requests hold to be settled in Valkey when they have ended."""
 
@@ -112,19 +115,20 @@ class DataPlane:
             await self._start(port, reuse_port=reuse_port)
         except BaseException:  # a cancelled start too
             await self.gateway.drain(0)
+            await self.ledger.wait_ready(ENTER_TIMEOUT_S)  # who is about to be registered could not leave
             await self._take_down()
             raise
         return self.port
 
     async def _start(self, port: int | None, *, reuse_port: bool) -> None:
         config = self.config
-        self.ledger.start()
         try:
             if self.spool is not None:
                 self.spool.start()
             await self.identity.start()
         except (SpoolError, IdentitySetupError) as error:
             raise SetupError(str(error)) from None
+        self.ledger.start()
         await self.ledger.wait_ready(2.0)
         self._ledger_seen = self.ledger.is_up
         first = config.listen.port if port is None else port
