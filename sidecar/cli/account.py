@@ -27,7 +27,7 @@ from sidecar.cli.output import (
 )
 from sidecar.ledger.accounts.account_snapshot import AccountSnapshot
 from sidecar.ledger.accounts.accounts_file import load_accounts
-from sidecar.ledger.accounts.loader import ApiKeyTaken, LoadError, PriceError
+from sidecar.ledger.accounts.loader import ApiKeyTaken, LoadError, MalformedAccount, PriceError
 from sidecar.ledger.audit_log import AuditLog
 from sidecar.ledger.store import Store, open_store
 
@@ -71,7 +71,7 @@ def load(
                         await log.add(
                             "account load", spec.id, after={"version": loaded[spec.id]}, why=f"file {file.name}"
                         )
-                    except (LoadError, PriceError, ApiKeyTaken) as error:
+                    except (LoadError, PriceError, ApiKeyTaken, MalformedAccount) as error:
                         failed[spec.id] = str(error)
             found = [] if json else await _snapshots(store, list(loaded)[:LOADED_SHOWN_MAX])
         return loaded, failed, found

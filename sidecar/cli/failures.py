@@ -6,7 +6,7 @@ from sidecar.basics.errors import SetupError
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.errors import LagoError, LagoSetupError
 from sidecar.config.errors import ConfigError
-from sidecar.ledger.accounts.loader import LedgerUnavailable, LoadError, UnknownAccount
+from sidecar.ledger.accounts.loader import LedgerUnavailable, LoadError, MalformedAccount, UnknownAccount
 from sidecar.metering.openmeter.access import MeteringError
 from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import CLIENT_ERRORS
@@ -17,6 +17,7 @@ _MESSAGE_ERRORS = (
     LedgerUnavailable,
     LoadError,
     UnknownAccount,
+    MalformedAccount,
     LagoSetupError,
     MeteringError,
     QueryError,

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from sidecar.basics.build import describe
+from sidecar.ledger.keys import Keys
 from tests.support.processes import running, sidecar
 from tests.support.valkey_process import valkey_process
 
@@ -195,6 +196,20 @@ def test_the_outbox_of_an_empty_ledger_is_empty(url: str) -> None:
     assert (status["entries"], status["dead_letters"], status["publishers"]) == (0, 0, [])
     assert "0 entries" in sidecar("outbox", "status", "--valkey", url).stdout
     assert "no dead letters" in sidecar("outbox", "dead-letters", "--valkey", url).stdout
+
+
+def test_an_account_that_cannot_be_read_is_named_and_others_are_loaded(url: str, valkey: redis.Redis) -> None:
+    sidecar("account", "load", str(EXAMPLE), "--valkey", url)
+    valkey.set(Keys().state("tpp-pro"), b"junk")
+
+    shown = sidecar("account", "show", "tpp-pro", "--valkey", url)
+    assert (shown.returncode, "Traceback" in shown.stderr) == (1, False), shown.stderr
+    assert "account 'tpp-pro' cannot be read from the ledger" in shown.stderr
+    loaded = sidecar("account", "load", str(EXAMPLE), "--valkey", url, "--json")
+    assert loaded.returncode == 1
+    found = json.loads(loaded.stdout)
+    assert found["loaded"] == {"tpp-12345": 2, "tpp-trusted": 2}
+    assert list(found["failed"]) == ["tpp-pro"]
 
 
 @pytest.mark.parametrize(
