@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import msgpack
 import orjson
 import redis
 
 from loadtests.kit.processes import RigError, running
+from sidecar.ledger.accounts.state_values import unpack_state
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.embedded import EmbeddedValkey
 from sidecar.valkey.url import Embedded
@@ -118,7 +118,7 @@ def gateway(config: Path, *, python: tuple[str, ...] = ()) -> Iterator[GatewayPr
 
 def settled(client: redis.Redis, account: str = ACCOUNT, metric: str = "api_calls") -> int:
     """``N``: units that the ledger has charged the account in this period."""
-    return _settled(client.hget(Keys().account(account), "s"), metric)
+    return _settled(client.get(Keys().state(account)), metric)
 
 
 def settled_by_all(client: redis.Redis, accounts: Sequence[str], metric: str = "api_calls") -> int:
@@ -127,15 +127,15 @@ def settled_by_all(client: redis.Redis, accounts: Sequence[str], metric: str = "
     for at in range(0, len(accounts), 5000):
         pipeline = client.pipeline(transaction=False)
         for account in accounts[at : at + 5000]:
-            pipeline.hget(keys.account(account), "s")
+            pipeline.get(keys.state(account))
         total += sum(_settled(packed, metric) for packed in pipeline.execute())
     return total
 
 
 def _settled(packed: Any, metric: str) -> int:
-    """Out of an account's state, in which ``N`` is the seventh value after the name (lua/lib/account.lua)."""
-    state = msgpack.unpackb(packed or b"\x90")
-    return int(state[state.index(metric) + 7]) if metric in state else 0
+    if packed is None:
+        return 0
+    return sum(units for _, name, *_, units, _, _ in unpack_state(packed).counters if name == metric)
 
 
 def streams(client: redis.Redis) -> list[bytes]:
