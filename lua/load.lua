@@ -205,7 +205,7 @@ for n, loaded in ipairs(subscriptions) do
     end
   end
   new_prices[2 * n - 1], new_prices[2 * n] = live, gone
-  periods[n] = following
+  periods[n] = ends_packed(following)
 end
 
 -- Records of periods that are over are money of the account too.

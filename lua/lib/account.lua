@@ -4,7 +4,7 @@
 -- Its state is a string: what a request needs, and what it changes. All else is in a hash (docs/ledger.md, "An account");
 -- msgpack unless said otherwise:
 --   prices    for each subscription two maps from counter to price table: of the plan, and of what the plan lacks by now
---   periods   for each subscription the ends of the following periods, ms
+--   periods   for each subscription the ends of the following periods: first end in ms, unit in ms, steps in units from end to end
 --   closed    start_ms, subscription, counter, units, cost of each period that is over, one after another in one array
 --   h<day>    hour of the day, subscription, counter, units of each hour that is over, one after another without an array
 --   i<digest> an idempotency key that was charged; text: until when it counts, ms
@@ -549,6 +549,34 @@ local function subscription_skip_periods(acc, k, count, length)
   state[at + 2] = state[at + 2] + count * length
 end
 
+-- The ends of periods as they are stored: years of months in a few bytes, so that the hash of an account stays a small one.
+local function ends_packed(ends)
+  local unit = 0
+  for n = 2, #ends do
+    local rest, other = unit, math.abs(ends[n] - ends[n - 1])
+    while other > 0 do
+      rest, other = other, math.fmod(rest, other)
+    end
+    unit = rest
+  end
+  if unit == 0 then
+    return {ends[1]}
+  end
+  local some = {ends[1], unit}
+  for n = 2, #ends do
+    some[n + 1] = (ends[n] - ends[n - 1]) / unit
+  end
+  return some
+end
+
+local function ends_unpacked(some)
+  local ends = {some[1]}
+  for n = 3, #some do
+    ends[n - 1] = ends[n - 2] + some[n] * some[2]
+  end
+  return ends
+end
+
 -- Closes every period of subscription number k that has ended. Returns the ends that are still to come.
 local function subscription_roll(acc, k, ends)
   local at, next_end = subscription_at(k), 1
@@ -580,7 +608,7 @@ local function account_roll(acc)
   for k = 1, acc.state[9] do
     periods[k] = periods[k] or {}
     if acc.now_ms >= acc.state[subscription_at(k) + 2] then
-      periods[k] = subscription_roll(acc, k, periods[k])
+      periods[k] = ends_packed(subscription_roll(acc, k, ends_unpacked(periods[k])))
     end
   end
   set_later(acc, 'periods', mp_pack(periods))

@@ -102,6 +102,14 @@ def _values(raw: bytes) -> list[Any]:
     return values
 
 
+def ends_of(stored: list[int]) -> tuple[int, ...]:
+    """First end, unit, steps in units."""
+    ends = stored[:1]
+    for step in stored[2:]:
+        ends.append(ends[-1] + step * stored[1])
+    return tuple(ends)
+
+
 def account_state(packed: bytes | None, fields: dict[bytes, bytes], scopes: Mapping[bytes, str]) -> AccountState:
     """``scopes``: the names of idempotency keys by digest."""
     state: list[Any] = [0, 0, False, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, "", 0, NO_PERIOD_END_MS]
@@ -135,7 +143,7 @@ def account_state(packed: bytes | None, fields: dict[bytes, bytes], scopes: Mapp
                 {metric: of for metric, of in metrics.items() if of != MetricState(0, 0)},
                 live,
                 gone,
-                tuple(periods[at]) if periods else (),
+                ends_of(periods[at]) if periods else (),
             )
         )
     assert len(set(names)) == len(names), f"subscriptions {names}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 
@@ -12,6 +12,9 @@ from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Status
 from sidecar.ledger.pricing.price_tables import Standard
 
 DIGEST_BYTES: Final = 32
+
+_AMOUNTS: Final = ("funds", "overdraft", "spending_cap", "credit_limit")
+"""Their numbers are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +36,32 @@ class About:
         return cls(amounts, api_keys, by_operator)
 
     def packed(self) -> bytes:
-        """As stored: a map with what there is."""
-        about: dict[str, Any] = {}
-        if self.amounts:
-            about["amounts"] = dict(self.amounts)
-        if self.api_keys:
-            about["api_keys"] = [bytes.fromhex(digest) for digest in self.api_keys]
-        if self.by_operator is not None:
-            about["by_operator"] = self.by_operator.word
+        """As stored: the operator's status or nil, amounts by number, digests. Short, so that Valkey keeps the hash small:
+        it does while no value is longer than 64 bytes."""
+        amounts = {_AMOUNTS.index(name): text for name, text in self.amounts.items()}
+        about = [self.by_operator, amounts, *map(bytes.fromhex, self.api_keys)]
         return bytes(msgpack.packb(about, use_bin_type=False))
 
     @classmethod
     def unpacked(cls, packed: bytes) -> About:
         """The opposite of ``packed``. Raises ``ValueError``, ``TypeError``, ``LookupError``."""
-        about = msgpack.unpackb(packed, raw=True)
-        if not isinstance(about, dict):
-            raise ValueError("its field about is no map")
-        digests = about.get(b"api_keys", ())
+        about = msgpack.unpackb(packed, raw=True, strict_map_key=False)
+        if not isinstance(about, list) or len(about) < 2:
+            raise ValueError("its field about is no array of what it should have")
+        by_operator, amounts, *digests = about
         if any(len(digest) != DIGEST_BYTES for digest in digests):
             raise ValueError("an API key that is no SHA-256")
-        by_operator = about.get(b"by_operator")
         return cls(
-            {name.decode(): amount.decode() for name, amount in about.get(b"amounts", {}).items()},
+            {_AMOUNTS[_index(number)]: text.decode() for number, text in amounts.items()},
             tuple(digest.hex() for digest in digests),
-            None if by_operator is None else Status.of(by_operator.decode()),
+            None if by_operator is None else Status(by_operator),
         )
+
+
+def _index(number: object) -> int:
+    if not isinstance(number, int) or not 0 <= number < len(_AMOUNTS):
+        raise ValueError(f"{number!r} is no amount")
+    return number
 
 
 def packed_view(spec: AccountSpec, digits: int) -> bytes:

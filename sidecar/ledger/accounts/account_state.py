@@ -12,7 +12,7 @@ import msgpack
 from sidecar.ledger.accounts.account_about import About, view_terms
 from sidecar.ledger.accounts.account_spec import Status
 from sidecar.ledger.accounts.load_errors import MalformedAccount
-from sidecar.ledger.accounts.state_values import StateValues, unpack_state
+from sidecar.ledger.accounts.state_values import StateValues, unpack_ends, unpack_state
 from sidecar.ledger.pricing.price_tables import DIGITS_MAX, MAX_INT, PackedTable
 from sidecar.ledger.pricing.rating import bounded, cost, worst
 
@@ -294,7 +294,7 @@ def _subscriptions(state: StateValues, prices: Sequence[Any], periods: Sequence[
             name=_text(name),
             start_ms=start_ms,
             end_ms=end_ms,
-            next_ends_ms=tuple(map(_whole, periods[k])) if k < len(periods) else (),
+            next_ends_ms=tuple(map(_whole, unpack_ends(list(map(_whole, periods[k]))))) if k < len(periods) else (),
             usages=tuple(of_subscription),
             prices=_tables(prices, 2 * k),
             former_prices=_tables(prices, 2 * k + 1),

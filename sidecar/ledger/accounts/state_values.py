@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import gcd
 from typing import Any, Final
 
 import msgpack
@@ -46,6 +48,22 @@ class StateValues:
             hot += share
         first = _pack(front)
         return len(first).to_bytes(_LENGTH, "big") + first + _pack(hot)
+
+
+def pack_ends(ends: Sequence[int]) -> list[int]:
+    """The ends of periods, in ms, as the field ``periods`` has them: first end, unit, steps in units."""
+    unit = gcd(*(after - before for before, after in pairwise(ends)))
+    if not unit:
+        return list(ends[:1])
+    return [ends[0], unit, *((after - before) // unit for before, after in pairwise(ends))]
+
+
+def unpack_ends(stored: Sequence[int]) -> tuple[int, ...]:
+    """The opposite of ``pack_ends``."""
+    if not stored:
+        return ()
+    unit = stored[1] if len(stored) > 1 else 0
+    return tuple(accumulate((step * unit for step in stored[2:]), initial=stored[0]))
 
 
 def unpack_state(packed: bytes) -> StateValues:

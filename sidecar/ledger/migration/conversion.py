@@ -10,7 +10,7 @@ import msgpack
 
 from sidecar.ledger.accounts.account_about import About
 from sidecar.ledger.accounts.account_spec import Status
-from sidecar.ledger.accounts.state_values import StateValues
+from sidecar.ledger.accounts.state_values import StateValues, pack_ends
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.ledger.migration.first_format import FirstAccount
 
@@ -44,7 +44,7 @@ def converted_fields(account: FirstAccount) -> dict[str, bytes]:
     if account.version:
         fields = {
             "prices": pack([dict(account.prices), dict(account.former_prices)]),
-            "periods": pack([list(account.next_ends_ms)]),
+            "periods": pack([pack_ends(account.next_ends_ms)]),
             "view": _view(account),
             "about": converted_about(account.info).packed(),
         }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.ledger.accounts.account_about import About
 from sidecar.ledger.accounts.account_state import FIELDS, AccountState, decode_account
-from sidecar.ledger.accounts.state_values import StateValues
+from sidecar.ledger.accounts.state_values import StateValues, pack_ends
 from sidecar.ledger.keys import FORMAT, Keys
 from sidecar.ledger.pricing.price_tables import MAX_INT
 from sidecar.valkey.scripts import script
@@ -77,7 +77,7 @@ def store(client: redis.Redis, account: dict[str, Any], now_ms: int) -> None:
     bounds = [(name, at_ms + start * HOUR_MS, at_ms + end * HOUR_MS) for name, start, end in account["bounds"]]
     terms = [3, 0, 5000, 1, 0, 0, 0, account["older"]]
     state = StateValues(terms, bounds, account["counters"], shares=account["shares"])
-    periods = [[at_ms + end * HOUR_MS for end in ends] for ends in account["periods"]]
+    periods = [pack_ends([at_ms + end * HOUR_MS for end in ends]) for ends in account["periods"]]
     fields = {
         "prices": pack(account["prices"]),
         "periods": pack(periods),

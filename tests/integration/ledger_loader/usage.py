@@ -79,7 +79,9 @@ class Usage:
         for name, value in zip(FIELDS, values, strict=True):
             if value is not None:
                 is_text = name in ("digits", "fence")
-                decoded[name] = value.decode() if is_text else msgpack.unpackb(value, raw=name == "about")
+                decoded[name] = (
+                    value.decode() if is_text else msgpack.unpackb(value, raw=name == "about", strict_map_key=False)
+                )
         return decoded
 
     async def age(self, account: str, by_ms: int) -> None:
@@ -88,5 +90,5 @@ class Usage:
         state: StateValues = stored["state"]
         subscriptions = [(name, start - by_ms, end - by_ms) for name, start, end in state.subscriptions]
         await self._client.set(self._keys.state(account), replace(state, subscriptions=subscriptions).packed())
-        periods = [[end - by_ms for end in ends] for ends in stored["periods"]]
+        periods = [[ends[0] - by_ms, *ends[1:]] if ends else [] for ends in stored["periods"]]
         await self._client.hset(self._keys.account(account), "periods", pack(periods))  # type: ignore[misc, arg-type]
