@@ -7,10 +7,12 @@ from typing import Final
 
 import typer
 
-_COMMANDS: Final = ("ledger_verify", "ledger_memory", "ledger_refused", "ledger_migrate")
+_COMMANDS: Final = (
+    "ledger_verify", "ledger_memory", "ledger_refused", "ledger_migrate", "ledger_export", "ledger_import",
+)  # fmt: skip
 """Modules with the commands, in the order of the help. Each has ``register``, which adds its command to the group."""
 
-app = typer.Typer(help="Verify, measure and migrate the whole ledger.", no_args_is_help=True)
+app = typer.Typer(help="Verify, measure, migrate, export and import the whole ledger.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:

@@ -86,6 +86,10 @@ class Keys:
         """Notes of the audit about an hour. ``hour``: hours since the Unix epoch."""
         return f"{self._tags[0]}audited:{hour}"
 
+    def import_notes(self, partition: int) -> str:
+        """How far an import has come; gone when it has finished."""
+        return f"{self._tags[partition]}import"
+
     def billing(self, account: str) -> str:
         """The reconcile state of an account."""
         return f"{self._tags[self.partition(account)]}billing:{account}"
@@ -115,7 +119,11 @@ class Keys:
 
     def api_keys(self, sha256: bytes) -> str:
         """The hash that has an API key, one of many small ones: Valkey stores those in a third of the memory."""
-        return f"{self._tags[crc32(sha256) % self.partitions]}apikeys:{sha256[0]:02x}"
+        return self.api_keys_hash(crc32(sha256) % self.partitions, sha256[0])
+
+    def api_keys_hash(self, partition: int, first: int) -> str:
+        """The hash of a partition that has those API keys whose SHA-256 has this first byte."""
+        return f"{self._tags[partition]}apikeys:{first:02x}"
 
 
 def idempotency_digest(account: str, scope: bytes) -> bytes:

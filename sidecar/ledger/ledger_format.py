@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
@@ -20,6 +20,10 @@ from sidecar.valkey.scripts import script
 from sidecar.valkey.topology import Client
 
 log = get_logger("sidecar.ledger")
+
+
+IMPORTING: Final = "importing"
+"""What a partition has for its format while a ledger is imported."""
 
 
 class FormatError(SetupError):
@@ -87,6 +91,10 @@ def partition_format(reply: Any) -> PartitionFormat | None:
         format_, partitions, generation, is_new = reply
         if not format_:
             return None
+        if format_ == IMPORTING.encode():
+            raise FormatError(
+                "the ledger is being imported, or its import was interrupted: run sidecar ledger import again"
+            )
         return PartitionFormat(int(format_), int(partitions or 0), generation.decode(), bool(is_new))
     except (TypeError, ValueError):
         raise FormatError(f"the ledger's format cannot be read: {reply!r}"[:300]) from None

@@ -34,10 +34,10 @@ from sidecar.ledger.migration.verification import (
     STREAM_NAMES,
     Verification,
     moved_key,
-    stream_key,
     stream_sources,
 )
 from sidecar.ledger.transfer.access import Access, Progress, living, no_progress
+from sidecar.ledger.transfer.names import stream_key
 from sidecar.ledger.transfer.streams import StreamWriter, merged_pages, stream_ids
 from sidecar.valkey.calls import Call
 

@@ -22,6 +22,7 @@ from sidecar.ledger.migration.first_format import FirstAccount, FirstKeys, decod
 from sidecar.ledger.migration.first_reader import FirstCensus, hour_pages, id_pages, parsed_pages
 from sidecar.ledger.migration.migration_report import DIFFERENCES_MAX, Tally, rows_of
 from sidecar.ledger.transfer.access import Access, Progress
+from sidecar.ledger.transfer.names import stream_key
 from sidecar.ledger.transfer.streams import merged_pages
 from sidecar.valkey.calls import Call
 
@@ -45,13 +46,6 @@ def moved_key(keys: Keys, kind: str, rest: str) -> str:
         case "scheduled-reloads":
             return keys.scheduled_reloads()
     return keys.webhooks_seen()
-
-
-def stream_key(keys: Keys, name: str, partition: int) -> str:
-    """The new key of a stream."""
-    return {"outbox": keys.outbox, "sent": keys.sent, "dead-letters": keys.dead_letters, "refused": keys.refused}[name](
-        partition
-    )
 
 
 def stream_sources(first: FirstKeys, keys: Keys, name: str, partition: int) -> dict[str, str]:

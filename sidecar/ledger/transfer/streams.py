@@ -16,7 +16,7 @@ import msgpack
 from sidecar.ledger.transfer.access import Access
 from sidecar.valkey.calls import Call
 
-STREAMS: Final = ("outbox", "sent", "dead-letters", "refused")
+STREAMS: Final = ("outbox", "sent", "dead-letters", "refused", "audit-log")
 """Names of the streams of a partition."""
 
 PAGE_ENTRIES: Final = 32
