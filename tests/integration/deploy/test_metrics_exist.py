@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import redis
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,6 +24,7 @@ from sidecar.billing.webhooks.refusals import Refusal as WebhookRefusal
 from sidecar.gateway import errors
 from sidecar.kubernetes.injection_options import InjectionSettings
 from sidecar.kubernetes.webhook import Injector
+from sidecar.ledger.keys import Keys
 from sidecar.metering.publisher.ingest_responses import ResponseClass
 from tests.deploy.manifests import chart, of_kind
 from tests.integration.deploy.observed import expressions
@@ -79,6 +81,13 @@ def let_happen(demo: Running) -> None:
     assert statuses == {200, 402, 429}
     assert call("/no-such-thing", "tpp-postpaid") == 404
     assert ask(ready["proxy"] + ACCOUNTS)[0] == 401
+    # Valkey refuses a batch: for a moment an account cannot be read.
+    with redis.Redis.from_url(ready["valkey"].removeprefix("valkey+")) as client:
+        state = Keys().state("tpp-postpaid")
+        before: Any = client.get(state)
+        client.set(state, b"")
+        assert call(ACCOUNTS, "tpp-postpaid") == 503
+        client.set(state, before)
     forged = {"X_Lago_Signature": "forged", "X_Lago_Signature_Algorithm": "hmac", "X_Lago_Unique_Key": "one"}
     assert ask(f"{ready['admin']}/webhooks/lago", {}, **forged)[0] == 401
     # Lago fails once, has terms that cannot be used, and gets usage from elsewhere, which its invoice will have.
@@ -100,6 +109,7 @@ WANTED = (
     "sidecar_charged_units_total",
     "sidecar_refusals_total",
     "sidecar_webhooks_total",
+    "sidecar_ledger_refusals_total",
     "sidecar_webhook_refusals_total",
     "sidecar_reconcile_alerts",
     "sidecar_lago_failures_total",
