@@ -36,8 +36,8 @@ class About:
         return cls(amounts, api_keys, by_operator)
 
     def packed(self) -> bytes:
-        """As stored: the operator's status or nil, amounts by number, digests. Short: Valkey keeps a hash small while no
-        value of it is longer than 64 bytes."""
+        """As stored: the operator's status or nil, amounts by number, digests. Short: Valkey keeps a hash small while
+        no value of it is longer than 64 bytes."""
         amounts = {_AMOUNTS.index(name): text for name, text in self.amounts.items()}
         about = [self.by_operator, amounts, *map(bytes.fromhex, self.api_keys)]
         return bytes(msgpack.packb(about, use_bin_type=False))
