@@ -181,33 +181,40 @@ def _settled(
     hours: Sequence[HourCount],
     taken: Counter[tuple[int, str, str]],
 ) -> Iterator[Difference]:
-    """Settled units against the hours since the period began. The hour in which it began may be of both periods."""
-    start_ms = subscription.start_ms
+    """Settled units against the hours since the period began.
+
+    A load may end a period at an instant at which units of it were counted already. Then the sum of both periods is
+    that of their hours, and so with more of them.
+    """
+    named = subscription.name, usage.metric
+    ended = [each for each in account.closed if (each.subscription, each.metric) == named]
+    begun = sorted({subscription.start_ms, *(e.start_ms for e in ended if e.start_ms < subscription.start_ms)})
+    of_hours = [count for count in hours if count.metric == usage.metric and count.subscription in ("", named[0])]
+    for start_ms in reversed(begun):
+        # A subscription that left and came back within the period has been counted before.
+        settled = usage.settled + sum(each.units for each in ended if each.start_ms >= start_ms)
+        settled -= sum(units for (at_ms, *of), units in taken.items() if tuple(of) == named and at_ms >= start_ms)
+        least, most = _bounds(of_hours, start_ms, named[0], subscription is account.first)
+        if least <= settled <= most:
+            return
+        if start_ms == subscription.start_ms:
+            expected, found = str(least) if least == most else f"{least} to {most}", str(settled)
+    yield Difference(Check.HOURS, where, "settled units are not those of the period's hours", expected, found)
+
+
+def _bounds(hours: Sequence[HourCount], start_ms: int, subscription: str, is_first: bool) -> tuple[int, int]:
+    """The sum of the hours since then. The hour in which it lies may be of both periods."""
     certain = possible = 0
-    # Before an account is loaded its counts have no name; they are the first subscription's from then on.
-    former = subscription is account.first and subscription.name != ""
     for count in hours:
-        if count.metric != usage.metric or (count.subscription and count.subscription != subscription.name):
-            continue
-        if count.subscription != subscription.name:
-            possible += count.units if former else 0
+        if count.subscription != subscription:
+            # Before an account is loaded its counts have no name; they are the first subscription's from then on.
+            possible += count.units if is_first else 0
         elif count.hour * HOUR_MS >= start_ms:
             certain += count.units
         elif (count.hour + count.length) * HOUR_MS > start_ms:
             possible += count.units
-    # A subscription that left and came back within the period has been counted before.
-    ended = sum(
-        each.units
-        for each in account.closed
-        if each.subscription == subscription.name and each.metric == usage.metric and each.start_ms >= start_ms
-    )
-    settled = usage.settled - taken[start_ms, subscription.name, usage.metric] + ended
-    least, most = sorted((certain, certain + possible))  # what an operator took away counts less than nothing
-    if not least <= settled <= most:
-        expected = str(certain) if not possible else f"{least} to {most}"
-        yield Difference(
-            Check.HOURS, where, "settled units are not those of the period's hours", expected, str(settled)
-        )
+    # What an operator took away counts less than nothing.
+    return min(certain, certain + possible), max(certain, certain + possible)
 
 
 def _events(place: str, hours: Sequence[HourCount], charged: ChargedUnits, account: str) -> Iterator[Difference]:

@@ -22,7 +22,8 @@ LOOKS: Final = 500
 
 _ACCOUNT_KINDS: Final = ("state", "account", "billing", "sync", "absent")
 _SINGLE_KINDS: Final = frozenset((
-    "meta", "clock", "accounts", "alive", "outbox", "sent", "dead-letters", "refused", "audit-log", "reload-requests",
+    "meta", "clock", "accounts", "alive", "outbox", "sent", "dead-letters", "refused", "audit-log", "import",
+    "reload-requests",
     "scheduled-reloads", "webhooks-seen",
 ))  # fmt: skip
 _OTHER_KINDS: Final = ("instance", "apikeys", "audited", "lease")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgpack
 
 from sidecar.ledger.keys import FORMAT, Keys
-from sidecar.ledger.ledger_format import FormatError, PartitionFormat, nothing_there
+from sidecar.ledger.ledger_format import IMPORTING, FormatError, PartitionFormat, nothing_there, partition_format
 from sidecar.ledger.verification.verify_report import Check, Findings
 from sidecar.valkey.calls import Call, call_each, raise_first, script_call
 from sidecar.valkey.topology import Client
@@ -56,9 +56,11 @@ async def check_partitions(client: Client, keys: Keys, findings: Findings) -> Cl
             PartitionFormat(1, 0, "", False).check(keys)
         raise FormatError(nothing_there(keys, missing).replace(", and ledger.expect is existing", ""))
     said = Counter((reply[1], reply[2]) for reply in replies if reply[1] is not None)
-    (format_, partitions), _ = said.most_common(1)[0]
-    if said.total() == next(iter(said.values())) and format_.isdigit() and (partitions or b"").isdigit():
-        PartitionFormat(int(format_), int(partitions), "", False).check(keys)
+    for format_, partitions in said:
+        if len(said) == 1 or format_ == IMPORTING.encode():
+            one = partition_format((format_, partitions, b"", 0))
+            assert one is not None
+            one.check(keys)
     generations: Counter[str] = Counter()
     for partition, reply in enumerate(replies):
         _check_partition(partition, keys, reply, findings, generations)

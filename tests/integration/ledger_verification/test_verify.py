@@ -353,6 +353,9 @@ async def test_partitions_that_were_made_anew_are_a_note(ledger: Broken) -> None
 async def test_where_there_is_no_such_ledger_nothing_can_be_verified(ledger: Broken) -> None:
     with pytest.raises(FormatError, match="there is no ledger"):
         await verify_ledger(ledger.client, Keys("other"))
+    ledger.sync.hset(ledger.keys.meta(9), "format", "importing")
+    with pytest.raises(FormatError, match="is being imported"):
+        await ledger.verify()
     open_partitions(ledger.sync, Keys("other", 16))
     with pytest.raises(FormatError, match="16 partitions"):
         await verify_ledger(ledger.client, Keys("other"))
