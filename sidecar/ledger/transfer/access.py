@@ -57,22 +57,22 @@ class Access:
             await self.client.initialize()
             nodes = list(self.client.get_primaries())
         for node in nodes:
-            cursor: bytes | int = 0
+            cursor = 0
             while True:
                 cursor, page = await self._scan(node, cursor, pattern)
                 if page:
                     yield page
-                if int(cursor) == 0:
+                if cursor == 0:
                     break
 
-    async def _scan(self, node: Any, cursor: bytes | int, pattern: str) -> tuple[bytes, list[bytes]]:
+    async def _scan(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
         options = {} if node is None else {"target_nodes": node}
         command = "SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT
-        reply: Any = await self.client.execute_command(*command, **options)  # type: ignore[no-untyped-call, unused-ignore]
-        if isinstance(reply, dict):  # redis-py joins the answers of a cluster by the node
-            [reply] = reply.values()
-        found, page = reply
-        return found, list(page)
+        execute: Any = self.client.execute_command
+        found, page = await execute(*command, **options)
+        if isinstance(found, dict):  # redis-py has the cursors of a cluster by the node
+            [found] = found.values()
+        return int(found), list(page)
 
     async def now_ms(self, key: str) -> int:
         """The clock of the server that has ``key``."""

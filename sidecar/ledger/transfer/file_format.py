@@ -110,12 +110,13 @@ class CheckedFile:
 
 
 def check_file(file: IO[bytes]) -> CheckedFile:
-    """Reads all of it.
+    """Reads all of it, from the beginning.
 
     Raises:
         FileError: it is not whole, or none of this release.
         OSError: it cannot be read.
     """
+    file.seek(0)
     sha256 = hashlib.sha256()
     header: Header | None = None
     end: dict[str, Any] | None = None
