@@ -34,7 +34,9 @@ app = typer.Typer(help="Show settles that no account could take, charge them now
 AccountOption = Annotated[
     str | None, typer.Option("--account", metavar="ACCOUNT", help="Only those of this account.", show_default=False)
 ]
-IdsArgument = Annotated[list[str] | None, typer.Argument(help="Only these entries.", show_default=False)]
+IdsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID]...", help="Only these entries.", show_default=False)
+]
 
 
 def register(group: typer.Typer) -> None:
