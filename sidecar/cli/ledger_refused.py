@@ -34,8 +34,9 @@ app = typer.Typer(help="Show settles that no account could take, charge them now
 AccountOption = Annotated[
     str | None, typer.Option("--account", metavar="ACCOUNT", help="Only those of this account.", show_default=False)
 ]
-IdsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID]...", help="Only these entries.", show_default=False)
+IdsOption = Annotated[
+    list[str] | None,
+    typer.Option("--id", metavar="ID", help="Only this entry. Give it once for each.", show_default=False),
 ]
 
 
@@ -76,7 +77,7 @@ def list_(
 
 @app.command()
 def reapply(
-    ids: IdsArgument = None,
+    ids: IdsOption = None,
     account: AccountOption = None,
     config: ConfigOption = None,
     valkey: ValkeyOption = None,
@@ -122,7 +123,7 @@ def reapply(
 @app.command()
 def drop(
     reason: Annotated[str, typer.Option("--reason", help="Why, for the audit log.", show_default=False)],
-    ids: IdsArgument = None,
+    ids: IdsOption = None,
     account: AccountOption = None,
     config: ConfigOption = None,
     valkey: ValkeyOption = None,
@@ -131,12 +132,12 @@ def drop(
 ) -> None:
     """Delete refused settles: nobody is ever charged for these calls. Name entries or an account.
 
-    Example: [bold]sidecar ledger refused drop 7/1767225600000-0 --reason "test traffic" --yes -c gateway.yaml[/bold]
+    Example: [bold]sidecar ledger refused drop --account tpp-test --reason "test traffic" -c gateway.yaml[/bold]
     """
     if not reason.strip():
         fail("--reason: should say why", 2)
     if not ids and account is None:
-        fail("name entries, or an account with --account", 2)
+        fail("name entries with --id, or an account with --account", 2)
 
     async def find() -> list[RefusedSettles]:
         async with open_store(*where(config, valkey)) as store:

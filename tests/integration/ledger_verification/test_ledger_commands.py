@@ -85,9 +85,9 @@ async def test_refused_settles_are_listed_charged_and_dropped(ledger: Broken) ->
     rows = json.loads((await run(ledger, "refused", "list", "--json", "--account", "tpp-b")).stdout)["refused"]
     assert [(row["account"], row["units"]) for row in rows] == [("tpp-b", 4), ("tpp-b", 5)]
 
-    ended = await run(ledger, "refused", "reapply", rows[0]["id"])
+    ended = await run(ledger, "refused", "reapply", "--id", rows[0]["id"])
     assert (ended.returncode, ended.stdout) == (0, "1 entry with 4 units charged\n")
-    ended = await run(ledger, "refused", "drop", rows[1]["id"], "--reason", "a test", "--yes")
+    ended = await run(ledger, "refused", "drop", "--id", rows[1]["id"], "--reason", "a test", "--yes")
     assert ended.stdout == f"dropped {rows[1]['id']}: 5 units of account tpp-b\n1 entry dropped\n"
     ledger.sync.set(ledger.keys.state("tpp-a"), b"\0\0\1garbage")
     ended = await run(ledger, "refused", "reapply")
@@ -99,8 +99,12 @@ async def test_refused_settles_are_listed_charged_and_dropped(ledger: Broken) ->
 
 
 async def test_what_is_to_be_dropped_must_be_named_with_a_reason(ledger: Broken) -> None:
-    for arguments in (["--reason", "x"], ["1/1-1", "--reason", " "], ["nonsense", "--reason", "x", "--yes"]):
+    for arguments in (
+        ["--reason", "x"],
+        ["--id", "1/1-1", "--reason", " "],
+        ["--id", "nonsense", "--reason", "x", "--yes"],
+    ):
         ended = await run(ledger, "refused", "drop", *arguments)
         assert ended.returncode == 2, arguments
         assert ended.stderr.startswith("error: ")
-    assert (await run(ledger, "refused", "reapply", "nonsense")).returncode == 2
+    assert (await run(ledger, "refused", "reapply", "--id", "nonsense")).returncode == 2
