@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,12 +27,13 @@ class FirstCensus:
     unknown: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class HourPage:
-    """Units by account and metric, summed over all partitions; and those that the page's own partition counted."""
+@dataclass(slots=True)
+class DayPage:
+    """``cells``: units by account and metric, and by hour, summed over all partitions. ``notes``: by hour, what is no
+    count."""
 
-    units: dict[tuple[str, str], int]
-    own: Counter[str]
+    cells: dict[tuple[str, str], dict[int, int]]
+    notes: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
 
 
 async def parsed_pages(access: Access, first: FirstKeys) -> AsyncIterator[list[tuple[FirstKey, str, bytes]]]:
@@ -57,36 +58,63 @@ async def id_pages(access: Access, index: str, after: bytes | None = None) -> As
             return
 
 
-async def hour_pages(
-    access: Access, first: FirstKeys, hour: int, homes: Sequence[int]
-) -> AsyncIterator[tuple[HourPage, dict[bytes, bytes]]]:
-    """The counts of an hour in pages, and the notes among them. A count comes once for each partition that has it,
-    every time with the units of all."""
-    for home in homes:
+async def hour_units(access: Access, first: FirstKeys, hour: int, home: int) -> AsyncIterator[Counter[str]]:
+    """Units by metric that a partition counted in an hour, in pages."""
+    key = first.name(home, f"hour:{hour}")
+    cursor: Any = 0
+    while True:
+        cursor, found = await access.one(key, "HSCAN", key, cursor, "COUNT", PAGE_COUNTS)
+        units = Counter[str]()
+        for name, value in found.items():
+            if (cell := first.counted(name)) is not None:
+                units[cell[1]] += int(value)
+        yield units
+        if int(cursor) == 0:
+            return
+
+
+async def day_pages(
+    access: Access, first: FirstKeys, homes_of: Mapping[int, Collection[int]]
+) -> AsyncIterator[DayPage]:
+    """The counts of some hours in pages, each account and metric once with all of these hours. ``homes_of``: to each
+    hour, the partitions that counted it.
+
+    A count is in the page of the first hash that has it; for it all the others are asked. That is one command for each
+    hash and page, where asking for each account would be one for each hash and account.
+    """
+    places = [(hour, home) for hour in sorted(homes_of) for home in sorted(homes_of[hour])]
+    for number, (hour, home) in enumerate(places):
         key = first.name(home, f"hour:{hour}")
         cursor: Any = 0
         while True:
             cursor, found = await access.one(key, "HSCAN", key, cursor, "COUNT", PAGE_COUNTS)
-            counts = {name: value for name, value in found.items() if b"\0" in name}
-            notes = {name: value for name, value in found.items() if b"\0" not in name and name != b"table"}
-            yield await _summed(access, first, hour, [each for each in homes if each != home], counts), notes
+            counts = {name: int(value) for name, value in found.items() if b"\0" in name}
+            page = DayPage(await _cells(access, first, places, number, counts))
+            page.notes[hour] = {
+                name: value for name, value in found.items() if b"\0" not in name and name != b"table"
+            }  # fmt: skip
+            yield page
             if int(cursor) == 0:
                 break
 
 
-async def _summed(
-    access: Access, first: FirstKeys, hour: int, others: Sequence[int], counts: dict[bytes, bytes]
-) -> HourPage:
-    names = list(counts)
-    sums = [int(value) for value in counts.values()]
-    own = Counter[str]()
-    parsed = [first.counted(name) for name in names]
-    for what, units in zip(parsed, sums, strict=True):
-        if what is not None:
-            own[what[1]] += units
-    if names:
-        keys = [first.name(home, f"hour:{hour}") for home in others]
-        for reply in await access.each([Call(key, ("HMGET", key, *names)) for key in keys]):
-            sums = [units + int(value or 0) for units, value in zip(sums, reply, strict=True)]
-    units_of = {what: units for what, units in zip(parsed, sums, strict=True) if what is not None}
-    return HourPage(units_of, own)
+async def _cells(
+    access: Access, first: FirstKeys, places: Sequence[tuple[int, int]], number: int, counts: Mapping[bytes, int]
+) -> dict[tuple[str, str], dict[int, int]]:
+    """Units by account and metric, and by hour, of those counts that no earlier place has."""
+    cells = {name: cell for name in counts if (cell := first.counted(name)) is not None}
+    if not cells:
+        return {}
+    names = list(cells)
+    keys = [first.name(home, f"hour:{hour}") for hour, home in places]
+    replies = await access.each([Call(key, ("HMGET", key, *names)) for key in keys])
+    found: dict[tuple[str, str], dict[int, int]] = {}
+    for name, values in zip(names, zip(*replies, strict=True), strict=True):
+        if any(value is not None for value in values[:number]):
+            continue
+        units: dict[int, int] = defaultdict(int)
+        for (hour, _), value in zip(places, values, strict=True):
+            if value is not None:
+                units[hour] += int(value)
+        found[cells[name]] = units
+    return found

@@ -27,7 +27,7 @@ from sidecar.ledger.migration.first_format import (
     MigrationError,
     decode_first_account,
 )
-from sidecar.ledger.migration.first_reader import FirstCensus, hour_pages, id_pages, parsed_pages
+from sidecar.ledger.migration.first_reader import FirstCensus, day_pages, id_pages, parsed_pages
 from sidecar.ledger.migration.migration_report import DIFFERENCES_MAX, MigrationReport, ReportRow, rows_of
 from sidecar.ledger.migration.verification import (
     MOVED_KINDS,
@@ -51,6 +51,10 @@ KNOWN_KINDS: Final = frozenset(
 
 GUARDS: Final = ("accounts", "alive")
 """Keys of release 0.2 that become texts, so that it fails instead of beginning an empty ledger."""
+
+FADING_MS: Final = 6 * 3_600_000
+"""Hours that release 0.2 forgets within this time are left out: they would go while both sides are compared. The units
+of a running period that no hour has are known as such."""
 
 _COPY, _FINISH, _CLEAN = b"copy", b"finish", b"clean"
 
@@ -306,7 +310,7 @@ class Migration:
         names = [self._first.name(partition, "accounts") for partition in range(self._first.partitions)]
         types = await self._access.each([Call(key, ("TYPE", key)) for key in names])
         self._indexed = {partition for partition, found in enumerate(types) if found == b"zset"}
-        looked_at = 0
+        looked_at, fading = 0, set[int]()
         async for page in parsed_pages(self._access, self._first):
             by_kind: dict[str, list[tuple[FirstKey, str]]] = defaultdict(list)
             for what, key, _ in page:
@@ -319,14 +323,23 @@ class Migration:
                     raise MigrationError(
                         f"{key!r} is beyond the partitions of the old ledger: give their number with --from-partitions"
                     )
-            for what, _ in by_kind["hour"]:
-                self._census.hours[int(what.rest)].add(what.partition)
+            await self._find_hours(by_kind["hour"], fading)
             await self._find_unlisted(by_kind["account"])
             await self._copy_api_keys(by_kind["apikey"])
             await self._copy_alike([each for kind in MOVED_KINDS for each in by_kind[kind]])
             await self._count_marks([key for _, key in by_kind["idem"]])
             looked_at += len(page)
             self._progress("keys looked at", looked_at, None)
+        for hour in fading:
+            self._census.hours.pop(hour, None)
+
+    async def _find_hours(self, found: Sequence[tuple[FirstKey, str]], fading: set[int]) -> None:
+        """Notes which hours there are, and in ``fading`` those that go too soon to be compared."""
+        ttls = await self._access.each([Call(key, ("PTTL", key)) for _, key in found])
+        for (what, _), ttl_ms in zip(found, ttls, strict=True):
+            self._census.hours[int(what.rest)].add(what.partition)
+            if ttl_ms != -1 and ttl_ms < FADING_MS:
+                fading.add(int(what.rest))
 
     async def _find_unlisted(self, accounts: Sequence[tuple[FirstKey, str]]) -> None:
         indexed = [what for what, _ in accounts if what.partition in self._indexed]
@@ -411,26 +424,31 @@ class Migration:
         await self._access.each(calls)
 
     async def _copy_hours(self) -> None:
-        hours = sorted(self._census.hours.items())
-        for done, (hour, homes) in enumerate(hours, 1):
-            if hour <= int(self._notes.get(b"hours", b"-1")):
+        by_day: dict[int, dict[int, set[int]]] = defaultdict(dict)
+        for hour, homes in self._census.hours.items():
+            by_day[hour // HOURS_OF_DAY][hour] = homes
+        for done, (day, homes_of) in enumerate(sorted(by_day.items()), 1):
+            if day <= int(self._notes.get(b"day", b"-1")):
                 continue
-            async for page, notes in hour_pages(self._access, self._first, hour, sorted(homes)):
-                await self._write_hour(hour, page.units)
-                if notes:
-                    old, new = self._first.name(0, f"hour:{hour}"), self._keys.audited_hour(hour)
-                    ttl_ms = await self._access.one(old, "PTTL", old)
-                    await self._access.one(new, "HSET", new, *[part for pair in notes.items() for part in pair])
-                    if ttl_ms > 0:
-                        await self._access.one(new, "PEXPIRE", new, ttl_ms)
-            await self._note(hours=hour)
-            self._progress("hours copied", done, len(hours))
+            async for page in day_pages(self._access, self._first, homes_of):
+                await self._write_day(day, page.cells)
+                for hour, notes in page.notes.items():
+                    await self._write_notes(hour, notes)
+            await self._note(day=day)
+            self._progress("days of hours copied", done, len(by_day))
 
-    async def _write_hour(self, hour: int, units_of: dict[tuple[str, str], int]) -> None:
-        day, hour_of_day = divmod(hour, HOURS_OF_DAY)
+    async def _write_notes(self, hour: int, notes: Mapping[bytes, bytes]) -> None:
+        if notes:
+            old, new = self._first.name(0, f"hour:{hour}"), self._keys.audited_hour(hour)
+            ttl_ms = await self._access.one(old, "PTTL", old)
+            await self._access.one(new, "HSET", new, *[part for pair in notes.items() for part in pair])
+            if ttl_ms > 0:
+                await self._access.one(new, "PEXPIRE", new, ttl_ms)
+
+    async def _write_day(self, day: int, cells: Mapping[tuple[str, str], Mapping[int, int]]) -> None:
         by_account: dict[str, list[tuple[int, str, int]]] = defaultdict(list)
-        for (account, metric), units in units_of.items():
-            by_account[account].append((hour_of_day, metric, units))
+        for (account, metric), units_of in cells.items():
+            by_account[account] += [(hour % HOURS_OF_DAY, metric, units) for hour, units in units_of.items()]
         names = [self._keys.account(account) for account in by_account]
         stored = await self._access.each([Call(key, ("HGET", key, f"h{day}")) for key in names])
         await self._access.each(

@@ -19,7 +19,7 @@ from sidecar.ledger.hours import MalformedHours, day_counts
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.migration.conversion import converted_about, rate_text
 from sidecar.ledger.migration.first_format import FirstAccount, FirstKeys, decode_first_account
-from sidecar.ledger.migration.first_reader import FirstCensus, hour_pages, id_pages, parsed_pages
+from sidecar.ledger.migration.first_reader import FirstCensus, hour_units, id_pages, parsed_pages
 from sidecar.ledger.migration.migration_report import DIFFERENCES_MAX, Tally, rows_of
 from sidecar.ledger.transfer.access import Access, Progress
 from sidecar.ledger.transfer.names import stream_key
@@ -147,8 +147,9 @@ class Verification:
 
     async def _hours(self) -> None:
         for done, (hour, homes) in enumerate(sorted(self._census.hours.items()), 1):
-            async for page, _ in hour_pages(self._access, self._first, hour, sorted(homes)):
-                self.before.hours.update(page.own)
+            for home in homes:
+                async for units in hour_units(self._access, self._first, hour, home):
+                    self.before.hours.update(units)
             self._progress("hours compared", done, len(self._census.hours))
 
     async def _stream(self, name: str, partition: int) -> None:

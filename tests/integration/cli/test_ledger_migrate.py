@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,22 @@ def test_mistakes_have_messages(url: str, valkey: redis.Redis) -> None:
     misused = sidecar("ledger", "migrate", "--valkey", url, "--from-partitions", "0")
     assert misused.returncode == 2
     assert not any("Traceback" in each.stderr for each in (nothing, living, misused))
+
+
+def test_ctrl_c_leaves_a_migration_that_goes_on(url: str, valkey: redis.Redis) -> None:
+    build(valkey)
+    arguments = [sys.executable, "-m", "sidecar", "ledger", "migrate", "--valkey", url, "--force"]
+    valkey.client_pause(60_000, all=False)  # what it writes waits until the interruption
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        valkey.client_unpause()
+        process.kill()
+    assert process.returncode == 130
+    assert b"interrupted: the old ledger can still be used, or run the command again to go on" in errors
+    assert b"Traceback" not in errors
+    assert sidecar("ledger", "migrate", "--valkey", url, "--force").returncode == 0

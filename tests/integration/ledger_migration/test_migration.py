@@ -480,8 +480,12 @@ async def test_units_that_no_hour_has_any_more_are_known_as_such(valkey: redis.R
     ledger = build(valkey)
     hours = sorted(units_of_hours(ledger))
     valkey.delete(*valkey.keys(f"qs:{{p*}}:hour:{hours[0]}"))  # type: ignore[misc]
+    for key in valkey.keys(f"qs:{{p*}}:hour:{hours[1]}"):  # type: ignore[union-attr]
+        valkey.pexpire(key, 3_600_000)  # it would go at any time
     assert (await migrate(client)).differences == ()
     await assert_verified(client, Keys())
+    found = await Hours(client, Keys()).counts(hours)
+    assert [bool(found[hour]) for hour in hours] == [False, False, *[True] * (len(hours) - 2)]
     assert valkey.hexists(Keys().account("rich"), "taken")
     assert not valkey.hexists(Keys().account("many-3"), "taken")
 
