@@ -24,7 +24,7 @@ _MODULES = {
     "account": "account_changes",
     "audit": "audit",
     "outbox": "outbox",
-    "ledger": "ledger",
+    "ledger": "ledger_commands",
     "reconcile": "reconcile",
     "sync": "sync",
     "catalog": "catalog",

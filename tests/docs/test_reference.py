@@ -19,6 +19,7 @@ SAMPLES = {
     "name": "ID",
     "scope": b"x",
     "sha256": b"x" * 32,
+    "first": 0,
 }
 
 

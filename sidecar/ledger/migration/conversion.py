@@ -89,7 +89,7 @@ def converted_about(info: Mapping[str, Any]) -> About:
         digests = tuple(str(digest) for digest in info.get("api_keys") or ())
         return About(amounts, digests, Status.of(word) if word else None)
     except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"its info has {type(error).__name__} {error}") from None
+        raise ValueError(f"its info lacks something, or has something else: {error}") from None
 
 
 def rate_text(per_second: float | int) -> str:
@@ -119,7 +119,7 @@ def _view(account: FirstAccount) -> bytes:
             bool(info.get("constant_prices", False)),
         ]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"its info has {type(error).__name__} {error}") from None
+        raise ValueError(f"its info lacks something, or has something else: {error}") from None
     return pack(view)
 
 

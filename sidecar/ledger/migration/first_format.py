@@ -137,7 +137,7 @@ def decode_first_account(fields: Mapping[bytes, bytes]) -> FirstAccount:
     try:
         return _decode(fields)
     except (TypeError, LookupError, AttributeError, msgpack.UnpackException) as error:
-        raise ValueError(f"{type(error).__name__} {error}") from None
+        raise ValueError(f"it lacks something, or has something else: {error}") from None
 
 
 def _decode(fields: Mapping[bytes, bytes]) -> FirstAccount:

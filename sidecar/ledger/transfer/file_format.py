@@ -60,7 +60,7 @@ class Header:
                 int(row["epochs"]), int(row["adjustments"]), bool(row["live"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"its first line cannot be read: {type(error).__name__} {error}") from None
+            raise FileError(f"its first line lacks something, or has something else: {error}") from None
         if not header.generations:
             raise FileError("its first line has no generation")
         return header

@@ -223,7 +223,7 @@ class Import:
                 elif kind in apply:
                     apply[kind](row)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise FileError(f"line {number + 1}: {type(error).__name__} {error}") from None
+                raise FileError(f"line {number + 1} lacks something, or has something else: {error}") from None
             if len(self._calls) >= CALLS_AT_ONCE or self._bytes >= BYTES_AT_ONCE or kind == "entries":
                 await self._done(number)
                 self._progress("lines imported", number, checked.lines)
