@@ -100,6 +100,19 @@ def partition_format(reply: Any) -> PartitionFormat | None:
         raise FormatError(f"the ledger's format cannot be read: {reply!r}"[:300]) from None
 
 
+async def find_ledger(client: Client, keys: Keys) -> LedgerFormat | None:
+    """Reads what all partitions say of themselves, and makes nothing. None: there is no ledger.
+
+    Raises:
+        FormatError: the ledger does not fit, or some of its partitions have nothing.
+        RedisError, OSError: Valkey cannot be reached.
+    """
+    found = await _read(client, keys, range(keys.partitions), "")
+    if not any(found):
+        return None
+    return await open_ledger(client, keys, create=False)
+
+
 async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> LedgerFormat:
     """Reads what all partitions say of themselves. With ``create``, those that have nothing become new ones.
 
@@ -137,7 +150,7 @@ def nothing_there(keys: Keys, missing: list[int]) -> str:
             f"there is no ledger with the prefix {keys.prefix!r}, and ledger.expect is existing: its data was lost, "
             "or valkey_url or ledger.prefix names another place"
         )
-    return f"partitions {', '.join(map(str, missing))} of the ledger have no data, and ledger.expect is existing"
+    return f"partitions {', '.join(map(str, missing))} of the ledger have no data: a server lost it"
 
 
 async def _read(client: Client, keys: Keys, partitions: Iterable[int], generation: str) -> list[PartitionFormat | None]:

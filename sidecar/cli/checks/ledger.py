@@ -12,6 +12,8 @@ from sidecar.app.configuration import Config
 from sidecar.cli.checks.finding import Finding
 from sidecar.cli.checks.metrics import unpriced
 from sidecar.cli.words import count
+from sidecar.ledger.keys import FORMAT
+from sidecar.ledger.ledger_format import FormatError, find_ledger
 from sidecar.ledger.store import Store, open_store
 from sidecar.valkey.topology import Client
 from sidecar.valkey.url import Cluster
@@ -28,10 +30,16 @@ async def ledger(config: Config) -> list[Finding]:
         began = time.perf_counter()
         await store.client.ping()
         elapsed_ms = (time.perf_counter() - began) * 1000
+        format_finding = await _format(store, must_exist=config.ledger.expect == "existing")
+        if format_finding.ok is False:
+            return [Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms"), format_finding]
         accounts = await store.accounts.list("", ACCOUNTS_COUNTED_MAX)
         more = "more than " if len(accounts) == ACCOUNTS_COUNTED_MAX else ""
         number = more + count(len(accounts), "account")
-        findings = [Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms; {number}")]
+        findings = [
+            Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms; {number}"),
+            format_finding,
+        ]
         if not accounts:
             detail = "the ledger has no account; load some with `sidecar account load`"
             findings.append(Finding("accounts", None, detail))
@@ -40,6 +48,19 @@ async def ledger(config: Config) -> list[Finding]:
         if not isinstance(config.valkey, Cluster):
             findings += await server_settings(store.client)
         return findings
+
+
+async def _format(store: Store, *, must_exist: bool) -> Finding:
+    """Whether this release and this configuration fit the ledger that is there."""
+    try:
+        found = await find_ledger(store.client, store.keys)
+    except FormatError as error:
+        return Finding("ledger format", False, str(error))
+    if found is not None:
+        return Finding("ledger format", True, f"format {FORMAT}, {store.keys.partitions} partitions")
+    if must_exist:
+        return Finding("ledger format", False, "there is no ledger, and ledger.expect is existing")
+    return Finding("ledger format", None, "there is no ledger yet; the first process that starts makes one")
 
 
 async def _priced(store: Store, accounts: Sequence[str]) -> set[str]:
