@@ -41,7 +41,7 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
         open_control_work(config.lago, config.metering, store) as control_work,
     ):
-        await check_ledger(config, store)
+        await check_ledger(config, store.client)
         publisher = Publisher(store.client, store.keys, config.metering)
         async with admin_server(
             config, store, None, collectors=collectors_of(publisher, control_work), control_work=control_work

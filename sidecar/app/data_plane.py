@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
+from sidecar.app.ledger_start import check_ledger_later
 from sidecar.app.listen_fault import CannotListen
 from sidecar.app.logs import AccessLog
 from sidecar.basics.errors import SetupError
@@ -47,12 +48,13 @@ class Health:
 
 class DataPlane:
     """``client`` is for control work (keys, reaping); it belongs to the caller, who also started an embedded server.
+    ``ledger_is_checked`` False: Valkey could not be reached yet, and what it has is checked when it can.
 
     Raises:
         SetupError: certificates, keys or a directory that the configuration names cannot be used.
     """
 
-    def __init__(self, config: Config, client: Client, key_store: KeyStore) -> None:
+    def __init__(self, config: Config, client: Client, key_store: KeyStore, *, ledger_is_checked: bool = True) -> None:
         self.config = config
         self.port = 0
         self.further_ports: list[int] = []
@@ -63,12 +65,14 @@ class DataPlane:
         self._ledger_seen = False
         self._draining: asyncio.Task[bool] | None = None
         self._access_log = AccessLog(config.log.format) if config.log.access != "off" else None
-        keys = assemble.keys(config)
+        self._ledger_is_checked = ledger_is_checked
+        keys, settings = assemble.keys(config), assemble.link_settings(config)
         try:
             self.ledger = LedgerClient(
                 endpoints(config.valkey),
                 keys,
-                assemble.link_settings(config),
+                # Who has not seen what is there makes nothing there: it may be a ledger of another format.
+                replace(settings, create=settings.create and ledger_is_checked),
                 heartbeat_s=config.ledger.heartbeat_ms / 1000,
             )
             self.identity = build_chain(config.identity, key_store)
@@ -141,6 +145,8 @@ class DataPlane:
         loop = asyncio.get_running_loop()
         ttl_ms = config.ledger.instance_ttl_ms
         self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
+        if not self._ledger_is_checked:
+            self._tasks.append(loop.create_task(check_ledger_later(config, self._client)))
 
     async def _listen(
         self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool, setting: str

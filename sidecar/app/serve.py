@@ -247,8 +247,8 @@ async def run_data_plane(
     ``port`` and ``admin_socket`` are a worker's: the port that it shares, and where its parent asks it.
     """
     async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
-        await check_ledger(config, store)
-        plane = DataPlane(config, store.client, key_store(store))
+        is_checked = await check_ledger(config, store.client)
+        plane = DataPlane(config, store.client, key_store(store), ledger_is_checked=is_checked)
         port = await plane.start(port=port, reuse_port=port is not None)
         try:
             async with admin_server(config, store, plane, admin_socket) as ports:

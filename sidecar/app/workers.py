@@ -106,7 +106,7 @@ class Supervisor:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-")))
             port = _reserve(stack, config.listen.host, config.listen.port)
             async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
-                await check_ledger(config, store)
+                await check_ledger(config, store.client)
                 self._workers = [Worker(n, directory, port, self._arguments) for n in range(config.listen.workers)]
                 view = AccountsView(store.accounts)
                 token = admin_token(config.admin, None)
