@@ -460,8 +460,8 @@ local function batch(call_keys, args)
   local parts = all_parts(args)
   local starts = group_starts(parts, n_groups)
   states = call('MGET', values(keys_to_read(call_keys)))
-  local known_epoch, last_seq, reply_at
-  known_epoch, last_seq, held, reply_at = instance_unpacked(string_read(call_keys[1], states[1]))
+  local known_epoch, last_seq, reply_at, chain
+  known_epoch, last_seq, held, reply_at, chain = instance_unpacked(string_read(call_keys[1], states[1]))
   if seq <= last_seq then
     if seq == last_seq then
       return instance_reply(states[1], reply_at)
@@ -495,7 +495,7 @@ local function batch(call_keys, args)
     end
   end
 
-  write(call_keys[1], call_keys[2], call_keys[3], entry, instance_packed(known_epoch, seq, held, reply))
+  write(call_keys[1], call_keys[2], call_keys[3], entry, instance_packed(known_epoch, seq, held, chain, reply))
   if known_epoch == 0 then
     call('PEXPIRE', call_keys[1], FORGET_MS)
   end

@@ -5,7 +5,7 @@
 -- Why its epoch ends at once: a process that wakes later must not settle against holds that are being given back.
 bind()
 local read = call('MGET', KEYS[1], KEYS[2])
-local epoch, seq, held, reply_at = instance_unpacked(string_read(KEYS[1], read[1]))
+local epoch, seq, held, reply_at, chain = instance_unpacked(string_read(KEYS[1], read[1]))
 local now_us, now_ms, format = clock(read[2])
 if format ~= FORMAT then
   return wrong_format(format)
@@ -27,7 +27,7 @@ if held > 0 then
 end
 call('ZREM', KEYS[3], ARGV[1])
 if read[1] then
-  call('SET', KEYS[1], instance_packed(0, seq, 0, instance_reply(read[1], reply_at)), 'PX', FORGET_MS)
+  call('SET', KEYS[1], instance_packed(0, seq, 0, chain, instance_reply(read[1], reply_at)), 'PX', FORGET_MS)
 end
 call('SET', KEYS[2], clock_packed(now_us))
 return held

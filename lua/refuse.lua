@@ -6,7 +6,7 @@
 bind()
 local epoch, seq, origin, account, reason, events, marks = values(mp_unpack(ARGV[1]), 1, 7)
 local read = call('MGET', KEYS[1], KEYS[2])
-local known_epoch, last_seq, held, reply_at = instance_unpacked(string_read(KEYS[1], read[1]))
+local known_epoch, last_seq, held, reply_at, chain = instance_unpacked(string_read(KEYS[1], read[1]))
 if seq <= last_seq then
   if seq == last_seq then
     return instance_reply(read[1], reply_at)
@@ -20,7 +20,7 @@ end
 local registered = known_epoch == epoch
 local reply = mp_pack({registered and 1 or 0, now_us, {}, {}, stepped or false})
 call('XADD', KEYS[3], '*', 'o', origin, 'q', seq, 't', now_ms, 'account', account, 'reason', reason, 'e', events, 'marks', marks)
-call('MSET', KEYS[1], instance_packed(known_epoch, seq, held, reply), KEYS[2], clock_packed(now_us))
+call('MSET', KEYS[1], instance_packed(known_epoch, seq, held, chain, reply), KEYS[2], clock_packed(now_us))
 if known_epoch == 0 then
   call('PEXPIRE', KEYS[1], FORGET_MS)
 end

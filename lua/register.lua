@@ -6,7 +6,7 @@
 -- What the instance held in its former epoch is left to the reaper, as with a departed instance: in the new one it settles nothing of it.
 bind()
 local read = call('MGET', KEYS[1], KEYS[2])
-local former, seq, held, reply_at = instance_unpacked(string_read(KEYS[1], read[1]))
+local former, seq, held, reply_at, chain = instance_unpacked(string_read(KEYS[1], read[1]))
 local now_us, now_ms, format = clock(read[2])
 if format ~= FORMAT then
   return wrong_format(format)
@@ -19,5 +19,6 @@ call('ZADD', KEYS[3], now_ms, ARGV[1])
 if held > 0 then
   call('HSET', KEYS[4], string.format('departed:%.0f', former), held)
 end
-call('MSET', KEYS[1], instance_packed(epoch, seq, 0, read[1] and instance_reply(read[1], reply_at) or ''), KEYS[2], clock_packed(now_us))
+local reply = read[1] and instance_reply(read[1], reply_at) or ''
+call('MSET', KEYS[1], instance_packed(epoch, seq, 0, chain, reply), KEYS[2], clock_packed(now_us))
 return {epoch, seq, generation}

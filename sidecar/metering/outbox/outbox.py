@@ -276,10 +276,7 @@ class Outbox:
         """Measure the streams of the partitions that work."""
         streams = self._outboxes, self._dead, self._sent, self._refused
         replies = await self._calls.each(
-            [
-                (p, script_call(outbox_scripts.MEASURE, [of[p] for of in streams]))
-                for p in self._calls.live()
-            ]
+            [(p, script_call(outbox_scripts.MEASURE, [of[p] for of in streams])) for p in self._calls.live()]
         )
         measures = [reply for _, reply in replies]
         return Measure(
