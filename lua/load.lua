@@ -65,8 +65,21 @@ end
 
 -- The clock's rollover comes first, by the old prices.
 if is_known then
+  local starts, moved = {}, false
+  for k = 1, acc.state[9] do
+    starts[k] = acc.state[subscription_at(k) + 1]
+  end
   if acc.now_ms >= acc.soonest_end_ms then
     account_roll(acc)
+  end
+  for k = 1, acc.state[9] do
+    -- What the load lacks ends now, and the periods of it that have just ended must be in the caller's sum too.
+    local at = subscription_at(k)
+    moved = moved or not named[acc.state[at]] and starts[k] ~= acc.state[at + 1]
+  end
+  if unsettled and moved then
+    write_account()
+    return {'CONFLICT', version, stored_digits}
   end
   for _, loaded in ipairs(subscriptions) do
     local k = number_of(loaded[1])

@@ -16,6 +16,7 @@ from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
 from sidecar.controlplane import metrics
 from sidecar.controlplane.control_work import ControlWork, open_control_work
+from sidecar.controlplane.memory_watch import MemoryWatch
 from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.store import open_store
@@ -26,9 +27,13 @@ from sidecar.metering.publisher.publisher import Publisher
 log = get_logger("sidecar")
 
 
-def collectors_of(publisher: Publisher, control_work: ControlWork | None) -> Iterator[Collector]:
+def collectors_of(
+    publisher: Publisher, control_work: ControlWork | None, memory: MemoryWatch | None = None
+) -> Iterator[Collector]:
     """What a control plane counts."""
     yield PublisherCollector(publisher.metrics)
+    if memory is not None:
+        yield memory
     if control_work is not None:
         yield from metrics.collectors(control_work)
 
@@ -43,9 +48,10 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
     ):
         await check_ledger(config, store.client)
         publisher = Publisher(store.client, store.keys, config.metering)
-        async with admin_server(
-            config, store, None, collectors=collectors_of(publisher, control_work), control_work=control_work
-        ) as ports:
+        memory = MemoryWatch(store.client, store.keys)
+        collectors = collectors_of(publisher, control_work, memory)
+        async with admin_server(config, store, None, collectors=collectors, control_work=control_work) as ports:
+            watching = asyncio.create_task(memory.run(stop))
             reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
             ready(ports)
             log.info(
@@ -57,5 +63,6 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
                 await run_loops(publisher, control_work, stop, compaction)
             finally:
                 reaping.cancel()
-                await asyncio.gather(reaping, return_exceptions=True)
+                watching.cancel()
+                await asyncio.gather(reaping, watching, return_exceptions=True)
     return True

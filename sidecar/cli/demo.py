@@ -28,6 +28,7 @@ from sidecar.cli.demo_guide import Running, print_guide, print_json, print_usage
 from sidecar.cli.output import between, run_async
 from sidecar.config.errors import ConfigError
 from sidecar.controlplane.control_work import open_control_work
+from sidecar.controlplane.memory_watch import MemoryWatch
 from sidecar.controlplane.publisher_loop import run_loops
 from sidecar.ledger.store import Store, open_store
 from sidecar.metering.publisher.publisher import Publisher
@@ -132,10 +133,10 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
         plane = DataPlane(config, store.client, key_store(store))
         port = await plane.start()
         publisher = Publisher(store.client, store.keys, config.metering)
+        memory = MemoryWatch(store.client, store.keys)
+        collectors = collectors_of(publisher, control_work, memory)
         ports = await stack.enter_async_context(
-            admin_server(
-                config, store, plane, collectors=collectors_of(publisher, control_work), control_work=control_work
-            )
+            admin_server(config, store, plane, collectors=collectors, control_work=control_work)
         )
         await control_work.lago.create_webhook_endpoint(
             {
@@ -147,6 +148,7 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
         # The publisher outlives the gateway, so that what the last requests were charged is counted too.
         stop_control = asyncio.Event()
         controlling = asyncio.create_task(run_loops(publisher, control_work, stop_control))
+        watching = asyncio.create_task(memory.run(stop_control))
         stopping = asyncio.create_task(stop.wait())
         printing: asyncio.Task[None] | None = None
         try:
@@ -171,6 +173,7 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
             await asyncio.wait({stopping, controlling}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
+            watching.cancel()
             if printing is not None:
                 printing.cancel()
                 await asyncio.gather(printing, return_exceptions=True)

@@ -193,7 +193,13 @@ class Ledger:
             raise LedgerError("INVALID")
         stored = {subscription.name: subscription for subscription in account.subscriptions} if known else {}
         if known:
+            began = {name: subscription.start_ms for name, subscription in stored.items()}
             account.roll(now_ms)
+            moved = {name for name, subscription in stored.items() if subscription.start_ms != began[name]}
+            if load.unsettled is not None and moved - set(names):
+                # The caller's sum lacks the last periods of a subscription that the load lacks.
+                self.accounts[load.account] = account
+                return Conflict(account.version, stored_digits)
             for plan in load.plans:
                 expected = None if load.unsettled is None else plan.expected_start_ms
                 if expected is not None and plan.name in stored and expected != stored[plan.name].start_ms:

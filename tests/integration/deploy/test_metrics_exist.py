@@ -118,6 +118,7 @@ WANTED = (
     "sidecar_sync_set_aside_events",
     "sidecar_sync_timestamp_seconds",
     "sidecar_audit_age_seconds",
+    "sidecar_valkey_memory_bytes",
 )
 
 
