@@ -22,6 +22,7 @@ from sidecar.cli.output import (
     say_error,
     where,
 )
+from sidecar.ledger.audit_log import AuditLog
 from sidecar.ledger.store import open_store
 from sidecar.ledger.transfer.access import Access
 from sidecar.ledger.transfer.importing import Import, ImportReport
@@ -57,6 +58,9 @@ def import_(
                 access, keys, opened, instance_ttl_ms=ttl_ms, replace=replace, progress=progress
             ).run()
             progress.close()
+            if not report.already and not report.differences:
+                before = {"file": file, "partitions": report.from_partitions}
+                await AuditLog(store.client, keys).add("ledger import", before=before, after=dict(report.counts))
             return report
 
     with _opened(file) as opened:

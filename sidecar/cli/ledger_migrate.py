@@ -20,6 +20,7 @@ from sidecar.cli.output import (
     where,
 )
 from sidecar.cli.words import count
+from sidecar.ledger.audit_log import AuditLog
 from sidecar.ledger.keys import FIRST_FORMAT_PARTITIONS
 from sidecar.ledger.migration.first_format import PARTITIONS_MAX
 from sidecar.ledger.migration.migration import Migration, marks_sentence
@@ -69,6 +70,9 @@ def migrate(
             )  # fmt: skip
             report = await migration.run()
             progress.close()
+            if not report.already and not report.differences:
+                moved = {row.what: row.after for row in report.rows}
+                await AuditLog(store.client, keys).add("ledger migrate", before={"format": 1}, after=moved)
             return report
 
     report = run_resumable(work(), "the old ledger can still be used, or run the command again to go on")

@@ -25,6 +25,7 @@ from sidecar.cli.output import (
     where,
 )
 from sidecar.cli.words import count
+from sidecar.ledger.audit_log import AuditLog
 from sidecar.ledger.store import open_store
 from sidecar.metering.audit.audit_report import COLUMNS, AuditReport, audit_table
 from sidecar.metering.audit.auditor import Auditor
@@ -39,6 +40,9 @@ from sidecar.metering.outbox.outbox_status import (
     requeue_dead_letters,
 )
 from sidecar.metering.publisher.sender import MeteringError
+
+IDS_NOTED_MAX = 100
+"""Of one command in the audit log."""
 
 app = typer.Typer(help="Show usage events that OpenMeter does not have yet, and send them again.", no_args_is_help=True)
 
@@ -107,6 +111,14 @@ def dead_letters_(
             wanted = [letter.id for letter in letters] if requeue and "all" in requeue else requeue or []
             put_back = await requeue_dead_letters(store.client, store.keys, wanted) if wanted else 0
             dropped = await drop_dead_letters(store.client, store.keys, drop) if drop else 0
+            log = AuditLog(store.client, store.keys)
+            if put_back:
+                await log.add(
+                    "outbox dead-letters --requeue", after={"events": put_back, "ids": wanted[:IDS_NOTED_MAX]}
+                )
+            if dropped:
+                gone = [str(letter.event) for letter in letters if drop and letter.id in drop][:IDS_NOTED_MAX]
+                await log.add("outbox dead-letters --drop", before={"events": gone}, after={"dropped": dropped})
             return letters, put_back, dropped
 
     try:
