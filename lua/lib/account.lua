@@ -41,8 +41,6 @@ local ring, ring_at = {}, 0      -- the same, in the order in which they came; t
 -- Lua takes fewer than 8,000 values from its stack at once.
 local VALUES_MAX = 4000
 
-local NO_LIMITS = '\0\0\0\0'     -- four zeros in msgpack
-
 local function unpack_state(packed)
   if #packed <= VALUES_MAX then
     return {mp_unpack(sub(packed, 4))}
