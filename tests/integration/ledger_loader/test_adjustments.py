@@ -172,3 +172,14 @@ async def test_the_log_is_read_newest_first_of_one_account_or_of_all(rig: Rig) -
     assert [line.time_ms for line in lines] == sorted((line.time_ms for line in lines), reverse=True)
     assert [line.after["version"] for line in await log.read("tpp-1")] == [3, 1]
     assert len(await log.read(limit=2)) == 2
+
+
+async def test_an_adjustment_whose_reply_was_lost_is_made_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent again names the same adjustment, and so does this."""
+    monkeypatch.setattr("sidecar.ledger.accounts.adjustments.secrets.token_bytes", lambda count: b"x" * count)
+    first = await rig.adjuster.adjust_units("tpp", "api_calls", 5, "w")
+    again = await rig.adjuster.adjust_units("tpp", "api_calls", 5, "w")
+    assert (first.before, first.after) == (again.before, again.after) == (4, 9)
+    assert await rig.settled() == 9
+    found: Any = await rig.client.xrange(KEYS.outbox(KEYS.partition("tpp")))
+    assert sum(each[1][b"o"].startswith(b"adjustment.") for each in found) == 1
