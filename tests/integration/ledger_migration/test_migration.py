@@ -28,6 +28,7 @@ from sidecar.valkey.scripts import script
 from tests.integration.ledger_client.kit import at, call, client_of, load
 from tests.integration.ledger_migration.first_ledger import SCRIPTS, FirstLedger, first_digest
 from tests.reference.messages import SETTLE, Batch, Code, Group, LedgerError, Single
+from tests.support.breaking_access import Breaking, Interrupted
 from tests.support.ledger_driver import RealLedger
 from tests.support.verified import assert_verified
 
@@ -250,28 +251,6 @@ async def test_what_is_stored_is_what_the_new_scripts_go_on_with(valkey: redis.R
 
 async def test_digests_are_of_the_same_function_but_do_not_tell_the_account() -> None:
     assert idempotency_digest("rich", b"one").hex() == first_digest("rich", "one")
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Breaking(Access):
-    """Fails after so many calls, before or after the last one was done."""
-
-    def __init__(self, client: Redis, calls: int, after: bool) -> None:
-        super().__init__(client)
-        self.left = calls
-        self._after = after
-
-    async def each(self, calls: Sequence[Call]) -> list[Any]:
-        self.left -= 1
-        if self.left < 0 and not self._after:
-            raise Interrupted
-        replies = await super().each(calls)
-        if self.left < 0:
-            raise Interrupted
-        return replies
 
 
 @pytest.mark.parametrize("seed", range(6))

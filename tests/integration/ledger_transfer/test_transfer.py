@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -29,9 +29,9 @@ from sidecar.ledger.transfer.access import Access, TransferError
 from sidecar.ledger.transfer.export import Export, ExportReport
 from sidecar.ledger.transfer.file_format import FileError, check_file
 from sidecar.ledger.transfer.importing import Import, ImportReport
-from sidecar.valkey.calls import Call
 from tests.integration.ledger_client.kit import ask, at, call, client_of, event_of, load, until
 from tests.reference.messages import LATE_SETTLE, SETTLE, Batch, Code, Group, Single
+from tests.support.breaking_access import Breaking, Interrupted
 from tests.support.ledger_driver import RealLedger
 from tests.support.verified import assert_verified
 
@@ -252,28 +252,6 @@ async def test_an_imported_ledger_goes_on(valkey: redis.Redis, client: Redis, va
         with pytest.raises(TransferError, match="gateways use the ledger"):
             await imported(client, keys, text, replace=True)
         await until(lambda: gateway.is_up)
-
-
-class Interrupted(Exception):
-    pass
-
-
-class Breaking(Access):
-    """Fails after so many calls, before or after the last one was done."""
-
-    def __init__(self, client: Redis, calls: int, after: bool) -> None:
-        super().__init__(client)
-        self.left = calls
-        self._after = after
-
-    async def each(self, calls: Sequence[Call]) -> list[Any]:
-        self.left -= 1
-        if self.left < 0 and not self._after:
-            raise Interrupted
-        replies = await super().each(calls)
-        if self.left < 0:
-            raise Interrupted
-        return replies
 
 
 @pytest.mark.parametrize("seed", range(4))
