@@ -31,6 +31,7 @@ REQUEST_PATH = (
     "sidecar/gateway/relay.py",
     "sidecar/gateway/client.py",
     "sidecar/gateway/body_budget.py",
+    "sidecar/gateway/places.py",
     "sidecar/gateway/context.py",
     "sidecar/gateway/exchange/exchange.py",
     "sidecar/gateway/exchange/charging.py",

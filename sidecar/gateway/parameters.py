@@ -81,7 +81,9 @@ class ProxySettings:
     """How long an idle upstream connection is kept; shorter than what servers keep it for."""
     upstream_connections_max: int = 256
     upstream_waiting_max: int = 4096
-    """503 beyond it. Requests that wait for one of the connections."""
+    """503 beyond it. Requests that wait for one of the connections; of one account at most half of them."""
+    admission_timeout_s: float = 2.0
+    """503. How long a request waits for one of the connections."""
     connections_max: int = 10_000
     """Accepted and closed at once beyond it."""
     destinations_max: int = 256

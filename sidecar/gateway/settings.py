@@ -143,7 +143,17 @@ class UpstreamSettings(Model):
         "answer off.",
     )
     connections_max: Whole = Field(
-        default=256, ge=1, le=65_535, description="Connections to the API, for each process. Further requests wait."
+        default=256,
+        ge=1,
+        le=65_535,
+        description="Connections to the API, for each process. Further requests wait, in turn between accounts. One "
+        "account never has more than half of them, a quarter in tunnels and streams; requests without a known caller "
+        "have a tenth.",
+    )
+    admission_timeout_ms: Milliseconds = Field(
+        default=2_000,
+        description="How long a request waits for one of these connections. After it the gateway answers 503 with "
+        "`Retry-After`.",
     )
     keepalive_ms: Milliseconds = Field(
         default=55_000,

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.counters import SHED_STREAMS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.messages import status_line, status_lines, write_pieces
@@ -103,6 +104,11 @@ class AnswerRelay(RequestRelay):
             return
         head = self.head
         kind = response.body
+        if kind > _LENGTH and self._is_stream() and not self._may_stream():
+            # The API did what was asked, and the caller has as many streams as it may have.
+            self.settle_or_release(response.status, response.status, _clock())
+            self.shed(SHED_STREAMS)
+            return
         is_1_0 = head.version_minor == 0
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
         tail = self.context.via[response.version_minor]
@@ -163,6 +169,7 @@ class AnswerRelay(RequestRelay):
         connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
         self.settle_or_release(101, 101, _clock())
         self.upstream = None
+        self.pool.becomes_stream(upstream)
         connection.become_tunnel(Tunnel(self.context, self, connection, upstream))
 
     def _stream(self, data: bytes, before: bytes = b"") -> None:
@@ -255,6 +262,14 @@ class AnswerRelay(RequestRelay):
         """Whether the answer is a stream of events, whose silence means nothing."""
         response = self.response
         return response is not None and response.body > _LENGTH and _STREAM_TYPE.search(response.block) is not None
+
+    def _may_stream(self) -> bool:
+        upstream = self.upstream
+        assert upstream is not None
+        if not self.pool.may_stream(self.place):
+            return False
+        self.pool.becomes_stream(upstream)
+        return True
 
     def client_left_stream(self) -> bool:
         """Whether the client has closed its side of a stream of events. One that is gone and one that only listens look

@@ -30,7 +30,7 @@ _LASTING: Final = frozenset({
     int(Code.CREDIT), int(Code.SUSPENDED), int(Code.CLOSED), int(Code.UNKNOWN), int(Code.UNPRICED)
 })  # fmt: skip
 """Refusals that the account's next call is likely to meet as well."""
-_RETRY: Final = (("Retry-After", "1"),)
+RETRY: Final = (("Retry-After", "1"),)
 _clock: Final = monotonic
 
 
@@ -86,9 +86,9 @@ class ChargedRelay(Relay):
         try:
             outcome = future.result()
         except IdentityUnavailable as error:
-            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, str(error), headers=_RETRY))
+            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, str(error), headers=RETRY))
         except asyncio.CancelledError:
-            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=_RETRY))
+            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=RETRY))
         else:
             if isinstance(outcome, Identity):
                 self.account = outcome.account
@@ -155,7 +155,7 @@ class ChargedRelay(Relay):
         elif lookup is AccountLookup.ABSENT:
             self.refuse(refusal_of(hold))
         else:
-            self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=_RETRY))
+            self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=RETRY))
 
     def credit_fields(self, hold: Hold) -> bytes:
         """Field lines for the answer: what the call costs and what is left."""

@@ -29,6 +29,7 @@ from typing import Final
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
 from sidecar.gateway.context import INTERACTION_ID
+from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
@@ -87,7 +88,7 @@ class Exchange(AnswerRelay):
         if self.sent:
             self.drop_upstream()
         else:
-            self.pool.cancel(self.connected)
+            self.pool.cancel(self.connected, self.place)
             self.drop_gathered()
         status = refusal.status or refusal.kind.status
         context.counters.refuse(refusal.kind.name)
@@ -182,7 +183,7 @@ class Exchange(AnswerRelay):
         else:
             self.finished = True
             self.release()
-            self.pool.cancel(self.connected)
+            self.pool.cancel(self.connected, self.place)
             self.drop_gathered()
             self.drop_upstream()
             record(self, CLIENT_CLOSED, _clock(), refused=False)
@@ -206,7 +207,7 @@ class Exchange(AnswerRelay):
         elif self._client_is_late():
             self.fault_of_client(Refusal(errors.TIMEOUT_CLIENT))
         elif not self.sent:
-            self.refuse(Refusal(errors.OVERLOADED, headers=(("Retry-After", "1"),)))
+            self.shed(SHED_PLACES if self.gathered else SHED_BODIES)
         else:
             self.context.note_upstream_failure(f"{self.pool.target} did not answer in time")
             if self.route.timeout_charged and self.head.method not in SAFE_METHODS:
@@ -246,7 +247,7 @@ class Exchange(AnswerRelay):
             self.retried = True
             self.sent = False
             self.context.counters.upstream_retries += 1
-            self.pool.acquire(self.connected, fresh=True)
+            self.ask_for_place(fresh=True)
         elif self.broken:
             self.complete_without_client(0)
         else:

@@ -13,17 +13,26 @@ from typing import Final
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES, SHED_QUEUE, SHED_STREAMS
 from sidecar.gateway.errors import Refusal
-from sidecar.gateway.exchange.charging import ChargedRelay
+from sidecar.gateway.exchange.charging import RETRY, ChargedRelay
 from sidecar.gateway.exchange.messages import request_head, write_pieces
 from sidecar.gateway.http1.body import Body, BodyKind, Piece, open_body
 from sidecar.gateway.http1.fields import without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
+from sidecar.gateway.places import ANONYMOUS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
 _NONE: Final = BodyKind.NONE
+_SHED_DETAILS: Final = {
+    SHED_PLACES: "Too many calls are under way.",
+    SHED_QUEUE: "Too many calls wait.",
+    SHED_STREAMS: "Too many of the caller's connections stay open.",
+    SHED_BODIES: "Too many requests are being received.",
+}
+"""What the caller reads."""
 _EXPECT: Final = frozenset({b"expect"})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _clock: Final = monotonic
@@ -158,11 +167,28 @@ class RequestRelay(ChargedRelay):
             self._await_body()
             return
         pool = self.pool
-        upstream = pool.take_idle()
+        upstream = pool.take_idle(self.place)
         if upstream is not None:
             self._send(upstream, now)
         else:
-            pool.acquire(self.connected)
+            self.ask_for_place()
+
+    @property
+    def place(self) -> str:
+        """Whose share of the connections to the API it takes."""
+        return ANONYMOUS if self.route.free else self.account
+
+    def ask_for_place(self, *, fresh: bool = False) -> None:
+        """Asks for a connection to the API; how long it waits for others is limited."""
+        if self.head.upgrade is not None and not self.pool.may_stream(self.place):
+            self.shed(SHED_STREAMS)
+        elif self.pool.acquire(self.connected, self.place, fresh=fresh):
+            self.deadline = _clock() + self.context.settings.admission_timeout_s
+
+    def shed(self, reason: str) -> None:
+        """Refuses what there is no room for."""
+        self.context.counters.shed(reason)
+        self.refuse(Refusal(errors.OVERLOADED, _SHED_DETAILS[reason], headers=RETRY))
 
     def connected(self, upstream: UpstreamConnection | UpstreamError) -> None:
         """A connection to the API, or why there is none."""
@@ -170,8 +196,9 @@ class RequestRelay(ChargedRelay):
             if not self.finished:
                 kind, detail = errors.UPSTREAM_FAILED, errors.CANNOT_CONNECT
                 if upstream.overloaded:
-                    kind, detail = errors.OVERLOADED, ""
-                elif upstream.timed_out:
+                    self.shed(SHED_QUEUE)
+                    return
+                if upstream.timed_out:
                     kind = errors.UPSTREAM_TIMEOUT
                 self.context.note_upstream_failure(str(upstream))
                 self.refuse(Refusal(kind, detail))
