@@ -85,6 +85,7 @@ def proxy_settings(config: Config) -> ProxySettings:
         request_buffer_bytes=limits.request_buffer_bytes,
         request_buffers_bytes=limits.request_buffers_bytes,
         keepalive_s=upstream.keepalive_ms / 1000,
+        upstream_age_s=upstream.connection_age_ms / 1000,
         upstream_connections_max=upstream.connections_max,
         admission_timeout_s=upstream.admission_timeout_ms / 1000,
         connections_max=limits.connections_max,

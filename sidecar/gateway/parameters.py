@@ -79,6 +79,8 @@ class ProxySettings:
     """What all bodies that are being gathered may have together; beyond it reading stops."""
     keepalive_s: float = 55.0
     """How long an idle upstream connection is kept; shorter than what servers keep it for."""
+    upstream_age_s: float = 600.0
+    """An older upstream connection is not used again, so that traffic follows the API to new addresses."""
     upstream_connections_max: int = 256
     upstream_waiting_max: int = 4096
     """503 beyond it. Requests that wait for one of the connections; of one account at most half of them."""

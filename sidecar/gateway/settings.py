@@ -158,7 +158,12 @@ class UpstreamSettings(Model):
     keepalive_ms: Milliseconds = Field(
         default=55_000,
         description="Time for which the gateway keeps an idle connection. Set it shorter than the API does, which is "
-        "often 60 s.",
+        "often 60 s. `Keep-Alive: timeout=` in an answer of the API shortens it.",
+    )
+    connection_age_ms: Milliseconds = Field(
+        default=600_000,
+        description="Age after which a connection is not used again, so that traffic follows the API's name to new "
+        "addresses.",
     )
     via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests and answers.")
     forwarded: bool = Field(

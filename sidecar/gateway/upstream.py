@@ -7,16 +7,21 @@ either to the pool's idle list, or to exactly one exchange; then its account has
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from sidecar.basics.fault_reasons import reason_of
+from sidecar.gateway.addresses import Address, Addresses
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
 from sidecar.gateway.places import Places
 from sidecar.gateway.relay import Relay
+
+KEEP_ALIVE_MARGIN_S: Final = 1.0
+_KEEP_ALIVE: Final = re.compile(rb"(?i)(?:^|[,;\s])timeout=\"?([0-9]{1,9})")
 
 
 class UpstreamError(Exception):
@@ -30,9 +35,13 @@ class UpstreamError(Exception):
 
 class UpstreamConnection:
     """One connection; an ``asyncio.Protocol`` by its methods. Everything that arrives goes to its user; what arrives
-    without one ends it. ``account`` has its place, None while it is idle; ``stream``: as a tunnel or a stream."""
+    without one ends it. ``account`` has its place, None while it is idle; ``stream``: as a tunnel or a stream.
+    ``keep_s``: how long the API keeps it without a request."""
 
-    __slots__ = ("_unsent", "account", "closed", "fresh", "idle_since", "paused", "pool", "stream", "transport", "user")
+    __slots__ = (
+        "_unsent", "account", "address", "closed", "fresh", "idle_since", "keep_s", "made_at", "paused", "pool",
+        "stream", "transport", "user",
+    )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool) -> None:
         self.pool = pool
@@ -43,6 +52,9 @@ class UpstreamConnection:
         self.closed = False
         self.fresh = True
         self.paused = False
+        self.address: Address | None = None
+        self.made_at = monotonic()
+        self.keep_s = pool.settings.keepalive_s
         self.idle_since = 0.0
         self._unsent = 0
 
@@ -91,6 +103,16 @@ class UpstreamConnection:
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
+    def heed_keep_alive(self, value: bytes) -> None:
+        """The API's ``Keep-Alive: timeout=5``: after so many seconds without a request it closes (RFC 2068 section
+        19.7.1.1). A request that is sent just then would be lost, so the gateway is a little earlier."""
+        match = _KEEP_ALIVE.search(value)
+        if match is not None:
+            timeout_s = int(match[1])
+            self.keep_s = min(
+                self.pool.settings.keepalive_s, max(0.0, timeout_s - KEEP_ALIVE_MARGIN_S, timeout_s * 0.5)
+            )
+
     def still_taking(self) -> bool:
         """Whether the API took some of what waits for it since it was last asked, or since more came to wait."""
         before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
@@ -128,6 +150,7 @@ class UpstreamPool:
         self._places: Places[Waiter] = Places(settings.upstream_connections_max, settings.upstream_waiting_max)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._addresses = Addresses(target.host, target.port)
 
     def __repr__(self) -> str:
         return f"<UpstreamPool {self.target} size={self._size} idle={len(self._idle)} {self._places!r}>"
@@ -209,13 +232,15 @@ class UpstreamPool:
         """A connection that may carry another request comes back. ``now``: the clock's time if it was just read."""
         connection.user = None
         connection.fresh = False
+        now = now or monotonic()
         self._leave_place(connection)
         if connection.paused:
             connection.resume_reading()  # its last reader was slow; who comes next must not wait for that
-        if self._closed or connection.closed or connection.transport.is_closing():
+        old = now - connection.made_at > self.settings.upstream_age_s
+        if old or self._closed or connection.closed or connection.transport.is_closing():
             connection.close()
         else:
-            connection.idle_since = now or monotonic()
+            connection.idle_since = now
             self._idle.append(connection)
             if self._places.waiting:
                 self._feed_waiting()
@@ -267,13 +292,18 @@ class UpstreamPool:
                 if target.path is not None:
                     await self._loop.create_unix_connection(lambda: protocol, target.path)
                 else:
-                    await self._loop.create_connection(
-                        lambda: protocol,
-                        target.host,
-                        target.port,
-                        ssl=target.tls,
-                        server_hostname=target.server_hostname if target.tls else None,
-                    )
+                    sock, connection.address = await self._addresses.connect()
+                    connection.made_at = monotonic()
+                    try:
+                        await self._loop.create_connection(
+                            lambda: protocol,
+                            sock=sock,
+                            ssl=target.tls,
+                            server_hostname=target.server_hostname if target.tls else None,
+                        )
+                    except BaseException:
+                        sock.close()
+                        raise
         except TimeoutError:
             message = f"{target} did not accept a connection within {timeout_s:g} s"
             self._failed(waiter, connection, UpstreamError(message, timed_out=True))
@@ -296,9 +326,17 @@ class UpstreamPool:
         self._feed_waiting()
 
     def sweep(self, now: float) -> None:
-        """Closes connections that were idle for too long."""
-        limit = now - self.settings.keepalive_s
-        stale = [connection for connection in self._idle if connection.idle_since < limit]
+        """Closes connections that were idle for too long, that are too old, or whose address is the API's no more."""
+        if self._size and self.target.path is None:
+            self._addresses.refresh()
+        oldest = now - self.settings.upstream_age_s
+        stale = [
+            connection
+            for connection in self._idle
+            if connection.idle_since < now - connection.keep_s
+            or connection.made_at < oldest
+            or not self._addresses.has(connection.address)
+        ]
         for connection in stale:
             self._idle.remove(connection)
             connection.close()
@@ -314,3 +352,4 @@ class UpstreamPool:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._addresses.close()

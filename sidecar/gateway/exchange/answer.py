@@ -206,6 +206,8 @@ class AnswerRelay(RequestRelay):
             # One that answered before it took the whole request may never take the rest.
             took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
             if clean and response.keep_alive and took_all:
+                if b"keep-alive" in response.fields:
+                    upstream.heed_keep_alive(response.fields[b"keep-alive"])
                 self.pool.release(upstream, now)
             else:
                 upstream.close()
