@@ -61,6 +61,7 @@ REQUEST_PATH = (
     "sidecar/identity/chain.py",
     "sidecar/identity/api_key.py",
     "sidecar/identity/cache.py",
+    "sidecar/identity/lookup_turns.py",
     "sidecar/identity/types.py",
 )
 MODES = ("auto", "require", "skip")

@@ -95,6 +95,7 @@ class DataPlaneCollector(Collector):
         )
         for reason in SHED_REASONS:
             sheds.add_metric([reason], counters.sheds.get(reason, 0))
+        sheds.add_metric(["lookups"], self._plane.identity.refused_lookups)
         yield sheds
 
     def _proxy(self) -> Iterable[Metric]:

@@ -44,6 +44,7 @@ class JwtResolver:
     name = "jwt"
     reads = frozenset({AUTHORIZATION})
     spoofable: frozenset[bytes] = frozenset()
+    refused_lookups = 0
 
     def __init__(
         self, settings: JwtSettings, ring: KeyRing, *, realm: str, wall: Callable[[], float] = time.time

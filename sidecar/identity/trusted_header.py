@@ -15,6 +15,7 @@ class TrustedHeaderResolver:
     """
 
     name = "trusted_header"
+    refused_lookups = 0
 
     def __init__(self, settings: TrustedHeaderSettings, *, realm: str) -> None:
         self._field = lower(settings.header)

@@ -83,6 +83,11 @@ class Resolver(Protocol):
     asks_for: str
     """The same in words, for the refusal's text; "" if it is nothing that the caller could do about."""
 
+    @property
+    def refused_lookups(self) -> int:
+        """Credentials that were not looked up because too many others were."""
+        ...
+
     def resolve(self, fields: Fields, peer: Peer) -> Outcome | asyncio.Future[Outcome] | None:
         """Answer who calls, as far as this resolver can tell.
 
