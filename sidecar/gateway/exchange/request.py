@@ -76,7 +76,7 @@ class RequestRelay(ChargedRelay):
         self.upstream = upstream
         upstream.user = self
         self.sent = True
-        request = request_head(self.head, connection.forwarded_lines(self.head), self.pool.target)
+        request = request_head(self.head, connection.forwarded_lines(self.head, self.identity), self.pool.target)
         if self.queued:
             if not self.body_done:
                 connection.resume_reading()  # before the write, which may find the API slow and pause it again

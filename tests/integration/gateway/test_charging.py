@@ -34,6 +34,9 @@ async def test_an_answer_of_500_or_more_is_forwarded_and_not_charged(gateway: An
         assert await rig.charged() == []
 
 
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 async def test_a_route_says_which_statuses_are_charged(gateway: Any) -> None:
     async def script(talk: Conversation) -> None:
         while True:
@@ -68,9 +71,9 @@ async def test_a_route_says_which_metric_and_how_many_units(gateway: Any) -> Non
 
 async def test_an_event_says_how_the_call_is_known_elsewhere(gateway: Any) -> None:
     async with gateway(echo) as rig:
-        await rig.ask(get(b"/accounts", b"x-fapi-interaction-id: 93bac548", b"traceparent: 00-a-b-01"))
+        await rig.ask(get(b"/accounts", b"x-fapi-interaction-id: 93bac548", b"traceparent: " + TRACE))
         [event] = await rig.whole_events()
-        assert event[7:] == ["93bac548", "00-a-b-01"]
+        assert event[7:] == ["93bac548", TRACE.decode()]
 
 
 async def test_credit_that_is_used_up_ends_in_402_and_the_api_hears_nothing(gateway: Any) -> None:

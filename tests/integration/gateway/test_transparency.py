@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,12 +14,14 @@ from tests.integration.gateway.rig import HOST, KEY, get, post
 from tests.integration.gateway.wire import Message
 
 FREE = Route("(other)", free=True)
-ADDED = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via")
+ADDED = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via", b"x-quota-sidecar-hops")
+MADE_ID = re.compile(rb"x-fapi-interaction-id: [0-9a-f-]{36}")
 
 
-def forwarded_lines(request: Message) -> list[bytes]:
+def forwarded_lines(message: Message) -> list[bytes]:
     """What arrived, without what the gateway adds."""
-    return [line for line in request.lines if line.partition(b":")[0].lower() not in ADDED]
+    lines = (line for line in message.lines if line.partition(b":")[0].lower() not in ADDED)
+    return [line for line in lines if not MADE_ID.fullmatch(line)]
 
 
 UNCHANGED: dict[str, bytes] = {
@@ -31,7 +34,9 @@ UNCHANGED: dict[str, bytes] = {
     "a field of 16 KiB": b"X-Big: " + b"x" * 16_384 + b"\r\n",
     "ninety fields": b"".join(b"X-F%d: %d\r\n" % (i, i) for i in range(90)),
     "ranges and conditions": b'Range: bytes=0-1\r\nIf-None-Match: "a", W/"b"\r\nIf-Range: "a"\r\n',
-    "FAPI and tracing": b"x-fapi-interaction-id: 93bac548\r\ntraceparent: 00-a-b-01\r\nx-idempotency-key: k\r\n",
+    "FAPI and tracing": b"x-fapi-interaction-id: 93bac548\r\n"
+    b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+    b"tracestate: a=b\r\nx-idempotency-key: k\r\n",
     "authorization": b"Authorization: Bearer abc.def\r\nx-jws-signature: a..b\r\n",
 }
 
@@ -50,7 +55,8 @@ async def test_fields_of_a_response_arrive_byte_for_byte(gateway: Any, lines: by
     async with gateway(always(response), default=FREE, via=b"") as rig:
         answer = await rig.ask(get())
         assert answer.start == b"HTTP/1.1 200 Very  Fine"
-        assert b"\r\n".join(answer.lines) + b"\r\n" == b"Date: now\r\n" + lines + b"Content-Length: 2\r\n"
+        arrived = b"\r\n".join(forwarded_lines(answer)) + b"\r\n"
+        assert arrived == b"Date: now\r\n" + lines + b"Content-Length: 2\r\n"
 
 
 TARGETS = [
@@ -70,7 +76,7 @@ async def test_a_target_arrives_as_it_was_sent(gateway: Any, target: bytes) -> N
     ("sent", "arrives", "host"),
     [
         (b"GET http://api.bank.example/a?b=c HTTP/1.1\r\n" + HOST, b"GET /a?b=c HTTP/1.1", b"api.bank.example"),
-        (b"GET HTTPS://api.bank.example HTTP/1.1\r\n" + HOST, b"GET / HTTP/1.1", b"api.bank.example"),
+        (b"GET HTTP://api.bank.example HTTP/1.1\r\n" + HOST, b"GET / HTTP/1.1", b"api.bank.example"),
         (b"OPTIONS * HTTP/1.1\r\n" + HOST, b"OPTIONS * HTTP/1.1", b"api.bank.example"),
         (b"OPTIONS http://api.bank.example HTTP/1.1\r\n" + HOST, b"OPTIONS * HTTP/1.1", b"api.bank.example"),
         (b"\r\nGET /a HTTP/1.1\r\n" + HOST, b"GET /a HTTP/1.1", b"api.bank.example"),
@@ -93,15 +99,20 @@ async def test_a_request_without_a_host_gets_that_of_the_api(gateway: Any) -> No
         assert rig.api.requests[0].get(b"Host") == rig.pool.target.authority
 
 
-METHODS = [b"DELETE", b"PATCH", b"PROPFIND", b"QUERY", b"get", b"M-SEARCH", b"X!#$%&'*+-.^_`|~9"]
+METHODS = [
+    (b"DELETE", "DELETE"), (b"PATCH", "PATCH"), (b"PROPFIND", "PROPFIND"), (b"QUERY", "QUERY"), (b"get", "other"),
+    (b"M-SEARCH", "other"), (b"X!#$%&'*+-.^_`|~9", "other"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
-async def test_a_method_passes_and_is_charged_whatever_its_name(gateway: Any, method: bytes) -> None:
+@pytest.mark.parametrize(("method", "label"), METHODS)
+async def test_a_method_passes_and_is_charged_whatever_its_name(gateway: Any, method: bytes, label: str) -> None:
     async with gateway(echo) as rig:
         answer = await rig.ask(get(method=method))
         assert answer.get(b"X-Start") == method + b" /accounts HTTP/1.1"
-        assert [event[4] for event in await rig.events()] == [method.decode()]
+        assert [event[4] for event in await rig.events()] == [label]
+        assert [key[1] for key in rig.gateway.context.counters.requests] == [label]
+        assert [line["method"] for line in rig.log] == [label]
 
 
 BODIES = [b"", b"x", b"\x00\xff\r\n0\r\n\r\n", bytes(range(256)) * 4096]
@@ -131,7 +142,7 @@ async def test_fields_for_one_connection_are_taken_out_of_a_response(gateway: An
     hop_by_hop = (b"Connection: X-Hop", b"X-Hop: 1", b"Keep-Alive: max=1", b"Proxy-Authenticate: Basic")
     response = length(b"ok", *hop_by_hop, b"A: 1")
     async with gateway(always(response), default=FREE, via=b"") as rig:
-        assert (await rig.ask(get())).lines == [b"A: 1", b"Content-Length: 2"]
+        assert forwarded_lines(await rig.ask(get())) == [b"A: 1", b"Content-Length: 2"]
 
 
 FORGED = [b"X-Forwarded-For: 6.6.6.6", b"X-Forwarded-Proto: https", b"X-Forwarded-Host: evil", b"X-TPP-Id: rich"]
@@ -142,7 +153,7 @@ async def test_what_a_stranger_says_of_himself_is_replaced_by_what_is_seen(gatew
         assert (await rig.ask(get(b"/accounts", *FORGED))).status == 200
         arrived = rig.api.requests[0]
         assert [arrived.all(name) for name in ADDED[:3]] == [[b"127.0.0.1"], [b"http"], [b"api.bank.example"]]
-        assert arrived.all(b"X-TPP-Id") == []
+        assert arrived.all(b"X-TPP-Id") == [b"tpp"]
         assert arrived.all(b"X-API-Key") == []
         assert [event[0] for event in await rig.events()] == ["tpp"]
 
@@ -169,10 +180,19 @@ async def test_a_trusted_identity_reaches_the_api_without_forwarded_fields_too(g
 @pytest.mark.parametrize("minor", [0, 1])
 async def test_via_names_the_version_that_was_received(gateway: Any, minor: int) -> None:
     answered = b"HTTP/1.%d 200 OK\r\nContent-Length: 0\r\n\r\n" % minor
-    async with gateway(always(answered)) as rig:
+    async with gateway(always(answered), via_on_requests=True) as rig:
         answer = await rig.ask(b"GET / HTTP/1.%d\r\n" % minor + HOST + KEY + b"Via: 1.1 front\r\n\r\n")
         assert rig.api.requests[0].all(b"Via") == [b"1.1 front", b"1.%d quota-sidecar" % minor]
         assert answer.all(b"Via") == [b"1.%d quota-sidecar" % minor]
+
+
+async def test_a_request_gets_no_via_unless_it_is_asked_for(gateway: Any) -> None:
+    async with gateway(always(length())) as rig:
+        answer = await rig.ask(get())
+        assert rig.api.requests[0].all(b"Via") == []
+        assert answer.all(b"Via") == [b"1.1 quota-sidecar"]
+    async with gateway(always(length()), via_on_answers=False) as rig:
+        assert (await rig.ask(get())).all(b"Via") == []
 
 
 async def test_a_head_of_the_largest_size_passes(gateway: Any) -> None:
