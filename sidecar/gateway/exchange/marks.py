@@ -17,7 +17,7 @@ from sidecar.gateway.trace_context import TRACEPARENT, TRACESTATE, is_traceparen
 HOPS_MAX: Final = 8
 """Gateways in a row. Processes of one gateway do not know each other's ids, so a loop among them ends here."""
 FORWARDS_MAX: Final = 999_999_999
-_HOPS: Final = re.compile(rb"[0-9a-f]{16}(?:, ?[0-9a-f]{16}){0,%d}" % (HOPS_MAX - 1))
+_HOPS: Final = re.compile(rb"[0-9a-f]{16}(?:, ?[0-9a-f]{16})*+")
 _FORWARDS: Final = re.compile(rb"[0-9]{1,18}")
 _TRACE: Final = frozenset({TRACEPARENT, TRACESTATE})
 _UNFIT: Final = f"is repeated, longer than {INTERACTION_ID_BYTES_MAX} bytes, or not of visible ASCII characters"
@@ -44,7 +44,7 @@ def read_marks(context: GatewayContext, head: RequestHead) -> Refusal | None:
     for name in {FAPI_INTERACTION_ID, context.interaction_ids.name}:
         given = fields.get(name)
         if given and not is_interaction_id(given):
-            return Refusal(errors.BAD_REQUEST, f"{name.decode()} {_UNFIT}.")
+            return Refusal(errors.BAD_REQUEST, f"The field {name.decode()} {_UNFIT}.")
     trace = fields.get(TRACEPARENT)
     if trace is not None and not is_traceparent(trace):
         # W3C Trace Context, sections 3.2.2.5 and 4.3: what cannot be read is left out, with tracestate, and a new trace

@@ -99,6 +99,76 @@ async def test_a_request_without_a_host_gets_that_of_the_api(gateway: Any) -> No
         assert rig.api.requests[0].get(b"Host") == rig.pool.target.authority
 
 
+@pytest.mark.parametrize("scheme", [b"https", b"HTTPS"])
+async def test_a_target_with_https_is_for_a_connection_with_tls(gateway: Any, scheme: bytes) -> None:
+    asked = b"GET " + scheme + b"://api.bank.example/a HTTP/1.1\r\n" + HOST + b"X-Forwarded-Proto: https\r\n\r\n"
+    async with gateway(echo, default=FREE) as rig:
+        assert (await rig.ask(asked)).status == 421
+        assert rig.api.requests == []
+    async with gateway(echo, default=FREE, trusted=["127.0.0.1"]) as rig:  # which may have taken TLS off
+        assert (await rig.ask(asked)).get(b"X-Start") == b"GET /a HTTP/1.1"
+
+
+FRAMED = [
+    (b"content-length:5\t", b"hello", [b"Content-Length: 5"]),
+    (b"Content-Length: 005", b"hello", [b"Content-Length: 5"]),
+    (b"CONTENT-LENGTH:   5", b"hello", [b"Content-Length: 5"]),
+    (b"Transfer-Encoding:\tChunked \t", b"5 ;a\r\nhello\r\n0\t; b = c\r\n\r\n", [b"Transfer-Encoding: chunked"]),
+]
+
+
+def framing(message: Message) -> list[bytes]:
+    return [line for line in message.lines if line.lower().startswith((b"content-length", b"transfer-encoding"))]
+
+
+@pytest.mark.parametrize(("line", "body", "arrives"), FRAMED)
+async def test_framing_goes_on_in_one_form(gateway: Any, line: bytes, body: bytes, arrives: list[bytes]) -> None:
+    answered = b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n" + body
+    async with gateway(always(answered)) as rig:
+        wire = await rig.connect()
+        for _ in range(2):  # nothing of one body is taken for the next request
+            await wire.send(get(b"/a", line, method=b"POST") + body)
+            answer = await wire.response()
+            assert (answer.status, answer.body, framing(answer)) == (200, b"hello", arrives)
+            assert (rig.api.requests[-1].body, framing(rig.api.requests[-1])) == (b"hello", arrives)
+        assert await rig.charged() == [200, 200]
+
+
+@pytest.mark.parametrize("lines", [b"Content-Length: 2\r\nContent-Length: 2", b"Content-Length: 2, 2"])
+async def test_two_equal_lengths_of_an_answer_are_one(gateway: Any, lines: bytes) -> None:
+    async with gateway(always(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n\r\nok")) as rig:
+        wire = await rig.connect()
+        for _ in range(2):
+            await wire.send(get())
+            answer = await wire.response()
+            assert (answer.status, answer.body, framing(answer)) == (200, b"ok", [b"Content-Length: 2"])
+        assert (await rig.ask(get(b"/a", *lines.split(b"\r\n")))).status == 400
+        assert rig.api.connections == 1
+
+
+async def test_a_later_version_is_answered_as_our_own(gateway: Any) -> None:
+    async with gateway(echo) as rig:
+        wire = await rig.connect()
+        for minor in (2, 9, 1):
+            await wire.send(get().replace(b"HTTP/1.1", b"HTTP/1.%d" % minor))
+            answer = await wire.response()
+            assert answer.start == b"HTTP/1.1 200 OK"
+            assert answer.get(b"X-Start") == b"GET /accounts HTTP/1.1"
+        for version in (b"HTTP/2.0", b"HTTP/0.9", b"HTTP/3.0"):
+            assert (await rig.ask(get().replace(b"HTTP/1.1", version))).status == 505
+
+
+async def test_names_that_callers_invent_take_no_label(gateway: Any) -> None:
+    async with gateway(echo, trusted=["127.0.0.1"]) as rig:
+        counters = rig.gateway.context.counters
+        counters.accounts_max = 2
+        for number in range(5):
+            assert (await rig.ask(get(b"/a", b"X-TPP-Id: invented-%d" % number, key=b""))).status == 401
+        await rig.ask(get(b"/a", b"X-TPP-Id: tpp", key=b""))
+        await rig.idle()
+        assert {key[0] for key in counters.requests} == {"-", "tpp"}
+
+
 METHODS = [
     (b"DELETE", "DELETE"), (b"PATCH", "PATCH"), (b"PROPFIND", "PROPFIND"), (b"QUERY", "QUERY"), (b"get", "other"),
     (b"M-SEARCH", "other"), (b"X!#$%&'*+-.^_`|~9", "other"),
