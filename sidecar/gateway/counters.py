@@ -60,10 +60,13 @@ class ProxyCounters:
         self.tunnels = 0
         self._accounts: set[str] = set()
 
-    def label(self, account: str) -> str:
-        """``account``, or ``other`` once the bound is reached."""
+    def label(self, account: str, *, known: bool = True) -> str:
+        """``account``, or ``other`` once the bound is reached. One that is not ``known`` to the ledger takes up no
+        room, so that callers cannot fill it with names that they invent: it counts as nobody's."""
         if account in self._accounts:
             return account
+        if not known:
+            return "-"
         if len(self._accounts) < self.accounts_max:
             self._accounts.add(account)
             return account

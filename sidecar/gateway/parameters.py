@@ -51,6 +51,8 @@ class OriginalDestinations:
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
     limits: Limits = field(default_factory=Limits)
+    answer_head_bytes_max: int = 0
+    """Largest head of an answer; 0 for `context.answer_limits` of ``limits``."""
     header_timeout_s: float = 10.0
     """408 and close. From the first byte of a head to its end; what a slow-header attack runs into."""
     idle_timeout_s: float = 75.0
@@ -98,7 +100,14 @@ class ProxySettings:
     credit_headers: bool = True
     rate_limit_headers: bool = True
     forwarded_headers: bool = True
+    forward_identity: bool = True
+    """The API is told who calls: `sidecar.identity.types.identified`."""
+    drop_fields: tuple[bytes, ...] = ()
+    """Fields of peers that are not trusted, besides `context.UNTRUSTED_FIELDS`; ``x-partner-*`` is a beginning."""
     via: bytes = b"quota-sidecar"
+    """The gateway's name in Via."""
+    via_on_requests: bool = False
+    via_on_answers: bool = True
     error_format: str = "problem"
     error_documentation_url: str = ""
     access_log: str = "errors"

@@ -11,18 +11,10 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from sidecar.config.fields import Model, Whole, conflict
 from sidecar.config.path_template import Template, parse_template
+from sidecar.gateway.methods import METHODS, USUAL_METHODS
 from sidecar.gateway.routes import PROVOKED
 
 ROUTES_MAX: Final = 1_000
-
-METHODS: Final = (
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", "ACL", "BASELINE-CONTROL",
-    "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL",
-    "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH",
-    "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
-)  # fmt: skip
-"""IANA's registry of HTTP methods, the usual ones first."""
-USUAL_METHODS: Final = 7
 
 _STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
 _METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)

@@ -31,6 +31,7 @@ from sidecar.identity.types import (
     Outcome,
     Peer,
     Unidentified,
+    identified,
 )
 
 #: Visible ASCII without comma (a list is two keys, hence none). Longer values are not worth a look-up.
@@ -136,7 +137,7 @@ class ApiKeyResolver:
             self._known.drop(digest)
             self._refused_until_s.put(digest, now + self._settings.negative_ttl_s)
             return self._unknown_key
-        identity = Identity(account, self.name)
+        identity = identified(account, self.name)
         stale_s = max(self._settings.ttl_s, self._settings.max_stale_s)
         self._known.put(digest, _Known(identity, now + self._settings.ttl_s, now + stale_s))
         return identity

@@ -15,7 +15,7 @@ from sidecar.gateway.exchange.messages import status_line, status_lines, write_p
 from sidecar.gateway.exchange.request import RequestRelay
 from sidecar.gateway.exchange.tunnel import Tunnel
 from sidecar.gateway.http1.body import Body, BodyKind, open_body
-from sidecar.gateway.http1.fields import list_elements
+from sidecar.gateway.http1.fields import list_elements, without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
 
@@ -99,6 +99,7 @@ class AnswerRelay(RequestRelay):
     def _respond(self, response: ResponseHead, rest: bytes) -> None:
         self.response = response
         connection = self.connection
+        made = self.take_interaction_id(response)
         if connection is None or self.broken:
             self.complete_without_client(response.status)
             return
@@ -111,7 +112,7 @@ class AnswerRelay(RequestRelay):
             return
         is_1_0 = head.version_minor == 0
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
-        tail = self.context.via[response.version_minor]
+        tail = self.context.via[response.version_minor] + made
         if self.hold is not None:
             tail = self.credit_fields(self.hold) + tail
         if kind is _CHUNKED or kind is _UNTIL_CLOSE:
@@ -143,6 +144,18 @@ class AnswerRelay(RequestRelay):
                 connection.transport.write(out)
                 self.touch()
 
+    def take_interaction_id(self, response: ResponseHead) -> bytes:
+        """Takes over the API's id, or answers the line to add to its answer, as it has named none."""
+        name = self.context.interaction_ids.name
+        given = response.fields.get(name)
+        if given is None:
+            return self.interaction_line
+        if given and b"," not in given:
+            self.interaction_line = self.context.interaction_ids.line_of(given)
+            return b""
+        response.block = without(response.block, frozenset({name}))  # empty, or two
+        return self.interaction_line
+
     def _switch_protocols(self, response: ResponseHead, rest: bytes) -> None:
         connection, upstream = self.connection, self.upstream
         asked, chosen = self.head.upgrade, response.upgrade
@@ -159,7 +172,8 @@ class AnswerRelay(RequestRelay):
         self.finished = True
         self.context.counters.tunnels += 1
         lines = (
-            response.block
+            self.take_interaction_id(response)
+            + response.block
             + (self.credit_fields(self.hold) if self.hold is not None else b"")
             + self.context.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "

@@ -12,18 +12,19 @@ from typing import Final
 
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import IDEMPOTENCY_KEYS, INTERACTION_ID, TRACEPARENT, GatewayContext
+from sidecar.gateway.context import IDEMPOTENCY_KEYS, GatewayContext
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
 from sidecar.gateway.http1.heads import RequestHead
+from sidecar.gateway.methods import method_label
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, is_charged
+from sidecar.gateway.trace_context import TRACEPARENT
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.unknown_accounts import AccountLookup
 
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
-METHODS: Final[dict[bytes, str]] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _GRANTED: Final = int(Code.GRANTED)
 _REPEAT: Final = int(Code.REPEAT)
 _LASTING: Final = frozenset({
@@ -39,6 +40,9 @@ class ChargedRelay(Relay):
 
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
     account = ""
+    identity: Identity | None = None
+    interaction_line = b""
+    """The field line of the interaction id, with its CRLF."""
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
@@ -51,6 +55,11 @@ class ChargedRelay(Relay):
         self.head = head
         self.started = started
         self.route: Route = context.no_route
+
+    @property
+    def interaction_id(self) -> bytes:
+        """The id by which caller, gateway and API know this call: the API's as soon as it has named one."""
+        return self.context.interaction_ids.id_of(self.interaction_line)
 
     def granted(self, now: float = 0.0) -> None:
         """The request may go to the API. ``now``: the clock's time if it was just read."""
@@ -71,6 +80,7 @@ class ChargedRelay(Relay):
         assert self.connection is not None
         outcome = self.context.identity.identify(self.head.fields, self.connection.peer)
         if isinstance(outcome, Identity):
+            self.identity = outcome
             self.account = outcome.account
             self.identified()
         elif isinstance(outcome, Unidentified):
@@ -91,6 +101,7 @@ class ChargedRelay(Relay):
             self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=RETRY))
         else:
             if isinstance(outcome, Identity):
+                self.identity = outcome
                 self.account = outcome.account
                 self.identified()
             else:
@@ -207,16 +218,13 @@ class ChargedRelay(Relay):
             self.context.spool.give_back(self.account, hold.units)
 
     def _event(self, status: int, now: float) -> Event:
-        fields = self.head.fields
-        interaction_id = fields.get(INTERACTION_ID)
-        traceparent = fields.get(TRACEPARENT)
+        traceparent = self.head.fields.get(TRACEPARENT)
         elapsed_ms = int((now - self.started) * 1_000_000) / 1000  # round() to digits takes ten times as long
         hold = self.hold
         assert hold is not None
-        method = self.head.method
         return (
-            hold.account, hold.metric, hold.units, self.route.name, METHODS.get(method) or method.decode(), status,
+            hold.account, hold.metric, hold.units, self.route.name, method_label(self.head.method), status,
             elapsed_ms,
-            interaction_id[:128].decode("latin-1") if interaction_id else None,
+            self.interaction_id[:128].decode("latin-1"),
             traceparent[:128].decode("latin-1") if traceparent else None,
         )  # fmt: skip

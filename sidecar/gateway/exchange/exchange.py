@@ -28,20 +28,22 @@ from typing import Final
 
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import INTERACTION_ID
 from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
+from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, has_marks, read_marks
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
+from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, is_interaction_id
 from sidecar.gateway.routes import SAFE_METHODS
 from sidecar.gateway.upstream import UpstreamConnection
 
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
 _clock: Final = monotonic
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
+_ALLOW: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _CLOSING: Final = (400, 408, 413)
 """Refusals after which it is not known where the next request begins."""
 
@@ -60,6 +62,8 @@ class Exchange(AnswerRelay):
     def begin(self, rest: bytes = b"") -> None:
         """``rest``: what came with the head."""
         head, context = self.head, self.context
+        if not self._take_marks():
+            return
         try:
             self.route = route = context.routes.find(head.method, head.path)
         except ProtocolError as error:
@@ -75,6 +79,49 @@ class Exchange(AnswerRelay):
             self.granted()
         else:
             self.charge()
+
+    def _take_marks(self) -> bool:
+        """Takes the interaction id, or makes one, and looks at what else a request says of its way. False: it has its
+        answer."""
+        head, context = self.head, self.context
+        ids, fields = context.interaction_ids, head.fields
+        given = b""
+        if ids.name in fields:
+            given = given_interaction_id(context, head)
+        elif not has_marks(fields):
+            self.interaction_line = line = ids.line()
+            head.block += line
+            return True
+        if given:
+            self.interaction_line = ids.line_of(given)
+        else:
+            self.interaction_line = ids.line()
+            head.block += self.interaction_line
+        refusal = read_marks(context, head)
+        if refusal is not None:
+            self.refuse(refusal)
+        elif ends_here(head):
+            self._answer_as_last()
+        else:
+            return True
+        return False
+
+    def _answer_as_last(self) -> None:
+        """Answers OPTIONS whose Max-Forwards is used up: the gateway is whom the caller wanted to hear. No charge."""
+        self.finished = True
+        head, connection = self.head, self.connection
+        assert connection is not None
+        now = _clock()
+        record(self, 200, now, refused=False)
+        keep = head.keep_alive and self.body_done and connection.may_go_on
+        connection.keep = keep
+        lines = b"Content-Length: 0\r\n" + self.interaction_line
+        if not keep:
+            lines += b"Connection: close\r\n"
+        elif not head.version_minor:
+            lines += b"Connection: keep-alive\r\n"
+        connection.transport.write(b"HTTP/1.1 200 OK\r\nAllow: " + _ALLOW + b"\r\n" + lines + b"\r\n")
+        connection.exchange_done(now, unread_body=not self.body_done)
 
     # what goes wrong
 
@@ -100,15 +147,20 @@ class Exchange(AnswerRelay):
     def _answer_with(self, connection: Client, refusal: Refusal, status: int, now: float) -> None:
         head, context = self.head, self.context
         keep = head.keep_alive and self.body_done and connection.may_go_on and status not in _CLOSING
-        interaction_id = head.fields.get(INTERACTION_ID)
+        played_back = b""
+        if context.interaction_ids.name != FAPI_INTERACTION_ID:
+            # The id of the dialect has another field; a FAPI client gets its own back too.
+            other = head.fields.get(FAPI_INTERACTION_ID, b"")
+            played_back = FAPI_INTERACTION_ID + b": " + other + b"\r\n" if is_interaction_id(other) else b""
         connection.keep = keep
         connection.transport.write(
             context.errors.response(
                 refusal,
                 keep_alive=keep,
                 head_only=head.method == b"HEAD",
-                interaction_id=interaction_id.decode("latin-1") if interaction_id else None,
+                interaction_id=self.interaction_id.decode("latin-1"),
                 version_minor=head.version_minor,
+                field_lines=played_back,
             )
         )
         connection.exchange_done(now, unread_body=not self.body_done)

@@ -217,7 +217,7 @@ class RequestRelay(ChargedRelay):
         head = self.head
         if b"expect" in head.fields and self.route.buffered:
             head.block = without(head.block, _EXPECT)  # the gateway has met it
-        request = request_head(head, connection.forwarded_lines(head), self.pool.target)
+        request = request_head(head, connection.forwarded_lines(head, self.identity), self.pool.target)
         if self.queued:
             if not self.body_done:
                 connection.resume_reading()  # before the write, which may find the API slow and pause it again

@@ -21,9 +21,9 @@ class RequestHead:
         path: of the target, without query, not normalised; ``*`` for OPTIONS of the whole server.
         query: without the question mark.
         host: the authority asked for, with its port; empty only in HTTP/1.0.
-        version_minor: 0 or 1.
+        version_minor: 0 or 1; 1 for a higher one.
         block: the field lines to forward, each with its CRLF, without the empty line after them. Content-Length is
-            in it; Transfer-Encoding, Connection, Upgrade and TE are not.
+            in it, in canonical form; Transfer-Encoding, Connection, Upgrade and TE are not.
         fields: values of the fields that the parser was told are interesting or dropped, and of those it needs
             itself, by lower-case name, without white space around them; values of a repeated field are joined with
             a comma and a space.

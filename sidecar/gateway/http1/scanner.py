@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from sidecar.gateway.http1.name_patterns import NamePatterns
+
 if TYPE_CHECKING:
     from sidecar.gateway.http1.body import BodyKind
 
@@ -27,7 +29,7 @@ class HeadScanner(Protocol):
     def response(self, buf: bytes, start: int, /) -> ResponseParts | None: ...
 
 
-ScannerFactory = Callable[[dict[bytes, bool], int, int, int, int, int | None], HeadScanner]
+ScannerFactory = Callable[[dict[bytes, bool], int, int, int, int, int | None, NamePatterns], HeadScanner]
 
 
 def _load() -> ScannerFactory | None:

@@ -12,18 +12,22 @@ from sidecar.gateway.http1.grammar import HOST, ProtocolError
 
 __all__ = ["routing_path", "split_target"]
 
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*+)(/[^?]*+)?+(?:\?(.*+))?+")
+_ABSOLUTE = re.compile(rb"(?i:http(s?))://([^/?]*+)(/[^?]*+)?+(?:\?(.*+))?+")
 
 
-def split_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes, bytes]:
+def split_target(method: bytes, target: bytes, host: bytes, *, https: bool = True) -> tuple[bytes, bytes, bytes]:
     """Path, query and authority of a target that does not begin with a slash; ``host`` is the value of Host.
 
     RFC 9112 section 3.2.2 lets the authority of absolute-form win over Host. A request in which they differ is
     refused instead, since whoever reads Host behind us would disagree. So is a user name before the host, as RFC 9110
     section 4.2.4 advises.
 
+    Without ``https`` a target with that scheme is refused with 421: RFC 9110 section 7.4 asks a server to refuse a
+    request for an https resource that did not come over a secured connection, and has that status for it.
+
     Raises:
         ProtocolError: 400, the target is of no form that is served here, or its host is not valid or not that of Host.
+            421, see above.
     """
     if target == b"*":
         if method != b"OPTIONS":
@@ -32,7 +36,9 @@ def split_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise ProtocolError(400, "The request target is neither a path nor an http or https URI.")
-    authority, path, query = match.groups(b"")
+    secure, authority, path, query = match.groups(b"")
+    if secure and not https:
+        raise ProtocolError(421, "The request target is an https URI, and the connection has no TLS.")
     if not HOST.fullmatch(authority):
         raise ProtocolError(400, "The request target's host is malformed.")
     if host and authority.lower() != host.lower():

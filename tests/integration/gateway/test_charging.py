@@ -49,6 +49,9 @@ async def test_a_failure_that_the_callers_fields_can_provoke_is_charged_where_wo
         assert await rig.charged() == [status]
 
 
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 async def test_a_route_says_which_statuses_are_charged(gateway: Any) -> None:
     async def script(talk: Conversation) -> None:
         while True:
@@ -83,9 +86,9 @@ async def test_a_route_says_which_metric_and_how_many_units(gateway: Any) -> Non
 
 async def test_an_event_says_how_the_call_is_known_elsewhere(gateway: Any) -> None:
     async with gateway(echo) as rig:
-        await rig.ask(get(b"/accounts", b"x-fapi-interaction-id: 93bac548", b"traceparent: 00-a-b-01"))
+        await rig.ask(get(b"/accounts", b"x-fapi-interaction-id: 93bac548", b"traceparent: " + TRACE))
         [event] = await rig.whole_events()
-        assert event[7:] == ["93bac548", "00-a-b-01"]
+        assert event[7:] == ["93bac548", TRACE.decode()]
 
 
 async def test_credit_that_is_used_up_ends_in_402_and_the_api_hears_nothing(gateway: Any) -> None:
