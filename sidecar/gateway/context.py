@@ -12,6 +12,7 @@ from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.destinations import Destinations
 from sidecar.gateway.errors import ErrorWriter
 from sidecar.gateway.http1.framing import HeadParser
+from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
 from sidecar.gateway.parameters import ProxySettings
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, RouteTable
@@ -84,7 +85,9 @@ class GatewayContext:
         self.draining = False
         """No connection is kept for another request."""
         interesting = {INTERACTION_ID, TRACEPARENT, *IDEMPOTENCY_KEYS} | identity.reads
+        interesting |= {*METHOD_OVERRIDES, *PREFLIGHT}
         drop = identity.consumes | identity.spoofable | (set(FORWARDED) if settings.forwarded_headers else set())
+        drop |= set(PATH_OVERRIDES)
         self.request_parser = HeadParser(interesting, drop, settings.limits)
         self.response_parser = HeadParser((), (), settings.limits)
         self.via = tuple(b"Via: 1.%d %b\r\n" % (minor, settings.via) if settings.via else b"" for minor in (0, 1))

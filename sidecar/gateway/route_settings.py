@@ -11,20 +11,12 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from sidecar.config.fields import Model, Whole, conflict
 from sidecar.config.path_template import Template, parse_template
+from sidecar.gateway.methods import METHODS, USUAL_METHODS
 
 ROUTES_MAX: Final = 1_000
 
-METHODS: Final = (
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", "ACL", "BASELINE-CONTROL",
-    "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL",
-    "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH",
-    "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
-)  # fmt: skip
-"""IANA's registry of HTTP methods, the usual ones first."""
-USUAL_METHODS: Final = 7
-
 _STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
-_METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
+METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
 
 CHARGED: Final = ("100-499",)
 """The API did work for every status below 500 (499: the client went away), and did not keep its part above."""
@@ -93,7 +85,7 @@ class DefaultRouteSettings(Model):
 
     metric: str = Field(
         default="api_calls",
-        pattern=_METRIC,
+        pattern=METRIC,
         max_length=64,
         description="Billable metric in Lago, and meter in OpenMeter, that requests count for.",
     )
@@ -113,6 +105,21 @@ class DefaultRouteSettings(Model):
         default="auto",
         description="Whether retries with one `x-idempotency-key` or `Idempotency-Key` are charged once. `auto`: for "
         "POST, PUT and PATCH.",
+    )
+    encoded_slash: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description="Paths with `%2F`. `allow`: for an API that keeps it as data; such a path costs the dearer of both "
+        "readings, `%2F` kept and decoded.",
+    )
+    cors: Literal["off", "pass"] = Field(
+        default="off",
+        description="CORS preflights for the route's methods. `pass`: they pass without identity and charge. `off`: "
+        "they cost what any other OPTIONS request costs.",
+    )
+    method_override: Literal["refuse", "price"] = Field(
+        default="refuse",
+        description="`X-HTTP-Method-Override`, `X-Method-Override` and `X-HTTP-Method` that name another method. "
+        "`refuse`: 400. `price`: such a request costs the dearer of both methods.",
     )
 
     @model_validator(mode="after")
@@ -159,6 +166,15 @@ DefaultRoute = Annotated[
 ]
 
 
+def _extension(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    bare = text.removeprefix(".").lower()
+    if not re.fullmatch(r"[a-z0-9_-]{1,32}(\.[a-z0-9_-]{1,32})?", bare):
+        raise ValueError(f"{text!r} is no extension like json")
+    return bare
+
+
 def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
     problems: list[tuple[str, str]] = []
     before: list[tuple[Template, frozenset[str]]] = []
@@ -176,4 +192,5 @@ def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
     return routes
 
 
+Extension = Annotated[str, BeforeValidator(_extension)]
 Routes = Annotated[tuple[RouteSettings, ...], AfterValidator(_reachable)]

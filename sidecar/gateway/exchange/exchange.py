@@ -53,11 +53,14 @@ class Exchange(AnswerRelay):
     def begin(self) -> None:
         head, context = self.head, self.context
         try:
-            self.route = route = context.routes.find(head.method, head.path)
+            self.route = route = context.routes.find_for(head)
         except ProtocolError as error:
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
-        if route.deny:
+        if route.deny and route.allow:
+            detail = f"The resource has other methods: {', '.join(route.allow)}."
+            self.refuse(Refusal(errors.METHOD_NOT_ALLOWED, detail, headers=(("Allow", ", ".join(route.allow)),)))
+        elif route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
             self.granted()
