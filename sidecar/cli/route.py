@@ -123,13 +123,17 @@ def explain(
     if not method or re.search(r"[\s\x00-\x1f]", method):
         fail(f"METHOD {method!r}: should be a method such as GET", 2)
     table = assemble.route_table(config)
-    readings: list[Reading] = []
     try:
         head = _head(config, method, path, fields)
-        found = table.find_for(head)
         readings = table.readings(head.method, head.path)
     except ProtocolError as error:
         return Explanation(method, path, error.status, error.reason)
+    try:
+        found = table.find_for(head)
+    except ProtocolError as error:
+        return Explanation(
+            method, path, error.status, error.reason, variants=_variants(table, _settings(config, table), readings, -1)
+        )
     canonical = routing_path(head.path, encoded_slash=True).decode("latin-1")
     base = Explanation(method, canonical, 0, "", limits=tuple(_limits(config)))
     settings = _settings(config, table)
@@ -139,11 +143,7 @@ def explain(
         route=found.name,
         setting=settings[decided],
         free=found.free,
-        variants=tuple(
-            Variant(each.how, each.path, settings[_of_table(table, each.route)], _cost(each.route),
-                    _of_table(table, each.route) == decided)
-            for each in readings
-        ),
+        variants=_variants(table, settings, readings, decided),
         others=tuple(_others(table, settings, head, canonical, readings, decided)),
     )  # fmt: skip
     if found.deny:
@@ -181,6 +181,16 @@ def _settings(config: Config, table: RouteTable) -> list[str]:
     """Where each route of the table stands in the configuration."""
     free = [f"free_paths[{index}]" for index in range(len(config.free_paths))]
     return [*free, *(f"routes[{index}]" for index in range(len(table.routes) - len(free) - 1)), "default_route"]
+
+
+def _variants(
+    table: RouteTable, settings: Sequence[str], readings: Sequence[Reading], decided: int
+) -> tuple[Variant, ...]:
+    found = []
+    for each in readings:
+        index = _of_table(table, each.route)
+        found.append(Variant(each.how, each.path, settings[index], _cost(each.route), index == decided))
+    return tuple(dict.fromkeys(found))
 
 
 def _of_table(table: RouteTable, found: Route) -> int:
@@ -276,8 +286,6 @@ def _print(explanation: Explanation) -> None:
     line("request", f"{explanation.method} {explanation.path}")
     if explanation.refused:
         line("refused", f"{explanation.refused}: {explanation.reason}")
-    if not explanation.setting:
-        return
     if not explanation.refused:
         line("route", f"{explanation.route} ({explanation.setting})")
         if explanation.free:

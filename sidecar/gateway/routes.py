@@ -28,6 +28,7 @@ _FORWARDED: Final = _REGISTERED - frozenset(method.encode() for method in NEVER_
 _OVERRIDE, _OVERRIDE_2, _OVERRIDE_3 = METHOD_OVERRIDES
 _NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 ENCODED_SLASH: Final = "encoded slash"
+AS_ROUTE: Final = "as a route has it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ class RouteTable:
         self._folded = _Matcher(routes, folded=True, slashless=False) if folds else None
         self._slashless = _Matcher(routes, folded=False, slashless=True) if slashes else None
         self._both = _Matcher(routes, folded=True, slashless=True) if folds and slashes else None
+        self._loose = self._both or self._folded or self._slashless or self._plain
 
     def find(self, method: bytes, path: bytes) -> Route:
         """``path`` as received. A denied request's route has ``allow`` where other methods are known for the path.
@@ -261,6 +263,11 @@ class RouteTable:
                 _add(found, how, (*way.steps, SLASH), path, self._slashless.first(method, path))
             if folded and slashless and self._both is not None:
                 _add(found, how, (*way.steps, CASE, SLASH), path, self._both.first(method, path))
+            if slashless and not (one and self._loose is plain):
+                for route in self._loose.matching(fold(path)):
+                    spelled = _spelled_as(route.template, path)
+                    if spelled != path:
+                        _add(found, how, (*way.steps, AS_ROUTE), spelled, plain.first(method, spelled))
         return found
 
     def _denial(self, path: bytes) -> Route:
@@ -303,6 +310,19 @@ class RouteTable:
             if len(self._memory) >= _MEMORY_MAX:
                 self._memory.clear()
             self._memory[key] = route
+
+
+def _spelled_as(template: Template | None, path: str) -> str:
+    """The path with the literals of a template that matches it but for letter case and final slash. A server that
+    ignores these serves the same for both."""
+    if template is None:
+        return path
+    parts = path[1:].split("/")
+    for index, want in enumerate(template.segments[: len(parts)]):
+        if want:
+            parts[index] = want
+    ends = template.segments[-1:] == ("",) and len(template.segments) > len(parts)
+    return "/" + "/".join(parts) + ("/" if ends else "")
 
 
 def _standing(route: Route) -> int:
