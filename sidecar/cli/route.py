@@ -186,11 +186,12 @@ def _settings(config: Config, table: RouteTable) -> list[str]:
 def _variants(
     table: RouteTable, settings: Sequence[str], readings: Sequence[Reading], decided: int
 ) -> tuple[Variant, ...]:
-    found = []
+    found: list[Variant] = []
     for each in readings:
         index = _of_table(table, each.route)
-        found.append(Variant(each.how, each.path, settings[index], _cost(each.route), index == decided))
-    return tuple(dict.fromkeys(found))
+        charged = index == decided and not any(earlier.charged for earlier in found)
+        found.append(Variant(each.how, each.path, settings[index], _cost(each.route), charged))
+    return tuple({(each.path, each.setting): each for each in found[::-1]}.values())[::-1]
 
 
 def _of_table(table: RouteTable, found: Route) -> int:
