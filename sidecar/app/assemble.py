@@ -110,7 +110,13 @@ def route_table(config: Config) -> RouteTable:
     default = config.default_route
     fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE)
     free = [Route(path, free=True, charged=frozenset(), template=parse_template(path)) for path in config.free_paths]
-    return RouteTable([*free, *(_route(route, route.path) for route in config.routes)], fallback)
+    return RouteTable(
+        [*free, *(_route(route, route.path) for route in config.routes)],
+        fallback,
+        exact=config.matching == "exact",
+        extensions=config.path_extensions,
+        weights=config.metric_weights,
+    )
 
 
 def _route(settings: DefaultRouteSettings, name: str) -> Route:
@@ -128,6 +134,9 @@ def _route(settings: DefaultRouteSettings, name: str) -> Route:
         idempotent_methods=_IDEMPOTENT[settings.idempotency],
         template=place.template if place else None,
         methods=frozenset(m.encode() for m in place.methods) if place and place.methods else None,
+        encoded_slash=settings.encoded_slash == "allow",
+        cors=settings.cors == "pass",
+        method_override=settings.method_override == "price",
     )
 
 

@@ -18,6 +18,7 @@ from sidecar.gateway.http1.grammar import fold
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.http1.name_patterns import NamePatterns
 from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, InteractionIds, interaction_field
+from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
 from sidecar.gateway.parameters import ProxySettings
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, RouteTable
@@ -138,9 +139,9 @@ class GatewayContext:
     def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
         interesting = identity.reads | {
             self.interaction_ids.name, FAPI_INTERACTION_ID, TRACEPARENT, TRACESTATE, MAX_FORWARDS, HOPS,
-            *IDEMPOTENCY_KEYS,
+            *IDEMPOTENCY_KEYS, *METHOD_OVERRIDES, *PREFLIGHT,
         }  # fmt: skip
-        always = set(identity.consumes)
+        always = {*identity.consumes, *PATH_OVERRIDES}
         if settings.forward_identity:
             for name in (TPP_ID, TPP_ORGANISATION_ID, TPP_RESOLVER):
                 always |= spellings(name)

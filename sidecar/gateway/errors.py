@@ -39,6 +39,10 @@ NOT_SUBSCRIBED = Kind(
     "not-subscribed", 403, "The plan does not include this call", "UK.OBIE.Resource.NotFound", "SERVICE_INVALID"
 )
 NOT_FOUND = Kind("no-route", 404, "The API has no such resource", "UK.OBIE.Resource.NotFound", "RESOURCE_UNKNOWN")
+METHOD_NOT_ALLOWED = Kind(
+    "method-not-allowed", 405, "The API does not have this method for the resource", "UK.OBIE.Resource.NotFound",
+    "SERVICE_INVALID",
+)  # fmt: skip
 TIMEOUT_CLIENT = Kind(
     "request-timeout", 408, "The request took too long to arrive", "UK.OBIE.Field.Invalid", "FORMAT_ERROR"
 )
@@ -55,8 +59,9 @@ LOOP = Kind("loop-detected", 508, "The request came back to the gateway", *_SERV
 UPSTREAM_TIMEOUT = Kind("upstream-timeout", 504, "The API did not answer in time", *_SERVER_ERROR)
 
 KINDS = (
-    BAD_REQUEST, UNIDENTIFIED, OUT_OF_CREDIT, SUSPENDED, CLOSED, NOT_SUBSCRIBED, NOT_FOUND, TIMEOUT_CLIENT, TOO_FAST,
-    INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED, UPSTREAM_TIMEOUT, LOOP,
+    BAD_REQUEST, UNIDENTIFIED, OUT_OF_CREDIT, SUSPENDED, CLOSED, NOT_SUBSCRIBED, NOT_FOUND, METHOD_NOT_ALLOWED,
+    TIMEOUT_CLIENT, TOO_FAST, INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED,
+    UPSTREAM_TIMEOUT, LOOP,
 )  # fmt: skip
 """All of them."""
 

@@ -17,7 +17,7 @@ from sidecar.gateway.routes import PROVOKED
 ROUTES_MAX: Final = 1_000
 
 _STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
-_METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
+METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
 
 CHARGED: Final = ("2xx", "3xx")
 """Success: what a buyer expects to pay for."""
@@ -93,7 +93,7 @@ class DefaultRouteSettings(Model):
 
     metric: str = Field(
         default="api_calls",
-        pattern=_METRIC,
+        pattern=METRIC,
         max_length=64,
         description="Billable metric in Lago, and meter in OpenMeter, that requests count for.",
     )
@@ -114,6 +114,21 @@ class DefaultRouteSettings(Model):
         default="auto",
         description="Whether retries with one `x-idempotency-key` or `Idempotency-Key` are charged once. `auto`: for "
         "POST, PUT and PATCH.",
+    )
+    encoded_slash: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description="Paths with `%2F`. `allow`: for an API that keeps it as data; such a path costs the dearer of both "
+        "readings, `%2F` kept and decoded.",
+    )
+    cors: Literal["off", "pass"] = Field(
+        default="off",
+        description="CORS preflights for the route's methods. `pass`: they pass without identity and charge. `off`: "
+        "they cost what any other OPTIONS request costs.",
+    )
+    method_override: Literal["refuse", "price"] = Field(
+        default="refuse",
+        description="`X-HTTP-Method-Override`, `X-Method-Override` and `X-HTTP-Method` that name another method. "
+        "`refuse`: 400. `price`: such a request costs the dearer of both methods.",
     )
 
     on_response_timeout: Literal["charge", "release"] = Field(
@@ -186,6 +201,15 @@ DefaultRoute = Annotated[
 ]
 
 
+def _extension(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    bare = text.removeprefix(".").lower()
+    if not re.fullmatch(r"[a-z0-9_-]{1,32}(\.[a-z0-9_-]{1,32})?", bare):
+        raise ValueError(f"{text!r} is no extension like json")
+    return bare
+
+
 def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
     problems: list[tuple[str, str]] = []
     before: list[tuple[Template, frozenset[str]]] = []
@@ -203,4 +227,5 @@ def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
     return routes
 
 
+Extension = Annotated[str, BeforeValidator(_extension)]
 Routes = Annotated[tuple[RouteSettings, ...], AfterValidator(_reachable)]

@@ -65,7 +65,7 @@ class Exchange(AnswerRelay):
         if not self._take_marks():
             return
         try:
-            self.route = route = context.routes.find(head.method, head.path)
+            self.route = route = context.routes.find_for(head)
         except ProtocolError as error:
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
@@ -73,7 +73,10 @@ class Exchange(AnswerRelay):
             self.client_data(rest)
             if self.finished:
                 return
-        if route.deny:
+        if route.deny and route.allow:
+            detail = f"The resource has other methods: {', '.join(route.allow)}."
+            self.refuse(Refusal(errors.METHOD_NOT_ALLOWED, detail, headers=(("Allow", ", ".join(route.allow)),)))
+        elif route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
             self.granted()

@@ -408,7 +408,7 @@ async def test_an_api_that_gives_up_an_answer_that_the_client_does_not_take_is_p
         talk.reset()
 
     async with gateway(script) as rig:
-        wire = await rig.connect(receive_bytes=8192)
+        wire = await rig.connect(receive_bytes=65_536)
         await wire.send(get())
         await wire.head()
         await rig.until(lambda: not rig.api.open)
