@@ -54,7 +54,12 @@ def spool_settings(config: Config) -> SpoolSettings | None:
         return None
     opened = config.ledger.open
     assert opened.spool_directory is not None, "the configuration asks for it"
-    return SpoolSettings(Path(opened.spool_directory), opened.allowance_units, opened.spool_bytes_max)
+    return SpoolSettings(
+        Path(opened.spool_directory),
+        opened.allowance_units,
+        opened.spool_bytes_max,
+        float(config.ledger.idempotency_ttl_s),
+    )
 
 
 def proxy_settings(config: Config) -> ProxySettings:
