@@ -10,8 +10,8 @@ from enum import StrEnum
 from loadtests.scenarios.plan import Answers, Latency, Second
 
 CHARGED, REPEAT = "x-credits-charged", "x-credits-repeat"
-CHARGED_BELOW = 500
-"""The gateway charges what the API answered with a lower status (``charge_statuses``, by default 100-499)."""
+CHARGED_STATUSES = range(200, 400)
+"""The statuses of the API that the gateway charges by default (``charge_statuses``)."""
 
 TEXTS_MAX = 5
 
@@ -38,11 +38,11 @@ class Reply:
 
     @property
     def is_charged(self) -> bool:
-        """Whether the answer says that it was charged. A 5xx of the API carries the fields too, and its hold is given
-        back; what the gateway itself refuses has none of them.
+        """Whether the answer says that it was charged. A failure of the API carries the fields too, and its hold is
+        given back; what the gateway itself refuses has none of them.
         """
         fields = self.fields or {}
-        whole = self.end is End.ANSWERED and self.status < CHARGED_BELOW
+        whole = self.end is End.ANSWERED and self.status in CHARGED_STATUSES
         return whole and CHARGED in fields and REPEAT not in fields
 
 

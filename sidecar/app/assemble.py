@@ -29,6 +29,7 @@ _IDEMPOTENT = {
     "on": frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"}),
     "off": frozenset[bytes](),
 }
+_BROKEN = {"auto": None, "charge": True, "release": False}
 
 
 def keys(config: Config) -> Keys:
@@ -82,7 +83,12 @@ def proxy_settings(config: Config) -> ProxySettings:
         response_timeout_s=upstream.response_timeout_ms / 1000,
         upstream_idle_timeout_s=upstream.idle_timeout_ms / 1000,
         write_timeout_s=limits.write_timeout_ms / 1000,
-        tunnel_idle_timeout_s=limits.tunnel_idle_timeout_ms / 1000,
+        stream_idle_timeout_s=limits.stream_idle_timeout_ms / 1000,
+        body_deadline_s=limits.body_deadline_ms / 1000,
+        answer_deadline_s=limits.answer_deadline_ms / 1000,
+        bytes_per_second_min=limits.min_bytes_per_second,
+        request_buffer_bytes=limits.request_buffer_bytes,
+        request_buffers_bytes=limits.request_buffers_bytes,
         keepalive_s=upstream.keepalive_ms / 1000,
         upstream_connections_max=upstream.connections_max,
         connections_max=limits.connections_max,
@@ -114,6 +120,10 @@ def _route(settings: DefaultRouteSettings, name: str) -> Route:
         units=settings.units,
         free=settings.free,
         charged=settings.charged_statuses,
+        charged_if_unsafe=settings.charged_if_unsafe,
+        timeout_charged=settings.on_response_timeout == "charge",
+        broken_charged=_BROKEN[settings.on_broken_answer],
+        buffered=settings.request_buffering,
         idempotent_methods=_IDEMPOTENT[settings.idempotency],
         template=place.template if place else None,
         methods=frozenset(m.encode() for m in place.methods) if place and place.methods else None,

@@ -190,10 +190,7 @@ class ClientConnection(Client):
             exchange.begin()
         else:
             self._buffer = b""
-            rest = buffer[end:]
-            exchange.begin()
-            if rest and self._carries(exchange) and not exchange.finished:
-                exchange.client_data(rest)
+            exchange.begin(buffer[end:])
 
     def _refuse_head(self, error: ProtocolError) -> None:
         """What is no request gets its answer and the end of the connection: where the next one begins is not known."""
@@ -241,10 +238,7 @@ class ClientConnection(Client):
         if self._is_idle() and (self.eof or self.context.draining):
             self.end()
 
-    # These look anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
-
-    def _carries(self, exchange: Exchange) -> bool:
-        return self.relay is exchange
+    # It looks anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
 
     def _is_idle(self) -> bool:
         return self.relay is None and not self.lingering and not self._pumping

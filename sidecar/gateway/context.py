@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from sidecar.basics.logger import get_logger
+from sidecar.gateway.body_budget import BodyBudget
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.destinations import Destinations
 from sidecar.gateway.errors import ErrorWriter
@@ -27,6 +28,7 @@ INTERACTION_ID: Final = b"x-fapi-interaction-id"
 TRACEPARENT: Final = b"traceparent"
 IDEMPOTENCY_KEYS: Final = (b"x-idempotency-key", b"idempotency-key")
 FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
+REFUSED_ACCOUNTS_MAX: Final = 10_000
 
 
 class Spool(Protocol):
@@ -81,6 +83,9 @@ class GatewayContext:
         self.unknown_peer = Peer("", False)
         self.detached: set[Relay] = set()
         """Exchanges that go on without their client, until the API's answer decides whether they are charged."""
+        self.bodies = BodyBudget(settings.request_buffers_bytes)
+        self.refused_accounts: set[str] = set()
+        """Accounts whose last call was refused. Their next one asks before its body is read."""
         self.draining = False
         """No connection is kept for another request."""
         interesting = {INTERACTION_ID, TRACEPARENT, *IDEMPOTENCY_KEYS} | identity.reads
@@ -115,6 +120,12 @@ class GatewayContext:
             if name in fields:
                 lines += b"%b: %b\r\n" % (name, fields[name])
         return lines
+
+    def note_refused_account(self, account: str) -> None:
+        """Its next call is likely to be refused as well."""
+        if len(self.refused_accounts) >= REFUSED_ACCOUNTS_MAX:
+            self.refused_accounts.clear()
+        self.refused_accounts.add(account)
 
     def note_upstream_failure(self, message: str) -> None:
         """Logs it, at most once a second."""

@@ -111,7 +111,7 @@ class Gateway(Owner):
         settings = self.context.settings
         shortest = min(
             settings.header_timeout_s, settings.idle_timeout_s, settings.body_timeout_s, settings.response_timeout_s,
-            settings.upstream_idle_timeout_s, settings.write_timeout_s, settings.tunnel_idle_timeout_s,
+            settings.upstream_idle_timeout_s, settings.write_timeout_s, settings.stream_idle_timeout_s,
         )  # fmt: skip
         period = min(0.5, max(0.02, shortest / 4))
         while True:

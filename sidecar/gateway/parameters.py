@@ -65,8 +65,18 @@ class ProxySettings:
     """Cut. Between two pieces of the upstream's response."""
     write_timeout_s: float = 60.0
     """Cut. A client that takes nothing of its response."""
-    tunnel_idle_timeout_s: float = 600.0
-    """Close. An upgraded connection on which nothing moves."""
+    stream_idle_timeout_s: float = 600.0
+    """Close. An upgraded connection on which nothing moves, and an answer that is a stream of events."""
+    body_deadline_s: float = 600.0
+    """408 and close. A request body, from its first byte to its last."""
+    answer_deadline_s: float = 3600.0
+    """Cut. An answer, from its head to its last byte, that is no stream of events."""
+    bytes_per_second_min: int = 1024
+    """408, or cut. What a client sends of a body, and takes of an answer, after a grace of one time-out; 0 for any."""
+    request_buffer_bytes: int = 65_536
+    """A body is gathered up to here before the call is charged and goes to the API."""
+    request_buffers_bytes: int = 33_554_432
+    """What all bodies that are being gathered may have together; beyond it reading stops."""
     keepalive_s: float = 55.0
     """How long an idle upstream connection is kept; shorter than what servers keep it for."""
     upstream_connections_max: int = 256

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from sidecar.config.fields import Model, Whole, conflict
 from sidecar.config.path_template import Template, parse_template
+from sidecar.gateway.routes import PROVOKED
 
 ROUTES_MAX: Final = 1_000
 
@@ -26,8 +27,10 @@ USUAL_METHODS: Final = 7
 _STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
 _METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
 
-CHARGED: Final = ("100-499",)
-"""The API did work for every status below 500 (499: the client went away), and did not keep its part above."""
+CHARGED: Final = ("2xx", "3xx")
+"""Success: what a buyer expects to pay for."""
+_AS_200: Final = frozenset({101, 206, 304})
+"""Statuses of a success that a caller asks for in a field: Upgrade, Range, If-None-Match."""
 
 
 def _path(path: str) -> str:
@@ -88,6 +91,11 @@ def _statuses(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
+_PRICING: Final = frozenset(
+    {"metric", "units", "charge_statuses", "idempotency", "on_response_timeout", "on_broken_answer"}
+)
+
+
 class DefaultRouteSettings(Model):
     """What a request costs."""
 
@@ -107,7 +115,8 @@ class DefaultRouteSettings(Model):
         max_length=64,
         description='Statuses of answers that are charged: `"2xx"`, `"404"`, `"200-499"`. Other statuses release the '
         "hold. The status of the API counts, even if the client went away meanwhile (its event then says "
-        "499).",
+        "499). Where 200 is charged, so are 101, 206 and 304, and on methods that change something 406, 412, 416 and "
+        "417, which a caller's own fields can provoke after the work was done.",
     )
     idempotency: Literal["auto", "on", "off"] = Field(
         default="auto",
@@ -115,17 +124,43 @@ class DefaultRouteSettings(Model):
         "POST, PUT and PATCH.",
     )
 
+    on_response_timeout: Literal["charge", "release"] = Field(
+        default="charge",
+        description="What a call costs to which the API gave no answer in time, on methods that change something. On "
+        "GET, HEAD and other safe methods it is free.",
+    )
+    on_broken_answer: Literal["auto", "charge", "release"] = Field(
+        default="auto",
+        description="What a call costs whose answer the API broke off. `auto`: nothing if the length of the answer was "
+        "known; the price if it was a stream of which the client got something. A client that did not take what "
+        "waited for it pays in any case.",
+    )
+    request_buffering: bool = Field(
+        default=True,
+        description="Gather a request's body, up to `limits.request_buffer_bytes`, before the call is charged and the "
+        "API hears of it. Without it a body goes on byte by byte, and so does `Expect`; a client that breaks off then "
+        "pays for what the API may have done.",
+    )
+
     @model_validator(mode="after")
     def _free_is_free(self) -> DefaultRouteSettings:
-        priced = sorted(self.model_fields_set & {"metric", "units", "charge_statuses", "idempotency"})
+        priced = sorted(self.model_fields_set & _PRICING)
         if self.free and priced:
             raise conflict([(name, "has no effect on a free route") for name in priced])
         return self
 
     @property
     def charged_statuses(self) -> frozenset[int]:
-        """The statuses that are charged."""
-        return frozenset() if self.free else statuses_of(self.charge_statuses)
+        """The statuses that are charged on every method."""
+        if self.free:
+            return frozenset()
+        statuses = statuses_of(self.charge_statuses)
+        return statuses | _AS_200 if 200 in statuses else statuses
+
+    @property
+    def charged_if_unsafe(self) -> frozenset[int]:
+        """The statuses that are charged on methods that change something, besides."""
+        return PROVOKED if 200 in self.charged_statuses else frozenset()
 
 
 RoutePath = Annotated[str, AfterValidator(_path)]

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from sidecar.config.path_template import Template
 from sidecar.gateway.http1.target import routing_path
+
+SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"QUERY", b"REPORT", b"SEARCH"})
+"""Methods that ask the API for nothing but an answer (RFC 9110 section 9.2.1 and IANA's registry)."""
+
+CHARGED: Final = frozenset(range(200, 400)) | {101}
+"""Statuses that are charged unless a route says otherwise: success."""
+
+PROVOKED: Final = frozenset({406, 412, 416, 417})
+"""Statuses that a caller's own fields can provoke after the API did the work (Accept, If-Match, Range, Expect)."""
 
 _MEMORY_MAX = 4096
 """Paths remembered. Paths hold ids, so the memory is emptied when it is full rather than left to grow."""
@@ -21,6 +31,11 @@ class Route:
         metric, units: what is debited. A free route debits nothing.
         deny: nothing is forwarded; 404.
         charged: statuses that are charged, as a lookup by status.
+        charged_if_unsafe: statuses that are charged besides, on methods that are not `SAFE_METHODS`.
+        timeout_charged: on such methods an API that does not answer in time is charged.
+        broken_charged: an answer that the API breaks off is charged. None: if it was a stream of which the client got
+            something, and not if its length was known.
+        buffered: the body is gathered before a connection to the API is taken.
         idempotent_methods: methods of which a repetition under one idempotency key is charged once.
     """
 
@@ -29,10 +44,19 @@ class Route:
     units: int = 1
     free: bool = False
     deny: bool = False
-    charged: frozenset[int] = field(default_factory=lambda: frozenset(range(100, 500)), repr=False)
+    charged: frozenset[int] = field(default=CHARGED, repr=False)
+    charged_if_unsafe: frozenset[int] = field(default=PROVOKED, repr=False)
+    timeout_charged: bool = True
+    broken_charged: bool | None = None
+    buffered: bool = True
     idempotent_methods: frozenset[bytes] = frozenset({b"POST", b"PUT", b"PATCH"})
     template: Template | None = field(default=None, repr=False)
     methods: frozenset[bytes] | None = None
+
+
+def is_charged(route: Route, method: bytes, status: int) -> bool:
+    """Whether an answer of the API with this status is charged."""
+    return status in route.charged or (status in route.charged_if_unsafe and method not in SAFE_METHODS)
 
 
 class RouteTable:

@@ -134,8 +134,8 @@ class UpstreamSettings(Model):
     connect_timeout_ms: Milliseconds = Field(default=2_000, description="Time to connect, TLS included.")
     response_timeout_ms: Milliseconds = Field(
         default=30_000,
-        description="Time from the end of a request to the first byte of the answer. After it the gateway answers 504 "
-        "and charges nothing.",
+        description="Time from the end of a request to the first byte of the answer. After it the gateway answers "
+        "504. What that costs is said by `on_response_timeout` of the route.",
     )
     idle_timeout_ms: Milliseconds = Field(
         default=60_000,
@@ -245,8 +245,33 @@ class LimitsSettings(Model):
         default=60_000,
         description="Time in which a client takes no byte of an answer. After it the gateway closes the connection.",
     )
-    tunnel_idle_timeout_ms: Milliseconds = Field(
-        default=3_600_000, description="Time without a byte in either direction of an upgraded connection (WebSocket)."
+    stream_idle_timeout_ms: Milliseconds = Field(
+        default=600_000,
+        description="Time without a byte in either direction of an upgraded connection (WebSocket), and without a "
+        "byte of an answer that is a stream of events (`text/event-stream` and its like).",
+    )
+    body_deadline_ms: Milliseconds = Field(
+        default=600_000, description="Time from the first byte of a request body to its last, else 408."
+    )
+    answer_deadline_ms: Milliseconds = Field(
+        default=3_600_000,
+        description="Time from the head of an answer to its last byte. After it the gateway closes the connection. It "
+        "does not apply to upgraded connections and streams of events.",
+    )
+    min_bytes_per_second: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
+        default=1_024,
+        description="What a client must send of a body after `body_timeout_ms`, and take of an answer after "
+        "`write_timeout_ms`, on average. 0: any rate.",
+    )
+    request_buffer_bytes: Annotated[Whole, Field(ge=1, le=16_777_216)] = Field(
+        default=65_536,
+        description="How much of a request body the gateway gathers before the call is charged and the API hears of "
+        "it. A longer body goes on when so much has arrived.",
+    )
+    request_buffers_bytes: Annotated[Whole, Field(ge=1_048_576, le=17_179_869_184)] = Field(
+        default=33_554_432,
+        description="What all bodies that are being gathered may take in one process. Beyond it the gateway stops "
+        "reading bodies until there is room. No account takes more than half of it.",
     )
     drain_delay_ms: Annotated[Whole, Field(ge=0, le=86_400_000)] = Field(
         default=0,

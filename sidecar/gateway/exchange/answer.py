@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -16,6 +18,14 @@ from sidecar.gateway.http1.fields import list_elements
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
 
+LAG_S: Final = 1.0
+"""A client that has left an answer waiting for so long, in all, is why an API gives it up."""
+LEFT_STREAM_S: Final = 5.0
+"""How long nothing may move on a stream of events whose client has closed its side."""
+_STREAM_TYPE: Final = re.compile(
+    rb"(?im)^content-type:[ \t]*(?:text/event-stream|application/(?:x-)?(?:ndjson|stream\+json|json-seq)"
+    rb"|multipart/x-mixed-replace)[ \t]*(?:;|\r)"
+)
 CLIENT_CLOSED: Final = 499
 """Status in events and metrics of a request whose client went away (nginx's number for it)."""
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
@@ -27,9 +37,18 @@ _clock: Final = monotonic
 
 
 class AnswerRelay(RequestRelay):
-    """Passes the answer on and charges when it is complete. ``upstream_spoke``: some of it has arrived."""
+    """Passes the answer on and charges when it is complete. ``upstream_spoke``: some of it has arrived.
+
+    ``broken``: the client broke off its request when a part of it had gone to the API. ``paused_s``: how long the
+    client has left the answer waiting in all, without the pause that began at ``paused_since`` (0: none is under way).
+    """
 
     upstream_spoke = False
+    broken = False
+    paused_since = 0.0
+    paused_s = 0.0
+    stream_waits = False
+    answer_until = 0.0
     response_buffer = b""
     response_searched = 0
     decoder: Body | None = None
@@ -64,7 +83,8 @@ class AnswerRelay(RequestRelay):
             if response.status == 101:
                 self._switch_protocols(response, data[at:])
                 return
-            if self.connection is not None and self.head.version_minor:
+            told_already = response.status == 100 and self.continued
+            if self.connection is not None and self.head.version_minor and not told_already:
                 # RFC 9110 section 15.2: a proxy forwards 1xx, except to those who cannot know them.
                 interim = status_line(response.status, response.reason) + response.block + b"\r\n"
                 self.connection.transport.write(interim)
@@ -78,7 +98,7 @@ class AnswerRelay(RequestRelay):
     def _respond(self, response: ResponseHead, rest: bytes) -> None:
         self.response = response
         connection = self.connection
-        if connection is None:
+        if connection is None or self.broken:
             self.complete_without_client(response.status)
             return
         head = self.head
@@ -122,6 +142,9 @@ class AnswerRelay(RequestRelay):
         asked, chosen = self.head.upgrade, response.upgrade
         # RFC 9110 section 7.8: a server must not switch to a protocol that the client did not name.
         named = asked is not None and chosen is not None and chosen.lower() in list_elements(asked)
+        if connection is None and named:
+            self.complete_without_client(101)
+            return
         if connection is None or upstream is None or chosen is None or not named:
             self.context.note_upstream_failure(f"{self.pool.target} switched to a protocol that was not asked for")
             self.refuse(Refusal(errors.UPSTREAM_FAILED, errors.INVALID_RESPONSE))
@@ -183,10 +206,67 @@ class AnswerRelay(RequestRelay):
         connection.exchange_done(now, unread_body=not self.body_done)
 
     def complete_without_client(self, status: int) -> None:
-        """The API has answered, and nobody is there to hear it."""
+        """The API has answered, and nobody is there to hear it. ``status`` 0: it gave no answer to a request that the
+        client broke off."""
         self.finished = True
         self.context.detached.discard(self)
         now = _clock()
-        self.settle_or_release(status, CLIENT_CLOSED, now)
+        if not self.broken:
+            self.settle_or_release(status, CLIENT_CLOSED, now)
+        elif status < 500:
+            self.settle(CLIENT_CLOSED, now)  # whatever the API made of a part, it was given no chance to do more
+        else:
+            self.release(reached=True)
         self.drop_upstream()
         record(self, CLIENT_CLOSED, now, refused=False)
+
+    # how long an answer may take
+
+    def touch(self) -> None:
+        """Sets the deadline anew while an answer is under way."""
+        now, settings = _clock(), self.context.settings
+        connection = self.connection
+        self.stream_waits = False
+        if not self.answer_until:
+            self.answer_until = inf if self._is_stream() else now + settings.answer_deadline_s
+        if connection is not None and connection.writing_paused:
+            self.deadline = self.take_deadline(now)
+        elif self.client_left_stream():
+            self.deadline = now + LEFT_STREAM_S
+        else:
+            self.deadline = min(now + settings.upstream_idle_timeout_s, self.answer_until)
+
+    def take_deadline(self, now: float) -> float:
+        """When a client has taken too little of what waits for it, if it takes nothing more."""
+        settings = self.context.settings
+        deadline = now + settings.write_timeout_s
+        if self.answer_until:
+            deadline = min(deadline, self.answer_until)
+        rate = settings.bytes_per_second_min
+        if rate and self.paused_since:
+            deadline = min(deadline, self.paused_since + settings.write_timeout_s + settings.buffer_bytes_high / rate)
+        return deadline
+
+    def client_lagged(self) -> bool:
+        """Whether the client leaves the answer waiting, or did so for long."""
+        return self.paused_since > 0.0 or self.paused_s >= LAG_S
+
+    def _is_stream(self) -> bool:
+        """Whether the answer is a stream of events, whose silence means nothing."""
+        response = self.response
+        return response is not None and response.body > _LENGTH and _STREAM_TYPE.search(response.block) is not None
+
+    def client_left_stream(self) -> bool:
+        """Whether the client has closed its side of a stream of events. One that is gone and one that only listens look
+        alike, and what the API does for the first would not end."""
+        connection = self.connection
+        return connection is not None and connection.eof and self._is_stream()
+
+    def is_quiet_stream(self) -> bool:
+        """A stream of events that is silent for the first time since its last byte: it may be so for longer."""
+        if self.stream_waits or not self._is_stream():
+            return False
+        settings = self.context.settings
+        self.stream_waits = True
+        self.deadline += settings.stream_idle_timeout_s - settings.upstream_idle_timeout_s
+        return self.deadline > _clock()

@@ -17,7 +17,7 @@ from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.relay import Relay
-from sidecar.gateway.routes import Route
+from sidecar.gateway.routes import Route, is_charged
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.unknown_accounts import AccountLookup
@@ -26,6 +26,10 @@ IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 METHODS: Final[dict[bytes, str]] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _GRANTED: Final = int(Code.GRANTED)
 _REPEAT: Final = int(Code.REPEAT)
+_LASTING: Final = frozenset({
+    int(Code.CREDIT), int(Code.SUSPENDED), int(Code.CLOSED), int(Code.UNKNOWN), int(Code.UNPRICED)
+})  # fmt: skip
+"""Refusals that the account's next call is likely to meet as well."""
 _RETRY: Final = (("Retry-After", "1"),)
 _clock: Final = monotonic
 
@@ -36,6 +40,7 @@ class ChargedRelay(Relay):
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
     account = ""
     hold: Hold | None = None
+    asked_for_hold = False
     charged_units = 0
     _asked = False
     _spooled = False
@@ -55,15 +60,19 @@ class ChargedRelay(Relay):
         """Answers with an error. Only while nothing of another response was written."""
         raise NotImplementedError
 
+    def identified(self) -> None:
+        """``account`` is known. Ends in `take_hold`, now or when enough of the request's body is there."""
+        raise NotImplementedError
+
     # identify
 
     def charge(self) -> None:
-        """Finds out whose request it is, and takes the hold."""
+        """Finds out whose request it is."""
         assert self.connection is not None
         outcome = self.context.identity.identify(self.head.fields, self.connection.peer)
         if isinstance(outcome, Identity):
             self.account = outcome.account
-            self._take_hold()
+            self.identified()
         elif isinstance(outcome, Unidentified):
             self._unidentified(outcome)
         else:
@@ -83,7 +92,7 @@ class ChargedRelay(Relay):
         else:
             if isinstance(outcome, Identity):
                 self.account = outcome.account
-                self._take_hold()
+                self.identified()
             else:
                 self._unidentified(outcome)
 
@@ -93,7 +102,9 @@ class ChargedRelay(Relay):
 
     # hold
 
-    def _take_hold(self) -> None:
+    def take_hold(self) -> None:
+        """Asks the ledger for what the call costs."""
+        self.asked_for_hold = True
         route = self.route
         scope = self._idempotency_scope()
         hold = self.context.ledger.hold(self.account, route.metric, route.units, self._held, scope)
@@ -119,6 +130,8 @@ class ChargedRelay(Relay):
         context.counters.hold.observe(now - self.started)
         code = hold.code
         if code in (_GRANTED, _REPEAT):
+            if context.refused_accounts:
+                context.refused_accounts.discard(self.account)
             self.granted(now)
         elif code == Code.UNAVAILABLE and context.spool is not None and context.spool.admit(self.account, hold.units):
             self._spooled = True
@@ -127,6 +140,8 @@ class ChargedRelay(Relay):
             self._asked = True
             context.unknown_accounts.ask(self.account, self._account_looked_up)
         else:
+            if code in _LASTING:
+                context.note_refused_account(self.account)
             self.refuse(refusal_of(hold))
 
     def _account_looked_up(self, lookup: AccountLookup) -> None:
@@ -136,7 +151,7 @@ class ChargedRelay(Relay):
             return
         if lookup is AccountLookup.KNOWN:
             self.hold = None
-            self._take_hold()
+            self.take_hold()
         elif lookup is AccountLookup.ABSENT:
             self.refuse(refusal_of(hold))
         else:
@@ -154,31 +169,32 @@ class ChargedRelay(Relay):
     def settle_or_release(self, decisive_status: int, reported_status: int, now: float) -> None:
         """``decisive_status`` is the API's answer, and the route says whether it is charged; the event carries
         ``reported_status``."""
+        if self.hold is None:
+            return
+        if is_charged(self.route, self.head.method, decisive_status):
+            self.settle(reported_status, now)
+        else:
+            self.release(reached=True)
+
+    def settle(self, reported_status: int, now: float) -> None:
+        """Charges what is held."""
         hold = self.hold
         if hold is None:
             return
-        context, route = self.context, self.route
-        charged = decisive_status in route.charged
+        context = self.context
+        hold.callback = None
         if hold.open:
-            if not charged:
-                context.counters.released += 1
-                context.ledger.release(hold)
-                return
             context.ledger.settle(hold, self._event(reported_status, now))
             self.charged_units = hold.units
             charged_units = context.counters.charged_units
             charged_units[hold.metric] = charged_units.get(hold.metric, 0) + hold.units
         elif self._spooled and context.spool is not None:
             self._spooled = False
-            if charged:
-                context.spool.charge(hold, self._event(reported_status, now))
-                self.charged_units = hold.units
-            else:
-                context.spool.give_back(self.account, hold.units)
-        hold.callback = None
+            context.spool.charge(hold, self._event(reported_status, now))
+            self.charged_units = hold.units
 
-    def release(self) -> None:
-        """Ends the hold without a charge: the request never reached the API, or the API failed."""
+    def release(self, *, reached: bool = False) -> None:
+        """Ends the hold without a charge. ``reached``: the request had gone to the API."""
         hold = self.hold
         if hold is None:
             return

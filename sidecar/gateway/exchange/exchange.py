@@ -3,15 +3,18 @@
 The steps, in their order, and the class that has each; every class extends the one before it:
 
     begin                        Exchange       this module: the route, and everything that goes wrong
-    charge, granted              ChargedRelay   ``charging``: whose request it is, and the hold
-    send                         RequestRelay   ``request``: a connection to the API, the head, the body
+    charge, identified           ChargedRelay   ``charging``: whose request it is
+    gather                       RequestRelay   ``request``: the body, or the beginning of a long one
+    take_hold, granted           ChargedRelay   the hold
+    send                         RequestRelay   a connection to the API, the head, the body
     (1xx), respond, stream       AnswerRelay    ``answer``: the head and the body to the client
     complete, settle or release  AnswerRelay    the charge, then the next request
 
 Why in this order: the route says whether there is anything to charge, so it comes first. Identity says whose hold it
-is, so it comes before the hold. The hold comes before a connection to the API, so that no request reaches the API
-unpaid. The charge comes last, because only the answer tells whether the API did the work. After a 101 a ``tunnel``
-takes over.
+is, so it comes before the hold; and before the body, which a stranger need not send. The body comes before the hold,
+so that nothing is held for who sends slowly. The hold comes before a connection to the API, so that no request reaches
+the API unpaid. The charge comes last, because only the answer tells whether the API did the work. After a 101 a
+``tunnel`` takes over.
 
 Each step is a callback of the one before it; a request costs no task and no future. A step that fails ends in
 ``refuse`` while nothing of a response was written, and in ``cut`` or ``client_gone`` after that. However a request
@@ -24,12 +27,15 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.client import Client
 from sidecar.gateway.context import INTERACTION_ID
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
+from sidecar.gateway.http1.heads import ResponseHead
+from sidecar.gateway.routes import SAFE_METHODS
 from sidecar.gateway.upstream import UpstreamConnection
 
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
@@ -50,13 +56,18 @@ class Exchange(AnswerRelay):
 
     # begin
 
-    def begin(self) -> None:
+    def begin(self, rest: bytes = b"") -> None:
+        """``rest``: what came with the head."""
         head, context = self.head, self.context
         try:
             self.route = route = context.routes.find(head.method, head.path)
         except ProtocolError as error:
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
+        if self.body is not None and rest:
+            self.client_data(rest)
+            if self.finished:
+                return
         if route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
@@ -70,20 +81,23 @@ class Exchange(AnswerRelay):
         if self.finished:
             return
         self.finished = True
-        context, head = self.context, self.head
+        context = self.context
         context.detached.discard(self)
-        self.release()
+        self.release(reached=self.sent)
         if self.sent:
             self.drop_upstream()
         else:
             self.pool.cancel(self.connected)
+            self.drop_gathered()
         status = refusal.status or refusal.kind.status
         context.counters.refuse(refusal.kind.name)
         now = _clock()
         record(self, status, now, refused=True, reason=refusal.kind.name)
-        connection = self.connection
-        if connection is None:
-            return
+        if self.connection is not None:
+            self._answer_with(self.connection, refusal, status, now)
+
+    def _answer_with(self, connection: Client, refusal: Refusal, status: int, now: float) -> None:
+        head, context = self.head, self.context
         keep = head.keep_alive and self.body_done and connection.may_go_on and status not in _CLOSING
         interaction_id = head.fields.get(INTERACTION_ID)
         connection.keep = keep
@@ -98,22 +112,67 @@ class Exchange(AnswerRelay):
         )
         connection.exchange_done(now, unread_body=not self.body_done)
 
+    def fault_of_client(self, refusal: Refusal) -> None:
+        if not self.sent:
+            self.refuse(refusal)
+            return
+        connection = self.connection
+        self._broke_off()
+        if connection is not None:
+            self._answer_with(connection, refusal, refusal.status or refusal.kind.status, _clock())
+
+    def _broke_off(self) -> None:
+        """The client left its body incomplete when the API had a part of it, and may have done the work. Its answer is
+        waited for; only a failure of its own makes the call free."""
+        self.connection = None
+        self.broken = True
+        self.context.detached.add(self)
+        self.deadline = _clock() + self.context.settings.response_timeout_s
+        upstream = self.upstream
+        if upstream is None or upstream.transport.is_closing() or not upstream.transport.can_write_eof():
+            self.complete_without_client(0)  # it cannot be told that nothing more comes
+        else:
+            upstream.transport.write_eof()
+
     def cut(self) -> None:
         if self.finished:
             return
         self.finished = True
         self.context.counters.upstream_aborts += 1
-        self.release()
+        response, now = self.response, _clock()
+        assert response is not None
+        status, reason = errors.UPSTREAM_FAILED.status, "upstream-cut"
+        if self.client_lagged():
+            # An API that cannot get rid of its answer gives up: that is the client's doing.
+            status, reason = CLIENT_CLOSED, "client-lagged"
+            self.settle_or_release(response.status, status, now)
+        elif self._break_is_charged(response):
+            self.settle_or_release(response.status, response.status, now)
+        else:
+            self.release(reached=True)
         self.drop_upstream()
-        record(self, errors.UPSTREAM_FAILED.status, _clock(), refused=True, reason="upstream-cut")
+        record(self, status, now, refused=True, reason=reason)
         if self.connection is not None:
             self.connection.reset()
 
+    def _break_is_charged(self, response: ResponseHead) -> bool:
+        """Whether an answer that the API broke off is charged although the client took all of it that came."""
+        charged = self.route.broken_charged
+        if charged is not None:
+            return charged
+        decoder = self.decoder
+        return response.body is not BodyKind.LENGTH and decoder is not None and decoder.received > 0
+
     def client_gone(self) -> None:
-        if self.finished:
+        connection = self.connection
+        if self.finished or connection is None:
             return
-        connection, self.connection = self.connection, None
         self.context.counters.client_aborts += 1
+        if self.response is None and self.sent and not self.body_done:
+            self._broke_off()
+            connection.reset()
+            return
+        self.connection = None
         if self.response is not None:
             # The API did the work.
             self.complete_without_client(self.response.status)
@@ -124,10 +183,10 @@ class Exchange(AnswerRelay):
             self.finished = True
             self.release()
             self.pool.cancel(self.connected)
+            self.drop_gathered()
             self.drop_upstream()
             record(self, CLIENT_CLOSED, _clock(), refused=False)
-        if connection is not None:
-            connection.reset()
+        connection.reset()
 
     def timed_out(self) -> None:
         """``deadline`` has passed. Whose fault it is decides what follows, and who pays."""
@@ -136,18 +195,22 @@ class Exchange(AnswerRelay):
             return
         if (connection is not None and connection.still_taking()) or (upstream is not None and upstream.still_taking()):
             # Slow is not dead: some of what waits to be written went out since the limit was set.
-            self.deadline = _clock() + self.context.settings.write_timeout_s
+            self.deadline = self.take_deadline(_clock())
         elif self.response is not None:
-            if self._client_is_late():
+            if self._client_is_late() or self.client_left_stream():
                 self.client_gone()
-            else:
+            elif not self.is_quiet_stream():
                 self.cut()
+        elif self.broken:
+            self.complete_without_client(0)
+        elif self._client_is_late():
+            self.fault_of_client(Refusal(errors.TIMEOUT_CLIENT))
         elif not self.sent:
             self.refuse(Refusal(errors.OVERLOADED, headers=(("Retry-After", "1"),)))
-        elif self._client_is_late():
-            self.refuse(Refusal(errors.TIMEOUT_CLIENT))
         else:
             self.context.note_upstream_failure(f"{self.pool.target} did not answer in time")
+            if self.route.timeout_charged and self.head.method not in SAFE_METHODS:
+                self.settle(errors.UPSTREAM_TIMEOUT.status, _clock())
             self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
 
     def _client_is_late(self) -> bool:
@@ -155,7 +218,11 @@ class Exchange(AnswerRelay):
         connection = self.connection
         if connection is None:
             return False
-        return connection.writing_paused or not (self.body_done or connection.reading_paused or self.awaits_continue)
+        if connection.writing_paused:
+            return True
+        # Before it was sent, the body is waited for only as far as it is gathered.
+        waits = not self.body_done if self.sent else not self.gathered and (self.allowed or not self.asked_for_hold)
+        return waits and not (connection.reading_paused or self.awaits_continue)
 
     def upstream_eof(self) -> bool:
         decoder = self.decoder
@@ -180,6 +247,8 @@ class Exchange(AnswerRelay):
             self.sent = False
             self.context.counters.upstream_retries += 1
             self.pool.acquire(self.connected, fresh=True)
+        elif self.broken:
+            self.complete_without_client(0)
         else:
             self.context.note_upstream_failure(f"{self.pool.target} closed the connection without an answer")
             detail = errors.INVALID_RESPONSE if self.upstream_spoke else errors.NO_ANSWER
@@ -198,12 +267,16 @@ class Exchange(AnswerRelay):
     def upstream_pause(self) -> None:
         if self.connection is not None:
             self.connection.pause_reading()
+        if self.response is None:
+            self.deadline = _clock() + self.context.settings.response_timeout_s
 
     def upstream_resume(self) -> None:
         if self.connection is not None:
             self.connection.resume_reading()
         if self.response is None:
-            self.await_response()
+            self.restart_rate()
+            if not self.broken:
+                self.await_response()
         else:
             self.touch()
 
@@ -211,10 +284,13 @@ class Exchange(AnswerRelay):
         if self.upstream is not None:
             self.upstream.pause_reading()
             if self.response is not None:
+                self.paused_since = _clock()
                 self.touch()
 
     def client_resume(self) -> None:
         if self.upstream is not None:
             self.upstream.resume_reading()
             if self.response is not None:
+                self.paused_s += _clock() - self.paused_since
+                self.paused_since = 0.0
                 self.touch()

@@ -1,4 +1,9 @@
-"""The request's way to the API: a connection, the head, the body."""
+"""The request's way to the API: the body's beginning, a connection, the head, the rest of the body.
+
+A body is gathered before the call is charged and a connection to the API is taken: all of a short one, the first
+``request_buffer_bytes`` of a longer one. Until then the API has heard nothing, so a client that sends slowly takes
+nobody's place, and one that breaks off has got nothing. From then on the API may have done the work.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +17,23 @@ from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.charging import ChargedRelay
 from sidecar.gateway.exchange.messages import request_head, write_pieces
 from sidecar.gateway.http1.body import Body, BodyKind, Piece, open_body
+from sidecar.gateway.http1.fields import without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
 _NONE: Final = BodyKind.NONE
+_EXPECT: Final = frozenset({b"expect"})
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _clock: Final = monotonic
 
 
 class RequestRelay(ChargedRelay):
-    """Sends the request once it is `granted`. ``response``: the head of the API's answer, once it has arrived."""
+    """Sends the request once it is `granted`. ``response``: the head of the API's answer, once it has arrived.
+
+    ``continued``: the client was told to send its body. ``allowed``: the call may go to the API when its body is there.
+    """
 
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
     body: Body | None = None
@@ -30,7 +41,14 @@ class RequestRelay(ChargedRelay):
     queued_bytes = 0
     upstream: UpstreamConnection | None = None
     continued = False
+    allowed = False
     sent = False
+    waits_for_room = False
+    favoured = False
+    counted_for = ""
+    rate_began = 0.0
+    rate_received = 0
+    body_began = 0.0
     response: ResponseHead | None = None
 
     def __init__(self, context: GatewayContext, connection: Client, head: RequestHead, started: float) -> None:
@@ -45,7 +63,100 @@ class RequestRelay(ChargedRelay):
     def body_done(self) -> bool:
         return self.body is None or self.body.done
 
+    @property
+    def gathered(self) -> bool:
+        """Whether as much of the body is there as the API has to wait for."""
+        body = self.body
+        return (
+            body is None
+            or body.done
+            or not self.route.buffered
+            or self.queued_bytes >= self.context.settings.request_buffer_bytes
+        )
+
+    # gather
+
+    def identified(self) -> None:
+        if self.body is not None:
+            if self.queued_bytes:
+                self.context.bodies.move(self.counted_for, self.account, self.queued_bytes)
+            self.counted_for = self.account
+        # Who was refused a moment ago is asked about at once, so that the refusal need not wait for a long body. So is
+        # a client that waits to hear whether it should send one.
+        if self.gathered or self.awaits_continue or self.account in self.context.refused_accounts:
+            self.take_hold()
+        else:
+            self._await_body()
+
+    def _await_body(self) -> None:
+        """Waits for as much of the body as is gathered, and asks the client for it if that is what it waits for."""
+        connection = self.connection
+        assert connection is not None
+        if self.awaits_continue:
+            self.continued = True
+            connection.transport.write(_CONTINUE)
+        self._heed_room()
+        self.deadline = self._body_deadline(_clock())
+
+    def _heed_room(self) -> None:
+        """Stops reading if all bodies together, or the account's, take too much memory."""
+        bodies, account = self.context.bodies, self.counted_for
+        if self.waits_for_room or self.favoured or bodies.has_room(account):
+            return
+        if bodies.wait(account, self._room_again):
+            self.waits_for_room = True
+            assert self.connection is not None
+            self.connection.pause_reading()
+        else:
+            self.favoured = True
+
+    def _room_again(self, favoured: bool) -> None:
+        self.waits_for_room = False
+        self.favoured = favoured
+        if self.connection is not None and not self.finished:
+            self.restart_rate()
+            self.deadline = self._body_deadline(_clock())
+            self.connection.resume_reading()
+
+    def _gather(self, pieces: list[Piece], size: int) -> None:
+        """Keeps what came of the body while the API is not there to take it."""
+        connection, context, body = self.connection, self.context, self.body
+        assert connection is not None
+        assert body is not None
+        self.queued = [*(self.queued or ()), *pieces]
+        self.queued_bytes += size
+        context.bodies.add(self.counted_for, size)
+        if self.gathered:
+            if not body.done and (self.route.buffered or self.queued_bytes >= context.settings.buffer_bytes_high):
+                connection.pause_reading()
+            self.deadline = _clock() + context.settings.response_timeout_s
+            if self.allowed:
+                self.granted()
+            elif self.account and not self.asked_for_hold:
+                self.take_hold()
+        else:
+            self.deadline = self._body_deadline(_clock())
+            if self.account or self.allowed:  # else it is soon known whose room it takes
+                self._heed_room()
+
+    def drop_gathered(self) -> None:
+        """What was gathered has gone to the API, or nowhere."""
+        if self.waits_for_room:
+            self.waits_for_room = False
+            self.context.bodies.forget(self.counted_for, self._room_again)
+        size, self.queued_bytes = self.queued_bytes, 0
+        self.queued = None
+        if size or self.favoured:
+            self.context.bodies.free(self.counted_for, size, favoured=self.favoured)
+            self.favoured = False
+
+    # send
+
     def granted(self, now: float = 0.0) -> None:
+        if self.body is not None and not self.gathered:
+            self.allowed = True
+            self._await_body()
+            return
         pool = self.pool
         upstream = pool.take_idle()
         if upstream is not None:
@@ -76,27 +187,52 @@ class RequestRelay(ChargedRelay):
         self.upstream = upstream
         upstream.user = self
         self.sent = True
-        request = request_head(self.head, connection.forwarded_lines(self.head), self.pool.target)
+        head = self.head
+        if b"expect" in head.fields and self.route.buffered:
+            head.block = without(head.block, _EXPECT)  # the gateway has met it
+        request = request_head(head, connection.forwarded_lines(head), self.pool.target)
         if self.queued:
             if not self.body_done:
                 connection.resume_reading()  # before the write, which may find the API slow and pause it again
             pieces = [request, *self.queued]
-            self.queued = None
-            self.queued_bytes = 0
+            self.drop_gathered()
             write_pieces(upstream.transport, pieces)
         else:
             upstream.transport.write(request)
         if self.body is None:
             self.deadline = (now or _clock()) + self.context.settings.response_timeout_s
         else:
+            self.restart_rate()
             self.await_response()
 
     def await_response(self) -> None:
         """Sets the deadline while the API, or the rest of the request, is waited for."""
-        settings = self.context.settings
-        waits_for_upstream = self.body_done or self.awaits_continue
-        limit = settings.response_timeout_s if waits_for_upstream else settings.body_timeout_s
-        self.deadline = _clock() + limit
+        now = _clock()
+        connection = self.connection
+        if self.body_done or self.awaits_continue or connection is None or connection.reading_paused:
+            self.deadline = now + self.context.settings.response_timeout_s
+        else:
+            self.deadline = self._body_deadline(now)
+
+    def _body_deadline(self, now: float) -> float:
+        """When the body has taken too long, if nothing more of it comes: since its last byte, in all, or at its
+        rate."""
+        body, settings = self.body, self.context.settings
+        assert body is not None
+        if not self.body_began:
+            self.body_began = self.rate_began = now
+        deadline = min(now + settings.body_timeout_s, self.body_began + settings.body_deadline_s)
+        rate = settings.bytes_per_second_min
+        if rate:
+            grace = self.rate_began + settings.body_timeout_s
+            deadline = min(deadline, grace + (body.received - self.rate_received) / rate)
+        return deadline
+
+    def restart_rate(self) -> None:
+        """The client could not send for a while: its rate counts from now on."""
+        if self.body is not None:
+            self.rate_began = _clock()
+            self.rate_received = self.body.received
 
     @property
     def awaits_continue(self) -> bool:
@@ -114,10 +250,10 @@ class RequestRelay(ChargedRelay):
         try:
             pieces = body.feed(data)
         except ProtocolError as error:
-            if self.response is None:
-                self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
-            else:
+            if self.response is not None:
                 self.client_gone()  # the API has answered; it is the client's fault that the rest is cut off
+            else:
+                self.fault_of_client(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
         if body.done:
             connection.take_leftover(body.leftover)
@@ -128,14 +264,17 @@ class RequestRelay(ChargedRelay):
             else:
                 self.touch()
         elif not self.finished:
-            self.queued = [*(self.queued or ()), *pieces]
-            self.queued_bytes += len(data)
-            if self.queued_bytes >= self.context.settings.buffer_bytes_high and not body.done:
-                connection.pause_reading()
+            self._gather(pieces, len(data))
+
+    def fault_of_client(self, refusal: Refusal) -> None:
+        """The client did not send a body as it should. Answers it, while nothing of another response was written."""
+        raise NotImplementedError
 
     def client_eof(self) -> None:
         if not self.body_done:
             self.client_gone()  # the request can never be completed
+        elif self.response is not None:
+            self.touch()
 
     def drop_upstream(self) -> None:
         """Closes the connection to the API; it tells nothing more."""
@@ -145,7 +284,4 @@ class RequestRelay(ChargedRelay):
 
     def touch(self) -> None:
         """Sets the deadline anew while an answer is under way."""
-        settings = self.context.settings
-        paused = self.connection is not None and self.connection.writing_paused
-        limit = settings.write_timeout_s if paused else settings.upstream_idle_timeout_s
-        self.deadline = _clock() + limit
+        raise NotImplementedError

@@ -33,7 +33,7 @@ class Tunnel(Relay):
         return f"<Tunnel {self.exchange!r}>"
 
     def _touch(self) -> None:
-        self.deadline = _clock() + self.context.settings.tunnel_idle_timeout_s
+        self.deadline = _clock() + self.context.settings.stream_idle_timeout_s
 
     def _end(self) -> None:
         if self.finished:

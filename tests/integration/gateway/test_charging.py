@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -18,20 +20,33 @@ from tests.integration.gateway.api import Conversation, absent, always, echo, le
 from tests.integration.gateway.rig import account, chunked, get, post, route
 from tests.integration.gateway.wire import Message
 
+UNBUFFERED = Route("(other)", buffered=False)
+CHUNKED_HEAD = b"Transfer-Encoding: chunked\r\n\r\n"
 
-@pytest.mark.parametrize("status", [200, 201, 204, 301, 304, 400, 404, 409, 429, 499])
-async def test_an_answer_below_500_is_charged_once(gateway: Any, status: int) -> None:
+
+@pytest.mark.parametrize("status", [200, 201, 204, 206, 301, 304])
+async def test_a_success_is_charged_once(gateway: Any, status: int) -> None:
     async with gateway(always(b"HTTP/1.1 %d Whatever\r\nContent-Length: 0\r\n\r\n" % status)) as rig:
         assert (await rig.ask(get())).status == status
         assert await rig.events() == [("tpp", "api_calls", 1, "(other)", "GET", status)]
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
-async def test_an_answer_of_500_or_more_is_forwarded_and_not_charged(gateway: Any, status: int) -> None:
+@pytest.mark.parametrize("status", [400, 401, 404, 406, 409, 412, 417, 429, 499, 500, 502, 503, 504, 599])
+async def test_any_other_answer_is_forwarded_and_not_charged(gateway: Any, status: int) -> None:
     async with gateway(always(length(b"why", b"Retry-After: 7", status=b"%d Oh" % status))) as rig:
         answer = await rig.ask(get())
         assert (answer.status, answer.body, answer.get(b"Retry-After")) == (status, b"why", b"7")
         assert await rig.charged() == []
+
+
+@pytest.mark.parametrize("status", [406, 412, 416, 417])
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"PATCH", b"DELETE", b"MOVE"])
+async def test_a_failure_that_the_callers_fields_can_provoke_is_charged_where_work_may_be_done(
+    gateway: Any, method: bytes, status: int
+) -> None:
+    async with gateway(always(length(b"no", status=b"%d Oh" % status))) as rig:
+        await rig.ask(get(method=method))
+        assert await rig.charged() == [status]
 
 
 async def test_a_route_says_which_statuses_are_charged(gateway: Any) -> None:
@@ -145,8 +160,9 @@ async def test_an_api_that_answers_nonsense_is_a_502_and_costs_nothing(gateway: 
     "said",
     [
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\nxyz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",
     ],
 )
 async def test_an_answer_that_breaks_off_cuts_the_client_and_costs_nothing(gateway: Any, said: bytes) -> None:
@@ -154,6 +170,29 @@ async def test_an_answer_that_breaks_off_cuts_the_client_and_costs_nothing(gatew
         assert (await rig.ask(get())).cut
         assert await rig.charged() == []
         assert rig.gateway.context.counters.upstream_aborts == 1
+
+
+@pytest.mark.parametrize("rest", [b"", b"xyz\r\n"], ids=["closed", "broken"])
+async def test_a_stream_that_breaks_off_after_something_of_it_was_delivered_is_charged(
+    gateway: Any, rest: bytes
+) -> None:
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n"
+    async with gateway(once(said + rest)) as rig:
+        assert (await rig.ask(get())).cut
+        assert await rig.charged() == [200]
+
+
+@pytest.mark.parametrize(("charged", "statuses"), [(True, [200, 200]), (False, [])])
+async def test_a_route_says_what_a_broken_answer_costs(gateway: Any, charged: bool, statuses: list[int]) -> None:
+    async def script(talk: Conversation) -> None:
+        request = await talk.request()
+        framing = b"Content-Length: 10\r\n\r\n" if request.target == b"/length" else CHUNKED_HEAD
+        await talk.send(b"HTTP/1.1 200 OK\r\n" + framing + b"5\r\nabcde")
+
+    async with gateway(script, default=Route("(other)", broken_charged=charged)) as rig:
+        for target in (b"/length", b"/stream"):
+            assert (await rig.ask(get(target))).cut
+        assert await rig.charged() == statuses
 
 
 async def test_an_answer_that_breaks_off_resets_a_client_that_would_take_a_close_for_its_end(gateway: Any) -> None:
@@ -168,10 +207,18 @@ async def test_an_answer_that_breaks_off_resets_a_client_that_would_take_a_close
         assert await wire.was_reset()
 
 
-async def test_an_api_that_does_not_answer_in_time_is_a_504_and_costs_nothing(gateway: Any) -> None:
+async def test_an_api_that_does_not_answer_in_time_is_a_504_that_is_free_where_nothing_can_have_changed(
+    gateway: Any,
+) -> None:
     async with gateway(silent, response_timeout_s=0.1) as rig:
-        for request in (get(), post(b"abc")):
+        for request in (get(), get(method=b"HEAD"), get(method=b"OPTIONS"), post(b"abc"), get(method=b"DELETE")):
             assert (await rig.ask(request)).status == 504
+        assert [event[4:6] for event in await rig.events()] == [("POST", 504), ("DELETE", 504)]
+
+
+async def test_a_route_says_that_an_api_that_does_not_answer_in_time_is_free(gateway: Any) -> None:
+    async with gateway(silent, response_timeout_s=0.1, default=Route("(other)", timeout_charged=False)) as rig:
+        assert (await rig.ask(post(b"abc"))).status == 504
         assert await rig.charged() == []
 
 
@@ -194,7 +241,7 @@ async def test_an_api_that_closes_what_connects_is_a_502_and_costs_nothing(gatew
 # What the client may do
 
 
-@pytest.mark.parametrize(("status", "charged"), [(200, [499]), (404, [499]), (503, [])])
+@pytest.mark.parametrize(("status", "charged"), [(200, [499]), (404, []), (503, [])])
 async def test_a_client_that_is_gone_before_the_answer_pays_by_the_answers_status(
     gateway: Any, status: int, charged: list[int]
 ) -> None:
@@ -260,7 +307,7 @@ async def test_a_client_cannot_undo_a_charge_with_a_malformed_end_of_its_body(ga
         await talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst")
         await talk.reader.read()
 
-    async with gateway(script) as rig:
+    async with gateway(script, default=UNBUFFERED) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST") + b"1\r\nx\r\n")
         assert (await wire.head()).status == 200
@@ -270,19 +317,154 @@ async def test_a_client_cannot_undo_a_charge_with_a_malformed_end_of_its_body(ga
 
 
 @pytest.mark.parametrize("end", ["reset", "close"])
-async def test_a_client_that_goes_away_in_the_middle_of_its_body_pays_nothing(gateway: Any, end: str) -> None:
+async def test_a_client_that_goes_away_before_its_body_is_gathered_pays_nothing(gateway: Any, end: str) -> None:
+    async with gateway(echo) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", b"Content-Length: 100", method=b"POST") + b"part")
+        await rig.until(lambda: rig.gateway.context.bodies.used)
+        getattr(wire, end)()
+        await rig.until(lambda: not rig.gateway.connections)
+        assert await rig.charged() == []
+        assert [line["status"] for line in rig.log] == [499]
+        assert not rig.api.connections
+        assert not rig.gateway.context.bodies.used
+
+
+def break_chunk(wire: Any) -> None:
+    wire.writer.write(b"nonsense\r\n")
+
+
+BREAKS: dict[str, Callable[[Any], None]] = {
+    "reset": lambda wire: wire.reset(),
+    "close": lambda wire: wire.close(),
+    "half close": lambda wire: wire.half_close(),
+    "broken chunk": break_chunk,
+    "silence": lambda wire: None,
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize(
+    ("answer", "charged"),
+    [(length(b"done"), [499]), (length(status=b"400 No"), [499]), (length(status=b"500 Oh"), []), (b"", [499])],
+    ids=["200", "400", "500", "closed"],
+)
+async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unless_the_api_failed(
+    gateway: Any, how: str, answer: bytes, charged: list[int]
+) -> None:
     async def script(talk: Conversation) -> None:
         await talk.head()
+        with suppress(asyncio.IncompleteReadError):
+            await talk.reader.readexactly(10_000_000)
+        await talk.send(answer)
+
+    start = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    async with gateway(script, body_timeout_s=0.2) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST") + start)
+        await rig.until(lambda: rig.api.open)
+        BREAKS[how](wire)
+        assert await rig.charged() == charged
+        await rig.until(lambda: [line["status"] for line in rig.log] == [499])
+        if how in ("broken chunk", "silence"):
+            assert (await wire.response()).status == {"silence": 408, "broken chunk": 400}[how]
+
+
+async def test_a_client_that_breaks_off_a_body_pays_if_the_api_says_nothing_in_time(gateway: Any) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.head()
+        await asyncio.sleep(60)
+
+    async with gateway(script, default=UNBUFFERED, response_timeout_s=0.2) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", b"Content-Length: 1", method=b"DELETE"))
+        await rig.until(lambda: rig.api.open)
+        wire.reset()
+        assert await rig.charged() == [499]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [(b"Content-Length: 1",), (b"Transfer-Encoding: chunked",), (b"Content-Length: 1", b"Expect: 100-continue")],
+)
+async def test_the_api_hears_nothing_of_a_body_that_does_not_come(gateway: Any, lines: tuple[bytes, ...]) -> None:
+    async with gateway(echo, body_timeout_s=0.1) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", *lines, method=b"DELETE"))
+        assert (await wire.response()).status == 408
+        assert not rig.api.connections
+        assert await rig.charged() == []
+
+
+async def test_an_api_that_gives_up_an_answer_that_the_client_does_not_take_is_paid(gateway: Any) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await talk.send(bytes(50_000_000))
+        talk.reset()
+
+    async with gateway(script) as rig:
+        wire = await rig.connect(receive_bytes=8192)
+        await wire.send(get())
+        await wire.head()
+        await rig.until(lambda: not rig.api.open)
+        await asyncio.sleep(1.1)  # the client looks away for so long, and then takes what the gateway has
+        with suppress(ConnectionError):
+            await wire.ended()
+        assert await rig.charged() == [499]
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_a_stream_of_events_may_be_silent_for_long_and_is_charged_when_it_is_cut(gateway: Any) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.answer(STREAM)
+        for pause in (0.3, 0.0):
+            await talk.send(b"5\r\nevent\r\n")
+            await asyncio.sleep(pause)
+        await talk.reader.read()
+
+    async with gateway(script, upstream_idle_timeout_s=0.1, stream_idle_timeout_s=0.6) as rig:
+        answer = await rig.ask(get())
+        assert (answer.cut, answer.body) == (True, b"eventevent")
+        assert await rig.charged() == [200]
+
+
+async def test_a_client_that_leaves_a_silent_stream_is_noticed(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.gateway.exchange.answer.LEFT_STREAM_S", 0.1)
+
+    async def script(talk: Conversation) -> None:
+        await talk.answer(STREAM + b"5\r\nevent\r\n")
         await talk.reader.read()
 
     async with gateway(script) as rig:
         wire = await rig.connect()
-        await wire.send(get(b"/p", b"Content-Length: 100", method=b"POST") + b"part")
-        await rig.until(lambda: rig.api.open)
-        getattr(wire, end)()
-        await rig.until(lambda: not rig.gateway.connections and not rig.api.open)
-        assert await rig.charged() == []
-        assert [line["status"] for line in rig.log] == [499]
+        await wire.send(get())
+        await wire.head()
+        wire.half_close()
+        await rig.until(lambda: not rig.gateway.connections)
+        assert await rig.charged() == [499]
+
+
+async def test_a_client_that_leaves_before_the_switch_to_another_protocol_pays_for_it(gateway: Any) -> None:
+    proceed = asyncio.Event()
+
+    async def script(talk: Conversation) -> None:
+        await talk.request()
+        await proceed.wait()
+        await talk.send(b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        await talk.reader.read()
+
+    async with gateway(script) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/ws", b"Connection: Upgrade", b"Upgrade: websocket"))
+        await rig.until(lambda: rig.api.requests)
+        wire.reset()
+        await rig.until(lambda: rig.gateway.context.detached)
+        proceed.set()
+        assert await rig.charged() == [499]
 
 
 async def test_a_client_that_is_gone_before_a_connection_to_the_api_is_had_pays_nothing(gateway: Any) -> None:

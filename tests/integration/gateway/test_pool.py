@@ -174,7 +174,7 @@ async def test_a_request_does_not_wait_for_a_connection_for_ever(gateway: Any) -
         first = await rig.connect()
         await first.send(get())
         await first.head()
-        answer = await rig.ask(get(b"/p", b"Content-Length: 9", method=b"POST"))
+        answer = await rig.ask(post(b"content 9"))
         assert (answer.status, answer.get(b"Retry-After")) == (503, b"1")
         assert not rig.pool.waiting
         first.reset()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.routes import Route
-from tests.integration.gateway.api import Conversation, always, length
-from tests.integration.gateway.rig import Rig, get
+from tests.integration.gateway.api import Conversation, always, echo, length
+from tests.integration.gateway.rig import Rig, get, post
 
 FREE = Route("(other)", free=True)
 ANY_SIZE = Limits(body_bytes_max=None)
@@ -94,14 +95,14 @@ async def test_an_api_that_stops_reading_the_body_is_late_not_the_client(gateway
         talk.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(60)
 
-    async with gateway(script, limits=ANY_SIZE, body_timeout_s=0.2, write_timeout_s=0.2, **BOUNDS) as rig:
+    async with gateway(script, limits=ANY_SIZE, response_timeout_s=0.2, write_timeout_s=0.2, **BOUNDS) as rig:
         wire = await rig.connect()
         head = get(b"/p", b"Content-Length: 50000000", method=b"POST")
         sending = asyncio.ensure_future(wire.send(head, *[MEGABYTE] * 50))
         assert (await wire.head()).status == 504
         sending.cancel()
         wire.reset()
-        assert await rig.charged() == []
+        assert await rig.charged() == [504]
 
 
 async def test_a_client_that_reads_slowly_but_steadily_is_not_cut_off(gateway: Any) -> None:
@@ -180,3 +181,52 @@ async def test_a_body_that_comes_before_the_api_is_reached_waits_within_bounds(g
         assert (await wire.response()).body == b"5000000"
         await asyncio.gather(sending, first)
         assert await rig.charged() == [200, 200]
+
+
+async def test_bodies_that_are_gathered_wait_when_they_are_too_many_and_all_get_through(gateway: Any) -> None:
+    """Thirty bodies of 60 kB in room for 200 kB: what is kept stays near the bound, and nobody is refused."""
+    body = bytes(60_000)
+    async with gateway(echo, request_buffers_bytes=200_000) as rig:
+        bodies = rig.gateway.context.bodies
+        most = 0
+
+        async def ask() -> int:
+            nonlocal most
+            wire = await rig.connect()
+            whole = post(body)
+            for at in range(0, len(whole), 6_000):
+                await wire.send(whole[at : at + 6_000])
+                await asyncio.sleep(0.02)
+                most = max(most, bodies.used)
+            return (await wire.response()).status
+
+        assert await asyncio.gather(*(ask() for _ in range(30))) == [200] * 30
+        assert most < 30 * 60_000 // 3
+        assert (bodies.used, bodies.waiting) == (0, 0)
+
+
+async def test_a_body_that_comes_too_slowly_in_all_ends_in_408_and_takes_no_place(gateway: Any) -> None:
+    async with gateway(echo, body_timeout_s=0.3, bytes_per_second_min=1000) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", b"Content-Length: 100", method=b"POST"))
+        for _ in range(5):
+            await wire.send(b"x")
+            await asyncio.sleep(0.1)
+        assert (await wire.response()).status == 408
+        assert not rig.api.connections
+
+
+async def test_a_client_that_takes_its_answer_too_slowly_in_all_is_cut_off_and_pays(gateway: Any) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.answer(length(bytes(20_000_000)))
+        await talk.reader.read()
+
+    async with gateway(script, write_timeout_s=0.3, bytes_per_second_min=1_000_000, **BOUNDS) as rig:
+        wire = await rig.connect(receive_bytes=4096)
+        await wire.send(get())
+        await wire.head()
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while rig.gateway.connections:
+                await wire.reader.readexactly(100)
+                await asyncio.sleep(0.02)
+        assert await rig.charged() == [499]

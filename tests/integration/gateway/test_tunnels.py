@@ -121,7 +121,7 @@ async def test_a_tunnel_ends_for_both_when_one_goes_away(gateway: Any, who: str)
 
 
 async def test_a_tunnel_on_which_nothing_moves_is_closed(gateway: Any) -> None:
-    async with gateway(tunnelled, tunnel_idle_timeout_s=0.1) as rig:
+    async with gateway(tunnelled, stream_idle_timeout_s=0.1) as rig:
         wire = await open_tunnel(rig)
         assert await wire.ended() == b""
         await rig.until(lambda: not rig.gateway.connections and not rig.pool.size)
@@ -154,7 +154,7 @@ async def test_an_upgrade_that_the_api_refuses_is_an_answer_like_any_other(gatew
             await wire.send(get(b"/ws", *UPGRADE))
             answer = await wire.response()
             assert (answer.status, answer.body) == (426, b"no")
-        assert await rig.charged() == [426, 426]
+        assert await rig.charged() == []
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,25 @@ def test_what_is_no_status_is_refused(entry: str) -> None:
         statuses_of([entry])
 
 
-def test_by_default_every_status_below_500_is_charged() -> None:
+def test_by_default_success_is_charged() -> None:
     route = RouteSettings.model_validate({"path": "/a"})
 
-    assert route.charged_statuses == frozenset(range(100, 500))
+    assert route.charged_statuses == frozenset(range(200, 400)) | {101}
+    assert route.charged_if_unsafe == {406, 412, 416, 417}
+
+
+def test_a_success_that_a_caller_asks_for_in_a_field_costs_as_the_plain_one() -> None:
+    route = RouteSettings.model_validate({"path": "/a", "charge_statuses": ["200"]})
+
+    assert route.charged_statuses == {101, 200, 206, 304}
+    assert route.charged_if_unsafe == {406, 412, 416, 417}
+
+
+def test_only_named_failures_are_charged_where_no_success_is() -> None:
+    route = RouteSettings.model_validate({"path": "/a", "charge_statuses": ["201", "404"]})
+
+    assert route.charged_statuses == {201, 404}
+    assert route.charged_if_unsafe == frozenset()
 
 
 def test_nothing_is_charged_on_a_free_route() -> None:
@@ -116,4 +131,10 @@ def test_methods_are_a_word_or_a_list_in_any_case(given: object, methods: tuple[
 
 
 def test_statuses_may_be_written_as_numbers() -> None:
-    assert RouteSettings.model_validate({"path": "/a", "charge_statuses": [200, "201"]}).charged_statuses == {200, 201}
+    assert RouteSettings.model_validate({"path": "/a", "charge_statuses": [200, "201"]}).charged_statuses == {
+        101,
+        200,
+        201,
+        206,
+        304,
+    }

@@ -22,7 +22,7 @@ def counted(*replies: Reply) -> Answers:
     ("reply", "charged", "unsure"),
     [
         (Reply(End.ANSWERED, 200, CHARGED), 2, 0),
-        (Reply(End.ANSWERED, 404, CHARGED), 2, 0),
+        (Reply(End.ANSWERED, 404, CHARGED), 0, 0),
         (Reply(End.ANSWERED, 200, REPEATED), 0, 0),
         (Reply(End.ANSWERED, 200, {}), 0, 0),
         (Reply(End.ANSWERED, 402, {"x-credits-remaining": "0.00"}), 0, 0),
