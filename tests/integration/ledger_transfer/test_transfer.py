@@ -6,6 +6,7 @@ import io
 import random
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
