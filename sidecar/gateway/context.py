@@ -26,7 +26,6 @@ log = get_logger("sidecar.gateway")
 
 INTERACTION_ID: Final = b"x-fapi-interaction-id"
 TRACEPARENT: Final = b"traceparent"
-IDEMPOTENCY_KEYS: Final = (b"x-idempotency-key", b"idempotency-key")
 FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 REFUSED_ACCOUNTS_MAX: Final = 10_000
 
@@ -37,6 +36,9 @@ class Spool(Protocol):
     def admit(self, account: str, units: int) -> bool: ...
     def charge(self, hold: Hold, event: Event) -> None: ...
     def give_back(self, account: str, units: int) -> None: ...
+    def take_repeat(self, hold: Hold) -> bool: ...
+    def note_charged(self, hold: Hold) -> None: ...
+    def note_repeat(self, hold: Hold) -> None: ...
 
 
 class UnknownAccounts(Protocol):
@@ -88,7 +90,7 @@ class GatewayContext:
         """Accounts whose last call was refused. Their next one asks before its body is read."""
         self.draining = False
         """No connection is kept for another request."""
-        interesting = {INTERACTION_ID, TRACEPARENT, *IDEMPOTENCY_KEYS} | identity.reads
+        interesting = {INTERACTION_ID, TRACEPARENT, *routes.key_fields} | identity.reads
         drop = identity.consumes | identity.spoofable | (set(FORWARDED) if settings.forwarded_headers else set())
         self.request_parser = HeadParser(interesting, drop, settings.limits)
         self.response_parser = HeadParser((), (), settings.limits)

@@ -41,6 +41,7 @@ class ProxyCounters:
         self.refusals: dict[str, int] = {}
         self.charged_units: dict[str, int] = {}
         self.released = 0
+        self.repeats: dict[str, int] = {}
         self.client_aborts = 0
         self.upstream_aborts = 0
         self.upstream_connects = 0
@@ -64,6 +65,11 @@ class ProxyCounters:
         key = (account, method, endpoint, status)
         requests = self.requests
         requests[key] = requests.get(key, 0) + 1
+
+    def count_repeat(self, account: str) -> None:
+        """A free repeat of a charged call."""
+        label = self.label(account)
+        self.repeats[label] = self.repeats.get(label, 0) + 1
 
     def refuse(self, kind: str) -> None:
         self.refusals[kind] = self.refusals.get(kind, 0) + 1

@@ -23,6 +23,24 @@ _MEMORY_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyRule:
+    """Which calls of a route are free repeats. It concerns methods that are not `SAFE_METHODS`.
+
+    Attributes:
+        header: the field that has the key, in lower case.
+        required: a call without a key is refused.
+        repeats_max: repeats of a charged call that are free.
+        refuse_conflicts: another body under the key, or a first call that is still under way, is refused; else such a
+            call is charged like any.
+    """
+
+    header: bytes = b"idempotency-key"
+    required: bool = False
+    repeats_max: int = 3
+    refuse_conflicts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """What a request costs and how its outcome is charged.
 
@@ -36,7 +54,7 @@ class Route:
         broken_charged: an answer that the API breaks off is charged. None: if it was a stream of which the client got
             something, and not if its length was known.
         buffered: the body is gathered before a connection to the API is taken.
-        idempotent_methods: methods of which a repetition under one idempotency key is charged once.
+        idempotency: which calls are free repeats. None: none.
     """
 
     name: str
@@ -49,7 +67,7 @@ class Route:
     timeout_charged: bool = True
     broken_charged: bool | None = None
     buffered: bool = True
-    idempotent_methods: frozenset[bytes] = frozenset({b"POST", b"PUT", b"PATCH"})
+    idempotency: IdempotencyRule | None = None
     template: Template | None = field(default=None, repr=False)
     methods: frozenset[bytes] | None = None
 
@@ -66,6 +84,8 @@ class RouteTable:
         self.routes: tuple[Route, ...] = (*routes, default)
         self._default = default
         self._memory: dict[tuple[bytes, bytes], Route] = {}
+        self.key_fields = frozenset(each.idempotency.header for each in self.routes if each.idempotency is not None)
+        """Names of the fields that have idempotency keys."""
 
     def find(self, method: bytes, path: bytes) -> Route:
         """``path`` as received.

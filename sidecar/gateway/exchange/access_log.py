@@ -13,6 +13,7 @@ from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.ledger.client.outcomes import Code
 
 _GRANTED: Final = int(Code.GRANTED)
+_REPEAT: Final = int(Code.REPEAT)
 
 
 def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reason: str = "") -> None:
@@ -51,6 +52,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "reason": reason or None,
                     "duration_ms": round(elapsed * 1000, 3),
                     "units": relay.charged_units,
+                    "repeat": hold is not None and hold.code == _REPEAT,
                     "client": client.peer.address if client is not None else None,
                     "interaction_id": interaction_id[:128].decode("latin-1") if interaction_id else None,
                     "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,

@@ -230,7 +230,7 @@ def _mark(parts: Any) -> RefusedMark:
         case None:
             return RefusedMark()
         case [str(record), str(digest), str(fingerprint), int(p), int(q)]:
-            return RefusedMark(*map(bytes.fromhex, (record, digest, fingerprint)), p, q)
+            return RefusedMark(bytes.fromhex(record), bytes.fromhex(digest), bytes.fromhex(fingerprint), p, q)
     raise ValueError("an idempotency key")
 
 
