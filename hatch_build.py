@@ -42,6 +42,7 @@ REQUEST_PATH = (
     "sidecar/gateway/exchange/access_log.py",
     "sidecar/gateway/exchange/marks.py",
     "sidecar/gateway/exchange/credit_fields.py",
+    "sidecar/gateway/idempotency.py",
     "sidecar/gateway/connection.py",
     "sidecar/gateway/upstream.py",
     "sidecar/gateway/counters.py",

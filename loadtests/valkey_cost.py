@@ -34,6 +34,7 @@ from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.batch import Batch, encode
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Hold
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import Standard
@@ -48,6 +49,7 @@ PORT: Final = 7_899
 START_S: Final = 60.0
 TRIMMED_EVERY: Final = 200
 KEYS: Final = Keys()
+SETTINGS: Final = LinkSettings()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Gateway:
         for hold in self._held:
             batch.add_hold(hold)
             hold.epoch = self._epoch
-        _, arguments, accounts = encode(batch, f"bench.{HOME:02d}", 86_400_000, self._versions, lambda _: bulk(b""))
+        _, arguments, accounts = encode(batch, f"bench.{HOME:02d}", SETTINGS, self._versions, lambda _: bulk(b""))
         names = [KEYS.instance(HOME, "bench"), KEYS.clock(HOME), KEYS.outbox(HOME)]
         for account in accounts:
             names += (KEYS.state(account), KEYS.account(account))

@@ -1,8 +1,13 @@
 -- Holds, settles and releases of one gateway process, as many as came up in one turn of its event loop.
 --
 -- keys  [1] instance  [2] clock of its home partition  [3] outbox stream  [4 5, 6 7, ...] state and hash of each account
--- args  [1] msgpack values: epoch, seq, origin, events, idem_ttl_ms, n_groups, {metric, ...}, {single, ...}
---           single   {a, known_version, metric, units, digest, kind, event}       kind: 1 hold, 2 settle, 3 late settle
+-- args  [1] msgpack values: epoch, seq, origin, events, marks_ttl_ms, n_groups, {metric, ...}, {single, ...}, unpaid_interval_us,
+--           unpaid_burst, {a, releases of answered requests, ...}
+--           single   {a, known_version, metric, units, kind, digest, fingerprint, p, q, event, record}   what is not said is ''
+--             kind 1 hold      p: most free repeats                     q: 1 refuses conflicts, 0 charges them
+--                  2 settle    p, q: epoch and token of the hold        event
+--                  3 release   p, q: the same
+--                  4 replay    p: most free repeats                     event, record: of a spool; digest '': without a key
 --       [2 ...] msgpack values of the groups, all one after another: a, known_version, m, settled, released, late, n, units ...
 --           n > 0: so many holds of the units that follow; n < 0: so many holds, each with its own units; m: the metric's number
 -- reply msgpack {registered, now_us, holds, singles, stepped}; see docs/ledger.md
@@ -23,22 +28,23 @@
 -- call is set at its beginning, for a call may have ended anywhere in an error; what outlives calls are only caches.
 
 local GRANTED, CREDIT, RATE, DAILY, SUSPENDED, CLOSED, UNKNOWN, UNPRICED, UNREGISTERED, REPEAT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
+local UNPAID, MISMATCH, UNDER_WAY = 12, 13, 14      -- 10 and 11 are the client's own
+local HOLD, SETTLE, RELEASE = 1, 2, 3               -- kinds of a single; the fourth is a replay
 local PARTS_MAX = 3000           -- groups and singles: how long a call may take
 local PART = 7                   -- values of a group before its units
-local MARKS_MAX = 10000          -- fields of an account beyond which a new idempotency key drives out an old one
-local SWEPT = 8                  -- fields that are looked at for one that can go
 
 -- Of the call.
 local keys               -- as they came
 local now_us, now_ms     -- the ledger's clock
 local registered         -- whether the instance lives in the epoch that the batch names
-local epoch
+local epoch, sequence
 local held               -- units that the instance holds in all
 local states             -- what was read: instance, clock, and the state of each account
 local accounts           -- accounts that the batch touches, by their number in it
 local current            -- the one that is worked on: whose fault an error is
 local marks_of           -- by account: the fields of the idempotency keys to read
 local marks_ttl_ms
+local unpaid_interval, unpaid_burst      -- the interval is 0 where unpaid answers have no limit
 
 -- The groups' values of all arguments in one table; from 8,000 values on Lua would not take them from the stack.
 local function all_parts(args)
@@ -89,7 +95,7 @@ local function account_at(a)
         acc.marks[marks[m]] = fields[m]
       end
     end
-    acc.new_marks, acc.old_marks = false, false
+    acc.changed_marks = false
   end
   if acc.now_ms >= acc.soonest_end_ms then
     account_roll(acc)
@@ -141,9 +147,10 @@ local function set_limits(acc, tat, day, day_count)
   acc.dirty = true
 end
 
-local function is_charged(acc, mark)
-  local until_ms = mark and acc.marks[mark]
-  return until_ms and number(until_ms) > now_ms
+local function set_unpaid(acc, tat)
+  acc.state[acc.limits + 1] = tat
+  acc.limits_packed = false
+  acc.dirty = true
 end
 
 -- The credit decision: grants units if the account can pay for them. Returns code, x, y. What it grants is in H; the share is the
@@ -188,12 +195,29 @@ end
 -- Whether holds of a counter depend on credit alone.
 local function is_plain(acc, c)
   local state = acc.state
-  return registered and state[2] == 0 and state[5] <= 0 and state[7] <= 0 and state[1] ~= 0 and counter_is_live(acc, c)
+  return registered and state[2] == 0 and state[5] <= 0 and state[7] <= 0 and state[1] ~= 0 and state[acc.limits + 1] <= now_us
+    and counter_is_live(acc, c)
 end
 
--- Decides one hold. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). `mark`: the field of the idempotency
--- key of a call that is charged only once, or nil.
-local function hold(acc, c, units, mark)
+-- What a call's idempotency key decides: the code that it makes, or nil if the call is decided like any, and then whether the key is
+-- the call's from now on.
+local function key_decides(acc, mark, single)
+  local until_ms, of, count, fingerprint = mark_read(acc, mark)
+  if not until_ms then
+    return nil, true
+  end
+  local refuses = single[9] == 1
+  if fingerprint ~= single[7] then
+    return refuses and MISMATCH or nil, false
+  elseif of ~= 0 then
+    return refuses and UNDER_WAY or nil, false
+  end
+  return count < single[8] and REPEAT or nil, false
+end
+
+-- Decides one hold. Returns code, x, y: what x and y mean depends on the code (docs/ledger.md). Under an idempotency key it has a
+-- `mark` and a `single`, and the fourth value tells whether the key is the call's from now on.
+local function hold(acc, c, units, mark, single)
   if not registered then
     return UNREGISTERED, 0, 0
   end
@@ -204,12 +228,15 @@ local function hold(acc, c, units, mark)
   if state[2] ~= 0 then
     return state[2] == 1 and SUSPENDED or CLOSED, 0, 0
   end
-  local repeated = mark and is_charged(acc, mark)
-  if not repeated and not counter_is_live(acc, c) then
+  local decided, owns
+  if mark then
+    decided, owns = key_decides(acc, mark, single)
+  end
+  if decided ~= REPEAT and not counter_is_live(acc, c) then
     return UNPRICED, 0, 0
   end
   local interval, day_limit = state[5], state[7]
-  local tat, day, day_count = state[limits], state[limits + 2], state[limits + 3]
+  local tat, unpaid_tat, day, day_count = state[limits], state[limits + 1], state[limits + 2], state[limits + 3]
   if day_limit > 0 then
     day, day_count = day_of(now_us, day, day_count)
     if day_count >= day_limit then
@@ -228,17 +255,29 @@ local function hold(acc, c, units, mark)
       return RATE, wait, 0
     end
   end
+  if unpaid_interval > 0 and unpaid_tat > now_us then
+    local cut = unpaid_tat_of(now_us, unpaid_tat, unpaid_interval, unpaid_burst)
+    local wait = cut + unpaid_interval - unpaid_interval * unpaid_burst - now_us
+    if wait > 0 then
+      if cut < unpaid_tat then
+        set_unpaid(acc, cut)
+      end
+      return UNPAID, wait, 0
+    end
+  end
   local code, x, y
-  if repeated then
+  if decided == REPEAT then
     -- It costs nothing, but it is a request: one key must not open the API to any number of them.
     code, x, y = REPEAT, account_remains(acc), 0
+  elseif decided then
+    return decided, 0, 0
   else
     code, x, y = take(acc, c, units)
   end
   if code ~= CREDIT and (interval > 0 or day_limit > 0) then
     set_limits(acc, tat, day, day_count)
   end
-  return code, x, y
+  return code, x, y, owns
 end
 
 -- What the caller shows of the account beside the outcomes: the view if it does not know this version, and what the limits leave.
@@ -310,30 +349,14 @@ local function do_groups(parts, starts, metrics)
   return replies, r
 end
 
--- Remembers an idempotency key, and forgets one where there is no other way for it to go, or too many of them.
-local function add_mark(acc, mark)
-  local until_ms = string.format('%.0f', now_ms + marks_ttl_ms)
-  acc.marks[mark] = until_ms
-  set_later(acc, mark, until_ms)
-  acc.new_marks = acc.new_marks or {}
-  acc.new_marks[#acc.new_marks + 1] = mark
-  local crowded = call('HLEN', acc.key) >= MARKS_MAX
-  if not crowded and expires_fields then
-    return
-  end
-  local oldest, oldest_ms = nil, crowded and MAX_INT or now_ms
-  local some = call('HRANDFIELD', acc.key, SWEPT, 'WITHVALUES')
-  for f = 1, #some, 2 do
-    if byte(some[f]) == 105 and #some[f] == 17 then
-      local ms = number(some[f + 1]) or 0
-      if ms < oldest_ms then
-        oldest, oldest_ms = some[f], ms
-      end
+-- Requests that the API answered, and whose answer costs nothing. They count whoever says so: it answered them.
+local function count_unpaid(unpaid)
+  for u = 1, #unpaid, 2 do
+    local acc = account_at(unpaid[u])
+    if acc.state[1] ~= 0 and unpaid_interval > 0 then
+      local tat = unpaid_tat_of(now_us, acc.state[acc.limits + 1], unpaid_interval, unpaid_burst)
+      set_unpaid(acc, tat + unpaid_interval * unpaid[u + 1])
     end
-  end
-  if oldest and not acc.marks[oldest] then
-    acc.old_marks = acc.old_marks or {}
-    acc.old_marks[#acc.old_marks + 1] = oldest
   end
 end
 
@@ -341,32 +364,47 @@ end
 local function do_singles(singles)
   local replies, events = {}, {}
   for s = 1, #singles do
-    local a, known_version, metric, units, digest, kind, event = values(singles[s])
+    local single = singles[s]
+    local a, known_version, metric, units, kind, digest, fingerprint, p, q, event, record = values(single)
     local acc = account_at(a)
     local c = counter_of(acc, metric)
-    local mark = 'i' .. digest
-    if kind == 1 then
-      local code, x, y = hold(acc, c, units, mark)
+    local mark = digest == '' and '' or 'i' .. digest
+    if kind == HOLD then
+      local code, x, y, owns = hold(acc, c, units, mark, single)
+      local token = 0
       if code == GRANTED then
         share_add(acc, c, epoch, units)
         held = held + units
+        if owns then
+          token = sequence * TOKENS + s
+          mark_under_way(acc, mark, epoch, token, fingerprint, marks_ttl_ms)
+        end
+      elseif code == REPEAT then
+        mark_repeated(acc, mark)
       end
       local reply = account_summary(acc, known_version) or {false, -1, -1, 0}
-      reply[5], reply[6], reply[7] = code, x, y
+      reply[5], reply[6], reply[7], reply[8] = code, x, y, token
       replies[s] = reply
     else
-      local code = REPEAT
-      if registered and kind == 2 then
-        give_back(acc, c, units)
+      local code = GRANTED
+      if kind == SETTLE or kind == RELEASE then
+        if registered and p == epoch then
+          give_back(acc, c, units)
+        end
+        if kind == RELEASE then
+          mark_released(acc, mark, p, q)
+        else
+          mark_charged(acc, mark, p, q, fingerprint, marks_ttl_ms)
+        end
+      elseif not mark_replayed(acc, 'i' .. record, mark, fingerprint, p, marks_ttl_ms) then
+        code = REPEAT
       end
-      if not is_charged(acc, mark) then
+      if kind ~= RELEASE and code == GRANTED then
         counter_charge(acc, c, units)
-        add_mark(acc, mark)
         events[#events + 1] = event
-        code = GRANTED
       end
       acc.cost = false
-      replies[s] = {false, -1, -1, 0, code, 0, 0}
+      replies[s] = {false, -1, -1, 0, code, 0, 0, 0}
     end
   end
   return replies, events
@@ -376,20 +414,31 @@ end
 local function marks_to_read(singles)
   local by_account = {}
   for s = 1, #singles do
-    local a = singles[s][1]
+    local a, digest, record = singles[s][1], singles[s][6], singles[s][11]
     local of = by_account[a] or {}
     by_account[a] = of
-    of[#of + 1] = 'i' .. singles[s][5]
+    if digest ~= '' then
+      of[#of + 1] = 'i' .. digest
+    end
+    if record ~= '' then
+      of[#of + 1] = 'i' .. record
+    end
   end
   return by_account
 end
 
-local function decide(parts, starts, metrics, singles)
+local function decide(parts, starts, metrics, singles, unpaid)
+  if unpaid then
+    count_unpaid(unpaid)
+  end
   local group_replies, reply_count = do_groups(parts, starts, metrics)
   current = nil
   local single_replies, single_events = do_singles(singles)
   for a, acc in each(accounts) do
     current = a
+    if marks_of then
+      marks_pack(acc)
+    end
     account_pack(acc)
   end
   -- The array that mp_pack would make of {registered, now_us, group_replies, single_replies, stepped}, for half of the cost.
@@ -423,12 +472,8 @@ local function write(instance, clock_key, outbox, entry, answer)
   call('MSET', values(mset))
   for _, acc in each(accounts) do
     account_write(acc)
-    -- Those of a batch without singles are of an earlier one.
-    if marks_of and acc.old_marks then
-      call('HDEL', acc.key, values(acc.old_marks))
-    end
-    if marks_of and acc.new_marks and expires_fields then
-      call('HPEXPIRE', acc.key, marks_ttl_ms, 'FIELDS', #acc.new_marks, values(acc.new_marks))
+    if marks_of then    -- those of a batch without singles are of an earlier one
+      marks_write(acc)
     end
   end
 end
@@ -447,8 +492,9 @@ local function batch(call_keys, args)
   if not call then
     bind()
   end
-  local seq, origin, events, n_groups, metrics, singles
-  epoch, seq, origin, events, marks_ttl_ms, n_groups, metrics, singles = mp_unpack(args[1])
+  local seq, origin, events, n_groups, metrics, singles, unpaid
+  epoch, seq, origin, events, marks_ttl_ms, n_groups, metrics, singles, unpaid_interval, unpaid_burst, unpaid = mp_unpack(args[1])
+  sequence, unpaid_interval = seq, unpaid_interval or 0
   if n_groups + #singles > PARTS_MAX then
     return fail('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
   end
@@ -476,7 +522,7 @@ local function batch(call_keys, args)
   registered = epoch ~= 0 and known_epoch == epoch   -- 0 is the epoch of one that departed, and of one that has yet to register
   marks_of = #singles > 0 and marks_to_read(singles) or nil
 
-  local worked, reply, single_events = pcall(decide, parts, starts, metrics, singles)
+  local worked, reply, single_events = pcall(decide, parts, starts, metrics, singles, unpaid)
   if not worked then
     return refused_for(current, reply)
   end

@@ -1,7 +1,8 @@
 -- Charges settles that an account could not take when they were made (refuse.lua), now that it can.
 -- KEYS [1] clock [2] outbox [3] refused stream, all of the partition that has the settles [4] state and [5] hash of the account
--- ARGV [1] msgpack {id, marks_ttl_ms, origin, seq, {{number, metric, units, event, digest}, ...}} of the entry: what the caller has read
---          number: the event's in its batch, from 0; event: JSON; digest: 16 bytes of its idempotency key, or false
+-- ARGV [1] msgpack {id, marks_ttl_ms, origin, seq, {{number, metric, units, event, record, digest, fingerprint, p, q}, ...}} of the
+--          entry: what the caller has read. number: the event's in its batch, from 0; event: JSON; record: of a spool; digest, fingerprint: of the caller's
+--          idempotency key; p, q: with a record the most free repeats and 0, else epoch and token of the hold. What there is not is ''
 -- reply {'OK', units, events that were charged, events that had been charged before} or {'GONE'}: the entry is not there any more; the
 -- errors ACCOUNT and FORMAT; then nothing is changed
 -- Why the entry goes in the same step: whoever repeats this, or does it at the same time, finds it gone and charges nothing twice.
@@ -19,19 +20,37 @@ end
 if #call('XRANGE', KEYS[3], id, id) == 0 then
   return {'GONE'}
 end
-local acc, units, known_marks, new_marks, runs, next_number = nil, 0, {}, {}, {}, -1
+local acc, units, runs, next_number = nil, 0, {}, -1
+
+local function mark_of(digest)
+  return digest == '' and '' or 'i' .. digest
+end
 
 local function read_marks()
   local names = {'view'}     -- one of no mark proves the type of the hash
   for n = 1, #events do
-    if events[n][5] then
-      names[#names + 1] = 'i' .. events[n][5]
+    for at = 5, 6 do
+      if events[n][at] ~= '' then
+        names[#names + 1] = mark_of(events[n][at])
+      end
     end
   end
   local found = call('HMGET', KEYS[5], values(names))
+  acc.marks = {}
   for n = 2, #names do
-    known_marks[names[n]] = found[n] and number(found[n]) > now_ms or nil
+    acc.marks[names[n]] = found[n]
   end
+end
+
+-- A call under an idempotency key was served and is charged. Only what a spool recorded may have been charged before, or be a repeat.
+local function is_charged_now(record, digest, fingerprint, p, q)
+  if record ~= '' then
+    return mark_replayed(acc, mark_of(record), mark_of(digest), fingerprint, p, marks_ttl_ms)
+  end
+  if digest ~= '' then
+    mark_charged(acc, mark_of(digest), p, q, fingerprint, marks_ttl_ms)
+  end
+  return true
 end
 
 local function charge_all()
@@ -40,18 +59,11 @@ local function charge_all()
   if acc.now_ms >= acc.soonest_end_ms then
     account_roll(acc)
   end
-  local until_ms = string.format('%.0f', now_ms + marks_ttl_ms)
   for n = 1, #events do
-    local event_number, metric, event_units, event, digest = values(events[n], 1, 5)
-    local mark = digest and 'i' .. digest
-    if not (mark and known_marks[mark]) then
+    local event_number, metric, event_units, event, record, digest, fingerprint, p, q = values(events[n], 1, 9)
+    if is_charged_now(record, digest, fingerprint, p, q) then
       counter_charge(acc, counter_named(acc, metric) or counter_add(acc, 1, metric), event_units)
       units = units + event_units
-      if mark then
-        known_marks[mark] = true
-        new_marks[#new_marks + 1] = mark
-        set_later(acc, mark, until_ms)
-      end
       if event_number ~= next_number then
         runs[#runs + 1] = {event_number, {}}
       end
@@ -60,6 +72,7 @@ local function charge_all()
       next_number = event_number + 1
     end
   end
+  marks_pack(acc)
   account_pack(acc)
 end
 
@@ -80,8 +93,6 @@ local mset, count = {KEYS[1], clock_packed(now_us)}, 2
 account_mset(acc, mset, count)
 call('MSET', values(mset))
 account_write(acc)
-if #new_marks > 0 and expires_fields then
-  call('HPEXPIRE', KEYS[5], marks_ttl_ms, 'FIELDS', #new_marks, values(new_marks))
-end
+marks_write(acc)
 call('XDEL', KEYS[3], id)
 return {'OK', units, charged, #events - charged}

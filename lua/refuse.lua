@@ -1,7 +1,7 @@
 -- Keeps the settles that an account cannot take, for `sidecar ledger refused`: they were served, so they are owed.
 -- KEYS [1] instance [2] clock of its home partition [3] refused stream
--- ARGV [1] msgpack {epoch, seq, origin, account, reason, events, marks}    events: JSON array; marks: JSON, of each event the idempotency
---          key's digest in hex, or null
+-- ARGV [1] msgpack {epoch, seq, origin, account, reason, events, marks}    events: JSON array; marks: JSON, of each event null
+--          or [record, digest, fingerprint, p, q] as reapply.lua takes them, digests in hex
 -- reply as of batch.lua. It is numbered as a batch is, so a repetition keeps nothing twice.
 bind()
 local epoch, seq, origin, account, reason, events, marks = values(mp_unpack(ARGV[1]), 1, 7)

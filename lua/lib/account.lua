@@ -7,7 +7,7 @@
 --   periods   for each subscription the ends of the following periods: first end in ms, unit in ms, steps in units from end to end
 --   closed    start_ms, subscription, counter, units, cost of each period that is over, one after another in one array
 --   h<day>    hour of the day, subscription, counter, units of each hour that is over, one after another without an array
---   i<digest> an idempotency key that was charged; text: until when it counts, ms
+--   i<digest> an idempotency key, see marks.lua
 --   taken     start_ms, subscription, counter, units of what was counted elsewhere and came with a load; no hour has it
 --   view, about, digits, fence: the loader's
 -- Why a string: MGET and MSET read and write many of them for half of what a command for each costs.
@@ -119,7 +119,7 @@ local function account_place(key, now_ms)
       state_key = false, key = false, packed = false, packed_read = false, packed_next = false, state = false, front = false,
       limits_packed = false, slow = 0, limits = 0, hot = 0, shares = 0, size = 0, latest_start_ms = 0, soonest_end_ms = 0,
       now_ms = 0, in_call = 0, dirty = false, cost = false, prices = false, prices_dirty = false, closed = false,
-      hours = false, set = false, used_hash = false, charged = false, marks = false, new_marks = false, old_marks = false,
+      hours = false, set = false, used_hash = false, charged = false, marks = false, changed_marks = false,
     }
     ring[ring_at] = acc
   end
@@ -211,8 +211,11 @@ end
 
 -- The rest, after the MSET.
 local function account_write(acc)
-  if acc.set then
-    call('HSET', acc.key, values(acc.set))
+  local set = acc.set
+  if set then
+    for first = 1, #set, VALUES_MAX do
+      call('HSET', acc.key, values(set, first, min(#set, first + VALUES_MAX - 1)))
+    end
   end
   acc.packed = acc.packed_next
 end
@@ -327,6 +330,16 @@ local function share_take(acc, s, units)
   state[h] = state[h] - units
   acc.dirty = true
   return units
+end
+
+local function holds_something(acc, epoch)
+  local state = acc.state
+  for s = acc.shares + 1, acc.size, SHARE do
+    if state[s] == epoch then
+      return true
+    end
+  end
+  return false
 end
 
 -- Takes every share of these epochs out. `given`: epoch to units, which grows.

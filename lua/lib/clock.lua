@@ -5,11 +5,12 @@
 -- * While the server is at most CLOCK_HOLDS_US behind the latest instant that the partition has seen, the clock stands.
 -- * Further back it follows the server; the caller is told both instants, for an alert.
 -- * Even then an account goes back neither a period nor a day (account_now, day_of), no rate limit waits for an instant that
---   was written by the other clock (tat_of), and a heartbeat from the future counts as one of now (heartbeat_of).
+--   was written by the other clock (tat_of, unpaid_tat_of), and a heartbeat from the future counts as one of now (heartbeat_of).
 -- The latest instant is in the partition's clock, a string: msgpack values format, latest in µs, and if the clock was ever set back
 -- further, the two instants of the last time. `stepped` is set by the call: {latest, server's}.
 local CLOCK_HOLDS_US = 5000000
 local DAY_US = 86400000000
+local UNPAID_DEBT_US = 60000000
 local HOUR_MS = 3600000
 
 local stepped, stepped_before
@@ -66,6 +67,15 @@ local function tat_of(now_us, tat, interval, burst)
     return now_us
   end
   return min(tat, now_us + interval * burst)
+end
+
+-- The same of unpaid answers. Those under way when the burst is used up must be waited for too, so it may be further away; but nobody
+-- waits longer than UNPAID_DEBT_US because of it.
+local function unpaid_tat_of(now_us, tat, interval, burst)
+  if tat <= now_us then
+    return now_us
+  end
+  return min(tat, now_us + interval * burst + UNPAID_DEBT_US)
 end
 
 local function heartbeat_of(now_ms, beat_ms)

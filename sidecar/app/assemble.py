@@ -13,8 +13,8 @@ from sidecar.app.tls_files import client_context, load_authorities, load_pair
 from sidecar.config.path_template import parse_template
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
-from sidecar.gateway.route_settings import DefaultRouteSettings, RouteSettings
-from sidecar.gateway.routes import Route, RouteTable
+from sidecar.gateway.route_settings import DefaultRouteSettings, IdempotencySettings, RouteSettings
+from sidecar.gateway.routes import IdempotencyRule, Route, RouteTable
 from sidecar.gateway.settings import ListenTlsSettings, UpstreamTlsSettings
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.keys import Keys
@@ -24,11 +24,8 @@ DEFAULT_ROUTE = "(other)"
 """Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no
 label.
 """
-_IDEMPOTENT = {
-    "auto": frozenset({b"POST", b"PUT", b"PATCH"}),
-    "on": frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"}),
-    "off": frozenset[bytes](),
-}
+_KEY_HEADERS = {"obie": "x-idempotency-key"}
+"""Fields that have idempotency keys, by the dialect of errors."""
 _BROKEN = {"auto": None, "charge": True, "release": False}
 
 
@@ -45,6 +42,8 @@ def link_settings(config: Config) -> LinkSettings:
         breaker_open_s=ledger.breaker_open_ms / 1000,
         operations_max=ledger.batch_operations_max,
         idempotency_ttl_ms=ledger.idempotency_ttl_s * 1000,
+        unpaid_per_second=config.limits.unpaid_per_second,
+        unpaid_burst=config.limits.unpaid_burst,
         create=ledger.expect == "any",
     )
 
@@ -55,7 +54,12 @@ def spool_settings(config: Config) -> SpoolSettings | None:
         return None
     opened = config.ledger.open
     assert opened.spool_directory is not None, "the configuration asks for it"
-    return SpoolSettings(Path(opened.spool_directory), opened.allowance_units, opened.spool_bytes_max)
+    return SpoolSettings(
+        Path(opened.spool_directory),
+        opened.allowance_units,
+        opened.spool_bytes_max,
+        float(config.ledger.idempotency_ttl_s),
+    )
 
 
 def proxy_settings(config: Config) -> ProxySettings:
@@ -108,10 +112,11 @@ def proxy_settings(config: Config) -> ProxySettings:
 
 def route_table(config: Config) -> RouteTable:
     default = config.default_route
-    fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE)
+    header = _KEY_HEADERS.get(config.error_format, "idempotency-key")
+    fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE, header)
     free = [Route(path, free=True, charged=frozenset(), template=parse_template(path)) for path in config.free_paths]
     return RouteTable(
-        [*free, *(_route(route, route.path) for route in config.routes)],
+        [*free, *(_route(route, route.path, header) for route in config.routes)],
         fallback,
         exact=config.matching == "exact",
         extensions=config.path_extensions,
@@ -119,7 +124,19 @@ def route_table(config: Config) -> RouteTable:
     )
 
 
-def _route(settings: DefaultRouteSettings, name: str) -> Route:
+def _idempotency_rule(settings: IdempotencySettings | None, header: str) -> IdempotencyRule | None:
+    """``header``: where the key is if the settings do not say it."""
+    if settings is None:
+        return None
+    return IdempotencyRule(
+        header=(settings.header or header).lower().encode(),
+        required=settings.required,
+        repeats_max=settings.repeats_max,
+        refuse_conflicts=settings.on_conflict == "refuse",
+    )
+
+
+def _route(settings: DefaultRouteSettings, name: str, key_header: str) -> Route:
     place = settings if isinstance(settings, RouteSettings) else None
     return Route(
         name=name,
@@ -131,7 +148,7 @@ def _route(settings: DefaultRouteSettings, name: str) -> Route:
         timeout_charged=settings.on_response_timeout == "charge",
         broken_charged=_BROKEN[settings.on_broken_answer],
         buffered=settings.request_buffering,
-        idempotent_methods=_IDEMPOTENT[settings.idempotency],
+        idempotency=_idempotency_rule(settings.idempotency, key_header),
         template=place.template if place else None,
         methods=frozenset(m.encode() for m in place.methods) if place and place.methods else None,
         encoded_slash=settings.encoded_slash == "allow",

@@ -86,6 +86,12 @@ class DataPlaneCollector(Collector):
         for metric, units in list(counters.charged_units.items()):
             charged.add_metric([metric], units)
         yield charged
+        repeats = CounterMetricFamily(
+            "sidecar_free_repeats", "Free repeats of calls that were charged.", labels=["tpp_id"]
+        )
+        for account, count in list(counters.repeats.items()):
+            repeats.add_metric([account], count)
+        yield repeats
         refusals = CounterMetricFamily("sidecar_refusals", "Requests refused by the gateway itself.", labels=["kind"])
         for kind in KINDS:  # from 0 on: of a counter that begins with 1, no rate shows the first
             refusals.add_metric([kind.name], counters.refusals.get(kind.name, 0))

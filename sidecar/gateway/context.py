@@ -35,7 +35,6 @@ log = get_logger("sidecar.gateway")
 MAX_FORWARDS: Final = b"max-forwards"
 HOPS: Final = b"x-quota-sidecar-hops"
 """The gateways that a request came through, each with an id of its own; `exchange.marks` looks at it."""
-IDEMPOTENCY_KEYS: Final = (b"x-idempotency-key", b"idempotency-key")
 FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 REFUSED_ACCOUNTS_MAX: Final = 10_000
 
@@ -73,6 +72,9 @@ class Spool(Protocol):
     def admit(self, account: str, units: int) -> bool: ...
     def charge(self, hold: Hold, event: Event) -> None: ...
     def give_back(self, account: str, units: int) -> None: ...
+    def take_repeat(self, hold: Hold) -> bool: ...
+    def note_charged(self, hold: Hold) -> None: ...
+    def note_repeat(self, hold: Hold) -> None: ...
 
 
 class UnknownAccounts(Protocol):
@@ -139,7 +141,7 @@ class GatewayContext:
     def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
         interesting = identity.reads | {
             self.interaction_ids.name, FAPI_INTERACTION_ID, TRACEPARENT, TRACESTATE, MAX_FORWARDS, HOPS,
-            *IDEMPOTENCY_KEYS, *METHOD_OVERRIDES, *PREFLIGHT,
+            *self.routes.key_fields, *METHOD_OVERRIDES, *PREFLIGHT,
         }  # fmt: skip
         always = {*identity.consumes, *PATH_OVERRIDES}
         if settings.forward_identity:

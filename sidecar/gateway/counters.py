@@ -51,6 +51,7 @@ class ProxyCounters:
         self.sheds: dict[str, int] = {}
         self.charged_units: dict[str, int] = {}
         self.released = 0
+        self.repeats: dict[str, int] = {}
         self.client_aborts = 0
         self.upstream_aborts = 0
         self.upstream_connects = 0
@@ -81,6 +82,11 @@ class ProxyCounters:
     def shed(self, reason: str) -> None:
         """Something was refused for want of room."""
         self.sheds[reason] = self.sheds.get(reason, 0) + 1
+
+    def count_repeat(self, account: str) -> None:
+        """A free repeat of a charged call."""
+        label = self.label(account)
+        self.repeats[label] = self.repeats.get(label, 0) + 1
 
     def refuse(self, kind: str) -> None:
         self.refusals[kind] = self.refusals.get(kind, 0) + 1

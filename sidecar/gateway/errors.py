@@ -49,6 +49,20 @@ TIMEOUT_CLIENT = Kind(
 TOO_FAST = Kind(
     "too-many-requests", 429, "Too many requests", "UK.OBIE.Rules.FailsControlParameters", "ACCESS_EXCEEDED"
 )
+KEY_MISSING = Kind(
+    "idempotency-key-missing", 400, "The call needs an idempotency key", "UK.OBIE.Header.Missing", "FORMAT_ERROR"
+)
+KEY_INVALID = Kind(
+    "idempotency-key-invalid", 400, "The idempotency key is malformed", "UK.OBIE.Header.Invalid", "FORMAT_ERROR"
+)
+CALL_UNDER_WAY = Kind(
+    "call-under-way", 409, "A call under this idempotency key is under way", "UK.OBIE.Rules.DuplicateReference",
+    "STATUS_INVALID",
+)  # fmt: skip
+KEY_REUSED = Kind(
+    "idempotency-key-reused", 422, "The idempotency key was used for another call", "UK.OBIE.Header.Invalid",
+    "FORMAT_ERROR",
+)  # fmt: skip
 INTERNAL = Kind("internal-error", 500, "The gateway failed", "UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
 _SERVER_ERROR = ("UK.OBIE.UnexpectedError", "INTERNAL_SERVER_ERROR")
 UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API is unreachable or sent an invalid response", *_SERVER_ERROR)
@@ -62,6 +76,7 @@ KINDS = (
     BAD_REQUEST, UNIDENTIFIED, OUT_OF_CREDIT, SUSPENDED, CLOSED, NOT_SUBSCRIBED, NOT_FOUND, METHOD_NOT_ALLOWED,
     TIMEOUT_CLIENT, TOO_FAST, INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED,
     UPSTREAM_TIMEOUT, LOOP,
+    KEY_MISSING, KEY_INVALID, CALL_UNDER_WAY, KEY_REUSED,
 )  # fmt: skip
 """All of them."""
 

@@ -13,6 +13,7 @@ from sidecar.config.fields import Model, Whole, conflict
 from sidecar.config.path_template import Template, parse_template
 from sidecar.gateway.methods import METHODS, USUAL_METHODS
 from sidecar.gateway.routes import PROVOKED
+from sidecar.identity.field_names import check_field_name
 
 ROUTES_MAX: Final = 1_000
 
@@ -88,6 +89,38 @@ _PRICING: Final = frozenset(
 )
 
 
+class IdempotencySettings(Model):
+    """Free repeats of a charged call: with the same key, method, target and body, and only so many."""
+
+    header: Annotated[str, AfterValidator(check_field_name)] | None = Field(
+        default=None,
+        description="Field that has the key; others are ignored. null: `x-idempotency-key` with `error_format: obie`, "
+        "else `Idempotency-Key`.",
+    )
+    required: bool = Field(default=False, description="Refuse a call without a key, with 400.")
+    repeats_max: Annotated[Whole, Field(ge=0, le=1_000)] = Field(
+        default=3, description="Most free repeats of one charged call. Further ones are charged like any call."
+    )
+    on_conflict: Literal["charge", "refuse"] = Field(
+        default="charge",
+        description="What becomes of another body under a used key, and of a call whose first one is under way. "
+        "`charge`: they go to the API and are charged. `refuse`: 422 and 409, as in "
+        "draft-ietf-httpapi-idempotency-key-header.",
+    )
+
+
+def _idempotency(value: Any) -> Any:
+    if value in ("off", False):  # unquoted, YAML 1.1 reads the words as truth values
+        return None
+    if value in ("on", True):
+        return IdempotencySettings()
+    if value == "auto":
+        raise ValueError("auto is no more: set on for routes whose API does a repeated call once, else off")
+    if isinstance(value, str):
+        raise ValueError("should be on, off or a section")
+    return value
+
+
 class DefaultRouteSettings(Model):
     """What a request costs."""
 
@@ -110,10 +143,14 @@ class DefaultRouteSettings(Model):
         "499). Where 200 is charged, so are 101, 206 and 304, and on methods that change something 406, 412, 416 and "
         "417, which a caller's own fields can provoke after the work was done.",
     )
-    idempotency: Literal["auto", "on", "off"] = Field(
-        default="auto",
-        description="Whether retries with one `x-idempotency-key` or `Idempotency-Key` are charged once. `auto`: for "
-        "POST, PUT and PATCH.",
+    idempotency: Annotated[
+        IdempotencySettings | None,
+        BeforeValidator(_idempotency, json_schema_input_type=IdempotencySettings | Literal["on", "off"] | bool | None),
+    ] = Field(
+        default=None,
+        description="Whether a repeat of a charged call under its idempotency key is free. `off`, `on` for the "
+        "defaults below, or these settings. It concerns methods that change something. `on` is for an API that does a "
+        "call once however often it is sent: the gateway passes repeats on to it.",
     )
     encoded_slash: Literal["refuse", "allow"] = Field(
         default="refuse",
@@ -154,6 +191,12 @@ class DefaultRouteSettings(Model):
         priced = sorted(self.model_fields_set & _PRICING)
         if self.free and priced:
             raise conflict([(name, "has no effect on a free route") for name in priced])
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_can_be_compared(self) -> DefaultRouteSettings:
+        if self.idempotency is not None and not self.request_buffering:
+            raise conflict([("idempotency", "needs request_buffering: the bodies of repeats are compared")])
         return self
 
     @property

@@ -41,6 +41,24 @@ AS_ROUTE: Final = "as a route has it"
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyRule:
+    """Which calls of a route are free repeats. It concerns methods that are not `SAFE_METHODS`.
+
+    Attributes:
+        header: the field that has the key, in lower case.
+        required: a call without a key is refused.
+        repeats_max: repeats of a charged call that are free.
+        refuse_conflicts: another body under the key, or a first call that is still under way, is refused; else such a
+            call is charged like any.
+    """
+
+    header: bytes = b"idempotency-key"
+    required: bool = False
+    repeats_max: int = 3
+    refuse_conflicts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """What a request costs and how its outcome is charged.
 
@@ -54,7 +72,7 @@ class Route:
         broken_charged: an answer that the API breaks off is charged. None: if it was a stream of which the client got
             something, and not if its length was known.
         buffered: the body is gathered before a connection to the API is taken.
-        idempotent_methods: methods of which a repetition under one idempotency key is charged once.
+        idempotency: which calls are free repeats. None: none.
         encoded_slash: paths with ``%2F`` are let through, at the dearer price of both readings.
         cors: preflights pass free.
         method_override: a field that names another method is let through, at the dearer price of both methods.
@@ -71,7 +89,7 @@ class Route:
     timeout_charged: bool = True
     broken_charged: bool | None = None
     buffered: bool = True
-    idempotent_methods: frozenset[bytes] = frozenset({b"POST", b"PUT", b"PATCH"})
+    idempotency: IdempotencyRule | None = None
     template: Template | None = field(default=None, repr=False)
     methods: frozenset[bytes] | None = None
 
@@ -188,6 +206,8 @@ class RouteTable:
         self._slashless = _Matcher(routes, folded=False, slashless=True) if slashes else None
         self._both = _Matcher(routes, folded=True, slashless=True) if folds and slashes else None
         self._loose = self._both or self._folded or self._slashless or self._plain
+        self.key_fields = frozenset(each.idempotency.header for each in self.routes if each.idempotency is not None)
+        """Names of the fields that have idempotency keys."""
 
     def find(self, method: bytes, path: bytes) -> Route:
         """``path`` as received. A denied request's route has ``allow`` where other methods are known for the path.

@@ -331,6 +331,14 @@ class LimitsSettings(Model):
         description="What all bodies that are being gathered may take in one process. Beyond it the gateway stops "
         "reading bodies until there is room. No account takes more than half of it.",
     )
+    unpaid_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = Field(
+        default=50.0,
+        description="Answers a second that one account may have without a charge: errors, and calls that got no "
+        "answer. Its next calls then get 429. All gateways count together. 0: any number.",
+    )
+    unpaid_burst: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
+        default=500, description="So many of them may come at once."
+    )
     drain_delay_ms: Annotated[Whole, Field(ge=0, le=86_400_000)] = Field(
         default=0,
         description="Time after SIGTERM in which the gateway still serves new connections, so that load balancers "

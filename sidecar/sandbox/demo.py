@@ -171,7 +171,8 @@ def demo_settings(
     )  # fmt: skip
     routes: list[dict[str, object]] = [{"path": "/open-banking/health", "free": True}]
     routes += [{"path": f"{api}/aisp/{path}", "metric": "api_calls"} for path in calls]
-    routes += [{"path": f"{api}/pisp/{path}", "metric": "payments"} for path in payments]
+    once = {"header": "x-idempotency-key", "on_conflict": "refuse"}
+    routes += [{"path": f"{api}/pisp/{path}", "metric": "payments", "idempotency": once} for path in payments]
     return {
         "listen": {"host": "127.0.0.1", "port": proxy_port},
         "upstream": {"url": upstream},

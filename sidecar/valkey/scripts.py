@@ -14,7 +14,7 @@ from pathlib import Path
 
 NAME_DIGITS = 16
 
-_LIBRARY = ("names", "time", "clock", "instance", "pricing", "account")
+_LIBRARY = ("names", "time", "clock", "instance", "pricing", "account", "marks")
 
 
 @dataclass(frozen=True, slots=True)

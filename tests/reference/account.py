@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from tests.reference.messages import AccountState, Load, MetricState, SubscriptionState
+from tests.reference.messages import AccountState, Load, Mark, MetricState, SubscriptionState
 from tests.reference.pricing import MAX_INT, Table, cost, worst
 
 DAY_US = 86_400 * 1_000_000
+UNPAID_DEBT_US = 60 * 1_000_000
 
 
 @dataclass
@@ -64,7 +65,8 @@ class Account:
     subscriptions: list[Subscription] = field(default_factory=lambda: [Subscription()])
     closed: dict[tuple[int, str, str], tuple[int, int]] = field(default_factory=dict)
     hours: Counter[tuple[int, str]] = field(default_factory=Counter)
-    marks: dict[str, int] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    unpaid_tat_us: int = 0
 
     # Prices and money
 
@@ -114,6 +116,16 @@ class Account:
                     given[epoch] += units
                     del subscription.held[epoch, metric]
         return given
+
+    # Idempotency keys
+
+    def mark(self, name: str, now_ms: int) -> Mark | None:
+        """One that counts: not over, and of a call that was charged or whose instance still holds something here."""
+        mark = self.marks.get(name)
+        if mark is None or mark.until_ms <= now_ms:
+            return None
+        holds = {epoch for of in self.subscriptions for (epoch, _), units in of.held.items() if units}
+        return mark if not mark.epoch or mark.epoch in holds else None
 
     # Periods
 
@@ -177,6 +189,23 @@ class Account:
         self.tat_us = before
         return passed
 
+    def unpaid_wait(self, interval_us: int, burst: int, now_us: int) -> int:
+        """How long the next call waits since the account had too many answers that cost nothing. Whoever is told so
+        need not wait longer, even if the clock was ahead when they were counted."""
+        if not interval_us or self.unpaid_tat_us <= now_us:
+            return 0
+        latest = now_us + interval_us * burst + UNPAID_DEBT_US
+        wait = min(self.unpaid_tat_us, latest) - interval_us * (burst - 1) - now_us
+        if wait <= 0:
+            return 0
+        self.unpaid_tat_us = min(self.unpaid_tat_us, latest)
+        return wait
+
+    def count_unpaid(self, answers: int, interval_us: int, burst: int, now_us: int) -> None:
+        if interval_us and self.policy is not None:
+            first = min(max(self.unpaid_tat_us, now_us), now_us + interval_us * burst + UNPAID_DEBT_US)
+            self.unpaid_tat_us = first + answers * interval_us
+
     def today(self, now_us: int) -> int:
         """The day that counts."""
         return max(self.day, now_us // DAY_US)
@@ -217,6 +246,7 @@ class Account:
             view=None if policy is None else policy.view,
             about=None if policy is None else policy.about,
             fence=self.fence,
+            unpaid_tat_us=self.unpaid_tat_us,
         )
 
     @staticmethod

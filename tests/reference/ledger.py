@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 from tests.reference.account import DAY_US, Account, Subscription
 from tests.reference.messages import (
     HOLD,
+    RELEASE,
+    REPLAY,
     SETTLE,
     Batch,
     Code,
@@ -31,6 +33,7 @@ from tests.reference.messages import (
     Load,
     LoadAnswer,
     Loaded,
+    Mark,
     Outcome,
     Plan,
     Reply,
@@ -47,6 +50,7 @@ PARTITIONS = 64
 EPOCHS = 1024
 CLOCK_HOLDS_US = 5_000_000
 IDEMPOTENCY_TTL_MS = 86_400_000
+TOKENS = 4096
 
 
 @dataclass
@@ -91,6 +95,8 @@ class Turn:
     accounts: dict[str, Account]
     events: list[Event]
     charged: set[str]
+    unpaid_interval_us: int
+    unpaid_burst: int
     current: int = 0
 
     @property
@@ -284,7 +290,7 @@ class Ledger:
             raise LedgerError("STALE")
         now_us, stepped = self.clocks[HOME].now(now_us)
         parts: list[Group | Single] = [*batch.groups, *batch.singles]
-        touched = list(dict.fromkeys(part.account for part in parts))
+        touched = list(dict.fromkeys([*(part.account for part in parts), *(name for name, _ in batch.unpaid)]))
         turn = Turn(
             epoch=batch.epoch,
             registered=bool(batch.epoch) and batch.epoch == instance.epoch,
@@ -294,10 +300,16 @@ class Ledger:
             accounts={account: deepcopy(self.account(account)) for account in touched},
             events=[],
             charged=set(),
+            unpaid_interval_us=batch.unpaid_interval_us,
+            unpaid_burst=batch.unpaid_burst,
         )
         try:
+            for account, answers in batch.unpaid:
+                self._enter(account, turn).count_unpaid(answers, turn.unpaid_interval_us, turn.unpaid_burst, now_us)
             groups = tuple(self._group(group, turn) for group in batch.groups)
-            singles = tuple(self._single(single, turn) for single in batch.singles)
+            singles = tuple(
+                self._single(single, batch.seq * TOKENS + place, turn) for place, single in enumerate(batch.singles, 1)
+            )
         except Unusable:
             raise LedgerError(f"ACCOUNT {turn.current}") from None
         self.accounts |= turn.accounts
@@ -333,21 +345,63 @@ class Ledger:
         outcomes = tuple(self._hold(account, group.metric, units, turn) for units in group.holds)
         return self._summary(account, group.known_version, outcomes, turn.now_us) if group.holds else None
 
-    def _single(self, single: Single, turn: Turn) -> Summary:
+    def _single(self, single: Single, token: int, turn: Turn) -> Summary:
         account = self._enter(single.account, turn)
-        charged = account.marks.get(single.scope, 0) > turn.now_ms
+        now_ms = turn.now_ms
+        until_ms = now_ms + IDEMPOTENCY_TTL_MS
+        code = Code.GRANTED
         if single.kind == HOLD:
-            outcome = self._hold(account, single.metric, single.units, turn, repeated=charged)
-            return self._summary(account, single.known_version, (outcome,), turn.now_us)
-        if single.kind == SETTLE and turn.registered:
-            turn.held -= account.take_share(turn.epoch, single.metric, single.units)
-        if charged:
-            return Summary(None, -1, -1, (Outcome(Code.REPEAT),))
-        account.marks[single.scope] = turn.now_ms + IDEMPOTENCY_TTL_MS
-        self._charge(account, single.metric, single.units, turn)
-        assert single.event is not None
-        turn.events.append(single.event)
-        return Summary(None, -1, -1, (Outcome(Code.GRANTED),))
+            decided, owns = self._key_decides(account, single, now_ms)
+            outcome = self._hold(account, single.metric, single.units, turn, decided)
+            owns = owns and outcome.code == Code.GRANTED
+            if owns:
+                account.marks[single.scope] = Mark(until_ms, single.body, turn.epoch, token)
+            elif outcome.code == Code.REPEAT:
+                self._note_repeat(account, single.scope)
+            summary = self._summary(account, single.known_version, (outcome,), turn.now_us)
+            return replace(summary, token=token if owns else 0)
+        if single.kind in (SETTLE, RELEASE):
+            if turn.registered and single.epoch == turn.epoch:
+                turn.held -= account.take_share(turn.epoch, single.metric, single.units)
+            stored = account.marks.get(single.scope)
+            is_own = stored is not None and (stored.epoch, stored.token) == (single.epoch, single.token)
+            if single.kind == RELEASE:
+                if is_own:
+                    del account.marks[single.scope]
+            elif is_own or account.mark(single.scope, now_ms) is None:
+                account.marks[single.scope] = Mark(until_ms, single.body)
+        elif account.mark(single.record, now_ms):
+            code = Code.REPEAT
+        else:
+            assert single.kind == REPLAY
+            account.marks[single.record] = Mark(until_ms)
+            mark = account.mark(single.scope, now_ms) if single.scope else None
+            if mark and not mark.epoch and mark.body == single.body and mark.repeats < single.repeats_max:
+                self._note_repeat(account, single.scope)
+                code = Code.REPEAT
+            elif single.scope and mark is None:
+                account.marks[single.scope] = Mark(until_ms, single.body)
+        if code == Code.GRANTED and single.event is not None:
+            self._charge(account, single.metric, single.units, turn)
+            turn.events.append(single.event)
+        return Summary(None, -1, -1, (Outcome(code),))
+
+    @staticmethod
+    def _key_decides(account: Account, single: Single, now_ms: int) -> tuple[Code | None, bool]:
+        """What the key makes of a hold, None if nothing; and whether it would be the hold's."""
+        mark = account.mark(single.scope, now_ms)
+        if mark is None:
+            return None, True
+        if mark.body != single.body:
+            return (Code.MISMATCH if single.refuses else None), False
+        if mark.epoch:
+            return (Code.UNDER_WAY if single.refuses else None), False
+        return (Code.REPEAT if mark.repeats < single.repeats_max else None), False
+
+    @staticmethod
+    def _note_repeat(account: Account, scope: str) -> None:
+        mark = account.marks[scope]
+        account.marks[scope] = replace(mark, repeats=mark.repeats + 1)
 
     @staticmethod
     def _charge(account: Account, metric: str, units: int, turn: Turn) -> None:
@@ -360,7 +414,7 @@ class Ledger:
         turn.charged.add(account.name)
 
     @staticmethod
-    def _hold(account: Account, metric: str, units: int, turn: Turn, repeated: bool = False) -> Outcome:
+    def _hold(account: Account, metric: str, units: int, turn: Turn, decided: Code | None = None) -> Outcome:
         policy = account.policy
         if not turn.registered:
             return Outcome(Code.UNREGISTERED)
@@ -371,7 +425,7 @@ class Ledger:
         available = account.available()
         exposure = account.exposure()
         subscription = account.subscription_for(metric)
-        if not repeated and metric not in subscription.live:
+        if decided != Code.REPEAT and metric not in subscription.live:
             return Outcome(Code.UNPRICED)
         now_us = turn.now_us
         if policy.day_limit and account.counted_today(now_us) >= policy.day_limit:
@@ -380,7 +434,11 @@ class Ledger:
         if policy.rate_interval_us and wait_us:
             account.tat_us = min(account.tat_us, tat_us - policy.rate_interval_us)
             return Outcome(Code.RATE, wait_us)
-        if repeated:
+        if wait_us := account.unpaid_wait(turn.unpaid_interval_us, turn.unpaid_burst, now_us):
+            return Outcome(Code.UNPAID, wait_us)
+        if decided in (Code.MISMATCH, Code.UNDER_WAY):
+            return Outcome(decided)
+        if decided == Code.REPEAT:
             Ledger._count_request(account, tat_us, now_us)
             return Outcome(Code.REPEAT, -1 if available is None else max(0, available - exposure))
         after = account.exposure(metric, units)

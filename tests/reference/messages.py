@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.reference.pricing import Table
 
-HOLD, SETTLE, LATE_SETTLE = 1, 2, 3
+HOLD, SETTLE, RELEASE, REPLAY = 1, 2, 3, 4
 
 
 class Code(IntEnum):
@@ -23,6 +23,9 @@ class Code(IntEnum):
     UNPRICED = 7
     UNREGISTERED = 8
     REPEAT = 9
+    UNPAID = 12
+    MISMATCH = 13
+    UNDER_WAY = 14
 
 
 class LedgerError(Exception):
@@ -77,26 +80,57 @@ class Group:
 
 @dataclass(frozen=True)
 class Single:
-    """A call under an idempotency key; ``scope`` names the key."""
+    """A call under an idempotency key: ``scope`` names the key, ``body`` is what was sent. A settle and a release have
+    the ``epoch`` and the ``token`` of their hold. A replay has the ``record`` of a spool, and a key or none."""
 
     account: str
     metric: str
     units: int
-    scope: str
+    scope: str = ""
     kind: int = HOLD
     known_version: int = 0
+    body: str = ""
+    repeats_max: int = 3
+    refuses: bool = False
+    epoch: int = 0
+    token: int = 0
+    record: str = ""
+
+    @staticmethod
+    def spooled(account: str, metric: str, units: int, record: str) -> Single:
+        """A charge of a spool, without a key."""
+        return Single(account, metric, units, kind=REPLAY, record=record)
 
     @property
     def event(self) -> Event | None:
-        return None if self.kind == HOLD else Event(self.account, self.metric, self.units, f"/once/{self.scope}")
+        if self.kind in (HOLD, RELEASE):
+            return None
+        return Event(self.account, self.metric, self.units, f"/once/{self.record or self.scope}")
 
 
 @dataclass(frozen=True)
 class Batch:
+    """``unpaid``: accounts, and how many answered requests of each were given back."""
+
     epoch: int
     seq: int
     groups: tuple[Group, ...] = ()
     singles: tuple[Single, ...] = ()
+    unpaid: tuple[tuple[str, int], ...] = ()
+    unpaid_interval_us: int = 250_000
+    unpaid_burst: int = 4
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an account keeps of an idempotency key. ``epoch``: of the hold that is under way, which has the ``token``; 0
+    once it was charged. ``body`` None: of a record of a spool."""
+
+    until_ms: int
+    body: str | None = None
+    epoch: int = 0
+    token: int = 0
+    repeats: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,13 +142,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """``view`` is None unless the caller knows another version; -1: no such limit; version 0: nothing was said."""
+    """``view`` is None unless the caller knows another version; -1: no such limit; version 0: nothing was said.
+    ``token``: the idempotency key is the hold's now."""
 
     view: str | None
     rate_left: int
     day_left: int
     outcomes: tuple[Outcome, ...]
     version: int = 0
+    token: int = 0
 
 
 @dataclass(frozen=True)
@@ -241,13 +277,14 @@ class AccountState:
     """(start, subscription, metric) to units and cost."""
     hours: Mapping[tuple[int, str], int]
     """(hour since 1970, metric) to the units settled in it."""
-    marks: Mapping[str, int]
-    """Idempotency keys that were charged, and until when they count, ms."""
+    marks: Mapping[str, Mark]
+    """Idempotency keys, and records of spools."""
     policy: tuple[Any, ...] | None
     digits: int | None
     view: str | None
     about: str | None
     fence: int | None = None
+    unpaid_tat_us: int = 0
 
     def of(self, name: str) -> SubscriptionState:
         [found] = [subscription for subscription in self.subscriptions if subscription.name == name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sidecar.ledger.ledger_format import open_arguments, partition_format
 from sidecar.valkey.scripts import as_function, composed, function, script
 from sidecar.valkey.topology import Client
 from tests.reference.messages import (
+    RELEASE,
+    SETTLE,
     AccountState,
     Batch,
     Code,
@@ -27,6 +30,7 @@ from tests.reference.messages import (
     Entry,
     Event,
     Fenced,
+    Group,
     HomeState,
     Inexact,
     InstanceState,
@@ -36,10 +40,11 @@ from tests.reference.messages import (
     Loaded,
     Outcome,
     Reply,
+    Single,
     State,
     Summary,
 )
-from tests.support.ledger_state import account_state, entry_of, home_state, instance_state, pack, unpack
+from tests.support.ledger_state import account_state, entry_of, fingerprint, home_state, instance_state, pack, unpack
 
 CLOCK_KEY = "test:clock_us"
 IDEMPOTENCY_TTL_MS = 86_400_000
@@ -177,19 +182,19 @@ class RealLedger:
     # Batches
 
     def batch(self, name: str, batch: Batch, now_us: int | None = None) -> Reply:
-        accounts = list(dict.fromkeys([g.account for g in batch.groups] + [s.account for s in batch.singles]))
+        parts_of: list[Group | Single] = [*batch.groups, *batch.singles]
+        accounts = list(dict.fromkeys([*(part.account for part in parts_of), *(name for name, _ in batch.unpaid)]))
         events = b",".join(_json(event) for group in batch.groups for event in group.events)
         metrics = list(dict.fromkeys(g.metric for g in batch.groups))
         request = [
             batch.epoch, batch.seq, f"{name}.{HOME:02d}", events, IDEMPOTENCY_TTL_MS,
             len(batch.groups), metrics,
             [
-                [
-                    accounts.index(s.account) + 1, s.known_version, s.metric, s.units,
-                    self._digest(s.account, s.scope), s.kind, _json(s.event) if s.event else b"",
-                ]
+                [accounts.index(s.account) + 1, s.known_version, s.metric, s.units, s.kind, *self._key_parts(s)]
                 for s in batch.singles
             ],
+            batch.unpaid_interval_us, batch.unpaid_burst,
+            [number for account, count in batch.unpaid for number in (accounts.index(account) + 1, count)],
         ]  # fmt: skip
         parts: list[bytes] = []
         for g in batch.groups:
@@ -218,13 +223,23 @@ class RealLedger:
             bool(registered),
             now,
             tuple(groups),
-            tuple(_summary(single[:4], single[4:]) for single in singles),
+            tuple(replace(_summary(single[:4], single[4:7]), token=single[7]) for single in singles),
             (stepped[0], stepped[1]) if stepped else None,
         )
 
     def mark(self, account: str, scope: str) -> bytes:
-        """The field of an idempotency key that was charged."""
+        """The field of an idempotency key."""
         return b"i" + self._digest(account, scope)
+
+    def _key_parts(self, single: Single) -> list[Any]:
+        """digest, fingerprint, p, q, event, record."""
+        p, q = single.repeats_max, int(single.refuses)
+        if single.kind in (SETTLE, RELEASE):
+            p, q = single.epoch, single.token
+        event = _json(single.event) if single.event else b""
+        digest = self._digest(single.account, single.scope) if single.scope else b""
+        record = self._digest(single.account, single.record) if single.record else b""
+        return [digest, fingerprint(single.body), p, q, event, record]
 
     def _digest(self, account: str, scope: str) -> bytes:
         digest = idempotency_digest(account, scope.encode())

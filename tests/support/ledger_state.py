@@ -15,6 +15,7 @@ from tests.reference.messages import (
     Entry,
     HomeState,
     InstanceState,
+    Mark,
     MetricState,
     SubscriptionState,
 )
@@ -117,7 +118,6 @@ def account_state(packed: bytes | None, fields: dict[bytes, bytes], scopes: Mapp
         state = state_values(packed)
     version, *policy = state[:7]
     unsettled, tat_us, unpaid_tat_us, day, day_count, n_subscriptions, n_counters = state[7:HEAD]
-    assert unpaid_tat_us == 0
     first = HEAD + SUBSCRIPTION * n_subscriptions
     behind = first + COUNTER * n_counters
     counters = _chunks(state[first:behind], COUNTER)
@@ -165,8 +165,8 @@ def account_state(packed: bytes | None, fields: dict[bytes, bytes], scopes: Mapp
         closed=closed_records(fields),
         hours=hour_units(fields, counters),
         marks={
-            scopes.get(field[1:], field.hex()): integer(until)
-            for field, until in fields.items()
+            scopes.get(field[1:], field.hex()): mark_of(packed)
+            for field, packed in fields.items()
             if field.startswith(b"i") and len(field) == MARK_LENGTH
         },
         policy=tuple(policy) if version else None,
@@ -174,7 +174,28 @@ def account_state(packed: bytes | None, fields: dict[bytes, bytes], scopes: Mapp
         view=fields[b"view"].decode() if b"view" in fields else None,
         about=fields[b"about"].decode() if b"about" in fields else None,
         fence=integer(fields[b"fence"]) if b"fence" in fields else None,
+        unpaid_tat_us=unpaid_tat_us,
     )
+
+
+def fingerprint(body: str) -> bytes:
+    """16 bytes that tell what was sent: the text itself."""
+    return body.encode().ljust(16, b"\xf0")
+
+
+def mark_of(packed: bytes) -> Mark:
+    """An idempotency key (lua/lib/marks.lua)."""
+    reader = msgpack.Unpacker(raw=True)
+    reader.feed(packed)
+    until_ms, *rest = list(reader)
+    assert packed[0] == 0xCF, "not an instant in ms"
+    if not rest:
+        return Mark(until_ms)
+    epoch, number, sent = rest
+    assert all(isinstance(each, int) for each in (until_ms, epoch, number))
+    assert len(sent) == 16
+    body = sent.rstrip(b"\xf0").decode()
+    return Mark(until_ms, body, epoch, token=number if epoch else 0, repeats=0 if epoch else number)
 
 
 def closed_records(fields: Mapping[bytes, bytes]) -> dict[tuple[int, str, str], tuple[int, int]]:

@@ -15,6 +15,7 @@ from sidecar.gateway.trace_context import TRACEPARENT
 from sidecar.ledger.client.outcomes import Code
 
 _GRANTED: Final = int(Code.GRANTED)
+_REPEAT: Final = int(Code.REPEAT)
 
 
 def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reason: str = "") -> None:
@@ -54,6 +55,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "reason": reason or None,
                     "duration_ms": round(elapsed * 1000, 3),
                     "units": relay.charged_units,
+                    "repeat": hold is not None and hold.code == _REPEAT,
                     "client": client.peer.address if client is not None else None,
                     "interaction_id": relay.interaction_id[:128].decode("latin-1"),
                     "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,

@@ -12,10 +12,11 @@ from typing import Final
 
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import IDEMPOTENCY_KEYS, GatewayContext
+from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
 from sidecar.gateway.http1.heads import RequestHead
+from sidecar.gateway.idempotency import KeyRefused, call_key, read_key
 from sidecar.gateway.methods import method_label
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, is_charged
@@ -24,7 +25,6 @@ from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unide
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.unknown_accounts import AccountLookup
 
-IDEMPOTENCY_KEY_BYTES_MAX: Final = 255
 _GRANTED: Final = int(Code.GRANTED)
 _REPEAT: Final = int(Code.REPEAT)
 _LASTING: Final = frozenset({
@@ -46,6 +46,7 @@ class ChargedRelay(Relay):
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
+    caller_key: bytes | None = None
     _asked = False
     _spooled = False
 
@@ -69,8 +70,13 @@ class ChargedRelay(Relay):
         """Answers with an error. Only while nothing of another response was written."""
         raise NotImplementedError
 
+    def content(self) -> bytes | None:
+        """The request's content, None if it is not there as a whole. Asked for before anything goes to the API."""
+        raise NotImplementedError
+
     def identified(self) -> None:
-        """``account`` is known. Ends in `take_hold`, now or when enough of the request's body is there."""
+        """``account`` is known, and ``caller_key`` if there is one that counts. Ends in `take_hold`, now or when enough
+        of the request's body is there."""
         raise NotImplementedError
 
     # identify
@@ -80,9 +86,7 @@ class ChargedRelay(Relay):
         assert self.connection is not None
         outcome = self.context.identity.identify(self.head.fields, self.connection.peer)
         if isinstance(outcome, Identity):
-            self.identity = outcome
-            self.account = outcome.account
-            self.identified()
+            self._identified(outcome)
         elif isinstance(outcome, Unidentified):
             self._unidentified(outcome)
         else:
@@ -101,11 +105,20 @@ class ChargedRelay(Relay):
             self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=RETRY))
         else:
             if isinstance(outcome, Identity):
-                self.identity = outcome
-                self.account = outcome.account
-                self.identified()
+                self._identified(outcome)
             else:
                 self._unidentified(outcome)
+
+    def _identified(self, identity: Identity) -> None:
+        self.identity = identity
+        self.account = identity.account
+        if self.route.idempotency is not None:
+            try:
+                self.caller_key = read_key(self.route.idempotency, self.head.method, self.head.fields)
+            except KeyRefused as refused:
+                self.refuse(Refusal(refused.kind, refused.reason))
+                return
+        self.identified()
 
     def _unidentified(self, outcome: Unidentified) -> None:
         headers = (("WWW-Authenticate", outcome.challenge),) if outcome.challenge else ()
@@ -117,22 +130,12 @@ class ChargedRelay(Relay):
         """Asks the ledger for what the call costs."""
         self.asked_for_hold = True
         route = self.route
-        scope = self._idempotency_scope()
-        hold = self.context.ledger.hold(self.account, route.metric, route.units, self._held, scope)
+        key, rule, head = None, route.idempotency, self.head
+        if self.caller_key is not None and rule is not None:
+            key = call_key(rule, self.caller_key, self.account, head.method, head.target, self.content())
+        hold = self.context.ledger.hold(self.account, route.metric, route.units, self._held, key)
         if self.hold is None:  # else it was decided at once, and _held has it
             self.hold = hold
-
-    def _idempotency_scope(self) -> bytes | None:
-        """What makes two requests one logical call. Method and target are in it, so that one key cannot make every call
-        free."""
-        head = self.head
-        if head.method not in self.route.idempotent_methods:
-            return None
-        for name in IDEMPOTENCY_KEYS:
-            key = head.fields.get(name)
-            if key and len(key) <= IDEMPOTENCY_KEY_BYTES_MAX:
-                return head.method + b" " + head.target + b"\0" + key
-        return None
 
     def _held(self, hold: Hold) -> None:
         self.hold = hold
@@ -140,10 +143,16 @@ class ChargedRelay(Relay):
         now = _clock()
         context.counters.hold.observe(now - self.started)
         code = hold.code
+        if code == _REPEAT:
+            self._note_repeat(hold)
         if code in (_GRANTED, _REPEAT):
             if context.refused_accounts:
                 context.refused_accounts.discard(self.account)
             self.granted(now)
+        elif code == Code.UNAVAILABLE and context.spool is not None and context.spool.take_repeat(hold):
+            hold.code = _REPEAT
+            context.counters.count_repeat(self.account)
+            self.granted()
         elif code == Code.UNAVAILABLE and context.spool is not None and context.spool.admit(self.account, hold.units):
             self._spooled = True
             self.granted()
@@ -154,6 +163,12 @@ class ChargedRelay(Relay):
             if code in _LASTING:
                 context.note_refused_account(self.account)
             self.refuse(refusal_of(hold))
+
+    def _note_repeat(self, hold: Hold) -> None:
+        """The ledger says that the call is a free repeat."""
+        self.context.counters.count_repeat(self.account)
+        if self.context.spool is not None:
+            self.context.spool.note_repeat(hold)
 
     def _account_looked_up(self, lookup: AccountLookup) -> None:
         """The account was not in the ledger; whoever knows it was asked to bring it."""
@@ -199,20 +214,23 @@ class ChargedRelay(Relay):
             self.charged_units = hold.units
             charged_units = context.counters.charged_units
             charged_units[hold.metric] = charged_units.get(hold.metric, 0) + hold.units
+            if hold.key is not None and context.spool is not None:
+                context.spool.note_charged(hold)
         elif self._spooled and context.spool is not None:
             self._spooled = False
             context.spool.charge(hold, self._event(reported_status, now))
             self.charged_units = hold.units
 
     def release(self, *, reached: bool = False) -> None:
-        """Ends the hold without a charge. ``reached``: the request had gone to the API."""
+        """Ends the hold without a charge. ``reached``: the request had gone to the API. An account has so many of
+        those a second, since they cost the API its work and the caller nothing."""
         hold = self.hold
         if hold is None:
             return
         hold.callback = None
         if hold.open:
             self.context.counters.released += 1
-            self.context.ledger.release(hold)
+            self.context.ledger.release(hold, reached)
         elif self._spooled and self.context.spool is not None:
             self._spooled = False
             self.context.spool.give_back(self.account, hold.units)

@@ -20,6 +20,10 @@ PRICES_MAX = 64
 """Prices of one view for which field lines are kept."""
 
 
+_UNSEEN_REPEAT = b"X-Credits-Charged: 0\r\nX-Credits-Repeat: true\r\n"
+"""Of a repeat while the ledger is away."""
+
+
 @lru_cache(maxsize=10_000)
 def _policies(view: AccountView) -> str:
     items = []
@@ -74,7 +78,7 @@ def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True)
     """Field lines for the response to a charged request, each with its CRLF."""
     view = hold.view
     if view is None:
-        return b""
+        return _UNSEEN_REPEAT if credits and hold.code == Code.REPEAT else b""
     available, price, digits = hold.available, hold.price, view.digits
     if credits and rate_limit and price > 0 and available >= 0 and digits and hold.rate_left < 0 and hold.day_left < 0:
         # The same as below, but for what formats of numbers cost.
@@ -133,6 +137,22 @@ def refusal_of(hold: Hold) -> Refusal:
             f"try again in {retry_s} s.",
             extra={"account": hold.account, "policy": policy, "retry_after": retry_s},
             headers=tuple(fields),
+        )
+    if code == Code.UNPAID:
+        retry_s = max(1, -(-hold.retry_us // 1_000_000))
+        return Refusal(
+            errors.TOO_FAST,
+            f"Too many calls of this account were answered and not charged; try again in {retry_s} s.",
+            extra={"account": hold.account, "policy": "unpaid", "retry_after": retry_s},
+            headers=(("Retry-After", str(retry_s)),),
+        )
+    if code == Code.MISMATCH:
+        return Refusal(errors.KEY_REUSED, "The idempotency key was used for a call with another body.")
+    if code == Code.UNDER_WAY:
+        return Refusal(
+            errors.CALL_UNDER_WAY,
+            "The first call under this idempotency key is under way; try again when it is over.",
+            headers=(("Retry-After", "1"),),
         )
     if code == Code.SUSPENDED:
         return Refusal(errors.SUSPENDED, extra={"account": hold.account})

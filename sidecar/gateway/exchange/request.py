@@ -21,11 +21,13 @@ from sidecar.gateway.http1.body import Body, BodyKind, Piece, open_body
 from sidecar.gateway.http1.fields import without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
+from sidecar.gateway.idempotency import content_of
 from sidecar.gateway.places import ANONYMOUS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
 _NONE: Final = BodyKind.NONE
+_CHUNKED: Final = BodyKind.CHUNKED
 _SHED_DETAILS: Final = {
     SHED_PLACES: "Too many calls are under way.",
     SHED_QUEUE: "Too many calls wait.",
@@ -85,14 +87,25 @@ class RequestRelay(ChargedRelay):
 
     # gather
 
+    def content(self) -> bytes | None:
+        body = self.body
+        if body is None:
+            return b""
+        if not body.done or body.received > self.context.settings.request_buffer_bytes:
+            return None
+        return content_of(
+            self.queued or (), self.context.request_parser.request_rules, chunked=self.head.body is _CHUNKED
+        )
+
     def identified(self) -> None:
         if self.body is not None:
             if self.queued_bytes:
                 self.context.bodies.move(self.counted_for, self.account, self.queued_bytes)
             self.counted_for = self.account
         # Who was refused a moment ago is asked about at once, so that the refusal need not wait for a long body. So is
-        # a client that waits to hear whether it should send one.
-        if self.gathered or self.awaits_continue or self.account in self.context.refused_accounts:
+        # a client that waits to hear whether it should send one. Under an idempotency key the body counts too.
+        asks_at_once = self.awaits_continue or self.account in self.context.refused_accounts
+        if self.gathered or (asks_at_once and self.caller_key is None):
             self.take_hold()
         else:
             self._await_body()

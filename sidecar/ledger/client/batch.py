@@ -11,9 +11,10 @@ from typing import Any
 import msgpack
 import orjson
 
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Event, Hold
 
-HOLD, SETTLE, SETTLE_LATE = 1, 2, 3
+HOLD, SETTLE, RELEASE, REPLAY = 1, 2, 3, 4
 PARTS_MAX = 3000
 """Groups and singles that ``batch.lua`` takes in one call."""
 
@@ -45,7 +46,7 @@ class Group:
 
 @dataclass(slots=True)
 class Single:
-    """An operation under an idempotency key. A hold has no event yet, a settle has one."""
+    """An operation under an idempotency key, or a charge of a spool. Settles and replays have an event."""
 
     hold: Hold
     kind: int
@@ -55,9 +56,9 @@ class Single:
 class Batch:
     """``epoch`` is the instance's when the first operation came in; ``asked`` the loop's time when the first hold
     did, 0 while there is none. ``refusal``: why its one account cannot take its settles, which are to be kept as
-    refused; "" otherwise."""
+    refused; "" otherwise. ``unpaid``: by account, how many requests were answered and cost nothing."""
 
-    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "refusal", "singles")
+    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "refusal", "singles", "unpaid")
 
     def __init__(self, epoch: int, asked: float = 0.0) -> None:
         self.epoch = epoch
@@ -68,6 +69,7 @@ class Batch:
         self.events: list[Event] = []
         self.operations = 0
         self.refusal = ""
+        self.unpaid: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return (
@@ -83,28 +85,38 @@ class Batch:
         return group
 
     def add_hold(self, hold: Hold) -> None:
-        if hold.idempotency_digest is None:
+        if hold.key is None:
             self.group(hold.account, hold.metric).holds.append(hold)
         else:
-            self.operations += 1
-            self.singles.append(Single(hold, HOLD))
+            self._add_single(hold, HOLD)
 
     def add_settle(self, hold: Hold, event: Event) -> None:
-        live = hold.epoch == self.epoch
-        if hold.idempotency_digest is None:
+        if hold.mark:
+            self._add_single(hold, SETTLE, event)
+        elif hold.record is not None:
+            self._add_single(hold, REPLAY, event)
+        else:
             group = self.group(hold.account, hold.metric)
-            if live:
+            if hold.epoch == self.epoch:
                 group.settled += hold.units
             else:
                 group.late += hold.units
             self.events.append(event)
-        else:
-            self.operations += 1
-            self.singles.append(Single(hold, SETTLE if live else SETTLE_LATE, event))
 
-    def add_release(self, hold: Hold) -> None:
-        if hold.epoch == self.epoch:
-            self.group(hold.account, hold.metric).released += hold.units
+    def add_release(self, hold: Hold, unpaid: bool = False) -> None:
+        account = hold.account
+        if hold.mark:
+            self._add_single(hold, RELEASE)
+        elif hold.epoch == self.epoch:
+            self.group(account, hold.metric).released += hold.units
+        elif unpaid:
+            self.operations += 1
+        if unpaid:
+            self.unpaid[account] = self.unpaid.get(account, 0) + 1
+
+    def _add_single(self, hold: Hold, kind: int, event: Event | None = None) -> None:
+        self.operations += 1
+        self.singles.append(Single(hold, kind, event))
 
     def waiting(self) -> list[Hold]:
         """Holds that somebody still waits for."""
@@ -129,12 +141,10 @@ class Batch:
         if epoch == self.epoch:
             return
         self.epoch = epoch
+        # A single says the epoch of its hold.
         for group in self.groups.values():
             group.late += group.settled
             group.settled = group.released = 0
-        for single in self.singles:
-            if single.kind == SETTLE:
-                single.kind = SETTLE_LATE
 
     def by_account(self) -> dict[str, Batch]:
         """The same operations, a batch for each account."""
@@ -155,6 +165,10 @@ class Batch:
             mine.operations += 1
         for event in self.events:
             part(event[0]).events.append(event)
+        for account, count in self.unpaid.items():
+            mine = part(account)
+            mine.unpaid[account] = count
+            mine.operations = mine.operations or 1
         return parts
 
     def without(self, account: str) -> tuple[Batch, Batch]:
@@ -166,11 +180,14 @@ class Batch:
             others._absorb(part)
         return others, mine
 
-    def settles(self) -> list[tuple[Event, bytes | None]]:
-        """Every charge that it carries, with the digest of its idempotency key."""
-        return [(event, None) for event in self.events] + [
-            (single.event, single.hold.idempotency_digest) for single in self.singles if single.event is not None
-        ]
+    def settles(self) -> list[tuple[Event, list[Any] | None]]:
+        """Every charge that it carries, with what ``refuse.lua`` keeps of its idempotency key."""
+        of_singles = [(single.event, _refused_mark(single)) for single in self.singles if single.event is not None]
+        return [*((event, None) for event in self.events), *of_singles]
+
+    def unsent(self) -> list[Event]:
+        """The charges that are nowhere but here: a spool still has its own."""
+        return self.events + [s.event for s in self.singles if s.event is not None and s.kind != REPLAY]
 
     def split(self, operations_max: int) -> list[Batch]:
         """The same operations in batches of at most ``operations_max``. Settles of one account without idempotency keys
@@ -190,7 +207,8 @@ class Batch:
         out = [Batch(self.epoch, self.asked)]
         out[0].events = self.events
         out[0].groups = {key: group.without_holds() for key, group in self.groups.items()}
-        out[0].operations = len(out[0].groups)
+        out[0].operations = len(out[0].groups) or len(self.unpaid)
+        out[0].unpaid = self.unpaid
 
         def place() -> Batch:
             if out[-1].operations >= operations_max:
@@ -210,11 +228,23 @@ class Batch:
         self.groups.update(other.groups)
         self.singles += other.singles
         self.events += other.events
+        self.unpaid |= other.unpaid
         self.operations += other.operations
 
 
+def _refused_mark(single: Single) -> list[Any]:
+    """record, digest, fingerprint, p, q (``lua/reapply.lua``)."""
+    hold = single.hold
+    key = hold.key
+    record = hold.record.hex() if hold.record is not None else ""
+    if key is None:
+        return [record, "", "", 0, 0]
+    p, q = (key.repeats_max, 0) if single.kind == REPLAY else (hold.epoch, hold.mark)
+    return [record, key.digest.hex(), key.fingerprint.hex(), p, q]
+
+
 def encode(
-    batch: Batch, origin: str, ttl_ms: int, versions: dict[str, int], account_key: Callable[[str], bytes]
+    batch: Batch, origin: str, settings: LinkSettings, versions: dict[str, int], account_key: Callable[[str], bytes]
 ) -> tuple[list[bytes], list[bytes], dict[str, int]]:
     """Keys of the accounts, the arguments of ``batch.lua``, and the number of each account in it.
 
@@ -257,21 +287,39 @@ def encode(
         if at is None:
             at = index[hold.account] = len(keys) + 1
             keys.append(account_key(hold.account))
-        event = b"" if single.event is None else orjson.dumps(single.event)
-        known = versions.get(hold.account, 0)
-        singles.append((at, known, hold.metric, hold.units, hold.idempotency_digest, single.kind, event))
+        singles.append((at, versions.get(hold.account, 0), hold.metric, hold.units, single.kind, *_key_parts(single)))
+    unpaid: list[int] = []
+    for account, count in batch.unpaid.items():
+        at = index.get(account)
+        if at is None:
+            at = index[account] = len(keys) + 1
+            keys.append(account_key(account))
+        unpaid += (at, count)
     events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
     arguments[0] = _pack_values((
-        batch.epoch, batch.number, origin, events, ttl_ms, len(batch.groups), list(metrics), singles
+        batch.epoch, batch.number, origin, events, settings.idempotency_ttl_ms, len(batch.groups), list(metrics),
+        singles, settings.unpaid_interval_us, settings.unpaid_burst, unpaid,
     ))  # fmt: skip
     return keys, arguments, index
+
+
+def _key_parts(single: Single) -> tuple[bytes, bytes, int, int, bytes, bytes]:
+    """digest, fingerprint, p, q, event, record (``lua/batch.lua``)."""
+    hold = single.hold
+    key = hold.key
+    event = b"" if single.event is None else orjson.dumps(single.event)
+    digest, fingerprint = (b"", b"") if key is None else (key.digest, key.fingerprint)
+    if single.kind in (SETTLE, RELEASE):
+        return digest, fingerprint, hold.epoch, hold.mark, event, b""
+    repeats_max, refuses = (0, 0) if key is None else (key.repeats_max, int(key.refuse_conflicts))
+    return digest, fingerprint, repeats_max, refuses, event, hold.record or b""
 
 
 def encode_refusal(batch: Batch, origin: str) -> bytes:
     """The argument of ``refuse.lua`` for the settles of a batch of one account."""
     settles = batch.settles()
     events = orjson.dumps([event for event, _ in settles])
-    marks = orjson.dumps([None if digest is None else digest.hex() for _, digest in settles])
+    marks = orjson.dumps([mark for _, mark in settles])
     packed: bytes = _pack((batch.epoch, batch.number, origin, settles[0][0][0], batch.refusal, events, marks))
     return packed
 

@@ -13,8 +13,8 @@ from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.account_views import AccountViews
 from sidecar.ledger.client.link import Link
 from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings
-from sidecar.ledger.client.outcomes import Event, Hold
-from sidecar.ledger.keys import Keys, idempotency_digest
+from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
+from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk
 from sidecar.valkey.resp import RespConnection
 
@@ -129,14 +129,13 @@ class LedgerClient:
         metric: str,
         units: int,
         callback: Callable[[Hold], None],
-        idempotency_scope: bytes | None = None,
+        key: IdempotencyKey | None = None,
     ) -> Hold:
         """Asks to reserve ``units``; ``callback`` is called once, with the decided hold, possibly before this returns.
 
         A caller that goes away sets ``hold.callback`` to None: what is granted after that is given back.
         """
-        digest = None if idempotency_scope is None else idempotency_digest(account, idempotency_scope)
-        hold = Hold(account, metric, units, digest, callback)
+        hold = Hold(account, metric, units, key, callback)
         (self._only or self._by_partition[self.keys.partition(account)]).hold(hold)
         return hold
 
@@ -144,9 +143,10 @@ class LedgerClient:
         """Turns a granted hold into a charge with its usage event."""
         (self._only or self._by_partition[self.keys.partition(hold.account)]).settle(hold, event)
 
-    def release(self, hold: Hold) -> None:
-        """Gives a granted hold back."""
-        (self._only or self._by_partition[self.keys.partition(hold.account)]).release(hold)
+    def release(self, hold: Hold, unpaid: bool = False) -> None:
+        """Gives a granted hold back. ``unpaid``: the API answered the request, and the answer costs nothing; of such
+        answers an account has so many a second (``LinkSettings.unpaid_per_second``)."""
+        (self._only or self._by_partition[self.keys.partition(hold.account)]).release(hold, unpaid)
 
     async def _beat(self) -> None:
         while True:

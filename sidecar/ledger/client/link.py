@@ -161,17 +161,18 @@ class Link:
         self.counters.settles += 1
         self._pending_with_delay().add_settle(hold, event)
 
-    def release(self, hold: Hold) -> None:
-        """Gives a granted hold back."""
+    def release(self, hold: Hold, unpaid: bool = False) -> None:
+        """Gives a granted hold back. ``unpaid``: of a request that the API answered."""
         assert hold.open, hold
         hold.open = False
         self.counters.releases += 1
-        self._pending_with_delay().add_release(hold)
+        self._pending_with_delay().add_release(hold, unpaid)
 
     def settle_late(self, hold: Hold, event: Event) -> None:
-        """Charges units for which no hold exists (a spool's); the hold's idempotency key makes a repetition harmless.
+        """Charges units for which no hold exists (a spool's); the hold's `record` makes a repetition harmless.
 
-        The hold's callback is called when Valkey has the charge: GRANTED, or REPEAT if it had it already.
+        The hold's callback is called when Valkey has the charge: GRANTED, or REPEAT if it had it already, or if the
+        call is a free repeat under the hold's idempotency key.
         """
         hold.epoch = -1
         self.counters.settles += 1
@@ -233,7 +234,7 @@ class Link:
             self._flight_call = encode_command([b"EVAL", script("refuse").text, b"3", *names, argument])
         else:
             keys, arguments, self._flight_accounts = encode(
-                batch, self.origin, self.settings.idempotency_ttl_ms, self._versions, self._account_keys
+                batch, self.origin, self.settings, self._versions, self._account_keys
             )
             count = len(self._first_keys) + 2 * len(keys)
             self._flight_call = encode_call(self._function.name, count, [*self._first_keys, *keys], arguments)
@@ -307,6 +308,7 @@ class Link:
             raise ValueError(f"{len(answers)} values answer holds that have {at}")
         for single, answer in zip(batch.singles, singles, strict=True):
             if single.kind == HOLD:
+                single.hold.mark = answer[7]
                 self._deliver([single.hold], answer, answer, 4, batch)
             elif single.hold.callback is not None:
                 self._decide(single.hold, answer[4])
@@ -713,7 +715,7 @@ class Link:
         may be done."""
         events: list[Event] = []
         for batch in (*self._queue, self._pending):
-            events += [event for event, _ in batch.settles()]
+            events += batch.unsent()
         self._queue.clear()
         self._pending = Batch(self.epoch)
         return events

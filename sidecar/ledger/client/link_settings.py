@@ -21,8 +21,16 @@ class LinkSettings:
     breaker_open_s: float = 1.0
     operations_max: int = 512
     idempotency_ttl_ms: int = 86_400_000
+    unpaid_per_second: float = 50.0
+    """Answers of the API to one account that may cost nothing, a second; 0: any number."""
+    unpaid_burst: int = 500
     create: bool = True
     """Whether a partition that has nothing becomes a new ledger's. Off where a ledger must exist."""
+
+    @property
+    def unpaid_interval_us(self) -> int:
+        """Time in which one more unpaid answer is allowed; 0: any number."""
+        return max(1, round(1_000_000 / self.unpaid_per_second)) if self.unpaid_per_second > 0 else 0
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ Event = tuple[str, str, int, str, str, int, float, str | None, str | None]
 
 
 class Code(IntEnum):
-    """Outcome of a hold. The first ten are the script's. The last two are the client's own: no answer in time; a settle
-    that no account can take, which the ledger keeps as refused."""
+    """Outcome of a hold. UNAVAILABLE and REFUSED are the client's own: no answer in time; a settle that no account can
+    take, which the ledger keeps as refused. The others are the script's."""
 
     GRANTED = 0
     CREDIT = 1
@@ -28,6 +28,9 @@ class Code(IntEnum):
     REPEAT = 9
     UNAVAILABLE = 10
     REFUSED = 11
+    UNPAID = 12
+    MISMATCH = 13
+    UNDER_WAY = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +83,36 @@ class AccountView:
         return f"{sign}{whole}.{part:0{self.digits}d}"
 
 
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """What tells that a call is one that was made before.
+
+    Attributes:
+        digest: 16 bytes of account and scope (``sidecar.ledger.keys.idempotency_digest``).
+        fingerprint: 16 bytes of what was sent. A call with another one is no repeat.
+        repeats_max: repeats of a charged call that are free.
+        refuse_conflicts: another fingerprint, or a first call that is still under way, is refused; else it is charged.
+    """
+
+    digest: bytes
+    fingerprint: bytes
+    repeats_max: int = 3
+    refuse_conflicts: bool = False
+
+
 class Hold:
     """Units reserved, or asked for. Ends in exactly one settle or release, or in a refusal.
 
     Attributes:
         available: scaled money that is left, -1 for no limit; for CREDIT what there is. For RATE and DAILY it is the
-            wait, see `retry_us`: the script answers two integers whose meaning depends on the code (docs/ledger.md).
+            wait, see `retry_us` (of UNPAID too): the script answers two integers whose meaning depends on the code
+            (docs/ledger.md).
         price: scaled money that the call costs.
         rate_left, day_left: requests that would pass now by the rate, and today; -1 without such a limit.
         epoch: the instance's when it was granted.
+        mark: a number that tells that the idempotency key is this hold's until it ends; 0: it has none, or the key is
+            another call's.
+        record: 16 bytes that name a charge of a spool, which is made once.
     """
 
     # What is set later, or seldom, stands in the class until then.
@@ -99,6 +123,8 @@ class Hold:
     day_left = -1
     view: AccountView | None = None
     epoch = 0
+    mark = 0
+    record: bytes | None = None
     open = False
 
     def __init__(
@@ -106,18 +132,18 @@ class Hold:
         account: str,
         metric: str,
         units: int,
-        idempotency_digest: bytes | None,
+        key: IdempotencyKey | None,
         callback: Callable[[Hold], None],
     ) -> None:
         self.account = account
         self.metric = metric
         self.units = units
-        self.idempotency_digest = idempotency_digest
+        self.key = key
         self.callback: Callable[[Hold], None] | None = callback
 
     @property
     def retry_us(self) -> int:
-        """Microseconds until a call would pass. For RATE and DAILY."""
+        """Microseconds until a call would pass. For RATE, DAILY and UNPAID."""
         return self.available
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
 """Charges made while the ledger is away (``on_ledger_failure: open``): bounded, on disk, replayed exactly once.
 
-Lines are written and fsynced in groups, on a thread. Each line's id becomes an idempotency key in the ledger, so
-replaying a file twice charges once. The file of a process that died is replayed by the next one that finds it.
+Lines are written and fsynced in groups, on a thread. The ledger charges each line's id once, so replaying a file twice
+charges once. A line with a caller's idempotency key is a free repeat if the ledger knows its call as charged. The file
+of a process that died is replayed by the next one that finds it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.ledger_client import LedgerClient
-from sidecar.ledger.client.outcomes import Event, Hold
+from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
 from sidecar.ledger.keys import idempotency_digest
+from sidecar.ledger.spool.known_keys import KnownKeys
 from sidecar.ledger.spool.spool_file import (
     Damage,
     Record,
@@ -41,11 +43,13 @@ class SpoolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
-    """``allowance_units``: units that each account may use per process until the ledger is back."""
+    """``allowance_units``: units that each account may use per process until the ledger is back. ``keys_ttl_s``: how
+    long an idempotency key counts."""
 
     directory: Path
     allowance_units: int = 1000
     bytes_max: int = 67_108_864
+    keys_ttl_s: float = 86_400.0
 
 
 class Spool:
@@ -55,6 +59,7 @@ class Spool:
         self.settings = settings
         self.written = 0
         self.replayed = 0
+        self.known_keys = KnownKeys(settings.keys_ttl_s)
         self._ledger = ledger
         self._used: dict[str, int] = {}
         self._count = 0
@@ -115,16 +120,32 @@ class Spool:
 
     def charge(self, hold: Hold, event: Event) -> None:
         """Writes a charge down. It is on disk a few milliseconds later (one fsync for all that came up meanwhile)."""
-        self._keep(hold.account, hold.metric, hold.units, event)
+        self._keep(hold.account, hold.metric, hold.units, event, hold.key)
+        self.note_charged(hold)
+
+    def note_charged(self, hold: Hold) -> None:
+        """A call was charged, here or by the ledger: its idempotency key is known while the ledger is away."""
+        if hold.key is not None:
+            self.known_keys.charged(hold.key)
+
+    def note_repeat(self, hold: Hold) -> None:
+        """The ledger said that it is a free repeat."""
+        if hold.key is not None:
+            self.known_keys.repeated(hold.key)
+
+    def take_repeat(self, hold: Hold) -> bool:
+        """Whether the call is a free repeat of one that this process saw charged. It counts as one then."""
+        return hold.key is not None and self.known_keys.take_repeat(hold.key)
 
     def keep(self, events: list[Event]) -> None:
         """Writes down charges that the ledger was asked for and never got."""
         for event in events:
             self._keep(event[0], event[1], event[2], event)
 
-    def _keep(self, account: str, metric: str, units: int, event: Event) -> None:
+    def _keep(self, account: str, metric: str, units: int, event: Event, key: IdempotencyKey | None = None) -> None:
         self._count += 1
-        line = encode_record(Record(f"spool:{self._ledger.instance}:{self._count}", account, metric, units, event))
+        name = f"spool:{self._ledger.instance}:{self._count}"
+        line = encode_record(Record(name, account, metric, units, event, key))
         self._lines.append(line)
         self._lines_bytes += len(line)
         self._wake.set()
@@ -267,8 +288,8 @@ class Spool:
                 done.set()
 
         for record in records:
-            digest = idempotency_digest(record.account, record.id.encode())
-            hold = Hold(record.account, record.metric, record.units, digest, settled)
+            hold = Hold(record.account, record.metric, record.units, record.key, settled)
+            hold.record = idempotency_digest(record.account, record.id.encode())
             self._ledger.link_of(record.account).settle_late(hold, record.event)
         try:
             async with asyncio.timeout(REPLAY_TIMEOUT_S):

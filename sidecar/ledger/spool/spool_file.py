@@ -1,4 +1,7 @@
-"""Files of the spool: one line a charge, CRC-32, a space, JSON ``[id, account, metric, units, event]``."""
+"""Files of the spool: one line a charge, CRC-32, a space, JSON ``[id, account, metric, units, event]``.
+
+A call under an idempotency key has ``[digest, fingerprint, repeats_max]`` behind these, both in hex.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,24 @@ from zlib import crc32
 
 import orjson
 
-from sidecar.ledger.client.outcomes import Event
+from sidecar.ledger.client.outcomes import Event, IdempotencyKey
 
 LINE_BYTES_MAX = 65_536
 """Longest line that is read. An event's texts are bounded by the proxy to a fraction of this."""
 _EVENT_FIELDS = 9
+KEY_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One charge on disk. ``id`` is its idempotency key in the ledger."""
+    """One charge on disk. The ledger charges each ``id`` once. ``key``: the caller's, None without one."""
 
     id: str
     account: str
     metric: str
     units: int
     event: Event
+    key: IdempotencyKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,10 @@ class Damage:
 
 
 def encode_record(record: Record) -> bytes:
-    body = orjson.dumps([record.id, record.account, record.metric, record.units, record.event])
+    parts: list[object] = [record.id, record.account, record.metric, record.units, record.event]
+    if record.key is not None:
+        parts.append([record.key.digest.hex(), record.key.fingerprint.hex(), record.key.repeats_max])
+    body = orjson.dumps(parts)
     return b"%08x %b\n" % (crc32(body), body)
 
 
@@ -49,10 +57,22 @@ def decode_record(line: bytes) -> Record:
     if not line.endswith(b"\n") or line[8:9] != b" " or int(line[:8], 16) != crc32(body):
         raise ValueError("checksum")
     match orjson.loads(body):
-        case [str(key), str(account), str(metric), int(units), [*event]] if len(event) == _EVENT_FIELDS and units > 0:
-            return Record(key, account, metric, units, tuple(event))  # fields as encode_record wrote them
+        case [str(name), str(account), str(metric), int(units), [*event], *rest] if (
+            len(event) == _EVENT_FIELDS and units > 0 and len(rest) < 2
+        ):
+            key = _key(rest[0]) if rest else None
+            return Record(name, account, metric, units, tuple(event), key)  # fields as encode_record wrote them
         case _:
             raise ValueError("not a charge")
+
+
+def _key(parts: object) -> IdempotencyKey:
+    match parts:
+        case [str(digest), str(fingerprint), int(repeats_max)] if repeats_max >= 0:
+            key = IdempotencyKey(bytes.fromhex(digest), bytes.fromhex(fingerprint), repeats_max)
+            if len(key.digest) == len(key.fingerprint) == KEY_BYTES:
+                return key
+    raise ValueError("not an idempotency key")
 
 
 def read_records(path: Path) -> Iterator[Record | Damage]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final
 
+from sidecar.ledger.accounts.idempotency_marks import is_mark, is_under_way, mark_until_ms
 from sidecar.ledger.accounts.state_values import unpack_state
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.ledger_format import open_ledger
@@ -26,7 +27,6 @@ PAGE_ACCOUNTS: Final = 100
 """Accounts of one script: about a millisecond of the server."""
 PAGE_MEMBERS: Final = 1_000
 HASHES_OF_API_KEYS: Final = 256
-MARK_LENGTH: Final = 17
 
 _READ: Final = """
 -- Accounts, each of one instant.
@@ -151,11 +151,12 @@ class Export:
     def _account(self, id_: str, state: bytes | None, fields: Mapping[bytes, bytes], listed: bool) -> dict[str, Any]:
         marks, others = {}, {}
         for name, value in fields.items():
-            if len(name) == MARK_LENGTH and name[:1] == b"i":
-                if value.isdigit() and int(value) <= self._now_ms:
+            if is_mark(name):
+                until_ms = mark_until_ms(value)
+                if until_ms is not None and until_ms <= self._now_ms:
                     self._expired_marks += 1
-                else:
-                    marks[name[1:].hex()] = value.decode()
+                elif not is_under_way(value):  # it ends with its hold, which is not exported
+                    marks[name[1:].hex()] = encoded(value)
             else:
                 others[name.decode()] = encoded(value)
         self._lines.count("idempotency keys", len(marks))

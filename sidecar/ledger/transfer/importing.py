@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
+from sidecar.ledger.accounts.idempotency_marks import mark_until_ms
 from sidecar.ledger.keys import FIRST_FORMAT_PARTITIONS, FORMAT, Keys
 from sidecar.ledger.ledger_format import IMPORTING
 from sidecar.ledger.transfer.access import Access, Progress, TransferError, no_progress
@@ -27,10 +28,12 @@ FIELDS_AT_ONCE: Final = 1_000
 
 _MARKS: Final = """
 -- Idempotency keys of an account, which go by themselves where the server can do that.
--- KEYS [1] hash   ARGV [1] now, ms [2 ...] field, until when, ms, ...
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-for n = 2, #ARGV, 2 do
-  local left_ms = tonumber(ARGV[n + 1]) - tonumber(ARGV[1])
+-- KEYS [1] hash   ARGV [1] now, ms [2 ...] field, value, until when, ms, ...
+for n = 2, #ARGV, 3 do
+  redis.call('HSET', KEYS[1], ARGV[n], ARGV[n + 1])
+end
+for n = 2, #ARGV, 3 do
+  local left_ms = tonumber(ARGV[n + 2]) - tonumber(ARGV[1])
   if left_ms > 0 then
     local reply = redis.pcall('HPEXPIRE', KEYS[1], string.format('%.0f', left_ms), 'FIELDS', 1, ARGV[n])
     if type(reply) == 'table' and reply.err then
@@ -248,8 +251,12 @@ class Import:
             self._add(self._keys.state(id_), "SET", self._keys.state(id_), decoded(row["state"]))
         for name, value in row["fields"].items():
             self._add(key, "HSET", key, name, decoded(value))
-        marks = [(b"i" + bytes.fromhex(digest), str(until)) for digest, until in row["marks"].items()]
-        marks = [(name, until) for name, until in marks if not until.isdigit() or int(until) > self._now_ms]
+        marks: list[tuple[bytes, bytes, int]] = []
+        for digest, text in row["marks"].items():
+            packed = decoded(text)
+            until_ms = mark_until_ms(packed) or 0
+            if until_ms > self._now_ms:
+                marks.append((b"i" + bytes.fromhex(digest), packed, until_ms))
         for at in range(0, len(marks), FIELDS_AT_ONCE):
             parts = [part for mark in marks[at : at + FIELDS_AT_ONCE] for part in mark]
             self._add(key, "EVAL", _MARKS, 1, key, self._now_ms, *parts)

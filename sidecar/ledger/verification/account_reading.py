@@ -18,7 +18,7 @@ PAGE_FIELDS: Final = 2_000
 _READ: Final = """
 -- Accounts as they are at one instant, without their idempotency keys.
 -- KEYS [1 2, 3 4, ...] state and hash of each account   ARGV [1] fields after which no further account is read
--- reply {{state, {field, value, ...}, idempotency keys, those whose time is no number}, ...}
+-- reply {{state, {field, value, ...}, idempotency keys, those without a time}, ...}
 local found, left = {}, tonumber(ARGV[1])
 for k = 1, #KEYS, 2 do
   if left <= 0 then
@@ -31,7 +31,7 @@ for k = 1, #KEYS, 2 do
     for f = 1, #hash, 2 do
       if #hash[f] == 17 and string.byte(hash[f]) == 105 then
         marks = marks + 1
-        broken = broken + (string.match(hash[f + 1], '^%d+$') and 0 or 1)
+        broken = broken + ((#hash[f + 1] < 9 or string.byte(hash[f + 1]) ~= 207) and 1 or 0)
       else
         parts[#parts + 1] = hash[f]
         parts[#parts + 1] = hash[f + 1]

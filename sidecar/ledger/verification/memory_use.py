@@ -207,11 +207,15 @@ class _Look:
         return int(reply[0])
 
 
+MARK_BYTES: Final = 17 + 30
+"""Of a field and its value, about."""
+
+
 def _parts(account: StoredAccount, size_bytes: int) -> tuple[int, int, int]:
     """A hash's bytes, shared out among hours, idempotency keys and the rest by the lengths of their fields."""
     hours = sum(len(name) + len(value) for name, value in account.fields.items() if _is_day(name))
     rest = sum(len(name) + len(value) for name, value in account.fields.items() if not _is_day(name))
-    marks = account.marks * (17 + 13)
+    marks = account.marks * MARK_BYTES
     whole = max(1, hours + rest + marks)
     of_hours, of_marks = size_bytes * hours // whole, size_bytes * marks // whole
     return of_hours, of_marks, size_bytes - of_hours - of_marks

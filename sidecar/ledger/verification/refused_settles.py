@@ -28,9 +28,9 @@ from sidecar.valkey.topology import Client
 log = get_logger("sidecar.ledger")
 
 PAGE_ENTRIES: Final = 100
-MARKS_MAX: Final = 3_000
-"""Idempotency keys of one entry: a script takes fewer than 8,000 values from its stack at once. As PARTS_MAX in
-lua/batch.lua, so that no gateway's are too many."""
+MARKS_MAX: Final = 6_000
+"""Idempotency keys and records of spools of one entry: a script takes fewer than 8,000 values from its stack at once.
+Two for each of PARTS_MAX in lua/batch.lua, so that no gateway's are too many."""
 
 _ID = re.compile(r"([0-9]{1,5})/([0-9]{1,20}-[0-9]{1,20})")
 
@@ -40,14 +40,32 @@ class UnknownRefusedSettles(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedMark:
+    """What is kept of an event's idempotency key (lua/reapply.lua). ``record``: of a spool; ``digest`` and
+    ``fingerprint``: of the caller's key. What there is not is empty. ``p``, ``q``: with a record the most free repeats
+    and 0, else epoch and token of the hold."""
+
+    record: bytes = b""
+    digest: bytes = b""
+    fingerprint: bytes = b""
+    p: int = 0
+    q: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many fields of the account it is about."""
+        return bool(self.record) + bool(self.digest)
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedEvent:
-    """``number``: of the event in its batch. ``digest``: of its idempotency key, None without one."""
+    """``number``: of the event in its batch."""
 
     number: int
     metric: str
     units: int
     text: bytes
-    digest: bytes | None
+    mark: RefusedMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +143,17 @@ async def reapply(
         RedisError, OSError: Valkey cannot be reached; those that were answered are done.
     """
     for entry in entries:
-        marks = sum(event.digest is not None for event in entry.events)
+        marks = sum(event.mark.count for event in entry.events)
         problem = entry.broken or (f"it has {marks} idempotency keys" if marks > MARKS_MAX else "")
         if problem:
             yield Reapplied(entry.id, entry.account, problem=problem)
             continue
         partition, id_ = entry.place
         events = [
-            (event.number, event.metric, event.units, event.text, event.digest or False) for event in entry.events
-        ]
+            (each.number, each.metric, each.units, each.text, each.mark.record, each.mark.digest,
+             each.mark.fingerprint, each.mark.p, each.mark.q)
+            for each in entry.events
+        ]  # fmt: skip
         argument = msgpack.packb((id_, marks_ttl_ms, entry.origin, entry.seq, events), use_bin_type=False)
         names = [
             keys.clock(partition), keys.outbox(partition), keys.refused(partition), keys.state(entry.account),
@@ -198,12 +218,20 @@ def _refused(id_: str, fields: Mapping[bytes, bytes]) -> RefusedSettles:
             of, metric, units, *_ = row
             if of != account or type(units) is not int or units < 0 or not isinstance(metric, str):
                 raise ValueError(f"event {number} is none of the account's")
-            digest = None if mark is None else bytes.fromhex(mark)
-            events.append(RefusedEvent(number, metric, units, orjson.dumps(row), digest))
+            events.append(RefusedEvent(number, metric, units, orjson.dumps(row), _mark(mark)))
         at_ms, seq = int(fields[b"t"]), int(fields[b"q"])
     except (LookupError, TypeError, ValueError) as error:
         return RefusedSettles(id_, account, 0, reason, text(b"o"), 0, (), f"the entry cannot be read: {error}"[:200])
     return RefusedSettles(id_, account, at_ms, reason, text(b"o"), seq, tuple(events))
+
+
+def _mark(parts: Any) -> RefusedMark:
+    match parts:
+        case None:
+            return RefusedMark()
+        case [str(record), str(digest), str(fingerprint), int(p), int(q)]:
+            return RefusedMark(bytes.fromhex(record), bytes.fromhex(digest), bytes.fromhex(fingerprint), p, q)
+    raise ValueError("an idempotency key")
 
 
 def _checked(id_: str, keys: Keys) -> tuple[int, str]:

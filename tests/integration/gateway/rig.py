@@ -168,6 +168,8 @@ async def running(
     api_path: Path | None = None,
     tls: ssl.SSLContext | None = None,
     hold_budget_s: float = TIMEOUT_S,
+    unpaid_per_second: float = 50.0,
+    unpaid_burst: int = 500,
     spool_directory: Path | None = None,
     **changes: Any,
 ) -> AsyncIterator[Rig]:
@@ -189,7 +191,7 @@ async def running(
         ledger = LedgerClient(
             endpoints(parse_valkey_url(f"valkey://{where['host']}:{where['port']}")),
             keys,
-            LinkSettings(hold_budget_s=hold_budget_s),
+            LinkSettings(hold_budget_s=hold_budget_s, unpaid_per_second=unpaid_per_second, unpaid_burst=unpaid_burst),
         )
         ledger.start()
         assert await ledger.wait_ready(TIMEOUT_S)

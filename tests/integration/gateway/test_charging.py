@@ -511,60 +511,6 @@ async def test_a_client_that_half_closes_hears_every_refusal(gateway: Any) -> No
         assert await wire.ended() == b""
 
 
-# One call under one key
-
-
-@pytest.mark.parametrize("name", [b"x-idempotency-key", b"Idempotency-Key"])
-async def test_a_repetition_under_one_key_is_forwarded_and_not_charged(gateway: Any, name: bytes) -> None:
-    async with gateway(echo) as rig:
-        first = await rig.ask(post(b"a", name + b": one"))
-        again = await rig.ask(post(b"a", name + b": one"))
-        other = await rig.ask(post(b"a", name + b": two"))
-        assert [a.get(b"X-Credits-Repeat") for a in (first, again, other)] == [None, b"true", None]
-        assert [a.body for a in (first, again, other)] == [b"a"] * 3
-        assert len(await rig.charged()) == 2
-
-
-async def test_a_key_is_good_for_one_method_one_target_and_one_account(gateway: Any) -> None:
-    two = [account("tpp"), account("other")]
-    async with gateway(echo, accounts=two) as rig:
-        for request in (
-            post(b"", b"x-idempotency-key: k"),
-            post(b"", b"x-idempotency-key: k", target=b"/elsewhere"),
-            post(b"", b"x-idempotency-key: k", method=b"PUT"),
-            post(b"", b"x-idempotency-key: k").replace(b"key-of-tpp", b"key-of-other"),
-        ):
-            assert (await rig.ask(request)).get(b"X-Credits-Repeat") is None
-        assert len(await rig.charged()) == 4
-
-
-async def test_a_call_that_failed_is_charged_when_it_is_tried_again(gateway: Any) -> None:
-    async def script(talk: Conversation) -> None:
-        await talk.answer(length(status=b"503 No"))
-        await talk.answer(length())
-        await talk.answer(length())
-
-    async with gateway(script) as rig:
-        answers = [await rig.ask(post(b"", b"x-idempotency-key: k")) for _ in range(3)]
-        assert [a.status for a in answers] == [503, 200, 200]
-        assert answers[2].get(b"X-Credits-Repeat") == b"true"
-        assert await rig.charged() == [200]
-
-
-async def test_a_get_is_charged_every_time_whatever_key_it_carries(gateway: Any) -> None:
-    async with gateway(echo) as rig:
-        for _ in range(2):
-            await rig.ask(get(b"/a", b"x-idempotency-key: k"))
-        assert await rig.charged() == [200, 200]
-
-
-async def test_two_that_race_under_one_key_are_charged_once(gateway: Any) -> None:
-    async with gateway(echo) as rig:
-        answers = await asyncio.gather(*(rig.ask(post(b"", b"x-idempotency-key: k")) for _ in range(10)))
-        assert {a.status for a in answers} == {200}
-        assert await rig.charged() == [200]
-
-
 async def test_a_plan_without_a_price_is_a_403(gateway: Any) -> None:
     only_payments = account(prices={"payments": Standard(Decimal(1))})
     async with gateway(echo, accounts=[only_payments]) as rig:

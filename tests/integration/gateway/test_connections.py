@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.gateway.routes import Route
+from sidecar.gateway.routes import IdempotencyRule, Route
 from tests.integration.gateway.api import Conversation, always, echo, length, silent
 from tests.integration.gateway.rig import get, post
 
@@ -187,7 +187,8 @@ async def test_requests_are_counted_by_account_method_route_and_status(gateway: 
 
 
 async def test_the_log_has_a_line_for_each_request_without_its_credentials(gateway: Any) -> None:
-    async with gateway(echo) as rig:
+    repeats = Route("(other)", idempotency=IdempotencyRule(b"x-idempotency-key"))
+    async with gateway(echo, default=repeats) as rig:
         await rig.ask(get(b"/accounts?secret=1", b"x-fapi-interaction-id: 93bac548"))
         await rig.ask(post(b"", b"x-idempotency-key: k"))
         await rig.ask(post(b"", b"x-idempotency-key: k"))
@@ -196,6 +197,7 @@ async def test_the_log_has_a_line_for_each_request_without_its_credentials(gatew
         assert [(line["status"], line["units"], line["path"]) for line in rig.log] == [
             (200, 1, "/accounts"), (200, 1, "/payments"), (200, 0, "/payments"), (401, 0, "/accounts")
         ]  # fmt: skip
+        assert [line["repeat"] for line in rig.log] == [False, False, True, False]
         assert rig.log[0]["interaction_id"] == "93bac548"
         assert rig.log[0]["client"] == "127.0.0.1"
         assert "this-is-the-key" not in str(rig.log)

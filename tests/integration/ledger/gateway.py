@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tests.reference.messages import HOLD, LATE_SETTLE, SETTLE, Batch, Code, Event, Group, Reply, Single
+from tests.reference.messages import HOLD, RELEASE, REPLAY, SETTLE, Batch, Code, Event, Group, Reply, Single
 
-OpKind = Literal["hold", "settle", "release", "late", "hold once", "settle once", "late once"]
+OpKind = Literal["hold", "settle", "release", "late", "hold once", "settle once", "replay"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,13 @@ class OpenHold:
     metric: str
     units: int
     epoch: int
-    scope: str | None = None
+    once: Single | None = None
+    """Its key, if that is the hold's own until it ends."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One thing to do. ``pick`` chooses among the open holds for what ends one."""
+    """One thing to do. ``pick`` chooses among the open holds for what ends one. ``answered``: what is released was."""
 
     kind: OpKind
     account: str
@@ -30,6 +32,11 @@ class Op:
     units: int
     pick: int = 0
     scope: str = ""
+    body: str = ""
+    repeats_max: int = 3
+    refuses: bool = False
+    record: str = ""
+    answered: bool = False
 
 
 @dataclass
@@ -44,39 +51,48 @@ class Gateway:
         """The next batch. ``merge``: one group for each metric of an account, as the client has it; else one each."""
         groups: list[Group] = []
         singles: list[Single] = []
+        unpaid: Counter[str] = Counter()
         for op in ops:
-            self._add(op, groups, singles, versions)
+            self._add(op, groups, singles, unpaid, versions)
         self.seq += 1
-        self.last = Batch(self.epoch, self.seq, tuple(_merged(groups) if merge else groups), tuple(singles))
+        merged = tuple(_merged(groups) if merge else groups)
+        self.last = Batch(self.epoch, self.seq, merged, tuple(singles), tuple(unpaid.items()))
         return self.last
 
-    def _add(self, op: Op, groups: list[Group], singles: list[Single], versions: dict[str, int]) -> None:
+    def _add(
+        self, op: Op, groups: list[Group], singles: list[Single], unpaid: Counter[str], versions: dict[str, int]
+    ) -> None:
         known = versions.get(op.account, 0)
+        once = Single(
+            op.account, op.metric, op.units, op.scope, HOLD, known, op.body, op.repeats_max, op.refuses
+        )  # fmt: skip
         match op.kind:
             case "hold":
                 groups.append(Group.of(op.account, op.metric, hold=(op.units,), known_version=known))
             case "late":
                 groups.append(Group.of(op.account, op.metric, late=(op.units,), known_version=known))
             case "hold once":
-                singles.append(Single(op.account, op.metric, op.units, op.scope, HOLD, known))
-            case "late once":
-                singles.append(Single(op.account, op.metric, op.units, op.scope, LATE_SETTLE, known))
+                singles.append(once)
+            case "replay":
+                scope = op.scope if op.pick % 4 else ""
+                singles.append(replace(once, kind=REPLAY, scope=scope, record=op.record))
             case "settle" | "settle once" | "release":
-                self._end(op, groups, singles)
+                self._end(op, groups, singles, unpaid)
 
-    def _end(self, op: Op, groups: list[Group], singles: list[Single]) -> None:
-        fitting = [h for h in self.open if op.kind == "release" or (h.scope is None) == (op.kind == "settle")]
+    def _end(self, op: Op, groups: list[Group], singles: list[Single], unpaid: Counter[str]) -> None:
+        fitting = [h for h in self.open if op.kind == "release" or (h.once is None) == (op.kind == "settle")]
         if not fitting:
             return
         hold = fitting[op.pick % len(fitting)]
         self.open.remove(hold)
         live = hold.epoch == self.epoch
-        if op.kind == "release":
+        if op.kind == "release" and op.answered:
+            unpaid[hold.account] += 1
+        if hold.once is not None:
+            singles.append(replace(hold.once, kind=RELEASE if op.kind == "release" else SETTLE))
+        elif op.kind == "release":
             if live:  # what an older epoch held was given back by the reaper
                 groups.append(Group.of(hold.account, hold.metric, release=hold.units))
-        elif hold.scope is not None:
-            kind = SETTLE if live else LATE_SETTLE
-            singles.append(Single(hold.account, hold.metric, hold.units, hold.scope, kind))
         elif live:
             groups.append(Group.of(hold.account, hold.metric, settle=(hold.units,)))
         else:
@@ -92,7 +108,8 @@ class Gateway:
                     self.open.append(OpenHold(group.account, group.metric, units, batch.epoch))
         for single, summary in zip(batch.singles, reply.singles, strict=True):
             if single.kind == HOLD and summary.outcomes[0].code == Code.GRANTED:
-                self.open.append(OpenHold(single.account, single.metric, single.units, batch.epoch, single.scope))
+                own = replace(single, epoch=batch.epoch, token=summary.token) if summary.token else None
+                self.open.append(OpenHold(single.account, single.metric, single.units, batch.epoch, own))
 
 
 def _merged(groups: list[Group]) -> list[Group]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.reference.messages import AccountState, State, SubscriptionState
+from tests.integration.ledger.strategies import REPEATS_MAX
+from tests.reference.messages import HOLD, RELEASE, REPLAY, AccountState, Code, Single, State, SubscriptionState
 from tests.reference.pricing import worst
 
 HOUR_MS = 3_600_000
@@ -52,6 +53,29 @@ class Books:
             if place[0] == account:
                 del self.units[place]
                 self.units[account, place[1], subscription, start_ms] += units
+
+
+@dataclass
+class Repeats:
+    """Calls that were free, and those that they repeated."""
+
+    charged: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    free: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    records: set[tuple[str, str]] = field(default_factory=set)
+
+    def note(self, single: Single, code: Code) -> None:
+        """A call is free only as one of so many repeats of one that was charged, with the same key and body."""
+        of = single.account, single.scope, single.body
+        if single.kind == RELEASE or (single.account, single.record) in self.records:
+            return
+        if code == Code.REPEAT:
+            self.free[of] += 1
+            assert self.free[of] <= self.charged[of] * REPEATS_MAX, f"{of} was free too often"
+        elif single.kind != HOLD:
+            assert code == Code.GRANTED, "the API did the work"
+            self.charged[of] += 1
+        if single.kind == REPLAY:
+            self.records.add((single.account, single.record))
 
 
 def assert_conserved(state: State, books: Books) -> None:

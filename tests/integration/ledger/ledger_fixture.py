@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.reference.ledger import Ledger
 from tests.reference.messages import (
-    HOLD,
+    REPLAY,
     SETTLE,
     AccountState,
     Batch,
@@ -45,6 +45,7 @@ class LedgerFixture:
         self.epochs: dict[str, int] = {}
         self.seqs: dict[str, int] = {}
         self.last: dict[str, Batch] = {}
+        self.under_way: dict[tuple[str, str, str], Single] = {}
         self._accounts = accounts
 
     # Loader
@@ -92,14 +93,14 @@ class LedgerFixture:
 
     # Batches
 
-    def send(self, name: str, *parts: Group | Single) -> Reply:
+    def send(self, name: str, *parts: Group | Single, unpaid: tuple[tuple[str, int], ...] = ()) -> Reply:
         """One batch. A gateway that was not started yet starts first."""
         if name not in self.epochs:
             self.start(name)
         self.seqs[name] += 1
         groups = tuple(part for part in parts if isinstance(part, Group))
         singles = tuple(part for part in parts if isinstance(part, Single))
-        self.last[name] = Batch(self.epochs[name], self.seqs[name], groups, singles)
+        self.last[name] = Batch(self.epochs[name], self.seqs[name], groups, singles, unpaid)
         return self.backend.batch(name, self.last[name], now_us=self.now_us)
 
     def send_again(self, name: str) -> Reply:
@@ -119,8 +120,11 @@ class LedgerFixture:
     def settle(self, *units: int, account: str = "tpp", metric: str = "api_calls", by: str = "gw") -> None:
         self.send(by, Group.of(account, metric, settle=units))
 
-    def release(self, units: int, account: str = "tpp", metric: str = "api_calls", by: str = "gw") -> None:
-        self.send(by, Group.of(account, metric, release=units))
+    def release(
+        self, units: int, account: str = "tpp", metric: str = "api_calls", by: str = "gw", answered: int = 0
+    ) -> None:
+        """``answered``: how many of the calls the API has answered."""
+        self.send(by, Group.of(account, metric, release=units), unpaid=((account, answered),) if answered else ())
 
     def spend(self, units: int, account: str = "tpp", metric: str = "api_calls", by: str = "gw") -> Outcome:
         """A hold and its settle."""
@@ -132,13 +136,35 @@ class LedgerFixture:
     def charge_late(self, units: int, account: str = "tpp", metric: str = "api_calls", by: str = "gw") -> None:
         self.send(by, Group.of(account, metric, late=(units,)))
 
-    def once(self, key: str, kind: int = HOLD, units: int = 1, account: str = "tpp", by: str = "gw") -> Outcome:
-        """A hold or a settle under an idempotency key."""
-        [summary] = self.send(by, Single(account, "api_calls", units, key, kind)).singles
+    def once(self, key: str, units: int = 1, account: str = "tpp", by: str = "gw", **what: Any) -> Outcome:
+        """A hold under an idempotency key."""
+        single = Single(account, "api_calls", units, key, **what)
+        [summary] = self.send(by, single).singles
+        if summary.token:
+            self.under_way[by, account, key] = replace(single, epoch=self.epochs[by], token=summary.token)
         return summary.outcomes[0]
 
-    def settle_once(self, key: str, units: int = 1, account: str = "tpp", by: str = "gw") -> Outcome:
-        return self.once(key, SETTLE, units, account, by)
+    def end_once(self, key: str, kind: int = SETTLE, account: str = "tpp", by: str = "gw") -> Outcome:
+        """Settles or releases the hold that has the key."""
+        [summary] = self.send(by, replace(self.under_way[by, account, key], kind=kind)).singles
+        return summary.outcomes[0]
+
+    def spend_once(self, key: str, units: int = 1, account: str = "tpp", by: str = "gw", **what: Any) -> Outcome:
+        """A hold under an idempotency key, and its settle, whoever has the key."""
+        before = self.under_way.pop((by, account, key), None)
+        outcome = self.once(key, units, account, by, **what)
+        if outcome.code == Code.GRANTED and (by, account, key) in self.under_way:
+            self.end_once(key, SETTLE, account, by)
+        elif outcome.code == Code.GRANTED:
+            self.settle(units, account=account, by=by)
+        if before is not None:
+            self.under_way[by, account, key] = before
+        return outcome
+
+    def replay(self, record: str, units: int = 1, account: str = "tpp", by: str = "gw", **what: Any) -> Outcome:
+        """A charge of a spool."""
+        [summary] = self.send(by, Single(account, "api_calls", units, kind=REPLAY, record=record, **what)).singles
+        return summary.outcomes[0]
 
     # What is stored
 

@@ -16,10 +16,11 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.integration.ledger.gateway import Gateway, Op
+from tests.integration.ledger.gateway import Gateway, Op, OpKind
 from tests.integration.ledger.invariants import (
     HOUR_MS,
     Books,
+    Repeats,
     assert_conserved,
     assert_hours,
     assert_money,
@@ -28,6 +29,7 @@ from tests.integration.ledger.invariants import (
 )
 from tests.integration.ledger.strategies import (
     ACCOUNTS,
+    BODIES,
     DAY_MS,
     GATEWAYS,
     KNOWS_NOT,
@@ -43,8 +45,8 @@ from tests.integration.ledger.strategies import (
     most_units,
     ops,
 )
-from tests.reference.ledger import Ledger
-from tests.reference.messages import AccountState, Batch, Code, LedgerError, Loaded, Reply, State
+from tests.reference.ledger import IDEMPOTENCY_TTL_MS, Ledger
+from tests.reference.messages import HOLD, RELEASE, AccountState, Batch, Code, LedgerError, Loaded, Reply, State
 from tests.reference.pricing import MAX_INT
 from tests.support.ledger_driver import CLOCK_KEY, Edit, RealLedger, account_keys
 
@@ -70,6 +72,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.overdrawn_for_a_reason: set[str] = set()
         self.freed_for_a_reason: set[str] = set()
         self.granted: set[str] = set()
+        self.repeats = Repeats()
 
     # Both at once
 
@@ -152,12 +155,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.granted.add(group.account)
         for single, answer in zip(batch.singles, reply.singles, strict=True):
             code = answer.outcomes[0].code
-            if single.event and code == Code.REPEAT:
+            if single.kind == RELEASE:
                 self.freed_for_a_reason.add(single.account)
-            elif single.event and (single.kind == 3 or not reply.registered):
+            elif single.kind == HOLD:
+                if code == Code.GRANTED:
+                    self.granted.add(single.account)
+            elif code == Code.GRANTED and (single.epoch != batch.epoch or not reply.registered):
                 self.overdrawn_for_a_reason.add(single.account)
-            elif code == Code.GRANTED and not single.event:
-                self.granted.add(single.account)
+            self.repeats.note(single, code)
 
     @rule(
         name=st.sampled_from(GATEWAYS[:2]),
@@ -184,9 +189,39 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now_us += wait_us
         self._send(name, [Op("hold", account, "api_calls", 1)] * times, merge)
 
+    @rule(
+        names=st.lists(st.sampled_from(GATEWAYS[:2]), min_size=2, max_size=6),
+        account=st.sampled_from([*ACCOUNTS[:4], "limited"]),
+        op=ops,
+        bodies=st.lists(st.sampled_from(BODIES[:1] * 4 + BODIES), min_size=2, max_size=6),
+        ends=st.sampled_from(["settle once", "settle once", "release", "nothing"]),
+        wait_ms=st.sampled_from([0, 0, IDEMPOTENCY_TTL_MS]),
+    )
+    def repeat(self, names: list[str], account: str, op: Op, bodies: list[str], ends: OpKind, wait_ms: int) -> None:
+        """Calls under one key, one after the other, by several gateways."""
+        for name, body in zip(names, bodies, strict=False):
+            self._send(name, [replace(op, kind="hold once", account=account, units=1, body=body)])
+            if ends != "nothing":
+                self._send(name, [replace(op, kind=ends)])
+        self.now_us += wait_ms * 1000
+
+    @rule(
+        name=st.sampled_from(GATEWAYS[:2]),
+        account=st.sampled_from(ACCOUNTS),
+        times=st.integers(2, 12),
+        wait_us=st.sampled_from([0, 249_999, 250_000, 1_000_000]),
+    )
+    def fail(self, name: str, account: str, times: int, wait_us: int) -> None:
+        """Calls that are answered with an error."""
+        hold = Op("hold", account, "api_calls", 1)
+        self._send(name, [hold] * times)
+        self._send(name, [Op("release", account, "", 0, pick=-1, answered=True)] * times)
+        self.now_us += wait_us
+        self._send(name, [hold])
+
     @rule(name=st.sampled_from(GATEWAYS), keep=st.integers(0, 2))
     def settle_what_is_open(self, name: str, keep: int) -> None:
-        ops = [Op("settle once" if hold.scope else "settle", "", "", 0) for hold in self.gateways[name].open]
+        ops = [Op("settle once" if hold.once else "settle", "", "", 0) for hold in self.gateways[name].open]
         if ops[keep:]:
             self._send(name, ops[keep:])
 

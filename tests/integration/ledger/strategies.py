@@ -15,6 +15,9 @@ ACCOUNTS = ("prepaid", "overage", "postpaid", "limited", "stranger")
 METRICS = ("api_calls", "payments", "reports")
 GATEWAYS = ("gw-a", "gw-b", "gw-c")
 SCOPES = ("k1", "k2", "k3")
+BODIES = ("a", "b")
+RECORDS = ("r1", "r2", "r3")
+REPEATS_MAX = 2
 
 DAY_MS = 86_400_000
 LENGTH_MS = 3 * DAY_MS
@@ -49,13 +52,18 @@ units = st.one_of(st.just(1), st.integers(1, 6), st.integers(1, 40))
 ops = st.builds(
     Op,
     kind=st.sampled_from(
-        ["hold"] * 5 + ["settle"] * 4 + ["hold once"] * 3 + ["settle once"] * 3 + ["release", "late", "late once"]
+        ["hold"] * 5 + ["settle"] * 4 + ["hold once"] * 5 + ["settle once"] * 3 + ["release"] * 2 + ["late", "replay"]
     ),
     account=st.sampled_from(ACCOUNTS),
     metric=st.sampled_from(METRICS[:1] * 3 + METRICS),
     units=units,
     pick=st.integers(0, 7),
-    scope=st.sampled_from(SCOPES),
+    scope=st.sampled_from(SCOPES[:1] * 3 + SCOPES),
+    body=st.sampled_from(BODIES[:1] * 4 + BODIES),
+    repeats_max=st.integers(0, REPEATS_MAX),
+    refuses=st.booleans(),
+    record=st.sampled_from(RECORDS),
+    answered=st.booleans(),
 )
 changes = st.fixed_dictionaries(
     {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import redis
 from sidecar.ledger.keys import Keys
 from tests.integration.ledger.ledger_fixture import CENT, DAY_MS, LENGTH_MS, START_MS, LedgerFixture
 from tests.reference.ledger import CLOCK_HOLDS_US
-from tests.reference.messages import LATE_SETTLE, SETTLE, Code, Group, LedgerError, MetricState, Outcome, Plan, Single
+from tests.reference.messages import SETTLE, Code, Group, LedgerError, MetricState, Outcome, Plan, Single
 from tests.reference.pricing import MAX_INT
 from tests.support.ledger_driver import HOME, RealLedger
 from tests.support.ledger_state import pack
@@ -198,9 +199,11 @@ def test_a_gateway_that_beats_after_the_step_lives(ledger: LedgerFixture) -> Non
 
 def test_a_key_is_not_charged_again_because_the_clock_went_back(ledger: LedgerFixture) -> None:
     ledger.load()
-    ledger.settle_once("key")
+    ledger.replay("record")
+    ledger.spend_once("key")
     ledger.now_us -= BACK_US
-    assert ledger.settle_once("key").code == Code.REPEAT
+    assert ledger.replay("record").code == Code.REPEAT
+    assert ledger.once("key").code == Code.REPEAT
 
 
 # What one account cannot do to the others of its batch
@@ -219,8 +222,8 @@ def test_an_unreadable_account_costs_ten_good_calls_of_its_batch_nothing(real_le
     for key in keys:
         real_ledger.once(key, units=3)
     unreadable(real_ledger, "other")
-    good = [Single("tpp", "api_calls", 3, key, SETTLE) for key in keys]
-    bad = Single("other", "api_calls", 1, "bad", LATE_SETTLE)
+    good = [replace(real_ledger.under_way["gw", "tpp", key], kind=SETTLE) for key in keys]
+    bad = Single.spooled("other", "api_calls", 1, "bad")
     before = real_ledger.backend.state(["tpp"], ["gw"])  # type: ignore[call-arg]
     with pytest.raises(LedgerError, match="ACCOUNT 2 "):
         real_ledger.send("gw", *good[:5], bad, *good[5:])
@@ -238,7 +241,7 @@ def test_units_beyond_2_to_the_53rd_are_refused_and_name_their_account(ledger: L
     ledger.load("other")
     ledger.charge_late(MAX_INT)
     before = ledger.account(), ledger.entries(), ledger.instance("gw")
-    one_more = Group.of("tpp", late=(1,)) if part == "group" else Single("tpp", "api_calls", 1, "key", LATE_SETTLE)
+    one_more = Group.of("tpp", late=(1,)) if part == "group" else Single.spooled("tpp", "api_calls", 1, "key")
     with pytest.raises(LedgerError) as caught:
         ledger.send("gw", Group.of("other", settle=(1,)), one_more)
     assert caught.value.word == "ACCOUNT 2"

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.integration.ledger.invariants import HOUR_MS
 from tests.integration.ledger.ledger_fixture import LedgerFixture
-from tests.reference.messages import LATE_SETTLE, Group, Single
+from tests.reference.messages import Group, Single
 from tests.support.ledger_driver import RealLedger
 
 METRIC = "api_calls"
@@ -29,17 +29,17 @@ def test_every_kind_of_charge_is_counted_and_nothing_else_is(ledger: LedgerFixtu
     ledger.settle(5, 7)
     ledger.release(20)
     ledger.charge_late(100)
-    ledger.once("key", units=3)
-    ledger.settle_once("key", units=3)
-    ledger.send("gw", Single("tpp", METRIC, 1000, "other key", LATE_SETTLE))
+    ledger.spend_once("key", units=3)
+    ledger.spend_once("key", units=3)
+    ledger.send("gw", Single.spooled("tpp", METRIC, 1000, "other key"))
     assert hours(ledger) == {(this_hour(ledger), "tpp", METRIC): 5 + 7 + 100 + 3 + 1000}
     assert ledger.settled_units() == ledger.charged_units() == 1115
 
 
 def test_a_call_that_was_charged_already_is_not_counted_again(ledger: LedgerFixture) -> None:
     ledger.load()
-    ledger.settle_once("key", units=3)
-    ledger.settle_once("key", units=3)
+    ledger.replay("record", units=3)
+    ledger.replay("record", units=3)
     ledger.send_again("gw")
     ledger.settle(4)
     ledger.send_again("gw")
@@ -54,8 +54,8 @@ def test_accounts_and_metrics_are_counted_apart_and_groups_and_singles_of_one_to
         Group.of("tpp", settle=(1,)),
         Group.of("tpp", "payments", settle=(2,), late=(3,)),
         Group.of("other", late=(4,)),
-        Single("tpp", METRIC, 10, "a", LATE_SETTLE),
-        Single("tpp", METRIC, 20, "b", LATE_SETTLE),
+        Single.spooled("tpp", METRIC, 10, "a"),
+        Single.spooled("tpp", METRIC, 20, "b"),
     )
     hour = this_hour(ledger)
     assert hours(ledger) == {
@@ -87,7 +87,7 @@ def test_the_work_of_a_gateway_that_was_taken_for_dead_is_counted(ledger: Ledger
 def test_a_settle_of_no_units_leaves_no_count(ledger: LedgerFixture) -> None:
     ledger.load()
     ledger.settle(0)
-    ledger.settle_once("key", units=0)
+    ledger.replay("record", units=0)
     assert hours(ledger) == {}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.integration.ledger.ledger_fixture import CENT, DAY_MS, LedgerFixture
-from tests.reference.messages import Code, Outcome
+from tests.reference.messages import RELEASE, Batch, Code, Group, Outcome
 
 DAY_US = DAY_MS * 1000
 FOUR_A_SECOND: dict[str, Any] = {"rate_interval_us": 250_000, "burst": 3}
@@ -131,3 +132,91 @@ def test_a_suspended_account_still_settles_what_it_holds(ledger: LedgerFixture) 
     assert (ledger.settled_units(), ledger.held_units()) == (4, 0)
     ledger.load(status=0)
     assert ledger.hold(1).code == Code.GRANTED
+
+
+# Answers that cost nothing: 4 at once, and one in 250 ms (messages.Batch)
+
+
+def test_calls_that_were_answered_and_not_charged_are_bounded(ledger: LedgerFixture) -> None:
+    ledger.load()
+    for _ in range(4):
+        assert ledger.hold().code == Code.GRANTED
+        ledger.release(1, answered=1)
+    assert ledger.hold() == Outcome(Code.UNPAID, 250_000)
+    ledger.now_us += 249_999
+    assert ledger.hold() == Outcome(Code.UNPAID, 1)
+    ledger.now_us += 1
+    assert ledger.hold().code == Code.GRANTED
+    assert ledger.hold().code == Code.GRANTED, "what is not known to cost nothing uses nothing up"
+
+
+def test_what_is_given_back_without_an_answer_is_not_bounded(ledger: LedgerFixture) -> None:
+    ledger.load()
+    for _ in range(20):
+        assert ledger.hold().code == Code.GRANTED
+        ledger.release(1)
+    assert ledger.account().unpaid_tat_us == 0
+
+
+def test_answers_under_way_when_the_burst_is_used_up_are_waited_for(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.hold(104)
+    ledger.release(104, answered=104)
+    assert ledger.hold() == Outcome(Code.UNPAID, 101 * 250_000)
+    ledger.now_us += 101 * 250_000
+    assert ledger.hold().code == Code.GRANTED
+
+
+def test_nobody_waits_for_a_minute_because_of_them(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.hold(1000)
+    ledger.release(1000, answered=1000)
+    assert ledger.hold() == Outcome(Code.UNPAID, 60_250_000)
+    ledger.now_us += 60_250_000
+    assert ledger.hold().code == Code.GRANTED, "who waited as long as it was told passes"
+
+
+def test_they_do_not_wait_for_the_other_clock(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.now_us += 7_200_000_000
+    ledger.hold(4)
+    ledger.release(4, answered=4)
+    ledger.now_us -= 7_200_000_000
+    assert ledger.hold().code == Code.UNPAID
+    ledger.now_us += 60_250_000
+    assert ledger.hold().code == Code.GRANTED
+
+
+def test_they_count_although_the_instance_was_reaped(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.hold(4, by="zombie")
+    ledger.bury("zombie")
+    ledger.send("zombie", unpaid=(("tpp", 4),))
+    assert ledger.hold(by="alive").code == Code.UNPAID
+    assert ledger.hold(account="tpp", by="alive").code == Code.UNPAID
+
+
+def test_they_count_under_an_idempotency_key_and_for_repeats_too(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.spend_once("paid")
+    ledger.once("key")
+    mine = ledger.under_way["gw", "tpp", "key"]
+    ledger.send("gw", replace(mine, kind=RELEASE), unpaid=(("tpp", 4),))
+    assert ledger.once("paid").code == Code.UNPAID
+    assert ledger.account().marks["paid"].repeats == 0
+
+
+def test_an_account_that_the_ledger_does_not_have_counts_nothing(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.send("gw", unpaid=(("other", 4),))
+    assert "other" not in ledger._known()
+
+
+def test_without_an_interval_they_have_no_bound(ledger: LedgerFixture) -> None:
+    ledger.load()
+    ledger.hold(9)
+    ledger.release(9, answered=9)
+    batch = Batch(ledger.epochs["gw"], ledger.seqs["gw"] + 1, (Group.of("tpp", hold=(1,)),), unpaid_interval_us=0)
+    [answer] = ledger.backend.batch("gw", batch, now_us=ledger.now_us).groups
+    assert answer is not None
+    assert answer.outcomes[0].code == Code.GRANTED

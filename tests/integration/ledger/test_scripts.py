@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.ledger.ledger_fixture import CENT, START_MS, LedgerFixture
-from tests.reference.messages import LATE_SETTLE, Code, Group, LedgerError, Outcome, Single
+from tests.reference.messages import Code, Group, LedgerError, Outcome, Single
 from tests.reference.pricing import MAX_INT, Table, worst
 from tests.support.ledger_driver import RealLedger
 
@@ -133,11 +135,21 @@ def test_a_batch_of_three_thousand_parts_is_taken_and_a_larger_one_leaves_no_tra
 
 def test_three_thousand_keys_of_one_account_are_charged_in_one_batch(real_ledger: LedgerFixture) -> None:
     real_ledger.load()
-    singles = [Single("tpp", "api_calls", 1, f"key {at}", LATE_SETTLE) for at in range(3000)]
+    singles = [Single.spooled("tpp", "api_calls", 1, f"key {at}") for at in range(3000)]
     for code in (Code.GRANTED, Code.REPEAT):
         answers = real_ledger.send("gw", *singles).singles
         assert {answer.outcomes[0].code for answer in answers} == {code}
     assert real_ledger.settled_units() == real_ledger.charged_units() == 3000
+
+
+def test_three_thousand_records_of_a_spool_with_a_key_each_are_charged_in_one_batch(real_ledger: LedgerFixture) -> None:
+    real_ledger.load()
+    singles = [replace(Single.spooled("tpp", "api_calls", 1, f"r{at}"), scope=f"key {at}") for at in range(3000)]
+    for code in (Code.GRANTED, Code.REPEAT):
+        answers = real_ledger.send("gw", *singles).singles
+        assert {answer.outcomes[0].code for answer in answers} == {code}
+    assert len(real_ledger.account().marks) == 6000
+    assert {real_ledger.once(f"key {at}").code for at in range(0, 3000, 100)} == {Code.REPEAT}
 
 
 def test_three_thousand_shares_can_change_in_one_batch(real_ledger: LedgerFixture) -> None:

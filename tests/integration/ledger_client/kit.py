@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -15,8 +16,8 @@ from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.link_settings import LinkSettings
-from sidecar.ledger.client.outcomes import Code, Event, Hold
-from sidecar.ledger.keys import Keys
+from sidecar.ledger.client.outcomes import Code, Event, Hold, IdempotencyKey
+from sidecar.ledger.keys import Keys, idempotency_digest
 from sidecar.ledger.pricing.price_tables import Standard
 from sidecar.valkey.endpoints import endpoints
 from sidecar.valkey.topology import Topology
@@ -79,27 +80,37 @@ async def crash(client: LedgerClient) -> None:
         await link.close()
 
 
-def ask(client: LedgerClient, account: str, units: int = 1, scope: bytes | None = None) -> asyncio.Future[Hold]:
-    """Asks for a hold; the future has it, decided."""
+def key_of(account: str, scope: bytes, body: bytes = b"", **how: Any) -> IdempotencyKey:
+    """The idempotency key of a call of this scope and body."""
+    return IdempotencyKey(idempotency_digest(account, scope), hashlib.blake2b(body, digest_size=16).digest(), **how)
+
+
+def ask(
+    client: LedgerClient, account: str, units: int = 1, scope: bytes | None = None, **how: Any
+) -> asyncio.Future[Hold]:
+    """Asks for a hold, under an idempotency key if there is a ``scope``; the future has it, decided."""
     future: asyncio.Future[Hold] = asyncio.get_running_loop().create_future()
 
     def decided(hold: Hold) -> None:
         assert not future.done(), "a hold was decided twice"
         future.set_result(hold)
 
-    client.hold(account, METRIC, units, decided, scope)
+    client.hold(account, METRIC, units, decided, None if scope is None else key_of(account, scope, **how))
     return future
 
 
-async def call(client: LedgerClient, account: str, *, scope: bytes | None = None, released: bool = False) -> Code:
+async def call(
+    client: LedgerClient, account: str, *, scope: bytes | None = None, released: bool = False, unpaid: bool = False,
+    **how: Any,
+) -> Code:  # fmt: skip
     """One request's life: hold, then settle or release. Answers what the hold became."""
-    hold = await ask(client, account, scope=scope)
+    hold = await ask(client, account, scope=scope, **how)
     if hold.open:
-        if released:
-            client.release(hold)
+        if released or unpaid:
+            client.release(hold, unpaid)
         else:
             client.settle(hold, event_of(hold))
-    return hold.code
+    return Code(hold.code)
 
 
 async def calls(client: LedgerClient, account: str, count: int) -> list[Code]:

@@ -27,7 +27,7 @@ from sidecar.valkey.calls import Call
 from sidecar.valkey.scripts import script
 from tests.integration.ledger_client.kit import at, call, client_of, load
 from tests.integration.ledger_migration.first_ledger import SCRIPTS, FirstLedger, first_digest
-from tests.reference.messages import SETTLE, Batch, Code, Group, LedgerError, Single
+from tests.reference.messages import Batch, Code, Group, LedgerError, Single
 from tests.support.breaking_access import Breaking, Interrupted
 from tests.support.ledger_driver import RealLedger
 from tests.support.verified import assert_verified
@@ -244,7 +244,7 @@ async def test_what_is_stored_is_what_the_new_scripts_go_on_with(valkey: redis.R
     assert rich.outcomes[0].x == before
     [pack] = send(Group.of("pack", "payments", hold=(8, 1), known_version=1)).groups
     assert [outcome.y for outcome in pack.outcomes] == [0, 100], "17 of 25 calls of two packages were used"
-    [again] = send(Single("rich", "api_calls", 4, "one", SETTLE)).singles
+    [again] = send(Single.spooled("rich", "api_calls", 4, "one")).singles
     assert again.outcomes[0].code is Code.GRANTED, "keys of release 0.2 are not known any more"
     assert valkey.hgetall(new.keys.instance(0, "gw-a").replace("v2:", "")) == {}
 

@@ -6,6 +6,7 @@ import io
 import random
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -30,7 +31,7 @@ from sidecar.ledger.transfer.export import Export, ExportReport
 from sidecar.ledger.transfer.file_format import FileError, check_file
 from sidecar.ledger.transfer.importing import Import, ImportReport
 from tests.integration.ledger_client.kit import ask, at, call, client_of, event_of, load, until
-from tests.reference.messages import LATE_SETTLE, SETTLE, Batch, Code, Group, Single
+from tests.reference.messages import Batch, Code, Group, Single
 from tests.support.breaking_access import Breaking, Interrupted
 from tests.support.ledger_driver import RealLedger
 from tests.support.verified import assert_verified
@@ -105,9 +106,9 @@ async def build(valkey: redis.Redis, client: Redis, keys: Keys, accounts: int = 
         gateway.send(Group.of(name, hold=(number + 1,), known_version=1))
         gateway.send(Group.of(name, settle=(number + 1,)))
         gateway.send(Group.of(name, "payments", late=(90 + number,)))
-        gateway.send(Single(name, "api_calls", 2, f"key-{name}", SETTLE))
+        gateway.send(Single.spooled(name, "api_calls", 2, f"key-{name}"))
     gateway.send(Group.of(names[0], hold=(5, 6), known_version=1))
-    gateway.send(Single("nobody", "api_calls", 3, "x", LATE_SETTLE))
+    gateway.send(Single.spooled("nobody", "api_calls", 3, "x"))
     gateway.leave()
     await loader.load(
         AccountSpec(
@@ -343,13 +344,16 @@ async def test_any_accounts_come_out_as_they_went_in(valkey: redis.Redis, client
         account = data.draw(st.sampled_from(ids))
         metric = data.draw(st.sampled_from(["api_calls", "payments", "other"]))
         units = data.draw(st.integers(1, 10**6))
-        match data.draw(st.sampled_from(["hold", "late", "once"])):
+        match data.draw(st.sampled_from(["hold", "late", "once", "keyed"])):
             case "hold":
                 gateway.send(Group.of(account, metric, hold=(units,), known_version=1))
             case "late":
                 gateway.send(Group.of(account, metric, late=(units,)))
             case "once":
-                gateway.send(Single(account, metric, units, data.draw(st.text(max_size=3)), LATE_SETTLE))
+                gateway.send(Single.spooled(account, metric, units, data.draw(st.text(min_size=1, max_size=3))))
+            case "keyed":
+                record, key, body = (data.draw(st.text("kéy", min_size=1, max_size=3)) for _ in range(3))
+                gateway.send(replace(Single.spooled(account, metric, units, record), scope=f"/{key}", body=body))
     gateway.leave()
     before = {id_: without_holds(await loader.state(id_)) for id_ in ids}
     marks = {id_: valkey.hgetall(old.account(id_)) for id_ in ids}

@@ -22,7 +22,7 @@ from sidecar.ledger.verification.verify import verify_ledger
 from sidecar.ledger.verification.verify_report import Check, Difference, VerifyReport
 from sidecar.metering.audit.charged_events import read_charged
 from sidecar.valkey.topology import Address, Client, Standalone, connected
-from tests.reference.messages import LATE_SETTLE, Batch, Group, Single
+from tests.reference.messages import Batch, Group, Single
 from tests.support.ledger_driver import CLOCK_KEY, HOME, RealLedger
 
 HOUR_US = 3_600_000_000
@@ -69,9 +69,7 @@ class Broken:
     def use(self, account: str, now_us: int | None = None) -> None:
         """Seven units settled, under an idempotency key or not, and four that are held."""
         self.send("gw-1", Group.of(account, hold=(5, 4)), now_us=now_us)
-        self.send(
-            "gw-1", Group.of(account, settle=(5,)), Single(account, METRIC, 2, "once", LATE_SETTLE), now_us=now_us
-        )
+        self.send("gw-1", Group.of(account, settle=(5,)), Single.spooled(account, METRIC, 2, "once"), now_us=now_us)
 
     def values(self, account: str) -> StateValues:
         return unpack_state(self.sync.get(self.keys.state(account)))  # type: ignore[arg-type]

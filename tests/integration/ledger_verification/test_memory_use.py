@@ -9,7 +9,7 @@ import pytest
 from sidecar.ledger.verification.memory_use import KindUse, MemoryReport, drop_old_functions, memory_report
 from sidecar.valkey.scripts import as_function, composed, function
 from tests.integration.ledger_verification.conftest import METRIC, Broken, past
-from tests.reference.messages import LATE_SETTLE, Group, Single
+from tests.reference.messages import Group, Single
 
 EXTRA = 300
 
@@ -27,7 +27,7 @@ async def test_every_kind_has_its_number_and_its_size(ledger: Broken) -> None:
     for hours in (30, 3):
         ledger.use("tpp-a", past(hours))
     for number in range(50):
-        ledger.send("gw-1", Single("tpp-a", METRIC, 1, f"key {number}", LATE_SETTLE))
+        ledger.send("gw-1", Single.spooled("tpp-a", METRIC, 1, f"key {number}"))
     ledger.sync.xadd(ledger.keys.dead_letters(3), {"o": "x"})
     report = await measured(ledger, 10_000)
     for kind, number in (

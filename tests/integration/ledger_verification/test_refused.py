@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from sidecar.ledger.accounts.idempotency_marks import mark_until_ms
 from sidecar.ledger.keys import idempotency_digest
 from sidecar.ledger.verification.refused_settles import (
     Reapplied,
@@ -20,7 +21,7 @@ from sidecar.ledger.verification.refused_settles import (
 )
 from sidecar.metering.outbox.events import EventAttributes, decode_entry
 from tests.integration.ledger_verification.conftest import HOME, METRIC, Broken
-from tests.reference.messages import LATE_SETTLE, Single
+from tests.reference.messages import Single
 from tests.support.ledger_driver import text_of
 
 TTL_MS = 86_400_000
@@ -32,11 +33,11 @@ def event(account: str, units: int, metric: str = METRIC) -> list[Any]:
 
 
 def refuse(ledger: Broken, account: str, *events: list[Any], marks: tuple[str | None, ...] = ()) -> None:
-    """As a gateway does it for an account that cannot be read. ``marks``: scopes of the events' idempotency keys."""
+    """As a gateway does it for an account that cannot be read. ``marks``: records of a spool that the events are."""
     keys = ledger.keys
     ledger.seqs["gw-1"] += 1
     scopes = marks or (None,) * len(events)
-    digests = [scope and idempotency_digest(account, scope.encode()).hex() for scope in scopes]
+    digests = [scope and [idempotency_digest(account, scope.encode()).hex(), "", "", 0, 0] for scope in scopes]
     request = (
         ledger.epochs["gw-1"], ledger.seqs["gw-1"], f"gw-1.{HOME:02d}", account, "its state cannot be read",
         json.dumps(events), json.dumps(digests),
@@ -104,16 +105,17 @@ async def test_a_call_that_was_charged_meanwhile_is_not_charged_again(ledger: Br
     """Its idempotency key says so; the other events keep their numbers, and with them their ids."""
     events = [event("tpp-a", units) for units in (1, 10, 100, 1000)]
     refuse(ledger, "tpp-a", *events, marks=(None, "second", "third", None))
-    ledger.send("gw-1", Single("tpp-a", METRIC, 10, "second", LATE_SETTLE))
+    ledger.send("gw-1", Single.spooled("tpp-a", METRIC, 10, "second"))
     [done] = await reapplied(ledger)
     assert (done.units, done.events, done.skipped) == (1101, 3, 1)
     seq = ledger.seqs["gw-1"] - 1
     assert ids_of_last(ledger, 2) == [f"gw-1.00.{seq}.{number}" for number in (0, 2, 3)]
     mark = b"i" + idempotency_digest("tpp-a", b"third")
-    assert int(ledger.sync.hget(ledger.keys.account("tpp-a"), mark)) > time.time() * 1000  # type: ignore[arg-type]
+    stored: Any = ledger.sync.hget(ledger.keys.account("tpp-a"), mark)
+    assert (mark_until_ms(stored) or 0) > time.time() * 1000
     [ttl] = ledger.sync.execute_command("HPTTL", ledger.keys.account("tpp-a"), "FIELDS", 1, mark)
     assert TTL_MS - 60_000 < ttl <= TTL_MS
-    ledger.send("gw-1", Single("tpp-a", METRIC, 100, "third", LATE_SETTLE))
+    ledger.send("gw-1", Single.spooled("tpp-a", METRIC, 100, "third"))
     assert settled(ledger, "tpp-a")[METRIC] == 7 + 10 + 1101
     assert (await ledger.verify()).agrees
 
@@ -126,7 +128,7 @@ async def test_one_key_twice_in_an_entry_is_charged_once(ledger: Broken) -> None
 
 async def test_all_of_an_entry_charged_already_makes_it_go_without_an_event(ledger: Broken) -> None:
     refuse(ledger, "tpp-a", event("tpp-a", 2), marks=("one",))
-    ledger.send("gw-1", Single("tpp-a", METRIC, 2, "one", LATE_SETTLE))
+    ledger.send("gw-1", Single.spooled("tpp-a", METRIC, 2, "one"))
     length = ledger.sync.xlen(ledger.keys.outbox(HOME))
     [done] = await reapplied(ledger)
     assert (done.units, done.events, done.skipped, done.problem) == (0, 0, 1, "")

@@ -81,7 +81,7 @@ def test_every_section_is_read() -> None:
         "/open-banking/**",
     ]
     assert config.routes[1].charged_statuses == frozenset([101, *range(200, 300), 304, 404])
-    assert config.routes[1].idempotency == "off"
+    assert config.routes[1].idempotency is None
     assert config.default_route == "deny"
     assert [resolver.type for resolver in config.identity] == ["mtls", "trusted_header", "api_key"]
     assert config.ledger.open.spool_directory == Path("/var/spool/quota")
