@@ -110,10 +110,14 @@ class Reading:
 
 class _Matcher:
     """Finds the first match in one table. ``folded`` and ``slashless``: the templates are in lower case, and have no
-    final slash."""
+    final slash.
+
+    A path has many readings, and a table up to a thousand routes. So the routes are told apart by the segment in which
+    they differ most: a path is compared with those that have its literal there, or none.
+    """
 
     def __init__(self, routes: Sequence[Route], *, folded: bool, slashless: bool) -> None:
-        self.entries: list[tuple[tuple[str | None, ...], bool, Route]] = []
+        entries: list[tuple[tuple[str | None, ...], bool, Route]] = []
         for route in routes:
             template = route.template
             if template is None:
@@ -123,18 +127,38 @@ class _Matcher:
                 segments = tuple(fold(each) if each is not None else None for each in segments)
             if slashless and len(segments) > 1 and segments[-1] == "":
                 segments = segments[:-1]
-            self.entries.append((segments, template.rest, route))
+            entries.append((segments, template.rest, route))
+        literals: dict[int, set[str]] = {}
+        for segments, _, _ in entries:
+            for index, segment in enumerate(segments):
+                if segment is not None:
+                    literals.setdefault(index, set()).add(segment)
+        self._at = max(literals, key=lambda index: len(literals[index])) if literals else 0
+        places: dict[str | None, list[int]] = {None: []}
+        for place, (segments, _, _) in enumerate(entries):
+            places.setdefault(segments[self._at] if len(segments) > self._at else None, []).append(place)
+        self._other = [entries[place] for place in places[None]]
+        self._by_literal = {
+            literal: [entries[place] for place in sorted([*found, *places[None]])]
+            for literal, found in places.items()
+            if literal is not None
+        }
+
+    def _candidates(self, parts: list[str]) -> list[tuple[tuple[str | None, ...], bool, Route]]:
+        if len(parts) <= self._at:
+            return self._other
+        return self._by_literal.get(parts[self._at], self._other)
 
     def matching(self, path: str) -> list[Route]:
         """Routes of the path, whatever their methods."""
         parts = path[1:].split("/")
-        return [route for segments, rest, route in self.entries if _fits(segments, rest, parts)]
+        return [route for segments, rest, route in self._candidates(parts) if _fits(segments, rest, parts)]
 
     def first(self, method: bytes, path: str) -> Route | None:
         if method == b"HEAD":
             return _first_of_head(self.matching(path))
         parts = path[1:].split("/")
-        for segments, rest, route in self.entries:
+        for segments, rest, route in self._candidates(parts):
             methods = route.methods
             if (methods is None or method in methods) and _fits(segments, rest, parts):
                 return route

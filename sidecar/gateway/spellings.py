@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from sidecar.gateway.http1.grammar import ProtocolError
 from sidecar.gateway.http1.target import cut_paths
 
-SPELLINGS_MAX: Final = 64
+SPELLINGS_MAX: Final = 40
 """An honest path has fewer. What has more was made to have them."""
 
 EXACT: Final = "exact"
