@@ -55,7 +55,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "duration_ms": round(elapsed * 1000, 3),
                     "units": relay.charged_units,
                     "client": client.peer.address if client is not None else None,
-                    "interaction_id": relay.interaction_id[:128].decode("latin-1"),
+                    "interaction_id": relay.interaction_id,
                     "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,
                 }
             )

@@ -27,10 +27,10 @@ from sidecar.gateway import errors
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
-from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, has_marks, read_marks
+from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, read_marks
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
-from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, is_interaction_id
+from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, is_interaction_id, line_end
 from sidecar.gateway.upstream import UpstreamConnection
 
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
@@ -72,19 +72,16 @@ class Exchange(AnswerRelay):
         """Takes the interaction id, or makes one, and looks at what else a request says of its way. False: it has its
         answer."""
         head, context = self.head, self.context
-        ids, fields = context.interaction_ids, head.fields
-        given = b""
-        if ids.name in fields:
-            given = given_interaction_id(context, head)
-        elif not has_marks(fields):
-            self.interaction_line = line = ids.line()
-            head.block += line
-            return True
+        ids = context.interaction_ids
+        given = given_interaction_id(context, head) if head.marked else b""
         if given:
-            self.interaction_line = ids.line_of(given)
+            self.id_block = ids.given(given)
         else:
-            self.interaction_line = ids.line()
-            head.block += self.interaction_line
+            self.id_number = ids.make()
+            self.id_block = ids.block
+            self.id_is_new = True
+        if not head.marked:
+            return True
         refusal = read_marks(context, head)
         if refusal is not None:
             self.refuse(refusal)
@@ -103,7 +100,7 @@ class Exchange(AnswerRelay):
         record(self, 200, now, refused=False)
         keep = head.keep_alive and self.body_done and connection.may_go_on
         connection.keep = keep
-        lines = b"Content-Length: 0\r\n" + self.interaction_line
+        lines = b"Content-Length: 0\r\n" + self.id_block.line + line_end(self.id_number)
         if not keep:
             lines += b"Connection: close\r\n"
         elif not head.version_minor:
@@ -143,7 +140,7 @@ class Exchange(AnswerRelay):
                 refusal,
                 keep_alive=keep,
                 head_only=head.method == b"HEAD",
-                interaction_id=self.interaction_id.decode("latin-1"),
+                interaction_id=self.interaction_id,
                 version_minor=head.version_minor,
                 field_lines=played_back,
             )
