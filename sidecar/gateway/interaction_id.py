@@ -13,7 +13,8 @@ INTERACTION_ID_BYTES_MAX: Final = 128
 """Four times what a UUID takes. An API plays the id back, so a long one would make its answer's head as long."""
 
 _VALID: Final = re.compile(rb"[!-~]{1,%d}" % INTERACTION_ID_BYTES_MAX)
-_ENDS: Final = (*(b"%02x\r\n" % low for low in range(256)), b"\r\n")
+LINE_ENDS: Final = (*(b"%02x\r\n" % low for low in range(256)), b"\r\n")
+"""What field lines have behind ``IdBlock.line``, by the number of their id."""
 _TEXT_ENDS: Final = (*(f"{low:02x}" for low in range(256)), "")
 WHOLE: Final = 256
 """Number of an id that stands in its block as a whole."""
@@ -43,14 +44,9 @@ class IdBlock:
         self.text = text
 
 
-def line_end(number: int) -> bytes:
-    """What the field line of an id has behind ``IdBlock.line``, with its CRLF."""
-    return _ENDS[number]
-
-
 def id_text(block: IdBlock, number: int) -> str:
     """The id."""
-    return f"{block.text}{_TEXT_ENDS[number]}"
+    return block.text + _TEXT_ENDS[number]
 
 
 class InteractionIds:

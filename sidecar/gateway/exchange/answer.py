@@ -15,7 +15,7 @@ from sidecar.gateway.http1.body import Body, BodyKind, open_body
 from sidecar.gateway.http1.fields import list_elements, without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
-from sidecar.gateway.interaction_id import WHOLE, line_end
+from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
 
 CLIENT_CLOSED: Final = 499
 """Status in events and metrics of a request whose client went away (nginx's number for it)."""
@@ -81,7 +81,7 @@ class AnswerRelay(RequestRelay):
         connection = self.connection
         line = end = b""
         if not response.marked or self.names_no_id(response):
-            line, end = self.id_block.line, line_end(self.id_number)
+            line, end = self.id_block.line, LINE_ENDS[self.id_number]
         if connection is None:
             self.complete_without_client(response.status)
             return
@@ -148,7 +148,7 @@ class AnswerRelay(RequestRelay):
         names_no_id = self.names_no_id(response)
         lines = (
             response.block
-            + (self.id_block.line + line_end(self.id_number) if names_no_id else b"")
+            + (self.id_block.line + LINE_ENDS[self.id_number] if names_no_id else b"")
             + (self.credit_fields(self.hold) if self.hold is not None else b"")
             + self.context.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "

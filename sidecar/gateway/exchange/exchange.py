@@ -30,7 +30,7 @@ from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
 from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, read_marks
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
-from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, is_interaction_id, line_end
+from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, LINE_ENDS, is_interaction_id
 from sidecar.gateway.upstream import UpstreamConnection
 
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
@@ -100,7 +100,7 @@ class Exchange(AnswerRelay):
         record(self, 200, now, refused=False)
         keep = head.keep_alive and self.body_done and connection.may_go_on
         connection.keep = keep
-        lines = b"Content-Length: 0\r\n" + self.id_block.line + line_end(self.id_number)
+        lines = b"Content-Length: 0\r\n" + self.id_block.line + LINE_ENDS[self.id_number]
         if not keep:
             lines += b"Connection: close\r\n"
         elif not head.version_minor:

@@ -14,7 +14,7 @@ from sidecar.gateway.exchange.messages import request_head, write_pieces
 from sidecar.gateway.http1.body import Body, BodyKind, Piece, open_body
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
-from sidecar.gateway.interaction_id import line_end
+from sidecar.gateway.interaction_id import LINE_ENDS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
@@ -79,7 +79,7 @@ class RequestRelay(ChargedRelay):
         self.sent = True
         head, forwarded = self.head, connection.forwarded_lines(self.head, self.identity)
         if self.id_is_new:
-            line, end = self.id_block.line, line_end(self.id_number)
+            line, end = self.id_block.line, LINE_ENDS[self.id_number]
             request = request_head(head, forwarded, self.pool.target, line, end)
         else:
             request = request_head(head, forwarded, self.pool.target)
