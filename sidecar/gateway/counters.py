@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -20,7 +19,11 @@ class Histogram:
         self.counts = [0] * (len(self.bounds) + 1)
 
     def observe(self, value: float) -> None:
-        at = bisect_left(self.bounds, value)
+        at = 0
+        for bound in self.bounds:
+            if value <= bound:
+                break
+            at += 1
         counts = self.counts
         counts[at] = counts[at] + 1
         self.total += value

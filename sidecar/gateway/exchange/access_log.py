@@ -10,7 +10,7 @@ from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.exchange.charging import ChargedRelay
 from sidecar.gateway.http1.framing import ProtocolError
-from sidecar.gateway.methods import OTHER_METHOD, method_label
+from sidecar.gateway.methods import OTHER_METHOD
 from sidecar.gateway.trace_context import TRACEPARENT
 from sidecar.ledger.client.outcomes import Code
 
@@ -22,7 +22,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
     context = relay.context
     counters = context.counters
     elapsed = now - relay.started
-    method = method_label(relay.head.method)
+    method = relay.method
     endpoint = relay.route.name
     hold = relay.hold
     account = relay.account

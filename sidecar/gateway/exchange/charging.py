@@ -38,6 +38,7 @@ class ChargedRelay(Relay):
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
     account = ""
     identity: Identity | None = None
+    _method = ""
     id_number = WHOLE
     id_is_new = False
     """The gateway made the interaction id, as the request had none."""
@@ -59,6 +60,14 @@ class ChargedRelay(Relay):
     def interaction_id(self) -> str:
         """The id by which caller, gateway and API know this call: the API's as soon as it has named one."""
         return id_text(self.id_block, self.id_number)
+
+    @property
+    def method(self) -> str:
+        """What metrics, events and logs call the method."""
+        method = self._method
+        if not method:
+            method = self._method = method_label(self.head.method)
+        return method
 
     def granted(self, now: float = 0.0) -> None:
         """The request may go to the API. ``now``: the clock's time if it was just read."""
@@ -212,7 +221,7 @@ class ChargedRelay(Relay):
         hold = self.hold
         assert hold is not None
         return (
-            hold.account, hold.metric, hold.units, self.route.name, method_label(head.method), status,
+            hold.account, hold.metric, hold.units, self.route.name, self.method, status,
             elapsed_ms,
             self.interaction_id,
             traceparent[:128].decode("latin-1") if traceparent else None,

@@ -54,8 +54,14 @@ class Exchange(AnswerRelay):
 
     def begin(self) -> None:
         head, context = self.head, self.context
-        if not self._take_marks():
-            return
+        if head.marked:
+            if not self._take_marks():
+                return
+        else:
+            ids = context.interaction_ids
+            self.id_number = ids.make()
+            self.id_block = ids.block
+            self.id_is_new = True
         try:
             self.route = route = context.routes.find(head.method, head.path)
         except ProtocolError as error:
@@ -73,15 +79,13 @@ class Exchange(AnswerRelay):
         answer."""
         head, context = self.head, self.context
         ids = context.interaction_ids
-        given = given_interaction_id(context, head) if head.marked else b""
+        given = given_interaction_id(context, head)
         if given:
             self.id_block = ids.given(given)
         else:
             self.id_number = ids.make()
             self.id_block = ids.block
             self.id_is_new = True
-        if not head.marked:
-            return True
         refusal = read_marks(context, head)
         if refusal is not None:
             self.refuse(refusal)
