@@ -203,7 +203,7 @@ class ClientConnection(Client):
         context.counters.refuse(errors.BAD_REQUEST.name)
         ids = context.interaction_ids
         given = error.fields.get(ids.name) if error.fields is not None else None
-        interaction_id = (given if given and is_interaction_id(given) else ids.id_of(ids.line())).decode()
+        interaction_id = given.decode() if given and is_interaction_id(given) else ids.make_text()
         record_refused_head(context, self, error, interaction_id)
         refusal = Refusal(errors.BAD_REQUEST, error.reason, error.status)
         self.transport.write(context.errors.response(refusal, keep_alive=False, interaction_id=interaction_id))

@@ -139,31 +139,36 @@ class GatewayContext:
         self._upstream_warned = 0.0
 
     def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
-        interesting = identity.reads | {
-            self.interaction_ids.name, FAPI_INTERACTION_ID, TRACEPARENT, TRACESTATE, MAX_FORWARDS, HOPS,
-            *self.routes.key_fields, *METHOD_OVERRIDES, *PREFLIGHT,
-        }  # fmt: skip
+        name = self.interaction_ids.name
+        marks = {name, FAPI_INTERACTION_ID, TRACEPARENT, HOPS, MAX_FORWARDS}
+        rare = {TRACESTATE, *self.routes.key_fields, *METHOD_OVERRIDES, *PREFLIGHT}
+        interesting = identity.reads | marks | rare
         always = {*identity.consumes, *PATH_OVERRIDES}
         if settings.forward_identity:
-            for name in (TPP_ID, TPP_ORGANISATION_ID, TPP_RESOLVER):
-                always |= spellings(name)
+            for own_field in (TPP_ID, TPP_ORGANISATION_ID, TPP_RESOLVER):
+                always |= spellings(own_field)
         forwarded = set(FORWARDED) if settings.forwarded_headers else set[bytes]()
         own = NamePatterns(settings.drop_fields)
         like = NamePatterns((*UNTRUSTED_FIELDS, *settings.drop_fields))
-        drop = always | forwarded | identity.spoofable | {name for name in interesting if own.match(fold(name))}
+        drop = always | forwarded | identity.spoofable | {each for each in interesting if own.match(fold(each))}
         limits = settings.limits
-        self.request_parser = HeadParser(interesting, drop, limits, like=like, https=False)
+        self.request_parser = HeadParser(interesting, drop, limits, like=like, marks=marks, https=False)
         """For requests of peers that are not trusted, without TLS."""
-        self._tls_parser = HeadParser(interesting, drop, limits, like=like)
+        self._tls_parser = HeadParser(interesting, drop, limits, like=like, marks=marks)
         # A trusted peer's fields go on, but for spellings that nobody sends who means well.
-        plain = {fold(name) for name in identity.reads}
-        imitations = {name for name in identity.spoofable - identity.reads if fold(name) != name or name in plain}
+        plain = {fold(read) for read in identity.reads}
+        imitations = {
+            spelled for spelled in identity.spoofable - identity.reads if fold(spelled) != spelled or spelled in plain
+        }
         self._trusted_parser = HeadParser(
-            interesting, always | forwarded | imitations, limits, like=like, plain_passes=True
+            interesting, always | forwarded | imitations, limits, like=like, plain_passes=True, marks=marks
         )
-        name = self.interaction_ids.name
         self.response_parser = HeadParser(
-            (name,), (), answer_limits(limits, settings.answer_head_bytes_max), like=NamePatterns((name,))
+            (name,),
+            (),
+            answer_limits(limits, settings.answer_head_bytes_max),
+            like=NamePatterns((name,)),
+            marks=(name,),
         )
 
     def parser_for(self, peer: Peer, *, secure: bool) -> HeadParser:
@@ -202,7 +207,7 @@ class GatewayContext:
     def refuse_unread(self, kind: Kind) -> bytes:
         """The answer to what was not read as a request."""
         ids = self.interaction_ids
-        return self.errors.response(Refusal(kind), keep_alive=False, interaction_id=ids.id_of(ids.line()).decode())
+        return self.errors.response(Refusal(kind), keep_alive=False, interaction_id=ids.make_text())
 
     def note_upstream_failure(self, message: str) -> None:
         """Logs it, at most once a second."""

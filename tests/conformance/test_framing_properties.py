@@ -48,7 +48,7 @@ from tests.conformance.reading import (
 )
 from tests.conformance.test_framing import DROPPED, INTERESTING, LIKE, forwarded
 
-PARSER = HeadParser(INTERESTING, DROPPED, Limits(body_bytes_max=1000), like=LIKE)
+PARSER = HeadParser(INTERESTING, DROPPED, Limits(body_bytes_max=1000), like=LIKE, marks=INTERESTING[:1])
 SMALL = HeadParser(
     INTERESTING,
     DROPPED,
@@ -63,9 +63,12 @@ SMALL = HeadParser(
     ),
     like=LIKE,
     plain_passes=True,
+    marks=INTERESTING[:1],
 )
-PURE = HeadParser(INTERESTING, DROPPED, PARSER.limits, compiled=False, like=LIKE)
-SMALL_PURE = HeadParser(INTERESTING, DROPPED, SMALL.limits, compiled=False, like=LIKE, plain_passes=True)
+PURE = HeadParser(INTERESTING, DROPPED, PARSER.limits, compiled=False, like=LIKE, marks=INTERESTING[:1])
+SMALL_PURE = HeadParser(
+    INTERESTING, DROPPED, SMALL.limits, compiled=False, like=LIKE, plain_passes=True, marks=INTERESTING[:1]
+)
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),

@@ -10,7 +10,7 @@ from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.exchange.charging import ChargedRelay
 from sidecar.gateway.http1.framing import ProtocolError
-from sidecar.gateway.methods import OTHER_METHOD, method_label
+from sidecar.gateway.methods import OTHER_METHOD
 from sidecar.gateway.trace_context import TRACEPARENT
 from sidecar.ledger.client.outcomes import Code
 
@@ -23,7 +23,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
     context = relay.context
     counters = context.counters
     elapsed = now - relay.started
-    method = method_label(relay.head.method)
+    method = relay.method
     endpoint = relay.route.name
     hold = relay.hold
     account = relay.account
@@ -57,7 +57,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "units": relay.charged_units,
                     "repeat": hold is not None and hold.code == _REPEAT,
                     "client": client.peer.address if client is not None else None,
-                    "interaction_id": relay.interaction_id[:128].decode("latin-1"),
+                    "interaction_id": relay.interaction_id,
                     "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,
                 }
             )

@@ -18,6 +18,7 @@ from sidecar.gateway.http1.body import Body, BodyKind, open_body
 from sidecar.gateway.http1.fields import list_elements, without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
+from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
 
 LAG_S: Final = 1.0
 """A client that has left an answer waiting for so long, in all, is why an API gives it up."""
@@ -99,7 +100,9 @@ class AnswerRelay(RequestRelay):
     def _respond(self, response: ResponseHead, rest: bytes) -> None:
         self.response = response
         connection = self.connection
-        made = self.take_interaction_id(response)
+        line = end = b""
+        if not response.marked or self.names_no_id(response):
+            line, end = self.id_block.line, LINE_ENDS[self.id_number]
         if connection is None or self.broken:
             self.complete_without_client(response.status)
             return
@@ -112,7 +115,7 @@ class AnswerRelay(RequestRelay):
             return
         is_1_0 = head.version_minor == 0
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
-        tail = self.context.via[response.version_minor] + made
+        tail = self.context.via[response.version_minor]
         if self.hold is not None:
             tail = self.credit_fields(self.hold) + tail
         if kind is _CHUNKED or kind is _UNTIL_CLOSE:
@@ -125,13 +128,13 @@ class AnswerRelay(RequestRelay):
         elif is_1_0:
             tail += b"Connection: keep-alive\r\n"
         connection.keep = keep
-        line = status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
+        start = status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
         if kind is _LENGTH and len(rest) == response.length:
             # The usual answer: head and body arrived together and leave together.
-            connection.transport.write(b"%b%b%b\r\n%b" % (line, response.block, tail, rest))
+            connection.transport.write(b"%b%b%b%b%b\r\n%b" % (start, response.block, line, end, tail, rest))
             self.complete(clean=True)
             return
-        out = b"%b%b%b\r\n" % (line, response.block, tail)
+        out = b"%b%b%b%b%b\r\n" % (start, response.block, line, end, tail)
         if kind is _NONE:
             connection.transport.write(out)
             self.complete(clean=not rest)
@@ -144,17 +147,17 @@ class AnswerRelay(RequestRelay):
                 connection.transport.write(out)
                 self.touch()
 
-    def take_interaction_id(self, response: ResponseHead) -> bytes:
-        """Takes over the API's id, or answers the line to add to its answer, as it has named none."""
-        name = self.context.interaction_ids.name
-        given = response.fields.get(name)
+    def names_no_id(self, response: ResponseHead) -> bool:
+        """Whether the answer has no interaction id of its own. The API's is taken over."""
+        ids = self.context.interaction_ids
+        given = response.fields.get(ids.name)
         if given is None:
-            return self.interaction_line
+            return True
         if given and b"," not in given:
-            self.interaction_line = self.context.interaction_ids.line_of(given)
-            return b""
-        response.block = without(response.block, frozenset({name}))  # empty, or two
-        return self.interaction_line
+            self.id_block, self.id_number = ids.given(given), WHOLE
+            return False
+        response.block = without(response.block, frozenset({ids.name}))  # empty, or two
+        return True
 
     def _switch_protocols(self, response: ResponseHead, rest: bytes) -> None:
         connection, upstream = self.connection, self.upstream
@@ -171,9 +174,10 @@ class AnswerRelay(RequestRelay):
         self.response = response
         self.finished = True
         self.context.counters.tunnels += 1
+        names_no_id = self.names_no_id(response)
         lines = (
-            self.take_interaction_id(response)
-            + response.block
+            response.block
+            + (self.id_block.line + LINE_ENDS[self.id_number] if names_no_id else b"")
             + (self.credit_fields(self.hold) if self.hold is not None else b"")
             + self.context.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "

@@ -17,6 +17,7 @@ from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.idempotency import KeyRefused, call_key, read_key
+from sidecar.gateway.interaction_id import WHOLE, id_text
 from sidecar.gateway.methods import method_label
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, is_charged
@@ -41,8 +42,10 @@ class ChargedRelay(Relay):
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
     account = ""
     identity: Identity | None = None
-    interaction_line = b""
-    """The field line of the interaction id, with its CRLF."""
+    _method = ""
+    id_number = WHOLE
+    id_is_new = False
+    """The gateway made the interaction id, as the request had none."""
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
@@ -56,11 +59,21 @@ class ChargedRelay(Relay):
         self.head = head
         self.started = started
         self.route: Route = context.no_route
+        self.id_block = context.interaction_ids.block
+        """With ``id_number``: the id by which caller, gateway and API know this call, see `interaction_id`."""
 
     @property
-    def interaction_id(self) -> bytes:
+    def interaction_id(self) -> str:
         """The id by which caller, gateway and API know this call: the API's as soon as it has named one."""
-        return self.context.interaction_ids.id_of(self.interaction_line)
+        return id_text(self.id_block, self.id_number)
+
+    @property
+    def method(self) -> str:
+        """What metrics, events and logs call the method."""
+        method = self._method
+        if not method:
+            method = self._method = method_label(self.head.method)
+        return method
 
     def granted(self, now: float = 0.0) -> None:
         """The request may go to the API. ``now``: the clock's time if it was just read."""
@@ -236,13 +249,14 @@ class ChargedRelay(Relay):
             self.context.spool.give_back(self.account, hold.units)
 
     def _event(self, status: int, now: float) -> Event:
-        traceparent = self.head.fields.get(TRACEPARENT)
+        head = self.head
+        traceparent = head.fields.get(TRACEPARENT) if head.marked else None
         elapsed_ms = int((now - self.started) * 1_000_000) / 1000  # round() to digits takes ten times as long
         hold = self.hold
         assert hold is not None
         return (
-            hold.account, hold.metric, hold.units, self.route.name, method_label(self.head.method), status,
+            hold.account, hold.metric, hold.units, self.route.name, self.method, status,
             elapsed_ms,
-            self.interaction_id[:128].decode("latin-1"),
+            self.interaction_id,
             traceparent[:128].decode("latin-1") if traceparent else None,
         )  # fmt: skip

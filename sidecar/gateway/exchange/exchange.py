@@ -32,11 +32,11 @@ from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
-from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, has_marks, read_marks
+from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, read_marks
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
-from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, is_interaction_id
+from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, LINE_ENDS, is_interaction_id
 from sidecar.gateway.routes import SAFE_METHODS
 from sidecar.gateway.upstream import UpstreamConnection
 
@@ -62,8 +62,14 @@ class Exchange(AnswerRelay):
     def begin(self, rest: bytes = b"") -> None:
         """``rest``: what came with the head."""
         head, context = self.head, self.context
-        if not self._take_marks():
-            return
+        if head.marked:
+            if not self._take_marks():
+                return
+        else:
+            ids = context.interaction_ids
+            self.id_number = ids.make()
+            self.id_block = ids.block
+            self.id_is_new = True
         try:
             self.route = route = context.routes.find_for(head)
         except ProtocolError as error:
@@ -87,19 +93,14 @@ class Exchange(AnswerRelay):
         """Takes the interaction id, or makes one, and looks at what else a request says of its way. False: it has its
         answer."""
         head, context = self.head, self.context
-        ids, fields = context.interaction_ids, head.fields
-        given = b""
-        if ids.name in fields:
-            given = given_interaction_id(context, head)
-        elif not has_marks(fields):
-            self.interaction_line = line = ids.line()
-            head.block += line
-            return True
+        ids = context.interaction_ids
+        given = given_interaction_id(context, head)
         if given:
-            self.interaction_line = ids.line_of(given)
+            self.id_block = ids.given(given)
         else:
-            self.interaction_line = ids.line()
-            head.block += self.interaction_line
+            self.id_number = ids.make()
+            self.id_block = ids.block
+            self.id_is_new = True
         refusal = read_marks(context, head)
         if refusal is not None:
             self.refuse(refusal)
@@ -118,7 +119,7 @@ class Exchange(AnswerRelay):
         record(self, 200, now, refused=False)
         keep = head.keep_alive and self.body_done and connection.may_go_on
         connection.keep = keep
-        lines = b"Content-Length: 0\r\n" + self.interaction_line
+        lines = b"Content-Length: 0\r\n" + self.id_block.line + LINE_ENDS[self.id_number]
         if not keep:
             lines += b"Connection: close\r\n"
         elif not head.version_minor:
@@ -161,7 +162,7 @@ class Exchange(AnswerRelay):
                 refusal,
                 keep_alive=keep,
                 head_only=head.method == b"HEAD",
-                interaction_id=self.interaction_id.decode("latin-1"),
+                interaction_id=self.interaction_id,
                 version_minor=head.version_minor,
                 field_lines=played_back,
             )

@@ -23,16 +23,13 @@ _TRACE: Final = frozenset({TRACEPARENT, TRACESTATE})
 _UNFIT: Final = f"is repeated, longer than {INTERACTION_ID_BYTES_MAX} bytes, or not of visible ASCII characters"
 
 
-def has_marks(fields: dict[bytes, bytes]) -> bool:
-    """Whether there is anything for `read_marks` besides the interaction id. Most requests have nothing."""
-    return TRACEPARENT in fields or FAPI_INTERACTION_ID in fields or HOPS in fields or MAX_FORWARDS in fields
-
-
 def given_interaction_id(context: GatewayContext, head: RequestHead) -> bytes:
     """The id in the request; empty if there is none, and if it is unfit, which `read_marks` refuses. A field without a
     value does not go on."""
     ids = context.interaction_ids
-    given = head.fields.get(ids.name, b"")
+    given = head.fields.get(ids.name)
+    if given is None:
+        return b""
     if not given:
         head.block = without(head.block, frozenset({ids.name}))
     return given if is_interaction_id(given) else b""

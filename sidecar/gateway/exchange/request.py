@@ -22,6 +22,7 @@ from sidecar.gateway.http1.fields import without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.idempotency import content_of
+from sidecar.gateway.interaction_id import LINE_ENDS
 from sidecar.gateway.places import ANONYMOUS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
@@ -230,7 +231,12 @@ class RequestRelay(ChargedRelay):
         head = self.head
         if b"expect" in head.fields and self.route.buffered:
             head.block = without(head.block, _EXPECT)  # the gateway has met it
-        request = request_head(head, connection.forwarded_lines(head, self.identity), self.pool.target)
+        forwarded = connection.forwarded_lines(head, self.identity)
+        if self.id_is_new:
+            line, end = self.id_block.line, LINE_ENDS[self.id_number]
+            request = request_head(head, forwarded, self.pool.target, line, end)
+        else:
+            request = request_head(head, forwarded, self.pool.target)
         if self.queued:
             if not self.body_done:
                 connection.resume_reading()  # before the write, which may find the API slow and pause it again

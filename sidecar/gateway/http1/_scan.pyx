@@ -78,6 +78,7 @@ cdef struct Known:
     int next
     int role
     bint dropped
+    bint mark
 
 
 cdef class Scanner:
@@ -89,6 +90,7 @@ cdef class Scanner:
         fields_max: field lines.
         body_max: bytes; None for no limit.
         like: ``NamePatterns`` of lines that are dropped, unless their names are in ``fields``.
+        marks: names of ``fields``; whether one of them came is the last of the parts.
     """
 
     cdef Known *_known
@@ -103,11 +105,11 @@ cdef class Scanner:
     cdef bytes _host_seen, _block
     cdef dict _fields
     cdef int _close, _chunked
-    cdef bint _length_is_odd
+    cdef bint _length_is_odd, _marked
     cdef Py_ssize_t _length
 
     def __cinit__(self, dict fields, Py_ssize_t method_max, Py_ssize_t target_max, Py_ssize_t head_max, int fields_max,
-                  body_max, like):
+                  body_max, like, marks):
         cdef int at, slot
         cdef bytes name
         self._names = tuple(fields) + tuple(name for name in like.whole if name not in fields)
@@ -128,6 +130,7 @@ cdef class Scanner:
             self._known[at].size = PyBytes_GET_SIZE(name)
             self._known[at].role = _ROLES.get(name, PLAIN) if name in fields else STRIPPED
             self._known[at].dropped = fields.get(name, True)
+            self._known[at].mark = name in marks
             slot = _slot(self._known[at].name, self._known[at].size)
             self._known[at].next = self._bucket[slot]
             self._bucket[slot] = at
@@ -198,7 +201,7 @@ cdef class Scanner:
         self._fields = None
         return (
             method, whole, path, query, host, minor, self._block, fields, body, self._length if self._length > 0 else 0,
-            keep_alive, at - base,
+            keep_alive, at - base, self._marked,
         )
 
     def response(self, bytes buf not None, Py_ssize_t start):
@@ -251,7 +254,7 @@ cdef class Scanner:
             keep_alive = False
         fields = self._fields
         self._fields = None
-        return status, phrase, minor, self._block, fields, body, length, keep_alive, at - base
+        return status, phrase, minor, self._block, fields, body, length, keep_alive, at - base, self._marked
 
     cdef const unsigned char *_section(self, const unsigned char *at, const unsigned char *stop) except? NULL:
         """Reads field lines up to and with the empty one. The position after it, or NULL: not the usual."""
@@ -273,6 +276,7 @@ cdef class Scanner:
         self._chunked = 0
         self._length = -1
         self._length_is_odd = False
+        self._marked = False
         while True:
             if stop - at < 2:
                 return NULL
@@ -309,6 +313,8 @@ cdef class Scanner:
                         end -= 1
                     if not self._note(known, value, end - value, line, at):
                         return NULL
+                    if self._known[known].mark:
+                        self._marked = True
                     if self._length_is_odd and length_after < 0:
                         length_after = dropped
                         drop = True

@@ -65,6 +65,7 @@ class HeadParser:
         like: names of fields that are not forwarded in any spelling, and not put into ``fields``, unless they are in
             ``interesting``.
         plain_passes: of those, what is written with hyphens goes on.
+        marks: of ``interesting``, those that are rare and change what is done; a head says whether it has one.
         https: the scheme may be https in a target in absolute-form.
 
     Raises:
@@ -81,16 +82,19 @@ class HeadParser:
         like: NamePatterns = NO_PATTERNS,
         *,
         plain_passes: bool = False,
+        marks: Iterable[bytes] = (),
         https: bool = True,
     ) -> None:
         self.limits = limits = limits or Limits()
         self._https = https
+        self._marks = frozenset(marks)
         self._fields = FieldReader(interesting, drop, like, plain_passes=plain_passes)
         self._scanner: HeadScanner | None = None
         if compiled and scanner_factory is not None:
             self._scanner = scanner_factory(
                 self._fields.known, limits.method_bytes_max, limits.target_bytes_max, limits.head_bytes_max,
                 limits.fields_max, limits.body_bytes_max, NO_PATTERNS if plain_passes else like,
+                self._marks,
             )  # fmt: skip
         self._upgrades = frozenset(upgrades)
         self._hosts: set[bytes] = set()
@@ -193,6 +197,7 @@ class HeadParser:
             expect is not None and minor == 1 and kind is not _NO_BODY,
             upgrade,
             b"te" in fields and minor == 1 and b"trailers" in list_elements(fields[b"te"]),
+            not self._marks.isdisjoint(fields),
         )
 
     def response(
@@ -255,7 +260,8 @@ class HeadParser:
             kind, length = BodyKind.NONE, 0
         elif kind is BodyKind.UNTIL_CLOSE:
             keep_alive = False
-        return ResponseHead(status, reason, minor, block, fields, kind, length, keep_alive, upgrade)
+        marked = not self._marks.isdisjoint(fields)
+        return ResponseHead(status, reason, minor, block, fields, kind, length, keep_alive, upgrade, marked)
 
     def _checked_host(self, host: bytes | None, minor: int) -> bytes:
         """RFC 9112 section 3.2: one valid Host, or none in HTTP/1.0. Repeated ones were joined with a comma."""
@@ -302,13 +308,15 @@ class HeadParser:
 
 
 def _request_head(parts: RequestParts) -> RequestHead:
-    method, target, path, query, host, minor, block, fields, body, length, keep_alive, _ = parts
-    return RequestHead(method, target, path, query, host, minor, block, fields, body, length, keep_alive)
+    method, target, path, query, host, minor, block, fields, body, length, keep_alive, _, marked = parts
+    return RequestHead(
+        method, target, path, query, host, minor, block, fields, body, length, keep_alive, False, None, False, marked
+    )
 
 
 def _response_head(parts: ResponseParts) -> ResponseHead:
-    status, reason, minor, block, fields, body, length, keep_alive, _ = parts
-    return ResponseHead(status, reason, minor, block, fields, body, length, keep_alive)
+    status, reason, minor, block, fields, body, length, keep_alive, _, marked = parts
+    return ResponseHead(status, reason, minor, block, fields, body, length, keep_alive, None, marked)
 
 
 _CONTENT_LENGTH = frozenset({b"content-length"})
