@@ -72,6 +72,9 @@ class AnswerRelay(RequestRelay):
                 found = self.context.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
                 self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
+                if error.by_caller:
+                    # The API did what was asked, and repeats something of the request that cannot be passed on.
+                    self.settle_or_release(error.answered, errors.UPSTREAM_FAILED.status, _clock())
                 self.refuse(Refusal(errors.UPSTREAM_FAILED, errors.INVALID_RESPONSE))
                 return
             if found is None:

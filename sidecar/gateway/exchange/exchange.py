@@ -132,6 +132,9 @@ class Exchange(AnswerRelay):
     def refuse(self, refusal: Refusal) -> None:
         if self.finished:
             return
+        if self.broken:
+            self.complete_without_client(0)
+            return
         self.finished = True
         context = self.context
         context.detached.discard(self)
