@@ -25,9 +25,11 @@ CASE: Final = "letter case"
 SLASH: Final = "final slash"
 EXTENSION: Final = "extension"
 CUT: Final = "cut off"
+TRIMMED: Final = "dots and spaces at the end"
 DECODED: Final = "decoded"
 
 _LOWER_ESCAPE = re.compile(r"%[0-9a-f]{2}")
+_TRAILING = re.compile(r"(?:\.| |%20)+\Z")
 _ONE_READING = re.compile(r"(?:/[a-z0-9\-_~!$&'()*+,=:@.]+)+")
 
 
@@ -49,7 +51,7 @@ class Spelling:
 
 def has_one_spelling(path: str, extensions: Sequence[str]) -> bool:
     """Whether every step leaves the path as it is. Most paths are so, and this is all they cost."""
-    return _ONE_READING.fullmatch(path) is not None and not (extensions and "." in path)
+    return _ONE_READING.fullmatch(path) is not None and not path.endswith(".") and not (extensions and "." in path)
 
 
 def spellings(path: str, extensions: Sequence[str] = ()) -> list[Spelling]:
@@ -88,6 +90,8 @@ def _steps(path: str, extensions: Sequence[str]) -> Iterator[tuple[str, str, boo
         if path.lower().endswith(f".{extension}"):
             stem = path[: -len(extension) - 1]
             yield EXTENSION, stem, not stem.endswith("/")
+    if path.endswith((".", " ", "%20")):  # Windows ignores them in names of files
+        yield TRIMMED, _TRAILING.sub("", path), False
     for cut in cut_paths(path.encode()):
         yield CUT, cut.decode(), True
     if "%" in path:
@@ -106,3 +110,5 @@ def _unicode_folds(path: str) -> Iterator[str]:
     for folded in (path.upper().lower(), path.casefold(), wide, wide.casefold(), wide.upper().lower()):
         yield folded
         yield folded.replace("\u0307", "").replace("\u0131", "i")  # lower() gives İ a dot above, ı no upper case
+    letters = (c for c in unicodedata.normalize("NFKD", path) if unicodedata.category(c) not in ("Mn", "Cf"))
+    yield "".join(letters).casefold()  # without accents, soft hyphens and the like

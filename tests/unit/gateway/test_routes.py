@@ -71,6 +71,12 @@ DEAR = RouteTable(
         ("/k%C4%B0osk/sales", 30),  # I WITH DOT ABOVE
         ("/%EF%BD%8Biosk/sales", 30),  # FULLWIDTH K
         ("/%25E2%2584%25AAiosk/sales", 30),  # the same, decoded twice
+        ("/kiosk/s%CC%81ales", 30),  # COMBINING ACUTE ACCENT
+        ("/kiosk/s%C3%A1les", 30),  # A WITH ACUTE
+        ("/ki%C2%ADosk/sales", 30),  # SOFT HYPHEN
+        ("/kiosk/sales.", 30),
+        ("/kiosk/Sales%20/", 30),
+        ("/v1/7/transactions%20.", 20),
         ("/p%3Bq", 40),
         ("/v1/7/transactions%3Bx", 20),
         ("/v1/7/transactions%3Fx", 20),
@@ -147,7 +153,7 @@ def test_a_path_with_more_readings_than_an_honest_one_has_is_refused() -> None:
     assert refused(table, "GET", "/a" + ".json" * SPELLINGS_MAX) == 400
 
 
-@pytest.mark.parametrize("path", ["/a", "/a/b-c/7", "/a%20b", "/A", "/a/", "/a.json", "/a;b", "/"])
+@pytest.mark.parametrize("path", ["/a", "/a/b-c/7", "/a%20b", "/A", "/a/", "/a.json", "/a;b", "/", "/a."])
 def test_a_path_is_said_to_have_one_spelling_only_if_no_step_changes_it(path: str) -> None:
     if has_one_spelling(path, ("json",)):
         assert len(spellings(path, ("json",))) == 1
