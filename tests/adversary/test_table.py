@@ -23,6 +23,8 @@ def owed(api: Counting, caller: Caller, done: int) -> int:
         return done
     if caller.breaks_off and api.answer in (NEVER, CLOSES, BREAKS):
         return done
+    if not caller.safe and api.answer == NEVER:
+        return done
     return 0
 
 
