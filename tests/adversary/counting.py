@@ -42,7 +42,10 @@ class Counting:
 
     async def __call__(self, talk: Conversation) -> None:
         while True:
-            request = await talk.head()
+            try:
+                request = await talk.head()
+            except TimeoutError:
+                return
             self.heads[account_of(request)] += 1
             if self.begins == HEAD:
                 self._work(request)
