@@ -244,10 +244,17 @@ class ClientConnection(Client):
         buffer, self._buffer, self._searched = self._buffer, b"", 0
         if buffer:
             self._read_head(buffer)
+            if self.eof:
+                self._tell_end()
         if self._is_idle() and (self.eof or self.context.draining):
             self.end()
 
     # It looks anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
+
+    def _tell_end(self) -> None:
+        """The client had closed its side before what is under way began. It is not told again."""
+        if self.relay is not None:
+            self.relay.client_eof()
 
     def _is_idle(self) -> bool:
         return self.relay is None and not self.lingering and not self._pumping
@@ -296,6 +303,8 @@ class ClientConnection(Client):
         buffer, self._buffer = self._buffer, b""
         if buffer:
             tunnel.client_data(buffer)
+        if self.eof:
+            tunnel.client_eof()
 
     def sweep(self, now: float) -> None:
         """Ends what has taken too long."""
