@@ -34,7 +34,6 @@ _PATH_BYTES_REMEMBERED_MAX = 256
 
 _REGISTERED: Final = frozenset(method.encode() for method in METHODS)
 _FORWARDED: Final = _REGISTERED - frozenset(method.encode() for method in NEVER_FORWARDED)
-_OVERRIDE, _OVERRIDE_2, _OVERRIDE_3 = METHOD_OVERRIDES
 _NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 ENCODED_SLASH: Final = "encoded slash"
 AS_ROUTE: Final = "as a route has it"
@@ -250,15 +249,15 @@ class RouteTable:
         return route
 
     def find_for(self, head: RequestHead) -> Route:
-        """The route of a request: `find`, and what fields say of its method.
+        """The route of a request: `find`, and what fields say of its method. The parser has to mark heads that have one
+        of `METHOD_OVERRIDES`.
 
         Raises:
             ProtocolError: as `find`; 400, a field names another method, and the route does not price that.
         """
         method = head.method
         route = self.find(method, head.path)
-        fields = head.fields
-        if _OVERRIDE in fields or _OVERRIDE_2 in fields or _OVERRIDE_3 in fields:
+        if head.marked:
             named = _named_methods(head)
             if named and not route.deny:
                 return self._overridden(route, named, head.path)

@@ -12,7 +12,7 @@ from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.spellings import SPELLINGS_MAX, has_one_spelling, spellings
 
-PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES)
+PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES, marks=METHOD_OVERRIDES)
 CHEAP = Route("(other)", units=1)
 DENIED = Route("(other)", deny=True)
 
