@@ -82,6 +82,8 @@ class Gateway:
     def _end(self, op: Op, groups: list[Group], singles: list[Single], unpaid: Counter[str]) -> None:
         fitting = [h for h in self.open if op.kind == "release" or (h.once is None) == (op.kind == "settle")]
         if not fitting:
+            if op.answered and op.account:
+                unpaid[op.account] += 1  # what is not held any more was answered all the same
             return
         hold = fitting[op.pick % len(fitting)]
         self.open.remove(hold)
