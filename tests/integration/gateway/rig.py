@@ -191,9 +191,7 @@ async def running(
         ledger = LedgerClient(
             endpoints(parse_valkey_url(f"valkey://{where['host']}:{where['port']}")),
             keys,
-            LinkSettings(
-                hold_budget_s=hold_budget_s, unpaid_per_second=unpaid_per_second, unpaid_burst=unpaid_burst
-            ),
+            LinkSettings(hold_budget_s=hold_budget_s, unpaid_per_second=unpaid_per_second, unpaid_burst=unpaid_burst),
         )
         ledger.start()
         assert await ledger.wait_ready(TIMEOUT_S)

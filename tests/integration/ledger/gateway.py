@@ -33,7 +33,7 @@ class Op:
     pick: int = 0
     scope: str = ""
     body: str = ""
-    repeats_max: int = 3
+    repeats_max: int = 2
     refuses: bool = False
     record: str = ""
     answered: bool = False
