@@ -75,6 +75,7 @@ def proxy_settings(config: Config) -> ProxySettings:
             trailer_bytes_max=limits.trailer_bytes_max,
             trailer_fields_max=limits.trailer_fields_max,
         ),
+        answer_head_bytes_max=limits.answer_head_bytes_max or 0,
         header_timeout_s=limits.header_timeout_ms / 1000,
         idle_timeout_s=limits.idle_timeout_ms / 1000,
         body_timeout_s=limits.body_timeout_ms / 1000,
@@ -89,7 +90,9 @@ def proxy_settings(config: Config) -> ProxySettings:
         request_buffer_bytes=limits.request_buffer_bytes,
         request_buffers_bytes=limits.request_buffers_bytes,
         keepalive_s=upstream.keepalive_ms / 1000,
+        upstream_age_s=upstream.connection_age_ms / 1000,
         upstream_connections_max=upstream.connections_max,
+        admission_timeout_s=upstream.admission_timeout_ms / 1000,
         connections_max=limits.connections_max,
         buffer_bytes_high=limits.buffer_bytes_high,
         buffer_bytes_low=limits.buffer_bytes_low,
@@ -97,7 +100,10 @@ def proxy_settings(config: Config) -> ProxySettings:
         credit_headers=config.credit_headers.credits,
         rate_limit_headers=config.credit_headers.rate_limit,
         forwarded_headers=upstream.forwarded,
-        via=b"quota-sidecar" if upstream.via else b"",
+        forward_identity=upstream.forward_identity,
+        drop_fields=tuple(name.lower().encode() for name in upstream.drop_fields),
+        via_on_requests=upstream.via,
+        via_on_answers=upstream.via_on_answers,
         error_format=config.error_format,
         error_documentation_url=config.error_documentation_url or "",
         access_log=config.log.access,
@@ -109,7 +115,13 @@ def route_table(config: Config) -> RouteTable:
     header = _KEY_HEADERS.get(config.error_format, "idempotency-key")
     fallback = Route(DEFAULT_ROUTE, deny=True) if isinstance(default, str) else _route(default, DEFAULT_ROUTE, header)
     free = [Route(path, free=True, charged=frozenset(), template=parse_template(path)) for path in config.free_paths]
-    return RouteTable([*free, *(_route(route, route.path, header) for route in config.routes)], fallback)
+    return RouteTable(
+        [*free, *(_route(route, route.path, header) for route in config.routes)],
+        fallback,
+        exact=config.matching == "exact",
+        extensions=config.path_extensions,
+        weights=config.metric_weights,
+    )
 
 
 def _idempotency_rule(settings: IdempotencySettings | None, header: str) -> IdempotencyRule | None:
@@ -139,6 +151,9 @@ def _route(settings: DefaultRouteSettings, name: str, key_header: str) -> Route:
         idempotency=_idempotency_rule(settings.idempotency, key_header),
         template=place.template if place else None,
         methods=frozenset(m.encode() for m in place.methods) if place and place.methods else None,
+        encoded_slash=settings.encoded_slash == "allow",
+        cors=settings.cors == "pass",
+        method_override=settings.method_override == "price",
     )
 
 

@@ -15,11 +15,19 @@ from sidecar.billing.settings import LagoSettings
 from sidecar.config.document import Node
 from sidecar.config.environment import overlay
 from sidecar.config.errors import ConfigError, Origin, Problem, dotted
-from sidecar.config.fields import FilePath, Model, conflict
+from sidecar.config.fields import FilePath, Model, Whole, conflict
 from sidecar.config.reading import empty, read_document
 from sidecar.config.secret_files import with_secrets
 from sidecar.config.validation import validate_texts
-from sidecar.gateway.route_settings import ROUTES_MAX, DefaultRoute, DefaultRouteSettings, RoutePath, Routes
+from sidecar.gateway.route_settings import (
+    METRIC,
+    ROUTES_MAX,
+    DefaultRoute,
+    DefaultRouteSettings,
+    Extension,
+    RoutePath,
+    Routes,
+)
 from sidecar.gateway.settings import (
     CreditHeadersSettings,
     LimitsSettings,
@@ -83,6 +91,24 @@ class Config(Model):
         default=DefaultRouteSettings(),
         description="For requests that match no route. `deny`: the gateway answers them with 404.",
     )
+    matching: Literal["variants", "exact"] = Field(
+        default="variants",
+        description="How paths and routes are compared. `variants`: also as servers do that ignore letter case or a "
+        "final slash, and the dearest result is charged. `exact`: as spelled, for an API that is strict.",
+    )
+    path_extensions: Annotated[tuple[Extension, ...], Field(max_length=16)] = Field(
+        default=(),
+        description="Extensions that the API cuts off, such as `json` of `/accounts.json`. Such a path costs the "
+        "dearer of both readings.",
+    )
+    metric_weights: Annotated[
+        dict[Annotated[str, Field(pattern=METRIC, max_length=64)], Annotated[Whole, Field(ge=1, le=1_000_000_000)]],
+        Field(max_length=1_000),
+    ] = Field(
+        default={},
+        description="What a unit of a metric is worth beside a unit of another. It says which variant of a path is the "
+        "dearest if their metrics differ; without it such a path is refused with 400.",
+    )
     metering: MeteringSettings = Field(
         default=MeteringSettings.model_validate({}), description="Delivery of usage events to OpenMeter."
     )
@@ -108,11 +134,16 @@ class Config(Model):
     def _sections_agree(self) -> Config:
         problems = [
             *self._valkey_problems(), *self._identity_problems(), *self._lago_problems(), *self._listener_problems(),
-            *self._port_problems(),
+            *self._port_problems(), *self._matching_problems(),
         ]  # fmt: skip
         if problems:
             raise conflict(problems)
         return self
+
+    def _matching_problems(self) -> list[tuple[str, str]]:
+        if self.matching == "exact" and self.path_extensions:
+            return [("path_extensions", "has no effect with matching: exact")]
+        return []
 
     def _listener_problems(self) -> list[tuple[str, str]]:
         problems = []

@@ -100,7 +100,7 @@ class DataPlane:
         requests = ReloadRequests(self._client, keys)
 
         async def request_reload(name: str) -> None:
-            await requests.add([name])
+            await requests.add_for_stranger(name)
 
         waits = UnknownAccountSettings(
             wait_s=self.config.ledger.unknown_account_wait_ms / 1000, refused_s=self.config.lago.reconcile.absent_s

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.basics.build import request_path
-from sidecar.gateway.counters import Histogram
+from sidecar.gateway.counters import SHED_REASONS, Histogram
 from sidecar.gateway.errors import KINDS
 from sidecar.ledger.client.link_settings import ROUND_TRIP_BOUNDS_S
 
@@ -96,6 +96,13 @@ class DataPlaneCollector(Collector):
         for kind in KINDS:  # from 0 on: of a counter that begins with 1, no rate shows the first
             refusals.add_metric([kind.name], counters.refusals.get(kind.name, 0))
         yield refusals
+        sheds = CounterMetricFamily(
+            "sidecar_sheds", "Requests and connections that there was no room for.", labels=["reason"]
+        )
+        for reason in SHED_REASONS:
+            sheds.add_metric([reason], counters.sheds.get(reason, 0))
+        sheds.add_metric(["lookups"], self._plane.identity.refused_lookups)
+        yield sheds
 
     def _proxy(self) -> Iterable[Metric]:
         gateway = self._plane.gateway

@@ -21,6 +21,7 @@ _MODULES = {
     "inject": "inject",
     "injector": "injector",
     "check": "check",
+    "route": "route",
     "account": "account_changes",
     "audit": "audit",
     "outbox": "outbox",

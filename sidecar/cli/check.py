@@ -8,13 +8,14 @@ import typer
 
 from sidecar.app import logs
 from sidecar.app.configuration import Config, load_config
-from sidecar.cli.checks import ledger, local, services
+from sidecar.cli.checks import ledger, local, services, spellings
 from sidecar.cli.checks.finding import Check, Finding, attempt
 from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, run_async
 
 CHECKS: dict[str, Check] = {
     "files": local.files,
     "trusted_peers": local.trust,
+    "routes": spellings.routes,
     "valkey": ledger.ledger,
     "upstream": services.upstream,
     "identity": services.key_sets,

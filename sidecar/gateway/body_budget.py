@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-ANONYMOUS: Final = ""
-"""Account of requests whose caller is not known, or need not be."""
+from sidecar.gateway.places import ANONYMOUS
+
 READ_BYTES: Final = 65_536
 """What one read may bring."""
 FAVOURED_MAX: Final = 16

@@ -7,7 +7,7 @@ from typing import Any
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.upstream import UpstreamPool
-from sidecar.identity.types import Peer
+from sidecar.identity.types import Identity, Peer
 
 
 class Client:
@@ -28,8 +28,9 @@ class Client:
         """Whether another request may follow on this connection."""
         raise NotImplementedError
 
-    def forwarded_lines(self, head: RequestHead) -> bytes:
-        """Field lines that the gateway adds to a request of this client, each with its CRLF."""
+    def forwarded_lines(self, head: RequestHead, identity: Identity | None) -> bytes:
+        """Field lines that the gateway adds to a request of this client, each with its CRLF. ``identity``: who calls;
+        None where nobody asked."""
         raise NotImplementedError
 
     def take_leftover(self, data: bytes) -> None:

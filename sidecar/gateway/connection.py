@@ -16,9 +16,11 @@ from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record_refused_head
 from sidecar.gateway.exchange.exchange import Exchange
 from sidecar.gateway.http1.framing import ProtocolError, RequestHead
+from sidecar.gateway.interaction_id import is_interaction_id
+from sidecar.gateway.methods import OTHER_METHOD
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.upstream import UpstreamPool
-from sidecar.identity.types import Peer
+from sidecar.identity.types import Identity, Peer
 
 _clock: Final = monotonic
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -47,8 +49,8 @@ class ClientConnection(Client):
     under way, which has its own. ``keep``: it may carry another request."""
 
     __slots__ = (
-        "_buffer", "_forwarded", "_lines", "_lines_host", "_lingered", "_pumping", "_searched", "_unsent", "context",
-        "deadline", "ending", "lingering", "owner", "relay", "requests", "secure",
+        "_buffer", "_forwarded", "_lines", "_lines_host", "_lines_identity", "_lingered", "_parser", "_pumping",
+        "_searched", "_unsent", "context", "deadline", "ending", "lingering", "owner", "relay", "requests", "secure",
     )  # fmt: skip
 
     def __init__(self, context: GatewayContext, owner: Owner, pool: UpstreamPool | None) -> None:
@@ -58,6 +60,7 @@ class ClientConnection(Client):
         """Where its requests go; not yet known for one that the kernel redirected, until it is made."""
         self.transport: Any = None  # an asyncio.Transport or what uvloop has for one; set before anything else happens
         self.peer: Peer = context.unknown_peer
+        self._parser = context.request_parser
         self.secure = False
         self.relay: Relay | None = None
         """What is under way; None between requests."""
@@ -78,6 +81,7 @@ class ClientConnection(Client):
         self._forwarded = b""
         self._lines = b""
         self._lines_host: bytes | None = None
+        self._lines_identity: Identity | None = None
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self.peer.address} requests={self.requests} {self.relay!r}>"
@@ -98,6 +102,7 @@ class ClientConnection(Client):
         self.secure = tls is not None
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self.peer = Peer(address, context.trusts(address), certificate)
+        self._parser = context.parser_for(self.peer, secure=self.secure)
         self._forwarded = context.forwarded_prefix(self.peer, secure=self.secure)
         self.deadline = monotonic() + settings.header_timeout_s
 
@@ -169,7 +174,7 @@ class ClientConnection(Client):
     def _read_head(self, buffer: bytes) -> None:
         context = self.context
         try:
-            found = context.request_parser.request(buffer, 0, self._searched)
+            found = self._parser.request(buffer, 0, self._searched)
         except ProtocolError as error:
             self._refuse_head(error)
             return
@@ -194,10 +199,14 @@ class ClientConnection(Client):
 
     def _refuse_head(self, error: ProtocolError) -> None:
         """What is no request gets its answer and the end of the connection: where the next one begins is not known."""
-        self.context.counters.refuse(errors.BAD_REQUEST.name)
-        record_refused_head(self.context, self, error)
+        context = self.context
+        context.counters.refuse(errors.BAD_REQUEST.name)
+        ids = context.interaction_ids
+        given = error.fields.get(ids.name) if error.fields is not None else None
+        interaction_id = given.decode() if given and is_interaction_id(given) else ids.make_text()
+        record_refused_head(context, self, error, interaction_id)
         refusal = Refusal(errors.BAD_REQUEST, error.reason, error.status)
-        self.transport.write(self.context.errors.response(refusal, keep_alive=False))
+        self.transport.write(context.errors.response(refusal, keep_alive=False, interaction_id=interaction_id))
         self._linger()
 
     def exchange_done(self, now: float, *, unread_body: bool = False) -> None:
@@ -301,8 +310,8 @@ class ClientConnection(Client):
                     self.abort()
             elif self._buffer and not self.lingering:
                 self.context.counters.refuse(errors.TIMEOUT_CLIENT.name)
-                self.context.counters.count("-", "OTHER", "-", errors.TIMEOUT_CLIENT.status)
-                self.transport.write(self.context.errors.response(Refusal(errors.TIMEOUT_CLIENT), keep_alive=False))
+                self.context.counters.count("-", OTHER_METHOD, "-", errors.TIMEOUT_CLIENT.status)
+                self.transport.write(self.context.refuse_unread(errors.TIMEOUT_CLIENT))
                 self.end()
             else:
                 self.end()
@@ -327,20 +336,21 @@ class ClientConnection(Client):
 
     # what is added to a forwarded request
 
-    def forwarded_lines(self, head: RequestHead) -> bytes:
-        """X-Forwarded-*, Via, and identity fields that a trusted peer may set, each with its CRLF."""
+    def forwarded_lines(self, head: RequestHead, identity: Identity | None) -> bytes:
+        """X-Forwarded-*, Via, what finds loops, and who calls, each line with its CRLF."""
         context, peer, host = self.context, self.peer, head.host
         lines = self._forwarded
         if peer.trusted:
             lines = context.forwarded_by_trusted(peer, head.fields, secure=self.secure)
             if b"x-forwarded-host" in head.fields:
                 host = b""
-        elif host is self._lines_host and head.version_minor:
-            return self._lines  # the usual request on a connection asks the same host as the one before
+        elif host is self._lines_host and identity is self._lines_identity and head.version_minor:
+            return self._lines  # the usual request on a connection asks the same host as the one before, for the same
         if host and context.settings.forwarded_headers:
-            made = b"%bX-Forwarded-Host: %b\r\n%b" % (lines, host, context.via[head.version_minor])
-        else:
-            made = lines + context.via[head.version_minor]
+            lines = b"%bX-Forwarded-Host: %b\r\n" % (lines, host)
+        made = lines + context.request_via[head.version_minor] + context.hop_line
+        if identity is not None and context.settings.forward_identity:
+            made += identity.lines
         if not peer.trusted and head.version_minor:
-            self._lines_host, self._lines = host, made
+            self._lines_host, self._lines_identity, self._lines = host, identity, made
         return made

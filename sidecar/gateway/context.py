@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
@@ -11,12 +12,19 @@ from sidecar.basics.logger import get_logger
 from sidecar.gateway.body_budget import BodyBudget
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.destinations import Destinations
-from sidecar.gateway.errors import ErrorWriter
+from sidecar.gateway.errors import ErrorWriter, Kind, Refusal
 from sidecar.gateway.http1.framing import HeadParser
+from sidecar.gateway.http1.grammar import fold
+from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.http1.name_patterns import NamePatterns
+from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, InteractionIds, interaction_field
+from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
 from sidecar.gateway.parameters import ProxySettings
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, RouteTable
+from sidecar.gateway.trace_context import TRACEPARENT, TRACESTATE
 from sidecar.identity.chain import IdentityChain
+from sidecar.identity.field_names import TPP_ID, TPP_ORGANISATION_ID, TPP_RESOLVER, spellings
 from sidecar.identity.types import Peer
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.outcomes import Event, Hold
@@ -24,10 +32,38 @@ from sidecar.ledger.client.unknown_accounts import AccountLookup
 
 log = get_logger("sidecar.gateway")
 
-INTERACTION_ID: Final = b"x-fapi-interaction-id"
-TRACEPARENT: Final = b"traceparent"
+MAX_FORWARDS: Final = b"max-forwards"
+HOPS: Final = b"x-quota-sidecar-hops"
+"""The gateways that a request came through, each with an id of its own; `exchange.marks` looks at it."""
 FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
 REFUSED_ACCOUNTS_MAX: Final = 10_000
+
+
+UNTRUSTED_FIELDS: Final = (
+    b"forwarded", b"x-forwarded", b"x-forwarded-*", b"x-real-ip", b"true-client-ip", b"client-cert",
+    b"client-cert-chain", b"ssl-client-*", b"x-consumer-*",
+)  # fmt: skip
+"""Fields by which proxies tell servers who a client is. From a peer that is not trusted they say nothing."""
+
+
+def answer_limits(limits: Limits, head_bytes_max: int = 0) -> Limits:
+    """Limits of answers, for ``limits`` of requests: larger than whatever an API repeats of a request.
+
+    A head may come back whole, in several fields, with every byte escaped as three (in ``Location``) or with the text
+    of a field for every word (a cookie that is deleted). ``head_bytes_max`` says otherwise; 0 for 16 heads and 64 KiB.
+    The shortest field line has three bytes and its CRLF, so no number of fields is refused before their bytes are.
+    """
+    bytes_max = max(head_bytes_max or 16 * limits.head_bytes_max + 65_536, limits.head_bytes_max)
+    return Limits(
+        method_bytes_max=limits.method_bytes_max,
+        target_bytes_max=limits.target_bytes_max,
+        head_bytes_max=bytes_max,
+        fields_max=bytes_max // 5,
+        body_bytes_max=None,
+        chunk_extension_bytes_max=limits.chunk_extension_bytes_max,
+        trailer_bytes_max=bytes_max,
+        trailer_fields_max=bytes_max // 5,
+    )
 
 
 class Spool(Protocol):
@@ -90,14 +126,56 @@ class GatewayContext:
         """Accounts whose last call was refused. Their next one asks before its body is read."""
         self.draining = False
         """No connection is kept for another request."""
-        interesting = {INTERACTION_ID, TRACEPARENT, *routes.key_fields} | identity.reads
-        drop = identity.consumes | identity.spoofable | (set(FORWARDED) if settings.forwarded_headers else set())
-        self.request_parser = HeadParser(interesting, drop, settings.limits)
-        self.response_parser = HeadParser((), (), settings.limits)
-        self.via = tuple(b"Via: 1.%d %b\r\n" % (minor, settings.via) if settings.via else b"" for minor in (0, 1))
-        """Field lines for a message that was received in HTTP/1.0, and in HTTP/1.1 (RFC 9110 section 7.6.3)."""
-        self._restored = identity.spoofable - identity.consumes
+        self.interaction_ids = InteractionIds(interaction_field(settings.error_format))
+        self._make_parsers(settings, identity)
+        via = tuple(b"Via: 1.%d %b\r\n" % (minor, settings.via) if settings.via else b"" for minor in (0, 1))
+        self.via = via if settings.via_on_answers else (b"", b"")
+        """Field lines for an answer that was received in HTTP/1.0, and in HTTP/1.1 (RFC 9110 section 7.6.3)."""
+        self.request_via = via if settings.via_on_requests else (b"", b"")
+        """The same for a request."""
+        self.gateway_id = os.urandom(8).hex().encode()
+        """Of this process, in `HOPS`."""
+        self.hop_line = b"X-Quota-Sidecar-Hops: %b\r\n" % self.gateway_id
         self._upstream_warned = 0.0
+
+    def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
+        name = self.interaction_ids.name
+        marks = {name, FAPI_INTERACTION_ID, TRACEPARENT, HOPS, MAX_FORWARDS}
+        rare = {TRACESTATE, *self.routes.key_fields, *METHOD_OVERRIDES, *PREFLIGHT}
+        interesting = identity.reads | marks | rare
+        always = {*identity.consumes, *PATH_OVERRIDES}
+        if settings.forward_identity:
+            for own_field in (TPP_ID, TPP_ORGANISATION_ID, TPP_RESOLVER):
+                always |= spellings(own_field)
+        forwarded = set(FORWARDED) if settings.forwarded_headers else set[bytes]()
+        own = NamePatterns(settings.drop_fields)
+        like = NamePatterns((*UNTRUSTED_FIELDS, *settings.drop_fields))
+        drop = always | forwarded | identity.spoofable | {each for each in interesting if own.match(fold(each))}
+        limits = settings.limits
+        self.request_parser = HeadParser(interesting, drop, limits, like=like, marks=marks, https=False)
+        """For requests of peers that are not trusted, without TLS."""
+        self._tls_parser = HeadParser(interesting, drop, limits, like=like, marks=marks)
+        # A trusted peer's fields go on, but for spellings that nobody sends who means well.
+        plain = {fold(read) for read in identity.reads}
+        imitations = {
+            spelled for spelled in identity.spoofable - identity.reads if fold(spelled) != spelled or spelled in plain
+        }
+        self._trusted_parser = HeadParser(
+            interesting, always | forwarded | imitations, limits, like=like, plain_passes=True, marks=marks
+        )
+        self.response_parser = HeadParser(
+            (name,),
+            (),
+            answer_limits(limits, settings.answer_head_bytes_max),
+            like=NamePatterns((name,)),
+            marks=(name,),
+        )
+
+    def parser_for(self, peer: Peer, *, secure: bool) -> HeadParser:
+        """What reads the requests of a connection. ``secure``: it has TLS. A trusted peer may have taken TLS off."""
+        if peer.trusted:
+            return self._trusted_parser
+        return self._tls_parser if secure else self.request_parser
 
     def forwarded_prefix(self, peer: Peer, *, secure: bool) -> bytes:
         """X-Forwarded-* of every request of an untrusted peer, but for the host."""
@@ -108,7 +186,7 @@ class GatewayContext:
         return b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (address, scheme)
 
     def forwarded_by_trusted(self, peer: Peer, fields: dict[bytes, bytes], *, secure: bool) -> bytes:
-        """The same for a trusted peer: its own fields are extended, and its identity fields go on."""
+        """The same for a trusted peer: its own fields are extended."""
         lines = b""
         if self.settings.forwarded_headers:
             address = peer.address.encode() or b"unknown"
@@ -118,9 +196,6 @@ class GatewayContext:
             lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (chain, scheme)
             if b"x-forwarded-host" in fields:
                 lines += b"X-Forwarded-Host: %b\r\n" % fields[b"x-forwarded-host"]
-        for name in self._restored:
-            if name in fields:
-                lines += b"%b: %b\r\n" % (name, fields[name])
         return lines
 
     def note_refused_account(self, account: str) -> None:
@@ -128,6 +203,11 @@ class GatewayContext:
         if len(self.refused_accounts) >= REFUSED_ACCOUNTS_MAX:
             self.refused_accounts.clear()
         self.refused_accounts.add(account)
+
+    def refuse_unread(self, kind: Kind) -> bytes:
+        """The answer to what was not read as a request."""
+        ids = self.interaction_ids
+        return self.errors.response(Refusal(kind), keep_alive=False, interaction_id=ids.make_text())
 
     def note_upstream_failure(self, message: str) -> None:
         """Logs it, at most once a second."""

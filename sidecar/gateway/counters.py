@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ACCOUNTS_MAX = 1000
 """Accounts with a label of their own; the rest counts as ``other``, so that a scrape stays bounded."""
+
+SHED_PLACES: Final = "places"
+SHED_QUEUE: Final = "queue"
+SHED_STREAMS: Final = "streams"
+SHED_BODIES: Final = "bodies"
+SHED_REASONS: Final = (SHED_PLACES, SHED_QUEUE, SHED_STREAMS, SHED_BODIES)
+"""For want of what something is refused although nothing is wrong with it: no connection to the API became free in
+time; too many calls wait for one; the account has too many tunnels and streams; bodies take too much memory."""
 
 
 @dataclass(slots=True)
@@ -39,6 +48,7 @@ class ProxyCounters:
         self.latency = Histogram(LATENCY_BOUNDS_S)
         self.hold = Histogram(LATENCY_BOUNDS_S)
         self.refusals: dict[str, int] = {}
+        self.sheds: dict[str, int] = {}
         self.charged_units: dict[str, int] = {}
         self.released = 0
         self.repeats: dict[str, int] = {}
@@ -51,10 +61,13 @@ class ProxyCounters:
         self.tunnels = 0
         self._accounts: set[str] = set()
 
-    def label(self, account: str) -> str:
-        """``account``, or ``other`` once the bound is reached."""
+    def label(self, account: str, *, known: bool = True) -> str:
+        """``account``, or ``other`` once the bound is reached. One that is not ``known`` to the ledger takes up no
+        room, so that callers cannot fill it with names that they invent: it counts as nobody's."""
         if account in self._accounts:
             return account
+        if not known:
+            return "-"
         if len(self._accounts) < self.accounts_max:
             self._accounts.add(account)
             return account
@@ -65,6 +78,10 @@ class ProxyCounters:
         key = (account, method, endpoint, status)
         requests = self.requests
         requests[key] = requests.get(key, 0) + 1
+
+    def shed(self, reason: str) -> None:
+        """Something was refused for want of room."""
+        self.sheds[reason] = self.sheds.get(reason, 0) + 1
 
     def count_repeat(self, account: str) -> None:
         """A free repeat of a charged call."""

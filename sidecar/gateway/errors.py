@@ -12,6 +12,8 @@ from http import HTTPStatus
 
 import orjson
 
+from sidecar.gateway.interaction_id import InteractionIds, interaction_field
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -37,6 +39,10 @@ NOT_SUBSCRIBED = Kind(
     "not-subscribed", 403, "The plan does not include this call", "UK.OBIE.Resource.NotFound", "SERVICE_INVALID"
 )
 NOT_FOUND = Kind("no-route", 404, "The API has no such resource", "UK.OBIE.Resource.NotFound", "RESOURCE_UNKNOWN")
+METHOD_NOT_ALLOWED = Kind(
+    "method-not-allowed", 405, "The API does not have this method for the resource", "UK.OBIE.Resource.NotFound",
+    "SERVICE_INVALID",
+)  # fmt: skip
 TIMEOUT_CLIENT = Kind(
     "request-timeout", 408, "The request took too long to arrive", "UK.OBIE.Field.Invalid", "FORMAT_ERROR"
 )
@@ -63,11 +69,13 @@ UPSTREAM_FAILED = Kind("upstream-failed", 502, "The API is unreachable or sent a
 LEDGER_UNAVAILABLE = Kind("ledger-unavailable", 503, "The gateway cannot check credits now", *_SERVER_ERROR)
 IDENTITY_UNAVAILABLE = Kind("identity-unavailable", 503, "The gateway cannot verify the caller now", *_SERVER_ERROR)
 OVERLOADED = Kind("overloaded", 503, "The gateway is overloaded", *_SERVER_ERROR)
+LOOP = Kind("loop-detected", 508, "The request came back to the gateway", *_SERVER_ERROR)
 UPSTREAM_TIMEOUT = Kind("upstream-timeout", 504, "The API did not answer in time", *_SERVER_ERROR)
 
 KINDS = (
-    BAD_REQUEST, UNIDENTIFIED, OUT_OF_CREDIT, SUSPENDED, CLOSED, NOT_SUBSCRIBED, NOT_FOUND, TIMEOUT_CLIENT, TOO_FAST,
-    INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED, UPSTREAM_TIMEOUT,
+    BAD_REQUEST, UNIDENTIFIED, OUT_OF_CREDIT, SUSPENDED, CLOSED, NOT_SUBSCRIBED, NOT_FOUND, METHOD_NOT_ALLOWED,
+    TIMEOUT_CLIENT, TOO_FAST, INTERNAL, UPSTREAM_FAILED, LEDGER_UNAVAILABLE, IDENTITY_UNAVAILABLE, OVERLOADED,
+    UPSTREAM_TIMEOUT, LOOP,
     KEY_MISSING, KEY_INVALID, CALL_UNDER_WAY, KEY_REUSED,
 )  # fmt: skip
 """All of them."""
@@ -111,6 +119,7 @@ class ErrorWriter:
         if dialect not in ("problem", "obie", "berlin_group"):
             raise ValueError(f"unknown error format {dialect!r}")
         self._dialect = dialect
+        self._interaction_label = InteractionIds(interaction_field(dialect)).label
         self._base = documentation_url.rstrip("#") + "#" if documentation_url else "urn:quota-sidecar:"
 
     def body(self, refusal: Refusal, interaction_id: str | None) -> tuple[bytes, bytes]:
@@ -148,8 +157,10 @@ class ErrorWriter:
         head_only: bool = False,
         interaction_id: str | None = None,
         version_minor: int = 1,
+        field_lines: bytes = b"",
     ) -> bytes:
-        """The whole response. ``head_only``: the request was HEAD (RFC 9110 section 9.3.2)."""
+        """The whole response. ``head_only``: the request was HEAD (RFC 9110 section 9.3.2). ``field_lines``: more of
+        them, each with its CRLF."""
         status = refusal.status or refusal.kind.status
         content_type, body = self.body(refusal, interaction_id)
         lines = [
@@ -160,12 +171,12 @@ class ErrorWriter:
         ]
         lines += [f"{name}: {_safe(value)}".encode() for name, value in refusal.headers]
         if interaction_id:
-            lines.append(b"x-fapi-interaction-id: " + _safe(interaction_id).encode())
+            lines.append(self._interaction_label + _safe(interaction_id).encode())
         if not keep_alive:
             lines.append(b"Connection: close")
         elif version_minor == 0:
             lines.append(b"Connection: keep-alive")
-        return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head_only else body)
+        return b"\r\n".join(lines) + b"\r\n" + field_lines + b"\r\n" + (b"" if head_only else body)
 
 
 def _phrase(status: int) -> str:

@@ -15,7 +15,6 @@ from sidecar.basics.logger import get_logger
 from sidecar.gateway import errors
 from sidecar.gateway.connection import ClientConnection, Owner
 from sidecar.gateway.context import GatewayContext
-from sidecar.gateway.errors import Refusal
 from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
 
 log = get_logger("sidecar.gateway")
@@ -32,7 +31,6 @@ class Gateway(Owner):
         self._wanted: OriginalDestinations | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._sweeper: asyncio.Task[None] | None = None
-        self._overloaded = context.errors.response(Refusal(errors.OVERLOADED), keep_alive=False)
 
     def __repr__(self) -> str:
         context = self.context
@@ -136,7 +134,7 @@ class Gateway(Owner):
         """Counts a new connection in, unless the limit is reached, the gateway stops, or it leads nowhere."""
         if not self._accepting or len(self.connections) >= self.context.settings.connections_max:
             self.context.counters.connections_refused += 1
-            connection.transport.write(self._overloaded)
+            connection.transport.write(self.context.refuse_unread(errors.OVERLOADED))
             connection.transport.close()
             return False
         if connection.pool is None:

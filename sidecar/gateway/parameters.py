@@ -51,6 +51,8 @@ class OriginalDestinations:
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
     limits: Limits = field(default_factory=Limits)
+    answer_head_bytes_max: int = 0
+    """Largest head of an answer; 0 for `context.answer_limits` of ``limits``."""
     header_timeout_s: float = 10.0
     """408 and close. From the first byte of a head to its end; what a slow-header attack runs into."""
     idle_timeout_s: float = 75.0
@@ -79,9 +81,13 @@ class ProxySettings:
     """What all bodies that are being gathered may have together; beyond it reading stops."""
     keepalive_s: float = 55.0
     """How long an idle upstream connection is kept; shorter than what servers keep it for."""
+    upstream_age_s: float = 600.0
+    """An older upstream connection is not used again, so that traffic follows the API to new addresses."""
     upstream_connections_max: int = 256
     upstream_waiting_max: int = 4096
-    """503 beyond it. Requests that wait for one of the connections."""
+    """503 beyond it. Requests that wait for one of the connections; of one account at most half of them."""
+    admission_timeout_s: float = 2.0
+    """503. How long a request waits for one of the connections."""
     connections_max: int = 10_000
     """Accepted and closed at once beyond it."""
     destinations_max: int = 256
@@ -94,7 +100,14 @@ class ProxySettings:
     credit_headers: bool = True
     rate_limit_headers: bool = True
     forwarded_headers: bool = True
+    forward_identity: bool = True
+    """The API is told who calls: `sidecar.identity.types.identified`."""
+    drop_fields: tuple[bytes, ...] = ()
+    """Fields of peers that are not trusted, besides `context.UNTRUSTED_FIELDS`; ``x-partner-*`` is a beginning."""
     via: bytes = b"quota-sidecar"
+    """The gateway's name in Via."""
+    via_on_requests: bool = False
+    via_on_answers: bool = True
     error_format: str = "problem"
     error_documentation_url: str = ""
     access_log: str = "errors"

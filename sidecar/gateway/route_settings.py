@@ -11,22 +11,14 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from sidecar.config.fields import Model, Whole, conflict
 from sidecar.config.path_template import Template, parse_template
+from sidecar.gateway.methods import METHODS, USUAL_METHODS
 from sidecar.gateway.routes import PROVOKED
 from sidecar.identity.field_names import check_field_name
 
 ROUTES_MAX: Final = 1_000
 
-METHODS: Final = (
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", "ACL", "BASELINE-CONTROL",
-    "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL",
-    "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH",
-    "UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
-)  # fmt: skip
-"""IANA's registry of HTTP methods, the usual ones first."""
-USUAL_METHODS: Final = 7
-
 _STATUSES = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?", re.IGNORECASE)
-_METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
+METRIC = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"  # OpenMeter's rule for a slug (facts: at most 64 characters)
 
 CHARGED: Final = ("2xx", "3xx")
 """Success: what a buyer expects to pay for."""
@@ -134,7 +126,7 @@ class DefaultRouteSettings(Model):
 
     metric: str = Field(
         default="api_calls",
-        pattern=_METRIC,
+        pattern=METRIC,
         max_length=64,
         description="Billable metric in Lago, and meter in OpenMeter, that requests count for.",
     )
@@ -160,6 +152,22 @@ class DefaultRouteSettings(Model):
         "defaults below, or these settings. It concerns methods that change something. `on` is for an API that does a "
         "call once however often it is sent: the gateway passes repeats on to it.",
     )
+    encoded_slash: Literal["refuse", "allow"] = Field(
+        default="refuse",
+        description="Paths with `%2F`. `allow`: for an API that keeps it as data; such a path costs the dearer of both "
+        "readings, `%2F` kept and decoded.",
+    )
+    cors: Literal["off", "pass"] = Field(
+        default="off",
+        description="CORS preflights for the route's methods. `pass`: they pass without identity and charge. `off`: "
+        "they cost what any other OPTIONS request costs.",
+    )
+    method_override: Literal["refuse", "price"] = Field(
+        default="refuse",
+        description="`X-HTTP-Method-Override`, `X-Method-Override` and `X-HTTP-Method` that name another method. "
+        "`refuse`: 400. `price`: such a request costs the dearer of both methods.",
+    )
+
     on_response_timeout: Literal["charge", "release"] = Field(
         default="charge",
         description="What a call costs to which the API gave no answer in time, on methods that change something. On "
@@ -236,6 +244,15 @@ DefaultRoute = Annotated[
 ]
 
 
+def _extension(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    bare = text.removeprefix(".").lower()
+    if not re.fullmatch(r"[a-z0-9_-]{1,32}(\.[a-z0-9_-]{1,32})?", bare):
+        raise ValueError(f"{text!r} is no extension like json")
+    return bare
+
+
 def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
     problems: list[tuple[str, str]] = []
     before: list[tuple[Template, frozenset[str]]] = []
@@ -253,4 +270,5 @@ def _reachable(routes: tuple[RouteSettings, ...]) -> tuple[RouteSettings, ...]:
     return routes
 
 
+Extension = Annotated[str, BeforeValidator(_extension)]
 Routes = Annotated[tuple[RouteSettings, ...], AfterValidator(_reachable)]

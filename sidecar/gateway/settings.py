@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -111,6 +112,26 @@ def _upstream_url(url: str) -> str:
 UpstreamUrl = Annotated[str, Field(max_length=2048), AfterValidator(_upstream_url)]
 
 
+_DROPPED_FIELD = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]{1,64}\*?")
+_NEEDED = (
+    "host", "connection", "content-length", "transfer-encoding", "te", "upgrade", "expect", "keep-alive", "trailer",
+    "max-forwards", "x-fapi-interaction-id", "x-request-id",
+)  # fmt: skip
+
+
+def _dropped_field(name: str) -> str:
+    if _DROPPED_FIELD.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is neither a field name of 1 to 64 characters nor a beginning like X-Partner-*")
+    beginning = name.lower().removesuffix("*")
+    for needed in _NEEDED:
+        if needed == beginning or (name.endswith("*") and needed.startswith(beginning)):
+            raise ValueError(f"{name!r} would remove {needed}, which the gateway needs")
+    return name
+
+
+DroppedField = Annotated[str, AfterValidator(_dropped_field)]
+
+
 class UpstreamSettings(Model):
     """The API behind the gateway."""
 
@@ -143,18 +164,50 @@ class UpstreamSettings(Model):
         "answer off.",
     )
     connections_max: Whole = Field(
-        default=256, ge=1, le=65_535, description="Connections to the API, for each process. Further requests wait."
+        default=256,
+        ge=1,
+        le=65_535,
+        description="Connections to the API, for each process. Further requests wait, in turn between accounts. One "
+        "account never has more than half of them, a quarter in tunnels and streams; requests without a known caller "
+        "have a tenth.",
+    )
+    admission_timeout_ms: Milliseconds = Field(
+        default=2_000,
+        description="How long a request waits for one of these connections. After it the gateway answers 503 with "
+        "`Retry-After`.",
     )
     keepalive_ms: Milliseconds = Field(
         default=55_000,
         description="Time for which the gateway keeps an idle connection. Set it shorter than the API does, which is "
-        "often 60 s.",
+        "often 60 s. `Keep-Alive: timeout=` in an answer of the API shortens it.",
     )
-    via: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to requests and answers.")
+    connection_age_ms: Milliseconds = Field(
+        default=600_000,
+        description="Age after which a connection is not used again, so that traffic follows the API's name to new "
+        "addresses.",
+    )
+    via: bool = Field(
+        default=False,
+        description="Add `Via` to requests. RFC 9110 section 7.6.3 asks for it. It is off because servers such as "
+        "nginx do not compress answers for requests with `Via`. The gateway finds loops by a field of its own.",
+    )
+    via_on_answers: bool = Field(default=True, description="Add `Via` (RFC 9110 section 7.6.3) to answers.")
     forwarded: bool = Field(
         default=True,
         description="Set `X-Forwarded-For`, `-Proto` and `-Host`. The gateway keeps those of a request only if it "
         "came from `trusted_peers`.",
+    )
+    forward_identity: bool = Field(
+        default=True,
+        description="Tell the API who calls: `X-TPP-Id` (the account), `X-TPP-Organisation-Id` (from the caller's "
+        "certificate) and `X-TPP-Resolver`. The gateway removes these fields from every request that has them.",
+    )
+    drop_fields: Annotated[tuple[DroppedField, ...], Field(max_length=64)] = Field(
+        default=(),
+        description="Further request header fields that the gateway removes unless the request came from "
+        "`trusted_peers`, in every spelling with hyphens and underscores. `X-Partner-*` stands for all names that "
+        "begin so. It always removes `Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `True-Client-IP`, `Client-Cert`, "
+        "`Client-Cert-Chain`, `ssl-client-*` and `X-Consumer-*`.",
     )
 
     @model_validator(mode="after")
@@ -200,8 +253,13 @@ class LimitsSettings(Model):
     )
     head_bytes_max: Bytes = Field(
         default=32_768,
-        description="Largest head (request or status line and header), else 431. A head is held in memory until it is "
-        "complete.",
+        description="Largest head of a request (request line and header), else 431. A head is held in memory until it "
+        "is complete.",
+    )
+    answer_head_bytes_max: Bytes | None = Field(
+        default=None,
+        description="Largest head of an answer, else 502. null: 16 times `head_bytes_max` and 64 KiB, more than an "
+        "answer has that repeats the request's header.",
     )
     fields_max: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
         default=100, description="Most header fields, else 431. A field costs more than its bytes."

@@ -19,6 +19,7 @@ from typing import Final
 
 from sidecar.identity.cache import BoundedCache
 from sidecar.identity.field_names import lower
+from sidecar.identity.lookup_turns import LookupTurns
 from sidecar.identity.settings import ApiKeySettings
 from sidecar.identity.single_flight import SingleFlight
 from sidecar.identity.types import (
@@ -30,6 +31,7 @@ from sidecar.identity.types import (
     Outcome,
     Peer,
     Unidentified,
+    identified,
 )
 
 #: Visible ASCII without comma (a list is two keys, hence none). Longer values are not worth a look-up.
@@ -62,7 +64,7 @@ class ApiKeyResolver:
 
     A key that was just confirmed is answered without I/O. One whose time is up waits for the store, so that a
     revoked key ends with its ``ttl_s``; while the store is out of reach it goes on for ``max_stale_s``. Good
-    and bad keys are kept apart: a flood of invented keys must not push the good ones out.
+    and bad keys are kept apart: a flood of invented keys must not push the good ones out, nor keep them waiting.
 
     ``lookups``, ``failures`` and ``stale_answers`` count for the metrics.
     """
@@ -95,6 +97,7 @@ class ApiKeyResolver:
         self._refused_until_s: BoundedCache[bytes, float] = BoundedCache(settings.cache_entries)
         self._flight: SingleFlight[bytes, Outcome] = SingleFlight()
         self._ask_again_at_s = float("-inf")
+        self.turns = LookupTurns()
 
     def resolve(self, fields: Fields, peer: Peer) -> Outcome | asyncio.Future[Outcome] | None:
         """See ``Resolver.resolve``."""
@@ -115,13 +118,17 @@ class ApiKeyResolver:
         refused_until_s = self._refused_until_s.get(digest)
         if refused_until_s is not None and now < refused_until_s:
             return self._unknown_key
-        return self._flight.join(digest, partial(self._look_up, digest))
+        return self._flight.join(digest, partial(self._look_up, digest, peer.address, known is not None))
 
-    async def _look_up(self, digest: bytes) -> Outcome:
+    async def _look_up(self, digest: bytes, peer: str, known: bool) -> Outcome:
         self.lookups += 1
         try:
             async with asyncio.timeout(self._settings.lookup_timeout_s):
-                account = await self._store.account_of(digest.hex())
+                await self.turns.take(peer, known=known)
+                try:
+                    account = await self._store.account_of(digest.hex())
+                finally:
+                    self.turns.give_back(known=known)
         except (KeyStoreUnavailable, TimeoutError):
             return self._without_store(digest)
         now = self._clock()
@@ -130,7 +137,7 @@ class ApiKeyResolver:
             self._known.drop(digest)
             self._refused_until_s.put(digest, now + self._settings.negative_ttl_s)
             return self._unknown_key
-        identity = Identity(account, self.name)
+        identity = identified(account, self.name)
         stale_s = max(self._settings.ttl_s, self._settings.max_stale_s)
         self._known.put(digest, _Known(identity, now + self._settings.ttl_s, now + stale_s))
         return identity
@@ -144,6 +151,11 @@ class ApiKeyResolver:
             raise IdentityUnavailable("the store of API keys is unreachable")
         self.stale_answers += 1
         return known.identity
+
+    @property
+    def refused_lookups(self) -> int:
+        """See ``Resolver``."""
+        return self.turns.refused
 
     async def start(self) -> None:
         """Nothing to do: keys are looked up when they are first seen."""

@@ -37,6 +37,11 @@ class IdentityChain:
                 return outcome
         return self._nothing_shown
 
+    @property
+    def refused_lookups(self) -> int:
+        """Credentials that were not looked up because too many others were."""
+        return sum(resolver.refused_lookups for resolver in self.resolvers)
+
     async def start(self) -> None:
         """Start the resolvers; when one cannot, close what has started. Raises ``IdentitySetupError``."""
         for count, resolver in enumerate(self.resolvers):

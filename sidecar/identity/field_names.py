@@ -7,6 +7,8 @@ import re
 from typing import Final
 
 TPP_ID: Final = b"x-tpp-id"
+TPP_ORGANISATION_ID: Final = b"x-tpp-organisation-id"
+TPP_RESOLVER: Final = b"x-tpp-resolver"
 XFCC: Final = b"x-forwarded-client-cert"
 AUTHORIZATION: Final = b"authorization"
 

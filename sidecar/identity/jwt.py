@@ -21,7 +21,7 @@ from sidecar.identity.jwt_token import (
 )
 from sidecar.identity.key_ring import KeyRing
 from sidecar.identity.settings import JwtSettings
-from sidecar.identity.types import Fields, Identity, IdentityUnavailable, Outcome, Peer, Unidentified
+from sidecar.identity.types import Fields, Identity, IdentityUnavailable, Outcome, Peer, Unidentified, identified
 
 _SCHEME = b"bearer"
 _VALUE_BYTES_MAX = len(_SCHEME) + 1 + TOKEN_BYTES_MAX
@@ -44,6 +44,7 @@ class JwtResolver:
     name = "jwt"
     reads = frozenset({AUTHORIZATION})
     spoofable: frozenset[bytes] = frozenset()
+    refused_lookups = 0
 
     def __init__(
         self, settings: JwtSettings, ring: KeyRing, *, realm: str, wall: Callable[[], float] = time.time
@@ -109,7 +110,7 @@ class JwtResolver:
             verified = verify(token, header, key, self._rules, now_s)
         except TokenRefused as refused:
             return self._refuse(str(refused))
-        identity = Identity(verified.account, self.name)
+        identity = identified(verified.account, self.name)
         self._tokens.put(digest, _Remembered(identity, min(verified.ends_at_s, now_s + self._cache_ttl_s)))
         return identity
 

@@ -22,6 +22,7 @@ class MtlsResolver:
     reads: frozenset[bytes] = frozenset()
     consumes: frozenset[bytes] = frozenset()
     spoofable: frozenset[bytes] = frozenset()
+    refused_lookups = 0
 
     def __init__(self, settings: MtlsSettings, *, realm: str, wall: Callable[[], float] = time.time) -> None:
         self.challenge = f'ClientCertificate realm="{realm}"'

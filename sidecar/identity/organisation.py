@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 from sidecar.identity.account_id import is_account_id
-from sidecar.identity.types import Identity, Outcome, Unidentified
+from sidecar.identity.types import Outcome, Unidentified, identified
 
 #: X.520 ``organizationIdentifier``.
 OID: Final = "2.5.4.97"
@@ -74,7 +74,7 @@ class OrganisationRules:
             account = self._accounts.get(identifier)
             if account is None:
                 return self.refuse(f"the organisation {identifier} has no account here")
-            return Identity(account, self._via)
+            return identified(account, self._via, identifier)
         if not is_account_id(identifier):
             return self.refuse(f"the organisation {identifier} needs an account id of its own here")
-        return Identity(identifier, self._via)
+        return identified(identifier, self._via, identifier)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from sidecar.identity.types import IdentityUnavailable
+
+WAITERS_MAX: Final = 1_000
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -18,7 +20,9 @@ class SingleFlight(Generic[K, V]):
     Each waiter has a future of its own: a client that goes away cancels its own and takes nobody along.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waiters_max: int = WAITERS_MAX) -> None:
+        """Of one call at most ``waiters_max`` wait; who comes then gets ``IdentityUnavailable``."""
+        self._waiters_max = waiters_max
         self._waiters: dict[K, list[asyncio.Future[V]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -34,7 +38,11 @@ class SingleFlight(Generic[K, V]):
         if self._closed:
             future.set_exception(_closing())
         elif key in self._waiters:
-            self._waiters[key].append(future)
+            waiters = self._waiters[key]
+            if len(waiters) >= self._waiters_max:
+                future.set_exception(IdentityUnavailable("too many requests wait for the same look-up"))
+            else:
+                waiters.append(future)
         else:
             self._start(key, call, [future])
         return future

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sidecar.identity.account_id import is_account_id
 from sidecar.identity.field_names import lower, spellings
 from sidecar.identity.settings import TrustedHeaderSettings
-from sidecar.identity.types import Fields, Identity, Outcome, Peer, Unidentified
+from sidecar.identity.types import Fields, Outcome, Peer, Unidentified, identified
 
 
 class TrustedHeaderResolver:
@@ -15,6 +15,7 @@ class TrustedHeaderResolver:
     """
 
     name = "trusted_header"
+    refused_lookups = 0
 
     def __init__(self, settings: TrustedHeaderSettings, *, realm: str) -> None:
         self._field = lower(settings.header)
@@ -33,7 +34,7 @@ class TrustedHeaderResolver:
         if value is None:
             return None
         account = value.decode("latin-1")
-        return Identity(account, self.name) if is_account_id(account) else self._refusal
+        return identified(account, self.name) if is_account_id(account) else self._refusal
 
     async def start(self) -> None:
         """Nothing to do."""

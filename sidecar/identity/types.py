@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -24,10 +24,25 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An account id (Lago's customer ``external_id``) and the resolver that identified it."""
+    """An account id (Lago's customer ``external_id``) and the resolver that identified it.
+
+    ``organisation`` is the organisation identifier of the caller's certificate, "" where none was looked at. ``lines``
+    are the field lines that tell the API all this, each with its CRLF; see `identified`.
+    """
 
     account: str
     via: str
+    organisation: str = field(default="", compare=False)
+    lines: bytes = field(default=b"", compare=False, repr=False)
+
+
+def identified(account: str, via: str, organisation: str = "") -> Identity:
+    """An identity with what the API is told of it. A value that no field can carry is left out."""
+    lines = b""
+    for name, value in (("X-TPP-Id", account), ("X-TPP-Organisation-Id", organisation), ("X-TPP-Resolver", via)):
+        if value and value.isascii() and value.isprintable():
+            lines += f"{name}: {value}\r\n".encode()
+    return Identity(account, via, organisation, lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,11 @@ class Resolver(Protocol):
     """What a caller who shows no credential at all is asked for: a challenge of RFC 9110 section 11.3."""
     asks_for: str
     """The same in words, for the refusal's text; "" if it is nothing that the caller could do about."""
+
+    @property
+    def refused_lookups(self) -> int:
+        """Credentials that were not looked up because too many others were."""
+        ...
 
     def resolve(self, fields: Fields, peer: Peer) -> Outcome | asyncio.Future[Outcome] | None:
         """Answer who calls, as far as this resolver can tell.

@@ -26,6 +26,7 @@ class XfccResolver:
     """
 
     name = "xfcc"
+    refused_lookups = 0
     reads = frozenset({XFCC})
     spoofable = spellings(XFCC)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from sidecar.gateway.http1 import framing
-from sidecar.gateway.http1.framing import HeadParser, RequestHead
+from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead
 from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.http1.name_patterns import NamePatterns
 from tests.conformance.corpus_cases import Case, cases, two_pieces
 from tests.conformance.reading import PENDING, Outcome, Read, Refused, is_request, read_request, read_response
 
-INTERESTING = (b"traceparent", b"x-fapi-interaction-id", b"x-idempotency-key")
+INTERESTING = (b"traceparent", b"x-fapi-interaction-id", b"x-idempotency-key", b"x-forwarded-key")
 DROPPED = (b"x-api-key", b"x-tpp-id")
+LIKE = NamePatterns([b"x-forwarded-*", b"x-real-ip"])
 
 REQUESTS = cases("requests")
 RESPONSES = cases("responses")
@@ -25,7 +27,7 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def parser_for(case: Case) -> HeadParser:
-    return HeadParser(INTERESTING, DROPPED, case.limits)
+    return HeadParser(INTERESTING, DROPPED, case.limits, like=LIKE)
 
 
 def read(case: Case, pieces: list[bytes]) -> Outcome:
@@ -156,6 +158,71 @@ def test_a_refusal_quotes_nothing_of_what_was_sent() -> None:
 def test_a_parser_is_not_made_with_a_name_that_no_field_can_have(name: bytes) -> None:
     with pytest.raises(ValueError, match="not a field name in lower case"):
         HeadParser(drop=[name])
+
+
+@pytest.mark.parametrize("pattern", [b"", b"*", b"x-*-y", b"x y", b"x-**", b"x:*"])
+def test_a_pattern_that_no_field_can_match_is_refused(pattern: bytes) -> None:
+    with pytest.raises(ValueError, match="header field"):
+        NamePatterns([pattern])
+
+
+SPELLINGS = (b"X-Forwarded-Port", b"x-forwarded-port", b"X_Forwarded_Port", b"X-Forwarded_Port", b"X.FORWARDED-port")
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("plain_passes", [True, False])
+def test_of_a_trusted_peer_only_the_plain_spelling_passes(name: bytes, plain_passes: bool) -> None:
+    parser = HeadParser(drop=[b"x-forwarded-for"], like=LIKE, plain_passes=plain_passes)
+    found = parser.request(b"GET / HTTP/1.1\r\nHost: a\r\n" + name + b": 1\r\n\r\n")
+    assert found is not None
+    passes = plain_passes and name.lower() == b"x-forwarded-port"
+    assert found[0].block == b"Host: a\r\n" + (name + b": 1\r\n" if passes else b"")
+    assert name.lower() not in found[0].fields
+
+
+@pytest.mark.parametrize("https", [True, False])
+def test_a_target_with_https_is_refused_where_the_connection_has_no_tls(https: bool) -> None:
+    outcome = read_request(HeadParser(https=https), [b"GET HttpS://a/ HTTP/1.1\r\nHost: a\r\n\r\n"])
+    assert isinstance(outcome, Read) if https else outcome == Refused(421, outcome.reason)  # type: ignore[union-attr]
+    assert isinstance(read_request(HeadParser(https=https), [b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"]), Read)
+
+
+ANSWERS = [
+    (b"HTTP/1.1 201 Created\r\nX-A: b\0c\r\n\r\n", 201, True),
+    (b"HTTP/1.1 201 Created\r\nX-A: b\nc\r\n\r\n", 201, True),
+    (b"HTTP/1.1 201 Created\r\nX-A: b\r\n c\r\n\r\n", 201, True),
+    (b"HTTP/1.1 201 Created\r\nX-A: b\r\nnonsense\r\n\r\n", 201, True),
+    (b"HTTP/1.1 201 Created\r\n" + b"A: b\r\n" * 101 + b"\r\n", 201, True),
+    (b"HTTP/1.1 201 Created\r\nX-A: " + b"b" * 40_000, 201, True),
+    (b"HTTP/1.1 503 Busy\r\nX-A: " + b"b" * 40_000, 503, True),
+    (b"HTTP/1.1 201 Created\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 201, False),
+    (b"HTTP/1.1 201 Created\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 201, False),
+    (b"HTTP/1.1 201 Created\r\nConnection: content-length\r\n\r\n", 201, False),
+    (b"HTTP/2 201 Created\r\n\r\n", 0, False),
+    (b"<html>\r\n", 0, False),
+]
+
+
+@pytest.mark.parametrize(("data", "answered", "by_caller"), ANSWERS)
+def test_a_response_that_is_refused_says_its_status_and_who_may_have_brought_it_about(
+    data: bytes, answered: int, by_caller: bool
+) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        HeadParser().response(data, b"POST")
+    assert (caught.value.status, caught.value.answered, caught.value.by_caller) == (502, answered, by_caller)
+
+
+def test_a_request_that_is_refused_for_what_it_says_says_it() -> None:
+    line = b"x-fapi-interaction-id: 93bac548\r\n"
+    for head in (
+        b"TRACE / HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n",
+    ):
+        with pytest.raises(ProtocolError) as caught:
+            HeadParser(INTERESTING).request(head + line + b"\r\n")
+        assert caught.value.fields is not None
+        assert caught.value.fields[b"x-fapi-interaction-id"] == b"93bac548"
 
 
 @pytest.mark.parametrize("limits", [{"fields_max": 0}, {"head_bytes_max": 8192}, {"body_bytes_max": -1}])

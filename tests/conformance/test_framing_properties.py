@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sidecar.gateway.http1.body import BodyKind, open_body
 from sidecar.gateway.http1.fields import HOP_BY_HOP
 from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead, ResponseHead
+from sidecar.gateway.http1.grammar import fold
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.http1.target import routing_path
 from tests.conformance.messages import (
@@ -45,9 +46,9 @@ from tests.conformance.reading import (
     read_request,
     read_response,
 )
-from tests.conformance.test_framing import DROPPED, INTERESTING, forwarded
+from tests.conformance.test_framing import DROPPED, INTERESTING, LIKE, forwarded
 
-PARSER = HeadParser(INTERESTING, DROPPED, Limits(body_bytes_max=1000))
+PARSER = HeadParser(INTERESTING, DROPPED, Limits(body_bytes_max=1000), like=LIKE, marks=INTERESTING[:1])
 SMALL = HeadParser(
     INTERESTING,
     DROPPED,
@@ -60,9 +61,14 @@ SMALL = HeadParser(
         trailer_bytes_max=24,
         trailer_fields_max=1,
     ),
+    like=LIKE,
+    plain_passes=True,
+    marks=INTERESTING[:1],
 )
-PURE = HeadParser(INTERESTING, DROPPED, PARSER.limits, compiled=False)
-SMALL_PURE = HeadParser(INTERESTING, DROPPED, SMALL.limits, compiled=False)
+PURE = HeadParser(INTERESTING, DROPPED, PARSER.limits, compiled=False, like=LIKE, marks=INTERESTING[:1])
+SMALL_PURE = HeadParser(
+    INTERESTING, DROPPED, SMALL.limits, compiled=False, like=LIKE, plain_passes=True, marks=INTERESTING[:1]
+)
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -77,6 +83,11 @@ any_chunks = st.one_of(chunked_bodies().map(lambda message: message.data), tampe
 
 # h11 and llhttp take such a trailer for a header field. It does not go on, and what goes on is shown to them too.
 FRAMING_TRAILER = re.compile(rb"\n(?i:content-length|transfer-encoding|connection|upgrade):")
+
+# White space that the RFC allows and these two do not see, or refuse. None of it goes on.
+LEGAL_WHITE_SPACE = re.compile(
+    rb"\n(?i:transfer-encoding):(?![ ]?chunked\r)[ \t]*(?i:chunked)[ \t]*\r|[0-9A-Fa-f][ \t]+;|;[ \t]|[ \t]=|=[ \t]"
+)
 
 # h11 waits for the answer to an upgrade; llhttp obeys Proxy-Connection, which nobody specified.
 KEEP_ALIVE_IN_DOUBT = {b"upgrade", b"proxy-connection"}
@@ -121,7 +132,14 @@ def without_hop_by_hop(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, b
     named = {
         option.strip(b" \t").lower() for name, value in fields if name == b"connection" for option in value.split(b",")
     }
-    return [pair for pair in fields if pair[0] not in HOP_BY_HOP | named | set(DROPPED)]
+    gone = HOP_BY_HOP | named | set(DROPPED)
+    return [
+        pair for pair in fields if pair[0] not in gone and (pair[0] in INTERESTING or not LIKE.match(fold(pair[0])))
+    ]
+
+
+def canonical(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, b"%d" % int(value) if name == b"content-length" else value) for name, value in fields]
 
 
 @fuzz
@@ -161,11 +179,13 @@ def test_a_request_that_is_let_through_is_read_the_same_by_others(data: bytes) -
         opinion = judge(came_in)
         if opinion.error.startswith("HttpParserInvalidMethod"):
             continue  # llhttp knows registered methods only
+        if LEGAL_WHITE_SPACE.search(came_in):
+            continue
         if judge is llhttp_on_request and b"upgrade" in head.fields and head.body is not BodyKind.NONE:
             continue  # llhttp sees an upgrade and no body; that is why Upgrade does not go on together with a body
         agree(opinion, passed.content)
         assert opinion.start == (head.method, head.target)
-        assert without_hop_by_hop(opinion.fields)[: head.block.count(b"\n")] == stripped(head.block)
+        assert canonical(without_hop_by_hop(opinion.fields))[: head.block.count(b"\n")] == stripped(head.block)
         if not KEEP_ALIVE_IN_DOUBT & head.fields.keys() and (judge is llhttp_on_request or head.version_minor == 1):
             # h11 has no keep-alive in HTTP/1.0, and llhttp lets it win over close.
             assert opinion.keep_alive or not head.keep_alive
@@ -201,9 +221,11 @@ def test_a_response_that_is_let_through_is_read_the_same_by_others(data: bytes) 
     head = passed.head
     assert not is_request(head)
     came_in = data[: -len(passed.rest) or None]
-    if head.status == 101 or FRAMING_TRAILER.search(passed.came_in):
+    if head.status == 101 or FRAMING_TRAILER.search(passed.came_in) or LEGAL_WHITE_SPACE.search(came_in):
         return  # of 101 both want to know whether somebody asked for it, which is for the exchange to know
     for opinion in (h11_on_response(came_in, b"GET"), llhttp_on_response(came_in)):
+        if opinion.error.endswith("Duplicate Content-Length"):
+            continue  # equal ones, of which one goes on
         agree(opinion, passed.content)
         assert opinion.start == (head.status, head.reason)
 

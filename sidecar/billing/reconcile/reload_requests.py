@@ -20,6 +20,8 @@ REQUESTS_MAX: Final = 1_000_000
 """Names waiting, and as many scheduled. Beyond that a name becomes ``sweep``, which reads everything."""
 IDEMPOTENCY_KEYS_MAX: Final = 100_000
 """Idempotency keys remembered, some 15 MB. Beyond that the oldest goes: its request would be made once more."""
+STRANGERS_MAX: Final = 100
+"""Requests waiting, of whatever kind, up to which an account is requested that a caller named and nobody knows."""
 CALL_MAX: Final = 1_000
 """Names in one call of a script, which keeps the server's only thread for about a millisecond."""
 WAITING_MAX: Final = 20_000
@@ -68,6 +70,21 @@ if idempotency_key ~= '' then
   redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - ARGV[4])
 end
 return fresh
+"""
+)
+
+_ADD_FOR_STRANGER: Final = (
+    _ADD_ONE
+    + """
+-- KEYS [1] reload requests  ARGV [1] most names [2] a name
+-- reply 1, or 0: so many wait that it was not requested
+if not redis.call('ZSCORE', KEYS[1], ARGV[2]) then
+  if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then
+    return 0
+  end
+  add(KEYS[1], ARGV[2], tonumber(ARGV[1]))
+end
+return 1
 """
 )
 
@@ -176,6 +193,12 @@ class ReloadRequests:
         durable as Valkey."""
         wanted = _checked(names)
         return sum([await self._add("", 0, wanted[at : at + CALL_MAX]) for at in range(0, len(wanted), CALL_MAX)])
+
+    async def add_for_stranger(self, name: str) -> bool:
+        """Request a reload of what a caller named and nobody here has seen, unless `STRANGERS_MAX` requests wait
+        already: names that callers invent must not keep a top-up waiting. False: it was not requested."""
+        [wanted] = _checked([name])
+        return bool(await self._eval(_ADD_FOR_STRANGER, (self._requests,), STRANGERS_MAX, wanted))
 
     async def add_once(self, names: Iterable[str], idempotency_key: str, keep_s: int) -> int | None:
         """As :meth:`add`, unless this key was given within the last ``keep_s``: then None.

@@ -7,9 +7,11 @@ from typing import Final
 import orjson
 
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import INTERACTION_ID, TRACEPARENT, GatewayContext
-from sidecar.gateway.exchange.charging import METHODS, ChargedRelay
+from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.exchange.charging import ChargedRelay
 from sidecar.gateway.http1.framing import ProtocolError
+from sidecar.gateway.methods import OTHER_METHOD
+from sidecar.gateway.trace_context import TRACEPARENT
 from sidecar.ledger.client.outcomes import Code
 
 _GRANTED: Final = int(Code.GRANTED)
@@ -21,13 +23,15 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
     context = relay.context
     counters = context.counters
     elapsed = now - relay.started
-    method = relay.head.method
+    method = relay.method
     endpoint = relay.route.name
     hold = relay.hold
     account = relay.account
     counters.latency.observe(elapsed)
-    label = counters.label(account) if account else "-"
-    counters.count(label, METHODS.get(method) or "OTHER", endpoint, status)
+    # The ledger knows an account of which it has said more than that it does not.
+    known = hold is not None and (hold.view is not None or hold.code == _GRANTED)
+    label = counters.label(account, known=known) if account else "-"
+    counters.count(label, method, endpoint, status)
     if (
         hold is not None
         and hold.code == _GRANTED
@@ -37,14 +41,13 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
     ):
         counters.remaining[label] = (hold.available, hold.view.digits)
     if context.access_log is not None and (context.settings.access_log == "all" or status >= 500 or refused):
-        fields = relay.head.fields
-        interaction_id, traceparent = fields.get(INTERACTION_ID), fields.get(TRACEPARENT)
+        traceparent = relay.head.fields.get(TRACEPARENT)
         client = relay.connection
         context.access_log(
             orjson.dumps(
                 {
                     "event": "request",
-                    "method": method.decode("latin-1"),
+                    "method": method,
                     "endpoint": endpoint,
                     "path": relay.head.path[:512].decode("latin-1"),
                     "status": status,
@@ -54,16 +57,16 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "units": relay.charged_units,
                     "repeat": hold is not None and hold.code == _REPEAT,
                     "client": client.peer.address if client is not None else None,
-                    "interaction_id": interaction_id[:128].decode("latin-1") if interaction_id else None,
+                    "interaction_id": relay.interaction_id,
                     "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,
                 }
             )
         )
 
 
-def record_refused_head(context: GatewayContext, client: Client, error: ProtocolError) -> None:
-    """Counts and logs bytes that are no request."""
-    context.counters.count("-", "OTHER", "-", error.status)
+def record_refused_head(context: GatewayContext, client: Client, error: ProtocolError, interaction_id: str) -> None:
+    """Counts and logs bytes that are no request. ``interaction_id`` is that of the answer."""
+    context.counters.count("-", OTHER_METHOD, "-", error.status)
     if context.access_log is not None:
         context.access_log(
             orjson.dumps(
@@ -72,6 +75,7 @@ def record_refused_head(context: GatewayContext, client: Client, error: Protocol
                     "status": error.status,
                     "reason": error.reason,
                     "client": client.peer.address,
+                    "interaction_id": interaction_id,
                 }
             )
         )

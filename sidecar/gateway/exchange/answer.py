@@ -8,15 +8,17 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.counters import SHED_STREAMS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.messages import status_line, status_lines, write_pieces
 from sidecar.gateway.exchange.request import RequestRelay
 from sidecar.gateway.exchange.tunnel import Tunnel
 from sidecar.gateway.http1.body import Body, BodyKind, open_body
-from sidecar.gateway.http1.fields import list_elements
+from sidecar.gateway.http1.fields import list_elements, without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
+from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
 
 LAG_S: Final = 1.0
 """A client that has left an answer waiting for so long, in all, is why an API gives it up."""
@@ -70,6 +72,9 @@ class AnswerRelay(RequestRelay):
                 found = self.context.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
                 self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
+                if error.by_caller:
+                    # The API did what was asked, and repeats something of the request that cannot be passed on.
+                    self.settle_or_release(error.answered, errors.UPSTREAM_FAILED.status, _clock())
                 self.refuse(Refusal(errors.UPSTREAM_FAILED, errors.INVALID_RESPONSE))
                 return
             if found is None:
@@ -98,11 +103,19 @@ class AnswerRelay(RequestRelay):
     def _respond(self, response: ResponseHead, rest: bytes) -> None:
         self.response = response
         connection = self.connection
+        line = end = b""
+        if not response.marked or self.names_no_id(response):
+            line, end = self.id_block.line, LINE_ENDS[self.id_number]
         if connection is None or self.broken:
             self.complete_without_client(response.status)
             return
         head = self.head
         kind = response.body
+        if kind > _LENGTH and self._is_stream() and not self._may_stream():
+            # The API did what was asked, and the caller has as many streams as it may have.
+            self.settle_or_release(response.status, response.status, _clock())
+            self.shed(SHED_STREAMS)
+            return
         is_1_0 = head.version_minor == 0
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
         tail = self.context.via[response.version_minor]
@@ -118,13 +131,13 @@ class AnswerRelay(RequestRelay):
         elif is_1_0:
             tail += b"Connection: keep-alive\r\n"
         connection.keep = keep
-        line = status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
+        start = status_lines.get((response.status, response.reason)) or status_line(response.status, response.reason)
         if kind is _LENGTH and len(rest) == response.length:
             # The usual answer: head and body arrived together and leave together.
-            connection.transport.write(b"%b%b%b\r\n%b" % (line, response.block, tail, rest))
+            connection.transport.write(b"%b%b%b%b%b\r\n%b" % (start, response.block, line, end, tail, rest))
             self.complete(clean=True)
             return
-        out = b"%b%b%b\r\n" % (line, response.block, tail)
+        out = b"%b%b%b%b%b\r\n" % (start, response.block, line, end, tail)
         if kind is _NONE:
             connection.transport.write(out)
             self.complete(clean=not rest)
@@ -136,6 +149,18 @@ class AnswerRelay(RequestRelay):
             else:
                 connection.transport.write(out)
                 self.touch()
+
+    def names_no_id(self, response: ResponseHead) -> bool:
+        """Whether the answer has no interaction id of its own. The API's is taken over."""
+        ids = self.context.interaction_ids
+        given = response.fields.get(ids.name)
+        if given is None:
+            return True
+        if given and b"," not in given:
+            self.id_block, self.id_number = ids.given(given), WHOLE
+            return False
+        response.block = without(response.block, frozenset({ids.name}))  # empty, or two
+        return True
 
     def _switch_protocols(self, response: ResponseHead, rest: bytes) -> None:
         connection, upstream = self.connection, self.upstream
@@ -152,8 +177,10 @@ class AnswerRelay(RequestRelay):
         self.response = response
         self.finished = True
         self.context.counters.tunnels += 1
+        names_no_id = self.names_no_id(response)
         lines = (
             response.block
+            + (self.id_block.line + LINE_ENDS[self.id_number] if names_no_id else b"")
             + (self.credit_fields(self.hold) if self.hold is not None else b"")
             + self.context.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "
@@ -163,6 +190,7 @@ class AnswerRelay(RequestRelay):
         connection.transport.write(status_line(101, response.reason) + lines + b"\r\n" + rest)
         self.settle_or_release(101, 101, _clock())
         self.upstream = None
+        self.pool.becomes_stream(upstream)
         connection.become_tunnel(Tunnel(self.context, self, connection, upstream))
 
     def _stream(self, data: bytes, before: bytes = b"") -> None:
@@ -199,6 +227,8 @@ class AnswerRelay(RequestRelay):
             # One that answered before it took the whole request may never take the rest.
             took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
             if clean and response.keep_alive and took_all:
+                if b"keep-alive" in response.fields:
+                    upstream.heed_keep_alive(response.fields[b"keep-alive"])
                 self.pool.release(upstream, now)
             else:
                 upstream.close()
@@ -255,6 +285,14 @@ class AnswerRelay(RequestRelay):
         """Whether the answer is a stream of events, whose silence means nothing."""
         response = self.response
         return response is not None and response.body > _LENGTH and _STREAM_TYPE.search(response.block) is not None
+
+    def _may_stream(self) -> bool:
+        upstream = self.upstream
+        assert upstream is not None
+        if not self.pool.may_stream(self.place):
+            return False
+        self.pool.becomes_stream(upstream)
+        return True
 
     def client_left_stream(self) -> bool:
         """Whether the client has closed its side of a stream of events. One that is gone and one that only listens look

@@ -12,25 +12,27 @@ from typing import Final
 
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import INTERACTION_ID, TRACEPARENT, GatewayContext
+from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.idempotency import KeyRefused, call_key, read_key
+from sidecar.gateway.interaction_id import WHOLE, id_text
+from sidecar.gateway.methods import method_label
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, is_charged
+from sidecar.gateway.trace_context import TRACEPARENT
 from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unidentified
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.unknown_accounts import AccountLookup
 
-METHODS: Final[dict[bytes, str]] = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _GRANTED: Final = int(Code.GRANTED)
 _REPEAT: Final = int(Code.REPEAT)
 _LASTING: Final = frozenset({
     int(Code.CREDIT), int(Code.SUSPENDED), int(Code.CLOSED), int(Code.UNKNOWN), int(Code.UNPRICED)
 })  # fmt: skip
 """Refusals that the account's next call is likely to meet as well."""
-_RETRY: Final = (("Retry-After", "1"),)
+RETRY: Final = (("Retry-After", "1"),)
 _clock: Final = monotonic
 
 
@@ -39,6 +41,11 @@ class ChargedRelay(Relay):
 
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
     account = ""
+    identity: Identity | None = None
+    _method = ""
+    id_number = WHOLE
+    id_is_new = False
+    """The gateway made the interaction id, as the request had none."""
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
@@ -52,6 +59,21 @@ class ChargedRelay(Relay):
         self.head = head
         self.started = started
         self.route: Route = context.no_route
+        self.id_block = context.interaction_ids.block
+        """With ``id_number``: the id by which caller, gateway and API know this call, see `interaction_id`."""
+
+    @property
+    def interaction_id(self) -> str:
+        """The id by which caller, gateway and API know this call: the API's as soon as it has named one."""
+        return id_text(self.id_block, self.id_number)
+
+    @property
+    def method(self) -> str:
+        """What metrics, events and logs call the method."""
+        method = self._method
+        if not method:
+            method = self._method = method_label(self.head.method)
+        return method
 
     def granted(self, now: float = 0.0) -> None:
         """The request may go to the API. ``now``: the clock's time if it was just read."""
@@ -91,9 +113,9 @@ class ChargedRelay(Relay):
         try:
             outcome = future.result()
         except IdentityUnavailable as error:
-            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, str(error), headers=_RETRY))
+            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, str(error), headers=RETRY))
         except asyncio.CancelledError:
-            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=_RETRY))
+            self.refuse(Refusal(errors.IDENTITY_UNAVAILABLE, headers=RETRY))
         else:
             if isinstance(outcome, Identity):
                 self._identified(outcome)
@@ -101,6 +123,7 @@ class ChargedRelay(Relay):
                 self._unidentified(outcome)
 
     def _identified(self, identity: Identity) -> None:
+        self.identity = identity
         self.account = identity.account
         if self.route.idempotency is not None:
             try:
@@ -171,7 +194,7 @@ class ChargedRelay(Relay):
         elif lookup is AccountLookup.ABSENT:
             self.refuse(refusal_of(hold))
         else:
-            self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=_RETRY))
+            self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=RETRY))
 
     def credit_fields(self, hold: Hold) -> bytes:
         """Field lines for the answer: what the call costs and what is left."""
@@ -226,16 +249,14 @@ class ChargedRelay(Relay):
             self.context.spool.give_back(self.account, hold.units)
 
     def _event(self, status: int, now: float) -> Event:
-        fields = self.head.fields
-        interaction_id = fields.get(INTERACTION_ID)
-        traceparent = fields.get(TRACEPARENT)
+        head = self.head
+        traceparent = head.fields.get(TRACEPARENT) if head.marked else None
         elapsed_ms = int((now - self.started) * 1_000_000) / 1000  # round() to digits takes ten times as long
         hold = self.hold
         assert hold is not None
-        method = self.head.method
         return (
-            hold.account, hold.metric, hold.units, self.route.name, METHODS.get(method) or method.decode(), status,
+            hold.account, hold.metric, hold.units, self.route.name, self.method, status,
             elapsed_ms,
-            interaction_id[:128].decode("latin-1") if interaction_id else None,
+            self.interaction_id,
             traceparent[:128].decode("latin-1") if traceparent else None,
         )  # fmt: skip

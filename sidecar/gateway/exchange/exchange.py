@@ -28,19 +28,22 @@ from typing import Final
 
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import INTERACTION_ID
+from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
+from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, read_marks
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
+from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, LINE_ENDS, is_interaction_id
 from sidecar.gateway.routes import SAFE_METHODS
 from sidecar.gateway.upstream import UpstreamConnection
 
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
 _clock: Final = monotonic
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 section 9.2.2
+_ALLOW: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _CLOSING: Final = (400, 408, 413)
 """Refusals after which it is not known where the next request begins."""
 
@@ -59,8 +62,16 @@ class Exchange(AnswerRelay):
     def begin(self, rest: bytes = b"") -> None:
         """``rest``: what came with the head."""
         head, context = self.head, self.context
+        if head.marked:
+            if not self._take_marks():
+                return
+        else:
+            ids = context.interaction_ids
+            self.id_number = ids.make()
+            self.id_block = ids.block
+            self.id_is_new = True
         try:
-            self.route = route = context.routes.find(head.method, head.path)
+            self.route = route = context.routes.find_for(head)
         except ProtocolError as error:
             self.refuse(Refusal(errors.BAD_REQUEST, error.reason, error.status))
             return
@@ -68,17 +79,61 @@ class Exchange(AnswerRelay):
             self.client_data(rest)
             if self.finished:
                 return
-        if route.deny:
+        if route.deny and route.allow:
+            detail = f"The resource has other methods: {', '.join(route.allow)}."
+            self.refuse(Refusal(errors.METHOD_NOT_ALLOWED, detail, headers=(("Allow", ", ".join(route.allow)),)))
+        elif route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
             self.granted()
         else:
             self.charge()
 
+    def _take_marks(self) -> bool:
+        """Takes the interaction id, or makes one, and looks at what else a request says of its way. False: it has its
+        answer."""
+        head, context = self.head, self.context
+        ids = context.interaction_ids
+        given = given_interaction_id(context, head)
+        if given:
+            self.id_block = ids.given(given)
+        else:
+            self.id_number = ids.make()
+            self.id_block = ids.block
+            self.id_is_new = True
+        refusal = read_marks(context, head)
+        if refusal is not None:
+            self.refuse(refusal)
+        elif ends_here(head):
+            self._answer_as_last()
+        else:
+            return True
+        return False
+
+    def _answer_as_last(self) -> None:
+        """Answers OPTIONS whose Max-Forwards is used up: the gateway is whom the caller wanted to hear. No charge."""
+        self.finished = True
+        head, connection = self.head, self.connection
+        assert connection is not None
+        now = _clock()
+        record(self, 200, now, refused=False)
+        keep = head.keep_alive and self.body_done and connection.may_go_on
+        connection.keep = keep
+        lines = b"Content-Length: 0\r\n" + self.id_block.line + LINE_ENDS[self.id_number]
+        if not keep:
+            lines += b"Connection: close\r\n"
+        elif not head.version_minor:
+            lines += b"Connection: keep-alive\r\n"
+        connection.transport.write(b"HTTP/1.1 200 OK\r\nAllow: " + _ALLOW + b"\r\n" + lines + b"\r\n")
+        connection.exchange_done(now, unread_body=not self.body_done)
+
     # what goes wrong
 
     def refuse(self, refusal: Refusal) -> None:
         if self.finished:
+            return
+        if self.broken:
+            self.complete_without_client(0)
             return
         self.finished = True
         context = self.context
@@ -87,7 +142,7 @@ class Exchange(AnswerRelay):
         if self.sent:
             self.drop_upstream()
         else:
-            self.pool.cancel(self.connected)
+            self.pool.cancel(self.connected, self.place)
             self.drop_gathered()
         status = refusal.status or refusal.kind.status
         context.counters.refuse(refusal.kind.name)
@@ -99,15 +154,20 @@ class Exchange(AnswerRelay):
     def _answer_with(self, connection: Client, refusal: Refusal, status: int, now: float) -> None:
         head, context = self.head, self.context
         keep = head.keep_alive and self.body_done and connection.may_go_on and status not in _CLOSING
-        interaction_id = head.fields.get(INTERACTION_ID)
+        played_back = b""
+        if context.interaction_ids.name != FAPI_INTERACTION_ID:
+            # The id of the dialect has another field; a FAPI client gets its own back too.
+            other = head.fields.get(FAPI_INTERACTION_ID, b"")
+            played_back = FAPI_INTERACTION_ID + b": " + other + b"\r\n" if is_interaction_id(other) else b""
         connection.keep = keep
         connection.transport.write(
             context.errors.response(
                 refusal,
                 keep_alive=keep,
                 head_only=head.method == b"HEAD",
-                interaction_id=interaction_id.decode("latin-1") if interaction_id else None,
+                interaction_id=self.interaction_id,
                 version_minor=head.version_minor,
+                field_lines=played_back,
             )
         )
         connection.exchange_done(now, unread_body=not self.body_done)
@@ -182,7 +242,7 @@ class Exchange(AnswerRelay):
         else:
             self.finished = True
             self.release()
-            self.pool.cancel(self.connected)
+            self.pool.cancel(self.connected, self.place)
             self.drop_gathered()
             self.drop_upstream()
             record(self, CLIENT_CLOSED, _clock(), refused=False)
@@ -206,7 +266,7 @@ class Exchange(AnswerRelay):
         elif self._client_is_late():
             self.fault_of_client(Refusal(errors.TIMEOUT_CLIENT))
         elif not self.sent:
-            self.refuse(Refusal(errors.OVERLOADED, headers=(("Retry-After", "1"),)))
+            self.shed(SHED_PLACES if self.gathered else SHED_BODIES)
         else:
             self.context.note_upstream_failure(f"{self.pool.target} did not answer in time")
             if self.route.timeout_charged and self.head.method not in SAFE_METHODS:
@@ -246,7 +306,7 @@ class Exchange(AnswerRelay):
             self.retried = True
             self.sent = False
             self.context.counters.upstream_retries += 1
-            self.pool.acquire(self.connected, fresh=True)
+            self.ask_for_place(fresh=True)
         elif self.broken:
             self.complete_without_client(0)
         else:

@@ -27,8 +27,11 @@ def status_line(status: int, reason: bytes) -> bytes:
     return line
 
 
-def request_head(head: RequestHead, forwarded: bytes, target: UpstreamTarget) -> bytes:
-    """What the API gets. ``forwarded``: lines of the gateway's own; ``target`` is the Host of a request without one."""
+def request_head(
+    head: RequestHead, forwarded: bytes, target: UpstreamTarget, line: bytes = b"", line_end: bytes = b""
+) -> bytes:
+    """What the API gets. ``forwarded``: lines of the gateway's own; ``target`` is the Host of a request without one.
+    ``line`` and ``line_end``: one line more."""
     tail = forwarded
     if head.body is _CHUNKED:
         tail += b"Transfer-Encoding: chunked\r\n"
@@ -38,7 +41,7 @@ def request_head(head: RequestHead, forwarded: bytes, target: UpstreamTarget) ->
         tail += b"Connection: TE\r\nTE: trailers\r\n"
     if not head.version_minor and b"host" not in head.fields:
         tail += b"Host: " + (head.host or target.authority) + b"\r\n"
-    return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (head.method, head.origin_target, head.block, tail)
+    return b"%b %b HTTP/1.1\r\n%b%b%b%b\r\n" % (head.method, head.origin_target, head.block, line, line_end, tail)
 
 
 def write_pieces(transport: asyncio.Transport, pieces: list[Piece]) -> None:

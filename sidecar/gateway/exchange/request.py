@@ -13,19 +13,29 @@ from typing import Final
 from sidecar.gateway import errors
 from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES, SHED_QUEUE, SHED_STREAMS
 from sidecar.gateway.errors import Refusal
-from sidecar.gateway.exchange.charging import ChargedRelay
+from sidecar.gateway.exchange.charging import RETRY, ChargedRelay
 from sidecar.gateway.exchange.messages import request_head, write_pieces
 from sidecar.gateway.http1.body import Body, BodyKind, Piece, open_body
 from sidecar.gateway.http1.fields import without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.idempotency import content_of
+from sidecar.gateway.interaction_id import LINE_ENDS
+from sidecar.gateway.places import ANONYMOUS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
 _NONE: Final = BodyKind.NONE
 _CHUNKED: Final = BodyKind.CHUNKED
+_SHED_DETAILS: Final = {
+    SHED_PLACES: "Too many calls are under way.",
+    SHED_QUEUE: "Too many calls wait.",
+    SHED_STREAMS: "Too many of the caller's connections stay open.",
+    SHED_BODIES: "Too many requests are being received.",
+}
+"""What the caller reads."""
 _EXPECT: Final = frozenset({b"expect"})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _clock: Final = monotonic
@@ -171,11 +181,28 @@ class RequestRelay(ChargedRelay):
             self._await_body()
             return
         pool = self.pool
-        upstream = pool.take_idle()
+        upstream = pool.take_idle(self.place)
         if upstream is not None:
             self._send(upstream, now)
         else:
-            pool.acquire(self.connected)
+            self.ask_for_place()
+
+    @property
+    def place(self) -> str:
+        """Whose share of the connections to the API it takes."""
+        return ANONYMOUS if self.route.free else self.account
+
+    def ask_for_place(self, *, fresh: bool = False) -> None:
+        """Asks for a connection to the API; how long it waits for others is limited."""
+        if self.head.upgrade is not None and not self.pool.may_stream(self.place):
+            self.shed(SHED_STREAMS)
+        elif self.pool.acquire(self.connected, self.place, fresh=fresh):
+            self.deadline = _clock() + self.context.settings.admission_timeout_s
+
+    def shed(self, reason: str) -> None:
+        """Refuses what there is no room for."""
+        self.context.counters.shed(reason)
+        self.refuse(Refusal(errors.OVERLOADED, _SHED_DETAILS[reason], headers=RETRY))
 
     def connected(self, upstream: UpstreamConnection | UpstreamError) -> None:
         """A connection to the API, or why there is none."""
@@ -183,8 +210,9 @@ class RequestRelay(ChargedRelay):
             if not self.finished:
                 kind, detail = errors.UPSTREAM_FAILED, errors.CANNOT_CONNECT
                 if upstream.overloaded:
-                    kind, detail = errors.OVERLOADED, ""
-                elif upstream.timed_out:
+                    self.shed(SHED_QUEUE)
+                    return
+                if upstream.timed_out:
                     kind = errors.UPSTREAM_TIMEOUT
                 self.context.note_upstream_failure(str(upstream))
                 self.refuse(Refusal(kind, detail))
@@ -203,7 +231,12 @@ class RequestRelay(ChargedRelay):
         head = self.head
         if b"expect" in head.fields and self.route.buffered:
             head.block = without(head.block, _EXPECT)  # the gateway has met it
-        request = request_head(head, connection.forwarded_lines(head), self.pool.target)
+        forwarded = connection.forwarded_lines(head, self.identity)
+        if self.id_is_new:
+            line, end = self.id_block.line, LINE_ENDS[self.id_number]
+            request = request_head(head, forwarded, self.pool.target, line, end)
+        else:
+            request = request_head(head, forwarded, self.pool.target)
         if self.queued:
             if not self.body_done:
                 connection.resume_reading()  # before the write, which may find the API slow and pause it again

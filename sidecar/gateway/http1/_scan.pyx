@@ -30,6 +30,7 @@ cdef unsigned char TCHAR = 1
 cdef unsigned char VALUE = 2
 cdef unsigned char TARGET = 4
 cdef unsigned char HOST = 8
+cdef unsigned char FOLDS = 16  # of TCHAR: what is neither letter nor digit nor hyphen, and may imitate one
 cdef unsigned char[256] octet
 cdef unsigned char[256] lower
 
@@ -41,6 +42,8 @@ cdef void _fill_tables() noexcept:
         octet[c] = 0
         if 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or (c < 128 and chr(c) in "!#$%&'*+-.^_`|~"):
             octet[c] |= TCHAR
+            if not (48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 or c == 45):
+                octet[c] |= FOLDS
         if c == 9 or 32 <= c <= 126 or c >= 128:
             octet[c] |= VALUE
         if c == 33 or c == 34 or 36 <= c <= 126:
@@ -59,6 +62,7 @@ cdef enum Role:
     TRANSFER_ENCODING = 3
     CONNECTION = 4
     ODD = 5
+    STRIPPED = 6  # not forwarded, and nobody wants its value
 
 cdef dict _ROLES = {
     b"host": HOST_FIELD, b"content-length": CONTENT_LENGTH, b"transfer-encoding": TRANSFER_ENCODING,
@@ -74,6 +78,7 @@ cdef struct Known:
     int next
     int role
     bint dropped
+    bint mark
 
 
 cdef class Scanner:
@@ -84,12 +89,15 @@ cdef class Scanner:
         method_max, target_max, head_max: bytes.
         fields_max: field lines.
         body_max: bytes; None for no limit.
+        like: ``NamePatterns`` of lines that are dropped, unless their names are in ``fields``.
+        marks: names of ``fields``; whether one of them came is the last of the parts.
     """
 
     cdef Known *_known
     cdef int _count
     cdef int[BUCKETS] _bucket
-    cdef tuple _names
+    cdef tuple _names, _beginnings
+    cdef bint[256] _begins  # whether one of the beginnings has this first octet
     cdef Py_ssize_t _method_max, _target_max, _head_max, _body_max
     cdef int _fields_max
     cdef bytes _host
@@ -97,13 +105,19 @@ cdef class Scanner:
     cdef bytes _host_seen, _block
     cdef dict _fields
     cdef int _close, _chunked
+    cdef bint _length_is_odd, _marked
     cdef Py_ssize_t _length
 
     def __cinit__(self, dict fields, Py_ssize_t method_max, Py_ssize_t target_max, Py_ssize_t head_max, int fields_max,
-                  body_max):
+                  body_max, like, marks):
         cdef int at, slot
         cdef bytes name
-        self._names = tuple(fields)
+        self._names = tuple(fields) + tuple(name for name in like.whole if name not in fields)
+        self._beginnings = like.beginnings
+        for slot in range(256):
+            self._begins[slot] = False
+        for name in self._beginnings:
+            self._begins[name[0]] = True
         self._count = len(self._names)
         self._known = <Known *>malloc(max(1, self._count) * sizeof(Known))
         if self._known == NULL:
@@ -114,8 +128,9 @@ cdef class Scanner:
             name = self._names[at]
             self._known[at].name = <const unsigned char *>PyBytes_AS_STRING(name)
             self._known[at].size = PyBytes_GET_SIZE(name)
-            self._known[at].role = _ROLES.get(name, PLAIN)
-            self._known[at].dropped = fields[name]
+            self._known[at].role = _ROLES.get(name, PLAIN) if name in fields else STRIPPED
+            self._known[at].dropped = fields.get(name, True)
+            self._known[at].mark = name in marks
             slot = _slot(self._known[at].name, self._known[at].size)
             self._known[at].next = self._bucket[slot]
             self._bucket[slot] = at
@@ -159,9 +174,9 @@ cdef class Scanner:
         target_size = at - target
         if target_size > self._target_max or stop - at < 13 or memcmp(at, b" HTTP/1.", 8) != 0:
             return None
-        if (at[8] != 49 and at[8] != 48) or at[9] != 13 or at[10] != 10:
+        if not 48 <= at[8] <= 57 or at[9] != 13 or at[10] != 10:
             return None
-        minor = at[8] - 48
+        minor = at[8] != 48
         at = self._section(at + 11, stop)
         if at == NULL or (self._host_seen is None and minor == 1):
             return None
@@ -186,7 +201,7 @@ cdef class Scanner:
         self._fields = None
         return (
             method, whole, path, query, host, minor, self._block, fields, body, self._length if self._length > 0 else 0,
-            keep_alive, at - base,
+            keep_alive, at - base, self._marked,
         )
 
     def response(self, bytes buf not None, Py_ssize_t start):
@@ -204,9 +219,9 @@ cdef class Scanner:
         cdef Py_ssize_t length = 0
         if stop - at > self._head_max:
             stop = at + self._head_max
-        if stop - at < 16 or memcmp(at, b"HTTP/1.", 7) != 0 or (at[7] != 48 and at[7] != 49) or at[8] != 32:
+        if stop - at < 16 or memcmp(at, b"HTTP/1.", 7) != 0 or not 48 <= at[7] <= 57 or at[8] != 32:
             return None
-        minor = at[7] - 48
+        minor = at[7] != 48
         if not (50 <= at[9] <= 53 and 48 <= at[10] <= 57 and 48 <= at[11] <= 57 and at[12] == 32):
             return None
         status = (at[9] - 48) * 100 + (at[10] - 48) * 10 + at[11] - 48
@@ -239,7 +254,7 @@ cdef class Scanner:
             keep_alive = False
         fields = self._fields
         self._fields = None
-        return status, phrase, minor, self._block, fields, body, length, keep_alive, at - base
+        return status, phrase, minor, self._block, fields, body, length, keep_alive, at - base, self._marked
 
     cdef const unsigned char *_section(self, const unsigned char *at, const unsigned char *stop) except? NULL:
         """Reads field lines up to and with the empty one. The position after it, or NULL: not the usual."""
@@ -250,15 +265,18 @@ cdef class Scanner:
         cdef const unsigned char *kept = at
         cdef Py_ssize_t[2 * DROPPED_MAX] runs  # where kept lines begin and end, from `section`
         cdef Py_ssize_t name_size, kept_bytes = 0
-        cdef int lines = 0, known, dropped = 0
-        cdef bint odd
-        cdef bytes text
+        cdef int lines = 0, known, dropped = 0, length_after = -1
+        cdef unsigned char odd
+        cdef bint drop
+        cdef bytes text, length_line
         cdef char *out
         self._fields = {}
         self._host_seen = None
         self._close = 0
         self._chunked = 0
         self._length = -1
+        self._length_is_odd = False
+        self._marked = False
         while True:
             if stop - at < 2:
                 return NULL
@@ -270,13 +288,12 @@ cdef class Scanner:
             if lines > self._fields_max:
                 return NULL
             line = at
-            odd = False
+            odd = 0
             while at < stop and octet[at[0]] & TCHAR:
-                if at[0] == 95:
-                    odd = True  # an underscore may imitate a hyphen
+                odd |= octet[at[0]]  # an underscore may imitate a hyphen
                 at += 1
             name_size = at - line
-            if name_size == 0 or odd or at >= stop or at[0] != 58:
+            if name_size == 0 or odd & FOLDS or at >= stop or at[0] != 58:
                 return NULL
             at += 1
             while at < stop and (at[0] == 32 or at[0] == 9):
@@ -287,29 +304,45 @@ cdef class Scanner:
             if stop - at < 2 or at[0] != 13 or at[1] != 10:
                 return NULL
             known = self._find(line, name_size)
+            drop = False
             if known >= 0:
-                end = at
-                while end > value and ((end - 1)[0] == 32 or (end - 1)[0] == 9):
-                    end -= 1
-                if not self._note(known, value, end - value, line + name_size, at):
-                    return NULL
-                if self._known[known].dropped:
-                    if dropped >= DROPPED_MAX:
+                drop = self._known[known].dropped
+                if self._known[known].role != STRIPPED:
+                    end = at
+                    while end > value and ((end - 1)[0] == 32 or (end - 1)[0] == 9):
+                        end -= 1
+                    if not self._note(known, value, end - value, line, at):
                         return NULL
-                    runs[2 * dropped] = kept - section
-                    runs[2 * dropped + 1] = line - section
-                    kept_bytes += line - kept
-                    dropped += 1
-                    kept = at + 2
+                    if self._known[known].mark:
+                        self._marked = True
+                    if self._length_is_odd and length_after < 0:
+                        length_after = dropped
+                        drop = True
+            elif self._begins[lower[line[0]]]:
+                drop = self._begun(line, name_size)
+            if drop:
+                if dropped >= DROPPED_MAX:
+                    return NULL
+                runs[2 * dropped] = kept - section
+                runs[2 * dropped + 1] = line - section
+                kept_bytes += line - kept
+                dropped += 1
+                kept = at + 2
             at += 2
         if dropped == 0:
             self._block = PyBytes_FromStringAndSize(<const char *>section, at - section)
         else:
-            text = PyBytes_FromStringAndSize(NULL, kept_bytes + (at - kept))
+            length_line = _EMPTY
+            if length_after >= 0:
+                length_line = b"Content-Length: %d\r\n" % self._length
+            text = PyBytes_FromStringAndSize(NULL, kept_bytes + PyBytes_GET_SIZE(length_line) + (at - kept))
             out = PyBytes_AS_STRING(text)
             for lines in range(dropped):
                 memcpy(out, section + runs[2 * lines], runs[2 * lines + 1] - runs[2 * lines])
                 out += runs[2 * lines + 1] - runs[2 * lines]
+                if lines == length_after:
+                    memcpy(out, PyBytes_AS_STRING(length_line), PyBytes_GET_SIZE(length_line))
+                    out += PyBytes_GET_SIZE(length_line)
             memcpy(out, kept, at - kept)
             self._block = text
         return at + 2
@@ -327,7 +360,24 @@ cdef class Scanner:
             at = self._known[at].next
         return -1
 
-    cdef bint _note(self, int known, const unsigned char *value, Py_ssize_t size, const unsigned char *colon,
+    cdef bint _begun(self, const unsigned char *name, Py_ssize_t size) noexcept:
+        """Whether a name begins as those that are dropped for it."""
+        cdef const unsigned char *beginning
+        cdef Py_ssize_t i, beginning_size
+        cdef bytes text
+        for text in self._beginnings:
+            beginning = <const unsigned char *>PyBytes_AS_STRING(text)
+            beginning_size = PyBytes_GET_SIZE(text)
+            if beginning_size > size:
+                continue
+            for i in range(beginning_size):
+                if lower[name[i]] != beginning[i]:
+                    break
+            else:
+                return True
+        return False
+
+    cdef bint _note(self, int known, const unsigned char *value, Py_ssize_t size, const unsigned char *line,
                     const unsigned char *line_end) except *:
         """Takes a wanted field's value. False: it is not the usual one."""
         cdef int role = self._known[known].role
@@ -352,11 +402,13 @@ cdef class Scanner:
                         return False
                     length = length * 10 + value[i] - 48
                 self._length = length
+                # It goes on as everybody reads it.
+                self._length_is_odd = (
+                    value - line != 16 or memcmp(line, b"Content-Length: ", 16) != 0 or line_end != value + size
+                    or (value[0] == 48 and size > 1)
+                )
             elif role == TRANSFER_ENCODING:
-                # One space before the coding and none behind it: some read more of it as a part of the coding.
-                if size != 7 or memcmp(value, b"chunked", 7) != 0 or line_end != value + size:
-                    return False
-                if value - colon > 2 or (value - 1)[0] == 9:
+                if not _is(value, size, b"chunked", 7):
                     return False
                 self._chunked = 1
             elif role == CONNECTION:

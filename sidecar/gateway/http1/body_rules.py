@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidecar.gateway.http1.grammar import fold
 from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.http1.name_patterns import NO_PATTERNS, NamePatterns
 
 __all__ = ["BodyRules", "Piece"]
 
@@ -29,17 +31,19 @@ class BodyRules:
     """What holds for all bodies of one direction.
 
     ``refuse_with`` is the status for broken framing: 400 for a client's, 502 for the upstream's. ``trailers_dropped``
-    are lower-case field names that are not forwarded in trailers, besides those that RFC 9110 section 6.5.1 forbids.
+    are lower-case field names that are not forwarded in trailers, besides those that RFC 9110 section 6.5.1 forbids;
+    ``trailers_like`` are more of them, by their beginnings.
     """
 
     limits: Limits
     refuse_with: int
     body_bytes_max: int | None = None
     trailers_dropped: frozenset[bytes] = frozenset()
+    trailers_like: NamePatterns = NO_PATTERNS
 
     def forwards_trailer(self, name: bytes) -> bool:
-        """Whether a trailer field may go on. An underscore counts as a hyphen, as CGI-like servers read it."""
-        folded = name.lower().replace(b"_", b"-")
-        if folded in _FORBIDDEN_TRAILERS or folded in self.trailers_dropped:
+        """Whether a trailer field may go on. An underscore counts as a hyphen (`grammar.fold`)."""
+        folded = fold(name)
+        if folded in _FORBIDDEN_TRAILERS or folded in self.trailers_dropped or self.trailers_like.match(folded):
             return False
         return not folded.startswith(b"content-") or folded in _TRAILER_DIGESTS

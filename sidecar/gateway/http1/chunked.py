@@ -13,7 +13,7 @@ __all__ = ["ChunkedDecoder"]
 _SIZE_LINE = re.compile(CHUNK_SIZE_LINE)
 _CHUNK_END_AND_SIZE_LINE = re.compile(rb"\r\n" + CHUNK_SIZE_LINE)
 # What may become a size line. It takes a few extensions that the line does not; they are refused with the line.
-_PARTIAL_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:;[\t -~\x80-\xff]*+)?+\r?+)?+")
+_PARTIAL_SIZE_LINE = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[\t ]++|(?:[\t ]*+;[\t -~\x80-\xff]*+)?+\r?+))?")
 _PARTIAL_CHUNK_END = re.compile(rb"\r?+")
 _SIZE_LINE_BYTES_MAX = 16 + len("\r\n")
 # One text for both: which of them is noticed first depends on how the line was cut.

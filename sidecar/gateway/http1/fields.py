@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sidecar.gateway.http1.grammar import CONTROL_IN_VALUE, CONTROLS, TOKEN, ProtocolError
+from sidecar.gateway.http1.grammar import CONTROL_IN_VALUE, CONTROLS, TOKEN, ProtocolError, fold
+from sidecar.gateway.http1.name_patterns import NO_PATTERNS, NamePatterns
 
 __all__ = ["HOP_BY_HOP", "NEVER_CONNECTION_OPTIONS", "Connection", "FieldReader", "list_elements", "without"]
 
@@ -28,6 +29,7 @@ _ALWAYS_READ = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 
 # Spellings of names and values of Connection are remembered up to these numbers and lengths, so that what clients
 # make up costs no more memory than this.
+_STRIPPED = (b"", True)
 _NAMES_MAX, _CONNECTIONS_MAX, _REMEMBERED_BYTES_MAX = 1024, 256, 64
 
 
@@ -42,20 +44,30 @@ class Connection:
 
 
 class _Names(dict[bytes, tuple[bytes, bool] | None]):
-    """Field names as spelled. Known ones to their lower-case name and whether they are dropped, all others to None."""
+    """Field names as spelled. Known ones to their lower-case name and whether they are dropped, all others to None.
+    Those that are dropped for what they are like have no name, as nobody wants their values."""
 
-    def __init__(self, known: frozenset[bytes], dropped: frozenset[bytes]) -> None:
+    def __init__(
+        self, known: frozenset[bytes], dropped: frozenset[bytes], like: NamePatterns, *, plain_passes: bool
+    ) -> None:
         super().__init__()
         self._known = {name: (name, name in dropped) for name in known}
-        self._folded = {name.replace(b"-", b"_"): name for name in known}
+        self._folded = {fold(name): name for name in known}
+        self._like = like
+        self._plain_passes = plain_passes
         self[b""] = None  # what follows the last CRLF of a block
 
     def __missing__(self, spelled: bytes) -> tuple[bytes, bool] | None:
         lower = spelled.lower()
         known = self._known.get(lower)
-        if known is None and (like := self._folded.get(lower.replace(b"-", b"_"))):
+        if known is None:
             # CGI, WSGI and their like read X_TPP_Id and X-TPP-Id as the same field.
-            raise ProtocolError(400, f"A header field's name can be mistaken for {like.decode()}.")
+            folded = fold(lower)
+            if self._like.match(folded):
+                if folded != lower or not self._plain_passes:
+                    known = _STRIPPED
+            elif like := self._folded.get(folded):
+                raise ProtocolError(400, f"A header field's name can be mistaken for {like.decode()}.")
         if len(spelled) <= _REMEMBERED_BYTES_MAX:
             if len(self) >= _NAMES_MAX:
                 self.clear()
@@ -70,12 +82,21 @@ class FieldReader:
     Args:
         interesting: lower-case names of fields whose values are wanted.
         drop: lower-case names of fields that are not forwarded, besides the hop-by-hop ones; wanted as well.
+        like: names that are not forwarded in any spelling, unless they are in ``interesting``.
+        plain_passes: of those, what is written with hyphens goes on.
 
     Raises:
         ValueError: a name is no field name in lower case.
     """
 
-    def __init__(self, interesting: Iterable[bytes], drop: Iterable[bytes]) -> None:
+    def __init__(
+        self,
+        interesting: Iterable[bytes],
+        drop: Iterable[bytes],
+        like: NamePatterns = NO_PATTERNS,
+        *,
+        plain_passes: bool = False,
+    ) -> None:
         dropped = frozenset(drop)
         #: The names given.
         self.named = frozenset(interesting) | dropped
@@ -84,7 +105,8 @@ class FieldReader:
                 raise ValueError(f"{name!r} is not a field name in lower case")
         #: All names whose values are wanted, with whether their lines are dropped.
         self.known = {name: name in dropped or name in HOP_BY_HOP for name in self.named | _ALWAYS_READ}
-        self._names = _Names(self.named | _ALWAYS_READ, dropped | HOP_BY_HOP)
+        self._names = _Names(self.named | _ALWAYS_READ, dropped | HOP_BY_HOP, like, plain_passes=plain_passes)
+        self._like = like
         self._protected = (self.named - HOP_BY_HOP) | NEVER_CONNECTION_OPTIONS
         self._connections: dict[bytes, Connection] = {}
 
@@ -93,23 +115,24 @@ class FieldReader:
 
         Raises:
             ProtocolError: 400, a value has a control character, a name imitates a known one, Connection is malformed
-                or names what it may not, Transfer-Encoding is written oddly.
+                or names what it may not.
         """
         fields: dict[bytes, bytes] = {}
         names = self._names
         dropped_lines: list[bytes] = []
         lines = block.split(b"\r\n")
         if len(block) - len(block.translate(None, CONTROLS)) != 2 * (len(lines) - 1):
-            raise ProtocolError(400, CONTROL_IN_VALUE)
+            raise ProtocolError(400, CONTROL_IN_VALUE, by_caller=True)
         for line in lines:
             name, _, value = line.partition(b":")
             known = names[name]
             if known is not None:
                 lower, dropped = known
-                value = value.strip()  # the grammar leaves no other white space than SP and HTAB
-                if lower in fields:
-                    value = fields[lower] + b", " + value
-                fields[lower] = value
+                if lower:
+                    value = value.strip()  # the grammar leaves no other white space than SP and HTAB
+                    if lower in fields:
+                        value = fields[lower] + b", " + value
+                    fields[lower] = value
                 if dropped:
                     dropped_lines.append(line)
         if not dropped_lines:
@@ -118,8 +141,6 @@ class FieldReader:
             # An equal line has the same name, so it does not matter which of them goes.
             lines.remove(line)
         block = b"\r\n".join(lines)
-        if b"transfer-encoding" in fields:
-            self._check_coding_lines(dropped_lines)
         text = fields.get(b"connection")
         if text is None:
             return fields, block, None
@@ -128,20 +149,13 @@ class FieldReader:
             block = without(block, connection.names)
         return fields, block, connection
 
-    def _check_coding_lines(self, lines: list[bytes]) -> None:
-        """Refuse Transfer-Encoding with white space that some parsers (llhttp is one) take for a part of the coding."""
-        for line in lines:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"transfer-encoding" and (b"\t" in value or value.endswith(b" ")):
-                raise ProtocolError(400, "Transfer-Encoding is malformed.")
-
     def _read_connection(self, text: bytes) -> Connection:
         options = frozenset(list_elements(text))
         for option in options:
             if not TOKEN.fullmatch(option):
                 raise ProtocolError(400, "Connection is malformed.")
-            folded = option.replace(b"_", b"-")
-            if folded in self._protected:
+            folded = fold(option)
+            if folded in self._protected or self._like.match(folded):
                 raise ProtocolError(400, f"Connection names {folded.decode()}, which is not for one connection.")
         connection = Connection(
             close=b"close" in options,

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from sidecar.gateway.http1.body import BodyKind, BodyRules
-from sidecar.gateway.http1.fields import NEVER_CONNECTION_OPTIONS, FieldReader, list_elements, without
+from sidecar.gateway.http1.fields import NEVER_CONNECTION_OPTIONS, Connection, FieldReader, list_elements, without
 from sidecar.gateway.http1.grammar import (
     CONTENT_LENGTH,
     HOST,
@@ -32,6 +32,7 @@ from sidecar.gateway.http1.grammar import (
 )
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.http1.limits import Limits
+from sidecar.gateway.http1.name_patterns import NO_PATTERNS, NamePatterns
 from sidecar.gateway.http1.scanner import HeadScanner, RequestParts, ResponseParts, scanner_factory
 from sidecar.gateway.http1.target import split_target
 
@@ -43,6 +44,7 @@ _METHODS_REFUSED = frozenset({b"CONNECT", b"TRACE"})
 _SLASH = 0x2F
 _NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 _CONTROL = re.compile(rb"[\x00-\x08\n-\x1f\x7f]")
+_ANY_STATUS_LINE = re.compile(STATUS_LINE)
 # Bytes of an incomplete head after which it is examined even if no line of it ended.
 _EXAMINE_EVERY = 1024
 # Valid hosts are remembered, up to this number and length.
@@ -60,6 +62,11 @@ class HeadParser:
         upgrades: lower-case names of the protocols to which a client may switch. Never h2c: the requests inside of
             it would pass uncounted.
         compiled: False does without the compiled core.
+        like: names of fields that are not forwarded in any spelling, and not put into ``fields``, unless they are in
+            ``interesting``.
+        plain_passes: of those, what is written with hyphens goes on.
+        marks: of ``interesting``, those that are rare and change what is done; a head says whether it has one.
+        https: the scheme may be https in a target in absolute-form.
 
     Raises:
         ValueError: a name is no field name in lower case.
@@ -72,14 +79,22 @@ class HeadParser:
         limits: Limits | None = None,
         upgrades: Iterable[bytes] = (b"websocket",),
         compiled: bool = True,
+        like: NamePatterns = NO_PATTERNS,
+        *,
+        plain_passes: bool = False,
+        marks: Iterable[bytes] = (),
+        https: bool = True,
     ) -> None:
         self.limits = limits = limits or Limits()
-        self._fields = FieldReader(interesting, drop)
+        self._https = https
+        self._marks = frozenset(marks)
+        self._fields = FieldReader(interesting, drop, like, plain_passes=plain_passes)
         self._scanner: HeadScanner | None = None
         if compiled and scanner_factory is not None:
             self._scanner = scanner_factory(
                 self._fields.known, limits.method_bytes_max, limits.target_bytes_max, limits.head_bytes_max,
-                limits.fields_max, limits.body_bytes_max,
+                limits.fields_max, limits.body_bytes_max, NO_PATTERNS if plain_passes else like,
+                self._marks,
             )  # fmt: skip
         self._upgrades = frozenset(upgrades)
         self._hosts: set[bytes] = set()
@@ -91,8 +106,8 @@ class HeadParser:
         self._response = re.compile(STATUS_LINE + rb"(" + lines + rb")\r\n").match
         never_in_trailers = self._fields.named | NEVER_CONNECTION_OPTIONS
         #: Rules for the bodies of requests, and for those of responses, whose heads this parser reads.
-        self.request_rules = BodyRules(limits, 400, limits.body_bytes_max, never_in_trailers)
-        self.response_rules = BodyRules(limits, 502, None, never_in_trailers)
+        self.request_rules = BodyRules(limits, 400, limits.body_bytes_max, never_in_trailers, like)
+        self.response_rules = BodyRules(limits, 502, None, never_in_trailers, like)
 
     def request(self, buf: bytes, start: int = 0, search_from: int = 0) -> tuple[RequestHead, int] | None:
         """Read the request head that begins at ``start``.
@@ -125,9 +140,18 @@ class HeadParser:
             if match is None:
                 self._examine_request(buf, start)
                 return None
-        method, target, minor_text, block = match.groups()
-        minor = 1 if minor_text == b"1" else 0
-        fields, block, connection = self._fields.read(block)
+        fields, block, connection = self._fields.read(match[4])
+        try:
+            return self._request_head(match, fields, block, connection), match.end()
+        except ProtocolError as error:
+            error.fields = fields
+            raise
+
+    def _request_head(
+        self, match: re.Match[bytes], fields: dict[bytes, bytes], block: bytes, connection: Connection | None
+    ) -> RequestHead:
+        method, target, minor_text, _ = match.groups()
+        minor = 0 if minor_text == b"0" else 1
         get = fields.get
         if method in _METHODS_REFUSED:
             raise ProtocolError(501, "The method is not implemented.")
@@ -137,7 +161,7 @@ class HeadParser:
         if target[0] == _SLASH:
             path, _, query = target.partition(b"?")
         else:
-            path, query, host = split_target(method, target, host)
+            path, query, host = split_target(method, target, host, https=self._https)
 
         kind = _NO_BODY
         length = 0
@@ -146,6 +170,8 @@ class HeadParser:
             kind, length = _framing(coding, length_text, minor)
             if self.limits.body_bytes_max is not None and length > self.limits.body_bytes_max:
                 raise ProtocolError(413, "The body is too large.")
+            if length_text is not None:
+                block = _with_length(block, length_text, length)
         expect = get(b"expect")
         if expect is not None and expect.lower() != b"100-continue":
             raise ProtocolError(417, "Only the expectation 100-continue can be met.")
@@ -155,7 +181,7 @@ class HeadParser:
             keep_alive = not connection.close and (keep_alive or connection.keep_alive)
             if connection.upgrade and minor == 1 and kind is _NO_BODY:
                 upgrade = self._allowed_upgrade(get(b"upgrade"))
-        head = RequestHead(
+        return RequestHead(
             method,
             target,
             path,
@@ -171,8 +197,8 @@ class HeadParser:
             expect is not None and minor == 1 and kind is not _NO_BODY,
             upgrade,
             b"te" in fields and minor == 1 and b"trailers" in list_elements(fields[b"te"]),
+            not self._marks.isdisjoint(fields),
         )
-        return head, match.end()
 
     def response(
         self, buf: bytes, request_method: bytes, start: int = 0, search_from: int = 0
@@ -180,7 +206,7 @@ class HeadParser:
         """Read the response head that begins at ``start`` and answers a ``request_method``; else as `request`.
 
         Raises:
-            ProtocolError: always with status 502.
+            ProtocolError: always with status 502; ``answered`` and ``by_caller`` say more.
         """
         if search_from <= start:
             scanner = self._scanner
@@ -197,11 +223,13 @@ class HeadParser:
                 return None
             return self._response_head(match, request_method), match.end()
         except ProtocolError as error:
-            raise ProtocolError(502, error.reason) from None
+            line = _ANY_STATUS_LINE.match(buf, start, start + self.limits.head_bytes_max)
+            answered = int(line[2]) if line is not None else 0
+            raise ProtocolError(502, error.reason, by_caller=error.by_caller, answered=answered) from None
 
     def _response_head(self, match: re.Match[bytes], request_method: bytes) -> ResponseHead:
         minor_text, status_text, reason, block = match.groups(b"")
-        minor = 1 if minor_text == b"1" else 0
+        minor = 0 if minor_text == b"0" else 1
         status = int(status_text)
         fields, block, connection = self._fields.read(block)
         coding, length_text = fields.get(b"transfer-encoding"), fields.get(b"content-length")
@@ -213,7 +241,11 @@ class HeadParser:
 
         kind, length = BodyKind.UNTIL_CLOSE, 0
         if coding is not None or length_text is not None:
+            if length_text is not None and b"," in length_text:
+                length_text = _one_of_equal(length_text)
             kind, length = _framing(coding, length_text, minor)
+            if length_text is not None:
+                block = _with_length(block, fields[b"content-length"], length)
         if status < 200 or status == 204:
             # RFC 9110 section 8.6 and RFC 9112 section 6.1: neither field may be here. A length is taken out, and the
             # connection not used again if it is not 0. After an interim response, or where chunks may follow, that
@@ -228,7 +260,8 @@ class HeadParser:
             kind, length = BodyKind.NONE, 0
         elif kind is BodyKind.UNTIL_CLOSE:
             keep_alive = False
-        return ResponseHead(status, reason, minor, block, fields, kind, length, keep_alive, upgrade)
+        marked = not self._marks.isdisjoint(fields)
+        return ResponseHead(status, reason, minor, block, fields, kind, length, keep_alive, upgrade, marked)
 
     def _checked_host(self, host: bytes | None, minor: int) -> bytes:
         """RFC 9112 section 3.2: one valid Host, or none in HTTP/1.0. Repeated ones were joined with a comma."""
@@ -269,29 +302,55 @@ class HeadParser:
         if isinstance(line_end, int):
             fault = field_lines_fault(buf, line_end, stop, self._lines, self.limits.fields_max)
         if fault is None and stop - start == self.limits.head_bytes_max:
-            fault = ProtocolError(431, "The header fields are too large.")
+            fault = ProtocolError(431, "The header fields are too large.", by_caller=True)
         if isinstance(fault, ProtocolError):
             raise fault
 
 
 def _request_head(parts: RequestParts) -> RequestHead:
-    method, target, path, query, host, minor, block, fields, body, length, keep_alive, _ = parts
-    return RequestHead(method, target, path, query, host, minor, block, fields, body, length, keep_alive)
+    method, target, path, query, host, minor, block, fields, body, length, keep_alive, _, marked = parts
+    return RequestHead(
+        method, target, path, query, host, minor, block, fields, body, length, keep_alive, False, None, False, marked
+    )
 
 
 def _response_head(parts: ResponseParts) -> ResponseHead:
-    status, reason, minor, block, fields, body, length, keep_alive, _ = parts
-    return ResponseHead(status, reason, minor, block, fields, body, length, keep_alive)
+    status, reason, minor, block, fields, body, length, keep_alive, _, marked = parts
+    return ResponseHead(status, reason, minor, block, fields, body, length, keep_alive, None, marked)
 
 
 _CONTENT_LENGTH = frozenset({b"content-length"})
+
+
+def _one_of_equal(text: bytes) -> bytes:
+    """Of lengths that are repeated and valid and equal, one (RFC 9110 section 8.6); else ``text``."""
+    lengths = [part.strip(b" \t") for part in text.split(b",")]
+    valid = all(map(CONTENT_LENGTH.fullmatch, lengths)) and len(set(map(int, lengths))) == 1
+    return lengths[0] if valid else text
+
+
+def _with_length(block: bytes, text: bytes, length: int) -> bytes:
+    """``block`` with its Content-Length as everybody reads it: once, in the usual letters, without leading zeros and
+    odd white space. ``text``: its value as it came."""
+    line = b"Content-Length: %d\r\n" % length
+    if b"," not in text and (block.startswith(line) or b"\r\n" + line in block):
+        return block
+    lines: list[bytes] = []
+    written = False
+    for each in block.split(b"\r\n"):
+        if each.partition(b":")[0].lower() != b"content-length":
+            lines.append(each)
+        elif not written:
+            lines.append(line[:-2])
+            written = True
+    return b"\r\n".join(lines)
 
 
 def _framing(coding: bytes | None, length_text: bytes | None, minor: int) -> tuple[BodyKind, int]:
     """How the body is framed by the fields that are there, of which there is at least one.
 
     Narrower than RFC 9112 section 6.3: only ``chunked``, once, without Content-Length, not in HTTP/1.0; or one
-    Content-Length. Equal repeated lengths are refused too, as they have no honest origin.
+    Content-Length. Equal repeated lengths of a request are refused too, as they have no honest origin.
     """
     if coding is None:
         assert length_text is not None

@@ -23,6 +23,7 @@ __all__ = [
     "ProtocolError",
     "field_lines",
     "field_lines_fault",
+    "fold",
     "loose_field_lines",
     "request_line",
     "request_line_fault",
@@ -37,12 +38,22 @@ class ProtocolError(Exception):
     ``status`` is what the client is to be answered (502 if the message came from the upstream), ``reason`` is a
     sentence fit for its eyes: it quotes nothing of what was sent. The connection has to be closed, since nobody knows
     where the next message would begin.
+
+    Attributes:
+        fields: of a request whose head could be read, what it said; None if it could not.
+        answered: of a response, the status in its valid status line; 0 if that was not readable.
+        by_caller: of a response, whether a caller can bring the fault about, because the API repeats something of the
+            request: a head that is too large, too many fields, bytes that no field may have. Framing that contradicts
+            itself is the API's own.
     """
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, *, by_caller: bool = False, answered: int = 0) -> None:
         super().__init__(f"{status} {reason}")
         self.status = status
         self.reason = reason
+        self.by_caller = by_caller
+        self.answered = answered
+        self.fields: dict[bytes, bytes] | None = None
 
 
 # RFC 9110 section 5.6.2: token = 1*tchar
@@ -68,20 +79,36 @@ HOST = re.compile(rb"(?:[0-9A-Za-z._~\-]{1,255}+|\[[0-9A-Fa-f:.]{2,45}+\])(?::[0
 # RFC 9110 section 8.6: 1*DIGIT. Eighteen digits stay below 2^63 in every language that may read it after us.
 CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}+")
 
-# RFC 9112 section 7.1 and 7.1.1. No BWS before ";" or "=": parsers differ in whether they see it.
+# RFC 9112 section 7.1 and 7.1.1. White space stands before and behind ";" and "=" only; parsers differ in whether they
+# see it, and none of it goes on.
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
-_CHUNK_EXTENSION = rb";" + _TCHAR + rb"++(?:=(?:" + _TCHAR + rb"++|" + _QUOTED + rb"))?+"
+_BWS = rb"[\t ]*+"
+_EXTENSION_VALUE = _BWS + rb"=" + _BWS + rb"(?:" + _TCHAR + rb"++|" + _QUOTED + rb")"
+_CHUNK_EXTENSION = _BWS + rb";" + _BWS + _TCHAR + rb"++(?:" + _EXTENSION_VALUE + rb")?+"
 CHUNK_SIZE_LINE = rb"([0-9A-Fa-f]{1,16}+)((?:" + _CHUNK_EXTENSION + rb")*+)\r\n"
 
-_VERSION = re.compile(rb"HTTP/1\.[01]")
+# RFC 9110 section 2.5: a higher minor version than ours is read as the highest that we know.
+_VERSION = re.compile(rb"HTTP/1\.[0-9]")
 _OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?+")
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-5][0-9]{2}(?: [\t -~\x80-\xff]*+)?+")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] [1-5][0-9]{2}(?: [\t -~\x80-\xff]*+)?+")
 _STATUS_LINE_PREFIX = re.compile(_VALUE_OCTET + rb"*+")
 _PARTIAL_FIELD = re.compile(rb"(?:" + _TCHAR + rb"++(?::" + _VALUE_OCTET + rb"*+)?+)?+")
 _IS_TCHAR = re.compile(_TCHAR)
 _IS_TARGET = re.compile(_TARGET_OCTET)
 
 _CR = 0x0D
+
+_FOLDED = bytes(ord(chr(c).lower()) if chr(c).isalnum() else 0x2D for c in range(0x80)) + bytes(range(0x80, 0x100))
+
+
+def fold(name: bytes) -> bytes:
+    """The name as CGI and its like take it for another's: small letters, and everything between them a hyphen.
+
+    RFC 3875 section 4.1.18 makes one variable of ``X-TPP-Id`` and ``X_TPP_Id``; some servers do so with all characters
+    of a token that are no letters or digits.
+    """
+    return name.translate(_FOLDED)
+
 
 #: All control characters but HTAB.
 CONTROLS = bytes({*range(0x20), 0x7F} - {0x09})
@@ -106,11 +133,11 @@ def request_line(method_bytes_max: int, target_bytes_max: int) -> bytes:
     """Expression for a request line with groups method, target, minor version (RFC 9112 section 3)."""
     method = rb"(" + _TCHAR + rb"{1,%d}+)" % method_bytes_max
     target = rb"(" + _TARGET_OCTET + rb"{1,%d}+)" % target_bytes_max
-    return method + rb" " + target + rb" HTTP/1\.([01])\r\n"
+    return method + rb" " + target + rb" HTTP/1\.([0-9])\r\n"
 
 
 #: RFC 9112 section 4. The space after the code is optional, as many servers leave it out with the reason.
-STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*+))?+\r\n"
+STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*+))?+\r\n"
 
 
 def request_line_prefix(method_bytes_max: int, target_bytes_max: int) -> re.Pattern[bytes]:
@@ -189,16 +216,16 @@ def field_lines_fault(
     if line == stop or _line_goes_on(buf, line, stop):
         return None
     if buf[line] != _CR and buf.count(b"\n", start, line) == count_max:
-        return ProtocolError(431, "There are too many header fields.")
+        return ProtocolError(431, "There are too many header fields.", by_caller=True)
     partial = _PARTIAL_FIELD.match(buf, line, stop)
     assert partial is not None, "the partial line may be empty"
     at = partial.end()
     if at == stop or (_line_goes_on(buf, at, stop) and b":" in partial[0]):
         return None
     if at == line and buf[at] in b" \t":
-        return ProtocolError(400, "A header field is folded over several lines.")
+        return ProtocolError(400, "A header field is folded over several lines.", by_caller=True)
     if b":" in partial[0]:
-        return ProtocolError(400, CONTROL_IN_VALUE)
+        return ProtocolError(400, CONTROL_IN_VALUE, by_caller=True)
     if at > line and buf[at] in b" \t":
-        return ProtocolError(400, "There is white space before the colon of a header field.")
-    return ProtocolError(400, "A header field's name is malformed.")
+        return ProtocolError(400, "There is white space before the colon of a header field.", by_caller=True)
+    return ProtocolError(400, "A header field's name is malformed.", by_caller=True)

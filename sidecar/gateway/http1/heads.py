@@ -21,9 +21,9 @@ class RequestHead:
         path: of the target, without query, not normalised; ``*`` for OPTIONS of the whole server.
         query: without the question mark.
         host: the authority asked for, with its port; empty only in HTTP/1.0.
-        version_minor: 0 or 1.
+        version_minor: 0 or 1; 1 for a higher one.
         block: the field lines to forward, each with its CRLF, without the empty line after them. Content-Length is
-            in it; Transfer-Encoding, Connection, Upgrade and TE are not.
+            in it, in canonical form; Transfer-Encoding, Connection, Upgrade and TE are not.
         fields: values of the fields that the parser was told are interesting or dropped, and of those it needs
             itself, by lower-case name, without white space around them; values of a repeated field are joined with
             a comma and a space.
@@ -33,17 +33,18 @@ class RequestHead:
         expect_continue: the client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
         upgrade: value of Upgrade, if Connection names it, all its protocols are let through, and there is no body.
         te_trailers: the client reads trailers (``TE: trailers``, RFC 9110 section 10.1.4).
+        marked: one of the fields is a mark of the parser's.
     """
 
     __slots__ = (
-        "block", "body", "expect_continue", "fields", "host", "keep_alive", "length", "method", "path", "query",
-        "target", "te_trailers", "upgrade", "version_minor",
+        "block", "body", "expect_continue", "fields", "host", "keep_alive", "length", "marked", "method", "path",
+        "query", "target", "te_trailers", "upgrade", "version_minor",
     )  # fmt: skip
 
     def __init__(
         self, method: bytes, target: bytes, path: bytes, query: bytes, host: bytes, version_minor: int, block: bytes,
         fields: dict[bytes, bytes], body: BodyKind, length: int, keep_alive: bool, expect_continue: bool = False,
-        upgrade: bytes | None = None, te_trailers: bool = False,
+        upgrade: bytes | None = None, te_trailers: bool = False, marked: bool = False,
     ) -> None:  # fmt: skip
         self.method = method
         self.target = target
@@ -59,6 +60,7 @@ class RequestHead:
         self.expect_continue = expect_continue
         self.upgrade = upgrade
         self.te_trailers = te_trailers
+        self.marked = marked
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RequestHead) and self._values() == other._values()
@@ -72,6 +74,7 @@ class RequestHead:
         return (
             self.method, self.target, self.path, self.query, self.host, self.version_minor, self.block, self.fields,
             self.body, self.length, self.keep_alive, self.expect_continue, self.upgrade, self.te_trailers,
+            self.marked,
         )  # fmt: skip
 
     @property
@@ -90,12 +93,12 @@ class ResponseHead:
     """
 
     __slots__ = (
-        "block", "body", "fields", "keep_alive", "length", "reason", "status", "upgrade", "version_minor",
+        "block", "body", "fields", "keep_alive", "length", "marked", "reason", "status", "upgrade", "version_minor",
     )  # fmt: skip
 
     def __init__(
         self, status: int, reason: bytes, version_minor: int, block: bytes, fields: dict[bytes, bytes], body: BodyKind,
-        length: int, keep_alive: bool, upgrade: bytes | None = None,
+        length: int, keep_alive: bool, upgrade: bytes | None = None, marked: bool = False,
     ) -> None:  # fmt: skip
         self.status = status
         self.reason = reason
@@ -106,6 +109,7 @@ class ResponseHead:
         self.length = length
         self.keep_alive = keep_alive
         self.upgrade = upgrade
+        self.marked = marked
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ResponseHead) and self._values() == other._values()
@@ -118,5 +122,5 @@ class ResponseHead:
     def _values(self) -> tuple[object, ...]:
         return (
             self.status, self.reason, self.version_minor, self.block, self.fields, self.body, self.length,
-            self.keep_alive, self.upgrade,
+            self.keep_alive, self.upgrade, self.marked,
         )  # fmt: skip

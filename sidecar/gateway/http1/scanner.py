@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from sidecar.gateway.http1.name_patterns import NamePatterns
+
 if TYPE_CHECKING:
     from sidecar.gateway.http1.body import BodyKind
 
@@ -14,9 +16,11 @@ PURE_VARIABLE = "QUOTA_SIDECAR_PURE_PYTHON"
 with ``SIDECAR_`` are the configuration's."""
 
 
-RequestParts = tuple[bytes, bytes, bytes, bytes, bytes, int, bytes, "dict[bytes, bytes]", "BodyKind", int, bool, int]
-"""What `RequestHead` is made of, in its order, as far as ``keep_alive``; the position after the head."""
-ResponseParts = tuple[int, bytes, int, bytes, "dict[bytes, bytes]", "BodyKind", int, bool, int]
+RequestParts = tuple[
+    bytes, bytes, bytes, bytes, bytes, int, bytes, "dict[bytes, bytes]", "BodyKind", int, bool, int, bool
+]
+"""What `RequestHead` is made of, in its order, as far as ``keep_alive``; the position after the head; ``marked``."""
+ResponseParts = tuple[int, bytes, int, bytes, "dict[bytes, bytes]", "BodyKind", int, bool, int, bool]
 """The same of `ResponseHead`."""
 
 
@@ -27,7 +31,9 @@ class HeadScanner(Protocol):
     def response(self, buf: bytes, start: int, /) -> ResponseParts | None: ...
 
 
-ScannerFactory = Callable[[dict[bytes, bool], int, int, int, int, int | None], HeadScanner]
+ScannerFactory = Callable[
+    [dict[bytes, bool], int, int, int, int, int | None, NamePatterns, frozenset[bytes]], HeadScanner
+]
 
 
 def _load() -> ScannerFactory | None:

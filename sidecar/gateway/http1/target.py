@@ -7,23 +7,28 @@ whatever server stands behind us, so a path that servers are known to read in di
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_to_bytes
 
 from sidecar.gateway.http1.grammar import HOST, ProtocolError
 
-__all__ = ["routing_path", "split_target"]
+__all__ = ["cut_paths", "decoded_slashes", "routing_path", "split_target"]
 
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*+)(/[^?]*+)?+(?:\?(.*+))?+")
+_ABSOLUTE = re.compile(rb"(?i:http(s?))://([^/?]*+)(/[^?]*+)?+(?:\?(.*+))?+")
 
 
-def split_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, bytes, bytes]:
+def split_target(method: bytes, target: bytes, host: bytes, *, https: bool = True) -> tuple[bytes, bytes, bytes]:
     """Path, query and authority of a target that does not begin with a slash; ``host`` is the value of Host.
 
     RFC 9112 section 3.2.2 lets the authority of absolute-form win over Host. A request in which they differ is
     refused instead, since whoever reads Host behind us would disagree. So is a user name before the host, as RFC 9110
     section 4.2.4 advises.
 
+    Without ``https`` a target with that scheme is refused with 421: RFC 9110 section 7.4 asks a server to refuse a
+    request for an https resource that did not come over a secured connection, and has that status for it.
+
     Raises:
         ProtocolError: 400, the target is of no form that is served here, or its host is not valid or not that of Host.
+            421, see above.
     """
     if target == b"*":
         if method != b"OPTIONS":
@@ -32,7 +37,9 @@ def split_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise ProtocolError(400, "The request target is neither a path nor an http or https URI.")
-    authority, path, query = match.groups(b"")
+    secure, authority, path, query = match.groups(b"")
+    if secure and not https:
+        raise ProtocolError(421, "The request target is an https URI, and the connection has no TLS.")
     if not HOST.fullmatch(authority):
         raise ProtocolError(400, "The request target's host is malformed.")
     if host and authority.lower() != host.lower():
@@ -47,30 +54,75 @@ def split_target(method: bytes, target: bytes, host: bytes) -> tuple[bytes, byte
 _SEGMENT_OCTET = rb"[0-9A-Za-z\-_~!$&'()*+,=:@]"
 _PLAIN_PATH = re.compile(rb"(?:/" + _SEGMENT_OCTET + rb"(?:" + _SEGMENT_OCTET + rb"|\.)*+)*+/?+")
 _ESCAPE = re.compile(rb"%(.?.?)", re.DOTALL)
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX_PAIR = re.compile(rb"[0-9A-Fa-f]{2}")
-# Slash, backslash, percent (of a second escape), dot, NUL as a second decoder would see them.
-_DOUBLE_ESCAPE = re.compile(rb"%25(?:2[5EeFf]|5[Cc]|00)")
-_ODD_SEGMENT = re.compile(rb"//|/\.{1,2}(?:/|\Z)|\\|;")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_RESERVED = frozenset(b":/?#[]@!$&'()*+,;=")
+_CONTROLS = frozenset([*range(0x20), 0x7F])
+_DECODED = (_UNRESERVED | _RESERVED) - frozenset(b"/?#")
+"""A template cannot have ``?`` and ``#``, and decoded they would end the path: they stay as data."""
+
+# What a second decoder would still decode; ``%uHHHH`` is IIS's own form.
+_SECOND_ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|[uU][0-9A-Fa-f]{4})")
+_NEVER_TWICE = _UNRESERVED | _RESERVED | _CONTROLS | frozenset(b"%\\")
+"""Octets that mean something in a path, or that a literal of a template can have."""
+_OVERLONG = re.compile(rb"[\xC0\xC1\xF5-\xFF]|\xE0[\x80-\x9F]|\xF0[\x80-\x8F]")  # %C0%AF is a slash to lenient decoders
+_ODD_SEGMENT = re.compile(rb"//|/\.{1,2}(?:/|\Z)|\\")
+_PARAMETER = re.compile(rb";[^/]*+")
+_CUT = re.compile(rb"(?:[?#]|%3F|%23).*+", re.DOTALL)
+_SLASH = b"%2F"
 
 
-def routing_path(path: bytes) -> bytes:
-    """The path to look a route up by: escapes of unreserved characters decoded, all others in upper case (RFC 3986
-    section 6.2.2).
+def routing_path(path: bytes, *, encoded_slash: bool = False) -> bytes:
+    """The canonical path, by which a route is looked up: escapes of unreserved and reserved characters are decoded
+    once, all others and those of ``/ ? #`` stay as data, in upper case (RFC 3986 section 6.2.2).
+
+    Args:
+        path: as received, of printable ASCII characters.
+        encoded_slash: ``%2F`` stays, as data, and `decoded_slashes` is the other reading. Otherwise it is refused.
 
     Raises:
         ProtocolError: 400, the path could reach another resource than the one it would be charged for: it has ``.`` or
             ``..`` segments, empty segments, an encoded slash, a backslash, a control character, parameters (``;``,
-            which some servers cut off and others keep), a broken, doubled or overlong escape.
+            which some servers cut off and others keep), an escape that is broken or no UTF-8, or one that a second
+            decoding would turn into a character that means something in a path or in a template.
     """
     if _PLAIN_PATH.fullmatch(path) or path == b"*":
         return path
-    if _DOUBLE_ESCAPE.search(path):
-        raise _ambiguous("an escaped escape")
-    decoded = _ESCAPE.sub(_decode_escape, path) if b"%" in path else path
-    if _ODD_SEGMENT.search(decoded):
-        raise _ambiguous("an empty segment, a dot segment, a backslash or a parameter")
+    if b";" in path:
+        raise _ambiguous("a parameter")
+    decoded = path
+    if b"%" in path:
+        decoded = _ESCAPE.sub(_decode_escape, path)
+        _check_octets(unquote_to_bytes(path))
+        if not encoded_slash and _SLASH in decoded:
+            raise _ambiguous("an escaped slash")
+        for cut in cut_paths(decoded):
+            _check_segments(cut)
+    _check_segments(decoded)
     return decoded
+
+
+def decoded_slashes(path: bytes) -> bytes:
+    """A routing path with ``%2F`` as a server reads it that decodes before it splits.
+
+    Raises:
+        ProtocolError: 400, the path then has an empty segment or a dot segment.
+    """
+    decoded = path.replace(_SLASH, b"/")
+    _check_segments(decoded)
+    return decoded
+
+
+def cut_paths(path: bytes) -> list[bytes]:
+    """A routing path as servers read it that decode first and then cut off parameters, query or fragment."""
+    found = []
+    if b";" in path:
+        found.append(_PARAMETER.sub(b"", path))
+    if _CUT.search(path):
+        found.append(_CUT.sub(b"", path))
+        if b";" in path:
+            found.append(_PARAMETER.sub(b"", found[-1]))
+    return found
 
 
 def _decode_escape(match: re.Match[bytes]) -> bytes:
@@ -78,13 +130,29 @@ def _decode_escape(match: re.Match[bytes]) -> bytes:
     if not _HEX_PAIR.fullmatch(digits):
         raise _ambiguous("a broken escape")
     octet = int(digits, 16)
-    if octet in _UNRESERVED:
+    if octet in _DECODED:
         return bytes((octet,))
-    if octet in b"/\\" or octet < 0x20 or octet == 0x7F:
-        raise _ambiguous("an escaped slash, backslash or control character")
-    if octet in (0xC0, 0xC1) or octet > 0xF4:
-        raise _ambiguous("an escape that is no UTF-8")  # %C0%AF is an overlong slash to lenient decoders
+    if octet in _CONTROLS or octet == 0x5C:
+        raise _ambiguous("an escaped backslash or control character")
     return b"%" + digits.upper()
+
+
+def _check_octets(decoded: bytes) -> None:
+    """``decoded``: all escapes decoded once."""
+    for match in _SECOND_ESCAPE.finditer(decoded):
+        if match[1] is None or int(match[1], 16) in _NEVER_TWICE:
+            raise _ambiguous("an escaped escape")
+    try:
+        decoded.decode()
+    except UnicodeDecodeError:
+        raise _ambiguous("an escape that is no UTF-8") from None
+    if b"%" in decoded and _OVERLONG.search(unquote_to_bytes(decoded)):
+        raise _ambiguous("an escaped escape")
+
+
+def _check_segments(path: bytes) -> None:
+    if _ODD_SEGMENT.search(path):
+        raise _ambiguous("an empty segment, a dot segment or a backslash")
 
 
 def _ambiguous(what: str) -> ProtocolError:

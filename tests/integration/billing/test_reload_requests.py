@@ -259,3 +259,13 @@ async def test_a_name_that_cannot_be_one_is_a_mistake_of_the_caller(reload_reque
         with pytest.raises(AssertionError):
             await reload_requests.add([name])
     assert await reload_requests.count() == 0
+
+
+async def test_names_that_callers_invent_do_not_pile_up_before_what_lago_says(
+    reload_requests: ReloadRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.billing.reconcile.reload_requests.STRANGERS_MAX", 3)
+    assert [await reload_requests.add_for_stranger(f"account:{n}") for n in range(5)] == [True] * 3 + [False] * 2
+    assert await reload_requests.add_for_stranger("account:1")  # it waits already
+    assert await reload_requests.add(["wallet:top-up"]) == 1
+    assert await names(reload_requests) == ["account:0", "account:1", "account:2", "wallet:top-up"]

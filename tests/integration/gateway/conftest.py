@@ -13,7 +13,7 @@ import uvloop
 
 from tests.integration.gateway.rig import running
 
-BYTES_ONLY = frozenset({"test_transparency", "test_refusals", "test_other_clients"})
+BYTES_ONLY = frozenset({"test_transparency", "test_refusals", "test_other_clients", "test_routing"})
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -49,6 +49,9 @@ async def test_a_failure_that_the_callers_fields_can_provoke_is_charged_where_wo
         assert await rig.charged() == [status]
 
 
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 async def test_a_route_says_which_statuses_are_charged(gateway: Any) -> None:
     async def script(talk: Conversation) -> None:
         while True:
@@ -83,9 +86,9 @@ async def test_a_route_says_which_metric_and_how_many_units(gateway: Any) -> Non
 
 async def test_an_event_says_how_the_call_is_known_elsewhere(gateway: Any) -> None:
     async with gateway(echo) as rig:
-        await rig.ask(get(b"/accounts", b"x-fapi-interaction-id: 93bac548", b"traceparent: 00-a-b-01"))
+        await rig.ask(get(b"/accounts", b"x-fapi-interaction-id: 93bac548", b"traceparent: " + TRACE))
         [event] = await rig.whole_events()
-        assert event[7:] == ["93bac548", "00-a-b-01"]
+        assert event[7:] == ["93bac548", TRACE.decode()]
 
 
 async def test_credit_that_is_used_up_ends_in_402_and_the_api_hears_nothing(gateway: Any) -> None:
@@ -137,7 +140,7 @@ async def test_an_api_that_refuses_connections_is_a_502_and_costs_nothing(gatewa
         b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"ICY 200 OK\r\n\r\n", b"\x15\x03\x01\0",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", b"HTTP/2.0 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", b"HTTP/1.1 99 Low\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX: a\r\n folded\r\n\r\n", b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n",
     ],
@@ -154,6 +157,28 @@ async def test_an_api_that_answers_nonsense_is_a_502_and_costs_nothing(gateway: 
         assert await rig.charged() == []
         await wire.send(get())
         assert (await wire.response()).status == 502  # the client's connection is none the worse for it
+
+
+@pytest.mark.parametrize(
+    ("said", "charged"),
+    [
+        (b"HTTP/1.1 201 Created\r\nX: " + b"x" * 1_000_000, [502]),
+        (b"HTTP/1.1 201 Created\r\n" + b"X: x\r\n" * 200_000, [502]),
+        (b"HTTP/1.1 201 Created\r\nX: \x01\r\nContent-Length: 0\r\n\r\n", [502]),
+        (b"HTTP/1.1 201 Created\r\nX: \x7f\r\nContent-Length: 0\r\n\r\n", [502]),
+        (b"HTTP/1.1 201 Created\r\nX: long\r\n folded\r\nContent-Length: 0\r\n\r\n", [502]),
+        (b"HTTP/1.1 404 No\r\nX: \x01\r\nContent-Length: 0\r\n\r\n", []),
+        (b"HTTP/1.1 500 Oh\r\nX: \x01\r\nContent-Length: 0\r\n\r\n", []),
+        (b"HTTP/1.1 201 Created\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok", []),
+    ],
+    ids=lambda said: repr(said[:40]) if isinstance(said, bytes) else str(said),
+)
+async def test_a_success_that_cannot_be_passed_on_because_of_what_the_caller_sent_is_charged(
+    gateway: Any, said: bytes, charged: list[int]
+) -> None:
+    async with gateway(once(said)) as rig:
+        assert (await rig.ask(post(b"pay"))).status == 502
+        assert await rig.charged() == charged
 
 
 @pytest.mark.parametrize(
@@ -346,8 +371,14 @@ BREAKS: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize("how", BREAKS)
 @pytest.mark.parametrize(
     ("answer", "charged"),
-    [(length(b"done"), [499]), (length(status=b"400 No"), [499]), (length(status=b"500 Oh"), []), (b"", [499])],
-    ids=["200", "400", "500", "closed"],
+    [
+        (length(b"done"), [499]),
+        (length(status=b"400 No"), [499]),
+        (length(status=b"500 Oh"), []),
+        (b"", [499]),
+        (b"nonsense", [499]),
+    ],
+    ids=["200", "400", "500", "closed", "nonsense"],
 )
 async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unless_the_api_failed(
     gateway: Any, how: str, answer: bytes, charged: list[int]
@@ -405,7 +436,7 @@ async def test_an_api_that_gives_up_an_answer_that_the_client_does_not_take_is_p
         talk.reset()
 
     async with gateway(script) as rig:
-        wire = await rig.connect(receive_bytes=8192)
+        wire = await rig.connect(receive_bytes=65_536)
         await wire.send(get())
         await wire.head()
         await rig.until(lambda: not rig.api.open)

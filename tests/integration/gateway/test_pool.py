@@ -140,7 +140,7 @@ async def test_requests_wait_for_a_connection_and_no_more_than_may_are_open(gate
             await asyncio.sleep(0.002)
             await talk.send(OK)
 
-    async with gateway(script, upstream_connections_max=3) as rig:
+    async with gateway(script, upstream_connections_max=6) as rig:
         answers = await asyncio.gather(*(rig.ask(get()) for _ in range(40)))
         assert {a.status for a in answers} == {200}
         assert most == 3

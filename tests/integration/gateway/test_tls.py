@@ -39,7 +39,9 @@ async def test_requests_pass_through_tls_and_say_so(gateway: Any, authority: Aut
             await wire.send(post(body))
             assert (await wire.response()).body == body
         assert rig.api.requests[0].get(b"X-Forwarded-Proto") == b"https"
-        assert await rig.charged() == [200] * 3
+        await wire.send(get(b"https://api.bank.example/a"))
+        assert (await wire.response()).get(b"X-Start") == b"GET /a HTTP/1.1"
+        assert await rig.charged() == [200] * 4
 
 
 @pytest.mark.parametrize("mode", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED])
@@ -52,6 +54,8 @@ async def test_a_certificate_says_who_calls_and_a_forged_header_does_not(
         await wire.send(get(b"/a", b"X-TPP-Id: rich", key=b""))
         assert (await wire.response()).status == 200
         assert [event[0] for event in await rig.events()] == [TPP]
+        names = (b"X-TPP-Id", b"X-TPP-Organisation-Id", b"X-TPP-Resolver")
+        assert [rig.api.requests[0].get(name) for name in names] == [TPP.encode(), TPP.encode(), b"mtls"]
 
 
 async def test_without_a_certificate_an_optional_one_leaves_other_credentials(

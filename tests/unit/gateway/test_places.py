@@ -1,0 +1,109 @@
+"""Shares of the connections to an API, and the order in which those get one who wait."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.gateway.places import ANONYMOUS, Places
+
+
+def taken(places: Places[str], account: str, tries: int) -> int:
+    return sum(places.take(account) for _ in range(tries))
+
+
+def test_an_account_has_half_and_strangers_have_a_tenth() -> None:
+    places: Places[str] = Places(100, 10)
+    assert [taken(places, account, 100) for account in ("a", "b", ANONYMOUS)] == [50, 50, 10]
+
+
+def test_every_share_is_at_least_one_place() -> None:
+    for total in (1, 2, 3, 9):
+        places: Places[str] = Places(total, 10)
+        assert taken(places, ANONYMOUS, 100) == 1
+        assert taken(places, "a", 100) == max(1, total // 2)
+        assert places.may_stream("a")
+
+
+def test_a_quarter_of_the_places_may_be_streams_of_one_account() -> None:
+    places: Places[str] = Places(16, 10)
+    for _ in range(4):
+        assert places.may_stream("a")
+        assert places.take("a")
+        places.add_stream("a")
+    assert not places.may_stream("a")
+    assert places.may_stream("b")
+    assert places.take("a")
+    places.give_back("a", stream=True)
+    assert places.may_stream("a")
+
+
+def test_places_go_to_accounts_in_turn_however_many_wait_of_one() -> None:
+    places: Places[str] = Places(100, 100)
+    for waiter in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        assert places.wait(waiter[0], waiter)
+    order = []
+    while (turn := places.next()) is not None:
+        order.append(turn[1])
+    assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert (places.waiting, places.held("a"), places.held("b")) == (0, 3, 2)
+
+
+def test_an_account_with_its_share_is_passed_over() -> None:
+    places: Places[str] = Places(4, 100)
+    assert taken(places, "a", 4) == 2
+    places.wait("a", "a1")
+    assert places.next() is None
+    places.wait("b", "b1")
+    assert places.next() == ("b", "b1")
+    places.give_back("a")
+    assert places.next() == ("a", "a1")
+
+
+def test_an_account_may_not_fill_the_queue() -> None:
+    places: Places[str] = Places(1, 4)
+    assert [places.wait("a", str(n)) for n in range(3)] == [True, True, False]
+    assert [places.wait("b", str(n)) for n in range(3)] == [True, True, False]
+    assert not places.wait("c", "0")
+
+
+def test_who_gave_up_waits_no_more() -> None:
+    places: Places[str] = Places(1, 4)
+    places.wait("a", "one")
+    places.forget("a", "one")
+    places.forget("a", "one")
+    assert (places.waiting, places.next()) == (0, None)
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["take", "give", "wait", "next", "forget"]), st.sampled_from(["a", "b", ""]))
+)
+
+
+@given(st.integers(1, 12), STEPS)
+def test_no_share_is_ever_passed_and_nobody_waits_who_could_go_on(total: int, steps: list[tuple[str, str]]) -> None:
+    places: Places[int] = Places(total, 6)
+    held = {"a": 0, "b": 0, "": 0}
+    waiting: dict[int, str] = {}
+    for number, (step, account) in enumerate(steps):
+        if step == "take" and places.take(account):
+            held[account] += 1
+        elif step == "give" and held[account]:
+            places.give_back(account)
+            held[account] -= 1
+        elif step == "wait" and places.wait(account, number):
+            waiting[number] = account
+        elif step == "forget" and account in waiting.values():
+            waiter = next(n for n, of in waiting.items() if of == account)
+            places.forget(account, waiter)
+            del waiting[waiter]
+        elif step == "next":
+            turn = places.next()
+            may = {a for a in waiting.values() if held[a] < max(1, total // (2 if a else 10))}
+            assert (turn is None) == (not may)
+            if turn is not None:
+                assert waiting.pop(turn[1]) == turn[0]
+                held[turn[0]] += 1
+        assert {a: places.held(a) for a in held} == held
+        assert places.waiting == len(waiting)
+        assert all(count <= max(1, total // (2 if a else 10)) for a, count in held.items())

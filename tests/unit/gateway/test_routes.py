@@ -1,0 +1,289 @@
+"""Which route a request takes: spellings, methods, override fields, preflights, and what a denial says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.config.path_template import parse_template
+from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead
+from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
+from sidecar.gateway.routes import Route, RouteTable
+from sidecar.gateway.spellings import SPELLINGS_MAX, has_one_spelling, spellings
+
+PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES)
+CHEAP = Route("(other)", units=1)
+DENIED = Route("(other)", deny=True)
+
+
+def route(path: str, units: int = 1, *methods: str, **options: Any) -> Route:
+    named = frozenset(method.encode() for method in methods) or None
+    return Route(path, units=units, template=parse_template(path), methods=named, **options)
+
+
+def head(method: str, target: str, *fields: str) -> RequestHead:
+    lines = [f"{method} {target} HTTP/1.1", "Host: api", *fields, "", ""]
+    read = PARSER.request("\r\n".join(lines).encode())
+    assert read is not None
+    return read[0]
+
+
+def refused(table: RouteTable, method: str, path: str, *fields: str) -> int:
+    with pytest.raises(ProtocolError) as caught:
+        table.find_for(head(method, path, *fields))
+    return caught.value.status
+
+
+# Spellings
+
+DEAR = RouteTable(
+    [
+        route("/v1/accounts:export", 50), route("/v1/{id}/transactions", 20), route("/Kiosk/sales/", 30),
+        route("/p;q", 40), route("/reports/{name}", 5), route("/reports", 60),
+    ],
+    CHEAP, extensions=("json", "tar.gz"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "units"),
+    [
+        ("/v1/7/transactions", 20),
+        ("/v1/7/Transactions", 20),
+        ("/V1/7/TRANSACTIONS", 20),
+        ("/v1/7/transactions/", 20),
+        ("/v1/7/Transactions/", 20),
+        ("/v1/7/transactions.json", 20),
+        ("/v1/7/TRANSACTIONS.JSON/", 20),
+        ("/v1/7/transactions.tar.gz", 20),
+        ("/v1/7/transactions/.json", 20),
+        ("/v1/7/transactions.xml", 1),
+        ("/v1/7/%74ransactions", 20),
+        ("/v1/7/%54ransactions", 20),
+        ("/v1/accounts%3Aexport", 50),
+        ("/v1/accounts%3aEXPORT", 50),
+        ("/Kiosk/sales/", 30),
+        ("/kiosk/sales", 30),
+        ("/%E2%84%AAiosk/sales/", 30),  # KELVIN SIGN
+        ("/kiosk/%C5%BFales", 30),  # LATIN SMALL LETTER LONG S
+        ("/k%C4%B1osk/sales", 30),  # DOTLESS I
+        ("/k%C4%B0osk/sales", 30),  # I WITH DOT ABOVE
+        ("/%EF%BD%8Biosk/sales", 30),  # FULLWIDTH K
+        ("/%25E2%2584%25AAiosk/sales", 30),  # the same, decoded twice
+        ("/kiosk/s%CC%81ales", 30),  # COMBINING ACUTE ACCENT
+        ("/kiosk/s%C3%A1les", 30),  # A WITH ACUTE
+        ("/ki%C2%ADosk/sales", 30),  # SOFT HYPHEN
+        ("/kiosk/sales.", 30),
+        ("/kiosk/Sales%20/", 30),
+        ("/v1/7/transactions%20.", 20),
+        ("/p%3Bq", 40),
+        ("/v1/7/transactions%3Bx", 20),
+        ("/v1/7/transactions%3Fx", 20),
+        ("/v1/7/transactions%23x", 20),
+        ("/v1/7/Transactions%3Bx/", 20),
+        ("/reports/", 60),
+        ("/reports/.json", 60),
+        ("/search/a%20b", 1),
+        ("/search/caf%C3%A9", 1),
+        ("/search/100%25", 1),
+    ],
+)
+def test_a_spelling_costs_what_the_dearest_reading_of_it_costs(path: str, units: int) -> None:
+    assert DEAR.find(b"GET", path.encode()).units == units
+
+
+def test_exact_matching_takes_a_path_as_spelled() -> None:
+    table = RouteTable([route("/transactions", 5)], CHEAP, exact=True)
+    found = {path: table.find(b"GET", path).units for path in (b"/transactions", b"/Transactions", b"/transactions/")}
+    assert found == {b"/transactions": 5, b"/Transactions": 1, b"/transactions/": 1}
+    assert table.find(b"GET", b"/%74ransactions").units == 5
+
+
+def test_two_routes_that_differ_in_letter_case_both_cost_the_dearer() -> None:
+    table = RouteTable([route("/Accounts", 1), route("/accounts", 5)], DENIED)
+    assert [table.find(b"GET", path).units for path in (b"/Accounts", b"/accounts")] == [5, 5]
+
+
+def test_a_server_that_ignores_case_or_slash_serves_one_thing_for_two_spellings_of_one_route() -> None:
+    table = RouteTable([route("/a/{x}", 1), route("/A/Export", 9), route("/a/b/", 7)], CHEAP)
+    assert [table.find(b"GET", path).units for path in (b"/A/Export", b"/a/export", b"/A/EXPORT/")] == [9, 9, 9]
+    assert [table.find(b"GET", path).units for path in (b"/a/b/", b"/a/b", b"/A/B")] == [7, 7, 7]
+
+
+def test_a_reading_that_is_denied_denies() -> None:
+    table = RouteTable([route("/open/{x}"), Route("/OPEN/secret", deny=True, template=parse_template("/OPEN/secret"))],
+                       CHEAP)  # fmt: skip
+    assert table.find(b"GET", b"/open/secret").deny
+    assert not table.find(b"GET", b"/open/other").deny
+    extension = RouteTable([route("/a.json")], DENIED, extensions=("json",))
+    assert extension.find(b"GET", b"/a.json").deny
+
+
+def test_a_spelling_that_no_route_has_stays_denied() -> None:
+    table = RouteTable([route("/accounts")], DENIED)
+    assert all(table.find(b"GET", path).deny for path in (b"/Accounts", b"/accounts/", b"/account"))
+
+
+def test_a_free_route_wins_only_if_every_reading_gives_it() -> None:
+    table = RouteTable([route("/status/**", free=True), route("/STATUS/report", 5)], CHEAP)
+    assert table.find(b"GET", b"/status/report").units == 5
+    assert table.find(b"GET", b"/status/other").free
+
+
+def test_of_as_many_units_the_route_that_charges_more_statuses_decides() -> None:
+    table = RouteTable([route("/A", charged=frozenset({200})), route("/a", charged=frozenset(range(100, 500)))], CHEAP)
+    assert table.find(b"GET", b"/A").name == "/a"
+
+
+def test_readings_with_different_metrics_are_refused_unless_weights_compare_them() -> None:
+    routes = [route("/pisp/**", 1, metric="payments"), route("/aisp/**", 4)]
+    assert refused(RouteTable(routes, CHEAP), "GET", "/PISP/x") == 400
+    assert RouteTable(routes, CHEAP).find(b"GET", b"/pisp/x").metric == "payments"
+    weighted = RouteTable(routes, CHEAP, weights={"payments": 20, "api_calls": 1})
+    assert weighted.find(b"GET", b"/PISP/x").metric == "payments"
+    other = RouteTable(routes, Route("(other)", units=30), weights={"payments": 20, "api_calls": 1})
+    assert other.find(b"GET", b"/PISP/x").metric == "api_calls"
+    assert refused(RouteTable(routes, CHEAP, weights={"payments": 20}), "GET", "/PISP/x") == 400
+
+
+def test_a_path_with_more_readings_than_an_honest_one_has_is_refused() -> None:
+    table = RouteTable([], CHEAP, extensions=("json",))
+    assert table.find(b"GET", b"/a" + b".json" * 10).units == 1
+    assert refused(table, "GET", "/a" + ".json" * SPELLINGS_MAX) == 400
+
+
+@pytest.mark.parametrize("path", ["/a", "/a/b-c/7", "/a%20b", "/A", "/a/", "/a.json", "/a;b", "/", "/a."])
+def test_a_path_is_said_to_have_one_spelling_only_if_no_step_changes_it(path: str) -> None:
+    if has_one_spelling(path, ("json",)):
+        assert len(spellings(path, ("json",))) == 1
+
+
+# Encoded slashes
+
+
+def test_an_encoded_slash_is_refused_unless_the_route_allows_it() -> None:
+    table = RouteTable([route("/files/{name}"), route("/other/{name}", encoded_slash=True)], DENIED)
+    assert refused(table, "GET", "/files/a%2Fb") == 400
+    assert table.find(b"GET", b"/other/a%2fb").name == "/other/{name}"
+    assert refused(table, "GET", "/nowhere/a%2Fb") == 400
+
+
+def test_an_encoded_slash_costs_the_dearer_of_both_readings() -> None:
+    routes = [route("/files/{name}", 2, encoded_slash=True), route("/files/secret/Export", 9)]
+    for exact in (False, True):
+        table = RouteTable(routes, CHEAP, exact=exact)
+        assert table.find(b"GET", b"/files/secret%2FExport").units == 9
+        assert table.find(b"GET", b"/files/a%2Fb").units == 2
+    assert RouteTable(routes, CHEAP).find(b"GET", b"/files/Secret%2fexport").units == 9
+
+
+@pytest.mark.parametrize("path", ["/files/..%2Fadmin", "/files/%2Fa", "/files/a%252Fb", "/files/a%5Cb"])
+def test_an_encoded_slash_hides_no_segment_that_servers_resolve(path: str) -> None:
+    assert refused(RouteTable([route("/files/**", encoded_slash=True)], CHEAP), "GET", path) == 400
+
+
+# Methods
+
+TABLE = RouteTable([route("/a", 5, "GET"), route("/a", 2, "POST"), route("/b", 3, "GET"), route("/b", 1, "HEAD"),
+                    route("/c", 4)], DENIED)  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "status"), [("get", 400), ("Post", 400), ("PURGE", 501), ("M-SEARCH", 501)])
+def test_a_method_that_is_no_registered_token_is_refused(method: str, status: int) -> None:
+    assert refused(TABLE, method, "/c") == status
+
+
+def test_head_follows_get_unless_a_route_names_it() -> None:
+    assert [TABLE.find(b"HEAD", path).units for path in (b"/a", b"/b", b"/c")] == [5, 1, 4]
+    free = RouteTable([route("/a", 5, "GET"), route("/**", free=True)], DENIED)
+    assert free.find(b"HEAD", b"/a").units == 5
+    assert free.find(b"HEAD", b"/A/").units == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/a", ("GET", "HEAD", "POST")),
+        ("DELETE", "/b", ("GET", "HEAD")),
+        ("PUT", "/nowhere", ()),
+        ("GET", "/nowhere", ()),
+    ],
+)
+def test_a_denial_names_the_methods_that_are_known_for_the_path(method: str, path: str, allow: tuple[str, ...]) -> None:
+    denial = TABLE.find(method.encode(), path.encode())
+    assert (denial.deny, denial.allow, denial.name) == (True, allow, "(other)")
+
+
+def test_the_default_route_takes_other_methods_where_it_denies_nothing() -> None:
+    assert RouteTable([route("/a", 5, "GET")], CHEAP).find(b"PUT", b"/a") is CHEAP
+
+
+# Override fields
+
+OVERRIDES = ("X-HTTP-Method-Override", "x-method-override", "X-Http-Method")
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+@pytest.mark.parametrize("value", ["POST", "post", "GET, POST", "POST,", "TRACE", "PURGE", "P\u00f6ST"])
+def test_a_field_that_names_another_method_is_refused(name: str, value: str) -> None:
+    assert refused(TABLE, "GET", "/a", f"{name}: {value}") == 400
+
+
+@pytest.mark.parametrize("value", ["GET", "get", " GET ", "GET, GET", ""])
+def test_a_field_that_names_the_same_method_passes(value: str) -> None:
+    assert TABLE.find_for(head("GET", "/a", f"{OVERRIDES[0]}: {value}")).units == 5
+
+
+def test_a_route_that_prices_overrides_takes_the_dearer_of_both_methods() -> None:
+    table = RouteTable(
+        [route("/a", 5, "GET", method_override=True), route("/a", 2, "POST", method_override=True)], DENIED
+    )
+    for method, named in (("POST", "GET"), ("GET", "POST")):
+        assert table.find_for(head(method, "/a", f"X-HTTP-Method-Override: {named}")).units == 5
+    assert table.find_for(head("POST", "/a", "X-HTTP-Method-Override: delete")).allow == ("GET", "HEAD", "POST")
+    assert table.find_for(head("POST", "/a")).units == 2
+
+
+# Preflights
+
+ORIGIN = "Origin: https://tpp.example"
+ASKED = "Access-Control-Request-Method: POST"
+CORS = RouteTable(
+    [route("/a", 5, "POST", cors=True), route("/b", 3, "POST"), route("/c", 2, "OPTIONS"), route("/c", 4, cors=True)],
+    CHEAP,
+)
+
+
+def test_a_preflight_is_free_on_a_route_that_lets_it_pass() -> None:
+    found = CORS.find_for(head("OPTIONS", "/a", ORIGIN, ASKED))
+    assert (found.name, found.free) == ("/a", True)
+    assert not CORS.find_for(head("POST", "/a", ORIGIN, ASKED)).free
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/a", (ORIGIN,)),
+        ("/a", (ASKED,)),
+        ("/a", ("Origin:", ASKED)),
+        ("/a", (ORIGIN, ASKED, "Content-Length: 1")),
+        ("/a", (ORIGIN, "Access-Control-Request-Method: post")),
+        ("/a", (ORIGIN, "Access-Control-Request-Method: POST, GET")),
+        ("/a", (ORIGIN, "Access-Control-Request-Method: GET")),
+        ("/b", (ORIGIN, ASKED)),
+        ("/c", (ORIGIN, ASKED)),
+    ],
+)
+def test_any_other_options_request_has_its_price(path: str, fields: tuple[str, ...]) -> None:
+    assert not CORS.find_for(head("OPTIONS", path, *fields)).free
+
+
+def test_a_preflight_is_free_only_if_every_reading_lets_it_pass() -> None:
+    table = RouteTable([route("/a/**", cors=True), route("/A/export", 5)], CHEAP)
+    assert table.find_for(head("OPTIONS", "/a/x", ORIGIN, ASKED)).free
+    assert not table.find_for(head("OPTIONS", "/a/export", ORIGIN, ASKED)).free
+
+
+def test_a_preflight_that_names_another_method_by_a_field_is_refused() -> None:
+    assert refused(CORS, "OPTIONS", "/a", ORIGIN, ASKED, "X-HTTP-Method-Override: POST") == 400
