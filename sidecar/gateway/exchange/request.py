@@ -203,6 +203,7 @@ class RequestRelay(ChargedRelay):
 
     def shed(self, reason: str) -> None:
         """Refuses what there is no room for."""
+        self.shed_for = reason
         self.context.counters.shed(reason)
         self.refuse(Refusal(errors.OVERLOADED, _SHED_DETAILS[reason], headers=RETRY))
 
