@@ -166,7 +166,7 @@ class Gateway(Owner):
     @property
     def taken(self) -> int:
         """Client connections, with those whose handshake is under way."""
-        return len(self.connections) + len(self.handshakes)
+        return len(self.connections) + len(self.handshakes) + len(self.handshakes.dropped)
 
     def make_room(self) -> bool:
         """Whether there is room for one connection more. When it gets scarce others give way."""

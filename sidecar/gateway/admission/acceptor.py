@@ -24,6 +24,8 @@ from sidecar.gateway.counters import SHED_HANDSHAKES
 
 ACCEPTS_PER_TURN: Final = 64
 """So that a flood of new connections leaves turns for the others."""
+DROPPED_MAX: Final = 16
+"""Dropped handshakes that still have a descriptor, beyond which nothing is accepted for a turn."""
 PAUSE_S: Final = 0.1
 """How long nothing is accepted when descriptors or memory have run out."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -35,12 +37,14 @@ class Arrival:
     """A connection that was accepted and cannot have a request yet. ``source``: the client's address, if the peer has
     said it."""
 
-    __slots__ = ("peer", "sock", "source", "task")
+    __slots__ = ("handed_over", "peer", "sock", "source", "task")
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         self.sock = sock
         self.peer = peer
         self.source: str | None = None
+        self.handed_over = False
+        """The socket belongs to a transport."""
         self.task: asyncio.Task[None] | None = None
 
     def drop(self) -> None:
@@ -107,7 +111,10 @@ class Acceptor:
         self._sock.close()
 
     def _accept(self) -> None:
+        dropped = self._gate.handshakes.dropped
         for _ in range(ACCEPTS_PER_TURN):
+            if len(dropped) >= DROPPED_MAX:
+                return  # they have to end first; the socket is looked at again in the next turn
             try:
                 sock, name = self._sock.accept()
             except BlockingIOError:
@@ -145,16 +152,23 @@ class Acceptor:
             self._context.shed(SHED_HANDSHAKES, gone.peer, "")
             gone.drop()
         arrival.task = self._context.loop.create_task(self._shake(arrival))
+        arrival.task.add_done_callback(lambda _: self._end(arrival))
+
+    def _end(self, arrival: Arrival) -> None:
+        """Also of a task that was cancelled before it began."""
+        arrival.task = None
+        self._gate.handshakes.remove(arrival)
+        if not arrival.handed_over:
+            arrival.sock.close()
 
     async def _shake(self, arrival: Arrival) -> None:
         context, sock = self._context, arrival.sock
         timeout_s = context.settings.handshake_timeout_s
-        handed_over = False
         try:
             async with asyncio.timeout(timeout_s):
                 if self._proxy_protocol:
                     arrival.source = await self._read_header(arrival)
-                handed_over = True
+                arrival.handed_over = True
                 options = {} if self._tls is None else {"ssl_handshake_timeout": timeout_s + 1.0}
                 await context.loop.connect_accepted_socket(lambda: self._make(arrival), sock, ssl=self._tls, **options)
         except asyncio.CancelledError:
@@ -168,12 +182,7 @@ class Acceptor:
             context.counters.fail_handshake("untrusted_proxy")
             self._log_header(arrival, str(error))
         except (OSError, EOFError):
-            context.counters.fail_handshake("tls" if handed_over else "proxy_header")
-        finally:
-            self._gate.handshakes.remove(arrival)
-            arrival.task = None
-            if not handed_over:
-                sock.close()
+            context.counters.fail_handshake("tls" if arrival.handed_over else "proxy_header")
 
     async def _read_header(self, arrival: Arrival) -> str | None:
         """Reads the PROXY header, and not a byte more: what follows is the client's.

@@ -92,6 +92,8 @@ class Handshakes(Generic[Connection]):
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.dropped: set[Connection] = set()
+        """Those that had to go and are not gone yet."""
         self._waiting: dict[Connection, str | None] = {}
         self._by_peer: Counter[str | None] = Counter()
 
@@ -109,12 +111,14 @@ class Handshakes(Generic[Connection]):
             most = max(self._by_peer.values())
             gone = next(each for each, its_peer in self._waiting.items() if self._by_peer[its_peer] == most)
             self.remove(gone)
+            self.dropped.add(gone)
         self._waiting[connection] = peer
         self._by_peer[peer] += 1
         return gone
 
     def remove(self, connection: Connection) -> None:
         """Its handshake is over, or it is gone."""
+        self.dropped.discard(connection)
         if connection in self._waiting:
             peer = self._waiting.pop(connection)
             self._by_peer[peer] -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,17 +36,9 @@ async def many(rig: Rig, count: int, data: bytes = b"") -> list[Wire]:
     return wires
 
 
-async def opened(rig: Rig, count: int) -> list[asyncio.StreamWriter]:
-    """Connections without a word, also where the gateway speaks TLS."""
-    writers = []
-    for _ in range(count):
-        writers.append((await asyncio.open_connection("127.0.0.1", rig.port))[1])
-    return writers
-
-
-async def closed(writer: asyncio.StreamReader) -> None:
-    with suppress(ConnectionError):
-        await writer.read()
+def opened(rig: Rig, count: int) -> list[socket.socket]:
+    """Connections without a word, also where the gateway speaks TLS. It finds all of them in one turn of the loop."""
+    return [socket.create_connection(("127.0.0.1", rig.port)) for _ in range(count)]
 
 
 # Handshakes
@@ -60,21 +53,19 @@ async def test_connections_without_a_handshake_are_counted_and_an_honest_client_
     gateway: Any, authority: Authority
 ) -> None:
     async with gateway(echo, tls=authority.server("gateway.example"), connections_max=40) as rig:
-        writers = await opened(rig, 60)
+        sockets = opened(rig, 60)
         await rig.until(lambda: sheds(rig).get("handshakes") == 50)
         assert (rig.gateway.taken, len(rig.gateway.handshakes)) == (10, 10)
         assert (await rig.ask(get(), tls=authority.client(), **NAME)).status == 200
         assert len(rig.gateway.handshakes) == 9
-        for writer in writers:
-            writer.close()
+        for sock in sockets:
+            sock.close()
         await rig.until(lambda: not rig.gateway.handshakes)
 
 
 async def test_a_handshake_has_a_time_of_its_own(gateway: Any, authority: Authority) -> None:
     async with gateway(echo, tls=authority.server("gateway.example"), handshake_timeout_s=0.2) as rig:
-        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-        await closed(reader)
-        writer.close()
+        assert await (await rig.connect()).ended() == b""
         assert rig.gateway.context.counters.handshake_failures == {"timeout": 1}
         assert not rig.gateway.taken
 
@@ -90,12 +81,14 @@ async def test_what_is_no_handshake_is_closed_and_counted(gateway: Any, authorit
 
 async def test_a_drain_does_not_wait_for_handshakes(gateway: Any, authority: Authority) -> None:
     async with gateway(echo, tls=authority.server("gateway.example")) as rig:
-        await opened(rig, 3)
+        sockets = opened(rig, 3)
         await rig.until(lambda: len(rig.gateway.handshakes) == 3)
         began = time.monotonic()
         assert await rig.gateway.drain(10.0)
         assert time.monotonic() - began < 5.0
         await rig.until(lambda: not rig.gateway.handshakes)
+        for sock in sockets:
+            sock.close()
 
 
 # Idle connections
