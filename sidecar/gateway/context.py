@@ -35,6 +35,8 @@ from sidecar.ledger.client.unknown_accounts import AccountLookup
 log = get_logger("sidecar.gateway")
 
 MAX_FORWARDS: Final = b"max-forwards"
+EXPECT: Final = b"expect"
+KEEP_ALIVE: Final = b"keep-alive"
 HOPS: Final = b"x-quota-sidecar-hops"
 """The gateways that a request came through, each with an id of its own; `exchange.marks` looks at it."""
 FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
@@ -149,8 +151,8 @@ class GatewayContext:
 
     def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
         name = self.interaction_ids.name
-        marks = {name, FAPI_INTERACTION_ID, TRACEPARENT, HOPS, MAX_FORWARDS}
-        rare = {TRACESTATE, *self.routes.key_fields, *METHOD_OVERRIDES, *PREFLIGHT}
+        marks = {name, FAPI_INTERACTION_ID, TRACEPARENT, HOPS, MAX_FORWARDS, EXPECT, *METHOD_OVERRIDES}
+        rare = {TRACESTATE, *self.routes.key_fields, *PREFLIGHT}
         interesting = identity.reads | marks | rare
         always = {*identity.consumes, *PATH_OVERRIDES}
         if settings.forward_identity:
@@ -182,7 +184,7 @@ class GatewayContext:
             (),
             answer_limits(limits, settings.answer_head_bytes_max),
             like=NamePatterns((name,)),
-            marks=(name,),
+            marks=(name, KEEP_ALIVE),
         )
 
     def parser_for(self, peer: Peer, *, secure: bool) -> HeadParser:

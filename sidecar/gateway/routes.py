@@ -34,9 +34,14 @@ _PATH_BYTES_REMEMBERED_MAX = 256
 
 _REGISTERED: Final = frozenset(method.encode() for method in METHODS)
 _FORWARDED: Final = _REGISTERED - frozenset(method.encode() for method in NEVER_FORWARDED)
-_OVERRIDE, _OVERRIDE_2, _OVERRIDE_3 = METHOD_OVERRIDES
 _NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 ENCODED_SLASH: Final = "encoded slash"
+_SLACK: Final = 8
+"""Characters that servers drop from the end of a segment, of which more than these make no difference."""
+_ESCAPED_LETTER: Final = 9
+"""Characters of the longest escape that servers may take for a letter: ``%E2%84%AA``."""
+_BELOW: Final = "x"
+"""Stands for all segments below those by which templates differ."""
 AS_ROUTE: Final = "as a route has it"
 
 
@@ -230,6 +235,8 @@ class RouteTable:
         self._slashless = _Matcher(routes, folded=False, slashless=True) if slashes else None
         self._both = _Matcher(routes, folded=True, slashless=True) if folds and slashes else None
         self._loose = self._both or self._folded or self._slashless or self._plain
+        self._depth = max((len(each.template.segments) for each in routes if each.template), default=0)
+        self._segment_max = max(map(len, literals), default=0) + max(map(len, self._extensions), default=0) + _SLACK
         self.key_fields = frozenset(each.idempotency.header for each in self.routes if each.idempotency is not None)
         """Names of the fields that have idempotency keys."""
 
@@ -243,22 +250,23 @@ class RouteTable:
         route = self._memory.get(key)
         if route is None:
             _check_method(method)
-            route = self.dearest([reading.route for reading in self.readings(method, path)])
+            readings = self.readings(method, path)
+            route = self.dearest([reading.route for reading in readings])
             if route is self._default and route.deny:
-                route = self._denial(path)
+                route = self._denial(readings[0].path)
             self._remember(key, route)
         return route
 
     def find_for(self, head: RequestHead) -> Route:
-        """The route of a request: `find`, and what fields say of its method.
+        """The route of a request: `find`, and what fields say of its method. The parser has to mark heads that have one
+        of `METHOD_OVERRIDES`.
 
         Raises:
             ProtocolError: as `find`; 400, a field names another method, and the route does not price that.
         """
         method = head.method
         route = self.find(method, head.path)
-        fields = head.fields
-        if _OVERRIDE in fields or _OVERRIDE_2 in fields or _OVERRIDE_3 in fields:
+        if head.marked:
             named = _named_methods(head)
             if named and not route.deny:
                 return self._overridden(route, named, head.path)
@@ -315,7 +323,7 @@ class RouteTable:
         if self._exact:
             return found
         one = has_one_spelling(text, self._extensions)
-        for way in (Spelling(text),) if one else spellings(text, self._extensions):
+        for way in (Spelling(text),) if one else spellings(self._abridged(text), self._extensions):
             path = way.path
             if way.steps:
                 # What is cut off is honest data to most servers, so this reading denies nothing by default.
@@ -337,10 +345,27 @@ class RouteTable:
                         _add(found, how, (*way.steps, AS_ROUTE), spelled, plain.first(method, spelled))
         return found
 
-    def _denial(self, path: bytes) -> Route:
-        """The default route, with the methods that are known for the path."""
+    def _abridged(self, text: str) -> str:
+        """A path that every template matches as it matches ``text``, in every reading, but with no more segments than
+        templates tell apart, and none much longer than a literal. Else a long path of odd characters would cost the
+        gateway milliseconds."""
+        if len(text) <= self._segment_max:
+            return text
+        parts = text.split("/", self._depth + 3)
+        if len(parts) == self._depth + 4:
+            parts[-1] = _BELOW + "/" * text.endswith("/")
+        shortest, longest = self._segment_max, self._segment_max * _ESCAPED_LETTER
+        for index, part in enumerate(parts):
+            if len(part) > shortest:
+                part = part[:longest] if "%" in part else part[:shortest]
+                cut = part.rfind("%", len(part) - 2)
+                parts[index] = part if cut < 0 else part[:cut]
+        return "/".join(parts)
+
+    def _denial(self, path: str) -> Route:
+        """The default route, with the methods that are known for the canonical path."""
         known: set[bytes] = set()
-        for route in self._plain.matching(routing_path(path, encoded_slash=True).decode("latin-1")):
+        for route in self._plain.matching(path):
             if not route.deny:
                 known |= _FORWARDED if route.methods is None else route.methods & _FORWARDED
         if b"GET" in known:

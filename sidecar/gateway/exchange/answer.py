@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.context import KEEP_ALIVE
 from sidecar.gateway.counters import SHED_STREAMS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
@@ -227,8 +228,8 @@ class AnswerRelay(RequestRelay):
             # One that answered before it took the whole request may never take the rest.
             took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
             if clean and response.keep_alive and took_all:
-                if b"keep-alive" in response.fields:
-                    upstream.heed_keep_alive(response.fields[b"keep-alive"])
+                if response.marked and KEEP_ALIVE in response.fields:
+                    upstream.heed_keep_alive(response.fields[KEEP_ALIVE])
                 self.pool.release(upstream, now)
             else:
                 upstream.close()

@@ -13,7 +13,7 @@ from typing import Final
 from sidecar.gateway import errors
 from sidecar.gateway.admission.places import ANONYMOUS
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.context import EXPECT, GatewayContext
 from sidecar.gateway.counters import (
     SHED_BODIES,
     SHED_PLACES,
@@ -45,7 +45,7 @@ _SHED_DETAILS: Final = {
     SHED_SHARE: "Too many connections are open.",
 }
 """What the caller reads."""
-_EXPECT: Final = frozenset({b"expect"})
+_EXPECT: Final = frozenset({EXPECT})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _clock: Final = monotonic
 
@@ -110,10 +110,12 @@ class RequestRelay(ChargedRelay):
     def identified(self) -> None:
         if self.connection is not None:
             self.connection.account = self.account
-        if self.body is not None:
-            if self.queued_bytes:
-                self.context.bodies.move(self.counted_for, self.account, self.queued_bytes)
-            self.counted_for = self.account
+        if self.body is None:
+            self.take_hold()
+            return
+        if self.queued_bytes:
+            self.context.bodies.move(self.counted_for, self.account, self.queued_bytes)
+        self.counted_for = self.account
         # Who was refused a moment ago is asked about at once, so that the refusal need not wait for a long body. So is
         # a client that waits to hear whether it should send one. Under an idempotency key the body counts too.
         asks_at_once = self.awaits_continue or self.account in self.context.refused_accounts
@@ -241,7 +243,7 @@ class RequestRelay(ChargedRelay):
         upstream.user = self
         self.sent = True
         head = self.head
-        if b"expect" in head.fields and self.route.buffered:
+        if head.marked and self.route.buffered and EXPECT in head.fields:
             head.block = without(head.block, _EXPECT)  # the gateway has met it
         forwarded = connection.forwarded_lines(head, self.identity)
         if self.id_is_new:

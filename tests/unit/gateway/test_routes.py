@@ -12,7 +12,7 @@ from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.spellings import SPELLINGS_MAX, has_one_spelling, spellings
 
-PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES)
+PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES, marks=METHOD_OVERRIDES)
 CHEAP = Route("(other)", units=1)
 DENIED = Route("(other)", deny=True)
 
@@ -148,7 +148,7 @@ def test_readings_with_different_metrics_are_refused_unless_weights_compare_them
 
 
 def test_a_path_with_more_readings_than_an_honest_one_has_is_refused() -> None:
-    table = RouteTable([], CHEAP, extensions=("json",))
+    table = RouteTable([route("/" + "b" * 6 * SPELLINGS_MAX)], CHEAP, extensions=("json",))
     assert table.find(b"GET", b"/a" + b".json" * 10).units == 1
     assert refused(table, "GET", "/a" + ".json" * SPELLINGS_MAX) == 400
 
@@ -287,3 +287,27 @@ def test_a_preflight_is_free_only_if_every_reading_lets_it_pass() -> None:
 
 def test_a_preflight_that_names_another_method_by_a_field_is_refused() -> None:
     assert refused(CORS, "OPTIONS", "/a", ORIGIN, ASKED, "X-HTTP-Method-Override: POST") == 400
+
+
+def test_a_long_path_is_compared_as_far_as_templates_tell_paths_apart() -> None:
+    """What is left out of a long path changes nothing: not below the deepest template, not in a long parameter."""
+    routes = [
+        Route("/a/{id}/dear", units=9, template=parse_template("/a/{id}/dear")),
+        Route("/b/**", units=5, template=parse_template("/b/**")),
+        Route("/c", units=3, template=parse_template("/c")),
+    ]
+    table = RouteTable(routes, CHEAP)
+    long, deep = b"x" * 5_000, b"/y" * 2_000
+    cases = {
+        b"/A/" + long + b"/DEAR": 9, b"/A/" + long + b"/DEAR/": 9, b"/A/" + long + b"/DEAR" + deep: 1,
+        b"/B" + deep: 5, b"/B/" + long: 5, b"/B" + deep + b"/": 5, b"/C" + b"." * 5_000: 3, b"/C" + b"%20" * 500: 3,
+        b"/C%3B" + long: 3, b"/C" + long: 1, b"/%C4%B0" + long: 1, b"/a/" + b"%C4%B0" * 200 + b"/DEAR": 9,
+    }  # fmt: skip
+    assert {path: table.find(b"GET", path).units for path in cases} == cases
+
+
+def test_a_path_has_a_bounded_number_of_escapes() -> None:
+    table = RouteTable([], CHEAP)
+    assert table.find(b"GET", b"/" + b"%C3%A9" * 256) is CHEAP
+    with pytest.raises(ProtocolError, match="more than 512 escapes"):
+        table.find(b"GET", b"/" + b"%20" * 513)
