@@ -32,6 +32,8 @@ REQUEST_PATH = (
     "sidecar/gateway/client.py",
     "sidecar/gateway/admission/body_budget.py",
     "sidecar/gateway/admission/places.py",
+    "sidecar/gateway/admission/free_rates.py",
+    "sidecar/gateway/admission/peer_keys.py",
     "sidecar/gateway/context.py",
     "sidecar/gateway/exchange/exchange.py",
     "sidecar/gateway/exchange/charging.py",
