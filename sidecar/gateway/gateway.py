@@ -185,7 +185,7 @@ class Gateway(Owner):
             return
         needed = self.taken - len(self._leaving) - self._crowded_at + 1
         candidates = [Candidate(each, each.standing(), each.since(), each.share_key()) for each in self.connections]
-        chosen = choose(candidates, needed + self.context.settings.connections_max // 32)
+        chosen = choose(candidates, needed + self.context.settings.connections_max // 16)
         for each in chosen:
             each.connection.give_way(REASONS[each.standing])
         if len(chosen) < needed:

@@ -198,6 +198,28 @@ async def test_requests_sent_ahead_take_no_more_memory_than_they_may(gateway: An
         await rig.idle()
 
 
+async def test_who_alone_sends_too_much_ahead_gets_the_answer_under_way_and_the_end_of_the_connection(
+    gateway: Any,
+) -> None:
+    proceed = asyncio.Event()
+
+    async def script(talk: Conversation) -> None:
+        await talk.request()
+        await proceed.wait()
+        await talk.send(length(b"done"))
+
+    async with gateway(script, head_buffers_bytes=2_000) as rig:
+        wire = await rig.connect()
+        await wire.send(get() * 30)
+        await rig.until(lambda: rig.api.requests and sheds(rig) == {"heads": 1})
+        assert rig.gateway.context.head_bytes == 0
+        proceed.set()
+        answer = await wire.response()
+        assert (answer.body, answer.get(b"Connection")) == (b"done", b"close")
+        assert await wire.ended() == b""
+        assert await rig.charged() == [200]
+
+
 # Requests without a caller
 
 
