@@ -17,7 +17,7 @@ from sidecar.gateway.http1.grammar import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.http1.target import decoded_slashes, routing_path
 from sidecar.gateway.methods import METHOD_OVERRIDES, METHODS, NEVER_FORWARDED
-from sidecar.gateway.spellings import CASE, CUT, EXACT, SLASH, Spelling, fold, has_one_spelling, spellings
+from sidecar.gateway.spellings import CASE, CUT, EXACT, SLASH, Abridgement, Spelling, fold, has_one_spelling, spellings
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"QUERY", b"REPORT", b"SEARCH"})
 """Methods that ask the API for nothing but an answer (RFC 9110 section 9.2.1 and IANA's registry)."""
@@ -36,12 +36,6 @@ _REGISTERED: Final = frozenset(method.encode() for method in METHODS)
 _FORWARDED: Final = _REGISTERED - frozenset(method.encode() for method in NEVER_FORWARDED)
 _NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 ENCODED_SLASH: Final = "encoded slash"
-_SLACK: Final = 8
-"""Characters that servers drop from the end of a segment, of which more than these make no difference."""
-_ESCAPED_LETTER: Final = 9
-"""Characters of the longest escape that servers may take for a letter: ``%E2%84%AA``."""
-_BELOW: Final = "x"
-"""Stands for all segments below those by which templates differ."""
 AS_ROUTE: Final = "as a route has it"
 
 
@@ -235,8 +229,8 @@ class RouteTable:
         self._slashless = _Matcher(routes, folded=False, slashless=True) if slashes else None
         self._both = _Matcher(routes, folded=True, slashless=True) if folds and slashes else None
         self._loose = self._both or self._folded or self._slashless or self._plain
-        self._depth = max((len(each.template.segments) for each in routes if each.template), default=0)
-        self._segment_max = max(map(len, literals), default=0) + max(map(len, self._extensions), default=0) + _SLACK
+        depth = max((len(each.template.segments) for each in routes if each.template), default=0)
+        self._abridge = Abridgement(literals, depth, self._extensions)
         self.key_fields = frozenset(each.idempotency.header for each in self.routes if each.idempotency is not None)
         """Names of the fields that have idempotency keys."""
 
@@ -323,7 +317,7 @@ class RouteTable:
         if self._exact:
             return found
         one = has_one_spelling(text, self._extensions)
-        for way in (Spelling(text),) if one else spellings(self._abridged(text), self._extensions):
+        for way in (Spelling(text),) if one else spellings(self._abridge(text), self._extensions):
             path = way.path
             if way.steps:
                 # What is cut off is honest data to most servers, so this reading denies nothing by default.
@@ -344,23 +338,6 @@ class RouteTable:
                     if spelled != path:
                         _add(found, how, (*way.steps, AS_ROUTE), spelled, plain.first(method, spelled))
         return found
-
-    def _abridged(self, text: str) -> str:
-        """A path that every template matches as it matches ``text``, in every reading, but with no more segments than
-        templates tell apart, and none much longer than a literal. Else a long path of odd characters would cost the
-        gateway milliseconds."""
-        if len(text) <= self._segment_max:
-            return text
-        parts = text.split("/", self._depth + 3)
-        if len(parts) == self._depth + 4:
-            parts[-1] = _BELOW + "/" * text.endswith("/")
-        shortest, longest = self._segment_max, self._segment_max * _ESCAPED_LETTER
-        for index, part in enumerate(parts):
-            if len(part) > shortest:
-                part = part[:longest] if "%" in part else part[:shortest]
-                cut = part.rfind("%", len(part) - 2)
-                parts[index] = part if cut < 0 else part[:cut]
-        return "/".join(parts)
 
     def _denial(self, path: str) -> Route:
         """The default route, with the methods that are known for the canonical path."""

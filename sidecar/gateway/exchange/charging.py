@@ -49,6 +49,8 @@ class ChargedRelay(Relay):
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
+    shed_for = ""
+    """What there was no room for, one of ``counters.SHED_REASONS``."""
     caller_key: bytes | None = None
     _asked = False
     _spooled = False

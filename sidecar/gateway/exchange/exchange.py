@@ -100,6 +100,7 @@ class Exchange(AnswerRelay):
         wait = rates.take(peer, self.started) if peer is not None else 0.0
         if not wait:
             return True
+        self.shed_for = SHED_FREE
         self.context.shed(SHED_FREE, connection.peer.address, connection.account)
         retry = (("Retry-After", str(int(wait) + 1)),)
         self.refuse(Refusal(errors.TOO_FAST, "There are too many requests from this address.", headers=retry))

@@ -214,6 +214,7 @@ class RequestRelay(ChargedRelay):
 
     def shed(self, reason: str) -> None:
         """Refuses what there is no room for."""
+        self.shed_for = reason
         peer = self.connection.peer.address if self.connection is not None else ""
         self.context.shed(reason, peer, self.account)
         self.refuse(Refusal(errors.OVERLOADED, _SHED_DETAILS[reason], headers=RETRY))
