@@ -288,7 +288,7 @@ class LimitsSettings(Model):
     connections_max: Count = Field(
         default=10_000,
         description="Client connections, from accept on. From four fifths on, idle connections and those without an "
-        "identified caller give way ([admission](admission.md)). The gateway refuses more with 503. If the process may "
+        "identified caller give way (docs/admission.md). The gateway refuses more with 503. If the process may "
         "not have so many file descriptors, it is less.",
     )
     handshakes_max: Count = Field(
