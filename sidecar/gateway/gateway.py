@@ -123,12 +123,14 @@ class Gateway(Owner):
             await asyncio.sleep(0.02)
         clean = not self.connections and not self.context.detached
         for connection in list(self.connections):
+            if connection.relay is not None:
+                connection.relay.stopped()
             connection.abort()
         if not clean:
-            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after
-                await asyncio.sleep(0)
             for exchange in list(self.context.detached):
                 exchange.timed_out()
+            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after
+                await asyncio.sleep(0)
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.context.destinations.close()

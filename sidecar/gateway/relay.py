@@ -77,6 +77,12 @@ class Relay:
         """``deadline`` has passed."""
         raise NotImplementedError
 
+    # from the gateway
+
+    def stopped(self) -> None:
+        """The gateway ends now, and its connections with it."""
+        raise NotImplementedError
+
     def sweep(self, now: float) -> None:
         """Ends what has taken too long; for a relay that goes on without its client."""
         if self.deadline < now:

@@ -272,7 +272,7 @@ class LimitsSettings(Model):
     )
     body_bytes_max: Annotated[Whole, Field(ge=1)] | None = Field(
         default=10_485_760,
-        description="Largest request body, else 413. null: any size. The gateway streams bodies, so the limit "
+        description="Largest request body, else 413. null: any size. The gateway streams long bodies, so the limit "
         "protects the API. The largest bodies in Open Banking are payment files of some MB.",
     )
     chunk_extension_bytes_max: Annotated[Whole, Field(ge=0, le=65_536)] = Field(

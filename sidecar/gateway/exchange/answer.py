@@ -20,6 +20,7 @@ from sidecar.gateway.http1.fields import list_elements, without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
 from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
+from sidecar.gateway.routes import is_charged
 
 LAG_S: Final = 1.0
 """A client that has left an answer waiting for so long, in all, is why an API gives it up."""
@@ -121,7 +122,9 @@ class AnswerRelay(RequestRelay):
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
         tail = self.context.via[response.version_minor]
         if self.hold is not None:
-            tail = self.credit_fields(self.hold) + tail
+            status, route = response.status, self.route
+            charged = status in route.charged or is_charged(route, head.method, status)
+            tail = self.credit_fields(self.hold, charged=charged) + tail
         if kind is _CHUNKED or kind is _UNTIL_CLOSE:
             if is_1_0:
                 keep = False
@@ -182,7 +185,7 @@ class AnswerRelay(RequestRelay):
         lines = (
             response.block
             + (self.id_block.line + LINE_ENDS[self.id_number] if names_no_id else b"")
-            + (self.credit_fields(self.hold) if self.hold is not None else b"")
+            + (self.credit_fields(self.hold, charged=101 in self.route.charged) if self.hold is not None else b"")
             + self.context.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "
             + chosen

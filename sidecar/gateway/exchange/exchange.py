@@ -191,18 +191,19 @@ class Exchange(AnswerRelay):
                 head_only=head.method == b"HEAD",
                 interaction_id=self.interaction_id,
                 version_minor=head.version_minor,
-                field_lines=played_back,
+                field_lines=played_back + self.charged_fields(),
             )
         )
         connection.exchange_done(now, unread_body=not self.body_done)
 
     def fault_of_client(self, refusal: Refusal) -> None:
+        connection = self.connection
         if not self.sent:
             self.refuse(refusal)
-            return
-        connection = self.connection
-        self._broke_off()
-        if connection is not None:
+        elif self.body_done or connection is None:
+            self.client_gone()  # it takes nothing of what there is for it; the call itself is whole
+        else:
+            self._broke_off()
             self._answer_with(connection, refusal, refusal.status or refusal.kind.status, _clock())
 
     def _broke_off(self) -> None:
@@ -213,9 +214,9 @@ class Exchange(AnswerRelay):
         self.context.detached.add(self)
         self.deadline = _clock() + self.context.settings.response_timeout_s
         upstream = self.upstream
-        if upstream is None or upstream.transport.is_closing() or not upstream.transport.can_write_eof():
-            self.complete_without_client(0)  # it cannot be told that nothing more comes
-        else:
+        if upstream is None or upstream.transport.is_closing():
+            self.complete_without_client(0)
+        elif upstream.transport.can_write_eof():  # over TLS the API hears of it only by its own time-out
             upstream.transport.write_eof()
 
     def cut(self) -> None:
@@ -272,6 +273,21 @@ class Exchange(AnswerRelay):
             record(self, CLIENT_CLOSED, _clock(), refused=False)
         connection.reset()
 
+    def stopped(self) -> None:
+        """The gateway has to end before the call has. That is nobody's fault but its own, so it is free."""
+        if self.finished:
+            return
+        if self.broken:
+            self.complete_without_client(0)
+            return
+        self.finished = True
+        self.context.detached.discard(self)
+        self.release()
+        self.pool.cancel(self.connected, self.place)
+        self.drop_gathered()
+        self.drop_upstream()
+        record(self, errors.OVERLOADED.status, _clock(), refused=True, reason="stopped")
+
     def timed_out(self) -> None:
         """``deadline`` has passed. Whose fault it is decides what follows, and who pays."""
         connection, upstream = self.connection, self.upstream
@@ -294,7 +310,8 @@ class Exchange(AnswerRelay):
         else:
             self.context.note_upstream_failure(f"{self.pool.target} did not answer in time")
             if self.route.timeout_charged and self.head.method not in SAFE_METHODS:
-                self.settle(errors.UPSTREAM_TIMEOUT.status, _clock())
+                left = self.connection is None
+                self.settle(CLIENT_CLOSED if left else errors.UPSTREAM_TIMEOUT.status, _clock())
             self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
 
     def _client_is_late(self) -> bool:
