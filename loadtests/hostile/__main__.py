@@ -177,6 +177,7 @@ def main() -> int:
         config = rig.gateway_config(
             directory / "gateway.json", int(api.stdout.readline()), server.url,
             routes=[{"path": "/free", "free": True}, {"path": "/**"}],
+            limits={"free_per_second": 200},  # the default, which measurements from one address are without
         )  # fmt: skip
         rig.load_accounts(config, accounts(directory / "accounts.json"))
         gateway = stack.enter_context(rig.gateway(config))

@@ -15,9 +15,9 @@ from typing import Any, Final, cast
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.gateway.addresses import Address, Addresses
+from sidecar.gateway.admission.places import Places
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
-from sidecar.gateway.places import Places
 from sidecar.gateway.relay import Relay
 
 KEEP_ALIVE_MARGIN_S: Final = 1.0

@@ -27,8 +27,9 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.admission.free_rates import FreeRates
 from sidecar.gateway.client import Client
-from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES
+from sidecar.gateway.counters import SHED_BODIES, SHED_FREE, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
@@ -85,9 +86,32 @@ class Exchange(AnswerRelay):
         elif route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
-            self.granted()
+            rates = context.free_rates
+            if rates is None or self._is_in_time(rates):
+                self.granted()
         else:
             self.charge()
+
+    def _is_in_time(self, rates: FreeRates) -> bool:
+        """Counts a request to a free route. False: its peer makes too many, and it has its answer."""
+        connection = self.connection
+        assert connection is not None
+        peer = connection.share_key()
+        wait = rates.take(peer, self.started) if peer is not None else 0.0
+        if not wait:
+            return True
+        self.shed_for = SHED_FREE
+        self.context.shed(SHED_FREE, connection.peer.address, connection.account)
+        retry = (("Retry-After", str(int(wait) + 1)),)
+        self.refuse(Refusal(errors.TOO_FAST, "There are too many requests from this address.", headers=retry))
+        return False
+
+    def gives_way(self) -> bool:
+        return not (self.sent or self.retried or self.finished)
+
+    def give_way(self, reason: str) -> None:
+        self.head.keep_alive = False
+        self.shed(reason)
 
     def _take_marks(self) -> bool:
         """Takes the interaction id, or makes one, and looks at what else a request says of its way. False: it has its

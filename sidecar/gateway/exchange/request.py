@@ -11,9 +11,17 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.admission.places import ANONYMOUS
 from sidecar.gateway.client import Client
 from sidecar.gateway.context import EXPECT, GatewayContext
-from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES, SHED_QUEUE, SHED_STREAMS
+from sidecar.gateway.counters import (
+    SHED_BODIES,
+    SHED_PLACES,
+    SHED_QUEUE,
+    SHED_SHARE,
+    SHED_STREAMS,
+    SHED_UNIDENTIFIED,
+)
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.charging import RETRY, ChargedRelay
 from sidecar.gateway.exchange.messages import request_head, write_pieces
@@ -23,7 +31,6 @@ from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.idempotency import content_of
 from sidecar.gateway.interaction_id import LINE_ENDS
-from sidecar.gateway.places import ANONYMOUS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
@@ -34,6 +41,8 @@ _SHED_DETAILS: Final = {
     SHED_QUEUE: "Too many calls wait.",
     SHED_STREAMS: "Too many of the caller's connections stay open.",
     SHED_BODIES: "Too many requests are being received.",
+    SHED_UNIDENTIFIED: "Too many connections are open.",
+    SHED_SHARE: "Too many connections are open.",
 }
 """What the caller reads."""
 _EXPECT: Final = frozenset({EXPECT})
@@ -99,6 +108,8 @@ class RequestRelay(ChargedRelay):
         )
 
     def identified(self) -> None:
+        if self.connection is not None:
+            self.connection.account = self.account
         if self.body is None:
             self.take_hold()
             return
@@ -204,7 +215,8 @@ class RequestRelay(ChargedRelay):
     def shed(self, reason: str) -> None:
         """Refuses what there is no room for."""
         self.shed_for = reason
-        self.context.counters.shed(reason)
+        peer = self.connection.peer.address if self.connection is not None else ""
+        self.context.shed(reason, peer, self.account)
         self.refuse(Refusal(errors.OVERLOADED, _SHED_DETAILS[reason], headers=RETRY))
 
     def connected(self, upstream: UpstreamConnection | UpstreamError) -> None:

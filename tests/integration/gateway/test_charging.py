@@ -457,7 +457,7 @@ async def test_a_client_that_breaks_off_a_body_pays_if_the_api_says_nothing_in_t
     async with gateway(script, default=UNBUFFERED, response_timeout_s=0.2) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/p", b"Content-Length: 1", method=b"DELETE"))
-        await rig.until(lambda: rig.api.open)
+        await rig.until(lambda: any(c.relay is not None and c.relay.sent for c in rig.gateway.connections))
         wire.reset()
         assert await rig.charged() == [499]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.gateway.places import ANONYMOUS, Places, Waiter
+from sidecar.gateway.admission.places import ANONYMOUS, Places, Waiter
 
 
 class Held(Places[Waiter]):
