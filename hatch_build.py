@@ -30,8 +30,10 @@ SCANNER = "sidecar/gateway/http1/_scan.pyx"
 REQUEST_PATH = (
     "sidecar/gateway/relay.py",
     "sidecar/gateway/client.py",
-    "sidecar/gateway/body_budget.py",
-    "sidecar/gateway/places.py",
+    "sidecar/gateway/admission/body_budget.py",
+    "sidecar/gateway/admission/places.py",
+    "sidecar/gateway/admission/free_rates.py",
+    "sidecar/gateway/admission/peer_keys.py",
     "sidecar/gateway/context.py",
     "sidecar/gateway/exchange/exchange.py",
     "sidecar/gateway/exchange/charging.py",

@@ -123,9 +123,14 @@ async def build(
     return gateway, clients, upstreams, link, valkey
 
 
-async def main(batch: int, accounts: int, rounds: int, turns: int, profile: bool) -> None:
+async def main(batch: int, accounts: int, rounds: int, turns: int, profile: bool, body: int) -> None:
     gateway, clients, upstreams, link, valkey = await build(batch, accounts)
     requests = [REQUEST % key_of(number) for number in range(accounts)]
+    if body:
+        length = b"\r\nContent-Length: %d\r\n\r\n" % body
+        requests = [
+            request.replace(b"GET ", b"POST ").replace(b"\r\n\r\n", length) + bytes(body) for request in requests
+        ]
     at = 0
 
     def ledger_turn() -> None:
@@ -173,6 +178,9 @@ if __name__ == "__main__":
     parser.add_argument("--accounts", type=int, default=1, help="that call in turn (default: 1)")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--turns", type=int, default=100, help="in a round")
+    parser.add_argument("--body", type=int, default=0, help="bytes that each request posts; 0 (default) for GET")
     parser.add_argument("--profile", action="store_true", help="print where the time goes (which slows everything)")
     arguments = parser.parse_args()
-    uvloop.run(main(arguments.batch, arguments.accounts, arguments.rounds, arguments.turns, arguments.profile))
+    uvloop.run(
+        main(arguments.batch, arguments.accounts, arguments.rounds, arguments.turns, arguments.profile, arguments.body)
+    )

@@ -164,6 +164,8 @@ def _plain(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     dropped = _SAYS_NOTHING | ({"title"} if isinstance(node.get("title"), str) else set())
+    if "patternProperties" in node:  # names that do not fit the pattern are wrong
+        node = {"additionalProperties": False, **node}
     return {
         _BOUNDS.get(key, key): {name: _plain(each) for name, each in value.items()}
         if key == "properties"

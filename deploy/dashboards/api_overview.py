@@ -144,7 +144,8 @@ CONNECTIONS: Final = Row(
         Panel(
             "Errors of the API",
             "5xx that are not the gateway's own: 5xx of the API, and 502 and 504 because of the API. They are not"
-            " charged. Above 5 % of requests: runbook QuotaUpstreamErrors.",
+            " charged, but for 504 on methods that change something. Above 5 % of requests: runbook"
+            " QuotaUpstreamErrors.",
             (
                 Query(
                     f"clamp_min({_SERVER_ERRORS} - {_OWN_FAULTS}, 0) / {_REQUESTS}",

@@ -30,8 +30,9 @@ CHARGED: Final = Row(
         ),
         Panel(
             "Released holds",
-            "Holds released in the chosen time, mostly because the API failed: requests that were not charged. If it"
-            " is high, see 'Errors of the API' in 'Quota: API overview'.",
+            "Holds released in the chosen time: requests that were not charged, because the API answered 4xx or 5xx or"
+            " gave no answer, or the gateway refused them later. If it is high, see 'Errors of the API' in 'Quota: API"
+            " overview'.",
             (Query("sum(increase(sidecar_released_holds_total{GATEWAY}[$__range]))", "holds"),),
             "short", "stat", 6, 4, GREEN, decimals=0,
         ),

@@ -84,7 +84,8 @@ def accounts_file(path: Path, accounts: list[dict[str, Any]] | None = None) -> P
 
 
 def gateway_config(path: Path, upstream_port: int, valkey_url: str, **sections: object) -> Path:
-    """Writes a configuration in which everything is on but the access log, which the peers have off as well."""
+    """Writes a configuration in which everything is on but the access log, which the peers have off as well, and the
+    limit on free routes: all load comes from one address."""
     config: dict[str, object] = {
         "listen": {"host": "127.0.0.1", "port": 0},
         "upstream": {"url": f"http://127.0.0.1:{upstream_port}"},
@@ -93,7 +94,10 @@ def gateway_config(path: Path, upstream_port: int, valkey_url: str, **sections: 
         "admin": {"port": 0},
         "log": {"level": "warning", "access": "off"},
     }
-    path.write_bytes(orjson.dumps({**config, **sections}))
+    config |= sections
+    limits = config.get("limits")
+    config["limits"] = {"free_per_second": 0, **(limits if isinstance(limits, dict) else {})}
+    path.write_bytes(orjson.dumps(config))
     return path
 
 

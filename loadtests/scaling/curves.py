@@ -114,7 +114,7 @@ def open_connections(ground: Ground, points: tuple[int, ...]) -> Measure:
     """64 connections are busy (fewer if there are fewer), the others have made one request and say nothing more. A
     gateway is started for each measurement, since memory that was given back once is not seen to be taken again."""
     here = stage(ground)
-    limits = {"connections_max": max(points) + 1000, "idle_timeout_ms": 3_600_000}
+    limits = {"connections_max": max(points) * 5 // 4 + 1000, "idle_timeout_ms": 3_600_000}
     config = here.config(limits=limits)
     here.load(config)
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from sidecar.app.configuration import Config
 from sidecar.app.tls_files import client_context, load_authorities, load_pair
 from sidecar.config.path_template import parse_template
+from sidecar.gateway.admission.descriptors import Allotment, allot
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
 from sidecar.gateway.route_settings import DefaultRouteSettings, IdempotencySettings, RouteSettings
@@ -94,6 +95,11 @@ def proxy_settings(config: Config) -> ProxySettings:
         upstream_connections_max=upstream.connections_max,
         admission_timeout_s=upstream.admission_timeout_ms / 1000,
         connections_max=limits.connections_max,
+        handshakes_max=limits.handshakes_max,
+        handshake_timeout_s=limits.handshake_timeout_ms / 1000,
+        head_buffers_bytes=limits.head_buffers_bytes,
+        free_per_second=limits.free_per_second,
+        free_burst=limits.free_burst,
         buffer_bytes_high=limits.buffer_bytes_high,
         buffer_bytes_low=limits.buffer_bytes_low,
         requests_per_connection_max=limits.requests_per_connection_max or 0,
@@ -108,6 +114,13 @@ def proxy_settings(config: Config) -> ProxySettings:
         error_documentation_url=config.error_documentation_url or "",
         access_log=config.log.access,
     )
+
+
+def allotment(config: Config, descriptors: int) -> Allotment:
+    """What there is room for with so many file descriptors."""
+    upstream = config.upstream
+    pools = max(2, len(upstream.ports or ())) if upstream.original_destination else 1 + len(config.listeners)
+    return allot(descriptors, config.limits.connections_max, upstream.connections_max, pools)
 
 
 def route_table(config: Config) -> RouteTable:

@@ -134,7 +134,7 @@ class Config(Model):
     def _sections_agree(self) -> Config:
         problems = [
             *self._valkey_problems(), *self._identity_problems(), *self._lago_problems(), *self._listener_problems(),
-            *self._port_problems(), *self._matching_problems(),
+            *self._port_problems(), *self._matching_problems(), *self._proxy_protocol_problems(),
         ]  # fmt: skip
         if problems:
             raise conflict(problems)
@@ -144,6 +144,12 @@ class Config(Model):
         if self.matching == "exact" and self.path_extensions:
             return [("path_extensions", "has no effect with matching: exact")]
         return []
+
+    def _proxy_protocol_problems(self) -> list[tuple[str, str]]:
+        if self.listen.proxy_protocol == "off" or self.trusted_peers:
+            return []
+        message = "would refuse every connection: trusted_peers, who may send such headers, is empty"
+        return [("listen.proxy_protocol", message)]
 
     def _listener_problems(self) -> list[tuple[str, str]]:
         problems = []

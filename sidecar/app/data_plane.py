@@ -14,9 +14,10 @@ from sidecar.app.logs import AccessLog
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
 from sidecar.billing.reconcile.reload_requests import ReloadRequests
+from sidecar.gateway.admission.descriptors import raise_limit
 from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.gateway import Gateway
-from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
+from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
 from sidecar.gateway.settings import UpstreamTlsSettings
 from sidecar.identity.build import build_chain
 from sidecar.identity.peers import TrustedPeers
@@ -84,7 +85,7 @@ class DataPlane:
         self._tls = assemble.listen_tls(config)
         self._upstream = assemble.upstream_target(config)
         context = GatewayContext(
-            settings=assemble.proxy_settings(config),
+            settings=self._settings(),
             routes=assemble.route_table(config),
             identity=self.identity,
             ledger=self.ledger,
@@ -94,6 +95,19 @@ class DataPlane:
             access_log=self._access_log,
         )
         self.gateway = Gateway(context)
+
+    def _settings(self) -> ProxySettings:
+        """With as many connections as there are descriptors for."""
+        config = self.config
+        descriptors = raise_limit()
+        room = assemble.allotment(config, descriptors)
+        wanted, upstream = config.limits.connections_max, config.upstream.connections_max
+        if room.connections < wanted or room.upstream < upstream:
+            log.warning("there are too few file descriptors for all connections", descriptors=descriptors,
+                        connections_max=room.connections, wanted=wanted,
+                        upstream_connections_max=room.upstream, upstream_wanted=upstream)  # fmt: skip
+        settings = assemble.proxy_settings(config)
+        return replace(settings, connections_max=room.connections, upstream_connections_max=room.upstream)
 
     def _make_unknown_accounts(self, keys: Keys) -> UnknownAccounts:
         """A control plane handles the reload request for an unknown account."""
@@ -158,6 +172,7 @@ class DataPlane:
                 port,
                 upstream,
                 tls=self._tls,
+                proxy_protocol=listen.proxy_protocol == "v2",
                 backlog=listen.backlog,
                 reuse_port=reuse_port or listen.reuse_port,
             )

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.basics.build import request_path
-from sidecar.gateway.counters import SHED_REASONS, Histogram
+from sidecar.gateway.counters import HANDSHAKE_FAILURES, SHED_REASONS, Histogram
 from sidecar.gateway.errors import KINDS
 from sidecar.ledger.client.link_settings import ROUND_TRIP_BOUNDS_S
 
@@ -109,7 +109,16 @@ class DataPlaneCollector(Collector):
         counters, pools = gateway.context.counters, [*gateway.context.destinations]
         yield _histogram("sidecar_request_duration_seconds", "From head to the end of the answer.", counters.latency)
         yield _histogram("sidecar_hold_duration_seconds", "From head to the decided hold.", counters.hold)
-        yield _gauge("sidecar_connections", "Client connections.", len(gateway.connections))
+        yield _gauge("sidecar_connections", "Client connections, from accept on.", gateway.taken)
+        yield _gauge("sidecar_handshakes", "Those of them whose handshake is under way.", len(gateway.handshakes))
+        most = gateway.context.settings.connections_max
+        yield _gauge("sidecar_connections_max", "Client connections that there is room for.", most)
+        failures = CounterMetricFamily(
+            "sidecar_handshake_failures", "Connections that ended before they could have a request.", labels=["reason"]
+        )
+        for reason in HANDSHAKE_FAILURES:
+            failures.add_metric([reason], counters.handshake_failures.get(reason, 0))
+        yield failures
         yield _counter("sidecar_connections_accepted", "Client connections accepted.", counters.connections_accepted)
         yield _counter("sidecar_connections_refused", "Client connections refused.", counters.connections_refused)
         yield _gauge("sidecar_upstream_connections", "Connections to the API.", sum(pool.size for pool in pools))

@@ -111,7 +111,7 @@ async def status_document(
     if plane is not None:
         document["instance"] = plane.ledger.instance
         document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.context.destinations)
-        document["connections"] = len(plane.gateway.connections)
+        document["connections"] = plane.gateway.taken
         document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
     document["outbox"] = await _outbox_document(store)
     if control_work is not None:

@@ -14,6 +14,7 @@ from sidecar.cli.output import ConfigOption, JsonOption, console, print_json, ru
 
 CHECKS: dict[str, Check] = {
     "files": local.files,
+    "descriptors": local.descriptors,
     "trusted_peers": local.trust,
     "routes": spellings.routes,
     "valkey": ledger.ledger,

@@ -169,7 +169,7 @@ def _head(config: Config, method: str, path: str, fields: Sequence[str]) -> Requ
     lines = [f"{method} {path} HTTP/1.1", *fields]
     if not any(line.lower().startswith("host:") for line in fields):
         lines.append(f"Host: {host}")
-    read = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES, limits).request(
+    read = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES, limits, marks=METHOD_OVERRIDES).request(
         "\r\n".join([*lines, "", ""]).encode()
     )
     if read is None:

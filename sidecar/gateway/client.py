@@ -11,13 +11,15 @@ from sidecar.identity.types import Identity, Peer
 
 
 class Client:
-    """``keep``: the connection may carry another request. ``eof``: the client will send nothing more."""
+    """``keep``: the connection may carry another request. ``eof``: the client will send nothing more. ``account``: of
+    the last identified request; "" if there was none."""
 
-    __slots__ = ("eof", "keep", "peer", "pool", "reading_paused", "transport", "writing_paused")
+    __slots__ = ("account", "eof", "keep", "peer", "pool", "reading_paused", "transport", "writing_paused")
 
     transport: Any  # an asyncio.Transport or what uvloop has for one
     peer: Peer
     pool: UpstreamPool | None
+    account: str
     keep: bool
     eof: bool
     reading_paused: bool
@@ -26,6 +28,10 @@ class Client:
     @property
     def may_go_on(self) -> bool:
         """Whether another request may follow on this connection."""
+        raise NotImplementedError
+
+    def share_key(self) -> str | None:
+        """Whose share of connections and of free routes it takes; None for nobody's."""
         raise NotImplementedError
 
     def forwarded_lines(self, head: RequestHead, identity: Identity | None) -> bytes:

@@ -10,8 +10,11 @@ from typing import Any, Final
 
 from sidecar.basics.listening import plain_address
 from sidecar.gateway import errors
+from sidecar.gateway.admission.peer_keys import forwarded_key, peer_key
+from sidecar.gateway.admission.shedding import Standing
 from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.counters import SHED_HEADS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record_refused_head
 from sidecar.gateway.exchange.exchange import Exchange
@@ -23,6 +26,7 @@ from sidecar.gateway.upstream import UpstreamPool
 from sidecar.identity.types import Identity, Peer
 
 _clock: Final = monotonic
+FORWARDED_FOR: Final = b"x-forwarded-for"
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 LINGER_S: Final = 2.0
 """How long a connection that was refused with unread data is still read, so that the refusal is not lost in a reset
@@ -32,8 +36,22 @@ LINGER_BYTES_MAX: Final = 16_777_216
 sees the 413."""
 
 
+PIPELINED_BYTES: Final = 4_096
+"""Reading stops when so much of the next requests is there before the one under way has its answer."""
+SHED_LINGER_S: Final = 0.25
+"""How long a connection that gives way may take to close."""
+
+
 class Owner:
     """Who counts connections in and out (``gateway.Gateway``)."""
+
+    def leaves(self, connection: ClientConnection) -> None:
+        """It gives way, and will end soon."""
+        raise NotImplementedError
+
+    def relieve_heads(self, connection: ClientConnection) -> None:
+        """``context.head_bytes`` is high, and ``connection`` has brought the last of them: others give way."""
+        raise NotImplementedError
 
     def admit(self, connection: ClientConnection) -> bool:
         """False: it was refused, and is being closed."""
@@ -49,11 +67,22 @@ class ClientConnection(Client):
     under way, which has its own. ``keep``: it may carry another request."""
 
     __slots__ = (
-        "_buffer", "_forwarded", "_lines", "_lines_host", "_lines_identity", "_lingered", "_parser", "_pumping",
-        "_searched", "_unsent", "context", "deadline", "ending", "lingering", "owner", "relay", "requests", "secure",
+        "_buffer", "_chain", "_forgone", "_forwarded", "_lines", "_lines_host", "_lines_identity", "_lingered",
+        "_parser", "_pumping", "_searched", "_source", "_unsent", "context", "deadline", "ending", "handshake",
+        "leaving", "lingering", "owner", "relay", "requests", "secure",
     )  # fmt: skip
 
-    def __init__(self, context: GatewayContext, owner: Owner, pool: UpstreamPool | None) -> None:
+    def __init__(
+        self,
+        context: GatewayContext,
+        owner: Owner,
+        pool: UpstreamPool | None,
+        *,
+        handshake: object = None,
+        source: str | None = None,
+    ) -> None:
+        """``handshake``: what `owner` counted it as until now. ``source``: the client's address, if the peer has said
+        it (PROXY protocol)."""
         self.context = context
         self.owner = owner
         self.pool = pool
@@ -64,6 +93,10 @@ class ClientConnection(Client):
         self.secure = False
         self.relay: Relay | None = None
         """What is under way; None between requests."""
+        self.account = ""
+        self.handshake = handshake
+        self.leaving = False
+        """It gives way to others."""
         self.keep = True
         self.eof = False
         self.lingering = False
@@ -79,6 +112,11 @@ class ClientConnection(Client):
         self._pumping = False
         self._unsent = 0
         self._forwarded = b""
+        self._source = source
+        self._chain = b""
+        """X-Forwarded-For of the latest request, if the peer is trusted."""
+        self._forgone = False
+        """What it had sent of further requests was dropped."""
         self._lines = b""
         self._lines_host: bytes | None = None
         self._lines_identity: Identity | None = None
@@ -96,8 +134,10 @@ class ClientConnection(Client):
             return
         settings = context.settings
         self.transport.set_write_buffer_limits(settings.buffer_bytes_high, settings.buffer_bytes_low)
-        name = transport.get_extra_info("peername")
-        address = plain_address(name[0]) if isinstance(name, tuple) else ""
+        address = self._source
+        if address is None:
+            name = transport.get_extra_info("peername")
+            address = plain_address(name[0]) if isinstance(name, tuple) else ""
         tls = transport.get_extra_info("ssl_object")
         self.secure = tls is not None
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
@@ -115,17 +155,15 @@ class ClientConnection(Client):
                     self.abort()
                 return
             if self.writing_paused:
-                self._buffer += data  # no answer can be written; see resume_writing
                 self.pause_reading()
+                self._keep(data)  # no answer can be written; see resume_writing
                 return
-            self._read_head(self._buffer + data if self._buffer else data)
+            self._read_head(self._take_buffer() + data if self._buffer else data)
         elif relay.wants_data():
             relay.client_data(data)
         else:
             # The next request, sent before this one's answer (pipelining). It waits, too much of it in the kernel.
-            self._buffer += data
-            if len(self._buffer) > self.context.settings.limits.head_bytes_max:
-                self.pause_reading()
+            self.take_leftover(data)
 
     def eof_received(self) -> bool:
         """Half-closed, the client still gets the answers to what it sent (RFC 9112 section 9.6), but over TLS, which
@@ -140,6 +178,8 @@ class ClientConnection(Client):
     def connection_lost(self, exc: Exception | None) -> None:
         self.owner.dismiss(self)
         relay, self.relay = self.relay, None
+        if self._buffer:
+            self._take_buffer()
         if relay is not None:
             relay.client_gone()
 
@@ -180,22 +220,40 @@ class ClientConnection(Client):
             return
         now = _clock()
         if found is None:
-            if not self._buffer:
+            if not self._searched:
                 self.deadline = now + context.settings.header_timeout_s
-            self._buffer = buffer
             self._searched = len(buffer)
+            self._keep(buffer)
             return
         head, end = found
         self._searched = 0
         self.requests += 1
+        if self.peer.trusted:
+            self._chain = head.fields.get(FORWARDED_FOR, b"")
         exchange = Exchange(context, self, head, now)
         self.relay = exchange
         if exchange.body is None:
-            self._buffer = buffer[end:] if end < len(buffer) else b""
+            if end < len(buffer):
+                self.take_leftover(buffer[end:])
             exchange.begin()
         else:
-            self._buffer = b""
             exchange.begin(buffer[end:])
+
+    # What was read and is no whole request yet. The usual request, which comes whole, has nothing to do with it.
+
+    def _keep(self, data: bytes) -> None:
+        context = self.context
+        self._buffer += data
+        context.head_bytes += len(data)
+        if context.head_bytes >= context.head_bytes_high:
+            self.owner.relieve_heads(self)
+            if context.head_bytes > context.settings.head_buffers_bytes:
+                self.drop_heads()
+
+    def _take_buffer(self) -> bytes:
+        buffer, self._buffer = self._buffer, b""
+        self.context.head_bytes -= len(buffer)
+        return buffer
 
     def _refuse_head(self, error: ProtocolError) -> None:
         """What is no request gets its answer and the end of the connection: where the next one begins is not known."""
@@ -241,9 +299,9 @@ class ClientConnection(Client):
         self._pumping = False
         if self.relay is not None or self.lingering or self.writing_paused or self.transport.is_closing():
             return
-        buffer, self._buffer, self._searched = self._buffer, b"", 0
-        if buffer:
-            self._read_head(buffer)
+        self._searched = 0
+        if self._buffer:
+            self._read_head(self._take_buffer())
             if self.eof:
                 self._tell_end()
         if self._is_idle() and (self.eof or self.context.draining):
@@ -261,10 +319,16 @@ class ClientConnection(Client):
 
     def take_leftover(self, data: bytes) -> None:
         """Bytes after the end of a request's body: the next request."""
-        self._buffer += data
+        if self._forgone:
+            return
+        if len(self._buffer) + len(data) > PIPELINED_BYTES:
+            self.pause_reading()
+        if data:
+            self._keep(data)
 
     def _linger(self) -> None:
-        self._buffer = b""
+        if self._buffer:
+            self._take_buffer()
         self.relay = None
         if self.eof:
             self.end()
@@ -279,7 +343,8 @@ class ClientConnection(Client):
         """Closes when what was written has gone out. The sweep cuts it off if the client does not take that."""
         self.relay = None
         self.lingering = self.ending = True
-        self._buffer = b""
+        if self._buffer:
+            self._take_buffer()
         self._unsent = self.transport.get_write_buffer_size()
         self.deadline = monotonic() + self.context.settings.write_timeout_s
         self.transport.close()
@@ -299,10 +364,12 @@ class ClientConnection(Client):
     def become_tunnel(self, tunnel: Relay) -> None:
         """What came after the request's head belongs to the tunnel, as all that follows."""
         self.relay = tunnel
+        if self._forgone:
+            self.abort()  # a part of what it sent is lost
+            return
         self.resume_reading()
-        buffer, self._buffer = self._buffer, b""
-        if buffer:
-            tunnel.client_data(buffer)
+        if self._buffer:
+            tunnel.client_data(self._take_buffer())
         if self.eof:
             tunnel.client_eof()
 
@@ -313,7 +380,7 @@ class ClientConnection(Client):
             relay.sweep(now)
         elif self.deadline < now:
             if self.ending or self.writing_paused:
-                if self.still_taking():
+                if not self.leaving and self.still_taking():
                     self.deadline = now + self.context.settings.write_timeout_s
                 else:
                     self.abort()
@@ -329,6 +396,82 @@ class ClientConnection(Client):
         """For a drain: a connection that carries nothing ends now, the others after their answer."""
         if self._is_idle():
             self.end()
+
+    # giving way
+
+    def share_key(self) -> str | None:
+        """Of a trusted peer the client that it names in X-Forwarded-For. An address from the PROXY protocol is a
+        client's own."""
+        peer = self.peer
+        if not peer.trusted:
+            return peer_key(peer.address)
+        key = forwarded_key(self._chain) if self._chain else None
+        return key if key is not None or self._source is None else peer_key(peer.address)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that it has in ``context.head_bytes``."""
+        return len(self._buffer)
+
+    def standing(self) -> Standing:
+        """What it does, as far as that matters to who gives way."""
+        known = self.account != ""
+        if self.leaving:
+            return Standing.STAYS
+        if self.relay is not None:
+            if not self.relay.gives_way():
+                return Standing.STAYS
+            return Standing.UNSENT if known else Standing.UNIDENTIFIED
+        if self._pumping:
+            return Standing.STAYS  # in the next turn it has a request
+        if self.ending or self.writing_paused:  # there is an answer that it has not taken
+            return Standing.STAYS if known else Standing.UNIDENTIFIED
+        if self._buffer:
+            return Standing.KNOWN_PARTIAL_HEAD if known else Standing.PARTIAL_HEAD
+        return Standing.KNOWN_IDLE if known else Standing.IDLE
+
+    def since(self) -> float:
+        """When it began to do that, by the monotonic clock."""
+        settings = self.context.settings
+        if self.relay is not None:
+            return self.relay.started
+        if self.lingering:
+            return self.deadline - LINGER_S
+        if self._buffer or not self.requests:
+            return self.deadline - settings.header_timeout_s
+        return self.deadline - settings.idle_timeout_s
+
+    def give_way(self, reason: str) -> None:
+        """Ends, so that there is room. A request that has not gone to the API, or is not complete, gets a 503. Not for
+        one whose `standing` is that it stays."""
+        relay = self.relay
+        self.leaving = True
+        self.owner.leaves(self)
+        if relay is not None:
+            relay.give_way(reason)
+        else:
+            self.context.shed(reason, self.peer.address, self.account)
+        if relay is None and (self.ending or self.lingering or self.writing_paused):
+            self.abort()
+            return
+        if self._buffer:
+            self.context.counters.refuse(errors.OVERLOADED.name)
+            self.context.counters.count("-", OTHER_METHOD, "-", errors.OVERLOADED.status)
+            self.transport.write(self.context.refuse_unread(errors.OVERLOADED))
+        if not self.ending:
+            self.end()
+        self.deadline = monotonic() + SHED_LINGER_S
+
+    def drop_heads(self) -> None:
+        """Gives back its bytes of ``context.head_bytes``. Behind a request under way the connection ends after its
+        answer, and the client knows what has none (RFC 9112 section 9.3.2)."""
+        if self.relay is None:
+            self.give_way(SHED_HEADS)
+            return
+        self.context.shed(SHED_HEADS, self.peer.address, self.account)
+        self._take_buffer()
+        self._forgone = self.eof = True
+        self.pause_reading()
 
     # back-pressure
 

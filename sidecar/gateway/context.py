@@ -9,10 +9,12 @@ from time import monotonic
 from typing import Final, Protocol
 
 from sidecar.basics.logger import get_logger
-from sidecar.gateway.body_budget import BodyBudget
+from sidecar.gateway.admission.body_budget import BodyBudget
+from sidecar.gateway.admission.free_rates import FreeRates
+from sidecar.gateway.admission.shed_log import ShedLog
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.destinations import Destinations
-from sidecar.gateway.errors import ErrorWriter, Kind, Refusal
+from sidecar.gateway.errors import OVERLOADED, ErrorWriter, Kind, Refusal
 from sidecar.gateway.http1.framing import HeadParser
 from sidecar.gateway.http1.grammar import fold
 from sidecar.gateway.http1.limits import Limits
@@ -33,6 +35,8 @@ from sidecar.ledger.client.unknown_accounts import AccountLookup
 log = get_logger("sidecar.gateway")
 
 MAX_FORWARDS: Final = b"max-forwards"
+EXPECT: Final = b"expect"
+KEEP_ALIVE: Final = b"keep-alive"
 HOPS: Final = b"x-quota-sidecar-hops"
 """The gateways that a request came through, each with an id of its own; `exchange.marks` looks at it."""
 FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
@@ -124,6 +128,13 @@ class GatewayContext:
         self.detached: set[Relay] = set()
         """Exchanges that go on without their client, until the API's answer decides whether they are charged."""
         self.bodies = BodyBudget(settings.request_buffers_bytes)
+        self.head_bytes = 0
+        """What clients have sent of heads that are not complete, and of requests after the one under way."""
+        self.head_bytes_high = settings.head_buffers_bytes // 5 * 4
+        """At which some of them give way."""
+        rate = settings.free_per_second
+        self.free_rates = FreeRates(rate, settings.free_burst) if rate else None
+        self._shed_log = ShedLog()
         self.refused_accounts: set[str] = set()
         """Accounts whose last call was refused. Their next one asks before its body is read."""
         self.draining = False
@@ -142,8 +153,8 @@ class GatewayContext:
 
     def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
         name = self.interaction_ids.name
-        marks = {name, FAPI_INTERACTION_ID, TRACEPARENT, HOPS, MAX_FORWARDS}
-        rare = {TRACESTATE, *self.routes.key_fields, *METHOD_OVERRIDES, *PREFLIGHT}
+        marks = {name, FAPI_INTERACTION_ID, TRACEPARENT, HOPS, MAX_FORWARDS, EXPECT, *METHOD_OVERRIDES}
+        rare = {TRACESTATE, *self.routes.key_fields, *PREFLIGHT}
         interesting = identity.reads | marks | rare
         always = {*identity.consumes, *PATH_OVERRIDES}
         if settings.forward_identity:
@@ -163,14 +174,19 @@ class GatewayContext:
             spelled for spelled in identity.spoofable - identity.reads if fold(spelled) != spelled or spelled in plain
         }
         self._trusted_parser = HeadParser(
-            interesting, always | forwarded | imitations, limits, like=like, plain_passes=True, marks=marks
+            interesting | {FORWARDED[0]},
+            always | forwarded | imitations,
+            limits,
+            like=like,
+            plain_passes=True,
+            marks=marks,
         )
         self.response_parser = HeadParser(
             (name,),
             (),
             answer_limits(limits, settings.answer_head_bytes_max),
             like=NamePatterns((name,)),
-            marks=(name,),
+            marks=(name, KEEP_ALIVE),
         )
 
     def parser_for(self, peer: Peer, *, secure: bool) -> HeadParser:
@@ -206,10 +222,16 @@ class GatewayContext:
             self.refused_accounts.clear()
         self.refused_accounts.add(account)
 
+    def shed(self, reason: str, peer: str, account: str) -> None:
+        """Counts and logs what is refused or closed for want of room."""
+        self.counters.shed(reason)
+        self._shed_log.note(reason, peer, account, monotonic())
+
     def refuse_unread(self, kind: Kind) -> bytes:
         """The answer to what was not read as a request."""
         ids = self.interaction_ids
-        return self.errors.response(Refusal(kind), keep_alive=False, interaction_id=ids.make_text())
+        headers = (("Retry-After", "1"),) if kind is OVERLOADED else ()
+        return self.errors.response(Refusal(kind, headers=headers), keep_alive=False, interaction_id=ids.make_text())
 
     def note_upstream_failure(self, message: str) -> None:
         """Logs it, at most once a second."""

@@ -13,9 +13,26 @@ SHED_PLACES: Final = "places"
 SHED_QUEUE: Final = "queue"
 SHED_STREAMS: Final = "streams"
 SHED_BODIES: Final = "bodies"
-SHED_REASONS: Final = (SHED_PLACES, SHED_QUEUE, SHED_STREAMS, SHED_BODIES)
+SHED_FREE: Final = "free_routes"
+SHED_HANDSHAKES: Final = "handshakes"
+SHED_IDLE: Final = "idle"
+SHED_HEADS: Final = "heads"
+SHED_UNIDENTIFIED: Final = "unidentified"
+SHED_SHARE: Final = "peer_share"
+SHED_CONNECTIONS: Final = "connections"
+SHED_REASONS: Final = (
+    SHED_PLACES, SHED_QUEUE, SHED_STREAMS, SHED_BODIES, SHED_FREE, SHED_HANDSHAKES, SHED_IDLE, SHED_HEADS,
+    SHED_UNIDENTIFIED, SHED_SHARE, SHED_CONNECTIONS,
+)  # fmt: skip
 """For want of what something is refused although nothing is wrong with it: no connection to the API became free in
-time; too many calls wait for one; the account has too many tunnels and streams; bodies take too much memory."""
+time; too many calls wait for one; the account has too many tunnels and streams; bodies take too much memory; the peer
+asks free routes too often; too many handshakes are under way. A connection gave way to others: it was idle; it had
+begun to send a request; its caller was not identified; its peer had more than its share. None gave way, and the limit
+is reached."""
+
+HANDSHAKE_FAILURES: Final = ("tls", "timeout", "proxy_header", "untrusted_proxy")
+"""Why a connection ended before it could have a request: its TLS handshake failed; that, or its PROXY header, took too
+long; the header is invalid; the peer may not send one."""
 
 
 @dataclass(slots=True)
@@ -58,6 +75,7 @@ class ProxyCounters:
         self.upstream_retries = 0
         self.connections_accepted = 0
         self.connections_refused = 0
+        self.handshake_failures: dict[str, int] = {}
         self.tunnels = 0
         self._accounts: set[str] = set()
 
@@ -82,6 +100,10 @@ class ProxyCounters:
     def shed(self, reason: str) -> None:
         """Something was refused for want of room."""
         self.sheds[reason] = self.sheds.get(reason, 0) + 1
+
+    def fail_handshake(self, reason: str) -> None:
+        """A connection ended before it could have a request."""
+        self.handshake_failures[reason] = self.handshake_failures.get(reason, 0) + 1
 
     def count_repeat(self, account: str) -> None:
         """A free repeat of a charged call."""

@@ -8,15 +8,21 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
-from typing import cast
+from typing import Final, cast
 
-from sidecar.basics.listening import listening_sockets
+from sidecar.basics.listening import listening_sockets, plain_address
 from sidecar.basics.logger import get_logger
 from sidecar.gateway import errors
+from sidecar.gateway.admission.acceptor import Acceptor, Arrival, Maker
+from sidecar.gateway.admission.shedding import REASONS, Candidate, Handshakes, Standing, choose
 from sidecar.gateway.connection import ClientConnection, Owner
 from sidecar.gateway.context import GatewayContext
+from sidecar.gateway.counters import SHED_CONNECTIONS
 from sidecar.gateway.parameters import OriginalDestinations, UpstreamTarget
+from sidecar.gateway.upstream import UpstreamPool
 
+SHED_PAUSE: Final = 8.0
+"""How many times as long as a look at all connections takes nobody looks again, if too few of them could give way."""
 log = get_logger("sidecar.gateway")
 
 
@@ -26,6 +32,13 @@ class Gateway(Owner):
     def __init__(self, context: GatewayContext) -> None:
         self.context = context
         self.connections: set[ClientConnection] = set()
+        most = context.settings.connections_max
+        self.handshakes: Handshakes[Arrival] = Handshakes(min(context.settings.handshakes_max, max(1, most // 4)))
+        self._crowded_at = -(-most * 4 // 5)
+        self._leaving: set[ClientConnection] = set()
+        self._shed_again = 0.0
+        self._relieve_again = 0.0
+        self._acceptors: list[Acceptor] = []
         self._accepting = True
         self._delay_skipped = asyncio.Event()
         self._wanted: OriginalDestinations | None = None
@@ -34,7 +47,7 @@ class Gateway(Owner):
 
     def __repr__(self) -> str:
         context = self.context
-        return f"<Gateway connections={len(self.connections)} {context.destinations!r} draining={context.draining}>"
+        return f"<Gateway connections={self.taken} {context.destinations!r} draining={context.draining}>"
 
     # life
 
@@ -45,10 +58,12 @@ class Gateway(Owner):
         upstream: UpstreamTarget | OriginalDestinations,
         *,
         tls: ssl.SSLContext | None = None,
+        proxy_protocol: bool = False,
         backlog: int = 1024,
         reuse_port: bool = False,
     ) -> int:
-        """Accepts connections whose requests go to ``upstream``; returns the port.
+        """Accepts connections whose requests go to ``upstream``; returns the port. ``proxy_protocol``: each begins with
+        a header of the PROXY protocol, version 2.
 
         Raises:
             OSError: the address cannot be bound.
@@ -60,6 +75,13 @@ class Gateway(Owner):
             self._wanted = replace(upstream, own_ports=upstream.own_ports | {bound})
         else:
             pool = self.context.destinations.fixed(upstream)
+        if tls is not None or proxy_protocol:
+            make = self._maker(pool)
+            for sock in sockets:
+                acceptor = Acceptor(self.context, self, make, sock, tls=tls, proxy_protocol=proxy_protocol)
+                acceptor.start(backlog)
+                self._acceptors.append(acceptor)
+            sockets = []
         for sock in sockets:
             server = await self.context.loop.create_server(
                 lambda: cast(asyncio.Protocol, ClientConnection(self.context, self, pool)),
@@ -72,6 +94,13 @@ class Gateway(Owner):
             self._sweeper = self.context.loop.create_task(self._sweep())
         return bound
 
+    def _maker(self, pool: UpstreamPool | None) -> Maker:
+        def make(arrival: Arrival) -> asyncio.Protocol:
+            connection = ClientConnection(self.context, self, pool, handshake=arrival, source=arrival.source)
+            return cast(asyncio.Protocol, connection)
+
+        return make
+
     async def drain(self, timeout_s: float, delay_s: float = 0.0) -> bool:
         """Ends in order: connections close with their next answer, and after ``delay_s``, in which new ones are still
         served, no more are accepted and idle ones end. Then requests end and settle what they hold. False if some had
@@ -83,6 +112,10 @@ class Gateway(Owner):
         self._accepting = False
         for server in self._servers:
             server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        for arrival in self.handshakes:
+            arrival.drop()
         for connection in list(self.connections):
             connection.close_if_idle()
         deadline = monotonic() + timeout_s
@@ -90,12 +123,14 @@ class Gateway(Owner):
             await asyncio.sleep(0.02)
         clean = not self.connections and not self.context.detached
         for connection in list(self.connections):
+            if connection.relay is not None:
+                connection.relay.stopped()
             connection.abort()
         if not clean:
-            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after
-                await asyncio.sleep(0)
             for exchange in list(self.context.detached):
                 exchange.timed_out()
+            for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after
+                await asyncio.sleep(0)
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.context.destinations.close()
@@ -130,10 +165,67 @@ class Gateway(Owner):
 
     # connections
 
+    @property
+    def taken(self) -> int:
+        """Client connections, with those whose handshake is under way."""
+        return len(self.connections) + len(self.handshakes) + len(self.handshakes.dropped)
+
+    def make_room(self) -> bool:
+        """Whether there is room for one connection more. When it gets scarce others give way."""
+        if self.taken - len(self._leaving) >= self._crowded_at:
+            self._shed_connections()
+        if self.taken < self.context.settings.connections_max:
+            return True
+        for connection in [*self._leaving]:
+            connection.abort()  # there is room in the next turn
+        return False
+
+    def _shed_connections(self) -> None:
+        """Some more than needed, so that the next few find room without a look at all connections."""
+        now = monotonic()
+        if now < self._shed_again:
+            return
+        needed = self.taken - len(self._leaving) - self._crowded_at + 1
+        candidates = [Candidate(each, each.standing(), each.since(), each.share_key()) for each in self.connections]
+        chosen = choose(candidates, needed + self.context.settings.connections_max // 16)
+        for each in chosen:
+            each.connection.give_way(REASONS[each.standing])
+        if len(chosen) < needed:
+            self._shed_again = _pause_after(now)
+
+    def relieve_heads(self, connection: ClientConnection) -> None:
+        now = monotonic()
+        if now < self._relieve_again:
+            return
+        needed = self.context.head_bytes - self.context.settings.head_buffers_bytes // 10 * 7
+        candidates = []
+        for each in self.connections:
+            if each.buffered and each is not connection:
+                standing = Standing.KNOWN_PARTIAL_HEAD if each.account else Standing.PARTIAL_HEAD
+                candidates.append(Candidate(each, standing, each.since(), each.share_key(), each.buffered))
+        chosen = choose(candidates, needed)
+        for candidate in chosen:
+            candidate.connection.drop_heads()
+        if sum(candidate.size for candidate in chosen) < needed:
+            self._relieve_again = _pause_after(now)
+
+    def leaves(self, connection: ClientConnection) -> None:
+        if connection in self.connections:
+            self._leaving.add(connection)
+
     def admit(self, connection: ClientConnection) -> bool:
         """Counts a new connection in, unless the limit is reached, the gateway stops, or it leads nowhere."""
-        if not self._accepting or len(self.connections) >= self.context.settings.connections_max:
-            self.context.counters.connections_refused += 1
+        if isinstance(connection.handshake, Arrival):  # it has had its room since it was accepted
+            self.handshakes.remove(connection.handshake)
+            connection.handshake = None
+            has_room = True
+        else:
+            has_room = self.make_room()
+        if not self._accepting or not has_room:
+            if self._accepting:
+                self.note_refused(connection.transport.get_extra_info("peername"))
+            else:
+                self.context.counters.connections_refused += 1
             connection.transport.write(self.context.refuse_unread(errors.OVERLOADED))
             connection.transport.close()
             return False
@@ -152,9 +244,20 @@ class Gateway(Owner):
         self.connections.add(connection)
         return True
 
+    def note_refused(self, name: object) -> None:
+        """There was no room for a connection. ``name``: the peer's, as sockets have it."""
+        self.context.counters.connections_refused += 1
+        self.context.shed(SHED_CONNECTIONS, plain_address(name[0]) if isinstance(name, tuple) else "", "")
+
     def dismiss(self, connection: ClientConnection) -> None:
         """Counts a connection out that has ended."""
         if connection in self.connections:
             self.connections.remove(connection)
+            self._leaving.discard(connection)
             assert connection.pool is not None
             connection.pool.clients -= 1
+
+
+def _pause_after(began: float) -> float:
+    now = monotonic()
+    return now + SHED_PAUSE * (now - began)

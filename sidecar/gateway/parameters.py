@@ -89,7 +89,16 @@ class ProxySettings:
     admission_timeout_s: float = 2.0
     """503. How long a request waits for one of the connections."""
     connections_max: int = 10_000
-    """Accepted and closed at once beyond it."""
+    """Accepted and closed at once beyond it; from four fifths on, others give way."""
+    handshakes_max: int = 256
+    """Connections whose handshake is under way; at most a quarter of ``connections_max``. The oldest gives way."""
+    handshake_timeout_s: float = 5.0
+    """Close. From accept to the end of the TLS handshake, with the PROXY header before it."""
+    head_buffers_bytes: int = 16_777_216
+    """What heads that are not complete, and requests that wait for the one before them, may take together."""
+    free_per_second: float = 0.0
+    """429. Requests of one peer to free routes; 0 for any number."""
+    free_burst: int = 2_000
     destinations_max: int = 256
     """Closed at once beyond it. Addresses and ports that redirected clients wanted to go to at one time."""
     buffer_bytes_high: int = 262_144

@@ -13,6 +13,7 @@ class Relay:
 
     deadline = 0.0
     finished = False
+    started = 0.0
 
     # from the client's connection
 
@@ -38,6 +39,14 @@ class Relay:
 
     def client_resume(self) -> None:
         """The client has taken what waited for it."""
+        raise NotImplementedError
+
+    def gives_way(self) -> bool:
+        """Whether it may be ended for want of room: the API has heard nothing of it."""
+        return False
+
+    def give_way(self, reason: str) -> None:
+        """Ends it, and with it the client's connection. Only if it `gives_way`."""
         raise NotImplementedError
 
     # from the connection to the API
@@ -66,6 +75,12 @@ class Relay:
 
     def timed_out(self) -> None:
         """``deadline`` has passed."""
+        raise NotImplementedError
+
+    # from the gateway
+
+    def stopped(self) -> None:
+        """The gateway ends now, and its connections with it."""
         raise NotImplementedError
 
     def sweep(self, now: float) -> None:

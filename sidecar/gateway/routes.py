@@ -17,7 +17,7 @@ from sidecar.gateway.http1.grammar import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.http1.target import decoded_slashes, routing_path
 from sidecar.gateway.methods import METHOD_OVERRIDES, METHODS, NEVER_FORWARDED
-from sidecar.gateway.spellings import CASE, CUT, EXACT, SLASH, Spelling, fold, has_one_spelling, spellings
+from sidecar.gateway.spellings import CASE, CUT, EXACT, SLASH, Abridgement, Spelling, fold, has_one_spelling, spellings
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"QUERY", b"REPORT", b"SEARCH"})
 """Methods that ask the API for nothing but an answer (RFC 9110 section 9.2.1 and IANA's registry)."""
@@ -34,7 +34,6 @@ _PATH_BYTES_REMEMBERED_MAX = 256
 
 _REGISTERED: Final = frozenset(method.encode() for method in METHODS)
 _FORWARDED: Final = _REGISTERED - frozenset(method.encode() for method in NEVER_FORWARDED)
-_OVERRIDE, _OVERRIDE_2, _OVERRIDE_3 = METHOD_OVERRIDES
 _NO_BODY = BodyKind.NONE  # a look into an enumeration takes as long as a method call
 ENCODED_SLASH: Final = "encoded slash"
 AS_ROUTE: Final = "as a route has it"
@@ -230,6 +229,8 @@ class RouteTable:
         self._slashless = _Matcher(routes, folded=False, slashless=True) if slashes else None
         self._both = _Matcher(routes, folded=True, slashless=True) if folds and slashes else None
         self._loose = self._both or self._folded or self._slashless or self._plain
+        depth = max((len(each.template.segments) for each in routes if each.template), default=0)
+        self._abridge = Abridgement(literals, depth, self._extensions)
         self.key_fields = frozenset(each.idempotency.header for each in self.routes if each.idempotency is not None)
         """Names of the fields that have idempotency keys."""
 
@@ -243,22 +244,23 @@ class RouteTable:
         route = self._memory.get(key)
         if route is None:
             _check_method(method)
-            route = self.dearest([reading.route for reading in self.readings(method, path)])
+            readings = self.readings(method, path)
+            route = self.dearest([reading.route for reading in readings])
             if route is self._default and route.deny:
-                route = self._denial(path)
+                route = self._denial(readings[0].path)
             self._remember(key, route)
         return route
 
     def find_for(self, head: RequestHead) -> Route:
-        """The route of a request: `find`, and what fields say of its method.
+        """The route of a request: `find`, and what fields say of its method. The parser has to mark heads that have one
+        of `METHOD_OVERRIDES`.
 
         Raises:
             ProtocolError: as `find`; 400, a field names another method, and the route does not price that.
         """
         method = head.method
         route = self.find(method, head.path)
-        fields = head.fields
-        if _OVERRIDE in fields or _OVERRIDE_2 in fields or _OVERRIDE_3 in fields:
+        if head.marked:
             named = _named_methods(head)
             if named:  # so it is no preflight either, whatever else it says
                 return route if route.deny else self._overridden(route, named, head.path)
@@ -316,7 +318,7 @@ class RouteTable:
         if self._exact:
             return found
         one = has_one_spelling(text, self._extensions)
-        for way in (Spelling(text),) if one else spellings(text, self._extensions):
+        for way in (Spelling(text),) if one else spellings(self._abridge(text), self._extensions):
             path = way.path
             if way.steps:
                 # What is cut off is honest data to most servers, so this reading denies nothing by default.
@@ -338,10 +340,10 @@ class RouteTable:
                         _add(found, how, (*way.steps, AS_ROUTE), spelled, plain.first(method, spelled))
         return found
 
-    def _denial(self, path: bytes) -> Route:
-        """The default route, with the methods that are known for the path."""
+    def _denial(self, path: str) -> Route:
+        """The default route, with the methods that are known for the canonical path."""
         known: set[bytes] = set()
-        for route in self._plain.matching(routing_path(path, encoded_slash=True).decode("latin-1")):
+        for route in self._plain.matching(path):
             if not route.deny:
                 known |= _FORWARDED if route.methods is None else route.methods & _FORWARDED
         if b"GET" in known:

@@ -57,6 +57,12 @@ class ListenSettings(Model):
         description="Set SO_REUSEPORT, so that a new version can start before the old one ends. Several workers set "
         "it always.",
     )
+    proxy_protocol: Literal["off", "v2"] = Field(
+        default="off",
+        description="`v2`: each connection begins with a header of the PROXY protocol, version 2, in which a load "
+        "balancer says whose connection it is. The gateway closes connections without one, and those of peers that are "
+        "not in `trusted_peers`. The client has the trust of its own address, not the load balancer's.",
+    )
     tls: ListenTlsSettings | None = Field(default=None, description="TLS. Without it the gateway serves plain HTTP.")
 
 
@@ -267,7 +273,7 @@ class LimitsSettings(Model):
     )
     body_bytes_max: Annotated[Whole, Field(ge=1)] | None = Field(
         default=10_485_760,
-        description="Largest request body, else 413. null: any size. The gateway streams bodies, so the limit "
+        description="Largest request body, else 413. null: any size. The gateway streams long bodies, so the limit "
         "protects the API. The largest bodies in Open Banking are payment files of some MB.",
     )
     chunk_extension_bytes_max: Annotated[Whole, Field(ge=0, le=65_536)] = Field(
@@ -282,7 +288,22 @@ class LimitsSettings(Model):
     )
     connections_max: Count = Field(
         default=10_000,
-        description="Client connections. The gateway refuses more with 503. Each holds a socket and up to two buffers.",
+        description="Client connections, from accept on. From four fifths on, idle connections and those without an "
+        "identified caller give way (docs/admission.md). The gateway refuses more with 503. If the process may "
+        "not have so many file descriptors, it is less.",
+    )
+    handshakes_max: Count = Field(
+        default=256,
+        description="Connections whose TLS handshake or PROXY header is awaited, at most a quarter of "
+        "`connections_max`. Beyond it the oldest is closed.",
+    )
+    handshake_timeout_ms: Milliseconds = Field(
+        default=5_000, description="Time from accept to the end of the TLS handshake."
+    )
+    head_buffers_bytes: Annotated[Whole, Field(ge=1_048_576, le=17_179_869_184)] = Field(
+        default=16_777_216,
+        description="What heads that are not complete, and requests sent before the answer to the one before, may take "
+        "in one process. From four fifths on the oldest of them are refused with 503.",
     )
     requests_per_connection_max: Count | None = Field(
         default=None,
@@ -339,6 +360,14 @@ class LimitsSettings(Model):
     )
     unpaid_burst: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
         default=500, description="So many of them may come at once."
+    )
+    free_per_second: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = Field(
+        default=200.0,
+        description="Requests a second to free routes from one IPv4 address or IPv6 /64. More get 429. Behind "
+        "`trusted_peers` it is the address that they forward. Each process counts on its own. 0: any number.",
+    )
+    free_burst: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(
+        default=2_000, description="So many of them may come at once."
     )
     drain_delay_ms: Annotated[Whole, Field(ge=0, le=86_400_000)] = Field(
         default=0,

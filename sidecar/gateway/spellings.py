@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -19,6 +19,17 @@ from sidecar.gateway.http1.target import cut_paths
 
 SPELLINGS_MAX: Final = 40
 """An honest path has fewer. What has more was made to have them."""
+
+SHORT: Final = 128
+SHORT_ESCAPES: Final = 16
+"""A path of no more characters and escapes costs little, and is read as it is."""
+_SLACK: Final = 24
+"""Characters that servers drop from the end of a name, of which more than these make no difference."""
+_ESCAPED_LETTER: Final = 9
+"""Characters of the longest escape that servers may take for a letter: ``%E2%84%AA``."""
+_ANY: Final = "x"
+"""Stands for what no template has as a literal."""
+_CUT_MARK: Final = re.compile(r"[;?#]|%3B|%3F|%23")
 
 EXACT: Final = "exact"
 CASE: Final = "letter case"
@@ -76,6 +87,63 @@ def spellings(path: str, extensions: Sequence[str] = ()) -> list[Spelling]:
             found[other] = Spelling(other, steps, spelling.decides and decides)
             waiting.append(found[other])
     return waiting
+
+
+class Abridgement:
+    """Shortens what is long in a path without a change to the routes that its readings can take: segments below those
+    by which templates differ, and what no reading can make a literal of a template. Else a stranger could spend
+    milliseconds of the gateway with one long path of odd characters.
+
+    Args:
+        literals: of all templates.
+        depth: segments of the longest template.
+        extensions: as for `spellings`.
+    """
+
+    def __init__(self, literals: Iterable[str], depth: int, extensions: Sequence[str]) -> None:
+        self._depth = depth
+        self._literals = tuple({_plainest(each) for each in literals if each})
+        self._longest = max(map(len, self._literals), default=0) * _ESCAPED_LETTER
+        endings = [re.escape(f".{each}") for each in extensions]
+        self._end = re.compile(f"(?:{'|'.join([*endings, '[. ]'])})*")
+
+    def __call__(self, text: str) -> str:
+        if len(text) <= SHORT and text.count("%") <= SHORT_ESCAPES:
+            return text
+        parts = text.split("/", self._depth + 3)
+        if len(parts) == self._depth + 4:
+            parts[-1] = _ANY + "/" * text.endswith("/")
+        return "/".join(map(self._segment, parts))
+
+    def _segment(self, part: str) -> str:
+        match = _CUT_MARK.search(part)
+        if match is None:
+            return self._name(part)
+        return self._name(part[: match.start()]) + match[0] + _ANY
+
+    def _name(self, name: str) -> str:
+        """What comes before a mark at which servers cut off."""
+        if len(name) <= 1:
+            return name
+        plain = _plainest(_whole_escapes(name[: self._longest + SHORT]))
+        if not any(plain.startswith(each) and self._end.fullmatch(plain, len(each)) for each in self._literals):
+            return _ANY
+        return _whole_escapes(name[: self._longest + _SLACK])
+
+
+def _whole_escapes(text: str) -> str:
+    cut = text.rfind("%", len(text) - 2)
+    return text if cut < 0 else text[:cut]
+
+
+def _plainest(text: str) -> str:
+    """What all steps together make of letters: readings of one text do not differ in it."""
+    for _ in range(3):
+        if "%" not in text:
+            break
+        text = unquote(text, errors="replace")
+    letters = (c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) not in ("Mn", "Cf"))
+    return "".join(letters).casefold().replace("\u0131", "i")
 
 
 def _steps(path: str, extensions: Sequence[str]) -> Iterator[tuple[str, str, bool]]:

@@ -15,9 +15,9 @@ from typing import Any, Final, cast
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.gateway.addresses import Address, Addresses
+from sidecar.gateway.admission.places import Places
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
-from sidecar.gateway.places import Places
 from sidecar.gateway.relay import Relay
 
 KEEP_ALIVE_MARGIN_S: Final = 1.0
@@ -147,7 +147,10 @@ class UpstreamPool:
         self._loop = asyncio.get_running_loop()
         self._idle: list[UpstreamConnection] = []
         self._size = 0
-        self._places: Places[Waiter] = Places(settings.upstream_connections_max, settings.upstream_waiting_max)
+        self._all: set[UpstreamConnection] = set()
+        self._places: Places[Waiter] = Places(
+            settings.upstream_connections_max, settings.upstream_waiting_max, self._holders
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._addresses = Addresses(target.host, target.port)
@@ -178,6 +181,9 @@ class UpstreamPool:
         else:
             connection.account = account
         return connection
+
+    def _holders(self) -> list[str]:
+        return [connection.account for connection in self._all if connection.account is not None]
 
     def _pop_idle(self) -> UpstreamConnection | None:
         idle = self._idle
@@ -248,6 +254,7 @@ class UpstreamPool:
     def forget(self, connection: UpstreamConnection) -> None:
         """A connection is gone (called once for each, when its transport is)."""
         self._size -= 1
+        self._all.discard(connection)
         self._leave_place(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -278,14 +285,15 @@ class UpstreamPool:
 
     def _open(self, waiter: Waiter, account: str) -> None:
         self._size += 1
-        task = self._loop.create_task(self._connect(waiter, account))
+        connection = UpstreamConnection(self)
+        connection.account = account
+        self._all.add(connection)
+        task = self._loop.create_task(self._connect(waiter, connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, waiter: Waiter, account: str) -> None:
+    async def _connect(self, waiter: Waiter, connection: UpstreamConnection) -> None:
         target, timeout_s = self.target, self.settings.connect_timeout_s
-        connection = UpstreamConnection(self)
-        connection.account = account
         protocol = cast(asyncio.Protocol, connection)
         try:
             async with asyncio.timeout(timeout_s):
@@ -319,6 +327,7 @@ class UpstreamPool:
     def _failed(self, waiter: Waiter, connection: UpstreamConnection, error: UpstreamError) -> None:
         if connection.transport is None:
             self._size -= 1
+            self._all.discard(connection)
             self._leave_place(connection)
         else:
             connection.close()  # it was made after all; when it is lost it is counted out

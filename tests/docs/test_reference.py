@@ -1,4 +1,4 @@
-"""Tables of the documentation have what the program has: keys in Valkey, paths of the admin side."""
+"""Tables of the documentation have what the program has: keys in Valkey, paths of the admin side, tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.app import admin_endpoints, admin_web, health_endpoints
 from sidecar.ledger.keys import Keys
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, pages
 
 SAMPLES = {
     "account": "ID",
@@ -48,3 +48,24 @@ def test_every_path_of_admin_side_and_health_port_is_in_the_table(module: object
     page = (ROOT / "docs" / "admin.md").read_text()
     assert paths
     assert not {path for path in paths if f"`{path.rstrip('/')}" not in page}
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """A rule is as good as the test that shows it."""
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in (path.name, *re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE))
+    }
+    named = {name for page in pages() for name in re.findall(r"\btest_\w+(?:\.py)?", (ROOT / page).read_text())}
+    assert named
+    assert named <= defined
+
+
+def test_the_rules_of_charging_refer_to_rules_that_exist() -> None:
+    page = (ROOT / "docs" / "charging.md").read_text()
+    text, _, _ = page.partition("## 9. Tests")
+    rules = re.findall(r"^(?:\* \*\*|\| )(\d\.\d+)(?:\*\*| \|)", text, re.MULTILINE)
+    assert rules
+    assert len(set(rules)) == len(rules)
+    assert set(re.findall(r"(?<![\d.,])[1-8]\.\d{1,2}(?![\d.%])", page)) <= set(rules)

@@ -47,10 +47,14 @@ def sidecar(*arguments: str, environment: dict[str, str] | None = None) -> subpr
 
 
 @contextmanager
-def running(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[Running]:
-    """A command that serves until the block ends; it has to be given ``--json`` and to print one line when ready."""
+def running(
+    *arguments: str, environment: dict[str, str] | None = None, descriptors: int | None = None
+) -> Iterator[Running]:
+    """A command that serves until the block ends; it has to be given ``--json`` and to print one line when ready.
+    ``descriptors``: how many it may have (RLIMIT_NOFILE)."""
+    limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors is not None else []
     process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar", *arguments],
+        [*limited, sys.executable, "-m", "sidecar", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **(environment or {})},

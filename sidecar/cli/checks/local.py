@@ -8,6 +8,7 @@ from sidecar.app import assemble
 from sidecar.app.configuration import Config, everybody
 from sidecar.basics.errors import SetupError
 from sidecar.cli.checks.finding import Finding
+from sidecar.gateway.admission.descriptors import limit_after_raise
 from sidecar.identity.build import build_chain
 from sidecar.identity.types import IdentitySetupError
 
@@ -30,6 +31,26 @@ async def files(config: Config) -> list[Finding]:
 class _NoKeys:
     async def account_of(self, sha256_hex: str) -> str | None:
         return None
+
+
+async def descriptors(config: Config) -> list[Finding]:
+    """The limits of connections need more file descriptors than a process of this machine may have."""
+    if config.upstream.url is None and not config.upstream.original_destination:
+        return []
+    limit = limit_after_raise()
+    room = assemble.allotment(config, limit)
+    lower = [
+        f"{name} is {there} instead of {wanted}"
+        for name, there, wanted in (
+            ("limits.connections_max", room.connections, config.limits.connections_max),
+            ("upstream.connections_max", room.upstream, config.upstream.connections_max),
+        )
+        if there < wanted
+    ]
+    if not lower:
+        return []
+    detail = f"a process here may have {limit} (RLIMIT_NOFILE, the hard limit): {' and '.join(lower)}"
+    return [Finding("file descriptors", None, detail)]
 
 
 async def trust(config: Config) -> list[Finding]:

@@ -53,6 +53,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "status": status,
                     "account": account or None,
                     "reason": reason or None,
+                    "shed": relay.shed_for or None,
                     "duration_ms": round(elapsed * 1000, 3),
                     "units": relay.charged_units,
                     "repeat": hold is not None and hold.code == _REPEAT,

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.context import KEEP_ALIVE
 from sidecar.gateway.counters import SHED_STREAMS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
@@ -19,6 +20,7 @@ from sidecar.gateway.http1.fields import list_elements, without
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
 from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
+from sidecar.gateway.routes import is_charged
 
 LEFT_STREAM_S: Final = 5.0
 """How long nothing may move on a stream of events whose client has closed its side."""
@@ -120,7 +122,9 @@ class AnswerRelay(RequestRelay):
         keep = head.keep_alive and (self.body is None or self.body.done) and connection.may_go_on
         tail = self.context.via[response.version_minor]
         if self.hold is not None:
-            tail = self.credit_fields(self.hold) + tail
+            status, route = response.status, self.route
+            charged = status in route.charged or is_charged(route, head.method, status)
+            tail = self.credit_fields(self.hold, charged=charged) + tail
         if kind is _CHUNKED or kind is _UNTIL_CLOSE:
             if is_1_0:
                 keep = False
@@ -181,7 +185,7 @@ class AnswerRelay(RequestRelay):
         lines = (
             response.block
             + (self.id_block.line + LINE_ENDS[self.id_number] if names_no_id else b"")
-            + (self.credit_fields(self.hold) if self.hold is not None else b"")
+            + (self.credit_fields(self.hold, charged=101 in self.route.charged) if self.hold is not None else b"")
             + self.context.via[response.version_minor]
             + b"Connection: Upgrade\r\nUpgrade: "
             + chosen
@@ -230,8 +234,8 @@ class AnswerRelay(RequestRelay):
             # One that answered before it took the whole request may never take the rest.
             took_all = self.body is None or (self.body.done and not upstream.transport.get_write_buffer_size())
             if clean and response.keep_alive and took_all:
-                if b"keep-alive" in response.fields:
-                    upstream.heed_keep_alive(response.fields[b"keep-alive"])
+                if response.marked and KEEP_ALIVE in response.fields:
+                    upstream.heed_keep_alive(response.fields[KEEP_ALIVE])
                 self.pool.release(upstream, now)
             else:
                 upstream.close()

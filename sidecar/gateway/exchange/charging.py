@@ -14,7 +14,7 @@ from sidecar.gateway import errors
 from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.errors import Refusal
-from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of
+from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of, uncharged
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.idempotency import KeyRefused, call_key, named_method, read_key
 from sidecar.gateway.interaction_id import WHOLE, id_text
@@ -49,6 +49,8 @@ class ChargedRelay(Relay):
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
+    shed_for = ""
+    """What there was no room for, one of ``counters.SHED_REASONS``."""
     caller_key: bytes | None = None
     _asked = False
     _spooled = False
@@ -197,12 +199,21 @@ class ChargedRelay(Relay):
         else:
             self.refuse(Refusal(errors.LEDGER_UNAVAILABLE, "The account is being looked up.", headers=RETRY))
 
-    def credit_fields(self, hold: Hold) -> bytes:
-        """Field lines for the answer: what the call costs and what is left."""
+    def credit_fields(self, hold: Hold, *, charged: bool) -> bytes:
+        """Field lines for the answer: what the call costs and what is left. ``charged``: by the answer's status."""
         if not (hold.open or hold.code == _REPEAT):
             return b""
+        if not charged and hold.code == _GRANTED:
+            hold = uncharged(hold)
         settings = self.context.settings
         return granted_fields(hold, credits=settings.credit_headers, rate_limit=settings.rate_limit_headers)
+
+    def charged_fields(self) -> bytes:
+        """The same for an answer of the gateway's own; none if the call is not charged."""
+        hold = self.hold
+        if hold is None or not self.charged_units or not self.context.settings.credit_headers:
+            return b""
+        return granted_fields(hold, credits=True, rate_limit=False)
 
     # settle, release
 

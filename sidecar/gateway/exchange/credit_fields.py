@@ -74,6 +74,14 @@ def _usual_lines(view: AccountView, price: int) -> str:
     return lines
 
 
+def uncharged(hold: Hold) -> Hold:
+    """A granted hold as it looks once it is released: nothing is charged, and what it held is there again."""
+    other = Hold(hold.account, hold.metric, hold.units, None, lambda _: None)
+    other.code, other.view, other.rate_left, other.day_left = hold.code, hold.view, hold.rate_left, hold.day_left
+    other.available = hold.available + hold.price if hold.available >= 0 else hold.available
+    return other
+
+
 def granted_fields(hold: Hold, *, credits: bool = True, rate_limit: bool = True) -> bytes:
     """Field lines for the response to a charged request, each with its CRLF."""
     view = hold.view

@@ -27,8 +27,9 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.admission.free_rates import FreeRates
 from sidecar.gateway.client import Client
-from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES
+from sidecar.gateway.counters import SHED_BODIES, SHED_FREE, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
@@ -85,9 +86,32 @@ class Exchange(AnswerRelay):
         elif route.deny:
             self.refuse(Refusal(errors.NOT_FOUND, f"No route matches {head.path[:200].decode('latin-1')}."))
         elif route.free:
-            self.granted()
+            rates = context.free_rates
+            if rates is None or self._is_in_time(rates):
+                self.granted()
         else:
             self.charge()
+
+    def _is_in_time(self, rates: FreeRates) -> bool:
+        """Counts a request to a free route. False: its peer makes too many, and it has its answer."""
+        connection = self.connection
+        assert connection is not None
+        peer = connection.share_key()
+        wait = rates.take(peer, self.started) if peer is not None else 0.0
+        if not wait:
+            return True
+        self.shed_for = SHED_FREE
+        self.context.shed(SHED_FREE, connection.peer.address, connection.account)
+        retry = (("Retry-After", str(int(wait) + 1)),)
+        self.refuse(Refusal(errors.TOO_FAST, "There are too many requests from this address.", headers=retry))
+        return False
+
+    def gives_way(self) -> bool:
+        return not (self.sent or self.retried or self.finished)
+
+    def give_way(self, reason: str) -> None:
+        self.head.keep_alive = False
+        self.shed(reason)
 
     def _take_marks(self) -> bool:
         """Takes the interaction id, or makes one, and looks at what else a request says of its way. False: it has its
@@ -167,18 +191,19 @@ class Exchange(AnswerRelay):
                 head_only=head.method == b"HEAD",
                 interaction_id=self.interaction_id,
                 version_minor=head.version_minor,
-                field_lines=played_back,
+                field_lines=played_back + self.charged_fields(),
             )
         )
         connection.exchange_done(now, unread_body=not self.body_done)
 
     def fault_of_client(self, refusal: Refusal) -> None:
+        connection = self.connection
         if not self.sent:
             self.refuse(refusal)
-            return
-        connection = self.connection
-        self._broke_off()
-        if connection is not None:
+        elif self.body_done or connection is None:
+            self.client_gone()  # it takes nothing of what there is for it; the call itself is whole
+        else:
+            self._broke_off()
             self._answer_with(connection, refusal, refusal.status or refusal.kind.status, _clock())
 
     def _broke_off(self) -> None:
@@ -189,9 +214,9 @@ class Exchange(AnswerRelay):
         self.context.detached.add(self)
         self.deadline = _clock() + self.context.settings.response_timeout_s
         upstream = self.upstream
-        if upstream is None or upstream.transport.is_closing() or not upstream.transport.can_write_eof():
-            self.complete_without_client(0)  # it cannot be told that nothing more comes
-        else:
+        if upstream is None or upstream.transport.is_closing():
+            self.complete_without_client(0)
+        elif upstream.transport.can_write_eof():  # over TLS the API hears of it only by its own time-out
             upstream.transport.write_eof()
 
     def cut(self) -> None:
@@ -248,6 +273,21 @@ class Exchange(AnswerRelay):
             record(self, CLIENT_CLOSED, _clock(), refused=False)
         connection.reset()
 
+    def stopped(self) -> None:
+        """The gateway has to end before the call has. That is nobody's fault but its own, so it is free."""
+        if self.finished:
+            return
+        if self.broken:
+            self.complete_without_client(0)
+            return
+        self.finished = True
+        self.context.detached.discard(self)
+        self.release()
+        self.pool.cancel(self.connected, self.place)
+        self.drop_gathered()
+        self.drop_upstream()
+        record(self, errors.OVERLOADED.status, _clock(), refused=True, reason="stopped")
+
     def timed_out(self) -> None:
         """``deadline`` has passed. Whose fault it is decides what follows, and who pays."""
         connection, upstream = self.connection, self.upstream
@@ -270,7 +310,8 @@ class Exchange(AnswerRelay):
         else:
             self.context.note_upstream_failure(f"{self.pool.target} did not answer in time")
             if self.route.timeout_charged and self.head.method not in SAFE_METHODS:
-                self.settle(errors.UPSTREAM_TIMEOUT.status, _clock())
+                left = self.connection is None
+                self.settle(CLIENT_CLOSED if left else errors.UPSTREAM_TIMEOUT.status, _clock())
             self.refuse(Refusal(errors.UPSTREAM_TIMEOUT))
 
     def _client_is_late(self) -> bool:

@@ -11,9 +11,17 @@ from time import monotonic
 from typing import Final
 
 from sidecar.gateway import errors
+from sidecar.gateway.admission.places import ANONYMOUS
 from sidecar.gateway.client import Client
-from sidecar.gateway.context import GatewayContext
-from sidecar.gateway.counters import SHED_BODIES, SHED_PLACES, SHED_QUEUE, SHED_STREAMS
+from sidecar.gateway.context import EXPECT, GatewayContext
+from sidecar.gateway.counters import (
+    SHED_BODIES,
+    SHED_PLACES,
+    SHED_QUEUE,
+    SHED_SHARE,
+    SHED_STREAMS,
+    SHED_UNIDENTIFIED,
+)
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.charging import RETRY, ChargedRelay
 from sidecar.gateway.exchange.messages import request_head, write_pieces
@@ -23,7 +31,6 @@ from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import RequestHead, ResponseHead
 from sidecar.gateway.idempotency import content_of
 from sidecar.gateway.interaction_id import LINE_ENDS
-from sidecar.gateway.places import ANONYMOUS
 from sidecar.gateway.upstream import UpstreamConnection, UpstreamError
 
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
@@ -34,9 +41,11 @@ _SHED_DETAILS: Final = {
     SHED_QUEUE: "Too many calls wait.",
     SHED_STREAMS: "Too many of the caller's connections stay open.",
     SHED_BODIES: "Too many requests are being received.",
+    SHED_UNIDENTIFIED: "Too many connections are open.",
+    SHED_SHARE: "Too many connections are open.",
 }
 """What the caller reads."""
-_EXPECT: Final = frozenset({b"expect"})
+_EXPECT: Final = frozenset({EXPECT})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAG_S: Final = 1.0
 """A client that has left an answer waiting for so long, in all, or the API for the next piece of a body, is why an API
@@ -104,10 +113,14 @@ class RequestRelay(ChargedRelay):
         )
 
     def identified(self) -> None:
-        if self.body is not None:
-            if self.queued_bytes:
-                self.context.bodies.move(self.counted_for, self.account, self.queued_bytes)
-            self.counted_for = self.account
+        if self.connection is not None:
+            self.connection.account = self.account
+        if self.body is None:
+            self.take_hold()
+            return
+        if self.queued_bytes:
+            self.context.bodies.move(self.counted_for, self.account, self.queued_bytes)
+        self.counted_for = self.account
         # Who was refused a moment ago is asked about at once, so that the refusal need not wait for a long body. So is
         # a client that waits to hear whether it should send one. Under an idempotency key the body counts too.
         asks_at_once = self.awaits_continue or self.account in self.context.refused_accounts
@@ -206,7 +219,9 @@ class RequestRelay(ChargedRelay):
 
     def shed(self, reason: str) -> None:
         """Refuses what there is no room for."""
-        self.context.counters.shed(reason)
+        self.shed_for = reason
+        peer = self.connection.peer.address if self.connection is not None else ""
+        self.context.shed(reason, peer, self.account)
         self.refuse(Refusal(errors.OVERLOADED, _SHED_DETAILS[reason], headers=RETRY))
 
     def connected(self, upstream: UpstreamConnection | UpstreamError) -> None:
@@ -234,7 +249,7 @@ class RequestRelay(ChargedRelay):
         upstream.user = self
         self.sent = True
         head = self.head
-        if b"expect" in head.fields and self.route.buffered:
+        if head.marked and self.route.buffered and EXPECT in head.fields:
             head.block = without(head.block, _EXPECT)  # the gateway has met it
         forwarded = connection.forwarded_lines(head, self.identity)
         if self.id_is_new:

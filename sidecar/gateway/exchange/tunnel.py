@@ -112,6 +112,11 @@ class Tunnel(Relay):
             self.connection.resume_reading()
         self._touch()
 
+    # from the gateway
+
+    def stopped(self) -> None:
+        self._end()
+
     # from the sweep
 
     def timed_out(self) -> None:

@@ -7,6 +7,7 @@ whatever server stands behind us, so a path that servers are known to read in di
 from __future__ import annotations
 
 import re
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from sidecar.gateway.http1.grammar import HOST, ProtocolError
@@ -53,18 +54,42 @@ def split_target(method: bytes, target: bytes, host: bytes, *, https: bool = Tru
 # The usual path: no empty segment, none that begins with a dot, no escapes, no parameters.
 _SEGMENT_OCTET = rb"[0-9A-Za-z\-_~!$&'()*+,=:@]"
 _PLAIN_PATH = re.compile(rb"(?:/" + _SEGMENT_OCTET + rb"(?:" + _SEGMENT_OCTET + rb"|\.)*+)*+/?+")
-_ESCAPE = re.compile(rb"%(.?.?)", re.DOTALL)
-_HEX_PAIR = re.compile(rb"[0-9A-Fa-f]{2}")
+ESCAPES_MAX: Final = 512
+"""Escapes of a path. The longest name of a file has half of these. More would cost the gateway milliseconds."""
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _RESERVED = frozenset(b":/?#[]@!$&'()*+,;=")
 _CONTROLS = frozenset([*range(0x20), 0x7F])
 _DECODED = (_UNRESERVED | _RESERVED) - frozenset(b"/?#")
 """A template cannot have ``?`` and ``#``, and decoded they would end the path: they stay as data."""
 
-# What a second decoder would still decode; ``%uHHHH`` is IIS's own form.
-_SECOND_ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|[uU][0-9A-Fa-f]{4})")
+
+def _decoded_octet(octet: int) -> bytes | None:
+    if octet in _DECODED:
+        return bytes((octet,))
+    return None if octet in _CONTROLS or octet == 0x5C else b"%%%02X" % octet
+
+
+def _hex_pairs(octet: int) -> set[bytes]:
+    high, low = b"%x" % (octet >> 4), b"%x" % (octet & 15)
+    return {one + other for one in (high, high.upper()) for other in (low, low.upper())}
+
+
+_ESCAPED: Final = {digits: _decoded_octet(octet) for octet in range(256) for digits in _hex_pairs(octet)}
+"""What becomes of an escape, by its two digits; None for those that are refused."""
 _NEVER_TWICE = _UNRESERVED | _RESERVED | _CONTROLS | frozenset(b"%\\")
 """Octets that mean something in a path, or that a literal of a template can have."""
+
+
+def _escapes_of(octets: frozenset[int]) -> bytes:
+    """Expression for the two digits of their escapes."""
+    low_digits: dict[int, bytes] = {}
+    for octet in sorted(octets):
+        low_digits[octet >> 4] = low_digits.get(octet >> 4, b"") + b"%x" % (octet & 15)
+    return b"|".join(b"%x[%b]" % (high, digits) for high, digits in low_digits.items())
+
+
+# What a second decoder would still decode into one of these; ``%uHHHH`` is IIS's own form.
+_SECOND_ESCAPE = re.compile(rb"(?i)%(?:" + _escapes_of(_NEVER_TWICE) + rb"|u[0-9a-f]{4})")
 _OVERLONG = re.compile(rb"[\xC0\xC1\xF5-\xFF]|\xE0[\x80-\x9F]|\xF0[\x80-\x8F]")  # %C0%AF is a slash to lenient decoders
 _ODD_SEGMENT = re.compile(rb"//|/\.{1,2}(?:/|\Z)|\\")
 _PARAMETER = re.compile(rb";[^/]*+")
@@ -92,7 +117,7 @@ def routing_path(path: bytes, *, encoded_slash: bool = False) -> bytes:
         raise _ambiguous("a parameter")
     decoded = path
     if b"%" in path:
-        decoded = _ESCAPE.sub(_decode_escape, path)
+        decoded = _decode_escapes(path)
         _check_octets(unquote_to_bytes(path))
         if not encoded_slash and _SLASH in decoded:
             raise _ambiguous("an escaped slash")
@@ -125,23 +150,25 @@ def cut_paths(path: bytes) -> list[bytes]:
     return found
 
 
-def _decode_escape(match: re.Match[bytes]) -> bytes:
-    digits = match[1]
-    if not _HEX_PAIR.fullmatch(digits):
-        raise _ambiguous("a broken escape")
-    octet = int(digits, 16)
-    if octet in _DECODED:
-        return bytes((octet,))
-    if octet in _CONTROLS or octet == 0x5C:
-        raise _ambiguous("an escaped backslash or control character")
-    return b"%" + digits.upper()
+def _decode_escapes(path: bytes) -> bytes:
+    first, *rest = path.split(b"%")
+    if len(rest) > ESCAPES_MAX:
+        raise _ambiguous(f"more than {ESCAPES_MAX} escapes")
+    pieces = [first]
+    for part in rest:
+        digits = part[:2]
+        decoded = _ESCAPED.get(digits)
+        if decoded is None:
+            known = digits in _ESCAPED
+            raise _ambiguous("an escaped backslash or control character" if known else "a broken escape")
+        pieces.append(decoded + part[2:])
+    return b"".join(pieces)
 
 
 def _check_octets(decoded: bytes) -> None:
     """``decoded``: all escapes decoded once."""
-    for match in _SECOND_ESCAPE.finditer(decoded):
-        if match[1] is None or int(match[1], 16) in _NEVER_TWICE:
-            raise _ambiguous("an escaped escape")
+    if _SECOND_ESCAPE.search(decoded):
+        raise _ambiguous("an escaped escape")
     try:
         decoded.decode()
     except UnicodeDecodeError:

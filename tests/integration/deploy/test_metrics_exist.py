@@ -18,6 +18,7 @@ import redis
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadtests.scenarios.ordinary import CONSENT
 from sidecar.billing.lago.errors import LagoErrorKind
 from sidecar.billing.reconcile.alerts import AlertKind
 from sidecar.billing.webhooks.refusals import Refusal as WebhookRefusal
@@ -32,6 +33,7 @@ from tests.support.processes import Running, running
 from tests.support.promql import Metrics, PromQLError
 
 ACCOUNTS = "/open-banking/v3.1/aisp/accounts"
+CONSENTS = "/open-banking/v3.1/pisp/domestic-payment-consents"
 TIMEOUT_S = 30.0
 
 TARGET_LABELS = frozenset({"namespace", "job", "instance"})
@@ -80,6 +82,8 @@ def let_happen(demo: Running) -> None:
     statuses = {call(ACCOUNTS, account) for account in keys for _ in range(13)}
     assert statuses == {200, 402, 429}
     assert call("/no-such-thing", "tpp-postpaid") == 404
+    once = {"X_API_Key": keys["tpp-postpaid"], "x_idempotency_key": "once"}
+    assert [ask(ready["proxy"] + CONSENTS, json.loads(CONSENT), **once)[0] for _ in range(2)] == [201, 201]
     assert ask(ready["proxy"] + ACCOUNTS)[0] == 401
     # Valkey refuses a batch: for a moment an account cannot be read.
     with redis.Redis.from_url(ready["valkey"].removeprefix("valkey+")) as client:
@@ -107,6 +111,7 @@ def let_happen(demo: Running) -> None:
 WANTED = (
     "open_banking_credits_remaining",
     "sidecar_charged_units_total",
+    "sidecar_free_repeats_total",
     "sidecar_refusals_total",
     "sidecar_webhooks_total",
     "sidecar_ledger_refusals_total",

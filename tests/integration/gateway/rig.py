@@ -209,6 +209,7 @@ async def running(
     api_tls: ssl.SSLContext | None = None,
     api_path: Path | None = None,
     tls: ssl.SSLContext | None = None,
+    proxy_protocol: bool = False,
     hold_budget_s: float = TIMEOUT_S,
     unpaid_per_second: float = 50.0,
     unpaid_burst: int = 500,
@@ -247,7 +248,8 @@ async def running(
             access_log=lambda line: log.append(orjson.loads(line)),
         )
         gateway = Gateway(context)
-        port = await gateway.listen("127.0.0.1", 0, _at(api_port, upstream or UpstreamTarget()), tls=tls)
+        target = _at(api_port, upstream or UpstreamTarget())
+        port = await gateway.listen("127.0.0.1", 0, target, tls=tls, proxy_protocol=proxy_protocol)
         (pool,) = gateway.context.destinations
         rig = Rig(gateway, pool, port, api, ledger, loader, client, tuple(spec.id for spec in specs), log, faults, link)
         try:

@@ -52,6 +52,54 @@ async def test_a_failure_that_the_callers_fields_can_provoke_is_charged_where_wo
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
+@pytest.mark.parametrize(
+    ("status", "charged", "left"), [(200, b"0.10", b"0.90"), (404, b"0.00", b"1.00"), (503, b"0.00", b"1.00")]
+)
+async def test_an_answer_says_what_it_cost_and_what_is_left(
+    gateway: Any, status: int, charged: bytes, left: bytes
+) -> None:
+    purse = account("tpp", "prepaid", funds=Decimal("1.00"))
+    async with gateway(always(length(status=b"%d X" % status)), accounts=[purse]) as rig:
+        answer = await rig.ask(get())
+        assert (answer.get(b"X-Credits-Charged"), answer.get(b"X-Credits-Remaining")) == (charged, left)
+
+
+async def test_an_answer_of_the_gateways_own_says_what_it_cost(gateway: Any) -> None:
+    purse = account("tpp", "prepaid", funds=Decimal("1.00"))
+    async with gateway(silent, accounts=[purse], response_timeout_s=0.1) as rig:
+        free, paid = await rig.ask(get()), await rig.ask(post(b"x"))
+        assert [a.status for a in (free, paid)] == [504, 504]
+        assert [a.get(b"X-Credits-Charged") for a in (free, paid)] == [None, b"0.10"]
+
+
+@pytest.mark.parametrize("answered", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"])
+async def test_a_call_that_the_gateway_cuts_off_as_it_stops_is_free(gateway: Any, answered: bytes) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.answer(answered)
+        await talk.reader.read()
+
+    async with gateway(script) as rig:
+        wire = await rig.connect()
+        await wire.send(post(b"pay"))
+        await rig.until(lambda: rig.api.requests)
+        if answered:
+            await wire.head()
+        assert not await rig.gateway.drain(0.0)
+        assert await rig.charged() == []
+        assert [line["reason"] for line in rig.log] == ["stopped"]
+
+
+async def test_a_client_that_is_gone_when_the_api_does_not_answer_in_time_pays_where_something_may_have_changed(
+    gateway: Any,
+) -> None:
+    async with gateway(silent, response_timeout_s=0.2) as rig:
+        wire = await rig.connect()
+        await wire.send(post(b"pay"))
+        await rig.until(lambda: rig.api.requests)
+        wire.reset()
+        assert await rig.charged() == [499]
+
+
 async def test_a_route_says_which_statuses_are_charged(gateway: Any) -> None:
     async def script(talk: Conversation) -> None:
         while True:
@@ -409,7 +457,7 @@ async def test_a_client_that_breaks_off_a_body_pays_if_the_api_says_nothing_in_t
     async with gateway(script, default=UNBUFFERED, response_timeout_s=0.2) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/p", b"Content-Length: 1", method=b"DELETE"))
-        await rig.until(lambda: rig.api.open)
+        await rig.until(lambda: any(c.relay is not None and c.relay.sent for c in rig.gateway.connections))
         wire.reset()
         assert await rig.charged() == [499]
 

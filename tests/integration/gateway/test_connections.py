@@ -62,18 +62,29 @@ async def test_a_kept_connection_without_a_request_is_closed(gateway: Any) -> No
 
 
 async def test_connections_beyond_the_limit_are_told_so_and_closed(gateway: Any) -> None:
-    async with gateway(echo, connections_max=2) as rig:
-        first, second = await rig.connect(), await rig.connect()
-        await rig.until(lambda: len(rig.gateway.connections) == 2)
+    proceed = asyncio.Event()
+
+    async def script(talk: Conversation) -> None:
+        while True:
+            await talk.request()
+            await proceed.wait()
+            await talk.send(length())
+
+    async with gateway(script, connections_max=2) as rig:
+        wires = [await rig.connect() for _ in range(2)]
+        for wire in wires:
+            await wire.send(get())
+        await rig.until(lambda: len(rig.api.requests) == 2)
         third = await rig.connect()
         answer = await third.response()
-        assert (answer.status, answer.get(b"Connection")) == (503, b"close")
+        assert (answer.status, answer.get(b"Connection"), answer.get(b"Retry-After")) == (503, b"close", b"1")
         assert await third.ended() == b""
-        first.close()
+        assert rig.gateway.context.counters.sheds == {"connections": 1}
+        proceed.set()
+        assert [(await wire.response()).status for wire in wires] == [200, 200]
+        wires[0].close()
         await rig.until(lambda: len(rig.gateway.connections) == 1)
         assert (await rig.ask(get())).status == 200
-        await second.send(get())
-        assert (await second.response()).status == 200
 
 
 async def test_a_connection_ends_after_as_many_requests_as_it_may_carry(gateway: Any) -> None:

@@ -33,7 +33,7 @@ class Op:
     pick: int = 0
     scope: str = ""
     body: str = ""
-    repeats_max: int = 3
+    repeats_max: int = 2
     refuses: bool = False
     record: str = ""
     answered: bool = False
@@ -82,6 +82,8 @@ class Gateway:
     def _end(self, op: Op, groups: list[Group], singles: list[Single], unpaid: Counter[str]) -> None:
         fitting = [h for h in self.open if op.kind == "release" or (h.once is None) == (op.kind == "settle")]
         if not fitting:
+            if op.answered and op.account:
+                unpaid[op.account] += 1  # what is not held any more was answered all the same
             return
         hold = fitting[op.pick % len(fitting)]
         self.open.remove(hold)

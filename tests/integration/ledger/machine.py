@@ -36,6 +36,8 @@ from tests.integration.ledger.strategies import (
     LENGTH_MS,
     METRICS,
     PERIODS,
+    RECORDS,
+    REPEATS_MAX,
     SCOPES,
     START_MS,
     TABLES,
@@ -56,6 +58,12 @@ MISHAPS = ("stale", "register", "heartbeat", "reap", "reap", "give back", "flush
 STEPS_US = (1, 1000, 4_999_999, 5_000_000, 5_000_001, 60_000_000, HOUR_MS * 1000, DAY_MS * 1000, 4 * DAY_MS * 1000)
 
 
+def with_patience(text: str) -> str:
+    """Fields of hashes end by the server's clock, which goes on while the tests' stands: none ends during a test."""
+    shipped = "call('HPEXPIRE', acc.key, left_ms,"
+    return text.replace(shipped, "call('HPEXPIRE', acc.key, max(left_ms, 3600000),")
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """``client``: of an otherwise unused server. ``edit`` changes the scripts' text (test_mutants.py)."""
 
@@ -63,7 +71,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         client.flushall()
         self.client: Any = client
-        self.real = RealLedger(client, edit=edit)
+        self.real = RealLedger(client, edit=lambda text: with_patience(edit(text) if edit else text))
         self.model = Ledger()
         self.now_us = (START_MS + DAY_MS) * 1000
         self.gateways = {name: Gateway(name) for name in GATEWAYS}
@@ -204,6 +212,48 @@ class LedgerMachine(RuleBasedStateMachine):
             if ends != "nothing":
                 self._send(name, [replace(op, kind=ends)])
         self.now_us += wait_ms * 1000
+
+    @rule(
+        first=st.sampled_from(GATEWAYS[:2]),
+        second=st.sampled_from(GATEWAYS[:2]),
+        account=st.sampled_from(ACCOUNTS[:4]),
+        lost=st.sampled_from(["over", "forgotten", "reaped", "registered", "nothing"]),
+        body=st.sampled_from(BODIES),
+        ends=st.sampled_from(["settle once", "release"]),
+    )
+    def lose_a_key(self, first: str, second: str, account: str, lost: str, body: str, ends: OpKind) -> None:
+        """A call whose key is another's by the time that it ends."""
+        op = Op("hold once", account, "api_calls", 1, scope=SCOPES[0], body=BODIES[0])
+        self._send(first, [op])
+        mine = self.gateways[first].open[-1:]
+        match lost:
+            case "over":
+                self.now_us += IDEMPOTENCY_TTL_MS * 1000
+            case "forgotten":
+                self._expire_an_idempotency_key(account, SCOPES[0])
+            case "reaped" | "registered":
+                self._reap(first, -1)
+                self._give_back(ACCOUNTS)
+                if lost == "registered":
+                    self._register(first)
+        self._send(second, [replace(op, body=body)])
+        fitting = [hold for hold in self.gateways[first].open if ends == "release" or hold.once]
+        if mine and mine[0] in fitting:
+            self._send(first, [replace(op, kind=ends, pick=fitting.index(mine[0]))])
+        self._send(second, [replace(op, body=body, refuses=True)])
+
+    @rule(
+        name=st.sampled_from(GATEWAYS[:2]),
+        account=st.sampled_from(ACCOUNTS[:4]),
+        bodies=st.lists(st.sampled_from(BODIES), min_size=1, max_size=3),
+        records=st.permutations(RECORDS),
+        repeats_max=st.integers(0, REPEATS_MAX),
+    )
+    def replay(self, name: str, account: str, bodies: list[str], records: list[str], repeats_max: int) -> None:
+        """What a gateway spooled under one key."""
+        op = Op("replay", account, "api_calls", 1, pick=1, scope=SCOPES[0], repeats_max=repeats_max)
+        some = zip(bodies, records, strict=False)
+        self._send(name, [replace(op, body=body, record=record) for body, record in some])
 
     @rule(
         name=st.sampled_from(GATEWAYS[:2]),

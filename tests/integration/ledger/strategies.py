@@ -16,7 +16,7 @@ METRICS = ("api_calls", "payments", "reports")
 GATEWAYS = ("gw-a", "gw-b", "gw-c")
 SCOPES = ("k1", "k2", "k3")
 BODIES = ("a", "b")
-RECORDS = ("r1", "r2", "r3")
+RECORDS = tuple(f"r{number}" for number in range(12))
 REPEATS_MAX = 2
 
 DAY_MS = 86_400_000

@@ -43,7 +43,7 @@ def test_a_route_is_shown_with_its_cost_and_why_no_other_decides() -> None:
         "metric api_calls",
         "units 2",
         "price 2 units of api_calls, at the price of the account's plan",
-        "statuses 100-499",
+        "statuses 101, 200-399",
         "limits limits.target_bytes_max: 8192",
         f"variants exact: {TRANSACTIONS} -> routes[1], 2 api_calls (decides)",
         "others routes[0] /open-banking/health: segment 2 is health, the path has v3.1",

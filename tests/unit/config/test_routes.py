@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.app.assemble import link_settings, route_table
 from sidecar.config.path_template import parse_template
-from sidecar.gateway.route_settings import RouteSettings, statuses_of
+from sidecar.gateway.route_settings import IdempotencySettings, RouteSettings, statuses_of
+from sidecar.gateway.routes import IdempotencyRule
+from tests.unit.config.loads import SMALLEST, load
 
 
 @pytest.mark.parametrize(
@@ -138,3 +141,55 @@ def test_statuses_may_be_written_as_numbers() -> None:
         206,
         304,
     }
+
+
+# Idempotency
+
+
+@pytest.mark.parametrize("word", ["off", False, None])
+def test_no_call_is_a_free_repeat_unless_a_route_says_so(word: object) -> None:
+    assert RouteSettings(path="/a").idempotency is None
+    assert RouteSettings.model_validate({"path": "/a", "idempotency": word}).idempotency is None
+
+
+@pytest.mark.parametrize("word", ["on", True])
+def test_a_word_declares_a_route_idempotent(word: object) -> None:
+    assert RouteSettings.model_validate({"path": "/a", "idempotency": word}).idempotency == IdempotencySettings()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("auto", "auto is no more: set on for routes whose API does a repeated call once, else off"),
+        ("yes", "should be on, off or a section"),
+        ({"repeats_max": -1}, "greater than or equal to 0"),
+        ({"header": "Host"}, "has a meaning of its own"),
+        ({"on_conflict": "ignore"}, "'charge' or 'refuse'"),
+    ],
+)
+def test_what_is_no_rule_of_repeats_is_named(value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        RouteSettings.model_validate({"path": "/a", "idempotency": value})
+
+
+def test_repeats_need_a_price_and_bodies_that_can_be_compared() -> None:
+    with pytest.raises(ValueError, match="has no effect on a free route"):
+        RouteSettings.model_validate({"path": "/a", "free": True, "idempotency": "on"})
+    with pytest.raises(ValueError, match="needs request_buffering"):
+        RouteSettings.model_validate({"path": "/a", "request_buffering": False, "idempotency": "on"})
+
+
+@pytest.mark.parametrize(("dialect", "header"), [("obie", b"x-idempotency-key"), ("problem", b"idempotency-key")])
+def test_the_field_that_counts_is_the_dialects_unless_a_route_names_one(dialect: str, header: bytes) -> None:
+    routes = "routes: [{path: /a, idempotency: on}, {path: /b, idempotency: {header: X-Own, on_conflict: refuse}}]\n"
+    config = load(f"{SMALLEST}error_format: {dialect}\n{routes}")
+    first, second, fallback = (route.idempotency for route in route_table(config).routes)
+    assert first == IdempotencyRule(header)
+    assert second == IdempotencyRule(b"x-own", refuse_conflicts=True)
+    assert fallback is None
+    assert {header, b"x-own"} == route_table(config).key_fields
+
+
+def test_the_limit_of_unpaid_answers_goes_to_the_ledger() -> None:
+    config = load(SMALLEST + "limits: {unpaid_per_second: 0.5, unpaid_burst: 7}\n")
+    assert (link_settings(config).unpaid_interval_us, link_settings(config).unpaid_burst) == (2_000_000, 7)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from sidecar.gateway.body_budget import FAVOURED_MAX, READ_BYTES, BodyBudget
-from sidecar.gateway.places import ANONYMOUS
+from sidecar.gateway.admission.body_budget import FAVOURED_MAX, READ_BYTES, BodyBudget
+from sidecar.gateway.admission.places import ANONYMOUS
 
 MAX = 20 * READ_BYTES
 

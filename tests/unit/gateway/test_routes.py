@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.config.path_template import parse_template
 from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead
@@ -12,7 +14,7 @@ from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.spellings import SPELLINGS_MAX, has_one_spelling, spellings
 
-PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES)
+PARSER = HeadParser({*METHOD_OVERRIDES, *PREFLIGHT}, PATH_OVERRIDES, marks=METHOD_OVERRIDES)
 CHEAP = Route("(other)", units=1)
 DENIED = Route("(other)", deny=True)
 
@@ -148,9 +150,10 @@ def test_readings_with_different_metrics_are_refused_unless_weights_compare_them
 
 
 def test_a_path_with_more_readings_than_an_honest_one_has_is_refused() -> None:
-    table = RouteTable([], CHEAP, extensions=("json",))
-    assert table.find(b"GET", b"/a" + b".json" * 10).units == 1
-    assert refused(table, "GET", "/a" + ".json" * SPELLINGS_MAX) == 400
+    table = RouteTable([route("/a", 3)], CHEAP, extensions=("json",))
+    assert table.find(b"GET", b"/a" + b".json" * 10).units == 3
+    with pytest.raises(ProtocolError, match="too many ways"):
+        spellings("/a" + ".json" * SPELLINGS_MAX, ("json",))
 
 
 @pytest.mark.parametrize("path", ["/a", "/a/b-c/7", "/a%20b", "/A", "/a/", "/a.json", "/a;b", "/", "/a."])
@@ -287,3 +290,66 @@ def test_a_preflight_is_free_only_if_every_reading_lets_it_pass() -> None:
 
 def test_a_preflight_that_names_another_method_by_a_field_is_refused() -> None:
     assert refused(CORS, "OPTIONS", "/a", ORIGIN, ASKED, "X-HTTP-Method-Override: POST") == 400
+
+
+def test_a_long_path_is_compared_as_far_as_templates_tell_paths_apart() -> None:
+    """What is left out of a long path changes nothing: not below the deepest template, not in a long parameter."""
+    routes = [
+        Route("/a/{id}/dear", units=9, template=parse_template("/a/{id}/dear")),
+        Route("/b/**", units=5, template=parse_template("/b/**")),
+        Route("/c", units=3, template=parse_template("/c")),
+    ]
+    table = RouteTable(routes, CHEAP)
+    long, deep = b"x" * 5_000, b"/y" * 2_000
+    cases = {
+        b"/A/" + long + b"/DEAR": 9, b"/A/" + long + b"/DEAR/": 9, b"/A/" + long + b"/DEAR" + deep: 1,
+        b"/B" + deep: 5, b"/B/" + long: 5, b"/B" + deep + b"/": 5, b"/C" + b"." * 5_000: 3, b"/C" + b"%20" * 500: 3,
+        b"/C%3B" + long: 3, b"/C" + long: 1, b"/%C4%B0" + long: 1, b"/a/" + b"%C4%B0" * 200 + b"/DEAR": 9,
+    }  # fmt: skip
+    assert {path: table.find(b"GET", path).units for path in cases} == cases
+
+
+def test_a_path_has_a_bounded_number_of_escapes() -> None:
+    table = RouteTable([], CHEAP)
+    assert table.find(b"GET", b"/" + b"%C3%A9" * 256) is CHEAP
+    with pytest.raises(ProtocolError, match="more than 512 escapes"):
+        table.find(b"GET", b"/" + b"%20" * 513)
+
+
+LITERALS = ["accounts", "Consents", "a", "v3.1", "kiss", "export:all"]
+ODD = [
+    "%20", "%C3%89", "%E2%84%AA", "%C5%BF", "%3F", "%3B", "%23", "%2520", ".json", ".", "x", "A", "%EF%BC%A1", "%CC%81",
+    "%C2%AD", "k", "i%C3%9F",
+]  # fmt: skip
+LONG_SEGMENTS = st.one_of(
+    st.sampled_from(LITERALS),
+    st.sampled_from(LITERALS).map(str.upper),
+    st.tuples(st.sampled_from(["", *LITERALS]), st.lists(st.sampled_from(ODD), min_size=1, max_size=60)).map(
+        lambda parts: parts[0] + "".join(parts[1])
+    ),
+)
+TEMPLATES = st.lists(st.one_of(st.sampled_from(LITERALS), st.just("{id}")), min_size=1, max_size=4).filter(
+    lambda parts: parts.count("{id}") < 2
+)
+
+
+@given(
+    tables=st.lists(st.tuples(TEMPLATES, st.booleans(), st.integers(1, 9)), max_size=5),
+    segments=st.lists(LONG_SEGMENTS, min_size=1, max_size=9),
+    final=st.booleans(),
+)
+def test_a_long_path_costs_what_it_would_cost_if_all_of_it_were_read(
+    tables: list[tuple[list[str], bool, int]], segments: list[str], final: bool
+) -> None:
+    routes = [route("/" + "/".join(parts) + "/**" * rest, units) for parts, rest, units in tables]
+    path = ("/" + "/".join(segments) + "/" * final).encode()
+    short, whole = (RouteTable(routes, CHEAP, extensions=("json",)) for _ in range(2))
+    whole._abridge = lambda text: text  # type: ignore[assignment]
+    try:
+        expected = whole.find(b"GET", path).units
+    except ProtocolError as error:
+        if "too many ways" not in error.reason:
+            with pytest.raises(ProtocolError):
+                short.find(b"GET", path)
+        return
+    assert short.find(b"GET", path).units == expected

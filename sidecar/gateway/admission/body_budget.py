@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.gateway.places import ANONYMOUS
+from sidecar.gateway.admission.places import ANONYMOUS
 
 READ_BYTES: Final = 65_536
 """What one read may bring."""

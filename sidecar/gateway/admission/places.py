@@ -5,7 +5,8 @@ A connection in use is a place. Without shares one caller whose calls take long 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeVar
 
 ANONYMOUS: Final = ""
@@ -19,45 +20,65 @@ class Places(Generic[Waiter]):
     streams. `ANONYMOUS` has a tenth. Every share is at least one place.
 
     Whoever gets no place waits; places go to the accounts that wait in turn.
+
+    No account can have its share while fewer places are taken in all. So places are counted by account only from then
+    on, until it is calm again; ``holders`` tells at that moment who has those that are taken, an account for each.
     """
 
-    def __init__(self, total: int, waiting_max: int) -> None:
+    def __init__(self, total: int, waiting_max: int, holders: Callable[[], Iterable[str]]) -> None:
         self.total = total
+        self._holders = holders
+        self._taken = 0
+        self._anonymous = 0
+        self._counting = False
         self.waiting_max = waiting_max
         self._share = max(1, total // 2)
         self._streams_share = max(1, total // 4)
         self._anonymous_share = max(1, total // 10)
-        self._held: dict[str, int] = {}
+        self._held: Counter[str] = Counter()
         self._streams: dict[str, int] = {}
         self._queues: dict[str, deque[Waiter]] = {}
         """Those who wait by account, the accounts in the order of their turns."""
         self._waiting = 0
 
     def __repr__(self) -> str:
-        return f"<Places {sum(self._held.values())} of {self.total}, waiting={self._waiting}>"
+        return f"<Places {self._taken} of {self.total}, waiting={self._waiting}>"
 
     @property
     def waiting(self) -> int:
         return self._waiting
 
-    def held(self, account: str) -> int:
-        return self._held.get(account, 0)
+    @property
+    def taken(self) -> int:
+        return self._taken
 
     def take(self, account: str) -> bool:
         """Takes a place for the account. False: it has its share."""
-        held = self._held.get(account, 0)
-        if held >= (self._share if account else self._anonymous_share):
-            return False
-        self._held[account] = held + 1
+        if not account:
+            if self._anonymous >= self._anonymous_share:
+                return False
+            self._anonymous += 1
+        elif self._counting or self._taken >= self._share:
+            if not self._counting:
+                self._counting = True
+                self._held = Counter(self._holders())
+            held = self._held[account]
+            if held >= self._share:
+                return False
+            self._held[account] = held + 1
+        self._taken += 1
         return True
 
     def give_back(self, account: str, *, stream: bool = False) -> None:
         """A place that was taken is free."""
-        held = self._held[account] - 1
-        if held:
-            self._held[account] = held
-        else:
-            del self._held[account]
+        self._taken -= 1
+        if not account:
+            self._anonymous -= 1
+        elif self._counting:
+            self._held[account] -= 1
+            if self._taken * 2 < self._share:
+                self._counting = False
+                self._held = Counter()
         if stream:
             self._count_stream(account, -1)
 
