@@ -340,7 +340,7 @@ async def takes_nothing_of_the_answer(scene: Scene) -> None:
     leave(wire)
 
 
-@caller(safe=False)
+@caller()
 async def takes_nothing_while_it_sends(scene: Scene) -> None:
     wire = await scene.connect(receive_bytes=4096)
     await wire.send(get() * 20 + post(bytes(LONG)))

@@ -282,7 +282,7 @@ class Callers(RuleBasedStateMachine):
                 context = rig.gateway.context
                 left = (rig.pool.waiting, context.bodies.used, context.bodies.waiting, len(context.detached))
                 assert left == (0, 0, 0, 0)
-                assert not any(rig.pool._places.held(who) for who in (HONEST, HOSTILE, ""))
+                assert not rig.pool._places.taken
             for rig in self.rigs:
                 assert await rig.ledger.drain(TIMEOUT_S)
             first = self.rigs[0]

@@ -32,7 +32,7 @@ async def test_a_server_never_does_more_than_is_charged(gateway: Any, tmp_path: 
             echo,
             accounts=[account(each) for each in accounts],
             upstream=UpstreamTarget(port=server.port),
-            body_timeout_s=0.2,
+            body_timeout_s=1.0,
             response_timeout_s=8.0,
             unpaid_per_second=1e4,
             unpaid_burst=10_000,

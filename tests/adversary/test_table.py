@@ -12,9 +12,12 @@ import pytest
 from tests.adversary.callers import CALLERS, Caller, Scene
 from tests.adversary.counting import ANSWERS, BREAKS, CLOSES, END, FIRST_BYTE, HEAD, NEVER, SERVES, SUCCESS, Counting
 from tests.integration.gateway.rig import account
+from tests.integration.gateway.wire import TIMEOUT_S
 
-TIMES = {"response_timeout_s": 0.15, "body_timeout_s": 0.15, "write_timeout_s": 0.5}
-"""Short, as some callers and APIs only wait."""
+SILENCE_S = 1.0
+"""How long a caller may say nothing in the middle of a body. Some do no more than that."""
+NO_ANSWER_S = 0.3
+"""For an API that never answers."""
 
 
 def owed(api: Counting, caller: Caller, done: int) -> int:
@@ -37,7 +40,12 @@ async def test_what_was_served_was_paid_and_what_was_paid_was_served(gateway: An
     api = Counting(begins, answer)
     accounts = {f"c{number}": name for number, name in enumerate(CALLERS)}
     async with gateway(
-        api, **TIMES, accounts=[account(each) for each in accounts], unpaid_per_second=1e4, unpaid_burst=10_000
+        api,
+        accounts=[account(each) for each in accounts],
+        body_timeout_s=SILENCE_S,
+        response_timeout_s=NO_ANSWER_S if answer == NEVER else TIMEOUT_S,
+        unpaid_per_second=1e4,
+        unpaid_burst=10_000,
     ) as rig:
         await asyncio.gather(*(CALLERS[name].act(Scene(rig, api, each)) for each, name in accounts.items()))
         for wire in rig.wires:
