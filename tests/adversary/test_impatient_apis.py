@@ -100,3 +100,23 @@ async def test_a_caller_that_waits_for_the_api_is_not_late(gateway: Any, head: b
         wire.writer.write(head + b"4000000\r\n" + bytes(0x4000000 - 1))
         assert (await wire.response()).status == 502
         assert await rig.charged() == []
+
+
+async def test_a_caller_that_sends_a_byte_now_and_then_keeps_the_api_waiting_too(gateway: Any) -> None:
+    """An API with a time limit for the whole body gives up shortly after the latest byte."""
+
+    async def script(talk: Conversation) -> None:
+        await talk.head()
+        with suppress(TimeoutError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(2 * GIVES_UP_S):
+                await talk.reader.readexactly(LONG)
+
+    async with gateway(script) as rig:
+        wire = await rig.connect()
+        await wire.send(HALF)
+        answer = asyncio.ensure_future(wire.response())
+        while not answer.done():
+            await wire.send(b"x")
+            await asyncio.sleep(0.05)
+        assert (await answer).status == 502
+        assert await rig.charged() == [499]

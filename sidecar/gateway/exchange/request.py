@@ -75,6 +75,9 @@ class RequestRelay(ChargedRelay):
     rate_received = 0
     body_began = 0.0
     body_at = 0.0
+    body_is_slow = False
+    window_began = 0.0
+    window_received = 0
     response: ResponseHead | None = None
 
     def __init__(self, context: GatewayContext, connection: Client, head: RequestHead, started: float) -> None:
@@ -297,18 +300,29 @@ class RequestRelay(ChargedRelay):
     def restart_rate(self) -> None:
         """The client could not send for a while: its rate counts from now on."""
         if self.body is not None:
-            self.rate_began = self.body_at = _clock()
-            self.rate_received = self.body.received
+            self.rate_began = self.body_at = self.window_began = _clock()
+            self.rate_received = self.window_received = self.body.received
+            self.body_is_slow = False
 
     def owes_body(self) -> bool:
-        """Whether the client has kept the API waiting for the rest of a body. An API that gives it up is not at
-        fault, and may have worked on what it had."""
-        connection = self.connection
-        return (
-            self.sent and connection is not None and not self.body_done
-            and not (connection.reading_paused or self.awaits_continue)
-            and _clock() - self.body_at >= LAG_S
-        )  # fmt: skip
+        """Whether the client has kept the API waiting for the rest of a body, or sends it slower than it has to. An
+        API that gives it up is not at fault, and may have worked on what it had."""
+        connection, body = self.connection, self.body
+        if not self.sent or connection is None or body is None or body.done:
+            return False
+        if connection.reading_paused or self.awaits_continue:
+            return False
+        return self.body_is_slow or _clock() - self.body_at >= LAG_S
+
+    def _note_piece(self, body: Body) -> None:
+        """Something of the body came and goes to the API. About once a second, whether it is enough."""
+        self.body_at = now = _clock()
+        since = now - self.window_began
+        if since >= LAG_S:
+            enough = self.context.settings.bytes_per_second_min * since
+            self.body_is_slow = body.received - self.window_received < enough
+            self.window_began = now
+            self.window_received = body.received
 
     @property
     def awaits_continue(self) -> bool:
@@ -334,7 +348,7 @@ class RequestRelay(ChargedRelay):
         if body.done:
             connection.take_leftover(body.leftover)
         if self.upstream is not None:
-            self.body_at = _clock()
+            self._note_piece(body)
             write_pieces(self.upstream.transport, pieces)
             if self.response is None:
                 self.await_response()
