@@ -9,7 +9,7 @@ PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-host test-cluster lint types unit compiled compiled-test compare scaling load docs requirements release clean
+.PHONY: help demo test test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -97,6 +97,9 @@ compare: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure the gateway bes
 
 scaling: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure what a request costs as accounts, connections, bodies, … grow (needs wrk)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.scaling $(SCALING_ARGS)
+
+hostile: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure honest callers while others attack (on loopback)
+	$(AS_WHEEL) $(BIN)/python -m loadtests.hostile $(HOSTILE_ARGS)
 
 # One scenario against `sidecar demo`: make load-herd LOAD_ARGS='--users 50'. The reports go to build/load.
 SCENARIOS := steady herd topup valkey-restart openmeter-outage rolling-restart slow-clients big-bodies
