@@ -9,7 +9,8 @@ PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
+.PHONY: help demo test adversary test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs \
+	requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -85,6 +86,10 @@ compiled: $(COMPILED)/.done ## Build the wheel with the request path compiled
 compiled-test: $(COMPILED)/.done $(VENV)/.installed-test ## Run the tests of the request path once more, compiled
 	QUOTA_SIDECAR_EXPECT_COMPILED=1 $(AS_WHEEL) $(BIN)/python -m pytest --import-mode=append $(PYTEST_ARGS) \
 		--deselect tests/conformance/test_framing.py::test_a_head_that_trickles_in_costs_no_square_of_its_length $(COMPILED_TESTS)
+
+adversary: $(VENV)/.installed-test ## Try random and honest callers for long (ADVERSARY_EXAMPLES, ADVERSARY_CALLS; NODE_PATH for Express)
+	ADVERSARY_EXAMPLES=$${ADVERSARY_EXAMPLES:-2000} ADVERSARY_CALLS=$${ADVERSARY_CALLS:-200000} \
+		$(BIN)/pytest tests/adversary $(PYTEST_ARGS)
 
 test-host: $(VENV)/.installed-test ## Test redirected traffic in network namespaces (needs root, ip, nft, iptables, curl)
 	QUOTA_SIDECAR_HOST_TESTS=1 $(BIN)/pytest -q tests/host

@@ -302,10 +302,17 @@ class ClientConnection(Client):
         self._searched = 0
         if self._buffer:
             self._read_head(self._take_buffer())
+            if self.eof:
+                self._tell_end()
         if self._is_idle() and (self.eof or self.context.draining):
             self.end()
 
     # It looks anew at what a call may have changed: a type checker, and what it compiles, remembers the look before.
+
+    def _tell_end(self) -> None:
+        """The client had closed its side before what is under way began. It is not told again."""
+        if self.relay is not None:
+            self.relay.client_eof()
 
     def _is_idle(self) -> bool:
         return self.relay is None and not self.lingering and not self._pumping
@@ -363,6 +370,8 @@ class ClientConnection(Client):
         self.resume_reading()
         if self._buffer:
             tunnel.client_data(self._take_buffer())
+        if self.eof:
+            tunnel.client_eof()
 
     def sweep(self, now: float) -> None:
         """Ends what has taken too long."""

@@ -46,8 +46,10 @@ REFUSED_ACCOUNTS_MAX: Final = 10_000
 UNTRUSTED_FIELDS: Final = (
     b"forwarded", b"x-forwarded", b"x-forwarded-*", b"x-real-ip", b"true-client-ip", b"client-cert",
     b"client-cert-chain", b"ssl-client-*", b"x-consumer-*",
+    b"script-name", b"x-script-name", b"path-info", b"daphne-root-path",
 )  # fmt: skip
-"""Fields by which proxies tell servers who a client is. From a peer that is not trusted they say nothing."""
+"""Fields by which proxies tell servers who a client is, and (the last line) how much of the path is not the API's:
+gunicorn believes ``SCRIPT_NAME`` of any peer on its own host. From a peer that is not trusted they say nothing."""
 
 
 def answer_limits(limits: Limits, head_bytes_max: int = 0) -> Limits:

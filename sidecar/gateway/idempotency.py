@@ -2,6 +2,7 @@
 
 After draft-ietf-httpapi-idempotency-key-header-07, whose ``Idempotency-Key`` is a string of RFC 9651, and the
 Read/Write API of UK Open Banking, whose ``x-idempotency-key`` is plain text. Both spellings are read in both fields.
+They are different keys: an API that compares the text of the field does a call again whose key is spelled anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 from sidecar.gateway import errors
 from sidecar.gateway.errors import Kind
 from sidecar.gateway.http1.body import BodyRules, ChunkedDecoder, Piece
+from sidecar.gateway.methods import METHOD_OVERRIDES
 from sidecar.gateway.routes import SAFE_METHODS, IdempotencyRule
 from sidecar.ledger.client.outcomes import IdempotencyKey
 from sidecar.ledger.keys import idempotency_digest
@@ -34,7 +36,9 @@ class KeyRefused(Exception):
 
 
 def read_key(rule: IdempotencyRule | None, method: bytes, fields: Mapping[bytes, bytes]) -> bytes | None:
-    """The caller's key, without quotes. None: the route has no rule, the method changes nothing, or there is no key.
+    """The caller's key, as it is spelled. None: the route has no rule, the method changes nothing, or there is no key
+    by which the gateway and any API know the same call: none at all, or the same one several times, of which servers
+    take the first, the last, or all as one text.
 
     Args:
         fields: values by lower-case name; those of a repeated field are joined with a comma and a space.
@@ -59,7 +63,7 @@ def read_key(rule: IdempotencyRule | None, method: bytes, fields: Mapping[bytes,
         raise KeyRefused(errors.KEY_INVALID, f"{_shown(rule)} is empty.")
     if len(key) > KEY_BYTES_MAX:
         raise KeyRefused(errors.KEY_INVALID, f"{_shown(rule)} is longer than {KEY_BYTES_MAX} bytes.")
-    return key
+    return value if len(keys) == 1 else None
 
 
 def _shown(rule: IdempotencyRule) -> str:
@@ -118,6 +122,14 @@ def content_of(pieces: Sequence[Piece], rules: BodyRules, *, chunked: bool) -> b
     """The content of a complete body, of the pieces in which it goes to the API: how it is cut says nothing."""
     whole = b"".join(pieces)
     return b"".join(ChunkedDecoder(rules, plain=True).feed(whole)) if chunked else whole
+
+
+def named_method(method: bytes, fields: Mapping[bytes, bytes]) -> bytes:
+    """The method, with those that fields name in its place: what they say is another call."""
+    for name in METHOD_OVERRIDES:
+        if name in fields:
+            method += b" %b:%b" % (name, fields[name])
+    return method
 
 
 def call_key(

@@ -177,7 +177,7 @@ class DefaultRouteSettings(Model):
         default="auto",
         description="What a call costs whose answer the API broke off. `auto`: nothing if the length of the answer was "
         "known; the price if it was a stream of which the client got something. A client that did not take what "
-        "waited for it pays in any case.",
+        "waited for it pays in any case, and so does one that kept the API waiting for the rest of its body.",
     )
     request_buffering: bool = Field(
         default=True,

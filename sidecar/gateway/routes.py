@@ -262,8 +262,8 @@ class RouteTable:
         route = self.find(method, head.path)
         if head.marked:
             named = _named_methods(head)
-            if named and not route.deny:
-                return self._overridden(route, named, head.path)
+            if named:  # so it is no preflight either, whatever else it says
+                return route if route.deny else self._overridden(route, named, head.path)
         if method == b"OPTIONS":
             return self._preflight(head, route)
         return route
@@ -287,7 +287,8 @@ class RouteTable:
 
     def dearest(self, found: Sequence[Route]) -> Route:
         """The one that is charged: a denied one before all, a free one only if all are free; among charged ones the
-        most units, and of as many the one that charges more statuses. The first of equals.
+        most units, of as many the one that charges more statuses, and of these one whose repeats cost something. The
+        first of equals.
 
         Raises:
             ProtocolError: 400, the metrics differ, and there is no weight by which to compare them.
@@ -303,13 +304,13 @@ class RouteTable:
                 best = route
         return best
 
-    def _worth(self, route: Route, other: Route) -> tuple[int, int]:
+    def _worth(self, route: Route, other: Route) -> tuple[int, int, int]:
         units = route.units
         if route.metric != other.metric:
             if route.metric not in self._weights or other.metric not in self._weights:
                 raise ProtocolError(400, "The path can be read as that of two routes with different metrics.")
             units *= self._weights[route.metric]
-        return units, len(route.charged)
+        return units, len(route.charged), -(route.idempotency.repeats_max if route.idempotency is not None else 0)
 
     def _readings(self, method: bytes, text: str, how: str) -> list[Reading]:
         plain = self._plain

@@ -213,7 +213,8 @@ class UpstreamSettings(Model):
         description="Further request header fields that the gateway removes unless the request came from "
         "`trusted_peers`, in every spelling with hyphens and underscores. `X-Partner-*` stands for all names that "
         "begin so. It always removes `Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `True-Client-IP`, `Client-Cert`, "
-        "`Client-Cert-Chain`, `ssl-client-*` and `X-Consumer-*`.",
+        "`Client-Cert-Chain`, `ssl-client-*`, `X-Consumer-*`, `Script-Name`, `X-Script-Name`, `Path-Info` and "
+        "`Daphne-Root-Path`.",
     )
 
     @model_validator(mode="after")

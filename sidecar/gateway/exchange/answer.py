@@ -13,7 +13,7 @@ from sidecar.gateway.counters import SHED_STREAMS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.messages import status_line, status_lines, write_pieces
-from sidecar.gateway.exchange.request import RequestRelay
+from sidecar.gateway.exchange.request import LAG_S, RequestRelay
 from sidecar.gateway.exchange.tunnel import Tunnel
 from sidecar.gateway.http1.body import Body, BodyKind, open_body
 from sidecar.gateway.http1.fields import list_elements, without
@@ -22,8 +22,6 @@ from sidecar.gateway.http1.heads import ResponseHead
 from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
 from sidecar.gateway.routes import is_charged
 
-LAG_S: Final = 1.0
-"""A client that has left an answer waiting for so long, in all, is why an API gives it up."""
 LEFT_STREAM_S: Final = 5.0
 """How long nothing may move on a stream of events whose client has closed its side."""
 _STREAM_TYPE: Final = re.compile(
@@ -74,7 +72,9 @@ class AnswerRelay(RequestRelay):
                 found = self.context.response_parser.response(data, self.head.method, at, self.response_searched)
             except ProtocolError as error:
                 self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
-                if error.by_caller:
+                if self.owes_body():
+                    self.settle(CLIENT_CLOSED, _clock())
+                elif error.by_caller:
                     # The API did what was asked, and repeats something of the request that cannot be passed on.
                     self.settle_or_release(error.answered, errors.UPSTREAM_FAILED.status, _clock())
                 self.refuse(Refusal(errors.UPSTREAM_FAILED, errors.INVALID_RESPONSE))
@@ -225,7 +225,10 @@ class AnswerRelay(RequestRelay):
         assert connection is not None
         self.finished = True
         now = _clock()
-        self.settle_or_release(response.status, response.status, now)
+        if response.status == 408 and self.owes_body():
+            self.settle(CLIENT_CLOSED, now)
+        else:
+            self.settle_or_release(response.status, response.status, now)
         if upstream is not None:
             self.upstream = None
             # One that answered before it took the whole request may never take the rest.

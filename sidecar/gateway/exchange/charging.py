@@ -16,7 +16,7 @@ from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of, uncharged
 from sidecar.gateway.http1.heads import RequestHead
-from sidecar.gateway.idempotency import KeyRefused, call_key, read_key
+from sidecar.gateway.idempotency import KeyRefused, call_key, named_method, read_key
 from sidecar.gateway.interaction_id import WHOLE, id_text
 from sidecar.gateway.methods import method_label
 from sidecar.gateway.relay import Relay
@@ -147,7 +147,8 @@ class ChargedRelay(Relay):
         route = self.route
         key, rule, head = None, route.idempotency, self.head
         if self.caller_key is not None and rule is not None:
-            key = call_key(rule, self.caller_key, self.account, head.method, head.target, self.content())
+            method = named_method(head.method, head.fields)
+            key = call_key(rule, self.caller_key, self.account, method, head.target, self.content())
         hold = self.context.ledger.hold(self.account, route.metric, route.units, self._held, key)
         if self.hold is None:  # else it was decided at once, and _held has it
             self.hold = hold

@@ -227,8 +227,8 @@ class Exchange(AnswerRelay):
         response, now = self.response, _clock()
         assert response is not None
         status, reason = errors.UPSTREAM_FAILED.status, "upstream-cut"
-        if self.client_lagged():
-            # An API that cannot get rid of its answer gives up: that is the client's doing.
+        if self.client_lagged() or self.owes_body():
+            # An API gives up that cannot get rid of its answer, or waits for a body: that is the client's doing.
             status, reason = CLIENT_CLOSED, "client-lagged"
             self.settle_or_release(response.status, status, now)
         elif self._break_is_charged(response):
@@ -352,6 +352,8 @@ class Exchange(AnswerRelay):
             self.complete_without_client(0)
         else:
             self.context.note_upstream_failure(f"{self.pool.target} closed the connection without an answer")
+            if self.owes_body():
+                self.settle(CLIENT_CLOSED, _clock())
             detail = errors.INVALID_RESPONSE if self.upstream_spoke else errors.NO_ANSWER
             self.refuse(Refusal(errors.UPSTREAM_FAILED, detail))
 

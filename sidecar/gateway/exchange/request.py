@@ -47,6 +47,9 @@ _SHED_DETAILS: Final = {
 """What the caller reads."""
 _EXPECT: Final = frozenset({EXPECT})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAG_S: Final = 1.0
+"""A client that has left an answer waiting for so long, in all, or the API for the next piece of a body, is why an API
+gives up."""
 _clock: Final = monotonic
 
 
@@ -54,6 +57,7 @@ class RequestRelay(ChargedRelay):
     """Sends the request once it is `granted`. ``response``: the head of the API's answer, once it has arrived.
 
     ``continued``: the client was told to send its body. ``allowed``: the call may go to the API when its body is there.
+    ``body_at``: when something of the body last came, or could come again, after its beginning had gone to the API.
     """
 
     # What most exchanges never change stands in the class, not in each of them: an object is made for every request.
@@ -70,6 +74,7 @@ class RequestRelay(ChargedRelay):
     rate_began = 0.0
     rate_received = 0
     body_began = 0.0
+    body_at = 0.0
     response: ResponseHead | None = None
 
     def __init__(self, context: GatewayContext, connection: Client, head: RequestHead, started: float) -> None:
@@ -292,8 +297,18 @@ class RequestRelay(ChargedRelay):
     def restart_rate(self) -> None:
         """The client could not send for a while: its rate counts from now on."""
         if self.body is not None:
-            self.rate_began = _clock()
+            self.rate_began = self.body_at = _clock()
             self.rate_received = self.body.received
+
+    def owes_body(self) -> bool:
+        """Whether the client has kept the API waiting for the rest of a body. An API that gives it up is not at
+        fault, and may have worked on what it had."""
+        connection = self.connection
+        return (
+            self.sent and connection is not None and not self.body_done
+            and not (connection.reading_paused or self.awaits_continue)
+            and _clock() - self.body_at >= LAG_S
+        )  # fmt: skip
 
     @property
     def awaits_continue(self) -> bool:
@@ -319,6 +334,7 @@ class RequestRelay(ChargedRelay):
         if body.done:
             connection.take_leftover(body.leftover)
         if self.upstream is not None:
+            self.body_at = _clock()
             write_pieces(self.upstream.transport, pieces)
             if self.response is None:
                 self.await_response()

@@ -23,6 +23,7 @@ from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
 from sidecar.gateway.routes import Route, RouteTable
 from sidecar.gateway.upstream import UpstreamPool
 from sidecar.identity.build import build_chain
+from sidecar.identity.chain import IdentityChain
 from sidecar.identity.peers import TrustedPeers
 from sidecar.identity.settings import ApiKeySettings, MtlsSettings, ResolverSettings, TrustedHeaderSettings
 from sidecar.identity.types import KeyStoreUnavailable
@@ -92,6 +93,7 @@ class Rig:
     accounts: tuple[str, ...]
     log: list[dict[str, Any]]
     faults: list[dict[str, Any]]
+    link: LinkSettings
     wires: list[Wire] = field(default_factory=list)
 
     async def connect(self, **options: Any) -> Wire:
@@ -152,6 +154,46 @@ def _at(port: int, target: UpstreamTarget) -> UpstreamTarget:
     return target if target.path or target.port != UpstreamTarget().port else replace(target, port=port)
 
 
+async def _started_ledger(client: Redis, keys: Keys, link: LinkSettings) -> LedgerClient:
+    where = client.connection_pool.connection_kwargs
+    ledger = LedgerClient(endpoints(parse_valkey_url(f"valkey://{where['host']}:{where['port']}")), keys, link)
+    ledger.start()
+    assert await ledger.wait_ready(TIMEOUT_S)
+    return ledger
+
+
+async def _started_identity(client: Redis, keys: Keys) -> IdentityChain:
+    resolvers: list[ResolverSettings] = [
+        TrustedHeaderSettings(type="trusted_header"),
+        MtlsSettings(type="mtls"),
+        ApiKeySettings(type="api_key"),
+    ]
+    identity = build_chain(resolvers, ApiKeys(client, keys, unavailable=KeyStoreUnavailable))
+    await identity.start()
+    return identity
+
+
+@asynccontextmanager
+async def beside(rig: Rig) -> AsyncIterator[Rig]:
+    """Another gateway with the settings, the API, the Valkey and the accounts of ``rig``. The books are common."""
+    ledger = await _started_ledger(rig.client, rig.ledger.keys, rig.link)
+    identity = await _started_identity(rig.client, rig.ledger.keys)
+    like = rig.gateway.context
+    context = GatewayContext(
+        settings=like.settings, routes=like.routes, identity=identity, ledger=ledger, trusts=like.trusts
+    )
+    gateway = Gateway(context)
+    try:
+        port = await gateway.listen("127.0.0.1", 0, rig.pool.target)
+        (pool,) = context.destinations
+        yield replace(rig, gateway=gateway, pool=pool, port=port, ledger=ledger, log=[], wires=[])
+        assert await gateway.drain(TIMEOUT_S), "the gateway could not end in order"
+    finally:
+        await gateway.drain(0.0)
+        await ledger.close()
+        await identity.close()
+
+
 @asynccontextmanager
 async def running(
     valkey: redis.Redis,
@@ -189,20 +231,9 @@ async def running(
         specs = tuple(accounts) or (account(),)
         for spec in specs:
             await loader.load(spec)
-        ledger = LedgerClient(
-            endpoints(parse_valkey_url(f"valkey://{where['host']}:{where['port']}")),
-            keys,
-            LinkSettings(hold_budget_s=hold_budget_s, unpaid_per_second=unpaid_per_second, unpaid_burst=unpaid_burst),
-        )
-        ledger.start()
-        assert await ledger.wait_ready(TIMEOUT_S)
-        resolvers: list[ResolverSettings] = [
-            TrustedHeaderSettings(type="trusted_header"),
-            MtlsSettings(type="mtls"),
-            ApiKeySettings(type="api_key"),
-        ]
-        identity = build_chain(resolvers, ApiKeys(client, keys, unavailable=KeyStoreUnavailable))
-        await identity.start()
+        link = LinkSettings(hold_budget_s=hold_budget_s, unpaid_per_second=unpaid_per_second, unpaid_burst=unpaid_burst)
+        ledger = await _started_ledger(client, keys, link)
+        identity = await _started_identity(client, keys)
         spool = None
         if spool_directory is not None:
             spool = Spool(SpoolSettings(spool_directory, allowance_units=2, bytes_max=1_000_000), ledger)
@@ -220,7 +251,7 @@ async def running(
         target = _at(api_port, upstream or UpstreamTarget())
         port = await gateway.listen("127.0.0.1", 0, target, tls=tls, proxy_protocol=proxy_protocol)
         (pool,) = gateway.context.destinations
-        rig = Rig(gateway, pool, port, api, ledger, loader, client, tuple(spec.id for spec in specs), log, faults)
+        rig = Rig(gateway, pool, port, api, ledger, loader, client, tuple(spec.id for spec in specs), log, faults, link)
         try:
             yield rig
             for wire in rig.wires:

@@ -7,7 +7,7 @@ import pytest
 from sidecar.gateway import errors
 from sidecar.gateway.http1.body import BodyRules, ChunkedDecoder
 from sidecar.gateway.http1.limits import Limits
-from sidecar.gateway.idempotency import KEY_BYTES_MAX, KeyRefused, call_key, content_of, read_key
+from sidecar.gateway.idempotency import KEY_BYTES_MAX, KeyRefused, call_key, content_of, named_method, read_key
 from sidecar.gateway.routes import SAFE_METHODS, IdempotencyRule
 
 RULE = IdempotencyRule()
@@ -20,24 +20,22 @@ def read(value: bytes, rule: IdempotencyRule = RULE) -> bytes | None:
 
 
 @pytest.mark.parametrize(
-    ("value", "key"),
+    "value",
     [
-        (UUID, UUID),
-        (b'"' + UUID + b'"', UUID),
-        (b"a,b", b"a,b"),
-        (b'"a, b"', b"a, b"),
-        (rb'"a\"b\\c"', rb'a"b\c'),
-        (rb"a\b", rb"a\b"),
-        (b"k, k", b"k"),
-        (b'k, "k"', b"k"),
-        (b'"k", "k", k', b"k"),
-        (b"x" * KEY_BYTES_MAX, b"x" * KEY_BYTES_MAX),
-        (rb'"' + rb"\\" * KEY_BYTES_MAX + b'"', b"\\" * KEY_BYTES_MAX),
+        UUID, b'"' + UUID + b'"', b"a,b", b'"a, b"', rb'"a\"b\\c"', rb"a\b", b"x" * KEY_BYTES_MAX,
+        rb'"' + rb"\\" * KEY_BYTES_MAX + b'"',
     ],
-)
-def test_quotes_are_not_part_of_a_key_and_equal_lines_are_one(value: bytes, key: bytes) -> None:
-    assert read(value) == key
-    assert read(value, OBIE) == key
+)  # fmt: skip
+def test_a_key_is_what_is_spelled_with_quotes_or_without(value: bytes) -> None:
+    """An API that compares the text of the field does a call again whose key is spelled anew."""
+    assert read(value) == value
+    assert read(value, OBIE) == value
+
+
+@pytest.mark.parametrize("value", [b"k, k", b'k, "k"', b'"k", "k", k'])
+def test_a_key_that_is_there_several_times_is_legal_and_makes_no_repeat(value: bytes) -> None:
+    assert read(value) is None
+    assert read(value, IdempotencyRule(required=True)) is None
 
 
 @pytest.mark.parametrize(
@@ -96,6 +94,12 @@ def test_a_call_is_its_account_method_target_and_key_and_its_content_must_be_the
     assert changed is not None
     assert changed.digest == first.digest
     assert changed.fingerprint != first.fingerprint
+
+
+def test_a_call_whose_method_a_field_names_is_another_call() -> None:
+    assert named_method(b"POST", {b"idempotency-key": b"k"}) == b"POST"
+    names = [b"x-http-method-override", b"x-method-override", b"x-http-method"]
+    assert len({named_method(b"POST", {name: b"DELETE"}) for name in names} | {b"POST"}) == 4
 
 
 def test_what_is_too_long_to_compare_is_no_repeat() -> None:
