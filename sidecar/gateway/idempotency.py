@@ -2,7 +2,7 @@
 
 After draft-ietf-httpapi-idempotency-key-header-07, whose ``Idempotency-Key`` is a string of RFC 9651, and the
 Read/Write API of UK Open Banking, whose ``x-idempotency-key`` is plain text. Both spellings are read in both fields.
-They are different keys: an API that compares the text of the field does a call again whose key is spelled anew.
+A key is the same with quotes and without: an API that tells them apart must not be declared idempotent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class KeyRefused(Exception):
 
 
 def read_key(rule: IdempotencyRule | None, method: bytes, fields: Mapping[bytes, bytes]) -> bytes | None:
-    """The caller's key, as it is spelled. None: the route has no rule, the method changes nothing, or there is no key
+    """The caller's key, without quotes. None: the route has no rule, the method changes nothing, or there is no key
     by which the gateway and any API know the same call: none at all, or the same one several times, of which servers
     take the first, the last, or all as one text.
 
@@ -63,7 +63,7 @@ def read_key(rule: IdempotencyRule | None, method: bytes, fields: Mapping[bytes,
         raise KeyRefused(errors.KEY_INVALID, f"{_shown(rule)} is empty.")
     if len(key) > KEY_BYTES_MAX:
         raise KeyRefused(errors.KEY_INVALID, f"{_shown(rule)} is longer than {KEY_BYTES_MAX} bytes.")
-    return value if len(keys) == 1 else None
+    return key if len(keys) == 1 else None
 
 
 def _shown(rule: IdempotencyRule) -> str:

@@ -38,7 +38,6 @@ async def charged_units(rig: Rig) -> int:
 
 SPELLED_KEYS = [
     (b"Idempotency-Key: k",),
-    (b'Idempotency-Key: "k"',),
     (b"Idempotency-Key: k, k",),
     (b"Idempotency-Key: k", b"Idempotency-Key: k"),
     (b'Idempotency-Key: k, "k"',),

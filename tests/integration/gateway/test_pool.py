@@ -170,7 +170,7 @@ async def test_a_request_does_not_wait_for_a_connection_for_ever(gateway: Any) -
         await talk.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
         await talk.reader.read()
 
-    async with gateway(script, upstream_connections_max=1, response_timeout_s=0.2) as rig:
+    async with gateway(script, upstream_connections_max=1, admission_timeout_s=0.2) as rig:
         first = await rig.connect()
         await first.send(get())
         await first.head()

@@ -230,6 +230,13 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
             "empty"
         ],
     ),
+    "PROXY headers of nobody": (
+        SMALLEST + "listen:\n  proxy_protocol: v2\n",
+        [
+            "gateway.yaml:4: listen.proxy_protocol: would refuse every connection: trusted_peers, who may send such "
+            "headers, is empty"
+        ],
+    ),
     "an admin port for all without a token": (
         SMALLEST + "admin: {host: 0.0.0.0}\n",
         ["gateway.yaml:3: admin.token: is needed (or token_file): 0.0.0.0 is not a loopback address"],
