@@ -30,6 +30,8 @@ _ESCAPED_LETTER: Final = 9
 _ANY: Final = "x"
 """Stands for what no template has as a literal."""
 _CUT_MARK: Final = re.compile(r"[;?#]|%3B|%3F|%23")
+_END_MARK: Final = re.compile(r"[?#]|%3F|%23")
+_PARAMETER_MARKS: Final = (";", "%3B")
 
 EXACT: Final = "exact"
 CASE: Final = "letter case"
@@ -102,7 +104,8 @@ class Abridgement:
 
     def __init__(self, literals: Iterable[str], depth: int, extensions: Sequence[str]) -> None:
         self._depth = depth
-        self._literals = tuple({_plainest(each) for each in literals if each})
+        # Of a name that is all dots and spaces, nothing may be left: then the slash before it is the path's last.
+        self._literals = tuple({"", *map(_plainest, literals)})
         self._longest = max(map(len, self._literals), default=0) * _ESCAPED_LETTER
         endings = [re.escape(f".{each}") for each in extensions]
         self._end = re.compile(f"(?:{'|'.join([*endings, '[. ]'])})*")
@@ -119,7 +122,9 @@ class Abridgement:
         match = _CUT_MARK.search(part)
         if match is None:
             return self._name(part)
-        return self._name(part[: match.start()]) + match[0] + _ANY
+        further = _END_MARK.search(part, match.end()) if match[0] in _PARAMETER_MARKS else None
+        rest = further[0] + _ANY if further is not None else ""  # it ends the path, and a parameter only its segment
+        return self._name(part[: match.start()]) + match[0] + _ANY + rest
 
     def _name(self, name: str) -> str:
         """What comes before a mark at which servers cut off."""

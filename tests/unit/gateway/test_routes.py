@@ -333,6 +333,17 @@ TEMPLATES = st.lists(st.one_of(st.sampled_from(LITERALS), st.just("{id}")), min_
 )
 
 
+@pytest.mark.parametrize("last", ["%20" * 8, "%C2%AD" * 8, "%20" * 8 + ".json", ".%20" * 6])
+def test_the_slash_before_a_name_of_which_servers_leave_nothing_is_the_last(last: str) -> None:
+    table = RouteTable([route("/{id}", 2)], CHEAP, extensions=("json",))
+    assert table.find(b"GET", b"/accounts%20%20%20%20%20%20%3B%EF%BC%A1/" + last.encode()).units == 2
+
+
+def test_a_parameter_does_not_hide_where_a_long_path_is_cut_off() -> None:
+    table = RouteTable([route("/{id}", 2)], CHEAP)
+    assert table.find(b"GET", b"/accounts%20%20%20%20%20%3B%EF%BC%A1%3F/accounts/%20%20%20%20%20%20%20%20").units == 2
+
+
 @given(
     tables=st.lists(st.tuples(TEMPLATES, st.booleans(), st.integers(1, 9)), max_size=5),
     segments=st.lists(LONG_SEGMENTS, min_size=1, max_size=9),
