@@ -114,11 +114,3 @@ async def test_of_two_readings_at_one_price_the_one_without_free_repeats_decides
         for _ in range(3):
             await rig.ask(post(b"x", b"Idempotency-Key: k", b"X-HTTP-Method-Override: DELETE", target=b"/a"))
         assert await charged_units(rig) == 3
-
-
-async def test_a_key_that_paid_at_one_host_does_not_pay_at_another(gateway: Any) -> None:
-    async with gateway(echo, default=ONCE) as rig:
-        call = post(b"pay", b"Idempotency-Key: k")
-        for host in (b"api.bank.example", b"uk.bank.example", b"api.bank.example:8080"):
-            await rig.ask(call.replace(b"api.bank.example", host))
-        assert await charged_units(rig) == 3

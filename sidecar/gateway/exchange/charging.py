@@ -148,8 +148,7 @@ class ChargedRelay(Relay):
         key, rule, head = None, route.idempotency, self.head
         if self.caller_key is not None and rule is not None:
             method = named_method(head.method, head.fields)
-            where = head.host + head.target  # one API may serve several hosts, each with keys of its own
-            key = call_key(rule, self.caller_key, self.account, method, where, self.content())
+            key = call_key(rule, self.caller_key, self.account, method, head.target, self.content())
         hold = self.context.ledger.hold(self.account, route.metric, route.units, self._held, key)
         if self.hold is None:  # else it was decided at once, and _held has it
             self.hold = hold
