@@ -9,8 +9,7 @@ PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test adversary test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs \
-	requirements release clean
+.PHONY: help demo test adversary test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
