@@ -19,7 +19,7 @@ from sidecar.cli.words import count, price_text
 from sidecar.gateway.http1.framing import HeadParser, ProtocolError, RequestHead
 from sidecar.gateway.http1.target import routing_path
 from sidecar.gateway.methods import METHOD_OVERRIDES, PATH_OVERRIDES, PREFLIGHT
-from sidecar.gateway.routes import Reading, Route, RouteTable
+from sidecar.gateway.routes import SAFE_METHODS, Reading, Route, RouteTable, is_charged
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.accounts_file import load_accounts
 
@@ -64,6 +64,7 @@ class Explanation:
     allow: tuple[str, ...] = ()
     prices: tuple[str, ...] = ()
     statuses: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
     others: tuple[OtherRoute, ...] = ()
@@ -154,7 +155,7 @@ def explain(
         return base
     return replace(
         base, metric=found.metric, units=found.units, prices=tuple(_prices(found, accounts)),
-        statuses=_ranges(found.charged),
+        statuses=_ranges(_charged(found, head.method)), rules=tuple(_rules(found, head.method)),
     )  # fmt: skip
 
 
@@ -234,6 +235,27 @@ def _ranges(statuses: frozenset[int]) -> tuple[str, ...]:
     return tuple(f"{low}" if low == high else f"{low}-{high}" for low, high in found)
 
 
+def _charged(route: Route, method: bytes) -> frozenset[int]:
+    return frozenset(status for status in range(100, 600) if is_charged(route, method, status))
+
+
+def _rules(route: Route, method: bytes) -> Iterator[str]:
+    """What decides about calls without a whole answer, bodies and repeats."""
+    unsafe = method not in SAFE_METHODS
+    if unsafe:
+        yield f"no answer in time: {'charged' if route.timeout_charged else 'free'}"
+    broken = {None: "charged if it was a stream", True: "charged", False: "free"}[route.broken_charged]
+    yield f"an answer that the API breaks off: {broken}"
+    if unsafe:
+        yield f"bodies: {'gathered first' if route.buffered else 'go on as they come'}"
+        rule = route.idempotency
+        repeats = "charged"
+        if rule is not None:
+            conflicts = "refused" if rule.refuse_conflicts else "charged"
+            repeats = f"{rule.repeats_max} free under {rule.header.decode()}, conflicts {conflicts}"
+        yield f"repeats: {repeats}"
+
+
 def _limits(config: Config) -> Iterator[str]:
     limits = config.limits
     yield f"limits.target_bytes_max: {limits.target_bytes_max}"
@@ -296,6 +318,7 @@ def _print(explanation: Explanation) -> None:
             line("units", str(explanation.units))
             _lines("price", explanation.prices)
             line("statuses", ", ".join(explanation.statuses))
+            _lines("rules", explanation.rules)
         _lines("limits", explanation.limits)
     _lines(
         "variants",

@@ -115,7 +115,7 @@ def _idempotency(value: Any) -> Any:
     if value in ("on", True):
         return IdempotencySettings()
     if value == "auto":
-        raise ValueError("auto is no more: set on for routes whose API does a repeated call once, else off")
+        raise ValueError("auto was removed: write on if the API does a repeated call only once, else off")
     if isinstance(value, str):
         raise ValueError("should be on, off or a section")
     return value

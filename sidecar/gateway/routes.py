@@ -308,7 +308,10 @@ class RouteTable:
         units = route.units
         if route.metric != other.metric:
             if route.metric not in self._weights or other.metric not in self._weights:
-                raise ProtocolError(400, "The path can be read as that of two routes with different metrics.")
+                raise ProtocolError(
+                    400,
+                    "The call can be read as one that has another price. Send it as the API documents it.",
+                )
             units *= self._weights[route.metric]
         return units, len(route.charged), -(route.idempotency.repeats_max if route.idempotency is not None else 0)
 

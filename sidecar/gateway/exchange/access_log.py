@@ -42,7 +42,6 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
         counters.remaining[label] = (hold.available, hold.view.digits)
     if context.access_log is not None and (context.settings.access_log == "all" or status >= 500 or refused):
         traceparent = relay.head.fields.get(TRACEPARENT)
-        client = relay.connection
         context.access_log(
             orjson.dumps(
                 {
@@ -54,10 +53,11 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
                     "account": account or None,
                     "reason": reason or None,
                     "shed": relay.shed_for or None,
+                    "policy": relay.policy or None,
                     "duration_ms": round(elapsed * 1000, 3),
                     "units": relay.charged_units,
                     "repeat": hold is not None and hold.code == _REPEAT,
-                    "client": client.peer.address if client is not None else None,
+                    "client": relay.peer.address,
                     "interaction_id": relay.interaction_id,
                     "traceparent": traceparent[:128].decode("latin-1") if traceparent else None,
                 }

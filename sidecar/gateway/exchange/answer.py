@@ -28,6 +28,8 @@ _STREAM_TYPE: Final = re.compile(
     rb"(?im)^content-type:[ \t]*(?:text/event-stream|application/(?:x-)?(?:ndjson|stream\+json|json-seq)"
     rb"|multipart/x-mixed-replace)[ \t]*(?:;|\r)"
 )
+CLIENT_LEFT: Final = "client-left"
+"""Reason in the access log."""
 CLIENT_CLOSED: Final = 499
 """Status in events and metrics of a request whose client went away (nginx's number for it)."""
 # A look into an enumeration takes as long as a method call, one at a name that may be bound anew half as long.
@@ -255,7 +257,7 @@ class AnswerRelay(RequestRelay):
         else:
             self.release(reached=True)
         self.drop_upstream()
-        record(self, CLIENT_CLOSED, now, refused=False)
+        record(self, CLIENT_CLOSED, now, refused=False, reason=CLIENT_LEFT)
 
     # how long an answer may take
 

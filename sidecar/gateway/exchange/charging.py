@@ -49,6 +49,8 @@ class ChargedRelay(Relay):
     hold: Hold | None = None
     asked_for_hold = False
     charged_units = 0
+    policy = ""
+    """The limit of the account that refused the call: ``rate``, ``daily`` or ``unpaid``."""
     shed_for = ""
     """What there was no room for, one of ``counters.SHED_REASONS``."""
     caller_key: bytes | None = None
@@ -58,6 +60,7 @@ class ChargedRelay(Relay):
     def __init__(self, context: GatewayContext, connection: Client, head: RequestHead, started: float) -> None:
         self.context = context
         self.connection: Client | None = connection
+        self.peer = connection.peer
         self.head = head
         self.started = started
         self.route: Route = context.no_route

@@ -32,7 +32,7 @@ from sidecar.gateway.client import Client
 from sidecar.gateway.counters import SHED_BODIES, SHED_FREE, SHED_PLACES
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
-from sidecar.gateway.exchange.answer import CLIENT_CLOSED, AnswerRelay
+from sidecar.gateway.exchange.answer import CLIENT_CLOSED, CLIENT_LEFT, AnswerRelay
 from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, read_marks
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
@@ -170,10 +170,12 @@ class Exchange(AnswerRelay):
             self.drop_gathered()
         status = refusal.status or refusal.kind.status
         context.counters.refuse(refusal.kind.name)
+        self.policy = str(refusal.extra.get("policy", ""))
         now = _clock()
-        record(self, status, now, refused=True, reason=refusal.kind.name)
-        if self.connection is not None:
-            self._answer_with(self.connection, refusal, status, now)
+        connection = self.connection
+        record(self, CLIENT_CLOSED if connection is None else status, now, refused=True, reason=refusal.kind.name)
+        if connection is not None:
+            self._answer_with(connection, refusal, status, now)
 
     def _answer_with(self, connection: Client, refusal: Refusal, status: int, now: float) -> None:
         head, context = self.head, self.context
@@ -270,7 +272,7 @@ class Exchange(AnswerRelay):
             self.pool.cancel(self.connected, self.place)
             self.drop_gathered()
             self.drop_upstream()
-            record(self, CLIENT_CLOSED, _clock(), refused=False)
+            record(self, CLIENT_CLOSED, _clock(), refused=False, reason=CLIENT_LEFT)
         connection.reset()
 
     def stopped(self) -> None:

@@ -107,6 +107,8 @@ class PaymentsApi:
     ) -> web.Response:
         """Runs ``create`` for a new idempotency key; answers as before for a known key with the same body."""
         key = request.headers.get(IDEMPOTENCY_KEY, "")
+        if len(key) > 2 and key[0] == key[-1] == '"':
+            key = key[1:-1]  # as the gateway reads it
         if not key.strip():
             raise bad_request("UK.OBIE.Header.Missing", f"{IDEMPOTENCY_KEY} is required on POST", IDEMPOTENCY_KEY)
         if len(key) > IDEMPOTENCY_KEY_CHARS_MAX:

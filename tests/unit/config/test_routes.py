@@ -160,7 +160,7 @@ def test_a_word_declares_a_route_idempotent(word: object) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("auto", "auto is no more: set on for routes whose API does a repeated call once, else off"),
+        ("auto", "auto was removed: write on if the API does a repeated call only once, else off"),
         ("yes", "should be on, off or a section"),
         ({"repeats_max": -1}, "greater than or equal to 0"),
         ({"header": "Host"}, "has a meaning of its own"),
