@@ -128,7 +128,7 @@ class Gateway(Owner):
             connection.abort()
         if not clean:
             for exchange in list(self.context.detached):
-                exchange.timed_out()
+                exchange.given_up()
             for _ in range(4):  # an aborted connection hears of it in the next turn, one with TLS in the turn after
                 await asyncio.sleep(0)
         if self._sweeper is not None:

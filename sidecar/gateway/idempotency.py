@@ -20,6 +20,8 @@ from sidecar.ledger.client.outcomes import IdempotencyKey
 from sidecar.ledger.keys import idempotency_digest
 
 KEY_BYTES_MAX: Final = 255
+FIELD_BYTES_MAX: Final = 4096
+"""Of a field's lines together: more than a key takes with all its quotes and escapes, several times."""
 _QUOTE: Final = 0x22
 _BACKSLASH: Final = 0x5C
 _SPACE: Final = 0x20
@@ -53,6 +55,8 @@ def read_key(rule: IdempotencyRule | None, method: bytes, fields: Mapping[bytes,
         if rule.required:
             raise KeyRefused(errors.KEY_MISSING, f"{_shown(rule)} is missing.")
         return None
+    if len(value) > FIELD_BYTES_MAX:
+        raise KeyRefused(errors.KEY_INVALID, f"{_shown(rule)} is longer than {KEY_BYTES_MAX} bytes.")
     keys = _keys(value)
     if not keys:
         raise KeyRefused(errors.KEY_INVALID, f"{_shown(rule)} is not one visible text, with or without quotes.")

@@ -79,6 +79,10 @@ class Relay:
 
     # from the gateway
 
+    def given_up(self) -> None:
+        """The gateway ends now, and a relay that goes on without its client with it. As if ``deadline`` had passed."""
+        raise NotImplementedError
+
     def stopped(self) -> None:
         """The gateway ends now, and its connections with it."""
         raise NotImplementedError

@@ -231,6 +231,14 @@ def test_limits_that_make_no_sense_are_refused(limits: dict[str, int]) -> None:
         Limits(**limits)
 
 
+def test_connection_names_no_more_than_so_many_fields() -> None:
+    parser = HeadParser()
+    line = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close%s\r\n\r\n"
+    assert parser.request(line % (b", a" * 256)) is not None
+    with pytest.raises(ProtocolError, match="Connection is malformed"):
+        parser.request(line % (b", a" * 257))
+
+
 def test_only_protocols_that_are_let_through_are_upgraded_to() -> None:
     parser = HeadParser(upgrades=[b"websocket", b"foo/2"])
     line = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: %s\r\n\r\n"

@@ -76,9 +76,9 @@ class Places(Generic[Waiter]):
             self._anonymous -= 1
         elif self._counting:
             self._held[account] -= 1
-            if self._taken * 2 < self._share:
-                self._counting = False
-                self._held = Counter()
+        if self._counting and self._taken * 2 < self._share:
+            self._counting = False
+            self._held = Counter()
         if stream:
             self._count_stream(account, -1)
 

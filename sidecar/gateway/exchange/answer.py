@@ -76,6 +76,9 @@ class AnswerRelay(RequestRelay):
                 self.context.note_upstream_failure(f"{self.pool.target}: invalid response: {error.reason}")
                 if self.owes_body():
                     self.settle(CLIENT_CLOSED, _clock())
+                elif error.by_caller and self.broken:
+                    self.complete_without_client(error.answered)
+                    return
                 elif error.by_caller:
                     # The API did what was asked, and repeats something of the request that cannot be passed on.
                     self.settle_or_release(error.answered, errors.UPSTREAM_FAILED.status, _clock())

@@ -218,7 +218,9 @@ class Exchange(AnswerRelay):
         upstream = self.upstream
         if upstream is None or upstream.transport.is_closing():
             self.complete_without_client(0)
-        elif upstream.transport.can_write_eof():  # over TLS the API hears of it only by its own time-out
+            return
+        upstream.resume_reading()  # the client may not have taken interim responses
+        if upstream.transport.can_write_eof():  # over TLS the API hears of it only by its own time-out
             upstream.transport.write_eof()
 
     def cut(self) -> None:
@@ -266,6 +268,8 @@ class Exchange(AnswerRelay):
         elif self.sent and self.body_done:
             # It may be doing the work: its status decides.
             self.context.detached.add(self)
+            if self.upstream is not None:
+                self.upstream.resume_reading()  # the client may not have taken interim responses
         else:
             self.finished = True
             self.release()
@@ -298,7 +302,13 @@ class Exchange(AnswerRelay):
         if (connection is not None and connection.still_taking()) or (upstream is not None and upstream.still_taking()):
             # Slow is not dead: some of what waits to be written went out since the limit was set.
             self.deadline = self.take_deadline(_clock())
-        elif self.response is not None:
+        else:
+            self.given_up()
+
+    def given_up(self) -> None:
+        if self.finished:
+            return
+        if self.response is not None:
             if self._client_is_late() or self.client_left_stream():
                 self.client_gone()
             elif not self.is_quiet_stream():
@@ -396,6 +406,7 @@ class Exchange(AnswerRelay):
         if self.upstream is not None:
             self.upstream.resume_reading()
             if self.response is not None:
-                self.paused_s += _clock() - self.paused_since
-                self.paused_since = 0.0
+                if self.paused_since:  # else it was behind with interim responses, before there was an answer
+                    self.paused_s += _clock() - self.paused_since
+                    self.paused_since = 0.0
                 self.touch()

@@ -47,6 +47,8 @@ _SHED_DETAILS: Final = {
 """What the caller reads."""
 _EXPECT: Final = frozenset({EXPECT})
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+PIECES_MAX: Final = 64
+"""Of a gathered body. More become one: small ones take many times the memory of their bytes."""
 LAG_S: Final = 1.0
 """A client that has left an answer waiting for so long, in all, or the API for the next piece of a body, is why an API
 gives up."""
@@ -94,14 +96,13 @@ class RequestRelay(ChargedRelay):
 
     @property
     def gathered(self) -> bool:
-        """Whether as much of the body is there as the API has to wait for."""
+        """Whether as much of the body is there as the API has to wait for. Its content counts, not its framing, and one
+        in chunks that may end just here is waited for: how it is cut must not tell whether it is whole."""
         body = self.body
-        return (
-            body is None
-            or body.done
-            or not self.route.buffered
-            or self.queued_bytes >= self.context.settings.request_buffer_bytes
-        )
+        if body is None or body.done or not self.route.buffered:
+            return True
+        beyond = body.received - self.context.settings.request_buffer_bytes
+        return beyond > 0 or (beyond == 0 and self.head.body is not _CHUNKED)
 
     # gather
 
@@ -140,6 +141,8 @@ class RequestRelay(ChargedRelay):
             self.continued = True
             connection.transport.write(_CONTINUE)
         self._heed_room()
+        if not self.waits_for_room:
+            connection.resume_reading()  # it may have stopped until it was known whose body it is
         self.deadline = self._body_deadline(_clock())
 
     def _heed_room(self) -> None:
@@ -167,7 +170,13 @@ class RequestRelay(ChargedRelay):
         connection, context, body = self.connection, self.context, self.body
         assert connection is not None
         assert body is not None
-        self.queued = [*(self.queued or ()), *pieces]
+        queued = self.queued
+        if queued is None:
+            queued = self.queued = pieces
+        else:
+            queued += pieces
+        if len(queued) > PIECES_MAX:
+            self.queued = [b"".join(queued)]
         self.queued_bytes += size
         context.bodies.add(self.counted_for, size)
         if self.gathered:
@@ -180,8 +189,10 @@ class RequestRelay(ChargedRelay):
                 self.take_hold()
         else:
             self.deadline = self._body_deadline(_clock())
-            if self.account or self.allowed:  # else it is soon known whose room it takes
+            if self.account or self.allowed:
                 self._heed_room()
+            elif self.queued_bytes >= context.settings.request_buffer_bytes:
+                connection.pause_reading()  # it is soon known whose room it takes
 
     def drop_gathered(self) -> None:
         """What was gathered has gone to the API, or nowhere."""

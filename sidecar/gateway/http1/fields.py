@@ -31,6 +31,8 @@ _ALWAYS_READ = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 # make up costs no more memory than this.
 _STRIPPED = (b"", True)
 _NAMES_MAX, _CONNECTIONS_MAX, _REMEMBERED_BYTES_MAX = 1024, 256, 64
+# Each option of Connection takes time to be looked at; beside 100 fields nobody means more.
+_OPTIONS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,8 @@ class FieldReader:
         return fields, block, connection
 
     def _read_connection(self, text: bytes) -> Connection:
+        if text.count(b",") > _OPTIONS_MAX:
+            raise ProtocolError(400, "Connection is malformed.")
         options = frozenset(list_elements(text))
         for option in options:
             if not TOKEN.fullmatch(option):

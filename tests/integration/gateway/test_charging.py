@@ -437,7 +437,7 @@ async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unl
             await talk.reader.readexactly(10_000_000)
         await talk.send(answer)
 
-    start = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    start = b"10001\r\n" + bytes(0x10001) + b"\r\n"
     async with gateway(script, body_timeout_s=0.2) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST") + start)
@@ -447,6 +447,60 @@ async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unl
         await rig.until(lambda: [line["status"] for line in rig.log] == [499])
         if how in ("broken chunk", "silence"):
             assert (await wire.response()).status == {"silence": 408, "broken chunk": 400}[how]
+
+
+@pytest.mark.parametrize(("status", "charged"), [(b"404 No", [499]), (b"500 Oh", [])])
+async def test_an_answer_that_cannot_be_passed_on_does_not_free_a_client_that_broke_its_body_off(
+    gateway: Any, status: bytes, charged: list[int]
+) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.head()
+        with suppress(asyncio.IncompleteReadError):
+            await talk.reader.readexactly(1000)
+        await talk.send(length(b"", b"X-Echo: a\x01b", status=status))
+
+    async with gateway(script, default=UNBUFFERED) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", b"Content-Length: 1000", method=b"POST") + b"a")
+        await rig.until(lambda: rig.api.open)
+        wire.half_close()
+        assert await rig.charged() == charged
+
+
+async def test_a_client_that_leaves_interim_responses_behind_pays_by_the_answers_status(gateway: Any) -> None:
+    proceed = asyncio.Event()
+
+    async def script(talk: Conversation) -> None:
+        await talk.request()
+        await proceed.wait()
+        await talk.send(length(b"done"))
+        await talk.reader.read()
+
+    async with gateway(script, response_timeout_s=1.0) as rig:
+        wire = await rig.connect()
+        await wire.send(get())
+        await rig.until(lambda: rig.api.requests)
+        (connection,) = rig.gateway.connections
+        connection.pause_writing()  # as interim responses do that it does not take
+        wire.reset()
+        await rig.until(lambda: rig.gateway.context.detached)
+        proceed.set()
+        assert await rig.charged() == [499]
+
+
+async def test_a_client_that_was_behind_before_the_answer_is_not_why_the_api_breaks_it_off(gateway: Any) -> None:
+    async with gateway(silent) as rig:
+        wire = await rig.connect()
+        await wire.send(get())
+        await rig.until(lambda: rig.api.requests)
+        (connection,) = rig.gateway.connections
+        relay = connection.relay
+        connection.pause_writing()  # as interim responses do
+        relay.upstream.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")  # came with them
+        connection.resume_writing()
+        relay.upstream.transport.abort()
+        await wire.ended()
+        assert await rig.charged() == []
 
 
 async def test_a_client_that_breaks_off_a_body_pays_if_the_api_says_nothing_in_time(gateway: Any) -> None:

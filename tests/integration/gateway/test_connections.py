@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.routes import IdempotencyRule, Route
 from tests.integration.gateway.api import Conversation, always, echo, length, silent
 from tests.integration.gateway.rig import get, post
@@ -155,6 +156,28 @@ async def test_a_drain_that_takes_too_long_cuts_off_and_gives_back(gateway: Any)
         assert await stays.ended() == b""
         assert not rig.gateway.context.detached
         assert await rig.charged() == []
+
+
+async def test_a_drain_ends_a_call_whose_client_is_gone_while_the_api_takes_its_body(gateway: Any) -> None:
+    async def script(talk: Conversation) -> None:
+        await talk.head()
+        talk.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(60)
+
+    large = {"buffer_bytes_high": 30_000_000, "buffer_bytes_low": 29_000_000}
+    async with gateway(script, limits=Limits(body_bytes_max=None), **large) as rig:
+        wire = await rig.connect()
+        head = get(b"/p", b"Content-Length: 20000000", method=b"POST")
+        await wire.send(head, *[bytes(1_000_000)] * 20)
+        await rig.until(lambda: any(c.relay is not None and not c.relay.wants_data() for c in rig.gateway.connections))
+        wire.reset()
+        await rig.until(lambda: rig.gateway.context.detached)
+        (exchange,) = rig.gateway.context.detached
+        exchange.upstream._unsent = 20_000_000  # some of it has gone out since somebody looked
+        assert not await rig.gateway.drain(0.0)
+        assert exchange.finished
+        assert not rig.gateway.context.detached
+        assert await rig.charged() == [499]
 
 
 async def test_a_drain_answers_what_was_pipelined_before_it_and_then_closes(gateway: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.routes import Route
 from tests.integration.gateway.api import Conversation, always, echo, length
-from tests.integration.gateway.rig import Rig, get, post
+from tests.integration.gateway.rig import Rig, chunked, get, post
 
 FREE = Route("(other)", free=True)
 ANY_SIZE = Limits(body_bytes_max=None)
@@ -86,6 +86,43 @@ async def test_a_slow_reader_of_a_large_body_costs_little_memory(gateway: Any) -
         assert (await wire.response()).body == b"20000000"
         await sending
         assert HIGH <= watch.stop() <= HIGH + 2 * READ_BYTES_MAX
+        assert await rig.charged() == [200]
+
+
+async def test_a_body_that_comes_in_little_pieces_takes_no_more_memory_than_it_counts(gateway: Any) -> None:
+    async with gateway(echo) as rig:
+        wire = await rig.connect()
+        await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST"))
+        await rig.until(lambda: any(c.relay is not None for c in rig.gateway.connections))
+        (connection,) = rig.gateway.connections
+        for _ in range(10):
+            connection.data_received(b"01\r\na\r\n" * 500)  # a size line that is written anew, so many pieces
+            assert len(connection.relay.queued) <= 64
+        await wire.send(b"0\r\n\r\n")
+        assert (await wire.response()).body == b"a" * 5000
+
+
+@pytest.mark.parametrize("refused_before", [False, True])
+async def test_a_body_goes_on_that_had_to_wait_until_it_was_known_whose_it_is(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch, refused_before: bool
+) -> None:
+    """Its framing takes more than may be gathered, and its content less."""
+    async with gateway(echo, request_buffer_bytes=1000, body_timeout_s=0.5) as rig:
+        known: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        identity = rig.gateway.context.identity
+        found = identity.identify
+        monkeypatch.setattr(identity, "identify", lambda *_: known)
+        if refused_before:
+            rig.gateway.context.note_refused_account("tpp")
+        wire = await rig.connect()
+        body = chunked(*[b"a"] * 900)
+        await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST") + body[:3000])
+        await rig.until(lambda: any(c.reading_paused for c in rig.gateway.connections))
+        await wire.send(body[3000:])
+        (connection,) = rig.gateway.connections
+        outcome = found({b"x-api-key": b"this-is-the-key-of-tpp"}, connection.peer)
+        known.set_result(await outcome if isinstance(outcome, asyncio.Future) else outcome)
+        assert (await wire.response()).body == b"a" * 900
         assert await rig.charged() == [200]
 
 

@@ -138,6 +138,22 @@ async def test_a_body_that_is_too_long_to_be_gathered_is_never_a_repeat(gateway:
             assert repeated(answers) == repeats
 
 
+@pytest.mark.parametrize("size", [999, 1000, 1001])
+async def test_how_a_body_in_chunks_arrives_does_not_tell_whether_it_is_too_long(gateway: Any, size: int) -> None:
+    """Its framing does not count, and neither does that its last chunk is still on its way."""
+    many = [chunked(*[b"a"] * size)[at : at + 500] for at in range(0, size * 6 + 5, 500)]
+    one = chunked(b"a" * size)
+    async with gateway(echo, default=on(repeats_max=9), request_buffer_bytes=1000) as rig:
+        answers = [await rig.ask(post(b"a" * size, K))]
+        for pieces in ([one], [one[:-5], one[-5:]], [one[:-2], one[-2:]], many):
+            wire = await rig.connect()
+            head = get(b"/payments", b"Transfer-Encoding: chunked", K, method=b"POST")
+            await wire.send(head, *pieces, apart=True)
+            answers.append(await wire.response())
+        assert {answer.body for answer in answers} == {b"a" * size}
+        assert repeated(answers) == [False] + [size <= 1000] * 4
+
+
 async def test_a_call_that_failed_is_charged_when_it_is_tried_again(gateway: Any) -> None:
     async def script(talk: Conversation) -> None:
         await talk.answer(length(status=b"503 No"))

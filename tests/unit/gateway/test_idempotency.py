@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 
 from sidecar.gateway import errors
@@ -51,6 +53,14 @@ def test_what_is_no_key_is_refused(value: bytes) -> None:
         read(value)
     assert caught.value.kind is errors.KEY_INVALID
     assert caught.value.reason.startswith("idempotency-key ")
+
+
+def test_a_field_that_is_far_too_long_is_not_read_to_its_end() -> None:
+    for value in (b"k, " * 10_000 + b"k", b'"' + b"\\\\" * 15_000 + b'"'):
+        began = process_time()
+        with pytest.raises(KeyRefused, match="longer than 255"):
+            read_key(IdempotencyRule(), b"POST", {b"idempotency-key": value})
+        assert process_time() - began < 0.001
 
 
 def test_one_field_counts_and_others_are_ignored() -> None:

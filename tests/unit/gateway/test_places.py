@@ -35,6 +35,18 @@ def test_an_account_has_half_and_strangers_have_a_tenth() -> None:
     assert [taken(places, account, 100) for account in ("a", "b", ANONYMOUS)] == [50, 50, 10]
 
 
+def test_places_are_not_counted_by_account_when_it_is_calm_again_whoever_leaves_last() -> None:
+    places: Held[str] = Held(3, 10)
+    assert [places.take(account) for account in ("a", "b")] == [True, True]
+    assert places._counting
+    places.give_back("a")
+    assert places.take(ANONYMOUS)
+    for account in ("b", ANONYMOUS):
+        places.give_back(account)
+    assert not places._counting
+    assert not places._held
+
+
 def test_every_share_is_at_least_one_place() -> None:
     for total in (1, 2, 3, 9):
         places: Held[str] = Held(total, 10)
