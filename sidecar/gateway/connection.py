@@ -22,6 +22,7 @@ from sidecar.gateway.http1.framing import ProtocolError, RequestHead
 from sidecar.gateway.interaction_id import is_interaction_id
 from sidecar.gateway.methods import OTHER_METHOD
 from sidecar.gateway.relay import Relay
+from sidecar.gateway.untaken import untaken
 from sidecar.gateway.upstream import UpstreamPool
 from sidecar.identity.types import Identity, Peer
 
@@ -185,7 +186,7 @@ class ClientConnection(Client):
 
     def pause_writing(self) -> None:
         self.writing_paused = True
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = untaken(self.transport)
         if self.relay is not None:
             self.relay.client_pause()
 
@@ -199,7 +200,7 @@ class ClientConnection(Client):
 
     def still_taking(self) -> bool:
         """Whether the client took some of what waits for it since it was last asked, or since more came to wait."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, untaken(self.transport)
         return self._unsent < before
 
     # requests
@@ -345,7 +346,7 @@ class ClientConnection(Client):
         self.lingering = self.ending = True
         if self._buffer:
             self._take_buffer()
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = untaken(self.transport)
         self.deadline = monotonic() + self.context.settings.write_timeout_s
         self.transport.close()
 

@@ -19,6 +19,7 @@ from sidecar.gateway.admission.places import Places
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.parameters import ProxySettings, UpstreamTarget
 from sidecar.gateway.relay import Relay
+from sidecar.gateway.untaken import untaken
 
 KEEP_ALIVE_MARGIN_S: Final = 1.0
 _KEEP_ALIVE: Final = re.compile(rb"(?i)(?:^|[,;\s])timeout=\"?([0-9]{1,9})")
@@ -84,7 +85,7 @@ class UpstreamConnection:
             user.upstream_lost(exc)
 
     def pause_writing(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = untaken(self.transport)
         if self.user is not None:
             self.user.upstream_pause()
 
@@ -115,7 +116,7 @@ class UpstreamConnection:
 
     def still_taking(self) -> bool:
         """Whether the API took some of what waits for it since it was last asked, or since more came to wait."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, untaken(self.transport)
         return self._unsent < before
 
     def end(self) -> None:
@@ -317,6 +318,9 @@ class UpstreamPool:
             self._failed(waiter, connection, UpstreamError(message, timed_out=True))
         except (OSError, ssl.SSLError) as error:
             self._failed(waiter, connection, UpstreamError(f"{target}: {reason_of(error)}"))
+        except asyncio.CancelledError:
+            self._give_up(connection)
+            raise
         else:
             self._counters.upstream_connects += 1
             if connection.closed or connection.transport.is_closing():
@@ -324,13 +328,16 @@ class UpstreamPool:
             else:
                 waiter(connection)
 
-    def _failed(self, waiter: Waiter, connection: UpstreamConnection, error: UpstreamError) -> None:
+    def _give_up(self, connection: UpstreamConnection) -> None:
         if connection.transport is None:
             self._size -= 1
             self._all.discard(connection)
             self._leave_place(connection)
         else:
             connection.close()  # it was made after all; when it is lost it is counted out
+
+    def _failed(self, waiter: Waiter, connection: UpstreamConnection, error: UpstreamError) -> None:
+        self._give_up(connection)
         waiter(error)
         self._feed_waiting()
 

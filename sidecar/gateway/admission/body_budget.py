@@ -44,8 +44,12 @@ class BodyBudget:
 
     def has_room(self, account: str) -> bool:
         """Whether more may be read of a body of the account."""
+        return self.used < self.bytes_max and self._left(account) > 0
+
+    def _left(self, account: str) -> int:
+        """Of the account's share."""
         share = self.bytes_max // 10 if account == ANONYMOUS else self.bytes_max // 2
-        return self.used < self.bytes_max and self._by_account.get(account, 0) < share
+        return share - self._by_account.get(account, 0)
 
     def add(self, account: str, size: int) -> None:
         """Counts what has arrived."""
@@ -97,14 +101,20 @@ class BodyBudget:
     def _wake(self) -> None:
         """Lets bodies go on, one of each account in turn, for as many as there is room for."""
         room = self.bytes_max - self.used
-        for account in list(self._waiting):
-            fits = room > 0 and self.has_room(account)
-            favoured = not fits and self._favour(account)
-            if not fits and not favoured:
-                continue
-            waiters = self._waiting.pop(account)
-            resume = waiters.popleft()
-            if waiters:
-                self._waiting[account] = waiters  # at the end: the others have their turn first
-            room -= READ_BYTES
-            resume(favoured)
+        coming: dict[str, int] = {}
+        goes_on = True
+        while goes_on:
+            goes_on = False
+            for account in list(self._waiting):
+                fits = room > 0 and self._left(account) > coming.get(account, 0)
+                favoured = not fits and self._favour(account)
+                if not fits and not favoured:
+                    continue
+                waiters = self._waiting.pop(account)
+                resume = waiters.popleft()
+                if waiters:
+                    self._waiting[account] = waiters  # at the end: the others have their turn first
+                    goes_on = True
+                room -= READ_BYTES
+                coming[account] = coming.get(account, 0) + READ_BYTES
+                resume(favoured)

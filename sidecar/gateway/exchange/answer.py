@@ -21,6 +21,7 @@ from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
 from sidecar.gateway.interaction_id import LINE_ENDS, WHOLE
 from sidecar.gateway.routes import is_charged
+from sidecar.gateway.untaken import untaken
 
 LEFT_STREAM_S: Final = 5.0
 """How long nothing may move on a stream of events whose client has closed its side."""
@@ -44,12 +45,14 @@ class AnswerRelay(RequestRelay):
     """Passes the answer on and charges when it is complete. ``upstream_spoke``: some of it has arrived.
 
     ``broken``: the client broke off its request when a part of it had gone to the API. ``paused_s``: how long the
-    client has left the answer waiting in all, without the pause that began at ``paused_since`` (0: none is under way).
+    client has left the answer waiting in all, without the pause that began at ``paused_since`` (0: none is under way),
+    when it had not taken ``paused_bytes``.
     """
 
     upstream_spoke = False
     broken = False
     paused_since = 0.0
+    paused_bytes = 0
     paused_s = 0.0
     stream_waits = False
     answer_until = 0.0
@@ -285,8 +288,10 @@ class AnswerRelay(RequestRelay):
         if self.answer_until:
             deadline = min(deadline, self.answer_until)
         rate = settings.bytes_per_second_min
-        if rate and self.paused_since:
-            deadline = min(deadline, self.paused_since + settings.write_timeout_s + settings.buffer_bytes_high / rate)
+        if rate and self.paused_since and self.connection is not None:
+            taken = max(0, self.paused_bytes - untaken(self.connection.transport))
+            enough_until = (settings.buffer_bytes_high + taken) / rate
+            deadline = min(deadline, self.paused_since + settings.write_timeout_s + enough_until)
         return deadline
 
     def client_lagged(self) -> bool:

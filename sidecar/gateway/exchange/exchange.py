@@ -39,6 +39,7 @@ from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
 from sidecar.gateway.interaction_id import FAPI_INTERACTION_ID, LINE_ENDS, is_interaction_id
 from sidecar.gateway.routes import SAFE_METHODS
+from sidecar.gateway.untaken import untaken
 from sidecar.gateway.upstream import UpstreamConnection
 
 _UNTIL_CLOSE: Final = BodyKind.UNTIL_CLOSE
@@ -400,6 +401,8 @@ class Exchange(AnswerRelay):
             self.upstream.pause_reading()
             if self.response is not None:
                 self.paused_since = _clock()
+                if self.connection is not None:
+                    self.paused_bytes = untaken(self.connection.transport)
                 self.touch()
 
     def client_resume(self) -> None:

@@ -234,3 +234,15 @@ async def test_an_api_that_does_not_accept_in_time_is_a_504(gateway: Any) -> Non
             task.cancel()
             filler.close()
         await asyncio.gather(*(task for _, task in fillers), return_exceptions=True)
+
+
+async def test_a_connection_that_is_being_made_when_the_gateway_stops_is_counted_out(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway(echo) as rig:
+        monkeypatch.setattr(rig.pool._addresses, "connect", lambda: asyncio.sleep(60))
+        wire = await rig.connect()
+        await wire.send(get())
+        await rig.until(lambda: rig.pool.size)
+        assert not await rig.gateway.drain(0.0)
+        assert (rig.pool.size, rig.pool._places.taken) == (0, 0)

@@ -142,6 +142,25 @@ async def test_an_api_that_stops_reading_the_body_is_late_not_the_client(gateway
         assert await rig.charged() == [504]
 
 
+async def test_what_a_slow_reader_takes_of_the_kernels_buffer_counts(gateway: Any) -> None:
+    """Of 12 MB, at five times the rate that it has to keep. The kernel asks for more seconds apart."""
+    response = length(bytes(12_000_000))
+    async with gateway(always(response), write_timeout_s=0.4, bytes_per_second_min=20_000, **BOUNDS) as rig:
+        wire = await rig.connect(receive_bytes=8192)
+        wire.reader._limit = 8192
+        await wire.send(get())
+        await wire.head()
+        taken = 0
+        until = asyncio.get_running_loop().time() + 2.5
+        while asyncio.get_running_loop().time() < until:
+            taken += len(await wire.reader.read(8192))
+            await asyncio.sleep(0.08)
+        assert taken > 100_000
+        assert rig.gateway.connections
+        wire.close()
+        assert await rig.charged() == [499]
+
+
 async def test_a_client_that_reads_slowly_but_steadily_is_not_cut_off(gateway: Any) -> None:
     """2 MB through small buffers at a pace at which the limit would pass many times over."""
 

@@ -110,3 +110,16 @@ def test_who_gave_up_is_not_woken() -> None:
     budget.forget("a", resume)
     budget.free("x", MAX)
     assert (woken, budget.waiting) == ([], 0)
+
+
+def test_as_many_bodies_of_one_account_go_on_as_there_is_room_for() -> None:
+    """A slow one among them does not keep the others waiting."""
+    budget = BodyBudget(100 * READ_BYTES)
+    budget.add("a", 50 * READ_BYTES)
+    assert not budget.wait("a", lambda _: None)  # favoured
+    went_on: list[int] = []
+    for number in range(20):
+        assert budget.wait("a", lambda _, number=number: went_on.append(number))  # type: ignore[misc]
+    budget.free("a", 10 * READ_BYTES)
+    assert went_on == list(range(10))
+    assert budget.waiting == 10
