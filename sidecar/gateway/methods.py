@@ -14,7 +14,8 @@ METHODS: Final = (
 """IANA's registry of HTTP methods, the usual ones first."""
 USUAL_METHODS: Final = 7
 OTHER_METHOD: Final = "other"
-_LABELS: Final[dict[bytes, str]] = {method.encode(): method for method in METHODS}
+METHOD_LABELS: Final[dict[bytes, str]] = {method.encode(): method for method in METHODS}
+"""What metrics, events and logs call a method; `OTHER_METHOD` where it is missing."""
 NEVER_FORWARDED: Final = ("TRACE", "CONNECT")
 """The parser answers these with 501."""
 
@@ -24,8 +25,3 @@ PATH_OVERRIDES: Final = (b"x-original-url", b"x-rewrite-url")
 """Frameworks (Symfony, Zend, IIS's URL Rewrite) take the path from these. They are never forwarded."""
 PREFLIGHT: Final = (b"origin", b"access-control-request-method")
 """Fields of a CORS preflight (Fetch standard, "CORS-preflight request")."""
-
-
-def method_label(method: bytes) -> str:
-    """A registered method's own name; ``other`` for what callers make up."""
-    return _LABELS.get(method) or OTHER_METHOD

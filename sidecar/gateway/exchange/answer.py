@@ -42,7 +42,8 @@ _clock: Final = monotonic
 
 
 class AnswerRelay(RequestRelay):
-    """Passes the answer on and charges when it is complete. ``upstream_spoke``: some of it has arrived.
+    """Passes the answer on and charges when it is complete. ``upstream_spoke``: some of it has arrived. ``pays``: its
+    status is one that is charged.
 
     ``broken``: the client broke off its request when a part of it had gone to the API. ``paused_s``: how long the
     client has left the answer waiting in all, without the pause that began at ``paused_since`` (0: none is under way),
@@ -50,6 +51,7 @@ class AnswerRelay(RequestRelay):
     """
 
     upstream_spoke = False
+    pays = False
     broken = False
     paused_since = 0.0
     paused_bytes = 0
@@ -131,7 +133,7 @@ class AnswerRelay(RequestRelay):
         tail = self.context.via[response.version_minor]
         if self.hold is not None:
             status, route = response.status, self.route
-            charged = status in route.charged or is_charged(route, head.method, status)
+            self.pays = charged = status in route.charged or is_charged(route, head.method, status)
             tail = self.credit_fields(self.hold, charged=charged) + tail
         if kind is _CHUNKED or kind is _UNTIL_CLOSE:
             if is_1_0:
@@ -235,8 +237,10 @@ class AnswerRelay(RequestRelay):
         now = _clock()
         if response.status == 408 and self.owes_body():
             self.settle(CLIENT_CLOSED, now)
+        elif self.pays:
+            self.settle(response.status, now)
         else:
-            self.settle_or_release(response.status, response.status, now)
+            self.release(reached=True)
         if upstream is not None:
             self.upstream = None
             # One that answered before it took the whole request may never take the rest.

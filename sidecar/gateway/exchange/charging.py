@@ -18,7 +18,7 @@ from sidecar.gateway.exchange.credit_fields import granted_fields, refusal_of, u
 from sidecar.gateway.http1.heads import RequestHead
 from sidecar.gateway.idempotency import KeyRefused, call_key, named_method, read_key
 from sidecar.gateway.interaction_id import WHOLE, id_text
-from sidecar.gateway.methods import method_label
+from sidecar.gateway.methods import METHOD_LABELS, OTHER_METHOD
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.routes import Route, is_charged
 from sidecar.gateway.trace_context import TRACEPARENT
@@ -26,6 +26,7 @@ from sidecar.identity.types import Identity, IdentityUnavailable, Outcome, Unide
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.unknown_accounts import AccountLookup
 
+_LABELS: Final = METHOD_LABELS
 _GRANTED: Final = int(Code.GRANTED)
 _REPEAT: Final = int(Code.REPEAT)
 _LASTING: Final = frozenset({
@@ -77,7 +78,7 @@ class ChargedRelay(Relay):
         """What metrics, events and logs call the method."""
         method = self._method
         if not method:
-            method = self._method = method_label(self.head.method)
+            method = self._method = _LABELS.get(self.head.method) or OTHER_METHOD
         return method
 
     def granted(self, now: float = 0.0) -> None:
