@@ -32,8 +32,8 @@ from loadtests.kit.processes import RigError, resident_mb, running
 MISSED: Final = 3
 MEMORY_MIB_MAX: Final = 256
 P99_RATIO_MAX: Final = 3.0
-FLOOR_MS: Final = 5.0
-"""A p99 below it is noise of the machine: what is compared with it is compared with this."""
+NOISE_MS: Final = 3.0
+"""A p99 below it holds, whatever it was alone: three times a millisecond is noise of a shared machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,12 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        return self.attacked_p99_ms / max(FLOOR_MS, self.alone_p99_ms)
+        return self.attacked_p99_ms / self.alone_p99_ms
 
     @property
     def holds(self) -> bool:
-        return self.good == self.asked and self.ratio <= P99_RATIO_MAX and self.memory_mib <= MEMORY_MIB_MAX
+        in_time = self.ratio <= P99_RATIO_MAX or self.attacked_p99_ms <= NOISE_MS
+        return self.good == self.asked and in_time and self.memory_mib <= MEMORY_MIB_MAX
 
 
 def accounts(path: Path) -> Path:

@@ -25,6 +25,9 @@ SHED_PAUSE: Final = 8.0
 """How many times as long as a look at all connections takes nobody looks again, if too few of them could give way."""
 log = get_logger("sidecar.gateway")
 
+SWEEP_S_MAX: Final = 0.001
+"""How long time limits are looked at before requests have their turn."""
+
 
 class Gateway(Owner):
     """Serves connections with the parts of a `GatewayContext`, and the pools of the APIs behind it."""
@@ -150,8 +153,13 @@ class Gateway(Owner):
         while True:
             await asyncio.sleep(period)
             now = monotonic()
+            began = now
             for connection in list(self.connections):
-                self._check(connection.sweep, now)
+                if connection in self.connections:
+                    self._check(connection.sweep, now)
+                if monotonic() - began > SWEEP_S_MAX:
+                    await asyncio.sleep(0)  # thousands may end at once, and requests are not to wait for all of them
+                    began = monotonic()
             for exchange in list(self.context.detached):
                 self._check(exchange.sweep, now)
             self.context.destinations.sweep(now)
