@@ -14,7 +14,7 @@ import redis
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.api_keys import digest_of
 from sidecar.ledger.accounts.loader import AccountLoader
-from sidecar.ledger.accounts.periods import CalendarPeriods
+from sidecar.ledger.accounts.periods import FixedPeriod
 from sidecar.ledger.accounts.state_values import StateValues, unpack_state
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.pricing.price_tables import Standard
@@ -26,6 +26,7 @@ from tests.reference.messages import Batch, Group, Single
 from tests.support.ledger_driver import CLOCK_KEY, HOME, RealLedger
 
 HOUR_US = 3_600_000_000
+DAY_MS = 86_400_000
 ACCOUNTS = ("tpp-a", "tpp-b")
 METRIC = "api_calls"
 
@@ -34,9 +35,15 @@ def key_of(account: str) -> str:
     return f"key-of-{account}-0123456789"
 
 
+def period() -> FixedPeriod:
+    """One in whose middle is today: in a month that has just begun, the hours before would be of another one."""
+    today_ms = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS
+    return FixedPeriod(today_ms - 30 * DAY_MS, today_ms + 30 * DAY_MS)
+
+
 def spec(account: str) -> AccountSpec:
     return AccountSpec(
-        id=account, mode="prepaid", currency="GBP", period=CalendarPeriods("month"),
+        id=account, mode="prepaid", currency="GBP", period=period(),
         prices={METRIC: Standard(Decimal("0.01")), "payments": Standard(Decimal("0.1"))}, funds=Decimal(100),
         api_keys=(digest_of(key_of(account)),),
     )  # fmt: skip
