@@ -104,14 +104,18 @@ async def test_a_body_that_comes_in_little_pieces_takes_no_more_memory_than_it_c
 
 @pytest.mark.parametrize("refused_before", [False, True])
 async def test_a_body_goes_on_that_had_to_wait_until_it_was_known_whose_it_is(
-    gateway: Any, monkeypatch: pytest.MonkeyPatch, refused_before: bool
+    gateway: Any, refused_before: bool
 ) -> None:
     """Its framing takes more than may be gathered, and its content less."""
+    known = asyncio.Event()
+
+    class SlowStore:
+        async def account_of(self, sha256_hex: str) -> str:
+            await known.wait()
+            return "tpp"
+
     async with gateway(echo, request_buffer_bytes=1000, body_timeout_s=0.5) as rig:
-        known: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        identity = rig.gateway.context.identity
-        found = identity.identify
-        monkeypatch.setattr(identity, "identify", lambda *_: known)
+        rig.gateway.context.identity.resolvers[-1]._store = SlowStore()
         if refused_before:
             rig.gateway.context.note_refused_account("tpp")
         wire = await rig.connect()
@@ -119,9 +123,7 @@ async def test_a_body_goes_on_that_had_to_wait_until_it_was_known_whose_it_is(
         await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST") + body[:3000])
         await rig.until(lambda: any(c.reading_paused for c in rig.gateway.connections))
         await wire.send(body[3000:])
-        (connection,) = rig.gateway.connections
-        outcome = found({b"x-api-key": b"this-is-the-key-of-tpp"}, connection.peer)
-        known.set_result(await outcome if isinstance(outcome, asyncio.Future) else outcome)
+        known.set()
         assert (await wire.response()).body == b"a" * 900
         assert await rig.charged() == [200]
 
