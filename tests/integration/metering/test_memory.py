@@ -80,6 +80,8 @@ def fill_up(valkey: Valkey, name: str = "data") -> int:
         except OutOfMemoryError:
             refused += 1
             if refused == 20:
+                time.sleep(0.5)  # the server shrinks the buffers of its clients meanwhile, which makes room once more
+            elif refused == 40:
                 return large
         else:
             large += not refused
