@@ -89,7 +89,6 @@ class Gateway(Owner):
             server = await self.context.loop.create_server(
                 lambda: cast(asyncio.Protocol, ClientConnection(self.context, self, pool)),
                 sock=sock,
-                ssl=tls,
                 backlog=backlog,
             )
             self._servers.append(server)

@@ -63,7 +63,7 @@ class AnswerRelay(RequestRelay):
     decoder: Body | None = None
 
     def cut(self) -> None:
-        """The response cannot be completed: both ends are closed, so that nobody takes it for whole. Not charged."""
+        """The response cannot be completed: both ends are closed, so that nobody takes it for whole."""
         raise NotImplementedError
 
     def upstream_data(self, data: bytes) -> None:
