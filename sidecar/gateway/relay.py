@@ -1,5 +1,8 @@
 """What stands between a client's connection and one to the API: an exchange, or a tunnel after it.
 
+Its methods, and those of the other base classes of the request path, raise NotImplementedError rather than be abstract
+(`abc`): with abstract classes, compiled, a request cost 1,100 instructions more (2.4 %).
+
 Both connections know no more of it than this class. So none of the modules of the request path imports one above it:
 
     relay ← upstream ← client ← context ← exchange ← connection ← gateway

@@ -114,6 +114,12 @@ class Tunnel(Relay):
 
     # from the gateway
 
+    def give_way(self, reason: str) -> None:
+        raise AssertionError("a tunnel stays: the API has heard of it")
+
+    def given_up(self) -> None:
+        self._end()
+
     def stopped(self) -> None:
         self._end()
 
