@@ -431,8 +431,11 @@ BREAKS: dict[str, Callable[[Any], None]] = {
 async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unless_the_api_failed(
     gateway: Any, how: str, answer: bytes, charged: list[int]
 ) -> None:
+    reached = asyncio.Event()
+
     async def script(talk: Conversation) -> None:
         await talk.head()
+        reached.set()
         with suppress(asyncio.IncompleteReadError):
             await talk.reader.readexactly(10_000_000)
         await talk.send(answer)
@@ -441,7 +444,7 @@ async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unl
     async with gateway(script, body_timeout_s=0.2) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/p", b"Transfer-Encoding: chunked", method=b"POST") + start)
-        await rig.until(lambda: rig.api.open)
+        await rig.until(reached.is_set)  # an accepted connection is no call yet
         BREAKS[how](wire)
         assert await rig.charged() == charged
         await rig.until(lambda: [line["status"] for line in rig.log] == [499])
@@ -453,8 +456,11 @@ async def test_a_client_that_breaks_off_a_body_that_the_api_had_in_part_pays_unl
 async def test_an_answer_that_cannot_be_passed_on_does_not_free_a_client_that_broke_its_body_off(
     gateway: Any, status: bytes, charged: list[int]
 ) -> None:
+    reached = asyncio.Event()
+
     async def script(talk: Conversation) -> None:
         await talk.head()
+        reached.set()
         with suppress(asyncio.IncompleteReadError):
             await talk.reader.readexactly(1000)
         await talk.send(length(b"", b"X-Echo: a\x01b", status=status))
@@ -462,7 +468,7 @@ async def test_an_answer_that_cannot_be_passed_on_does_not_free_a_client_that_br
     async with gateway(script, default=UNBUFFERED) as rig:
         wire = await rig.connect()
         await wire.send(get(b"/p", b"Content-Length: 1000", method=b"POST") + b"a")
-        await rig.until(lambda: rig.api.open)
+        await rig.until(reached.is_set)  # an accepted connection is no call yet
         wire.half_close()
         assert await rig.charged() == charged
 
