@@ -2,7 +2,7 @@
 --
 -- keys  [1] instance  [2] clock of its home partition  [3] outbox stream  [4 5, 6 7, ...] state and hash of each account
 -- args  [1] msgpack values: epoch, seq, origin, events, marks_ttl_ms, n_groups, {metric, ...}, {single, ...}, unpaid_interval_us,
---           unpaid_burst, {a, releases of answered requests, ...}
+--           unpaid_burst, {a, releases of answered requests, ...}, number of the last batch that the sender has a reply for, chain value
 --           single   {a, known_version, metric, units, kind, digest, fingerprint, p, q, event, record}   what is not said is ''
 --             kind 1 hold      p: most free repeats                     q: 1 refuses conflicts, 0 charges them
 --                  2 settle    p, q: epoch and token of the hold        event
@@ -492,8 +492,9 @@ local function batch(call_keys, args)
   if not call then
     bind()
   end
-  local seq, origin, events, n_groups, metrics, singles, unpaid
-  epoch, seq, origin, events, marks_ttl_ms, n_groups, metrics, singles, unpaid_interval, unpaid_burst, unpaid = mp_unpack(args[1])
+  local seq, origin, events, n_groups, metrics, singles, unpaid, confirmed, link
+  epoch, seq, origin, events, marks_ttl_ms, n_groups, metrics, singles, unpaid_interval, unpaid_burst, unpaid, confirmed, link =
+    mp_unpack(args[1])
   sequence, unpaid_interval = seq, unpaid_interval or 0
   if n_groups + #singles > PARTS_MAX then
     return fail('LIMIT a batch of ' .. (n_groups + #singles) .. ' groups and singles, at most ' .. PARTS_MAX .. ' are taken')
@@ -513,6 +514,9 @@ local function batch(call_keys, args)
       return instance_reply(states[1], reply_at)
     end
     return fail('STALE batch ' .. seq .. ' of ' .. origin .. ', the last one was ' .. last_seq)
+  end
+  if confirmed and last_seq < confirmed then
+    return fail('LOST ' .. last_seq)
   end
   local format
   now_us, now_ms, format = clock(states[2])
@@ -538,6 +542,10 @@ local function batch(call_keys, args)
     local times = other_times()
     if times then
       entry[9], entry[10] = 'a', times
+    end
+    if link and link ~= '' then
+      chain = link
+      entry[#entry + 1], entry[#entry + 2] = 'c', link
     end
   end
 

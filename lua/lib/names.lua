@@ -5,7 +5,7 @@ local FORMAT = 2               -- of what is stored: docs/ledger.md, "Format"
 local MAX_INT = 9007199254740991 -- 2^53 - 1: doubles hold every integer up to here, and msgpack and JSON carry it
 
 local PARTITIONS_MAX = 1024      -- an epoch is a number times this, and the home partition's number
-local FORGET_MS = 90000000       -- 25 h: how long the last reply to an instance that is gone stays known
+local FORGET_MS = 2592000000     -- 30 d: how long the last number of an instance that is gone stays known: a spool of its may come late
 
 local call, mp_pack, mp_unpack, mp_unpack_some, floor, max, min, concat, byte, char, sub, values, number, each, fail
 local expires_fields             -- whether this server can let a field of a hash expire

@@ -139,7 +139,9 @@ class RealLedger:
         return epoch, seq
 
     def heartbeat(self, name: str, epoch: int, now_us: int | None = None) -> int:
-        return int(self._run("heartbeat", self._instance_keys(name), [name, epoch], now_us))
+        alive, _seq, generation = self._run("heartbeat", self._instance_keys(name), [name, epoch, ""], now_us)
+        assert generation.decode() == GENERATION
+        return int(alive)
 
     def reap(self, name: str, ttl_ms: int, now_us: int | None = None) -> int:
         return int(self._run("reap", self._instance_keys(name), [name, ttl_ms], now_us))

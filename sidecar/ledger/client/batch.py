@@ -88,13 +88,13 @@ class Batch:
         if hold.key is None:
             self.group(hold.account, hold.metric).holds.append(hold)
         else:
-            self._add_single(hold, HOLD)
+            self.add_single(hold, HOLD)
 
     def add_settle(self, hold: Hold, event: Event) -> None:
         if hold.mark:
-            self._add_single(hold, SETTLE, event)
+            self.add_single(hold, SETTLE, event)
         elif hold.record is not None:
-            self._add_single(hold, REPLAY, event)
+            self.add_single(hold, REPLAY, event)
         else:
             group = self.group(hold.account, hold.metric)
             if hold.epoch == self.epoch:
@@ -106,7 +106,7 @@ class Batch:
     def add_release(self, hold: Hold, unpaid: bool = False) -> None:
         account = hold.account
         if hold.mark:
-            self._add_single(hold, RELEASE)
+            self.add_single(hold, RELEASE)
         elif hold.epoch == self.epoch:
             self.group(account, hold.metric).released += hold.units
         elif unpaid:
@@ -114,7 +114,8 @@ class Batch:
         if unpaid:
             self.unpaid[account] = self.unpaid.get(account, 0) + 1
 
-    def _add_single(self, hold: Hold, kind: int, event: Event | None = None) -> None:
+    def add_single(self, hold: Hold, kind: int, event: Event | None = None) -> None:
+        """An operation under an idempotency key, or of a spool's record."""
         self.operations += 1
         self.singles.append(Single(hold, kind, event))
 
@@ -244,12 +245,14 @@ def _refused_mark(single: Single) -> list[Any]:
 
 
 def encode(
-    batch: Batch, origin: str, settings: LinkSettings, versions: dict[str, int], account_key: Callable[[str], bytes]
-) -> tuple[list[bytes], list[bytes], dict[str, int]]:
+    batch: Batch, origin: str, settings: LinkSettings, versions: dict[str, int], account_key: Callable[[str], bytes],
+    confirmed: int = 0, chain: bytes = b"",
+) -> tuple[list[bytes], list[bytes], dict[str, int]]:  # fmt: skip
     """Keys of the accounts, the arguments of ``batch.lua``, and the number of each account in it.
 
     ``versions``: the account's version for which its view is known. ``account_key``: maps an account id to its two keys
-    as bulk strings.
+    as bulk strings. ``confirmed``: number of the last batch that has a reply: a server that does not know it has lost
+    data. ``chain``: of the entry before.
     """
     index: dict[str, int] = {}
     keys: list[bytes] = []
@@ -298,7 +301,7 @@ def encode(
     events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
     arguments[0] = _pack_values((
         batch.epoch, batch.number, origin, events, settings.idempotency_ttl_ms, len(batch.groups), list(metrics),
-        singles, settings.unpaid_interval_us, settings.unpaid_burst, unpaid,
+        singles, settings.unpaid_interval_us, settings.unpaid_burst, unpaid, confirmed, chain,
     ))  # fmt: skip
     return keys, arguments, index
 
@@ -315,12 +318,13 @@ def _key_parts(single: Single) -> tuple[bytes, bytes, int, int, bytes, bytes]:
     return digest, fingerprint, repeats_max, refuses, event, hold.record or b""
 
 
-def encode_refusal(batch: Batch, origin: str) -> bytes:
+def encode_refusal(batch: Batch, origin: str, confirmed: int = 0) -> bytes:
     """The argument of ``refuse.lua`` for the settles of a batch of one account."""
     settles = batch.settles()
     events = orjson.dumps([event for event, _ in settles])
     marks = orjson.dumps([mark for _, mark in settles])
-    packed: bytes = _pack((batch.epoch, batch.number, origin, settles[0][0][0], batch.refusal, events, marks))
+    packed: bytes = _pack((batch.epoch, batch.number, origin, settles[0][0][0], batch.refusal, events, marks,
+                          confirmed))  # fmt: skip
     return packed
 
 

@@ -14,6 +14,7 @@ from sidecar.ledger.client.account_views import AccountViews
 from sidecar.ledger.client.link import Link
 from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings
 from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
+from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk
 from sidecar.valkey.resp import RespConnection
@@ -52,8 +53,9 @@ class LedgerClient:
 
     def __init__(
         self, endpoints: Endpoints, keys: Keys, settings: LinkSettings | None = None, *,
-        heartbeat_s: float = 2.0, instance: str | None = None,
+        heartbeat_s: float = 1.0, instance: str | None = None, on_loss: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
+        """``on_loss`` is called when a server's data went back: what others wrote to it is lost too."""
         self.instance = instance or new_instance_id()
         self.keys = keys
         self.counters = LedgerCounters()
@@ -62,6 +64,8 @@ class LedgerClient:
         self._endpoints = endpoints
         self._settings = settings or LinkSettings()
         self._heartbeat_s = heartbeat_s
+        self._window = SettledWindow(self._settings.window_bytes)
+        self._on_loss = on_loss or (lambda: None)
         self._links: list[Link] = []
         self._by_partition: list[Link] = []
         self._only: Link | None = None
@@ -87,6 +91,7 @@ class LedgerClient:
             instance=self.instance, home_partition=home_partition, keys=self.keys,
             connect=lambda: self._endpoints.connect(anchor), connect_to=self._connect_to,
             settings=self._settings, views=self._views, account_keys=self._account_key, counters=self.counters,
+            window=self._window, on_loss=self._on_loss,
         )  # fmt: skip
 
     async def _connect_to(self, host: str, port: int) -> RespConnection:

@@ -26,7 +26,9 @@ from sidecar.ledger.client.batch import HOLD, PARTS_MAX, Batch, decode, encode, 
 from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings, round_trip_bucket
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.registration import Registration
+from sidecar.ledger.client.sealed import SealedBatch, SealedError, unseal
 from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, asked_server, server_answer
+from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk, encode_call, encode_command
 from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
@@ -41,6 +43,9 @@ NO_REPLY_TIMEOUT_S = 2.0
 """A connection without a reply, or with nothing but refusals of the same batch, for so long is closed."""
 WARNING_INTERVAL_S = 10.0
 """Shortest time between two of a link's warnings."""
+FORGOTTEN_S = 2_500_000.0
+"""Time without a server after which it may have forgotten the instance (FORGET_MS, 30 days), so that its number says
+nothing of a loss."""
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
 _NO_SUMMARY: Final[list[Any]] = [False, -1, -1, 0]
@@ -57,6 +62,7 @@ class Link:
     def __init__(
         self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, connect_to: ConnectTo | None,
         settings: LinkSettings, views: AccountViews, account_keys: Callable[[str], bytes], counters: LedgerCounters,
+        window: SettledWindow, on_loss: Callable[[], None],
     ) -> None:  # fmt: skip
         self.instance = instance
         self.home_partition = home_partition
@@ -82,12 +88,20 @@ class Link:
         self._operations_max = min(settings.operations_max, PARTS_MAX)
         self._loop = asyncio.get_running_loop()
         self._connection: RespConnection | None = None
+        self._window = window
+        self._on_loss = on_loss
         self._number = 0
+        self._confirmed = 0
+        self._confirmed_at = self._loop.time()
         self._pending = Batch(0)
         self._queue: deque[Batch] = deque()
+        self._sealed: deque[SealedBatch] = deque()
+        """Numbered batches that go before everything else, in the order of their numbers."""
         self._flight: Batch | None = None
         self._flight_call = b""
         self._flight_accounts: dict[str, int] = {}
+        self._flight_keys: list[bytes] = []
+        self._flight_arguments: list[bytes] = []
         self._flight_sent = 0.0
         self._flight_began = 0.0
         self._refused_since = 0.0
@@ -130,6 +144,7 @@ class Link:
     def backlog(self) -> int:
         """Operations that are not known to be done."""
         waiting = self._pending.operations + sum(batch.operations for batch in self._queue)
+        waiting += sum(sealed.settles for sealed in self._sealed)
         return waiting + (self._flight.operations if self._flight else 0)
 
     def hold(self, hold: Hold) -> None:
@@ -218,29 +233,40 @@ class Link:
         if batch is None:
             return
         batch.enter_epoch(self.epoch)
-        self._number += 1
+        number = batch.number
+        if not number:
+            number = self._number = self._number + 1
         self._flight_began = self._loop.time()
         self.counters.batches += 1
         self.counters.operations += batch.operations
-        self._fly(batch, self._number)
+        self._fly(batch, number)
 
     def _fly(self, batch: Batch, number: int) -> None:
         """Makes this the batch on its way, under a number that no batch has that may have been done."""
         batch.number = number
         self._flight = batch
         if batch.refusal:
-            argument = encode_refusal(batch, self.origin)
+            argument = encode_refusal(batch, self.origin, self._confirmed)
             names = (self._registration.instance_key, self._registration.clock_key, self._refused_key)
             self._flight_call = encode_command([b"EVAL", script("refuse").text, b"3", *names, argument])
         else:
             keys, arguments, self._flight_accounts = encode(
-                batch, self.origin, self.settings, self._versions, self._account_keys
+                batch, self.origin, self.settings, self._versions, self._account_keys, self._confirmed
             )
+            self._flight_keys, self._flight_arguments = keys, arguments
             count = len(self._first_keys) + 2 * len(keys)
             self._flight_call = encode_call(self._function.name, count, [*self._first_keys, *keys], arguments)
         self._send_flight()
 
     def _next_batch(self) -> Batch | None:
+        while self._sealed:
+            sealed = self._sealed.popleft()
+            try:
+                return unseal(sealed)
+            except SealedError as error:
+                self.counters.lost_settles += sealed.settles
+                log.error("a sealed batch cannot be read, its charges are lost", link=self.origin,
+                          number=sealed.number, charges=sealed.settles, error=str(error))  # fmt: skip
         if self._queue:
             return self._queue.popleft()
         batch = self._pending
@@ -291,6 +317,13 @@ class Link:
             self._open_until = 0.0
         self._overdue = False
         self._refused_since = 0.0
+        self._confirmed = batch.number
+        self._confirmed_at = now
+        settles = len(batch.events)
+        if batch.singles:
+            settles += sum(single.event is not None for single in batch.singles)
+        if settles:
+            self._keep(batch, settles)
         registered, _now_us, answers, singles, stepped = decode(reply)
         if stepped:
             self._note_clock_step(*stepped)
@@ -314,8 +347,15 @@ class Link:
                 self._decide(single.hold, answer[4])
         self._go_on()
 
+    def _keep(self, batch: Batch, settles: int) -> None:
+        """It is confirmed, and offered again should the server lose it."""
+        keys, arguments = self._flight_keys, self._flight_arguments
+        if batch.refusal:
+            keys, arguments, _ = encode(batch, self.origin, self.settings, self._versions, self._account_keys)
+        self._window.add(self.home_partition, batch.number, keys, arguments, settles, batch.refusal)
+
     def _go_on(self) -> None:
-        if self._pending.asked or self._queue or not self.settings.settle_delay_s:
+        if self._pending.asked or self._queue or self._sealed or not self.settings.settle_delay_s:
             self._flush()
         elif self._pending.operations:
             self._schedule_flush()
@@ -398,6 +438,9 @@ class Link:
                 self._send_later(answer)
             case Meaning.ACCOUNT:
                 self._leave_out(batch, answer)
+            case Meaning.LOST:
+                self._note_loss(answer.number)
+                self._lose_epoch(self.epoch)
             case Meaning.REFUSED:
                 self._try_one_by_one(batch, answer)
 
@@ -623,13 +666,24 @@ class Link:
     async def _enter(self, connection: RespConnection) -> None:
         async with self._entering:
             # An epoch that is still valid is kept: the reply to the batch in doubt may depend on it.
-            if not (self.epoch and await self._registration.heartbeat(connection, self.epoch)):
+            if not self.epoch or not await self._beats(connection):
                 # A batch in doubt was packed for an older epoch; the script sees that and counts its settles as late.
-                self.epoch, number, generation = await self._registration.register(connection)
-                self._number = max(self._number, number)
+                known = bool(self._generation)
+                create = self.settings.create_again if known else self.settings.create
+                self.epoch, number, generation = await self._registration.register(connection, create=create)
                 self.counters.registrations += 1
                 self._note_generation(generation)
+                if known and number < self._confirmed:
+                    self._note_loss(number)
+                self._number = max(self._number, number)
+                self._confirmed = max(self._confirmed, number)
             self._overdue = self._overdue and self._flight is not None
+
+    async def _beats(self, connection: RespConnection) -> bool:
+        """A heartbeat. False: the instance was reaped, or the server's data went back or was replaced."""
+        confirmed = self._confirmed  # what is confirmed while the reply is on its way it cannot know
+        beat = await self._registration.heartbeat(connection, self.epoch)
+        return beat is None or (beat.alive and beat.number >= confirmed and beat.generation == self._generation)
 
     def _note_generation(self, generation: str) -> None:
         if self._generation not in ("", generation):
@@ -637,6 +691,52 @@ class Link:
             log.error("the ledger is not the one it was: its data was lost or replaced", link=self.origin,
                       before=self._generation, now=generation)  # fmt: skip
         self._generation = generation
+
+    def _note_loss(self, number: int) -> None:
+        """The server knows batches up to this number, and has confirmed later ones: its data went back. What it lost
+        goes again under the numbers that it had, so its events get the ids that they had."""
+        self._seal_flight()
+        confirmed, self._confirmed = self._confirmed, number
+        offered, beyond = self._window.take_after(self.home_partition, number)
+        charges = sum(sealed.settles for sealed in offered)
+        if self._loop.time() - self._confirmed_at > FORGOTTEN_S:
+            log.error("the server may have forgotten this process; its last charges are not offered again",
+                      link=self.origin, number=number, confirmed=confirmed, charges=charges)  # fmt: skip
+            return
+        self._sealed.extendleft(reversed(offered))
+        counters = self.counters
+        counters.losses += 1
+        counters.lost_operations += charges + beyond
+        counters.unrecovered_operations += beyond
+        log.error("the data of Valkey went back: charges that it had confirmed are offered to it again",
+                  link=self.origin, number=number, confirmed=confirmed, charges=charges + beyond,
+                  lost_for_good=beyond)  # fmt: skip
+        self._on_loss()
+
+    def _seal_flight(self) -> None:
+        """Takes back the batch that is on its way: what it charges keeps its number, its holds are asked for again."""
+        batch, self._flight = self._flight, None
+        if batch is None:
+            return
+        settles = len(batch.settles())
+        if settles:
+            keys, arguments = self._flight_keys, self._flight_arguments
+            if batch.refusal:
+                keys, arguments, _ = encode(batch, self.origin, self.settings, self._versions, self._account_keys)
+            self._sealed.appendleft(
+                SealedBatch(self.home_partition, batch.number, keys, arguments, settles, refusal=batch.refusal)
+            )
+        self._ask_again(batch)
+
+    def _ask_again(self, batch: Batch) -> None:
+        """Moves the holds that somebody waits for to the batch that gathers now."""
+        asked = batch.asked
+        waiting = [hold for hold in batch.drop_holds() if hold.callback is not None]
+        if waiting:
+            pending = self._gather()
+            self._note_asked(pending, asked)
+            for hold in waiting:
+                pending.add_hold(hold)
 
     def _lose_epoch(self, epoch: int) -> None:
         """Valkey says that the instance was reaped: it registers again, once for all who hear so."""
@@ -665,7 +765,7 @@ class Link:
             self._drop_connection()  # a server that hangs sends no reset; a new connection repeats the batch in doubt
             return
         try:
-            if not await self._registration.heartbeat(connection, epoch):
+            if not await self._beats(connection):
                 self._lose_epoch(epoch)
         except LedgerConnectionError as error:
             self._warn_limited("no heartbeat", error=str(error))
@@ -716,6 +816,9 @@ class Link:
         events: list[Event] = []
         for batch in (*self._queue, self._pending):
             events += batch.unsent()
+        for sealed in self._sealed:
+            events += unseal(sealed).unsent()
+        self._sealed.clear()
         self._queue.clear()
         self._pending = Batch(self.epoch)
         return events

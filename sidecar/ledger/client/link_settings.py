@@ -26,6 +26,11 @@ class LinkSettings:
     unpaid_burst: int = 500
     create: bool = True
     """Whether a partition that has nothing becomes a new ledger's. Off where a ledger must exist."""
+    create_again: bool = False
+    """The same for a partition that this process has used before, so that its data was lost: only where somebody fills
+    it again (Lago)."""
+    window_bytes: int = 33_554_432
+    """Confirmed batches that are kept in memory, to be offered again to a server whose data went back."""
 
     @property
     def unpaid_interval_us(self) -> int:
@@ -57,6 +62,12 @@ class LedgerCounters:
     clock_steps: int = 0
     generations: int = 0
     """How often the ledger was found to be another one than before."""
+    losses: int = 0
+    """How often a partition's data was found to have gone back, or to be gone."""
+    lost_operations: int = 0
+    """Confirmed charges that a server lost. They are offered again, but for the unrecovered ones."""
+    unrecovered_operations: int = 0
+    """Those of them that were not in memory any more. They are lost."""
     round_trip_s: float = 0.0
     round_trip_buckets: list[int] = field(default_factory=lambda: [0] * (len(ROUND_TRIP_BOUNDS_S) + 1))
 

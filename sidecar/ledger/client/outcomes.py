@@ -133,13 +133,13 @@ class Hold:
         metric: str,
         units: int,
         key: IdempotencyKey | None,
-        callback: Callable[[Hold], None],
+        callback: Callable[[Hold], None] | None,
     ) -> None:
         self.account = account
         self.metric = metric
         self.units = units
         self.key = key
-        self.callback: Callable[[Hold], None] | None = callback
+        self.callback = callback
 
     @property
     def retry_us(self) -> int:

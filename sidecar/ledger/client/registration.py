@@ -15,6 +15,16 @@ from sidecar.valkey.scripts import script
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """What the ledger knows of an instance. ``alive``: in the epoch that it named. ``number``: of its last batch; 0 if
+    it is not known. ``generation``: the partition's, "" if there is none."""
+
+    alive: bool
+    number: int
+    generation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """``answer_s``: how long a call may take; a connection that is slower is closed. ``create``: whether a partition
     that has nothing becomes a new ledger's."""
@@ -36,13 +46,14 @@ class Registration:
         object.__setattr__(self, "clock_key", keys.clock(home).encode())
         object.__setattr__(self, "meta_key", keys.meta(home).encode())
 
-    async def register(self, connection: RespConnection) -> tuple[int, int, str]:
+    async def register(self, connection: RespConnection, *, create: bool | None = None) -> tuple[int, int, str]:
         """Enters, or enters again. Answers the new epoch, the number of the last batch, and the partition's generation.
+        ``create`` overrides the field.
 
         Raises:
             LedgerConnectionError: Valkey did not do it, or the ledger does not fit; the message says why.
         """
-        await self._open(connection)
+        await self._open(connection, self.create if create is None else create)
         reply = await self._eval(
             connection, "register", self._names, self.instance.encode(), b"%d" % self.home_partition
         )
@@ -51,8 +62,8 @@ class Registration:
                 return epoch, number, generation.decode()
         raise LedgerConnectionError(f"Valkey at {connection.address} does not register this instance: {reply}")
 
-    async def _open(self, connection: RespConnection) -> None:
-        names, arguments = open_arguments(self.keys, self.home_partition, new_generation() if self.create else "")
+    async def _open(self, connection: RespConnection, create: bool) -> None:
+        names, arguments = open_arguments(self.keys, self.home_partition, new_generation() if create else "")
         parts = [str(argument).encode() for argument in arguments]
         reply = await self._eval(connection, "open", [name.encode() for name in names], *parts)
         if isinstance(reply, ReplyError):
@@ -65,14 +76,16 @@ class Registration:
         except FormatError as error:
             raise LedgerConnectionError(f"Valkey at {connection.address}: {error}") from None
 
-    async def heartbeat(self, connection: RespConnection, epoch: int) -> bool:
-        """Says that the instance lives. False: it was reaped, and must register. Raises as :meth:`register`."""
-        reply = await self._eval(connection, "heartbeat", self._names[:3], self.instance.encode(), b"%d" % epoch)
-        if isinstance(reply, ReplyError):
-            if server_answer(str(reply)).meaning in (Meaning.ASK, Meaning.LATER):
-                return True  # the server lives and knows the epoch or will; the next heartbeat tells
-            raise LedgerConnectionError(f"Valkey at {connection.address} refused a heartbeat: {reply}")
-        return bool(reply == 1)
+    async def heartbeat(self, connection: RespConnection, epoch: int, chain: bytes = b"") -> Beat | None:
+        """Says that the instance lives, and what its chain value is. None: the server cannot say anything now. Raises
+        as :meth:`register`."""
+        reply = await self._eval(connection, "heartbeat", self._names, self.instance.encode(), b"%d" % epoch, chain)
+        match reply:
+            case [int(alive), int(number), bytes(generation)]:
+                return Beat(bool(alive), number, generation.decode())
+        if isinstance(reply, ReplyError) and server_answer(str(reply)).meaning in (Meaning.ASK, Meaning.LATER):
+            return None  # the server lives and knows the epoch or will; the next heartbeat tells
+        raise LedgerConnectionError(f"Valkey at {connection.address} refused a heartbeat: {reply}")
 
     async def leave(self, connection: RespConnection) -> None:
         """Takes the instance out of the living; what it still holds is given back by the reaper. Raises as

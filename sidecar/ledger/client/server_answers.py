@@ -28,18 +28,22 @@ class Meaning(Enum):
     """The partition is not the one that the instance registered in: register anew, send again."""
     ACCOUNT = "account"
     """One account is at fault: send again without it. Its holds are unavailable at once, its settles are refused."""
+    LOST = "lost"
+    """The server does not know batches that it has confirmed: its data went back. ``number`` is the last it knows."""
     REFUSED = "refused"
     """Repeating cannot help: its accounts are tried one by one, and who fails alone is treated as with ACCOUNT."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """``word``: the reply's first word, for the counter. ``account``: from 1, for ACCOUNT. ``reason``: for the log."""
+    """``word``: the reply's first word, for the counter. ``account``: from 1, for ACCOUNT. ``number``: for LOST.
+    ``reason``: for the log."""
 
     meaning: Meaning
     word: str
     reason: str
     account: int = 0
+    number: int = 0
 
 
 _MEANINGS: Final = {
@@ -88,6 +92,11 @@ def server_answer(message: str) -> ServerAnswer:
         if of_account is None:
             return ServerAnswer(Meaning.REFUSED, word, reason)
         return ServerAnswer(Meaning.ACCOUNT, word, of_account[2][:REASON_LENGTH_MAX], int(of_account[1]))
+    if word == "LOST":
+        number = message[len("LOST ") :]
+        if not number.isdecimal():
+            return ServerAnswer(Meaning.REFUSED, word, reason)
+        return ServerAnswer(Meaning.LOST, word, reason, number=int(number))
     meaning = _MEANINGS.get(word)
     return ServerAnswer(meaning or Meaning.REFUSED, word if meaning else "ERR", reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sidecar.ledger.accounts.loader import AccountLoader
 from sidecar.ledger.keys import FORMAT, Keys
 from sidecar.ledger.known_generations import KnownGenerations, open_known_ledger
 from sidecar.ledger.ledger_format import FormatError, open_ledger
-from tests.integration.ledger_client.kit import at, client_of, spec, valkey_client
+from tests.integration.ledger_client.kit import PATIENT, at, client_of, spec, valkey_client
 
 KEYS = Keys()
 
@@ -134,7 +135,8 @@ async def test_a_gateway_that_finds_another_ledger_says_so_and_goes_on(
     client: Redis, valkey_server: ValkeyServer
 ) -> None:
     await AccountLoader(client, KEYS).load(spec("tpp", 9))
-    async with client_of(at(valkey_server.port), heartbeat_s=0.05) as gateway:
+    how = replace(PATIENT, create_again=True)
+    async with client_of(at(valkey_server.port), how, heartbeat_s=0.05) as gateway:
         await client.flushall()
         async with asyncio.timeout(20):
             while gateway.counters.generations == 0 or not gateway.is_up:

@@ -213,24 +213,24 @@ def instance_ttl_ms(ledger: LedgerFixture, name: str) -> int:
     return ttl
 
 
-def test_a_reaped_gateways_last_reply_is_kept_for_a_day_and_an_hour(real_ledger: LedgerFixture) -> None:
+def test_a_reaped_gateways_last_reply_is_kept_for_thirty_days(real_ledger: LedgerFixture) -> None:
     real_ledger.load()
     real_ledger.hold(1)
     assert instance_ttl_ms(real_ledger, "gw") == -1, "a gateway that lives is never forgotten"
     real_ledger.reap("gw")
-    assert 24 * HOUR_MS < instance_ttl_ms(real_ledger, "gw") <= 25 * HOUR_MS
+    assert 29 * 24 * HOUR_MS < instance_ttl_ms(real_ledger, "gw") <= 30 * 24 * HOUR_MS, "its spool may come late"
     real_ledger.start("gw")
     assert instance_ttl_ms(real_ledger, "gw") == -1
 
 
-def test_a_zombie_that_sends_is_remembered_a_day_longer(real_ledger: LedgerFixture) -> None:
+def test_a_zombie_that_sends_is_remembered_thirty_days_longer(real_ledger: LedgerFixture) -> None:
     assert isinstance(real_ledger.backend, RealLedger)
     real_ledger.load()
     real_ledger.hold(1)
     real_ledger.reap("gw")
     real_ledger.backend.client.pexpire(real_ledger.backend.keys.instance(HOME, "gw"), HOUR_MS)
     real_ledger.charge_late(1)
-    assert instance_ttl_ms(real_ledger, "gw") > 24 * HOUR_MS
+    assert instance_ttl_ms(real_ledger, "gw") > 29 * 24 * HOUR_MS
 
 
 def test_a_late_batch_of_an_older_epoch_does_not_make_a_living_gateway_forgotten(real_ledger: LedgerFixture) -> None:
@@ -249,4 +249,4 @@ def test_a_late_batch_of_an_older_epoch_does_not_make_a_living_gateway_forgotten
 def test_who_never_registered_is_forgotten(real_ledger: LedgerFixture) -> None:
     real_ledger.epochs["stranger"], real_ledger.seqs["stranger"] = 1, 0
     real_ledger.charge_late(1, by="stranger")
-    assert 24 * HOUR_MS < instance_ttl_ms(real_ledger, "stranger") <= 25 * HOUR_MS
+    assert 29 * 24 * HOUR_MS < instance_ttl_ms(real_ledger, "stranger") <= 30 * 24 * HOUR_MS

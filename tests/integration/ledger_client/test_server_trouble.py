@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code
 from tests.integration.ledger_client.kit import (
     KEYS,
+    PATIENT,
     ask,
     at,
     call,
@@ -134,7 +136,7 @@ async def test_a_server_that_lost_its_data_gets_what_is_settled_and_knows_no_acc
     control: Redis, proxy: FaultProxy
 ) -> None:
     await load(control, {"tpp": 9})
-    async with client_of(at(proxy.listening_port)) as client:
+    async with client_of(at(proxy.listening_port), replace(PATIENT, create_again=True)) as client:
         held = await ask(client, "tpp")
         await control.flushall()
         client.settle(held, event_of(held))

@@ -76,10 +76,12 @@ def test_what_is_settled_given_back_and_late_is_a_sum_by_account_and_metric() ->
         each = hold(account, units, metric)
         each.epoch = epoch
         batch.add_settle(each, event(account, metric, units))
-    keys, arguments, numbers = encode(batch, "gw.00", SETTINGS, {}, str.encode)
+    keys, arguments, numbers = encode(batch, "gw.00", SETTINGS, {}, str.encode, 6, b"chain")
     assert keys == [b"a", b"b"]
     assert numbers == {"a": 1, "b": 2}
-    epoch, number, origin, events, ttl_ms, count, metrics, singles, interval_us, burst, unpaid = values(arguments[0])
+    head = values(arguments[0])
+    epoch, number, origin, events, ttl_ms, count, metrics, singles, interval_us, burst, unpaid, confirmed, chain = head
+    assert (confirmed, chain) == (6, "chain")
     assert (epoch, number, origin, ttl_ms, count) == (7, 0, "gw.00", 1000, 3)
     assert (interval_us, burst, unpaid) == (25_000, 9, [])
     assert (metrics, singles) == (["x", "y"], [])
@@ -126,7 +128,10 @@ def test_settles_that_no_account_can_take_are_one_value_with_their_events_and_ma
     recorded.record = nameless.record = b"\xef" * 16
     for each in (hold("a", 3), owner, recorded, nameless):
         batch.add_settle(each, event("a", "api_calls", each.units))
-    epoch, number, origin, account, reason, events, marks = msgpack.unpackb(encode_refusal(batch, "gw.00"))
+    epoch, number, origin, account, reason, events, marks, confirmed = msgpack.unpackb(
+        encode_refusal(batch, "gw.00", 3)
+    )
+    assert confirmed == 3
     assert (epoch, number, origin, account, reason) == (7, 0, "gw.00", "a", "it is no account")
     assert [units for _, _, units, *_ in orjson.loads(events)] == [3, 4, 5, 6]
     assert orjson.loads(marks) == [
