@@ -46,6 +46,8 @@ def link_settings(config: Config) -> LinkSettings:
         unpaid_per_second=config.limits.unpaid_per_second,
         unpaid_burst=config.limits.unpaid_burst,
         create=ledger.expect == "any",
+        create_again=ledger.expect == "any" and config.lago.url is not None,
+        window_bytes=ledger.window_bytes_max,
     )
 
 

@@ -12,8 +12,9 @@ from sidecar.app.ledger_start import check_ledger_later
 from sidecar.app.listen_fault import CannotListen
 from sidecar.app.logs import AccessLog
 from sidecar.basics.errors import SetupError
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
-from sidecar.billing.reconcile.reload_requests import ReloadRequests
+from sidecar.billing.reconcile.reload_requests import SWEEP, ReloadRequests
 from sidecar.gateway.admission.descriptors import raise_limit
 from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.gateway import Gateway
@@ -28,12 +29,15 @@ from sidecar.ledger.client.unknown_accounts import UnknownAccounts, UnknownAccou
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.spool.spool import Spool, SpoolError
 from sidecar.valkey.endpoints import endpoints
-from sidecar.valkey.topology import Client, TopologyError
+from sidecar.valkey.topology import CLIENT_ERRORS, Client, TopologyError
 
 log = get_logger("sidecar")
 
 ENTER_TIMEOUT_S: Final = 1.0
 """For a registration that is under way when the start fails."""
+
+SWEEP_ATTEMPTS: Final = 60
+"""Seconds for which a request to read all accounts again is tried."""
 
 SETTLE_TIMEOUT_S: Final = 5.0
 """For what requests hold to be settled in Valkey when they have ended."""
@@ -65,6 +69,7 @@ class DataPlane:
         self._started = False
         self._ledger_seen = False
         self._draining: asyncio.Task[bool] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._access_log = AccessLog(config.log.format) if config.log.access != "off" else None
         self._ledger_is_checked = ledger_is_checked
         keys, settings = assemble.keys(config), assemble.link_settings(config)
@@ -75,6 +80,7 @@ class DataPlane:
                 # Who has not seen what is there makes nothing there: it may be a ledger of another format.
                 replace(settings, create=settings.create and ledger_is_checked),
                 heartbeat_s=config.ledger.heartbeat_ms / 1000,
+                on_loss=self._request_sweep,
             )
             self.identity = build_chain(config.identity, key_store)
         except (TopologyError, IdentitySetupError) as error:
@@ -108,6 +114,22 @@ class DataPlane:
                         upstream_connections_max=room.upstream, upstream_wanted=upstream)  # fmt: skip
         settings = assemble.proxy_settings(config)
         return replace(settings, connections_max=room.connections, upstream_connections_max=room.upstream)
+
+    def _request_sweep(self) -> None:
+        """Valkey lost data: funds and prices that were loaded since are lost too, so all are read again."""
+        if self.config.lago.url is None or (self._sweeping is not None and not self._sweeping.done()):
+            return
+        self._sweeping = asyncio.get_running_loop().create_task(self._add_sweep())
+
+    async def _add_sweep(self) -> None:
+        for _ in range(SWEEP_ATTEMPTS):
+            try:
+                await ReloadRequests(self._client, self.ledger.keys).add([SWEEP])
+            except CLIENT_ERRORS as error:
+                log.warning("a reload of all accounts cannot be requested", error=reason_of(error)[:200])
+                await asyncio.sleep(1)
+            else:
+                return
 
     def _make_unknown_accounts(self, keys: Keys) -> UnknownAccounts:
         """A control plane handles the reload request for an unknown account."""
@@ -227,9 +249,10 @@ class DataPlane:
         """False: the ledger has not confirmed all operations."""
         if self.unknown_accounts is not None:
             await self.unknown_accounts.close()
-        for task in self._tasks:
+        tasks = [*self._tasks, self._sweeping] if self._sweeping is not None else self._tasks
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self.spool is not None:
             await self.spool.stop_replaying()
         settled = await self.ledger.close(SETTLE_TIMEOUT_S)

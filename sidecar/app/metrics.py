@@ -158,6 +158,16 @@ class DataPlaneCollector(Collector):
         yield _counter("sidecar_ledger_lost_settles", "Settles that only the log has.", counters.lost_settles)
         yield _counter("sidecar_ledger_clock_steps", "Times that Valkey's clock was set back.", counters.clock_steps)
         yield _counter("sidecar_ledger_generations", "Times that the ledger was another one.", counters.generations)
+        yield _counter(
+            "sidecar_ledger_lost_operations",
+            "Confirmed charges that Valkey lost. They are offered to it again.",
+            counters.lost_operations,
+        )
+        yield _counter(
+            "sidecar_ledger_unrecovered_operations",
+            "Those of them that this process did not have any more.",
+            counters.unrecovered_operations,
+        )
         yield HistogramMetricFamily(
             "sidecar_ledger_round_trip_seconds",
             "From sending a batch to its reply.",

@@ -14,6 +14,9 @@ PARTITIONS: Final = 64
 PARTITIONS_MAX: Final = 1024
 """As in lua/lib/names.lua: the number of a home partition is part of an epoch."""
 
+FORGET_MS: Final = 2_592_000_000
+"""As in lua/lib/names.lua: for how long the number of an instance that is gone stays known, 30 days."""
+
 FIRST_FORMAT_PARTITIONS: Final = 16
 """The default of release 0.2, whose ledger had format 1."""
 

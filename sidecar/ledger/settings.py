@@ -71,7 +71,16 @@ class LedgerSettings(Model):
     breaker_open_ms: Milliseconds = Field(
         default=1_000, description="Time for which the breaker stays open. After it the gateway tries one hold."
     )
-    heartbeat_ms: Milliseconds = Field(default=2_000, description="Time between two heartbeats of this process.")
+    heartbeat_ms: Milliseconds = Field(
+        default=1_000,
+        description="Time between two heartbeats of this process. With each it looks whether Valkey is still the "
+        "primary, and has the data that it had.",
+    )
+    window_bytes_max: Annotated[Whole, Field(ge=0, le=1_073_741_824)] = Field(
+        default=33_554_432,
+        description="Memory for confirmed charges. A Valkey whose data went back (a failover, a restored backup) is "
+        "offered them again. What is older is lost then, and counted.",
+    )
     instance_ttl_ms: Milliseconds = Field(
         default=10_000,
         description="Age of the last heartbeat at which a process counts as dead. Other processes then release its "

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import IO, Any, Final
+
+import msgpack
 
 from sidecar.ledger.accounts.idempotency_marks import is_mark, is_under_way, mark_until_ms
 from sidecar.ledger.accounts.state_values import unpack_state
@@ -76,6 +79,7 @@ class Export:
         self._released: dict[str, int] = {}
         self._expired_marks = 0
         self._now_ms = 0
+        self._instances: list[ParsedKey] = []
 
     def __repr__(self) -> str:
         return f"Export({self._keys!r})"
@@ -110,6 +114,8 @@ class Export:
         await self._others()
         for name in STREAMS:
             await self._stream(name)
+        # Last: of a ledger in use, what a gateway charges meanwhile is missing then, and not charged twice.
+        await self._write_numbers()
         if not self._live and await self._instants() != before:
             raise TransferError("the ledger was used while it was exported: stop what uses it, and export again")
         digest = self._lines.end()
@@ -200,6 +206,7 @@ class Export:
                 if each.partition >= self._keys.partitions:
                     raise TransferError(f"{each.key!r} is beyond the {self._keys.partitions} partitions of the ledger")
             await self._values([each for each in page if each.kind in (*ACCOUNT_KINDS, *SINGLE_KINDS, "audited")])
+            self._instances += [each for each in page if each.kind == "instance"]
             unlisted |= await self._not_listed([each for each in page if each.kind in ("state", "account")])
             if unknown := [each.key for each in page if each.kind not in KNOWN_KINDS]:
                 raise TransferError(f"this release does not know the key {unknown[0]!r}")
@@ -239,6 +246,21 @@ class Export:
                 self._lines.write({"kind": "hash", **row, "fields": fields})
             self._lines.count(each.kind)
 
+    async def _write_numbers(self) -> None:
+        """The number of each gateway's last batch: a gateway that goes on with the imported ledger, or the spool of
+        one that died, is owed only what came after it."""
+        found = await self._access.each([Call(each.key, ("GET", each.key)) for each in self._instances])
+        for each, packed in zip(self._instances, found, strict=True):
+            if packed is None:
+                continue
+            try:
+                _epoch, number, _held, chain = islice(_unpacker(packed), 4)
+            except ValueError as error:
+                raise TransferError(f"{each.key!r} cannot be read: {error}") from None
+            row = {"partition": each.partition, "of": each.rest, "number": int(number), "chain": encoded(chain)}
+            self._lines.write({"kind": "instance", **row})
+            self._lines.count("gateways' numbers")
+
     async def _sorted_set(self, key: str, row: dict[str, Any]) -> None:
         at = 0
         while True:
@@ -272,6 +294,12 @@ class Export:
 KNOWN_KINDS: Final = frozenset(
     {"state", "account", "accounts", "apikeys", "audited", *ACCOUNT_KINDS, *SINGLE_KINDS, *STREAMS, *DROPPED_KINDS}
 )
+
+
+def _unpacker(packed: bytes) -> msgpack.Unpacker:
+    unpacker = msgpack.Unpacker(raw=True)
+    unpacker.feed(packed)
+    return unpacker
 
 
 async def check_nobody_lives(access: Access, keys: Keys, ttl_ms: int, otherwise: str) -> None:

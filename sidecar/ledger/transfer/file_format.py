@@ -20,7 +20,7 @@ from sidecar.ledger.keys import FORMAT
 from sidecar.ledger.transfer.access import TransferError
 
 FILE_FORMAT: Final = 1
-KINDS: Final = frozenset({"account", "api_keys", "hash", "zset", "string", "entries", "stream"})
+KINDS: Final = frozenset({"account", "api_keys", "hash", "zset", "string", "entries", "stream", "instance"})
 
 
 class FileError(TransferError):

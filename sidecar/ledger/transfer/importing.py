@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
+import msgpack
+
 from sidecar.ledger.accounts.idempotency_marks import mark_until_ms
-from sidecar.ledger.keys import FIRST_FORMAT_PARTITIONS, FORMAT, Keys
+from sidecar.ledger.keys import FIRST_FORMAT_PARTITIONS, FORGET_MS, FORMAT, Keys
 from sidecar.ledger.ledger_format import IMPORTING
 from sidecar.ledger.transfer.access import Access, Progress, TransferError, no_progress
 from sidecar.ledger.transfer.export import check_nobody_lives
@@ -104,6 +106,7 @@ class Import:
         self._ids: dict[str, StreamIds] = {}
         self._line = 0
         self._now_ms = 0
+        self._from_partitions = 0
 
     def __repr__(self) -> str:
         return f"Import({self._keys!r})"
@@ -122,6 +125,7 @@ class Import:
         if resumed is None:
             return self._report(checked, already=True)
         self._now_ms = await self._access.now_ms(self._keys.clock(0))
+        self._from_partitions = checked.header.partitions
         await self._lines(checked)
         for name, ids in self._ids.items():
             for partition in range(self._keys.partitions):
@@ -212,7 +216,7 @@ class Import:
         number = 0
         apply: dict[str, Callable[[dict[str, Any]], Any]] = {
             "account": self._account, "api_keys": self._api_keys, "hash": self._hash, "zset": self._zset,
-            "string": self._string,
+            "string": self._string, "instance": self._instance,
         }  # fmt: skip
         for number, row in lines_of(self._file):
             kind = row["kind"]
@@ -290,6 +294,15 @@ class Import:
         if not self._is_over(row):
             self._add(key, "SET", key, decoded(row["value"]))
             self._expire(key, row)
+
+    def _instance(self, row: dict[str, Any]) -> None:
+        """As one that departed. In another number of partitions no gateway goes on, since its configuration changes."""
+        if self._from_partitions != self._keys.partitions:
+            return
+        key = self._keys.instance(int(row["partition"]), str(row["of"]))
+        values = (0, int(row["number"]), 0, decoded(row["chain"]))
+        packed = b"".join(msgpack.packb(value, use_bin_type=False) for value in values)
+        self._add(key, "SET", key, packed, "PX", FORGET_MS)
 
     def _is_over(self, row: Mapping[str, Any]) -> bool:
         return row["expires_ms"] is not None and int(row["expires_ms"]) <= self._now_ms
