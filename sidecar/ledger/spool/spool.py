@@ -92,7 +92,7 @@ class Spool:
         """
         directory = self.settings.directory
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = open_locked(self._path, create=True)
         except (FileExistsError, NotADirectoryError):
             raise SpoolError(f"spool directory {directory}: it is not a directory") from None

@@ -5,6 +5,7 @@ A call under an idempotency key has ``[digest, fingerprint, repeats_max]`` behin
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from zlib import crc32
 import orjson
 
 from sidecar.ledger.client.outcomes import Event, IdempotencyKey
+from sidecar.ledger.spool.spool_directory import NotTrusted, open_directory, open_trusted
 
 LINE_BYTES_MAX = 65_536
 """Longest line that is read. An event's texts are bounded by the proxy to a fraction of this."""
@@ -76,22 +78,25 @@ def _key(parts: object) -> IdempotencyKey:
 
 
 def read_records(path: Path) -> Iterator[Record | Damage]:
-    """The lines of a file, in order. Raises OSError."""
-    with path.open("rb") as file:
+    """The lines of a file, in order. Raises OSError; PermissionError for one that may not be trusted."""
+    with open(_open(path, os.O_RDONLY), "rb") as file:
         number = 0
         while line := file.readline(LINE_BYTES_MAX):
             number += 1
             try:
                 yield decode_record(line)
             except ValueError:
-                torn = not line.endswith(b"\n") and len(line) < LINE_BYTES_MAX
+                # A file system may put zeros in place of what was written: they were no torn line, which has none.
+                torn = not line.endswith(b"\n") and len(line) < LINE_BYTES_MAX and b"\0" not in line
                 yield Damage(number, line, torn)
 
 
 def open_locked(path: Path, *, create: bool) -> int:
-    """A descriptor for appending, with the file's lock. Raises OSError; BlockingIOError if its process lives."""
-    flags = os.O_APPEND | os.O_RDWR | os.O_CLOEXEC
-    descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+    """A descriptor for appending, with the file's lock.
+
+    Raises OSError; BlockingIOError if its process lives, PermissionError for a file that may not be trusted.
+    """
+    descriptor = _open(path, os.O_APPEND | os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if create:
@@ -100,6 +105,17 @@ def open_locked(path: Path, *, create: bool) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        directory = open_directory(path.parent)
+        try:
+            return open_trusted(directory, path, flags)
+        finally:
+            os.close(directory)
+    except NotTrusted as error:
+        raise PermissionError(errno.EPERM, str(error)) from None
 
 
 def append(descriptor: int, size: int, data: bytes) -> None:
@@ -119,7 +135,7 @@ def append(descriptor: int, size: int, data: bytes) -> None:
 def keep_damaged(path: Path, lines: list[bytes]) -> Path:
     """Puts damaged lines aside for people to look at, beside the file that is about to go. Raises OSError."""
     aside = path.with_suffix(".damaged")
-    descriptor = os.open(aside, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    descriptor = _open(aside, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     try:
         append(descriptor, os.fstat(descriptor).st_size, b"".join(lines))
     finally:

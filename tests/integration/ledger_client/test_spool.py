@@ -54,10 +54,16 @@ def test_a_line_that_is_no_charge_is_no_record_although_its_checksum_is_right(bo
 def test_damage_costs_its_own_line_and_a_torn_end_is_told_from_it(tmp_path: Path) -> None:
     file = tmp_path / "spool-a.log"
     line = encode_record(RECORD)
-    file.write_bytes(line + b"rubbish\n" + line + b"x" * 200_000 + b"\n" + line + line[:20])
+    write_as_dead(file, line + b"rubbish\n" + line + b"x" * 200_000 + b"\n" + line + line[:20])
     found = [item if isinstance(item, Record) else item.torn for item in read_records(file)]
     assert [item for item in found if item is not False] == [RECORD, RECORD, RECORD, True]
     assert isinstance(list(read_records(file))[-1], Damage)
+
+
+def write_as_dead(path: Path, data: bytes) -> None:
+    """A file as a process left it: its owner's alone."""
+    path.touch(0o600)
+    path.write_bytes(data)
 
 
 def files(directory: Path) -> list[Path]:
@@ -165,8 +171,8 @@ async def test_the_files_of_many_dead_processes_are_replayed_once_by_two_living_
     await load(control, {"tpp": 1_000})
     for dead in range(5):
         lines = [encode_record(Record(f"spool:dead-{dead}:{n}", "tpp", METRIC, 1, EVENT)) for n in range(60)]
-        (tmp_path / f"spool-dead-{dead}.log").write_bytes(b"".join(lines))
-    (tmp_path / "spool-empty.log").touch()
+        write_as_dead(tmp_path / f"spool-dead-{dead}.log", b"".join(lines))
+    write_as_dead(tmp_path / "spool-empty.log", b"")
     living = open_locked(tmp_path / "spool-living.log", create=True)
     os.write(living, encode_record(RECORD))
     async with (
@@ -190,7 +196,7 @@ async def test_a_replay_broken_off_again_and_again_charges_once(
     monkeypatch.setattr("sidecar.ledger.spool.spool.REPLAY_BATCH", 16)
     await load(control, {"tpp": 1_000})
     lines = [encode_record(Record(f"spool:dead:{n}", "tpp", METRIC, 1, EVENT)) for n in range(300)]
-    (tmp_path / "spool-dead.log").write_bytes(b"".join(lines))
+    write_as_dead(tmp_path / "spool-dead.log", b"".join(lines))
     async with client_of(at(proxy.listening_port)) as client, spool_of(client, tmp_path):
         for cut in range(1, 6):
             await until(lambda cut=cut: client.counters.settles > 32 * cut, client)
