@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +13,14 @@ from sidecar.basics.cancellation import notice_cancellation
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.known_generations import KnownGenerations, open_known_ledger
 from sidecar.ledger.ledger_format import FormatError
-from sidecar.valkey.topology import Client
+from sidecar.valkey.deadlines import with_deadline
+from sidecar.valkey.safeguards import missing_safeguards
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
 log = get_logger("sidecar.ledger")
 
 CHECK_AGAIN_S: Final = 2.0
+SAFEGUARDS_TIMEOUT_S: Final = 2.0
 
 
 async def check_ledger(config: Config, client: Client) -> bool:
@@ -29,7 +33,19 @@ async def check_ledger(config: Config, client: Client) -> bool:
     ledger = config.ledger
     known = KnownGenerations(Path(ledger.state_directory), ledger.prefix) if ledger.state_directory else None
     must_exist = ledger.expect == "existing"
-    return await open_known_ledger(client, assemble.keys(config), must_exist=must_exist, known=known) is not None
+    found = await open_known_ledger(client, assemble.keys(config), must_exist=must_exist, known=known)
+    if found is None:
+        return False
+    await _warn_of_missing_safeguards(config, client)
+    return True
+
+
+async def _warn_of_missing_safeguards(config: Config, client: Client) -> None:
+    """One line for each setting of Valkey that a failover or an outage would be worse without. Whether Valkey answers
+    is found out by others."""
+    with contextlib.suppress(TimeoutError, *CLIENT_ERRORS):
+        for problem in await with_deadline(SAFEGUARDS_TIMEOUT_S, missing_safeguards(client, config.valkey)):
+            log.warning("Valkey is not set up to keep what it confirms", problem=problem)
 
 
 async def check_ledger_later(config: Config, client: Client) -> None:

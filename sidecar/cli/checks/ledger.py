@@ -15,6 +15,7 @@ from sidecar.cli.words import count
 from sidecar.ledger.keys import FORMAT
 from sidecar.ledger.ledger_format import FormatError, find_ledger
 from sidecar.ledger.store import Store, open_store
+from sidecar.valkey.safeguards import missing_safeguards
 from sidecar.valkey.topology import Client
 from sidecar.valkey.url import Cluster
 
@@ -47,7 +48,8 @@ async def ledger(config: Config) -> list[Finding]:
             findings += unpriced(config, await _priced(store, accounts[:ACCOUNTS_READ_MAX]), "no account has")
         if not isinstance(config.valkey, Cluster):
             findings += await server_settings(store.client)
-        return findings
+        problems = await missing_safeguards(store.client, config.valkey)
+        return findings + [Finding("valkey safeguards", None, problem) for problem in problems]
 
 
 async def _format(store: Store, *, must_exist: bool) -> Finding:

@@ -15,6 +15,7 @@ from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping, reap
 from sidecar.metering.outbox.outbox_status import outbox_status
 from sidecar.valkey.endpoints import endpoints
+from sidecar.valkey.safeguards import missing_safeguards
 from sidecar.valkey.topology import connect, keyslot
 from sidecar.valkey.url import Address, Cluster
 from tests.integration.ledger_client.kit import KEYS, PATIENT, ask, call, calls, client_of, load
@@ -223,6 +224,19 @@ async def test_a_slot_that_moves_is_seen_by_who_watches(
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_cluster_that_stops_as_a_whole_is_told_of(
+    control: RedisCluster, topology: Cluster, nodes: list[ValkeyProcess]
+) -> None:
+    (found,) = await missing_safeguards(control, topology)
+    assert "cluster-require-full-coverage is yes" in found
+    assert all(f"127.0.0.1:{node.port}" in found for node in nodes)
+    for value in ("no", "yes"):
+        for node in nodes:
+            with redis.Redis(port=node.port) as client:
+                client.config_set("cluster-require-full-coverage", value)
+        assert len(await missing_safeguards(control, topology)) == (value == "yes")
 
 
 def _move(nodes: list[ValkeyProcess], slot: int, block: int = 100, pause_s: float = 0.0) -> None:
