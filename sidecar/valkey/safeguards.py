@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from sidecar.valkey.topology import Client
+from sidecar.valkey.deadlines import with_deadline
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
 from sidecar.valkey.url import Embedded, Sentinel, Topology
 
 MAX_LAG_S: Final = 2
@@ -20,6 +21,8 @@ MAX_LAG_S_TOLERATED: Final = 5
 """A guard that lets a primary that is cut off write for longer is none."""
 
 NAMED_MAX: Final = 5
+NODE_ANSWER_S: Final = 0.5
+"""How long a node of a Cluster may take; one that is away must not keep what the others say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ async def _setting(client: Client, name: str, node: ClusterNode | None) -> bytes
     try:
         # As one word, since redis-py would read the answer to "CONFIG GET" its own way, another one in each version.
         found = await _execute(client, node, "CONFIG GET", name)
-    except RedisError:
+    except CLIENT_ERRORS:
         return None
     pairs = dict(zip(found[::2], found[1::2], strict=False)) if isinstance(found, list) else found
     value = {_bytes(key): _bytes(value) for key, value in pairs.items()}.get(name.encode())
@@ -127,7 +130,7 @@ async def _setting(client: Client, name: str, node: ClusterNode | None) -> bytes
 
 async def _execute(client: Client, node: ClusterNode | None, *args: str) -> Any:
     if isinstance(client, RedisCluster):
-        return await client.execute_command(*args, target_nodes=node)
+        return await with_deadline(NODE_ANSWER_S, client.execute_command(*args, target_nodes=node))
     return await client.execute_command(*args)  # type: ignore[no-untyped-call]
 
 

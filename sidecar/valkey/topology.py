@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import Sentinel as SentinelGroup
 from redis.exceptions import RedisClusterException, RedisError
 
 from sidecar.valkey.client_options import TopologyError, client_options, login_options, tls_context, tls_options
+from sidecar.valkey.cluster_client import PartialClusterClient
 from sidecar.valkey.cluster_primaries import ClusterPrimaries
 from sidecar.valkey.primary_watch import PrimaryWatch
 from sidecar.valkey.sentinel_primary import SentinelPrimary
@@ -103,7 +104,7 @@ def connect(
         case Cluster(nodes, credentials, tls):
             options |= login_options(credentials) | tls_options(tls)
             starts = [ClusterNode(node.host, node.port) for node in nodes]
-            return ClusterClient(startup_nodes=starts, **options)
+            return PartialClusterClient(startup_nodes=starts, **options)
 
 
 @asynccontextmanager
