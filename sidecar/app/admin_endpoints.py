@@ -99,7 +99,7 @@ class AdminEndpoints:
             return text(200, "ok")
         if path == "/readyz":
             health = await self.health()
-            return text(200, "ok") if health.ready else text(503, health.why)
+            return text(200, health.why or "ok") if health.ready else text(503, health.why)
         if path == "/metrics":
             return Answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
         if path == "/v1/status":

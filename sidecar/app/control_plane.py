@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from sidecar import __version__
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
-from sidecar.app.ledger_start import check_ledger
+from sidecar.app.ledger_start import check_ledger, check_ledger_later
 from sidecar.app.serve import Ready, admin_server
 from sidecar.basics.errors import SetupError
 from sidecar.basics.logger import get_logger
@@ -46,13 +46,17 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store,
         open_control_work(config.lago, config.metering, store) as control_work,
     ):
-        await check_ledger(config, store.client)
+        is_checked = await check_ledger(config, store.client)
         publisher = Publisher(store.client, store.keys, config.metering)
         memory = MemoryWatch(store.client, store.keys)
         collectors = collectors_of(publisher, control_work, memory)
         async with admin_server(config, store, None, collectors=collectors, control_work=control_work) as ports:
-            watching = asyncio.create_task(memory.run(stop))
-            reaping = asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms))
+            tasks = [
+                asyncio.create_task(memory.run(stop)),
+                asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms)),
+            ]
+            if not is_checked:
+                tasks.append(asyncio.create_task(check_ledger_later(config, store.client)))
             ready(ports)
             log.info(
                 "publishing", version=__version__, to=config.metering.url, lago=config.lago.url, admin_port=ports.admin
@@ -62,7 +66,7 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
                 compaction = HourCompaction(store.client, store.keys, hours, must_agree=False)
                 await run_loops(publisher, control_work, stop, compaction)
             finally:
-                reaping.cancel()
-                watching.cancel()
-                await asyncio.gather(reaping, watching, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
     return True

@@ -26,7 +26,7 @@ from sidecar.identity.types import IdentitySetupError, KeyStore
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.client.unknown_accounts import UnknownAccounts, UnknownAccountSettings
-from sidecar.ledger.keys import Keys
+from sidecar.ledger.keys import Keys, partitions_text
 from sidecar.ledger.spool.spool import Spool, SpoolError
 from sidecar.valkey.endpoints import endpoints
 from sidecar.valkey.topology import CLIENT_ERRORS, Client, TopologyError
@@ -45,7 +45,7 @@ SETTLE_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """``ready``: new requests can be served now. ``why``: what keeps them from it."""
+    """``ready``: new requests can be served now. ``why``: what keeps them from it, or some of them."""
 
     ready: bool
     why: str = ""
@@ -170,7 +170,7 @@ class DataPlane:
             raise SetupError(str(error)) from None
         self.ledger.start()
         await self.ledger.wait_ready(2.0)
-        self._ledger_seen = self.ledger.is_up
+        self._ledger_seen = self.ledger.is_up_in_part
         first = config.listen.port if port is None else port
         self.port = await self._listen(first, self._upstream, reuse_port, "listen.port")
         for index, listener in enumerate(config.listeners):
@@ -206,16 +206,25 @@ class DataPlane:
 
         A ledger that goes away later changes nothing: it goes away for all gateways, and a Service without endpoints
         has no 503 with ``Retry-After`` for anybody, and no route that is free. One that was never there is this
-        gateway's own trouble, such as a wrong password, and a rollout of it has to stop.
+        gateway's own trouble, such as a wrong password, and a rollout of it has to stop. Of a Cluster a part is enough:
+        the accounts on it are served, and others get 503 from every gateway.
         """
-        self._ledger_seen = self._ledger_seen or self.ledger.is_up
+        self._ledger_seen = self._ledger_seen or self.ledger.is_up_in_part
         if self.gateway.context.draining:
             return Health(False, "the gateway is stopping")
         if not self._started:
             return Health(False, "the gateway is starting")
         if not self._ledger_seen and self.spool is None:
             return Health(False, "Valkey has not answered yet")
-        return Health(True)
+        return Health(True, self._degraded())
+
+    def _degraded(self) -> str:
+        """Which partitions of a Cluster are away, while others are not."""
+        down = self.ledger.partitions_down
+        if not down or not self.ledger.is_up_in_part:
+            return ""
+        of = self.ledger.keys.partitions
+        return f"degraded: {len(down)} of {of} partitions of the ledger cannot be reached: {partitions_text(down)}"
 
     def drain(self, *, at_once: bool = False) -> asyncio.Task[bool]:
         """Begins to drain, once: no new clients, requests under way end, what they hold settles. The task's result is

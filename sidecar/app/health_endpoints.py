@@ -56,7 +56,7 @@ class HealthEndpoints:
             return text(200, "ok")
         if path == "/readyz":
             health = await self.health()
-            return text(200, "ok") if health.ready else text(503, health.why)
+            return text(200, health.why or "ok") if health.ready else text(503, health.why)
         if path == "/metrics" and self.metrics is not None:
             return Answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
         if path == "/drained" and self.drained is not None:

@@ -138,6 +138,8 @@ class DataPlaneCollector(Collector):
         ledger = self._plane.ledger
         counters = ledger.counters
         yield _gauge("sidecar_ledger_up", "1 while Valkey answers in time.", 1.0 if ledger.is_up else 0.0)
+        down = len(ledger.partitions_down)
+        yield _gauge("sidecar_ledger_down_partitions", "Partitions that cannot be reached, of a Cluster's.", down)
         yield _gauge("sidecar_ledger_backlog_operations", "Operations that Valkey has not confirmed.", ledger.backlog)
         yield _counter("sidecar_ledger_batches", "Batches sent.", counters.batches)
         yield _counter("sidecar_ledger_operations", "Holds, settles and releases in them.", counters.operations)

@@ -112,7 +112,11 @@ async def status_document(
         document["instance"] = plane.ledger.instance
         document["upstream"] = ", ".join(str(pool.target) for pool in plane.gateway.context.destinations)
         document["connections"] = plane.gateway.taken
-        document["ledger"] = {"up": plane.ledger.is_up, "backlog_operations": plane.ledger.backlog}
+        document["ledger"] = {
+            "up": plane.ledger.is_up,
+            "partitions_down": plane.ledger.partitions_down,
+            "backlog_operations": plane.ledger.backlog,
+        }
     document["outbox"] = await _outbox_document(store)
     if control_work is not None:
         document["billing"] = control_work.status()

@@ -207,8 +207,9 @@ class Supervisor:
             return Health(False, "the gateway is stopping")
         answers = await self._ask_all("/readyz")
         # The port is shared: as long as one worker accepts connections and is ready, so is the pod.
-        if any(answer is not None and answer[0] == 200 for answer in answers):
-            return Health(True)
+        ready = [answer[1].decode().strip() for answer in answers if answer is not None and answer[0] == 200]
+        if ready:
+            return Health(True, next((text for text in ready if text != "ok"), ""))
         texts = [answer[1].decode().strip() for answer in answers if answer is not None]
         return Health(False, texts[0] if texts else "no worker answers")
 

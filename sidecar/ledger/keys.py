@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from zlib import crc32
@@ -16,6 +17,8 @@ PARTITIONS_MAX: Final = 1024
 
 FORGET_MS: Final = 2_592_000_000
 """As in lua/lib/names.lua: for how long the number of an instance that is gone stays known, 30 days."""
+
+PARTITIONS_SHOWN_MAX: Final = 24
 
 FIRST_FORMAT_PARTITIONS: Final = 16
 """The default of release 0.2, whose ledger had format 1."""
@@ -127,6 +130,13 @@ class Keys:
     def api_keys_hash(self, partition: int, first: int) -> str:
         """The hash of a partition that has those API keys whose SHA-256 has this first byte."""
         return f"{self._tags[partition]}apikeys:{first:02x}"
+
+
+def partitions_text(partitions: Sequence[int]) -> str:
+    """Numbers of partitions for people: ``1, 2, 3``, of many the first ones."""
+    shown = ", ".join(map(str, partitions[:PARTITIONS_SHOWN_MAX]))
+    more = len(partitions) - PARTITIONS_SHOWN_MAX
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def idempotency_digest(account: str, scope: bytes) -> bytes:

@@ -11,8 +11,8 @@ from typing import Any
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
-from sidecar.ledger.keys import Keys
-from sidecar.ledger.ledger_format import FormatError, LedgerFormat, open_ledger
+from sidecar.ledger.keys import Keys, partitions_text
+from sidecar.ledger.ledger_format import FormatError, LedgerFormat, open_partitions
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
 log = get_logger("sidecar.ledger")
@@ -64,35 +64,52 @@ class KnownGenerations:
 
 
 async def open_known_ledger(
-    client: Client, keys: Keys, *, must_exist: bool = False, known: KnownGenerations | None = None
+    client: Client, keys: Keys, *, must_exist: bool = False, known: KnownGenerations | None = None, again: bool = False
 ) -> LedgerFormat | None:
-    """Opens the ledger as ``open_ledger`` does, and compares it with what is remembered of it. ``must_exist``: nothing
-    is made. None: Valkey cannot be reached, and nothing is known of the ledger.
+    """Opens the ledger as ``open_partitions`` does, and compares it with what is remembered of it. ``must_exist``:
+    nothing is made. ``again``: what cannot be reached was told of. None: Valkey cannot be reached, and nothing is known
+    of the ledger.
 
     Raises:
         FormatError: the ledger does not fit, is missing, or is not the one that was known.
     """
     remembered = known.read() if known is not None else ()
+    # A partition that was never reached may be a new one; one that was there may not.
+    may_create = [] if must_exist else [p for p in range(keys.partitions) if not _of(remembered, p)]
     try:
-        found = await open_ledger(client, keys, create=not must_exist and not remembered)
+        found, errors = await open_partitions(client, keys, may_create)
     except CLIENT_ERRORS as error:
-        log.warning("the ledger's format is not known yet: Valkey cannot be reached", error=reason_of(error)[:200])
+        if not again:
+            log.warning("the ledger's format is not known yet: Valkey cannot be reached", error=reason_of(error)[:200])
         return None
     except FormatError as error:
         if remembered and known is not None and not must_exist:
             raise FormatError(f"{error}; it was there before: to begin a new one, remove {known.path}") from None
         raise
+    if errors and not again:
+        log.warning("some partitions of the ledger cannot be reached; what is on the others works",
+                    partitions=partitions_text(found.unreached), of=keys.partitions,
+                    error=reason_of(errors[found.unreached[0]])[:200])  # fmt: skip
     if known is not None:
-        others = [p for p, (a, b) in enumerate(zip(remembered, found.generations, strict=False)) if not same(a, b)]
+        others = [
+            p
+            for p, now in enumerate(found.generations)
+            if now and _of(remembered, p) and not same(_of(remembered, p), now)
+        ]
         if others:
             raise FormatError(
                 f"the ledger with the prefix {keys.prefix!r} is not the one that it was: its data was lost or replaced "
                 f"(partition {others[0]}: generation {found.generations[others[0]]}, known as "
                 f"{remembered[others[0]]}). If that is meant, remove {known.path}"
             )
-        if tuple(remembered) != found.generations:
-            known.write(found.generations)
+        merged = tuple(now or _of(remembered, p) for p, now in enumerate(found.generations))
+        if tuple(remembered) != merged:
+            known.write(merged)
     return found
+
+
+def _of(generations: Sequence[str], partition: int) -> str:
+    return generations[partition] if partition < len(generations) else ""
 
 
 def same(one: str, other: str) -> bool:

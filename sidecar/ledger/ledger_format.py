@@ -8,7 +8,7 @@ ledger.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,10 +61,12 @@ class PartitionFormat:
 
 @dataclass(frozen=True, slots=True)
 class LedgerFormat:
-    """``generations``: of each partition. ``new``: partitions that had nothing and were made by this call."""
+    """``generations``: of each partition, "" where it is not known. ``new``: partitions that had nothing and were made
+    by this call. ``unreached``: partitions whose server did not answer."""
 
     generations: tuple[str, ...]
     new: tuple[int, ...] = ()
+    unreached: tuple[int, ...] = ()
 
 
 def new_generation() -> str:
@@ -107,8 +109,9 @@ async def find_ledger(client: Client, keys: Keys) -> LedgerFormat | None:
         FormatError: the ledger does not fit, or some of its partitions have nothing.
         RedisError, OSError: Valkey cannot be reached.
     """
-    found = await _read(client, keys, range(keys.partitions), "")
-    if not any(found):
+    found, errors = await _read_some(client, keys, range(keys.partitions), "")
+    raise_first(errors.values())
+    if not any(found.values()):
         return None
     return await open_ledger(client, keys, create=False)
 
@@ -118,29 +121,47 @@ async def open_ledger(client: Client, keys: Keys, *, create: bool = True) -> Led
 
     Raises:
         FormatError: the ledger does not fit; or it has nothing and ``create`` is off.
-        RedisError, OSError: Valkey cannot be reached.
+        RedisError, OSError: Valkey cannot be reached, or a part of it.
     """
-    found = await _read(client, keys, range(keys.partitions), "")
-    for one in found:
+    found, errors = await open_partitions(client, keys, range(keys.partitions) if create else ())
+    raise_first(errors.values())
+    return found
+
+
+async def open_partitions(
+    client: Client, keys: Keys, may_create: Collection[int]
+) -> tuple[LedgerFormat, dict[int, Exception]]:
+    """As :func:`open_ledger`, for those partitions whose server answers, and why others do not. Of those that have
+    nothing, the ones in ``may_create`` become new.
+
+    Raises:
+        FormatError: the ledger does not fit; or a partition has nothing that is not to be made.
+        RedisError, OSError: no partition can be reached.
+    """
+    found, errors = await _read_some(client, keys, range(keys.partitions), "")
+    if len(errors) == keys.partitions:
+        raise_first(errors.values())
+    for one in found.values():
         if one is not None:
             one.check(keys)
-    missing = [partition for partition, one in enumerate(found) if one is None]
-    generations = [one.generation if one else "" for one in found]
-    if not missing:
-        return LedgerFormat(tuple(generations))
-    if not create:
+    missing = [partition for partition, one in found.items() if one is None]
+    generations = {partition: one.generation for partition, one in found.items() if one is not None}
+    if any(partition not in may_create for partition in missing):
         raise FormatError(nothing_there(keys, missing))
-    generation = new_generation()
     new = []
-    for partition, one in zip(missing, await _read(client, keys, missing, generation), strict=True):
-        assert one is not None
-        one.check(keys)
-        generations[partition] = one.generation
-        if one.is_new:  # nobody was faster
-            new.append(partition)
+    if missing:
+        made, not_made = await _read_some(client, keys, missing, new_generation())
+        errors |= not_made
+        for partition, one in made.items():
+            assert one is not None
+            one.check(keys)
+            generations[partition] = one.generation
+            if one.is_new:  # nobody was faster
+                new.append(partition)
     if new:
         log.info("partitions of the ledger are new", prefix=keys.prefix, partitions=len(new), of=keys.partitions)
-    return LedgerFormat(tuple(generations), tuple(new))
+    every = tuple(generations.get(partition, "") for partition in range(keys.partitions))
+    return LedgerFormat(every, tuple(new), tuple(sorted(errors))), errors
 
 
 def nothing_there(keys: Keys, missing: list[int]) -> str:
@@ -153,12 +174,20 @@ def nothing_there(keys: Keys, missing: list[int]) -> str:
     return f"partitions {', '.join(map(str, missing))} of the ledger have no data: a server lost it"
 
 
-async def _read(client: Client, keys: Keys, partitions: Iterable[int], generation: str) -> list[PartitionFormat | None]:
+async def _read_some(
+    client: Client, keys: Keys, partitions: Sequence[int], generation: str
+) -> tuple[dict[int, PartitionFormat | None], dict[int, Exception]]:
+    """What those partitions say whose server answers, and why the others do not."""
     text = script("open").text
     calls = []
     for partition in partitions:
         names, arguments = open_arguments(keys, partition, generation)
         calls.append(script_call(text, names, *arguments))
-    replies = await call_each(client, calls)
-    raise_first(replies)
-    return [partition_format(reply) for reply in replies]
+    found: dict[int, PartitionFormat | None] = {}
+    errors: dict[int, Exception] = {}
+    for partition, reply in zip(partitions, await call_each(client, calls), strict=True):
+        if isinstance(reply, Exception):
+            errors[partition] = reply
+        else:
+            found[partition] = partition_format(reply)
+    return found, errors

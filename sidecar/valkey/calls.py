@@ -6,16 +6,22 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from sidecar.valkey.topology import Client
+from sidecar.valkey.deadlines import with_deadline
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
-VALKEY_ERRORS = (RedisError, OSError)
+VALKEY_ERRORS = CLIENT_ERRORS
 """What any call may raise while Valkey is out of reach, fails over or is misused."""
+
+NODE_ANSWER_S = 2.0
+"""How long a node of a cluster may take for one of several calls: one that hangs must not make the others wait."""
 
 REST_S_MIN, REST_S_MAX = 0.1, 5.0
 """How long a partition is left alone after a failure, doubling: a node of a cluster that does not answer must not make
@@ -48,21 +54,37 @@ async def call_each(client: Client, calls: Sequence[Call]) -> list[Any]:
         RedisError, OSError: nothing can be said of any call, as the server cannot be reached.
     """
     if isinstance(client, RedisCluster):
-        await client.initialize()  # reads the topology again after a failure, otherwise does nothing
-        turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(CALLS_PER_NODE_MAX))
-        return list(await asyncio.gather(*(_routed(client, call, turns) for call in calls)))
+        # Reads the topology again after a failure, otherwise does nothing.
+        await with_deadline(NODE_ANSWER_S, client.initialize())
+        nodes: dict[str, _Node] = defaultdict(_Node)
+        return list(await asyncio.gather(*(_routed(client, call, nodes) for call in calls)))
     pipeline = client.pipeline(transaction=False)
     for call in calls:
         pipeline.execute_command(*call.args)
     return list(await pipeline.execute(raise_on_error=False))
 
 
-async def _routed(client: RedisCluster, call: Call, turns: Mapping[str, asyncio.Semaphore]) -> Any:
+@dataclass(slots=True)
+class _Node:
+    """A node in one look: whose turn it is, and why nobody else needs to try."""
+
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_PER_NODE_MAX))
+    lost: Exception | None = None
+
+
+async def _routed(client: RedisCluster, call: Call, nodes: Mapping[str, _Node]) -> Any:
     # The node is named because the library would otherwise ask a server which of XREADGROUP's arguments are keys.
     try:
         node = client.get_node_from_key(call.key)
-        async with turns[node.name if node is not None else ""]:
-            return await client.execute_command(*call.args, target_nodes=node)
+        state = nodes[node.name if node is not None else ""]
+        async with state.turns:
+            if state.lost is not None:
+                return state.lost
+            try:
+                return await with_deadline(NODE_ANSWER_S, client.execute_command(*call.args, target_nodes=node))
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                state.lost = error
+                raise
     except VALKEY_ERRORS as error:
         return error
 

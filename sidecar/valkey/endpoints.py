@@ -1,14 +1,19 @@
-"""Where the data plane's own connections go, for each topology."""
+"""Where the data plane's own connections go, for each topology. Each is to a primary, as that server says itself."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Callable
 from zlib import crc32
 
+from sidecar.valkey.client_options import TopologyError
+from sidecar.valkey.cluster_primaries import ClusterPrimaries
+from sidecar.valkey.primary_watch import PrimaryWatch
 from sidecar.valkey.resp import LedgerConnectionError, RespConnection, ServerAddress
-from sidecar.valkey.topology import SlotMap, Topology, TopologyError, cluster_slots, primary_address, tls_context
-from sidecar.valkey.url import Address, Cluster, Embedded, Sentinel, Standalone, Tls
+from sidecar.valkey.role import require_primary
+from sidecar.valkey.sentinel_primary import SentinelPrimary
+from sidecar.valkey.server_addresses import ServerAddresses
+from sidecar.valkey.url import NO_CREDENTIALS, Address, Cluster, Embedded, Sentinel, Standalone, Topology
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -18,21 +23,35 @@ class SingleEndpoints:
 
     def __init__(self, topology: Embedded | Standalone | Sentinel) -> None:
         self._topology = topology
-        self._tls = _Tls(None if isinstance(topology, Embedded) else topology.tls)
+        self._known = SentinelPrimary(topology) if isinstance(topology, Sentinel) else None
+        if isinstance(topology, Embedded):
+            self._addresses = ServerAddresses(None, NO_CREDENTIALS)
+        else:
+            self._addresses = ServerAddresses(topology.tls, topology.credentials, topology.db)
 
     def home_partitions(self, instance: str, partitions: int) -> list[int]:
         return [crc32(instance.encode()) % partitions]
 
+    def watch(self, on_change: Callable[[], None]) -> PrimaryWatch:
+        """A watch that keeps up to date what :meth:`is_current` and :meth:`connect` know. One for each of these."""
+        return PrimaryWatch(self._topology, on_change, self._known)
+
+    def is_current(self, partition_key: str, address: ServerAddress) -> bool:
+        """Whether this server is the primary, as far as is known."""
+        return self._known is None or self._known.is_current(address.host, address.port)
+
     async def connect(self, partition_key: str) -> RespConnection:
         topology = self._topology
+        if isinstance(topology, Embedded):
+            return await _open(self._addresses.of(topology.socket))
+        if isinstance(topology, Standalone):
+            return await _open(self._addresses.of(topology.address))
+        assert self._known is not None
         try:
-            where = await primary_address(topology, timeout_s=CONNECT_TIMEOUT_S)
+            where = await self._known.find(CONNECT_TIMEOUT_S)
         except TopologyError as error:
             raise LedgerConnectionError(str(error)) from None
-        if isinstance(topology, Embedded):
-            return await RespConnection.open(ServerAddress(path=str(where)), timeout_s=CONNECT_TIMEOUT_S)
-        address = self._tls.address(where, topology.credentials.username, topology.credentials.password, topology.db)
-        return await RespConnection.open(address, timeout_s=CONNECT_TIMEOUT_S)
+        return await _open(self._addresses.of(where))
 
     async def connect_to(self, host: str, port: int) -> RespConnection:
         raise LedgerConnectionError(f"Valkey names another server, {host}:{port}: it is a cluster, valkey_url is not")
@@ -47,55 +66,50 @@ class ClusterEndpoints:
 
     def __init__(self, topology: Cluster) -> None:
         self._topology = topology
-        self._tls = _Tls(topology.tls)
-        self._slots: SlotMap | None = None
-        self._reading = 0
+        self._addresses = ServerAddresses(topology.tls, topology.credentials)
+        self._known = ClusterPrimaries(topology)
         self._used: dict[str, int] = {}
         self._lock = asyncio.Lock()
 
     def home_partitions(self, instance: str, partitions: int) -> list[int]:
         return list(range(partitions))
 
+    def watch(self, on_change: Callable[[], None]) -> PrimaryWatch:
+        """As of `SingleEndpoints`."""
+        return PrimaryWatch(self._topology, on_change, self._known)
+
+    def is_current(self, partition_key: str, address: ServerAddress) -> bool:
+        """Whether this server is the primary of this key, as far as is known."""
+        return self._known.is_current(partition_key, address.host, address.port)
+
     async def connect(self, partition_key: str) -> RespConnection:
+        known = self._known
         try:
             async with self._lock:
-                if self._slots is None or self._used.get(partition_key) == self._reading:
-                    self._slots = await cluster_slots(self._topology, timeout_s=CONNECT_TIMEOUT_S)
-                    self._reading += 1
-                self._used[partition_key] = self._reading
-                where = self._slots.primary_of_key(partition_key)
+                if known.slots is None or self._used.get(partition_key) == known.reading:
+                    with known.inquiries(CONNECT_TIMEOUT_S) as inquiries:
+                        await known.look(inquiries)
+                    known.reading += 1
+                self._used[partition_key] = known.reading
+                assert known.slots is not None
+                where = known.slots.primary_of_key(partition_key)
         except TopologyError as error:
             raise LedgerConnectionError(str(error)) from None
-        return await self._open(where)
+        return await _open(self._addresses.of(where))
 
     async def connect_to(self, host: str, port: int) -> RespConnection:
         # A server that does not know its own name leaves it out: it is the one that was asked.
-        return await self._open(Address(host or self._topology.nodes[0].host, port))
-
-    async def _open(self, where: Address) -> RespConnection:
-        credentials = self._topology.credentials
-        address = self._tls.address(where, credentials.username, credentials.password, 0)
-        return await RespConnection.open(address, timeout_s=CONNECT_TIMEOUT_S)
+        return await _open(self._addresses.of(Address(host or self._topology.nodes[0].host, port)))
 
 
-class _Tls:
-    """Addresses with the TLS of a topology. Files are read once; raises `TopologyError` if they cannot be used."""
-
-    def __init__(self, tls: Tls | None) -> None:
-        self._context = tls_context(tls) if tls is not None else None
-
-    def address(self, where: Address | Path, username: str | None, password: str | None, db: int) -> ServerAddress:
-        if isinstance(where, Path):
-            return ServerAddress(path=str(where), username=username, password=password, db=db)
-        return ServerAddress(
-            host=where.host,
-            port=where.port,
-            username=username,
-            password=password,
-            db=db,
-            tls=self._context,
-            server_hostname=where.host if self._context is not None else None,
-        )
+async def _open(address: ServerAddress) -> RespConnection:
+    connection = await RespConnection.open(address, timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        await require_primary(connection, CONNECT_TIMEOUT_S)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def endpoints(topology: Topology) -> SingleEndpoints | ClusterEndpoints:

@@ -10,7 +10,11 @@ from typing import Any
 from redis.asyncio import RedisCluster
 
 from sidecar.valkey.calls import VALKEY_ERRORS
+from sidecar.valkey.deadlines import with_deadline
 from sidecar.valkey.topology import Client
+
+ANSWER_S = 0.5
+"""How long a node of a cluster may take: who asks does it between other things, and of all nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,14 @@ async def memory_uses(client: Client) -> dict[str, MemoryUse]:
     """
     if not isinstance(client, RedisCluster):
         return {"": _use(await client.info("memory"))}
-    await client.initialize()
+    try:
+        await with_deadline(ANSWER_S, client.initialize())
+    except VALKEY_ERRORS:
+        return {}
     nodes = client.get_primaries()
     replies = await asyncio.gather(
-        *(client.execute_command("INFO", "memory", target_nodes=node) for node in nodes), return_exceptions=True
+        *(with_deadline(ANSWER_S, client.execute_command("INFO", "memory", target_nodes=node)) for node in nodes),
+        return_exceptions=True,
     )
     found = {}
     for node, reply in zip(nodes, replies, strict=True):

@@ -9,13 +9,15 @@ from typing import Any
 
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.cli.checks.finding import Finding
 from sidecar.cli.checks.metrics import unpriced
 from sidecar.cli.words import count
 from sidecar.ledger.keys import FORMAT
 from sidecar.ledger.ledger_format import FormatError, find_ledger
 from sidecar.ledger.store import Store, open_store
-from sidecar.valkey.topology import Client
+from sidecar.valkey.safeguards import missing_safeguards
+from sidecar.valkey.topology import CLIENT_ERRORS, Client
 from sidecar.valkey.url import Cluster
 
 FUNCTIONS_SINCE = 7
@@ -27,27 +29,44 @@ ACCOUNTS_READ_MAX = 200
 
 async def ledger(config: Config) -> list[Finding]:
     async with open_store(config.valkey, assemble.keys(config), config.valkey_embedded.appendfsync) as store:
-        began = time.perf_counter()
-        await store.client.ping()
-        elapsed_ms = (time.perf_counter() - began) * 1000
-        format_finding = await _format(store, must_exist=config.ledger.expect == "existing")
-        if format_finding.ok is False:
-            return [Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms"), format_finding]
-        accounts = await store.accounts.list("", ACCOUNTS_COUNTED_MAX)
-        more = "more than " if len(accounts) == ACCOUNTS_COUNTED_MAX else ""
-        number = more + count(len(accounts), "account")
-        findings = [
-            Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms; {number}"),
-            format_finding,
-        ]
-        if not accounts:
-            detail = "the ledger has no account; load some with `sidecar account load`"
-            findings.append(Finding("accounts", None, detail))
-        else:
-            findings += unpriced(config, await _priced(store, accounts[:ACCOUNTS_READ_MAX]), "no account has")
-        if not isinstance(config.valkey, Cluster):
-            findings += await server_settings(store.client)
-        return findings
+        try:
+            findings = await _ledger(config, store)
+        except CLIENT_ERRORS as error:
+            # A Cluster of which one primary is away: its settings may be why the others refuse as well.
+            findings = [Finding("valkey", False, reason_of(error))]
+        return findings + await _safeguards(config, store)
+
+
+async def _ledger(config: Config, store: Store) -> list[Finding]:
+    began = time.perf_counter()
+    await store.client.ping()
+    elapsed_ms = (time.perf_counter() - began) * 1000
+    format_finding = await _format(store, must_exist=config.ledger.expect == "existing")
+    if format_finding.ok is False:
+        return [Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms"), format_finding]
+    accounts = await store.accounts.list("", ACCOUNTS_COUNTED_MAX)
+    more = "more than " if len(accounts) == ACCOUNTS_COUNTED_MAX else ""
+    number = more + count(len(accounts), "account")
+    findings = [
+        Finding("valkey", True, f"{config.valkey} answers in {elapsed_ms:.1f} ms; {number}"),
+        format_finding,
+    ]
+    if not accounts:
+        detail = "the ledger has no account; load some with `sidecar account load`"
+        findings.append(Finding("accounts", None, detail))
+    else:
+        findings += unpriced(config, await _priced(store, accounts[:ACCOUNTS_READ_MAX]), "no account has")
+    if not isinstance(config.valkey, Cluster):
+        findings += await server_settings(store.client)
+    return findings
+
+
+async def _safeguards(config: Config, store: Store) -> list[Finding]:
+    try:
+        problems = await missing_safeguards(store.client, config.valkey)
+    except CLIENT_ERRORS:
+        return []  # that it does not answer is said
+    return [Finding("valkey safeguards", None, problem) for problem in problems]
 
 
 async def _format(store: Store, *, must_exist: bool) -> Finding:

@@ -122,6 +122,16 @@ class LedgerClient:
         return bool(self._links) and all(link.is_up for link in self._links)
 
     @property
+    def is_up_in_part(self) -> bool:
+        """Whether some accounts can be served."""
+        return any(link.is_up for link in self._links)
+
+    @property
+    def partitions_down(self) -> list[int]:
+        """Home partitions whose link is down."""
+        return [link.home_partition for link in self._links if not link.is_up]
+
+    @property
     def backlog(self) -> int:
         return sum(link.backlog for link in self._links)
 

@@ -86,7 +86,7 @@ def test_everything_else_needs_the_token(gateway: Running, path: str, token: str
 def test_status_tells_what_is_connected(gateway: Running) -> None:
     status = document(gateway, "/v1/status")
     assert status["ready"] is True
-    assert status["ledger"] == {"up": True, "backlog_operations": 0}
+    assert status["ledger"] == {"up": True, "partitions_down": [], "backlog_operations": 0}
     assert status["outbox"]["events"] == 0
     assert status["upstream"] == "127.0.0.1:9"
 

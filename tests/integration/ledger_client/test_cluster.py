@@ -14,11 +14,13 @@ from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping, reap
 from sidecar.metering.outbox.outbox_status import outbox_status
+from sidecar.valkey.endpoints import endpoints
+from sidecar.valkey.safeguards import missing_safeguards
 from sidecar.valkey.topology import connect, keyslot
 from sidecar.valkey.url import Address, Cluster
 from tests.integration.ledger_client.kit import KEYS, PATIENT, ask, call, calls, client_of, load
 from tests.support.ledger_totals import read_totals
-from tests.support.valkey_process import START_TIMEOUT_S, ValkeyProcess
+from tests.support.valkey_process import START_TIMEOUT_S, ValkeyProcess, free_port
 
 SLOTS = 16_384
 
@@ -193,6 +195,48 @@ async def test_a_slot_that_moves_under_load_loses_and_doubles_nothing(
     totals = await read_totals(control, KEYS, accounts)
     totals.check()
     assert totals.settled == dict(zip(accounts, charged, strict=True))
+
+
+@pytest.mark.parametrize("how", ["in blocks", "at once"])
+async def test_a_slot_that_moves_is_seen_by_who_watches(
+    control: RedisCluster, topology: Cluster, nodes: list[ValkeyProcess], how: str
+) -> None:
+    nobody = Address("127.0.0.1", free_port())
+    where = endpoints(Cluster((nobody, *topology.nodes)))
+    key, stays = KEYS.alive(3), KEYS.alive(4)
+    assert keyslot(key) != keyslot(stays)
+    before, other = await where.connect(key), await where.connect(stays)
+    changed = asyncio.Event()
+    watching = asyncio.create_task(where.watch(changed.set).run())
+    try:
+        move = {"in blocks": _move, "at once": _move_at_once}[how]
+        await asyncio.to_thread(move, nodes, keyslot(key))
+        async with asyncio.timeout(20):
+            while where.is_current(key, before.address):
+                await changed.wait()
+                changed.clear()
+        assert where.is_current(stays, other.address)
+        after = await where.connect(key)
+        assert after.address != before.address
+        assert where.is_current(key, after.address)
+        for connection in (before, other, after):
+            connection.close()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_cluster_that_stops_as_a_whole_is_told_of(
+    control: RedisCluster, topology: Cluster, nodes: list[ValkeyProcess]
+) -> None:
+    (found,) = await missing_safeguards(control, topology)
+    assert "cluster-require-full-coverage is yes" in found
+    assert all(f"127.0.0.1:{node.port}" in found for node in nodes)
+    for value in ("no", "yes"):
+        for node in nodes:
+            with redis.Redis(port=node.port) as client:
+                client.config_set("cluster-require-full-coverage", value)
+        assert len(await missing_safeguards(control, topology)) == (value == "yes")
 
 
 def _move(nodes: list[ValkeyProcess], slot: int, block: int = 100, pause_s: float = 0.0) -> None:

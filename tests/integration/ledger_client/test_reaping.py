@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -11,13 +15,29 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from sidecar.ledger.client import reaper
+from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping, reap
 from sidecar.valkey.scripts import script
-from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
+from sidecar.valkey.url import Standalone
+from tests.integration.ledger_client.kit import (
+    KEYS,
+    ask,
+    at,
+    call,
+    calls,
+    client_of,
+    event_of,
+    load,
+    until,
+    valkey_client,
+)
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_totals import read_totals
+from tests.support.valkey_process import valkey_process
 
+TTL_MS = 600
+TTL_S = TTL_MS / 1000
 ALL = 0
 """An age that every heartbeat has."""
 
@@ -178,23 +198,159 @@ async def test_an_account_that_cannot_be_read_keeps_its_holds_until_it_can_and_n
     assert (await read_totals(control, KEYS, ["bad"])).held == {"bad": 0}
 
 
-async def test_the_reaper_outlives_a_server_that_goes_away(proxy: FaultProxy, control: Redis) -> None:
-    await load(control, {"tpp": 5})
-    async with client_of(at(proxy.listening_port), leave=False) as client:
-        await ask(client, "tpp")
-    through_proxy = Redis(port=proxy.listening_port, protocol=2, retry=None)
-    reaping = asyncio.create_task(keep_reaping(through_proxy, KEYS, 20))
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways come back as soon for the TTL of these tests as they do by default."""
+    monkeypatch.setattr("sidecar.ledger.client.link.RECONNECT_S_MAX", TTL_S / 10)
+
+
+@asynccontextmanager
+async def reaping(client: object, ttl_ms: int = TTL_MS) -> AsyncIterator[None]:
+    task = asyncio.create_task(keep_reaping(client, KEYS, ttl_ms))
     try:
-        proxy.refuse()
-        await asyncio.sleep(0.1)
-        assert not reaping.done()
-        proxy.accept()
+        yield
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def living(topology: Standalone, count: int = 4) -> AsyncIterator[list[LedgerClient]]:
+    """Gateways that live, with heartbeats as often for the TTL of these tests as by default."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(client_of(topology, heartbeat_s=TTL_MS / 5000)) for _ in range(count)]
+
+
+async def alive(control: Redis) -> set[bytes]:
+    return {member for p in range(KEYS.partitions) for member in await control.zrange(KEYS.alive(p), 0, -1)}
+
+
+def registrations(clients: list[LedgerClient]) -> list[int]:
+    return [client.counters.registrations for client in clients]
+
+
+async def test_the_holds_of_the_dead_come_back_while_others_live(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 5})
+    async with living(at(proxy.listening_port)) as clients, reaping(control):
+        async with client_of(at(proxy.listening_port), leave=False) as dies:
+            await ask(dies, "tpp")
         async with asyncio.timeout(20):
             while (await read_totals(control, KEYS, ["tpp"])).held["tpp"]:
                 await asyncio.sleep(0.01)
-    finally:
-        reaping.cancel()
-        await through_proxy.aclose()
+        assert registrations(clients) == [1, 1, 1, 1]
+        assert await alive(control) == {client.instance.encode() for client in clients}
+
+
+async def test_the_only_gateway_is_reaped_too_when_it_dies(control: Redis, proxy: FaultProxy) -> None:
+    await load(control, {"tpp": 5})
+    async with client_of(at(proxy.listening_port), leave=False) as dies:
+        await ask(dies, "tpp")
+    async with reaping(control):
+        async with asyncio.timeout(20):
+            while await alive(control):
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_reaper_that_starts_into_the_end_of_an_outage_reaps_nobody_alive(
+    control: Redis, proxy: FaultProxy
+) -> None:
+    await load(control, {"tpp": 5})
+    async with living(at(proxy.listening_port)) as clients:
+        proxy.refuse()
+        await asyncio.sleep(3 * TTL_S)
+        async with reaping(control):
+            proxy.accept()
+            await asyncio.sleep(1.5 * TTL_S)
+        await until(lambda: all(client.is_up for client in clients), clients)
+        assert registrations(clients) == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("how", ["refused", "paused", "no writes", "restarted"])
+async def test_an_outage_is_no_death(tmp_path: Path, how: str) -> None:
+    """Seen on 0.1.0: after 12 s without Valkey 8 to 12 of 12 living gateways were reaped. The reaper is the first to
+    reach the server again, as may happen."""
+    with valkey_process(tmp_path, appendonly="yes", appendfsync="always") as server:
+        async with (
+            FaultProxy("127.0.0.1", server.port) as of_gateways,
+            FaultProxy("127.0.0.1", server.port) as of_reaper,
+            valkey_client(of_reaper.listening_port, retry=None) as client,
+            valkey_client(server.port) as direct,
+            living(at(of_gateways.listening_port)) as clients,
+            reaping(client),
+        ):
+            await asyncio.sleep(1.2 * TTL_S)
+            of_gateways.refuse()
+            match how:
+                case "refused":
+                    of_reaper.refuse()
+                case "paused":
+                    server.send(signal.SIGSTOP)
+                case "no writes":
+                    await direct.config_set("min-replicas-to-write", 1)
+                case _:
+                    server.kill()
+            await asyncio.sleep(1.8 * TTL_S)
+            match how:
+                case "refused":
+                    of_reaper.accept()
+                case "paused":
+                    server.send(signal.SIGCONT)
+                case "no writes":
+                    await direct.config_set("min-replicas-to-write", 0)
+                case _:
+                    await asyncio.to_thread(server.start)
+            await asyncio.sleep(0.6 * TTL_S)
+            of_gateways.accept()
+            await asyncio.sleep(TTL_S)
+            await until(lambda: all(client.is_up for client in clients), clients)
+            assert registrations(clients) == [1, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("soon")
+async def test_gateways_that_are_all_silent_have_one_ttl_more(control: Redis, proxy: FaultProxy) -> None:
+    """A network that is cut between all of them and the server, and not between it and this reaper."""
+    async with living(at(proxy.listening_port)) as clients, reaping(control):
+        await asyncio.sleep(1.2 * TTL_S)
+        proxy.refuse()
+        await asyncio.sleep(1.3 * TTL_S)
+        proxy.accept()
+        await until(lambda: all(client.is_up for client in clients), clients)
+        assert registrations(clients) == [1, 1, 1, 1]
+
+
+async def test_a_partition_that_cannot_be_read_keeps_no_other_and_is_told_of_once(
+    control: Redis, proxy: FaultProxy
+) -> None:
+    await load(control, {"tpp": 5})
+    with capture_logs() as lines:
+        async with client_of(at(proxy.listening_port), leave=False, instance="dies") as dies:
+            await ask(dies, "tpp")
+            home = dies._links[0].home_partition
+        broken = KEYS.alive(0 if home else 1)
+        await control.set(broken, "nonsense")
+        async with reaping(control):
+            async with asyncio.timeout(20):
+                while await control.zscore(KEYS.alive(home), "dies") is not None:
+                    await asyncio.sleep(0.01)
+            await control.delete(broken)
+            await until(lambda: any(line["event"].endswith("released again") for line in lines), lines)
+    told = [line for line in lines if line["event"].startswith("cannot release the holds of dead")]
+    assert [(line["of"], "WRONGTYPE" in line["reason"]) for line in told] == [(f"partition {0 if home else 1}", True)]
+
+
+async def test_a_reaper_whose_server_goes_away_says_so_once_and_goes_on(proxy: FaultProxy, control: Redis) -> None:
+    async with valkey_client(proxy.listening_port, retry=None) as through_proxy:
+        with capture_logs() as lines:
+            async with reaping(through_proxy, 40):
+                proxy.refuse()
+                await until(lambda: lines)
+                await asyncio.sleep(0.2)
+                proxy.accept()
+                await until(lambda: len(lines) > 1)
+    assert [line["log_level"] for line in lines] == ["warning", "info"]
 
 
 async def test_the_reaper_ends_although_its_client_lost_the_cancellation() -> None:
@@ -203,15 +359,15 @@ async def test_the_reaper_ends_although_its_client_lost_the_cancellation() -> No
     class Swallowing:
         asked = 0
 
-        async def zrange(self, *_arguments: object, **_options: object) -> list[object]:
+        async def execute_command(self, *_arguments: object, **_options: object) -> list[object]:
             self.asked += 1
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(20)
             raise TimeoutError
 
     client = Swallowing()
-    reaping = asyncio.create_task(keep_reaping(client, KEYS, 2))
+    task = asyncio.create_task(keep_reaping(client, KEYS, 2))
     await until(lambda: client.asked == 1, client)
-    reaping.cancel()
-    await asyncio.wait_for(asyncio.gather(reaping, return_exceptions=True), 10)
+    task.cancel()
+    await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
     assert client.asked == 1

@@ -1,0 +1,61 @@
+"""A Valkey Cluster of three primaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from sidecar.valkey.url import Address, Cluster
+from tests.support.sentinels import wait_until
+from tests.support.valkey_process import ValkeyProcess
+
+SLOTS = 16_384
+
+
+@contextmanager
+def cluster_of_three(directory: Path, **settings: str) -> Iterator[list[ValkeyProcess]]:
+    """Node n has the n-th third of the slots; ``settings`` with underscores for hyphens."""
+    options = {
+        "cluster-enabled": "yes", "cluster-node-timeout": "1000", "cluster-allow-replica-migration": "no",
+        **{name.replace("_", "-"): value for name, value in settings.items()},
+    }  # fmt: skip
+    nodes = [ValkeyProcess(directory / f"node-{n}", options) for n in range(3)]
+    clients: list[redis.Redis] = []
+    try:
+        for node in nodes:
+            node.start()
+        clients = [redis.Redis(port=node.port) for node in nodes]
+        for n, client in enumerate(clients):
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", SLOTS * n // 3, SLOTS * (n + 1) // 3 - 1)
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+        wait_until(lambda: all(_is_whole(client) for client in clients))
+        yield nodes
+    finally:
+        for client in clients:
+            client.close()
+        for node in nodes:
+            node.stop()
+
+
+def _is_whole(client: redis.Redis) -> bool:
+    info = cluster_info(client)
+    return "cluster_state:ok" in info and "cluster_known_nodes:3" in info
+
+
+def cluster_info(client: redis.Redis) -> str:
+    """CLUSTER INFO as the server sent it: redis-py would read it, each version its own way."""
+    connection = client.connection_pool.get_connection()
+    try:
+        connection.send_command("CLUSTER", "INFO")
+        answer = connection.read_response()
+        assert isinstance(answer, bytes)
+        return answer.decode()
+    finally:
+        client.connection_pool.release(connection)
+
+
+def topology_of(nodes: list[ValkeyProcess]) -> Cluster:
+    return Cluster(tuple(Address("127.0.0.1", node.port) for node in nodes))
