@@ -7,7 +7,7 @@
 --             kind 1 hold      p: most free repeats                     q: 1 refuses conflicts, 0 charges them
 --                  2 settle    p, q: epoch and token of the hold        event
 --                  3 release   p, q: the same
---                  4 replay    p: most free repeats                     event, record: of a spool; digest '': without a key
+--                  4 replay    p: most free repeats                     event; record: of a spool of release 0.2; digest '': without a key
 --       [2 ...] msgpack values of the groups, all one after another: a, known_version, m, settled, released, late, n, units ...
 --           n > 0: so many holds of the units that follow; n < 0: so many holds, each with its own units; m: the metric's number
 -- reply msgpack {registered, now_us, holds, singles, stepped}; see docs/ledger.md
@@ -396,7 +396,7 @@ local function do_singles(singles)
         else
           mark_charged(acc, mark, p, q, fingerprint, marks_ttl_ms)
         end
-      elseif not mark_replayed(acc, 'i' .. record, mark, fingerprint, p, marks_ttl_ms) then
+      elseif not mark_replayed(acc, record, mark, fingerprint, p, marks_ttl_ms) then
         code = REPEAT
       end
       if kind ~= RELEASE and code == GRANTED then

@@ -96,19 +96,23 @@ local function mark_released(acc, mark, epoch, token)
   end
 end
 
--- Whether a record of a spool is to be charged: it was not charged before, and is no free repeat. `mark`: of the caller's key, or ''.
+-- Whether a charge without a hold is to be made: its record ('' for none) was not charged before, and it is no free repeat. `mark`: of
+-- the caller's key, or ''.
 local function mark_replayed(acc, record, mark, fingerprint, repeats_max, ttl_ms)
-  if mark_read(acc, record) then
-    return false
+  if record ~= '' then
+    if mark_read(acc, 'i' .. record) then
+      return false
+    end
+    mark_set(acc, 'i' .. record, mp_pack(acc.in_call + ttl_ms), ttl_ms)
   end
-  mark_set(acc, record, mp_pack(acc.in_call + ttl_ms), ttl_ms)
   if mark == '' then
     return true
   end
   local until_ms, of, count, known = mark_read(acc, mark)
-  if not until_ms then
+  if not until_ms or of ~= 0 then
+    -- What is under way may be this very call's own hold, which nobody waited for any more, and is about to be given back.
     mark_set(acc, mark, mp_pack(acc.in_call + ttl_ms, 0, 0, fingerprint), ttl_ms)
-  elseif of == 0 and known == fingerprint and count < repeats_max then
+  elseif known == fingerprint and count < repeats_max then
     mark_repeated(acc, mark)
     return false
   end

@@ -5,7 +5,6 @@ certificates.
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sidecar.app.configuration import Config
@@ -52,16 +51,15 @@ def link_settings(config: Config) -> LinkSettings:
 
 
 def spool_settings(config: Config) -> SpoolSettings | None:
-    """None when the gateway fails closed."""
-    if config.ledger.on_ledger_failure != "open":
+    """None without a directory. An allowance only where the gateway fails open."""
+    ledger = config.ledger
+    if ledger.spool_place is None:
         return None
-    opened = config.ledger.open
-    assert opened.spool_directory is not None, "the configuration asks for it"
     return SpoolSettings(
-        Path(opened.spool_directory),
-        opened.allowance_units,
-        opened.spool_bytes_max,
-        float(config.ledger.idempotency_ttl_s),
+        ledger.spool_place,
+        ledger.open.allowance_units if ledger.on_ledger_failure == "open" else None,
+        ledger.spool_bytes,
+        float(ledger.idempotency_ttl_s),
     )
 
 

@@ -24,10 +24,13 @@ from sidecar.identity.build import build_chain
 from sidecar.identity.peers import TrustedPeers
 from sidecar.identity.types import IdentitySetupError, KeyStore
 from sidecar.ledger.client.ledger_client import LedgerClient
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.client.unknown_accounts import UnknownAccounts, UnknownAccountSettings
 from sidecar.ledger.keys import Keys, partitions_text
-from sidecar.ledger.spool.spool import Spool, SpoolError
+from sidecar.ledger.spool.adoption import Adoption
+from sidecar.ledger.spool.dead_spools import DeadSpools
+from sidecar.ledger.spool.spool import Spool, SpoolError, SpoolSettings, log_charges
 from sidecar.valkey.endpoints import endpoints
 from sidecar.valkey.topology import CLIENT_ERRORS, Client, TopologyError
 
@@ -87,6 +90,7 @@ class DataPlane:
             raise SetupError(str(error)) from None
         spool = assemble.spool_settings(config)
         self.spool = Spool(spool, self.ledger) if spool is not None else None
+        self.dead_spools = self._make_dead_spools(spool, keys, settings) if spool is not None else None
         self.unknown_accounts = self._make_unknown_accounts(keys) if config.lago.url is not None else None
         self._tls = assemble.listen_tls(config)
         self._upstream = assemble.upstream_target(config)
@@ -96,7 +100,7 @@ class DataPlane:
             identity=self.identity,
             ledger=self.ledger,
             trusts=TrustedPeers(config.trusted_peers).trusts,
-            spool=self.spool,
+            spool=self.spool if spool is not None and spool.allowance_units is not None else None,
             unknown_accounts=self.unknown_accounts,
             access_log=self._access_log,
         )
@@ -114,6 +118,9 @@ class DataPlane:
                         upstream_connections_max=room.upstream, upstream_wanted=upstream)  # fmt: skip
         settings = assemble.proxy_settings(config)
         return replace(settings, connections_max=room.connections, upstream_connections_max=room.upstream)
+
+    def _make_dead_spools(self, spool: SpoolSettings, keys: Keys, link: LinkSettings) -> DeadSpools:
+        return DeadSpools(spool.directory, Adoption(self._client, keys, link), self.ledger.instance)
 
     def _request_sweep(self) -> None:
         """Valkey lost data: funds and prices that were loaded since are lost too, so all are read again."""
@@ -180,6 +187,8 @@ class DataPlane:
         self._started = True
         loop = asyncio.get_running_loop()
         ttl_ms = config.ledger.instance_ttl_ms
+        if self.dead_spools is not None:
+            self._tasks.append(loop.create_task(self.dead_spools.keep_replaying(lambda: self.ledger.is_up)))
         self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
         if not self._ledger_is_checked:
             self._tasks.append(loop.create_task(check_ledger_later(config, self._client)))
@@ -214,7 +223,7 @@ class DataPlane:
             return Health(False, "the gateway is stopping")
         if not self._started:
             return Health(False, "the gateway is starting")
-        if not self._ledger_seen and self.spool is None:
+        if not self._ledger_seen and self.gateway.context.spool is None:
             return Health(False, "Valkey has not answered yet")
         return Health(True, self._degraded())
 
@@ -262,13 +271,11 @@ class DataPlane:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.spool is not None:
-            await self.spool.stop_replaying()
         settled = await self.ledger.close(SETTLE_TIMEOUT_S)
         if self.spool is not None:
-            if not settled:
-                self.spool.keep(self.ledger.take_unsent())
             await self.spool.close()
+        elif not settled:
+            log_charges(self.ledger.seal_waiting(), why="ledger.spool_directory is not set")
         await self.identity.close()
         if self._access_log is not None:
             self._access_log.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -15,16 +16,13 @@ class OpenSettings(Model):
 
     allowance_units: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
         default=1_000,
-        description="Units that each account may use per process in one failure. An account can overspend at most "
-        "this number.",
+        description="Units that each account may use per process without a check. An account can overspend at most "
+        "this number per process in 10 minutes, and never uses more than its last known funds. It is filled again "
+        "when what it gave is settled.",
     )
-    spool_directory: FilePath | None = Field(
-        default=None,
-        description="Directory in which the gateway writes these units (fsync) until it can settle them. Use a volume "
-        "that survives restarts.",
-    )
-    spool_bytes_max: Annotated[Whole, Field(ge=65_536)] = Field(
-        default=67_108_864, description="Largest spool. When it is full, the gateway refuses requests as if closed."
+    spool_directory: FilePath | None = Field(default=None, description="Former name of `ledger.spool_directory`.")
+    spool_bytes_max: Annotated[Whole, Field(ge=65_536)] | None = Field(
+        default=None, description="Former name of `ledger.spool_bytes_max`."
     )
 
 
@@ -50,6 +48,18 @@ class LedgerSettings(Model):
         default=None,
         description="Directory in which a process remembers which ledger it used. A ledger that lost its data since is "
         "then refused at start, whatever `expect` says. Use a volume that survives restarts.",
+    )
+    spool_directory: FilePath | None = Field(
+        default=None,
+        description="Directory in which the gateway writes charges (fsync) that Valkey cannot take for longer than a "
+        "moment, so that the end of the process does not lose them. The next process settles them. It is made, with "
+        "mode 0700, if it is absent. Use a volume that survives restarts. Without it, a kill during an outage loses "
+        "the charges that wait, and SIGTERM writes them to the log.",
+    )
+    spool_bytes_max: Annotated[Whole, Field(ge=65_536)] = Field(
+        default=67_108_864,
+        description="Largest file of a process in it. When it is full, charges wait in memory, and "
+        "`on_ledger_failure: open` refuses requests as if closed.",
     )
     hold_budget_ms: Milliseconds = Field(
         default=250, description="Time that a request waits for its hold. After it `on_ledger_failure` decides."
@@ -106,6 +116,19 @@ class LedgerSettings(Model):
         if self.instance_ttl_ms < 3 * self.heartbeat_ms:
             message = "must be at least three times heartbeat_ms: a process may lose one heartbeat"
             raise conflict([("instance_ttl_ms", message)])
-        if self.on_ledger_failure == "open" and self.open.spool_directory is None:
-            raise conflict([("open.spool_directory", "is needed: on_ledger_failure is open")])
+        former = self.open
+        if self.spool_directory is not None and former.spool_directory not in (None, self.spool_directory):
+            raise conflict([("open.spool_directory", "is the former name of ledger.spool_directory, which differs")])
+        if self.on_ledger_failure == "open" and self.spool_place is None:
+            raise conflict([("spool_directory", "is needed: on_ledger_failure is open")])
         return self
+
+    @property
+    def spool_place(self) -> Path | None:
+        """The spool's directory, whichever of its names it was given."""
+        return self.spool_directory or self.open.spool_directory
+
+    @property
+    def spool_bytes(self) -> int:
+        """The largest spool, whichever of its names it was given."""
+        return self.open.spool_bytes_max or self.spool_bytes_max

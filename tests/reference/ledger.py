@@ -370,16 +370,17 @@ class Ledger:
                     del account.marks[single.scope]
             elif is_own or account.mark(single.scope, now_ms) is None:
                 account.marks[single.scope] = Mark(until_ms, single.body)
-        elif account.mark(single.record, now_ms):
+        elif single.record and account.mark(single.record, now_ms):
             code = Code.REPEAT
         else:
             assert single.kind == REPLAY
-            account.marks[single.record] = Mark(until_ms)
+            if single.record:
+                account.marks[single.record] = Mark(until_ms)
             mark = account.mark(single.scope, now_ms) if single.scope else None
             if mark and not mark.epoch and mark.body == single.body and mark.repeats < single.repeats_max:
                 self._note_repeat(account, single.scope)
                 code = Code.REPEAT
-            elif single.scope and mark is None:
+            elif single.scope and (mark is None or mark.epoch):
                 account.marks[single.scope] = Mark(until_ms, single.body)
         if code == Code.GRANTED and single.event is not None:
             self._charge(account, single.metric, single.units, turn)

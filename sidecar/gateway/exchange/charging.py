@@ -163,6 +163,8 @@ class ChargedRelay(Relay):
         now = _clock()
         context.counters.hold.observe(now - self.started)
         code = hold.code
+        if context.spool is not None:
+            context.spool.note(hold)
         if code == _REPEAT:
             self._note_repeat(hold)
         if code in (_GRANTED, _REPEAT):
@@ -173,7 +175,7 @@ class ChargedRelay(Relay):
             hold.code = _REPEAT
             context.counters.count_repeat(self.account)
             self.granted()
-        elif code == Code.UNAVAILABLE and context.spool is not None and context.spool.admit(self.account, hold.units):
+        elif code == Code.UNAVAILABLE and context.spool is not None and context.spool.admit(hold):
             self._spooled = True
             self.granted()
         elif code == Code.UNKNOWN and context.unknown_accounts is not None and not self._asked:
@@ -262,7 +264,7 @@ class ChargedRelay(Relay):
             self.context.ledger.release(hold, reached)
         elif self._spooled and self.context.spool is not None:
             self._spooled = False
-            self.context.spool.give_back(self.account, hold.units)
+            self.context.spool.give_back(hold)
 
     def _event(self, status: int, now: float) -> Event:
         head = self.head

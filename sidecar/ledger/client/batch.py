@@ -186,10 +186,6 @@ class Batch:
         of_singles = [(single.event, _refused_mark(single)) for single in self.singles if single.event is not None]
         return [*((event, None) for event in self.events), *of_singles]
 
-    def unsent(self) -> list[Event]:
-        """The charges that are nowhere but here: a spool still has its own."""
-        return self.events + [s.event for s in self.singles if s.event is not None and s.kind != REPLAY]
-
     def split(self, operations_max: int) -> list[Batch]:
         """The same operations in batches of at most ``operations_max``. Settles of one account without idempotency keys
         stay together, since their units are one sum; they are one operation here, as they are to the script."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sidecar.basics.fault_reasons import reason_of
@@ -14,6 +14,7 @@ from sidecar.ledger.client.account_views import AccountViews
 from sidecar.ledger.client.link import Link
 from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings
 from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
+from sidecar.ledger.client.sealed import SealedBatch
 from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk
@@ -66,6 +67,8 @@ class LedgerClient:
         self._heartbeat_s = heartbeat_s
         self._window = SettledWindow(self._settings.window_bytes)
         self._on_loss = on_loss or (lambda: None)
+        self.on_late_refusal: Callable[[str, int], None] = lambda _account, _code: None
+        """Told what the ledger refused when nobody waited for it any more: account and code."""
         self._links: list[Link] = []
         self._by_partition: list[Link] = []
         self._only: Link | None = None
@@ -92,6 +95,7 @@ class LedgerClient:
             connect=lambda: self._endpoints.connect(anchor), connect_to=self._connect_to,
             settings=self._settings, views=self._views, account_keys=self._account_key, counters=self.counters,
             window=self._window, on_loss=self._on_loss,
+            on_late_refusal=lambda account, code: self.on_late_refusal(account, code),
         )  # fmt: skip
 
     async def _connect_to(self, host: str, port: int) -> RespConnection:
@@ -187,6 +191,12 @@ class LedgerClient:
         await asyncio.gather(*(link.close() for link in self._links))
         return drained
 
-    def take_unsent(self) -> list[Event]:
-        """After a :meth:`close` that was False: events of settles that were never sent, for whoever can keep them."""
-        return [event for link in self._links for event in link.take_unsent()]
+    @property
+    def links(self) -> Sequence[Link]:
+        """One, or one for each partition of a cluster."""
+        return self._links
+
+    def seal_waiting(self) -> list[SealedBatch]:
+        """After a :meth:`close` that was False: all charges that Valkey has not confirmed, for whoever can keep them.
+        Some may be done; offered again under their numbers they are done once."""
+        return [sealed for link in self._links for sealed in link.seal_waiting()]

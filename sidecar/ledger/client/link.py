@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -62,7 +63,7 @@ class Link:
     def __init__(
         self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, connect_to: ConnectTo | None,
         settings: LinkSettings, views: AccountViews, account_keys: Callable[[str], bytes], counters: LedgerCounters,
-        window: SettledWindow, on_loss: Callable[[], None],
+        window: SettledWindow, on_loss: Callable[[], None], on_late_refusal: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self.instance = instance
         self.home_partition = home_partition
@@ -90,9 +91,12 @@ class Link:
         self._connection: RespConnection | None = None
         self._window = window
         self._on_loss = on_loss
+        self._on_late_refusal = on_late_refusal
         self._number = 0
         self._confirmed = 0
         self._confirmed_at = self._loop.time()
+        self._answered_number = 0
+        """Up to which `seal_waiting` has answered."""
         self._pending = Batch(0)
         self._queue: deque[Batch] = deque()
         self._sealed: deque[SealedBatch] = deque()
@@ -184,14 +188,66 @@ class Link:
         self._pending_with_delay().add_release(hold, unpaid)
 
     def settle_late(self, hold: Hold, event: Event) -> None:
-        """Charges units for which no hold exists (a spool's); the hold's `record` makes a repetition harmless.
-
-        The hold's callback is called when Valkey has the charge: GRANTED, or REPEAT if it had it already, or if the
-        call is a free repeat under the hold's idempotency key.
-        """
+        """Charges units for which no hold exists, unless it is a free repeat under the hold's idempotency key."""
         hold.epoch = -1
+        if hold.key is not None:
+            hold.record = b""
         self.counters.settles += 1
         self._gather().add_settle(hold, event)
+
+    # What waits
+
+    @property
+    def confirmed(self) -> int:
+        """Number of the last batch that has a reply."""
+        return self._confirmed
+
+    @property
+    def number(self) -> int:
+        """Number of the last batch that was sent or sealed."""
+        return self._number
+
+    def is_stuck(self, after_s: float) -> bool:
+        """Whether charges wait for a server that is away, or has not done a batch for so long."""
+        if self._flight is not None:
+            return self._loop.time() - self._flight_began >= after_s
+        return bool(self.backlog) and not (self.is_connected and self.epoch)
+
+    def seal_waiting(self) -> list[SealedBatch]:
+        """Gives every charge that waits a number that it keeps, and answers those that were not answered before; the
+        batch that is on its way too: it may be done, and does nothing a second time."""
+        flight = self._flight
+        found: list[SealedBatch] = []
+        if flight is not None and flight.number > self._answered_number and flight.settles():
+            found.append(self._sealed_of(flight))
+        waiting = [*self._queue, self._pending]
+        self._queue.clear()
+        self._pending = Batch(self.epoch)
+        for batch in waiting:
+            self._ask_again(batch)
+            whole = batch.operations <= self._operations_max or bool(batch.refusal)
+            for part in [batch] if whole else batch.split(self._operations_max):
+                if part.settles():
+                    part.number = self._number = self._number + 1
+                    self._sealed.append(self._sealed_of(part, anew=True))
+                elif part.operations:
+                    self._queue.append(part)
+        found += [sealed for sealed in self._sealed if sealed.number > self._answered_number]
+        if found:
+            self._answered_number = found[-1].number
+        if self._flight is None and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+        return found
+
+    def _sealed_of(self, batch: Batch, *, anew: bool = False) -> SealedBatch:
+        """What it charges. ``anew``: it is not the one that was encoded last."""
+        settles = len(batch.settles())
+        keys, arguments = self._flight_keys, self._flight_arguments
+        if anew or batch.refusal:
+            keys, arguments, _ = encode(batch, self.origin, self.settings, self._versions, self._account_keys)
+        now_ms = int(time.time() * 1000)
+        return SealedBatch(self.home_partition, batch.number, keys, arguments, settles, now_ms, batch.refusal)
 
     # Gathering and sending
 
@@ -392,6 +448,8 @@ class Link:
             elif hold.open:
                 self.counters.late_grants += 1
                 self.release(hold)
+            else:
+                self._on_late_refusal(hold.account, code)
 
     def _note_view(self, account: str, version: int, packed: bytes) -> None:
         try:
@@ -704,6 +762,7 @@ class Link:
                       link=self.origin, number=number, confirmed=confirmed, charges=charges)  # fmt: skip
             return
         self._sealed.extendleft(reversed(offered))
+        self._answered_number = number  # a spool has to keep them again
         counters = self.counters
         counters.losses += 1
         counters.lost_operations += charges + beyond
@@ -718,14 +777,8 @@ class Link:
         batch, self._flight = self._flight, None
         if batch is None:
             return
-        settles = len(batch.settles())
-        if settles:
-            keys, arguments = self._flight_keys, self._flight_arguments
-            if batch.refusal:
-                keys, arguments, _ = encode(batch, self.origin, self.settings, self._versions, self._account_keys)
-            self._sealed.appendleft(
-                SealedBatch(self.home_partition, batch.number, keys, arguments, settles, refusal=batch.refusal)
-            )
+        if batch.settles():
+            self._sealed.appendleft(self._sealed_of(batch))
         self._ask_again(batch)
 
     def _ask_again(self, batch: Batch) -> None:
@@ -796,7 +849,7 @@ class Link:
             return  # the reaper does it after the heartbeat has aged
 
     async def close(self) -> None:
-        """Stops. What is not done by then is lost to this process; :meth:`drain` first, and see :meth:`take_unsent`."""
+        """Stops. :meth:`drain` first. What is not done by then: :meth:`seal_waiting`."""
         self._closing = True
         tasks = [task for task in (self._entry, self._maintainer, self._following) if task is not None]
         for task in tasks:
@@ -809,16 +862,3 @@ class Link:
             if batch is not None:
                 self._give_up(batch.waiting())
         self._drop_connection()
-
-    def take_unsent(self) -> list[Event]:
-        """Events of settles that were never sent, taken out of the link. The batch in doubt is not among them: it
-        may be done."""
-        events: list[Event] = []
-        for batch in (*self._queue, self._pending):
-            events += batch.unsent()
-        for sealed in self._sealed:
-            events += unseal(sealed).unsent()
-        self._sealed.clear()
-        self._queue.clear()
-        self._pending = Batch(self.epoch)
-        return events

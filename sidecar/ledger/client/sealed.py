@@ -86,7 +86,7 @@ def unseal(sealed: SealedBatch) -> Batch:
     try:
         batch = _unseal(sealed)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise SealedError(f"not a sealed batch: {type(error).__name__}: {error}"[:300]) from None
+        raise SealedError(f"not a sealed batch: {error}"[:300]) from None
     batch.number = sealed.number
     batch.refusal = sealed.refusal
     return batch

@@ -1,53 +1,56 @@
-"""Charges made while the ledger is away (``on_ledger_failure: open``): bounded, on disk, replayed exactly once.
+"""Charges that the ledger cannot have yet, on disk: what a kill of this process must not lose.
 
-Lines are written and fsynced in groups, on a thread. The ledger charges each line's id once, so replaying a file twice
-charges once. A line with a caller's idempotency key is a free repeat if the ledger knows its call as charged. The file
-of a process that died is replayed by the next one that finds it.
+A charge that waits longer than a moment, because Valkey is away or slow, is sealed into a numbered batch and written to
+a journal (fsync). The link goes on to offer it; when it is confirmed, the journal forgets it. The journal of a process
+that died is offered by the next one that finds it, under the same numbers, so nothing is charged twice.
+
+With an allowance (``on_ledger_failure: open``), calls pass while the ledger is away, and their charges come here too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeVar
 
+from sidecar.basics.errors import SetupError
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.ledger_client import LedgerClient
-from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
-from sidecar.ledger.keys import idempotency_digest
+from sidecar.ledger.client.link import Link
+from sidecar.ledger.client.outcomes import Code, Event, Hold
+from sidecar.ledger.client.sealed import SealedBatch, SealedError, events_of
+from sidecar.ledger.spool.allowances import Allowances
+from sidecar.ledger.spool.journal import Journal, JournalError, JournalFull
 from sidecar.ledger.spool.known_keys import KnownKeys
-from sidecar.ledger.spool.spool_file import (
-    Damage,
-    Record,
-    append,
-    decode_record,
-    encode_record,
-    keep_damaged,
-    open_locked,
-    read_records,
-)
 
 log = get_logger("sidecar.spool")
 
-REPLAY_BATCH = 256
-RETRY_S = 0.25
-REPLAY_TIMEOUT_S = 10.0
+MOMENT_S: Final = 0.1
+"""How long a charge waits before it is written down; also how often is looked."""
+PROMPT_S: Final = 0.005
+"""The same for a charge of a call that passed without a hold: nothing else knows of it."""
+
+_UNAVAILABLE: Final = int(Code.UNAVAILABLE)
+_Result = TypeVar("_Result")
 
 
-class SpoolError(Exception):
+class SpoolError(SetupError):
     """The spool's directory cannot be used. The message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
-    """``allowance_units``: units that each account may use per process until the ledger is back. ``keys_ttl_s``: how
-    long an idempotency key counts."""
+    """``allowance_units``: units that each account may use per process while the ledger is away; None: none, the
+    gateway fails closed. ``keys_ttl_s``: how long an idempotency key counts."""
 
     directory: Path
-    allowance_units: int = 1000
+    allowance_units: int | None = None
     bytes_max: int = 67_108_864
     keys_ttl_s: float = 86_400.0
 
@@ -60,67 +63,78 @@ class Spool:
         self.written = 0
         self.replayed = 0
         self.known_keys = KnownKeys(settings.keys_ttl_s)
+        self.allowances = Allowances(settings.allowance_units or 0)
         self._ledger = ledger
-        self._used: dict[str, int] = {}
-        self._count = 0
-        self._path = settings.directory / f"spool-{ledger.instance}.log"
-        self._file: int | None = None
-        self._size = 0
-        """Bytes in the file; ``_lines`` are those that it has not got yet."""
-        self._lines: list[bytes] = []
-        self._lines_bytes = 0
+        ledger.on_late_refusal = self.allowances.note_late
+        self._journal: Journal | None = None
+        self._unwritten: deque[tuple[Link, SealedBatch]] = deque()
+        """Sealed and not on disk yet, or refused by it."""
+        self._entries: deque[tuple[int, Link, int, int]] = deque()
+        """Of the journal: sequence, link, number, charges."""
+        self._uncovered: dict[Link, dict[str, int]] = {}
+        """Units by account of charges that passed by the allowance and have no number yet."""
+        self._covered: list[tuple[Link, int, dict[str, int]]] = []
+        self._done = 0
+        """The sequence up to which the ledger has all entries."""
         self._broken = False
-        self._unreadable: set[Path] = set()
-        self._writing = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._wake = asyncio.Event()
-        self._writer: asyncio.Task[None] | None = None
-        self._replayer: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Spool {self._path} bytes={self.bytes_used} accounts={len(self._used)}>"
+        return f"<Spool {self.settings.directory} entries={len(self._entries)} unwritten={len(self._unwritten)}>"
 
     @property
     def bytes_used(self) -> int:
-        return self._size + self._lines_bytes
+        """Bytes of charges on disk that the ledger does not have yet, 0 if there are none."""
+        journal = self._journal
+        return journal.size if journal is not None and self._entries else 0
+
+    @property
+    def is_broken(self) -> bool:
+        """The disk takes nothing, or the file is full: nothing more can be promised."""
+        return self._broken
 
     def start(self) -> None:
-        """Takes the directory into use and replays what it finds there once the ledger is up.
+        """Takes the directory into use.
 
         Raises:
-            SpoolError: the directory cannot be written.
+            SpoolError: it cannot be trusted or written.
         """
-        directory = self.settings.directory
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file = open_locked(self._path, create=True)
-        except (FileExistsError, NotADirectoryError):
-            raise SpoolError(f"spool directory {directory}: it is not a directory") from None
+            self._journal = Journal.create(
+                self.settings.directory, self._ledger.instance, bytes_max=self.settings.bytes_max
+            )
+        except JournalError as error:
+            raise SpoolError(f"spool directory: {error}") from None
         except OSError as error:
-            raise SpoolError(f"spool directory {directory}: {error.strerror}") from None
-        loop = asyncio.get_running_loop()
-        self._writer = loop.create_task(self._write())
-        self._replayer = loop.create_task(self._replay_when_up())
+            raise SpoolError(f"spool directory {self.settings.directory}: {error.strerror}") from None
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
-    # proxy.gateway.Spool
+    # Calls without a hold (gateway.context.Spool)
 
-    def admit(self, account: str, units: int) -> bool:
-        """Whether this account may use ``units`` more although they cannot be checked."""
-        used = self._used.get(account, 0) + units
-        if used > self.settings.allowance_units or self.bytes_used >= self.settings.bytes_max:
+    def note(self, hold: Hold) -> None:
+        """The ledger decided a hold: what it says of the account is what counts while the ledger is away."""
+        if hold.code != _UNAVAILABLE:
+            self.allowances.note(hold)
+
+    def admit(self, hold: Hold) -> bool:
+        """Whether a call may pass although it cannot be checked."""
+        if self._broken or self._journal is None:
             return False
-        if self._broken or self._file is None:
-            return False
-        self._used[account] = used
-        return True
+        return self.allowances.admit(hold.account, hold.metric, hold.units)
 
-    def give_back(self, account: str, units: int) -> None:
-        """Gives back units that were admitted and not used."""
-        self._used[account] = max(0, self._used.get(account, 0) - units)
+    def give_back(self, hold: Hold) -> None:
+        """A call that was admitted is not charged."""
+        self.allowances.give_back(hold.account, hold.units)
 
     def charge(self, hold: Hold, event: Event) -> None:
-        """Writes a charge down. It is on disk a few milliseconds later (one fsync for all that came up meanwhile)."""
-        self._keep(hold.account, hold.metric, hold.units, event, hold.key)
+        """Charges a call that was admitted. It is on disk some milliseconds later."""
+        link = self._ledger.link_of(hold.account)
+        link.settle_late(hold, event)
+        units = self._uncovered.setdefault(link, {})
+        units[hold.account] = units.get(hold.account, 0) + hold.units
+        self._wake.set()
         self.note_charged(hold)
 
     def note_charged(self, hold: Hold) -> None:
@@ -137,193 +151,118 @@ class Spool:
         """Whether the call is a free repeat of one that this process saw charged. It counts as one then."""
         return hold.key is not None and self.known_keys.take_repeat(hold.key)
 
-    def keep(self, events: list[Event]) -> None:
-        """Writes down charges that the ledger was asked for and never got."""
-        for event in events:
-            self._keep(event[0], event[1], event[2], event)
+    # Keeping
 
-    def _keep(self, account: str, metric: str, units: int, event: Event, key: IdempotencyKey | None = None) -> None:
-        self._count += 1
-        name = f"spool:{self._ledger.instance}:{self._count}"
-        line = encode_record(Record(name, account, metric, units, event, key))
-        self._lines.append(line)
-        self._lines_bytes += len(line)
-        self._wake.set()
+    async def _keep(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MOMENT_S):
+                    await self._wake.wait()
+            if self._wake.is_set():
+                self._wake.clear()
+                await asyncio.sleep(PROMPT_S)  # one fsync for all that comes up meanwhile
+            try:
+                await self._round()
+            except Exception:
+                # Nobody restarts the keeper: one bad round must not keep later charges from the disk.
+                log.exception("the spool failed", directory=str(self.settings.directory))
+                await asyncio.sleep(MOMENT_S)
 
-    # writing
+    async def _round(self) -> None:
+        for link in self._ledger.links:
+            uncovered = self._uncovered.pop(link, None)
+            if uncovered or link.is_stuck(MOMENT_S):
+                self._unwritten += [(link, sealed) for sealed in link.seal_waiting()]
+                if uncovered:
+                    self._covered.append((link, link.number, uncovered))
+        await self._write()
+        await self._forget()
 
     async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            async with self._writing:
-                await self._write_lines()
-
-    async def _write_lines(self) -> None:
-        """Brings what is in memory to disk. Lines that the disk does not take stay in memory, and nothing more is
-        admitted, since nothing more can be promised. The caller holds ``_writing``.
-        """
-        lines = list(self._lines)
-        if not lines or self._file is None:
+        """Brings what is sealed to disk. What the disk does not take stays in memory, and nothing more is admitted,
+        since nothing more can be promised."""
+        while self._unwritten and self._is_done(self._unwritten[0][0], self._unwritten[0][1].number):
+            self._unwritten.popleft()
+        some = list(self._unwritten)
+        if not some or self._journal is None:
+            self._broken = self._broken and bool(some)
             return
-        data = b"".join(lines)
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, append, self._file, self._size, data)
-        except OSError as error:
+            payloads = [sealed.to_bytes() for _, sealed in some]
+            sequences = await self._on_thread(lambda: self._append(payloads))
+        except (OSError, JournalError) as error:
             if not self._broken:
-                log.error("spool cannot be written", file=str(self._path), error=error.strerror)
+                full = isinstance(error, JournalFull)
+                log.error("the spool is full" if full else "the spool cannot be written", error=reason_of(error))
             self._broken = True
             return
         self._broken = False
-        self._size += len(data)
-        self.written += len(lines)
-        self._forget_lines(lines)
+        for sequence, (link, sealed) in zip(sequences, some, strict=True):
+            self._entries.append((sequence, link, sealed.number, sealed.settles))
+            self.written += sealed.settles
+            self._unwritten.popleft()
 
-    def _forget_lines(self, lines: list[bytes]) -> None:
-        done = set(lines)  # every line has an id of its own
-        self._lines = [line for line in self._lines if line not in done]
-        self._lines_bytes = sum(map(len, self._lines))
+    def _append(self, payloads: Sequence[bytes]) -> list[int]:
+        assert self._journal is not None
+        return self._journal.append(payloads)
 
-    # replaying
+    @staticmethod
+    def _is_done(link: Link, number: int) -> bool:
+        return link.confirmed >= number
 
-    async def _replay_when_up(self) -> None:
-        while True:
-            try:
-                if self._broken:
-                    self._wake.set()
-                if self._ledger.is_up:
-                    await self._replay_all()
-            except OSError as error:
-                log.error("spool cannot be replayed", directory=str(self.settings.directory), error=error.strerror)
-            except Exception:
-                # Nobody restarts the replay: a file that breaks it must not keep later charges from being settled.
-                log.exception("spool cannot be replayed", directory=str(self.settings.directory))
-            await asyncio.sleep(RETRY_S)
+    async def _forget(self) -> None:
+        """What the ledger has, neither the disk nor the allowances need to know any more."""
+        for link, number, settled in list(self._covered):
+            if self._is_done(link, number):
+                self._covered.remove((link, number, settled))
+                for account, units in settled.items():
+                    self.allowances.settled(account, units)
+        while self._entries and self._is_done(self._entries[0][1], self._entries[0][2]):
+            self._done, _, _, charges = self._entries.popleft()
+            self.replayed += charges
+        journal = self._journal
+        if journal is not None and journal.position < self._done:  # also what an earlier round was kept from
+            await self._on_thread(lambda: journal.advance(self._done))
 
-    async def _replay_all(self) -> None:
-        if self.bytes_used or self._used:
-            await self._replay_own()
-        for path in sorted(self.settings.directory.glob("spool-*.log")):
-            if path != self._path:
-                await self._replay_other_process(path)
+    async def _on_thread(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def _replay_other_process(self, path: Path) -> None:
-        try:
-            descriptor = open_locked(path, create=False)
-        except (BlockingIOError, FileNotFoundError):
-            return  # its process lives, or another one has replayed it
-        except OSError as error:
-            if path not in self._unreadable:
-                self._unreadable.add(path)
-                log.error("cannot read the spool of a dead process", file=str(path), error=error.strerror)
-            return
-        try:
-            # Another process may have replayed and removed the file between its opening and its lock.
-            if os.fstat(descriptor).st_nlink and await self._replay(path):
-                os.unlink(path)
-        finally:
-            os.close(descriptor)
+    # The end
 
-    async def _replay_own(self) -> None:
-        async with self._writing:
-            await self._write_lines()
-            size, kept = self._size, list(self._lines)
-        if kept and not await self._settle([decode_record(line) for line in kept]):
-            return
-        if size and not await self._replay(self._path):
-            return
-        async with self._writing:
-            self._forget_lines(kept)
-            if not self._lines:
-                self._broken = False  # nothing is owed to the disk; the next charge shows whether it takes it
-            if self._size == size and self._file is not None:
-                os.ftruncate(self._file, 0)
-                self._size = 0
-        if not self.bytes_used:
-            self._used.clear()
-
-    async def _replay(self, path: Path) -> bool:
-        """Gives every charge of a file to the ledger and waits until it has them, and puts aside what is damaged.
-
-        False: the ledger went away meanwhile, and all of it is to be done again, which charges nothing twice.
-        """
-        group: list[Record] = []
-        damaged: list[bytes] = []
-        count = 0
-        for item in read_records(path):
-            if isinstance(item, Damage):
-                if not item.torn:
-                    damaged.append(item.line)
-                log.error("skipped a damaged line of the spool",
-                          file=str(path), line=item.line_number, torn=item.torn)  # fmt: skip
-                continue
-            group.append(item)
-            count += 1
-            if len(group) == REPLAY_BATCH:
-                if not await self._settle(group):
-                    return False
-                group = []
-        if group and not await self._settle(group):
-            return False
-        if damaged:
-            log.error(
-                "damaged lines of the spool are kept in a file",
-                file=str(keep_damaged(path, damaged)),
-                lines=len(damaged),
-            )
-        if count:
-            self.replayed += count
-            log.info("spooled charges are settled", charges=count, file=path.name)
-        return True
-
-    async def _settle(self, records: list[Record]) -> bool:
-        done = asyncio.Event()
-        missing = len(records)
-
-        def settled(_hold: Hold) -> None:
-            nonlocal missing
-            missing -= 1
-            if not missing:
-                done.set()
-
-        for record in records:
-            hold = Hold(record.account, record.metric, record.units, record.key, settled)
-            hold.record = idempotency_digest(record.account, record.id.encode())
-            self._ledger.link_of(record.account).settle_late(hold, record.event)
-        try:
-            async with asyncio.timeout(REPLAY_TIMEOUT_S):
-                await done.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    # the end
-
-    async def stop_replaying(self) -> None:
-        """Gives the ledger nothing more, so that it can be closed; charges are still written down."""
-        await _ended(self._replayer)
-        self._replayer = None
+    async def stop_keeping(self) -> None:
+        """Before the ledger client is closed."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
 
     async def close(self) -> None:
-        """Writes what is left. A file without charges is removed; one with charges is replayed by the next process."""
-        await self.stop_replaying()
-        await _ended(self._writer)
-        async with self._writing:
-            await self._write_lines()
-        self._thread.shutdown()
-        if self._lines:
-            log.error("cannot write charges to the spool, they are only in this line", file=str(self._path),
-                      lines=[line.decode() for line in self._lines])  # fmt: skip
-        if self._file is not None:
-            if not self._size:
-                self._path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+        """After the ledger client is closed: writes down what Valkey has not confirmed. A file without charges is
+        removed; one with charges is replayed by the next process."""
+        await self.stop_keeping()
+        try:
+            await self._round_at_end()
+        finally:
+            self._thread.shutdown()
+
+    async def _round_at_end(self) -> None:
+        for link in self._ledger.links:
+            self._unwritten += [(link, sealed) for sealed in link.seal_waiting()]
+        await self._write()
+        await self._forget()
+        log_charges([sealed for _, sealed in self._unwritten], why="the spool does not take them")
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            await self._on_thread(lambda: journal.close(remove=not self._entries))
 
 
-async def _ended(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+def log_charges(batches: Sequence[SealedBatch], why: str) -> None:
+    """Writes charges that nothing else keeps to the log, so that they can be charged by hand."""
+    for sealed in batches:
+        try:
+            events: object = events_of(sealed)
+        except SealedError as error:
+            events = str(error)
+        log.error("charges that Valkey has not confirmed are only in this line", why=why, number=sealed.number,
+                  partition=sealed.home_partition, charges=sealed.settles, events=events)  # fmt: skip

@@ -66,8 +66,8 @@ class Repeats:
     def note(self, single: Single, code: Code) -> None:
         """A call is free only as one of so many repeats of one that was charged, with the same key and body."""
         of = single.account, single.scope, single.body
-        if single.kind == RELEASE or (single.account, single.record) in self.records:
-            return
+        if single.kind == RELEASE or (code == Code.REPEAT and (single.account, single.record) in self.records):
+            return  # a record that was charged; when its mark is over, it is charged again
         if code == Code.REPEAT:
             self.free[of] += 1
             assert self.free[of] <= self.charged[of] * REPEATS_MAX, f"{of} was free too often"

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Hold
+from sidecar.ledger.client.sealed import events_of
 from tests.integration.ledger_client.kit import KEYS, ask, at, call, calls, client_of, event_of, load, until
 from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_totals import read_totals
@@ -143,5 +144,6 @@ async def test_settles_that_were_never_sent_can_be_taken_when_the_client_gives_u
         for hold in held:
             client.settle(hold, event_of(hold))
         assert not await client.close(0.05)
-        assert client.take_unsent() == [event_of(hold) for hold in held]
-        assert client.take_unsent() == []
+        sealed = client.seal_waiting()
+        assert [event for each in sealed for event in events_of(each)] == [event_of(hold) for hold in held]
+        assert client.seal_waiting() == []

@@ -13,6 +13,8 @@ from sidecar.ledger.client.batch import Batch
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.reaper import reap
+from sidecar.ledger.spool.adoption import Adoption
+from sidecar.ledger.spool.dead_spools import DeadSpools
 from sidecar.ledger.spool.known_keys import KnownKeys
 from sidecar.ledger.spool.spool import Spool, SpoolSettings
 from sidecar.ledger.spool.spool_file import Record, decode_record, encode_record
@@ -201,14 +203,13 @@ async def test_what_two_processes_recorded_under_one_key_is_charged_as_one_call_
     key, other = key_of("tpp", SCOPE, b"a"), key_of("tpp", SCOPE, b"b")
     for name, of in (("one", key), ("two", key), ("three", other), ("four", None)):
         record = encode_record(Record(f"spool:{name}:1", "tpp", METRIC, 1, EVENT, of))
-        (tmp_path / f"spool-{name}.log").write_bytes(record * 2)
+        file = tmp_path / f"spool-{name}.log"
+        file.write_bytes(record * 2)
+        file.chmod(0o600)
     async with client_of(at(proxy.listening_port)) as client:
-        spool = Spool(SpoolSettings(tmp_path), client)
-        spool.start()
-        await until(lambda: len(list(tmp_path.iterdir())) == 1, "the files are replayed")
+        await DeadSpools(tmp_path, Adoption(control, KEYS, LinkSettings())).replay_all()
         # Which of the two bodies came first is the names' order.
         codes = [await call(client, "tpp", scope=SCOPE, body=body) for body in (b"a", b"b")]
-        await spool.close()
     assert codes == [Code.REPEAT, Code.GRANTED]
     assert await settled(control) == 3 + 1
 
@@ -224,7 +225,7 @@ async def test_what_is_charged_while_the_ledger_is_away_is_known_when_it_is_back
         assert not spool.take_repeat(hold)
         spool.charge(hold, EVENT)
         assert spool.take_repeat(hold)
-        await until(lambda: spool.replayed == 1, spool)
+        await until(lambda: not client.backlog, spool)
         assert await call(client, "tpp", scope=SCOPE) == Code.REPEAT
         await spool.close()
     assert await settled(control) == 1

@@ -264,7 +264,7 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     ),
     "open without a spool": (
         SMALLEST + "ledger:\n  on_ledger_failure: open\n  open: {allowance_units: 5}\n",
-        ["gateway.yaml:5: ledger.open.spool_directory: is needed: on_ledger_failure is open"],
+        ["gateway.yaml:3: ledger.spool_directory: is needed: on_ledger_failure is open"],
     ),
     "TLS files for a Valkey without TLS": (
         "upstream: {url: 'http://h'}\nvalkey: valkey://h\nvalkey_tls: {ca_file: ca.pem}\n",
