@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,39 @@ def cluster_of_three(directory: Path, **settings: str) -> Iterator[list[ValkeyPr
             client.close()
         for node in nodes:
             node.stop()
+
+
+class Absence:
+    """A node that is killed and comes back. Its ports stay taken meanwhile: another test could be given them."""
+
+    def __init__(self, nodes: list[ValkeyProcess], away: int) -> None:
+        self._nodes = nodes
+        self._node = nodes[away]
+        self._other = nodes[away - 1]
+        self._places: list[socket.socket] = []
+
+    def begin(self) -> None:
+        """Returns when the others have noticed."""
+        self._node.kill()
+        for port in (self._node.port, self._node.port + 10_000):
+            place = socket.socket()
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(("127.0.0.1", port))
+            self._places.append(place)
+        with redis.Redis(port=self._other.port) as other:
+            wait_until(lambda: "cluster_slots_fail:0" not in cluster_info(other))
+
+    def end(self) -> None:
+        """Returns when all nodes know all slots to be served."""
+        if self._node.process is not None:
+            return
+        for place in self._places:
+            place.close()
+        self._places.clear()
+        self._node.start()
+        for node in self._nodes:
+            with redis.Redis(port=node.port) as client:
+                wait_until(lambda client=client: "cluster_slots_ok:16384" in cluster_info(client))
 
 
 def _is_whole(client: redis.Redis) -> bool:

@@ -26,8 +26,7 @@ from sidecar.sandbox.server import Server
 from sidecar.valkey.topology import connect, connected, keyslot
 from tests.integration.ledger_client.kit import KEYS, ask, call, client_of, load, until
 from tests.integration.metering.kit import entry, event, publishing, settings, stored_ids
-from tests.support.clusters import SLOTS, cluster_info, cluster_of_three, topology_of
-from tests.support.sentinels import wait_until
+from tests.support.clusters import SLOTS, Absence, cluster_of_three, topology_of
 from tests.support.valkey_process import ValkeyProcess
 
 AWAY = 0
@@ -60,30 +59,16 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ValkeyProce
 
 
 @pytest.fixture
-async def ledger(nodes: list[ValkeyProcess]) -> AsyncIterator[None]:
-    """A ledger with an account in each partition, all of whose nodes are there again after the test."""
+async def absence(nodes: list[ValkeyProcess]) -> AsyncIterator[Absence]:
+    """A ledger with an account in each partition, of which a node can go away; after the test it is there again."""
     async with connected(topology_of(nodes)) as client:
         for node in nodes:
             with redis.Redis(port=node.port) as direct:
                 direct.flushall()
         await load(client, dict.fromkeys(ACCOUNTS.values(), 5))
-    yield
-    if nodes[AWAY].process is None:
-        await asyncio.to_thread(come_back, nodes)
-
-
-def go_away(nodes: list[ValkeyProcess]) -> None:
-    """Returns when the others have noticed."""
-    nodes[AWAY].kill()
-    with redis.Redis(port=nodes[1].port) as other:
-        wait_until(lambda: "cluster_slots_fail:0" not in cluster_info(other))
-
-
-def come_back(nodes: list[ValkeyProcess]) -> None:
-    nodes[AWAY].start()
-    for node in nodes:
-        with redis.Redis(port=node.port) as client:
-            wait_until(lambda client=client: "cluster_slots_ok:16384" in cluster_info(client))
+    found = Absence(nodes, AWAY)
+    yield found
+    await asyncio.to_thread(found.end)
 
 
 def config_of(tmp_path: Path, nodes: list[ValkeyProcess]) -> Config:
@@ -95,12 +80,11 @@ def config_of(tmp_path: Path, nodes: list[ValkeyProcess]) -> Config:
     return load_config(path, {})
 
 
-@pytest.mark.usefixtures("ledger")
 async def test_a_gateway_that_starts_serves_the_accounts_that_can_be_reached(
-    tmp_path: Path, nodes: list[ValkeyProcess], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nodes: list[ValkeyProcess], absence: Absence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_start, "CHECK_AGAIN_S", 0.1)
-    await asyncio.to_thread(go_away, nodes)
+    await asyncio.to_thread(absence.begin)
     config = config_of(tmp_path, nodes)
     async with open_store(config.valkey, assemble.keys(config)) as store:
         with capture_logs() as lines:
@@ -122,7 +106,7 @@ async def test_a_gateway_that_starts_serves_the_accounts_that_can_be_reached(
             assert set(codes) == {Code.GRANTED}
             assert (await ask(plane.ledger, ACCOUNTS[GONE[0]])).code == Code.UNAVAILABLE
 
-            await asyncio.to_thread(come_back, nodes)
+            await asyncio.to_thread(absence.end)
             await until(lambda: plane.ledger.is_up, plane.ledger)
             assert (plane.health().ready, plane.health().why) == (True, "")
             codes = await asyncio.gather(*(call(plane.ledger, ACCOUNTS[p]) for p in GONE))
@@ -131,9 +115,8 @@ async def test_a_gateway_that_starts_serves_the_accounts_that_can_be_reached(
             await plane.stop()
 
 
-@pytest.mark.usefixtures("ledger")
 async def test_what_is_remembered_of_a_partition_outlives_its_absence(
-    tmp_path: Path, nodes: list[ValkeyProcess], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nodes: list[ValkeyProcess], absence: Absence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_start, "CHECK_AGAIN_S", 0.05)
     config = config_of(tmp_path, nodes)
@@ -141,7 +124,7 @@ async def test_what_is_remembered_of_a_partition_outlives_its_absence(
     async with connected(config.valkey) as client:
         assert await check_ledger(config, client)
         before = remembered.read_text()
-        await asyncio.to_thread(go_away, nodes)
+        await asyncio.to_thread(absence.begin)
         assert not await check_ledger(config, client)
         assert remembered.read_text() == before
         remembered.unlink()
@@ -149,7 +132,7 @@ async def test_what_is_remembered_of_a_partition_outlives_its_absence(
         known = json.loads(remembered.read_text())["generations"]
         assert [partition for partition, generation in enumerate(known) if not generation] == GONE
         later = asyncio.create_task(check_ledger_later(config, client))
-        await asyncio.to_thread(come_back, nodes)
+        await asyncio.to_thread(absence.end)
         await asyncio.wait_for(later, 20)
         assert remembered.read_text() == before
 
@@ -164,9 +147,8 @@ async def reaping(client: object) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.usefixtures("ledger")
 async def test_a_control_plane_that_starts_delivers_and_gives_back_what_it_can_reach(
-    nodes: list[ValkeyProcess],
+    nodes: list[ValkeyProcess], absence: Absence
 ) -> None:
     topology = topology_of(nodes)
     async with client_of(topology, leave=False) as dies:
@@ -174,7 +156,7 @@ async def test_a_control_plane_that_starts_delivers_and_gives_back_what_it_can_r
     async with connected(topology) as client:
         for partition in ACCOUNTS:
             await client.xadd(KEYS.outbox(partition), entry(f"gw.{partition}", 1, [event()]))
-    await asyncio.to_thread(go_away, nodes)
+    await asyncio.to_thread(absence.begin)
 
     meter = OpenMeter()
     async with Server(meter.app()) as server:
@@ -186,7 +168,7 @@ async def test_a_control_plane_that_starts_delivers_and_gives_back_what_it_can_r
                 async with asyncio.timeout(20):
                     while [p for p in THERE if await fresh.zcard(KEYS.alive(p))]:
                         await asyncio.sleep(0.02)
-                await asyncio.to_thread(come_back, nodes)
+                await asyncio.to_thread(absence.end)
                 await until(lambda: set(stored_ids(meter)) == {f"gw.{p}.1.0" for p in ACCOUNTS}, meter)
                 async with asyncio.timeout(20):
                     while [p for p in GONE if await fresh.zcard(KEYS.alive(p))]:
@@ -195,20 +177,20 @@ async def test_a_control_plane_that_starts_delivers_and_gives_back_what_it_can_r
             await fresh.aclose()
 
 
-async def test_a_cluster_that_stops_as_a_whole_says_so_at_the_start(tmp_path: Path, nodes: list[ValkeyProcess]) -> None:
-    for node in nodes:
-        with redis.Redis(port=node.port) as direct:
-            direct.config_set("cluster-require-full-coverage", "yes")
-    config = config_of(tmp_path, nodes)
-    try:
-        await asyncio.to_thread(go_away, nodes)
-        async with connected(config.valkey) as client:
-            with capture_logs() as lines:
-                assert not await check_ledger(config, client)
-    finally:
-        await asyncio.to_thread(nodes[AWAY].start)
+async def test_a_cluster_that_stops_as_a_whole_says_so_at_the_start(
+    tmp_path: Path, nodes: list[ValkeyProcess], absence: Absence
+) -> None:
+    def require(value: str) -> None:
         for node in nodes:
             with redis.Redis(port=node.port) as direct:
-                direct.config_set("cluster-require-full-coverage", "no")
+                direct.config_set("cluster-require-full-coverage", value)
+
+    require("yes")
+    await asyncio.to_thread(absence.begin)
+    async with connected(topology_of(nodes)) as client:
+        with capture_logs() as lines:
+            assert not await check_ledger(config_of(tmp_path, nodes), client)
+    await asyncio.to_thread(absence.end)
+    require("no")
     problems = [line["problem"] for line in lines if "problem" in line]
     assert any("Set cluster-require-full-coverage no" in problem for problem in problems), lines
