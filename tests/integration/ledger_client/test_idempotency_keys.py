@@ -203,14 +203,9 @@ async def test_what_two_processes_recorded_under_one_key_is_charged_as_one_call_
     key, other = key_of("tpp", SCOPE, b"a"), key_of("tpp", SCOPE, b"b")
     for name, of in (("one", key), ("two", key), ("three", other), ("four", None)):
         record = encode_record(Record(f"spool:{name}:1", "tpp", METRIC, 1, EVENT, of))
-<<<<<<< HEAD
         file = tmp_path / f"spool-{name}.log"
         file.write_bytes(record * 2)
         file.chmod(0o600)
-=======
-        (tmp_path / f"spool-{name}.log").touch(0o600)
-        (tmp_path / f"spool-{name}.log").write_bytes(record * 2)
->>>>>>> embed
     async with client_of(at(proxy.listening_port)) as client:
         await DeadSpools(tmp_path, Adoption(control, KEYS, LinkSettings())).replay_all()
         # Which of the two bodies came first is the names' order.
