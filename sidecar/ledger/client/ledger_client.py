@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from sidecar.basics.fault_reasons import reason_of
@@ -18,7 +19,7 @@ from sidecar.ledger.client.sealed import SealedBatch
 from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk
-from sidecar.valkey.resp import RespConnection
+from sidecar.valkey.resp import RespConnection, ServerAddress
 
 log = get_logger("sidecar.ledger")
 
@@ -40,6 +41,20 @@ class Endpoints(Protocol):
 
     async def connect_to(self, host: str, port: int) -> RespConnection:
         """A new connection to a server of the same cluster, which another one has named. Raises as ``connect``."""
+        ...
+
+    def watch(self, on_change: Callable[[], None]) -> Watch:
+        """What keeps :meth:`is_current` up to date; it calls when a primary is another one."""
+        ...
+
+    def is_current(self, partition_key: str, address: ServerAddress) -> bool:
+        """Whether this server is the primary of this key, as far as is known."""
+        ...
+
+
+class Watch(Protocol):
+    async def run(self) -> None:
+        """Until it is cancelled; returns where there is nothing to watch."""
         ...
 
 
@@ -86,7 +101,15 @@ class LedgerClient:
         self._by_partition = [self._only or by_home_partition[partition] for partition in range(self.keys.partitions)]
         for link in self._links:
             link.start()
-        self._tasks.append(asyncio.get_running_loop().create_task(self._beat()))
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._beat()))
+        self._tasks.append(loop.create_task(self._endpoints.watch(self._follow_primaries).run()))
+
+    def _follow_primaries(self) -> None:
+        """Takes every link off a server that is no longer its primary: what that one confirms is lost."""
+        for link in self._links:
+            anchor = self.keys.instance(link.home_partition, self.instance)
+            link.leave_unless(partial(self._endpoints.is_current, anchor))
 
     def _make_link(self, home_partition: int) -> Link:
         anchor = self.keys.instance(home_partition, self.instance)

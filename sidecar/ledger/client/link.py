@@ -32,7 +32,8 @@ from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, asked_se
 from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.command import bulk, encode_call, encode_command
-from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection
+from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection, ServerAddress
+from sidecar.valkey.role import require_primary
 from sidecar.valkey.scripts import function, script
 
 log = get_logger("sidecar.ledger")
@@ -818,11 +819,19 @@ class Link:
             self._drop_connection()  # a server that hangs sends no reset; a new connection repeats the batch in doubt
             return
         try:
+            await require_primary(connection, NO_REPLY_TIMEOUT_S)
             if not await self._beats(connection):
                 self._lose_epoch(epoch)
         except LedgerConnectionError as error:
             self._warn_limited("no heartbeat", error=str(error))
             connection.close()  # the maintainer connects anew, perhaps to another server
+
+    def leave_unless(self, is_current: Callable[[ServerAddress], bool]) -> None:
+        """Leaves a server that is not the primary any more; the maintainer finds the one that is."""
+        connection = self._connection
+        if connection is not None and not connection.closed and not is_current(connection.address):
+            log.warning("another server is the primary now", link=self.origin, left=str(connection.address))
+            connection.close()
 
     def _drop_connection(self) -> None:
         if self._connection is not None:
