@@ -33,6 +33,7 @@ from sidecar.basics.build import request_path
 from sidecar.basics.logger import get_logger
 from sidecar.identity.types import KeyStore, KeyStoreUnavailable
 from sidecar.ledger.accounts.api_keys import ApiKeys
+from sidecar.ledger.spool.spool import NO_SPOOL
 from sidecar.ledger.store import Store, open_store
 from sidecar.metering.outbox.outbox_status import outbox_status
 from sidecar.valkey.topology import CLIENT_ERRORS
@@ -117,6 +118,7 @@ async def status_document(
             "partitions_down": plane.ledger.partitions_down,
             "backlog_operations": plane.ledger.backlog,
         }
+        document["spool"] = plane.spool.status() if plane.spool is not None else {"directory": None, "note": NO_SPOOL}
     document["outbox"] = await _outbox_document(store)
     if control_work is not None:
         document["billing"] = control_work.status()

@@ -26,6 +26,7 @@ _MODULES = {
     "audit": "audit",
     "outbox": "outbox",
     "ledger": "ledger_commands",
+    "spool": "spool",
     "reconcile": "reconcile",
     "sync": "sync",
     "catalog": "catalog",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from sidecar.app import assemble
 from sidecar.app.configuration import Config, everybody
 from sidecar.basics.errors import SetupError
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.cli.checks.finding import Finding
 from sidecar.gateway.admission.descriptors import limit_after_raise
 from sidecar.identity.build import build_chain
 from sidecar.identity.types import IdentitySetupError
+from sidecar.ledger.spool.journal import JournalError, dead_journals
+from sidecar.ledger.spool.spool import NO_SPOOL
 
 
 async def files(config: Config) -> list[Finding]:
@@ -21,11 +25,27 @@ async def files(config: Config) -> list[Finding]:
         build_chain(config.identity, _NoKeys())
     except IdentitySetupError as error:
         raise SetupError(str(error)) from None
+    found = [Finding("files", True, "certificates and directories can be used")]
+    if config.upstream.url is None and not config.upstream.original_destination:
+        return found  # a control plane has no charges that wait
     spool = assemble.spool_settings(config)
-    if spool is not None and not os.access(spool.directory.parent, os.W_OK):
-        detail = f"ledger.open.spool_directory: this user may not write to {spool.directory.parent}"
-        return [Finding("spool", False, detail)]
-    return [Finding("files", True, "certificates and directories can be used")]
+    if spool is None:
+        return [*found, Finding("spool", None, NO_SPOOL)]
+    if why := _unusable(spool.directory):
+        return [Finding("spool", False, f"ledger.spool_directory: {why}")]
+    return found
+
+
+def _unusable(directory: Path) -> str:
+    """Why a gateway could not keep charges there; "" if it could."""
+    if not directory.exists():
+        parent = next(each for each in directory.parents if each.exists())
+        return "" if os.access(parent, os.W_OK) else f"this user may not write to {parent}"
+    try:
+        dead_journals(directory)
+    except (JournalError, OSError) as error:
+        return reason_of(error)
+    return "" if os.access(directory, os.W_OK) else f"this user may not write to {directory}"
 
 
 class _NoKeys:

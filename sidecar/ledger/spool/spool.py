@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sidecar.basics.errors import SetupError
 from sidecar.basics.fault_reasons import reason_of
@@ -35,6 +35,11 @@ MOMENT_S: Final = 0.1
 """How long a charge waits before it is written down; also how often is looked."""
 PROMPT_S: Final = 0.005
 """The same for a charge of a call that passed without a hold: nothing else knows of it."""
+
+NO_SPOOL: Final = (
+    "ledger.spool_directory is not set: a kill while Valkey is away or slow loses the charges that wait for it, and "
+    "SIGTERM then writes them to the log alone"
+)
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
 _Result = TypeVar("_Result")
@@ -94,6 +99,13 @@ class Spool:
     def is_broken(self) -> bool:
         """The disk takes nothing, or the file is full: nothing more can be promised."""
         return self._broken
+
+    def status(self) -> dict[str, Any]:
+        """What ``/v1/status`` shows."""
+        return {
+            "directory": str(self.settings.directory), "bytes": self.bytes_used,
+            "waiting_charges": sum(entry[3] for entry in self._entries), "broken": self._broken,
+        }  # fmt: skip
 
     def start(self) -> None:
         """Takes the directory into use.
