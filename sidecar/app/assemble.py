@@ -4,7 +4,9 @@ certificates.
 
 from __future__ import annotations
 
+import os
 import ssl
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sidecar.app.configuration import Config
@@ -53,14 +55,24 @@ def link_settings(config: Config) -> LinkSettings:
 def spool_settings(config: Config) -> SpoolSettings | None:
     """None without a directory. An allowance only where the gateway fails open."""
     ledger = config.ledger
-    if ledger.spool_place is None:
+    place = spool_place(config)
+    if place is None:
         return None
     return SpoolSettings(
-        ledger.spool_place,
+        place,
         ledger.open.allowance_units if ledger.on_ledger_failure == "open" else None,
         ledger.spool_bytes,
         float(ledger.idempotency_ttl_s),
+        is_default=ledger.spool_place is None,
     )
+
+
+def spool_place(config: Config) -> Path | None:
+    """The configured directory, or one in the service's state directory: systemd sets ``STATE_DIRECTORY``
+    (systemd.exec, "StateDirectory="), and so does the image."""
+    state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    default = Path(state) / "spool" if state.startswith("/") else None
+    return config.ledger.spool_place or default
 
 
 def proxy_settings(config: Config) -> ProxySettings:

@@ -30,7 +30,7 @@ from sidecar.ledger.client.unknown_accounts import UnknownAccounts, UnknownAccou
 from sidecar.ledger.keys import Keys, partitions_text
 from sidecar.ledger.spool.adoption import Adoption
 from sidecar.ledger.spool.dead_spools import DeadSpools
-from sidecar.ledger.spool.spool import Spool, SpoolError, SpoolSettings, log_charges
+from sidecar.ledger.spool.spool import NO_SPOOL, Spool, SpoolError, SpoolSettings, log_charges
 from sidecar.valkey.endpoints import endpoints
 from sidecar.valkey.topology import CLIENT_ERRORS, Client, TopologyError
 
@@ -170,8 +170,7 @@ class DataPlane:
     async def _start(self, port: int | None, *, reuse_port: bool) -> None:
         config = self.config
         try:
-            if self.spool is not None:
-                self.spool.start()
+            self._start_spool()
             await self.identity.start()
         except (SpoolError, IdentitySetupError) as error:
             raise SetupError(str(error)) from None
@@ -192,6 +191,20 @@ class DataPlane:
         self._tasks.append(loop.create_task(keep_reaping(self._client, self.ledger.keys, ttl_ms)))
         if not self._ledger_is_checked:
             self._tasks.append(loop.create_task(check_ledger_later(config, self._client)))
+
+    def _start_spool(self) -> None:
+        """Raises `SpoolError`: a configured directory cannot be used."""
+        if self.spool is None:
+            log.warning(NO_SPOOL)
+            return
+        try:
+            self.spool.start()
+        except SpoolError as error:
+            if not self.spool.settings.is_default:
+                raise
+            log.warning("charges that wait for Valkey are not on disk: the default directory cannot be used",
+                        reason=str(error))  # fmt: skip
+            self.spool = self.dead_spools = None
 
     async def _listen(
         self, port: int, upstream: UpstreamTarget | OriginalDestinations, reuse_port: bool, setting: str

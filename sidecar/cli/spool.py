@@ -109,7 +109,7 @@ def replay(
 
 
 def _place(config: Config, directory: Path | None) -> Path:
-    place = directory or config.ledger.spool_place
+    place = directory or assemble.spool_place(config)
     if place is None:
         fail("ledger.spool_directory is not set, and there is no --directory", 2)
     return place

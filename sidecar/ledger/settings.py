@@ -53,8 +53,9 @@ class LedgerSettings(Model):
         default=None,
         description="Directory in which the gateway writes charges (fsync) that Valkey cannot take for longer than a "
         "moment, so that the end of the process does not lose them. The next process settles them. It is made, with "
-        "mode 0700, if it is absent. Use a volume that survives restarts. Without it, a kill during an outage loses "
-        "the charges that wait, and SIGTERM writes them to the log.",
+        "mode 0700, if it is absent. Use a volume that survives restarts. Default: `spool` in the directory that "
+        "`STATE_DIRECTORY` names (systemd and the image set it). Without any, a kill during an outage loses the "
+        "charges that wait, and SIGTERM writes them to the log.",
     )
     spool_bytes_max: Annotated[Whole, Field(ge=65_536)] = Field(
         default=67_108_864,

@@ -277,8 +277,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"image": {"tag": "latest"}}, "image.tag"),
     ({"image": {"digest": "sha256:1"}}, "image.digest"),
     (
-        {"dataPlane": {"config": {"ledger": {"open": {"spool_bytes_max": 134_217_728}}}}},
-        "ledger.open.spool_bytes_max: at most 125829120",
+        {"dataPlane": {"config": {"ledger": {"spool_bytes_max": 134_217_728}}}},
+        "ledger.spool_bytes_max: at most 125829120",
     ),
     ({"gateway": {"enabled": True}}, "gateway.upstream.url is needed"),
     ({"controlPlane": {"ingress": {"enabled": True}}}, "controlPlane.ingress.host is needed"),

@@ -52,12 +52,14 @@ class SpoolError(SetupError):
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
     """``allowance_units``: units that each account may use per process while the ledger is away; None: none, the
-    gateway fails closed. ``keys_ttl_s``: how long an idempotency key counts."""
+    gateway fails closed. ``keys_ttl_s``: how long an idempotency key counts. ``is_default``: nobody asked for this
+    directory, so a gateway goes without one that it cannot have."""
 
     directory: Path
     allowance_units: int | None = None
     bytes_max: int = 67_108_864
     keys_ttl_s: float = 86_400.0
+    is_default: bool = False
 
 
 class Spool:

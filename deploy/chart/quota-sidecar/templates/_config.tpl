@@ -16,8 +16,8 @@
 {{- define "quota.dataPlaneConfig" -}}
 {{- $config := include "quota.sharedConfig" . | fromYaml }}
 {{- $config := mergeOverwrite $config (deepCopy .Values.dataPlane.config) }}
-{{- if gt (dig "ledger" "open" "spool_bytes_max" 0 $config | int64) 125829120 }}
-{{- fail "ledger.open.spool_bytes_max: at most 125829120 fits in the emptyDir of 128 MiB" }}
+{{- if gt (max (dig "ledger" "spool_bytes_max" 0 $config | int64) (dig "ledger" "open" "spool_bytes_max" 0 $config | int64)) 125829120 }}
+{{- fail "ledger.spool_bytes_max: at most 125829120 fits in the emptyDir of 128 MiB" }}
 {{- end }}
 {{- toYaml $config }}
 {{- end }}
