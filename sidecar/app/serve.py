@@ -128,10 +128,12 @@ async def status_document(
 async def _outbox_document(store: Store) -> dict[str, Any] | None:
     """None: the ledger cannot be reached."""
     try:
-        status = await outbox_status(store.client, store.keys)
+        status = await outbox_status(store.client, store.keys, reachable=True)
     except CLIENT_ERRORS:
         return None
+    unreached = store.keys.partitions - len(status.partitions)
     return {
+        **({"partitions_unreached": unreached} if unreached else {}),
         "entries": status.entries,
         "events": status.events,
         "oldest_seconds": status.oldest_s,

@@ -347,7 +347,7 @@ class ReconcileLoop:
 
     async def _accounts(self) -> AsyncIterator[tuple[str, ...]]:
         after = ""
-        while page := await self._loader.list(after, LEDGER_PAGE):
+        while page := await self._loader.list(after, LEDGER_PAGE, reachable=True):
             yield page
             after = page[-1]
 

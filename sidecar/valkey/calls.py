@@ -55,7 +55,7 @@ async def call_each(client: Client, calls: Sequence[Call]) -> list[Any]:
     """
     if isinstance(client, RedisCluster):
         # Reads the topology again after a failure, otherwise does nothing.
-        await with_deadline(NODE_ANSWER_S, client.initialize())
+        await client.initialize()
         nodes: dict[str, _Node] = defaultdict(_Node)
         return list(await asyncio.gather(*(_routed(client, call, nodes) for call in calls)))
     pipeline = client.pipeline(transaction=False)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 from redis._parsers import AsyncCommandsParser
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+
+from sidecar.valkey.deadlines import with_deadline
+
+START_S: Final = (0.5, 1.0, 2.0, 5.0)
+"""How long the topology may take to be read, in one attempt after another: each asks another node first, and a node
+that hangs answers none."""
 
 
 class PartialClusterClient(RedisCluster):
@@ -17,6 +24,25 @@ class PartialClusterClient(RedisCluster):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands_parser = _Commands(self)
+
+    async def initialize(self, *args: Any, **kwargs: Any) -> PartialClusterClient:
+        if not self._initialize:
+            return self
+        for deadline_s in START_S[:-1]:
+            try:
+                await with_deadline(deadline_s, super().initialize(*args, **kwargs))
+            except TimeoutError:
+                self._ask_another_first()
+            else:
+                return self
+        await with_deadline(START_S[-1], super().initialize(*args, **kwargs))
+        return self
+
+    def _ask_another_first(self) -> None:
+        nodes = self.nodes_manager.startup_nodes
+        if nodes:
+            first = next(iter(nodes))
+            nodes[first] = nodes.pop(first)
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -32,15 +58,20 @@ class _Commands(AsyncCommandsParser):
         self._client = client
 
     async def initialize(self, node: ClusterNode | None = None) -> None:
+        """Asks all primaries at once; the first answer counts."""
         if self.commands:
             return
-        others = [each for each in self._client.get_primaries() if each is not node]
-        error: Exception | None = None
-        for each in ([node] if node is not None else []) + others:
-            try:
-                await super().initialize(each)
-                return
-            except (RedisError, OSError) as failure:
-                error = failure
-        if error is not None:
-            raise error
+        nodes = {each.name: each for each in ([node] if node is not None else []) + self._client.get_primaries()}
+        asking = {asyncio.ensure_future(super(_Commands, self).initialize(each)) for each in nodes.values()}
+        failure: BaseException | None = None
+        try:
+            while asking and not self.commands:
+                done, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    failure = task.exception() or failure
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        if not self.commands:
+            raise failure or RedisError("the Cluster has no primary")

@@ -34,11 +34,12 @@ from sidecar.ledger.accounts.load_errors import (
     UnknownAccount,
 )
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.ledger_format import FormatError, open_arguments, open_ledger, partition_format
+from sidecar.ledger.ledger_format import FormatError, open_arguments, open_partitions, partition_format
 from sidecar.ledger.pricing.price_tables import PackedTable, PriceError, amounts, decimals
 from sidecar.ledger.pricing.rating import unpacked
 from sidecar.valkey.calls import Call, call_each, raise_first, script_call
 from sidecar.valkey.scripts import script
+from sidecar.valkey.server_time import server_now_ms
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
 __all__ = [
@@ -323,8 +324,9 @@ class AccountLoader:
                 f"account {account}: other processes keep changing it; all {ATTEMPTS_MAX} attempts met a conflict"
             )
 
-    async def list(self, after: str = "", limit: int = 100) -> tuple[str, ...]:
-        """Ids in order, those that follow ``after``, at most ``limit`` (1 to 10,000). Raises ``LedgerUnavailable``."""
+    async def list(self, after: str = "", limit: int = 100, *, reachable: bool = False) -> tuple[str, ...]:
+        """Ids in order, those that follow ``after``, at most ``limit`` (1 to 10,000). ``reachable``: those of
+        partitions that can be reached, if any can. Raises ``LedgerUnavailable``."""
         assert 1 <= limit <= LIST_MAX, f"a page of {limit} accounts"
         low = f"({after}" if after else "-"
         indexes = [self._keys.accounts(partition) for partition in range(self._keys.partitions)]
@@ -332,6 +334,8 @@ class AccountLoader:
             pages = await call_each(
                 self._client, [Call(key, ("ZRANGEBYLEX", key, low, "+", "LIMIT", 0, limit)) for key in indexes]
             )
+            if reachable:
+                pages = [page for page in pages if not isinstance(page, Exception)] or pages
             raise_first(pages)
             if not any(pages):
                 await self._check_format()
@@ -361,8 +365,7 @@ class AccountLoader:
         return decode_account(account, state, values)
 
     async def _now_ms(self) -> int:
-        seconds, microseconds = await self._client.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return await server_now_ms(self._client)
 
     async def _run_load(self, account: str, request: Sequence[Any]) -> tuple[bytes, int]:
         """The reply's word, and its version: OK, CONFLICT or INEXACT."""
@@ -387,7 +390,8 @@ class AccountLoader:
     async def _open(self) -> None:
         async with self._opening:
             if not self._is_open:
-                await open_ledger(self._client, self._keys)
+                # A partition that is away is not opened; when it is back without data, its answer says so.
+                await open_partitions(self._client, self._keys, range(self._keys.partitions))
                 self._is_open = True
 
     async def _check_format(self) -> None:
@@ -397,8 +401,9 @@ class AccountLoader:
         text = script("open").text
         arguments = [open_arguments(self._keys, partition, "") for partition in range(self._keys.partitions)]
         replies = await call_each(self._client, [script_call(text, names, *rest) for names, rest in arguments])
-        raise_first(replies)
-        for found in map(partition_format, replies):
+        answers = [reply for reply in replies if not isinstance(reply, Exception)]
+        raise_first(replies if not answers else ())
+        for found in map(partition_format, answers):
             if found is not None:
                 found.check(self._keys)
 

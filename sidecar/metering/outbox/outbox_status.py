@@ -106,8 +106,8 @@ class DeadLetter:
     fields: dict[bytes, bytes]
 
 
-async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
-    """The state of all partitions, each at its own moment.
+async def outbox_status(client: Client, keys: Keys, *, reachable: bool = False) -> OutboxStatus:
+    """The state of all partitions, each at its own moment. ``reachable``: of those that can be reached, if any can.
 
     Raises:
         RedisError, OSError: Valkey cannot be reached.
@@ -128,7 +128,14 @@ async def outbox_status(client: Client, keys: Keys) -> OutboxStatus:
         ]
     replies = await call_each(client, calls)
     width = len(calls) // len(partitions)
-    return OutboxStatus(tuple(_partition_status(p, replies[p * width : (p + 1) * width]) for p in partitions))
+    by_partition = {p: replies[p * width : (p + 1) * width] for p in partitions}
+    if reachable:
+        by_partition = {p: mine for p, mine in by_partition.items() if not any(map(_is_lost, mine))} or by_partition
+    return OutboxStatus(tuple(_partition_status(p, mine) for p, mine in by_partition.items()))
+
+
+def _is_lost(reply: Any) -> bool:
+    return isinstance(reply, Exception) and not is_missing(reply)
 
 
 def _partition_status(partition: int, replies: Sequence[Any]) -> PartitionStatus:

@@ -18,13 +18,14 @@ from sidecar.app.configuration import Config, load_config
 from sidecar.app.data_plane import DataPlane
 from sidecar.app.ledger_start import check_ledger, check_ledger_later
 from sidecar.app.serve import key_store, status_document
+from sidecar.ledger.accounts.loader import AccountLoader, LedgerUnavailable
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import keep_reaping
 from sidecar.ledger.store import open_store
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from sidecar.valkey.topology import connect, connected, keyslot
-from tests.integration.ledger_client.kit import KEYS, ask, call, client_of, load, until
+from tests.integration.ledger_client.kit import KEYS, ask, call, client_of, load, spec, until
 from tests.integration.metering.kit import entry, event, publishing, settings, stored_ids
 from tests.support.clusters import SLOTS, Absence, cluster_of_three, topology_of
 from tests.support.valkey_process import ValkeyProcess
@@ -102,6 +103,7 @@ async def test_a_gateway_that_starts_serves_the_accounts_that_can_be_reached(
             assert health.why.startswith(f"degraded: {len(GONE)} of 64 partitions of the ledger cannot be reached")
             status = await status_document(store, plane)
             assert (status["ledger"]["up"], status["ledger"]["partitions_down"]) == (False, GONE)
+            assert status["outbox"]["partitions_unreached"] == len(GONE)
             codes = await asyncio.gather(*(call(plane.ledger, ACCOUNTS[p]) for p in THERE))
             assert set(codes) == {Code.GRANTED}
             assert (await ask(plane.ledger, ACCOUNTS[GONE[0]])).code == Code.UNAVAILABLE
@@ -168,6 +170,14 @@ async def test_a_control_plane_that_starts_delivers_and_gives_back_what_it_can_r
                 async with asyncio.timeout(20):
                     while [p for p in THERE if await fresh.zcard(KEYS.alive(p))]:
                         await asyncio.sleep(0.02)
+                loader = AccountLoader(fresh, KEYS)
+                await loader.load(spec(ACCOUNTS[THERE[0]], 7))
+                with pytest.raises(LedgerUnavailable):
+                    await loader.load(spec(ACCOUNTS[GONE[0]], 7))
+                assert set(await loader.list(reachable=True)) == {ACCOUNTS[p] for p in THERE}
+                with pytest.raises(LedgerUnavailable):
+                    await loader.list()
+
                 await asyncio.to_thread(absence.end)
                 await until(lambda: set(stored_ids(meter)) == {f"gw.{p}.1.0" for p in ACCOUNTS}, meter)
                 async with asyncio.timeout(20):
