@@ -14,7 +14,7 @@ import redis
 from tests.support.processes import running
 
 JSON_LINE = re.compile(
-    r'\{"timestamp":"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z","level":"[a-z]+","event":"[^"]+",'
+    r'\{"timestamp":"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z","level":"[a-z]+","event":"[^"]+"[,}]'
 )
 
 
