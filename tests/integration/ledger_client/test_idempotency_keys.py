@@ -201,6 +201,7 @@ async def test_what_two_processes_recorded_under_one_key_is_charged_as_one_call_
     key, other = key_of("tpp", SCOPE, b"a"), key_of("tpp", SCOPE, b"b")
     for name, of in (("one", key), ("two", key), ("three", other), ("four", None)):
         record = encode_record(Record(f"spool:{name}:1", "tpp", METRIC, 1, EVENT, of))
+        (tmp_path / f"spool-{name}.log").touch(0o600)
         (tmp_path / f"spool-{name}.log").write_bytes(record * 2)
     async with client_of(at(proxy.listening_port)) as client:
         spool = Spool(SpoolSettings(tmp_path), client)
