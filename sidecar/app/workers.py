@@ -32,7 +32,7 @@ from sidecar.app.ledger_start import check_ledger
 from sidecar.app.listen_fault import CannotListen
 from sidecar.app.metrics_merge import merge
 from sidecar.app.serve import Ports, Ready, drain_s_max, health_server, until_drained
-from sidecar.app.signals import Stop
+from sidecar.app.signals import PATIENCE_S, Stop
 from sidecar.app.worker_environment import WORKER_VARIABLE
 from sidecar.basics.build import request_path
 from sidecar.basics.errors import SetupError
@@ -184,12 +184,19 @@ class Supervisor:
         for worker in self._workers:
             worker.tell(signal.SIGTERM)  # a terminal has sent them SIGINT already, and a second one would kill them
         grace_s = drain_s_max(self._config) + 10
-        _, late = await asyncio.wait(restart_tasks, timeout=grace_s)
-        for worker in self._workers:
-            worker.kill()
-        codes = await asyncio.gather(*restart_tasks, return_exceptions=True)
-        # A worker that was told to stop before it had begun to listen to signals ends by the signal.
-        return not late and all(code in (0, -signal.SIGTERM) for code in codes)
+        try:
+            _, late = await asyncio.wait(restart_tasks, timeout=grace_s)
+        except asyncio.CancelledError:  # whoever told this process to end does not wait: neither do they
+            for worker in self._workers:
+                worker.tell(signal.SIGTERM)
+            await asyncio.wait(restart_tasks, timeout=PATIENCE_S)
+            raise
+        finally:
+            for worker in self._workers:
+                worker.kill()
+            codes = await asyncio.gather(*restart_tasks, return_exceptions=True)
+        # A worker that was told to drain or to stop before it had begun to listen to signals ends by the signal.
+        return not late and all(code in (0, -signal.SIGUSR1, -signal.SIGTERM) for code in codes)
 
     # what the admin side asks
 

@@ -174,12 +174,14 @@ async def _demo(proxy_port: int, admin_port: int, valkey: str | None, period_s: 
         finally:
             stopping.cancel()
             watching.cancel()
-            if printing is not None:
-                printing.cancel()
-                await asyncio.gather(printing, return_exceptions=True)
-            clean = await plane.stop()
-            stop_control.set()
-            await controlling
+            try:
+                if printing is not None:
+                    printing.cancel()
+                    await asyncio.gather(printing, return_exceptions=True)
+                clean = await plane.stop()
+            finally:  # a second signal cancels what is above; the publisher has its own end
+                stop_control.set()
+                await controlling
         return clean
 
 

