@@ -13,11 +13,12 @@ import redis
 from redis.asyncio import Redis
 
 from tests.chaos.rounds.servers import SLOTS, Kind, client_of, role
-from tests.chaos.rounds.system import System, Traffic
+from tests.chaos.rounds.system import System
 from tests.support.data_loss import back_up, roll_back
 from tests.support.sentinels import SERVICE, wait_until
 
-Fault = Callable[[System, Random, Traffic], Awaitable[None]]
+Fault = Callable[[System, Random, dict[str, int]], Awaitable[None]]
+"""With the accounts that are there, and the calls that each can pay for."""
 
 
 async def _pause(chance: Random, least: float, most: float) -> None:
@@ -27,20 +28,20 @@ async def _pause(chance: Random, least: float, most: float) -> None:
 # Processes
 
 
-async def gateway_killed(system: System, chance: Random, _: Traffic) -> None:
+async def gateway_killed(system: System, chance: Random, _: dict[str, int]) -> None:
     number = chance.randrange(2)
     await system.gateways[number].end(signal.SIGKILL)
     await _pause(chance, 0, 1)
     await system.start_gateway(number)
 
 
-async def gateway_stopped(system: System, chance: Random, _: Traffic) -> None:
+async def gateway_stopped(system: System, chance: Random, _: dict[str, int]) -> None:
     number = chance.randrange(2)
     await system.gateways[number].end(signal.SIGTERM)
     await system.start_gateway(number)
 
 
-async def gateway_stands_still(system: System, chance: Random, _: Traffic) -> None:
+async def gateway_stands_still(system: System, chance: Random, _: dict[str, int]) -> None:
     """Longer than its time to live: others take it for dead, and it comes back as a zombie."""
     process = system.gateways[chance.randrange(2)]
     process.send(signal.SIGSTOP)
@@ -48,7 +49,7 @@ async def gateway_stands_still(system: System, chance: Random, _: Traffic) -> No
     process.send(signal.SIGCONT)
 
 
-async def control_plane_killed(system: System, chance: Random, _: Traffic) -> None:
+async def control_plane_killed(system: System, chance: Random, _: dict[str, int]) -> None:
     number = chance.randrange(2)
     await system.planes[number].end(signal.SIGKILL)
     await _pause(chance, 0, 1)
@@ -58,21 +59,21 @@ async def control_plane_killed(system: System, chance: Random, _: Traffic) -> No
 # One server
 
 
-async def server_killed(system: System, chance: Random, _: Traffic) -> None:
+async def server_killed(system: System, chance: Random, _: dict[str, int]) -> None:
     (server,) = system.servers.servers
     server.kill()
     await _pause(chance, 0.2, 3)
     await asyncio.to_thread(server.start)
 
 
-async def server_hangs(system: System, chance: Random, _: Traffic) -> None:
+async def server_hangs(system: System, chance: Random, _: dict[str, int]) -> None:
     (server,) = system.servers.servers
     server.send(signal.SIGSTOP)
     await _pause(chance, 0.5, 4)
     server.send(signal.SIGCONT)
 
 
-async def gateway_ends_in_an_outage(system: System, chance: Random, _: Traffic) -> None:
+async def gateway_ends_in_an_outage(system: System, chance: Random, _: dict[str, int]) -> None:
     (server,) = system.servers.servers
     number = chance.randrange(2)
     server.kill()
@@ -82,42 +83,42 @@ async def gateway_ends_in_an_outage(system: System, chance: Random, _: Traffic) 
     await system.start_gateway(number)
 
 
-async def rolled_back(system: System, chance: Random, _: Traffic) -> None:
+async def rolled_back(system: System, chance: Random, _: dict[str, int]) -> None:
     async with Redis(port=system.servers.servers[0].port, protocol=2) as client:
         backup = await back_up(client)
         await _pause(chance, 0.2, 2)
         await roll_back(client, backup)
 
 
-async def all_data_gone(system: System, chance: Random, traffic: Traffic) -> None:
+async def all_data_gone(system: System, chance: Random, accounts: dict[str, int]) -> None:
     async with Redis(port=system.servers.servers[0].port, protocol=2) as client:
         await client.flushall()
     await _pause(chance, 0.2, 1)
-    await system.load_accounts(traffic.accounts)
+    await system.load_accounts(accounts)
 
 
-async def out_of_memory(system: System, chance: Random, _: Traffic) -> None:
+async def out_of_memory(system: System, chance: Random, _: dict[str, int]) -> None:
     async with Redis(port=system.servers.servers[0].port, protocol=2) as client:
         await client.config_set("maxmemory", "1mb")
         await _pause(chance, 0.5, 3)
         await client.config_set("maxmemory", "0")
 
 
-async def scripts_forgotten(system: System, chance: Random, _: Traffic) -> None:
+async def scripts_forgotten(system: System, chance: Random, _: dict[str, int]) -> None:
     async with Redis(port=system.servers.servers[0].port, protocol=2) as client:
         await client.function_flush()
         await client.script_flush()
         await client.client_kill_filter(_type="normal", skipme=True)
 
 
-async def gateway_cut_off(system: System, chance: Random, _: Traffic) -> None:
+async def gateway_cut_off(system: System, chance: Random, _: dict[str, int]) -> None:
     assert system.wire is not None
     system.wire.refuse()
     await _pause(chance, 0.5, 4)
     system.wire.accept()
 
 
-async def wire_breaks_again_and_again(system: System, chance: Random, _: Traffic) -> None:
+async def wire_breaks_again_and_again(system: System, chance: Random, _: dict[str, int]) -> None:
     assert system.wire is not None
     for _round in range(20):
         system.wire.faults.append(chance.choice(("drop before", "drop after", "split")))
@@ -128,7 +129,7 @@ async def wire_breaks_again_and_again(system: System, chance: Random, _: Traffic
 # A primary with replicas
 
 
-async def planned_failover(system: System, chance: Random, _: Traffic) -> None:
+async def planned_failover(system: System, chance: Random, _: dict[str, int]) -> None:
     before = system.servers.primary()
 
     def begun() -> bool:
@@ -142,14 +143,14 @@ async def planned_failover(system: System, chance: Random, _: Traffic) -> None:
     await asyncio.to_thread(wait_until, lambda: system.servers.primary() is not before)
 
 
-async def primary_killed(system: System, chance: Random, _: Traffic) -> None:
+async def primary_killed(system: System, chance: Random, _: dict[str, int]) -> None:
     before = system.servers.primary()
     before.kill()
     await asyncio.to_thread(wait_until, lambda: _is_led(system, before.port))
     await asyncio.to_thread(before.start)
 
 
-async def primary_hangs(system: System, chance: Random, _: Traffic) -> None:
+async def primary_hangs(system: System, chance: Random, _: dict[str, int]) -> None:
     before = system.servers.primary()
     before.send(signal.SIGSTOP)
     await asyncio.to_thread(wait_until, lambda: _is_led(system, before.port))
@@ -157,9 +158,10 @@ async def primary_hangs(system: System, chance: Random, _: Traffic) -> None:
     before.send(signal.SIGCONT)
 
 
-async def failover_to_a_replica_that_lags(system: System, chance: Random, _: Traffic) -> None:
-    """The replicas stand still for less than the guard allows, and then the primary dies with what they lack."""
+async def failover_to_a_replica_that_lags(system: System, chance: Random, _: dict[str, int]) -> None:
+    """Without the guard: the replicas stand still, and then the primary dies with what they lack."""
     before = system.servers.primary()
+    _set_guard(system, "0")
     replicas = [each for each in system.servers.replicas() if each is not before]
     for replica in replicas:
         replica.send(signal.SIGSTOP)
@@ -171,6 +173,13 @@ async def failover_to_a_replica_that_lags(system: System, chance: Random, _: Tra
         replica.send(signal.SIGCONT)
     await asyncio.to_thread(wait_until, lambda: _is_led(system, before.port))
     await asyncio.to_thread(before.start)
+    _set_guard(system, "1")
+
+
+def _set_guard(system: System, replicas: str) -> None:
+    for server in system.servers.running():
+        with client_of(server) as client:
+            client.config_set("min-replicas-to-write", replicas)
 
 
 def _is_led(system: System, but_for: int) -> bool:
@@ -183,7 +192,7 @@ def _is_led(system: System, but_for: int) -> bool:
 # A Cluster
 
 
-async def cluster_primary_killed(system: System, chance: Random, _: Traffic) -> None:
+async def cluster_primary_killed(system: System, chance: Random, _: dict[str, int]) -> None:
     primaries = system.servers.primaries()
     victim = chance.choice(primaries)
     others = {each.port for each in primaries if each is not victim}
@@ -192,14 +201,14 @@ async def cluster_primary_killed(system: System, chance: Random, _: Traffic) -> 
     await asyncio.to_thread(victim.start)
 
 
-async def cluster_failover(system: System, chance: Random, _: Traffic) -> None:
+async def cluster_failover(system: System, chance: Random, _: dict[str, int]) -> None:
     replica = chance.choice(system.servers.replicas())
     with client_of(replica) as client:
         client.execute_command("CLUSTER", "FAILOVER")
     await asyncio.to_thread(wait_until, lambda: role(replica) == "master")
 
 
-async def slots_move(system: System, chance: Random, _: Traffic) -> None:
+async def slots_move(system: System, chance: Random, _: dict[str, int]) -> None:
     """A thousand slots go to another primary, and back."""
     source, target = chance.sample(system.servers.primaries(), 2)
     with client_of(source) as one, client_of(target) as other:
@@ -227,7 +236,7 @@ def _has(system: System, node_id: str, slot: int) -> bool:
     return True
 
 
-async def replica_killed(system: System, chance: Random, _: Traffic) -> None:
+async def replica_killed(system: System, chance: Random, _: dict[str, int]) -> None:
     replica = chance.choice(system.servers.replicas())
     replica.kill()
     await _pause(chance, 0.5, 2)

@@ -15,6 +15,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from sidecar.ledger.spool.journal import dead_journals
 from sidecar.sandbox.openmeter.meters import Meter
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
@@ -99,9 +100,8 @@ class System:
                 return False
             if await self.metric(number, "sidecar_spool_bytes") != 0:
                 return False
-        return not [
-            file for file in (self.directory / "spool").glob("*.journal") if file.stem not in await self._names()
-        ]
+        names = await self._names()
+        return all(name in names for name in dead_journals(self.directory / "spool"))
 
     async def _names(self) -> set[str]:
         found = set()
