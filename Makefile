@@ -9,7 +9,7 @@ PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test adversary test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
+.PHONY: help demo test adversary chaos test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -85,6 +85,9 @@ compiled: $(COMPILED)/.done ## Build the wheel with the request path compiled
 compiled-test: $(COMPILED)/.done $(VENV)/.installed-test ## Run the tests of the request path once more, compiled
 	QUOTA_SIDECAR_EXPECT_COMPILED=1 $(AS_WHEEL) $(BIN)/python -m pytest --import-mode=append $(PYTEST_ARGS) \
 		--deselect tests/conformance/test_framing.py::test_a_head_that_trickles_in_costs_no_square_of_its_length $(COMPILED_TESTS)
+
+chaos: $(COMPILED)/.done $(VENV)/.installed-test ## Run 200 rounds of real faults against real processes, and the simulation for long
+	$(AS_WHEEL) $(BIN)/python -m tests.chaos.rounds.rounds $(CHAOS_ARGS)
 
 adversary: $(VENV)/.installed-test ## Try random and honest callers for long (ADVERSARY_EXAMPLES, ADVERSARY_CALLS; NODE_PATH for Express)
 	ADVERSARY_EXAMPLES=$${ADVERSARY_EXAMPLES:-2000} ADVERSARY_CALLS=$${ADVERSARY_CALLS:-200000} \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from tests.chaos.rounds.servers import SLOTS, Kind, client_of, role
 from tests.chaos.rounds.system import System
 from tests.support.data_loss import back_up, roll_back
 from tests.support.sentinels import SERVICE, wait_until
+from tests.support.valkey_process import ValkeyProcess
 
 Fault = Callable[[System, Random, dict[str, int]], Awaitable[None]]
 """With the accounts that are there, and the calls that each can pay for."""
@@ -71,6 +73,31 @@ async def server_hangs(system: System, chance: Random, _: dict[str, int]) -> Non
     server.send(signal.SIGSTOP)
     await _pause(chance, 0.5, 4)
     server.send(signal.SIGCONT)
+
+
+async def machine_loses_the_last_second(system: System, chance: Random, _: dict[str, int]) -> None:
+    """What ``appendfsync everysec`` may lose with the power: the end of the append-only file."""
+    (server,) = system.servers.servers
+    await _lose_the_end(server, chance)
+    await asyncio.to_thread(server.start)
+
+
+async def machine_of_server_and_gateway_is_lost(system: System, chance: Random, _: dict[str, int]) -> None:
+    """The same, and a gateway with its memory goes too: what it alone knew is lost."""
+    (server,) = system.servers.servers
+    number = chance.randrange(2)
+    await _lose_the_end(server, chance)
+    await system.gateways[number].end(signal.SIGKILL)
+    await asyncio.to_thread(server.start)
+    await system.start_gateway(number)
+
+
+async def _lose_the_end(server: ValkeyProcess, chance: Random) -> None:
+    (file,) = (server.directory / "appendonlydir").glob("*.incr.aof")
+    size = file.stat().st_size
+    await _pause(chance, 0.5, 1)
+    server.kill()
+    os.truncate(file, size)
 
 
 async def gateway_ends_in_an_outage(system: System, chance: Random, _: dict[str, int]) -> None:
@@ -254,6 +281,8 @@ FAULTS: Final[dict[Kind, dict[str, Fault]]] = {
         **ANYWHERE,
         "server killed": server_killed,
         "server hangs": server_hangs,
+        "machine loses the last second": machine_loses_the_last_second,
+        "machine of server and gateway is lost": machine_of_server_and_gateway_is_lost,
         "gateway ends in an outage": gateway_ends_in_an_outage,
         "data rolled back": rolled_back,
         "all data gone": all_data_gone,
