@@ -1,1 +1,1 @@
-"""A simulated Valkey server (:class:`tests.simulation.valkey.server.SimulatedValkey`), and a real one with a held clock."""
+"""A simulated Valkey server (``server.SimulatedValkey``), and a real one with a held clock to judge it."""

@@ -1,6 +1,8 @@
-"""redis-py's clients, synchronous and asyncio, on anything that answers bytes with bytes. All but the socket is redis-py's.
+"""redis-py's clients, synchronous and asyncio, on anything that answers bytes with bytes. All but the socket is
+redis-py's.
 
-A :class:`Wire` is one connection: a simulated server's (``session.RespSession``) or a pair of servers' (``twins.TwinSession``).
+A :class:`Wire` is one connection: a simulated server's (``session.RespSession``), or a pair of servers'
+(``twins.TwinSession``).
 """
 
 from __future__ import annotations

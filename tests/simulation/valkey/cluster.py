@@ -14,8 +14,9 @@ slot_of = lru_cache(maxsize=10_000)(keyslot)
 
 @dataclass(slots=True)
 class SlotTable:
-    """As one server of a cluster knows it. ``owners``: of every slot, ``host:port``. ``migrating``: slots of this server
-    whose keys go to another; ``importing``: slots of another whose keys come here. ``down``: the cluster has lost slots."""
+    """As one server of a cluster knows it. ``owners``: of every slot, ``host:port``. ``migrating``: slots of this
+    server whose keys go to another; ``importing``: slots of another whose keys come here. ``down``: the cluster has
+    lost slots."""
 
     address: str
     owners: list[str]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.valkey.key_commands import ONE
 from tests.simulation.valkey.registry import command, keys_at, keys_of_streams
-from tests.simulation.valkey.replies import NO_KEY, OK, SYNTAX, CommandError, Reply, integer
+from tests.simulation.valkey.replies import OK, SYNTAX, CommandError, Reply, integer
 from tests.simulation.valkey.stream_commands import entry, interval, parse_id
 from tests.simulation.valkey.values import (
     LAST_ID,
@@ -55,7 +55,6 @@ def _consumer(group: Group, name: bytes, now_ms: int) -> Consumer:
 
 
 @command("xgroup", -2, container=True)
-@command("xinfo", -2, container=True)
 def container(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     raise AssertionError("a container has only subcommands")
 
@@ -228,7 +227,7 @@ def xpending(server: SimulatedValkey, parts: list[bytes]) -> Reply:
         raise no_key_or_group(key, name)
     if not rest:
         return _pending_summary(group)
-    found = []
+    found: list[Reply] = []
     for id_ in sorted(group.pending):
         each = group.pending[id_]
         idle = server.db.now_ms - each.delivered_ms
@@ -352,54 +351,3 @@ def xautoclaim(server: SimulatedValkey, parts: list[bytes]) -> Reply:
         count -= 1
         consumer.active_ms = now_ms
     return [id_text(order[at]) if at < len(order) else b"0-0", claimed, gone]
-
-
-@command("xinfo|consumers", 4, keys=SUBKEY)
-def xinfo_consumers(server: SimulatedValkey, parts: list[bytes]) -> Reply:
-    stream = _informed(server, parts[2])
-    group = stream.groups.get(parts[3])
-    if group is None:
-        raise no_group(parts[3], parts[2])
-    now_ms = server.db.now_ms
-    return [
-        [
-            b"name", name, b"pending", len(group.of(name)), b"idle", max(0, now_ms - each.seen_ms),
-            b"inactive", now_ms - each.active_ms if each.active_ms != -1 else -1,
-        ]
-        for name, each in sorted(group.consumers.items())
-    ]  # fmt: skip
-
-
-@command("xinfo|groups", 3, keys=SUBKEY)
-def xinfo_groups(server: SimulatedValkey, parts: list[bytes]) -> Reply:
-    stream = _informed(server, parts[2])
-    return [
-        [
-            b"name", name, b"consumers", len(group.consumers), b"pending", len(group.pending),
-            b"last-delivered-id", id_text(group.last),
-            b"entries-read", None if group.read == UNKNOWN_READ else group.read, b"lag", stream.lag_of(group),
-        ]
-        for name, group in sorted(stream.groups.items())
-    ]  # fmt: skip
-
-
-@command("xinfo|stream", -3, keys=SUBKEY)
-def xinfo_stream(server: SimulatedValkey, parts: list[bytes]) -> Reply:
-    """Without FULL. The number of the tree's nodes is not the real one's."""
-    stream = _informed(server, parts[2])
-    if len(parts) > 3:
-        raise CommandError("ERR unknown subcommand or wrong number of arguments for 'STREAM'. Try XINFO HELP.")
-    return [
-        b"length", len(stream.ids), b"radix-tree-keys", len(stream.nodes), b"radix-tree-nodes", len(stream.nodes) + 1,
-        b"last-generated-id", id_text(stream.last), b"max-deleted-entry-id", id_text(stream.deleted_max),
-        b"entries-added", stream.added, b"recorded-first-entry-id", id_text(stream.first), b"groups", len(stream.groups),
-        b"first-entry", entry(stream, stream.ids[0]) if stream.ids else None,
-        b"last-entry", entry(stream, stream.ids[-1]) if stream.ids else None,
-    ]  # fmt: skip
-
-
-def _informed(server: SimulatedValkey, key: bytes) -> Stream:
-    stream = server.db.read(key, Stream)
-    if stream is None:
-        raise CommandError(NO_KEY)
-    return stream

@@ -64,7 +64,7 @@ class Keyspace:
         """The value, not to be changed. Raises CommandError (WRONGTYPE)."""
         value = self.find(key)
         if value is None or type(value) is kind:
-            return value  # type: ignore[return-value]
+            return value
         raise CommandError(WRONGTYPE)
 
     def write(self, key: bytes, kind: type[T]) -> T | None:

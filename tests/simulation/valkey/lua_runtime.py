@@ -1,7 +1,7 @@
 """Lua 5.1 itself, with what Valkey puts around a script (``sandbox.lua``).
 
-One state of Lua serves all simulated servers of a process: a text is compiled once, and a new server costs a few tables.
-What a server's functions keep between calls is that server's own.
+One state of Lua serves all simulated servers of a process: a text is compiled once, and a new server costs a few
+tables. What a server's functions keep between calls is that server's own.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def number_text(number: float) -> bytes:
     power = int(exponent)
     digits = mantissa.replace(".", "").removeprefix("-")
     zeros = power - len(digits) + 1
-    if 0 <= power and 0 <= zeros < 7:
+    if power >= 0 and 0 <= zeros < 7:
         return f"{'-' * mantissa.startswith('-')}{digits}{'0' * zeros}".encode()
     return f"{mantissa}e{'+' if power > 0 else '-'}{abs(power)}".encode()
 

@@ -19,8 +19,8 @@ Keys: TypeAlias = Callable[[list[bytes]], list[bytes]]
 @dataclass(frozen=True, slots=True)
 class Command:
     """``arity``: parts with the name; negative for at least so many. ``writes``: refused by a replica, a server without
-    enough replicas or with a failing disk. ``grows``: refused without memory. ``scripts``: whether a script may call it.
-    ``keys``: the keys of a call, for a cluster. ``while_loading``, ``while_busy``: answered in these states too."""
+    enough replicas or with a failing disk. ``grows``: refused without memory. ``scripts``: whether a script may call
+    it. ``keys``: the keys of a call, for a cluster. ``while_loading``, ``while_busy``: answered in these states too."""
 
     name: str
     run: Run

@@ -8,7 +8,7 @@ local dispatch, sha1hex, register, clock_s, cmsgpack, cjson = ...
 local raw_pcall, type, error, tostring, select = pcall, type, error, tostring, select
 local getinfo, setfenv, setmetatable, rawget = debug.getinfo, setfenv, setmetatable, rawget
 local find, match, gsub, sub = string.find, string.match, string.gsub, string.sub
-local HERE = '@sandbox'
+local HERE = {['@sandbox'] = true, ['@errors'] = true, ['@cmsgpack'] = true, ['@cjson'] = true}
 
 local function status_or_error(kind, text)
   if kind == 3 then
@@ -91,7 +91,7 @@ end
 local function handler(problem)
   local level = 2
   local info = getinfo(level, 'Sl')
-  while info and (info.what == 'C' or info.source == HERE) do
+  while info and (info.what == 'C' or info.what == 'tail' or HERE[info.source]) do
     level = level + 1
     info = getinfo(level, 'Sl')
   end

@@ -140,7 +140,8 @@ def library_parts(code: bytes) -> tuple[bytes, bytes]:
         raise CommandError("ERR Library name was not given")
     if not _NAME.fullmatch(name):
         raise CommandError(
-            "ERR Library names can only contain letters, numbers, or underscores(_) and must be at least one character long"
+            "ERR Library names can only contain letters, numbers, or underscores(_) and must be at least one "
+            "character long"
         )
     if engine.lower() != b"lua":
         raise CommandError(b"ERR Engine '%b' not found" % engine)
@@ -179,7 +180,7 @@ def function_list(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     found: list[Reply] = []
     for library in server.libraries.values():
         if matches(library.name, pattern):
-            functions = [[b"name", name, b"description", None, b"flags", []] for name in library.functions]
+            functions: list[Reply] = [[b"name", name, b"description", None, b"flags", []] for name in library.functions]
             found.append([b"library_name", library.name, b"engine", b"LUA", b"functions", functions])
             if with_code:
                 found[-1] += [b"library_code", library.code]

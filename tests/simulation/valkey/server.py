@@ -1,8 +1,8 @@
 """A Valkey server without a process: the real scripts in real Lua, its commands in Python, its clock from outside.
 
 It answers one call after another, as the real one does. What it is told to be in trouble with, it refuses with the real
-one's words (:class:`Trouble`). What network, replicas and cluster do to it is for who drives it: :meth:`SimulatedValkey.snapshot`
-is cheap, so a replica is another server that is given an earlier snapshot.
+one's words (:class:`Trouble`). What network, replicas and cluster do to it is for who drives it:
+:meth:`SimulatedValkey.snapshot` is cheap, so a replica is another server that is given an earlier snapshot.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.simulation.valkey import (  # noqa: F401  the commands enter the tabl
     server_commands,
     sorted_set_commands,
     stream_commands,
+    stream_info_commands,
 )
 from tests.simulation.valkey.cluster import SlotTable
 from tests.simulation.valkey.keyspace import Contents, Keyspace
@@ -33,9 +34,10 @@ OOM: Final = "OOM command not allowed when used memory > 'maxmemory'."
 READONLY: Final = "READONLY You can't write against a read only replica."
 NOREPLICAS: Final = "NOREPLICAS Not enough good replicas to write."
 MISCONF: Final = (
-    "MISCONF Valkey is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands that may "
-    "modify the data set are disabled, because this instance is configured to report errors during writes if RDB "
-    "snapshotting fails (stop-writes-on-bgsave-error option). Please check the Valkey logs for details about the RDB error."
+    "MISCONF Valkey is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands that "
+    "may modify the data set are disabled, because this instance is configured to report errors during writes if RDB "
+    "snapshotting fails (stop-writes-on-bgsave-error option). Please check the Valkey logs for details about the RDB "
+    "error."
 )
 LOADING: Final = "LOADING Valkey is loading the dataset in memory"
 MASTERDOWN: Final = "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."
@@ -302,7 +304,8 @@ class SimulatedValkey:
                 self.load_library(name, code, library_parts(code)[1])
 
     def restart(self, *, functions: bool = False, data: bool = False) -> None:
-        """Starts again: empty unless ``data``. ``functions``: they were in the file; what they kept in memory is gone."""
+        """Starts again: empty unless ``data``. ``functions``: they were in the file; what they kept in memory is
+        gone."""
         libraries = {library.name: library.code for library in self.libraries.values()} if functions else {}
         self.scripts.clear()
         self.libraries.clear()

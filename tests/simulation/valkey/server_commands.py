@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 _NO_CLUSTER = "ERR This instance has cluster support disabled"
 _NO_PASSWORD = (
-    "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is "
-    "correct?"
+    "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration "
+    "is correct?"
 )
 
 
@@ -138,11 +138,11 @@ def wait(server: SimulatedValkey, parts: list[bytes]) -> Reply:
 @command("info", -1, while_loading=True)
 def info(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     """What clients and this project read of it."""
-    trouble = server.trouble
+    trouble, version = server.trouble, server.version
+    own = {"server_name": "valkey", "valkey_version": version.text.decode()} if version.is_valkey else {}
     sections: dict[bytes, dict[str, object]] = {
         b"server": {
-            "redis_version": server.version.redis_text.decode(),
-            **({"server_name": "valkey", "valkey_version": server.version.text.decode()} if server.version.is_valkey else {}),
+            "redis_version": version.redis_text.decode(), **own,
             "redis_mode": "standalone" if server.slots is None else "cluster",
             "run_id": server.run_id,
         },

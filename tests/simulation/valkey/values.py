@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 NODE_ENTRIES: Final = 100
-"""Entries of one node of a stream (``stream-node-max-entries``): what ``~`` trims by. The real limit of bytes for a node
-is not here, so where entries are long the real server trims more exactly."""
+"""Entries of one node of a stream (``stream-node-max-entries``): what ``~`` trims by. The real limit of bytes for a
+node is not here, so where entries are long the real server trims more exactly."""
 
 Id: TypeAlias = tuple[int, int]
 """Of an entry of a stream: milliseconds and sequence."""
@@ -23,8 +23,8 @@ def id_text(id_: Id) -> bytes:
 
 @dataclass(slots=True)
 class Hash:
-    """``expires``: field to the instant at which it ends, ms. A field that has ended is read as absent, but counts until
-    it is reclaimed (:meth:`reclaim`), as on a server whose active expiry has not come by."""
+    """``expires``: field to the instant at which it ends, ms. A field that has ended is read as absent, but counts
+    until it is reclaimed (:meth:`reclaim`), as on a server whose active expiry has not come by."""
 
     fields: dict[bytes, bytes] = field(default_factory=dict)
     expires: dict[bytes, int] = field(default_factory=dict)
