@@ -13,8 +13,8 @@ GRACE_S_DEFAULT: Final = 30
 """Kubernetes' own, of ``terminationGracePeriodSeconds``."""
 SETTLE_S: Final = 5
 """Of a pod's grace period, what is left for the sidecar to settle and for the application to end."""
-STATE_SIZE: Final = "128Mi"
-"""Twice what a spool holds by default: who writes more is evicted, and its spool with it."""
+STATE_SIZE: Final = "256Mi"
+"""More than a spool and confirmed charges take by default: who writes more is evicted, and its spool with it."""
 _SECRET_MODE: Final = 0o444  # a volume's files are root's, and nobody else is in the container
 _REDIRECT_RESOURCES: Final = {"requests": {"cpu": "10m", "memory": "48Mi"}, "limits": {"memory": "96Mi"}}
 

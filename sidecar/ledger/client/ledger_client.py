@@ -80,7 +80,7 @@ class LedgerClient:
         self._endpoints = endpoints
         self._settings = settings or LinkSettings()
         self._heartbeat_s = heartbeat_s
-        self._window = SettledWindow(self._settings.window_bytes)
+        self.window = SettledWindow(self._settings.window_bytes)
         self._on_loss = on_loss or (lambda: None)
         self.on_late_refusal: Callable[[str, int], None] = lambda _account, _code: None
         """Told what the ledger refused when nobody waited for it any more: account and code."""
@@ -117,7 +117,7 @@ class LedgerClient:
             instance=self.instance, home_partition=home_partition, keys=self.keys,
             connect=lambda: self._endpoints.connect(anchor), connect_to=self._connect_to,
             settings=self._settings, views=self._views, account_keys=self._account_key, counters=self.counters,
-            window=self._window, on_loss=self._on_loss,
+            window=self.window, on_loss=self._on_loss,
             on_late_refusal=lambda account, code: self.on_late_refusal(account, code),
         )  # fmt: skip
 

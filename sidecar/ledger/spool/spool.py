@@ -28,6 +28,7 @@ from sidecar.ledger.client.sealed import SealedBatch, SealedError, events_of
 from sidecar.ledger.spool.allowances import Allowances
 from sidecar.ledger.spool.journal import Journal, JournalError, JournalFull
 from sidecar.ledger.spool.known_keys import KnownKeys
+from sidecar.ledger.spool.window_file import WindowFile
 
 log = get_logger("sidecar.spool")
 
@@ -40,6 +41,9 @@ NO_SPOOL: Final = (
     "ledger.spool_directory is not set: a kill while Valkey is away or slow loses the charges that wait for it, and "
     "SIGTERM then writes them to the log alone"
 )
+
+WINDOW_BYTES_MAX: Final = 33_554_432
+"""Disk for confirmed charges that memory has no room for."""
 
 _UNAVAILABLE: Final = int(Code.UNAVAILABLE)
 _Result = TypeVar("_Result")
@@ -74,6 +78,7 @@ class Spool:
         self._ledger = ledger
         ledger.on_late_refusal = self.allowances.note_late
         self._journal: Journal | None = None
+        self._window: WindowFile | None = None
         self._unwritten: deque[tuple[Link, SealedBatch]] = deque()
         """Sealed and not on disk yet, or refused by it."""
         self._entries: deque[tuple[int, Link, int, int]] = deque()
@@ -119,10 +124,12 @@ class Spool:
             self._journal = Journal.create(
                 self.settings.directory, self._ledger.instance, bytes_max=self.settings.bytes_max
             )
+            self._window = WindowFile(self.settings.directory, min(WINDOW_BYTES_MAX, self.settings.bytes_max))
         except JournalError as error:
             raise SpoolError(f"spool directory: {error}") from None
         except OSError as error:
             raise SpoolError(f"spool directory {self.settings.directory}: {error.strerror}") from None
+        self._ledger.window.overflow = self._window
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     # Calls without a hold (gateway.context.Spool)
@@ -191,6 +198,8 @@ class Spool:
                     self._covered.append((link, link.number, uncovered))
         await self._write()
         await self._forget()
+        if self._window is not None and self._window.waits:
+            await self._on_thread(self._window.flush)
 
     async def _write(self) -> None:
         """Brings what is sealed to disk. What the disk does not take stays in memory, and nothing more is admitted,
@@ -269,6 +278,9 @@ class Spool:
         journal, self._journal = self._journal, None
         if journal is not None:
             await self._on_thread(lambda: journal.close(remove=not self._entries))
+        if self._window is not None:
+            self._ledger.window.overflow = None
+            self._window.close()
 
 
 def log_charges(batches: Sequence[SealedBatch], why: str) -> None:

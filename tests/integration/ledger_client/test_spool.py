@@ -26,6 +26,7 @@ from sidecar.ledger.spool.journal import Journal
 from sidecar.ledger.spool.spool import Spool, SpoolError, SpoolSettings
 from sidecar.ledger.spool.spool_file import Record, encode_record, open_locked
 from sidecar.valkey.endpoints import endpoints
+from sidecar.valkey.resp import LedgerConnectionError
 from tests.integration.ledger_client.kit import (
     KEYS,
     METRIC,
@@ -143,14 +144,16 @@ async def test_a_batch_in_doubt_at_the_kill_is_charged_once(
     spool.start()
     first, second = await ask(client, "tpp"), await ask(client, "tpp")
     proxy.faults.append(fault)
+
+    async def no_way() -> Any:
+        raise LedgerConnectionError("the server cannot be reached")
+
+    monkeypatch.setattr(client.links[0], "_connect", no_way)
     client.settle(first, event_of(first))
     await until(lambda: proxy.done, proxy)
-    if fault == "drop before":
-        proxy.refuse()
     client.settle(second, event_of(second))
     await until(lambda: spool.written == 2, spool)
     await killed(client, spool)
-    proxy.accept()
     assert [each.charges for each in await replayed(control, directory)] == [2]
     await check(control, {"tpp": 2})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
 from sidecar.ledger.client.sealed import SealedBatch, SealedError, accounts_of, events_of, origin_of, unseal
 from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
+from sidecar.ledger.spool.window_file import WindowFile
 from sidecar.valkey.command import bulk
 
 SETTINGS = LinkSettings()
@@ -129,3 +131,21 @@ def test_a_window_of_no_bytes_keeps_nothing() -> None:
     window.add(0, 1, [], [b"x"], 2)
     assert window.take_after(0, 0) == ([], 2)
     assert window.bytes_used == 0
+
+
+def test_what_a_window_has_no_room_for_is_on_disk_as_long_as_there_is_room(tmp_path: Path) -> None:
+    window, file = SettledWindow(3_000), WindowFile(tmp_path, 20_000)
+    window.overflow = file
+    for number in range(1, 201):
+        window.add(number % 2, number, [b"key"], [bytes(100)], 3)
+        if number % 7 == 0:
+            file.flush()
+    assert file.bytes_used <= 20_000
+    assert list(tmp_path.iterdir()) == [], "nobody else reads it"
+    taken, beyond = window.take_after(1, 50)
+    numbers = [each.number for each in taken]
+    assert numbers == list(range(numbers[0], 200, 2))
+    assert 51 < numbers[0] < 160, "more than memory has, not all"
+    assert beyond == 3 * len(range(51, numbers[0], 2))
+    assert window.take_after(0, 190)[1] == 0
+    file.close()

@@ -17,7 +17,7 @@
 {{- $config := include "quota.sharedConfig" . | fromYaml }}
 {{- $config := mergeOverwrite $config (deepCopy .Values.dataPlane.config) }}
 {{- if gt (max (dig "ledger" "spool_bytes_max" 0 $config | int64) (dig "ledger" "open" "spool_bytes_max" 0 $config | int64)) 125829120 }}
-{{- fail "ledger.spool_bytes_max: at most 125829120 fits in the emptyDir of 128 MiB" }}
+{{- fail "ledger.spool_bytes_max: at most 125829120 fits in the emptyDir of 256 MiB" }}
 {{- end }}
 {{- toYaml $config }}
 {{- end }}

@@ -124,7 +124,7 @@ readinessProbe:
 - name: quota-sidecar-state
   emptyDir:
     # More than a spool holds: a pod that writes more is evicted, and its spool with it.
-    sizeLimit: 128Mi
+    sizeLimit: 256Mi
 {{- end }}
 
 {{- define "quota.configMounts" -}}
