@@ -35,7 +35,7 @@ local keep_ms, keep_max = tonumber(ARGV[4]), ARGV[5]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local keeping = keep_ms > 0
-local KEPT = {o = true, q = true, t = true, e = true, i = true, a = true}
+local KEPT = {o = true, q = true, t = true, e = true, i = true, a = true, c = true}
 
 -- The tail only serves the audit. A server without memory for it needs its memory for the ledger, which refuses every
 -- hold without. The audit reports what it would have needed the tail for.
