@@ -205,8 +205,8 @@ class _Verification:
         if former.number + 1 == entry.number:
             return f"does not go on from entry {former.number} ({former.place}): that one was changed"
         return (
-            f"does not go on from entry {former.number} ({former.place}): that one was changed, or entries between them "
-            "are missing"
+            f"does not go on from entry {former.number} ({former.place}): that one was changed, or entries between "
+            "them are missing"
         )
 
     def _vouch(self, ends: Sequence[End]) -> None:
@@ -226,8 +226,9 @@ class _Verification:
             ):
                 last = self._nodes[-1].entry
                 self._fault(
-                    last, f"is the last of its origin, but {end.said_by} knows another end of its chain: it was changed, "
-                    "or entries after it are missing"
+                    last,
+                    f"is the last of its origin, but {end.said_by} knows another end of its chain: it was changed, or "
+                    "entries after it are missing",
                 )  # fmt: skip
 
     def _judge_forks(self) -> None:
