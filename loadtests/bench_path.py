@@ -1,7 +1,7 @@
 """What a request costs in this process alone: the whole path with real parsers, ledger client and counters, but with
 transports that only remember. No socket, no Valkey; so what remains is our own code, and a profiler sees nothing else.
 
-    python -m loadtests.bench_path [--batch 32] [--accounts 1] [--rounds 30] [--profile]
+    python -m loadtests.bench_path [--batch 32] [--accounts 1] [--rounds 30] [--profile] [--chain]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sidecar.identity.api_key import ApiKeyResolver
 from sidecar.identity.chain import IdentityChain
 from sidecar.identity.settings import ApiKeySettings
 from sidecar.ledger.client.ledger_client import LedgerClient
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.keys import Keys
 
 KEY = "bench-key-0123456789abcdef"
@@ -97,10 +98,10 @@ class Store:
 
 
 async def build(
-    connections: int, accounts: int
+    connections: int, accounts: int, chain: bool = False
 ) -> tuple[Gateway, list[ClientConnection], list[UpstreamConnection], Any, Valkey]:
     keys = Keys()
-    ledger = LedgerClient(cast(Any, None), keys)
+    ledger = LedgerClient(cast(Any, None), keys, LinkSettings(chain_key=KEY.encode() * 2 if chain else b""))
     link = ledger._make_link(0)
     ledger._links, ledger._only = [link], link
     valkey = Valkey()
@@ -123,8 +124,10 @@ async def build(
     return gateway, clients, upstreams, link, valkey
 
 
-async def main(batch: int, accounts: int, rounds: int, turns: int, profile: bool, body: int) -> None:
-    gateway, clients, upstreams, link, valkey = await build(batch, accounts)
+async def main(
+    batch: int, accounts: int, rounds: int, turns: int, profile: bool, body: int, chain: bool = False
+) -> None:
+    gateway, clients, upstreams, link, valkey = await build(batch, accounts, chain)
     requests = [REQUEST % key_of(number) for number in range(accounts)]
     if body:
         length = b"\r\nContent-Length: %d\r\n\r\n" % body
@@ -180,7 +183,11 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=100, help="in a round")
     parser.add_argument("--body", type=int, default=0, help="bytes that each request posts; 0 (default) for GET")
     parser.add_argument("--profile", action="store_true", help="print where the time goes (which slows everything)")
+    parser.add_argument("--chain", action="store_true", help="with a key for the chain through the outbox entries")
     arguments = parser.parse_args()
     uvloop.run(
-        main(arguments.batch, arguments.accounts, arguments.rounds, arguments.turns, arguments.profile, arguments.body)
-    )
+        main(
+            arguments.batch, arguments.accounts, arguments.rounds, arguments.turns, arguments.profile, arguments.body,
+            arguments.chain,
+        )
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 -- A gateway process departs: it died, or it leaves. What it holds is noted for give_back.lua.
 -- KEYS [1] instance [2] clock [3] alive zset [4] meta hash
 -- ARGV [1] instance id [2] ttl_ms: what age of the heartbeat is death; -1: whatever its age
+--      [3] its chain value now; absent or '': the ledger keeps the one that it has
 -- reply -1: it lives; else how many units it holds
 -- Why its epoch ends at once: a process that wakes later must not settle against holds that are being given back.
 bind()
@@ -26,6 +27,9 @@ if held > 0 then
   call('HSET', KEYS[4], string.format('departed:%.0f', epoch), held)
 end
 call('ZREM', KEYS[3], ARGV[1])
+if ARGV[3] and ARGV[3] ~= '' then
+  chain = ARGV[3]
+end
 if read[1] then
   call('SET', KEYS[1], instance_packed(0, seq, 0, chain, instance_reply(read[1], reply_at)), 'PX', FORGET_MS)
 end

@@ -49,7 +49,14 @@ def link_settings(config: Config) -> LinkSettings:
         create=ledger.expect == "any",
         create_again=ledger.expect == "any" and config.lago.url is not None,
         window_bytes=ledger.window_bytes_max,
+        chain_key=chain_key(config),
     )
+
+
+def chain_key(config: Config) -> bytes:
+    """Key of the chain through the outbox entries; b"" without one."""
+    secret = config.ledger.chain_key
+    return secret.get_secret_value().encode() if secret is not None else b""
 
 
 def spool_settings(config: Config) -> SpoolSettings | None:

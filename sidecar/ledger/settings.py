@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from sidecar.config.fields import FilePath, Milliseconds, Model, Whole, conflict
 from sidecar.ledger.keys import PARTITIONS
+from sidecar.ledger.proof.chain import KEY_BYTES_MIN
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < KEY_BYTES_MIN:
+        raise ValueError(f"must be at least {KEY_BYTES_MIN} bytes long, such as `openssl rand -hex 32` prints")
+    return secret
+
+
+ChainKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 
 
 class OpenSettings(Model):
@@ -62,6 +72,12 @@ class LedgerSettings(Model):
         description="Largest file of a process in it. When it is full, charges wait in memory, and "
         "`on_ledger_failure: open` refuses requests as if closed.",
     )
+    chain_key: ChainKey | None = Field(
+        default=None,
+        description="Secret of at least 32 bytes, the same for all gateways and for `sidecar audit`. With it each entry "
+        "of the outbox proves the one before it (HMAC-SHA-256). Without it nothing is proven. Prefer `chain_key_file`.",
+    )
+    chain_key_file: FilePath | None = Field(default=None, description="File with that secret.")
     hold_budget_ms: Milliseconds = Field(
         default=250, description="Time that a request waits for its hold. After it `on_ledger_failure` decides."
     )

@@ -36,6 +36,8 @@ class PublisherMetrics:
     dead_letters_dropped: int = 0
     tail_entries_dropped: int = 0
     valkey_failures: int = 0
+    entries_archived: int = 0
+    archive_failures: int = 0
     requests: dict[ResponseClass, int] = field(default_factory=_no_requests)
     events_in_progress: int = 0
     lag_events: int = 0
@@ -108,6 +110,14 @@ class PublisherCollector(Collector):
             "sidecar_sent_entries_dropped",
             "Accepted outbox entries that are no longer kept for the audit because Valkey was short of memory.",
             value=counts.tail_entries_dropped,
+        )
+        yield CounterMetricFamily(
+            "sidecar_archive_entries", "Outbox entries written to the archive.", value=counts.entries_archived
+        )
+        yield CounterMetricFamily(
+            "sidecar_archive_failures",
+            "Attempts to write to the archive that failed. Meanwhile accepted entries stay in the outbox.",
+            value=counts.archive_failures,
         )
         requests = CounterMetricFamily(
             "sidecar_publisher_requests", "Requests to OpenMeter by response class.", labels=["outcome"]

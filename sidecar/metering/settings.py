@@ -40,6 +40,31 @@ BaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_base_url)]
 Token = Annotated[SecretStr, AfterValidator(_secret_token)]
 
 
+class ArchiveSettings(BaseModel):
+    """Files of everything that OpenMeter has accepted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    directory: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2048,
+        description="Directory or fsspec URL (`s3://bucket/folder`; needs the extra `archive`) of the archive. Every "
+        "entry is written there before it leaves the outbox. If it cannot be written, entries stay in the outbox. "
+        "Without it there is no archive.",
+    )
+    bytes_max: int = Field(
+        default=67_108_864, ge=65_536, le=1_073_741_824, description="Size in bytes at which a file ends."
+    )
+    seconds_max: int = Field(
+        default=3_600,
+        ge=1,
+        le=3_600,
+        description="Seconds after which a file ends. It ends with the hour too. A store that is reached by a URL gets "
+        "an object for each delivery.",
+    )
+
+
 class MeteringSettings(BaseModel):
     """How the publisher delivers usage events to OpenMeter. Units are last in the names."""
 
@@ -152,6 +177,9 @@ class MeteringSettings(BaseModel):
         le=10_000_000,
         description="Most dead letters in all. If there are more, the publisher deletes the oldest, and OpenMeter "
         "never counts them. A dead letter takes about 1 kB.",
+    )
+    archive: ArchiveSettings = Field(
+        default=ArchiveSettings(), description="Files of everything that OpenMeter has accepted."
     )
     query_timeout_ms: int = Field(
         default=30_000, ge=100, le=600_000, description="Milliseconds that one usage query may take."

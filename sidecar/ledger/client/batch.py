@@ -12,9 +12,10 @@ import msgpack
 import orjson
 
 from sidecar.ledger.client.link_settings import LinkSettings
-from sidecar.ledger.client.outcomes import Event, Hold
+from sidecar.ledger.client.outcomes import Code, Event, Hold
 
 HOLD, SETTLE, RELEASE, REPLAY = 1, 2, 3, 4
+GRANTED = int(Code.GRANTED)
 PARTS_MAX = 3000
 """Groups and singles that ``batch.lua`` takes in one call."""
 
@@ -51,14 +52,18 @@ class Single:
     hold: Hold
     kind: int
     event: Event | None = None
+    packed: bytes = b""
+    """The event's JSON, once it was encoded."""
 
 
 class Batch:
     """``epoch`` is the instance's when the first operation came in; ``asked`` the loop's time when the first hold
     did, 0 while there is none. ``refusal``: why its one account cannot take its settles, which are to be kept as
-    refused; "" otherwise. ``unpaid``: by account, how many requests were answered and cost nothing."""
+    refused; "" otherwise. ``unpaid``: by account, how many requests were answered and cost nothing. ``packed_events``:
+    the JSON of ``events`` without brackets, once they were encoded."""
 
-    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "refusal", "singles", "unpaid")
+    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "packed_events", "refusal", "singles",
+                 "unpaid")  # fmt: skip
 
     def __init__(self, epoch: int, asked: float = 0.0) -> None:
         self.epoch = epoch
@@ -70,6 +75,7 @@ class Batch:
         self.operations = 0
         self.refusal = ""
         self.unpaid: dict[str, int] = {}
+        self.packed_events = b""
 
     def __repr__(self) -> str:
         return (
@@ -294,7 +300,7 @@ def encode(
             at = index[account] = len(keys) + 1
             keys.append(account_key(account))
         unpaid += (at, count)
-    events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
+    events = batch.packed_events = orjson.dumps(batch.events)[1:-1] if batch.events else b""
     arguments[0] = _pack_values((
         batch.epoch, batch.number, origin, events, settings.idempotency_ttl_ms, len(batch.groups), list(metrics),
         singles, settings.unpaid_interval_us, settings.unpaid_burst, unpaid, confirmed, chain,
@@ -306,12 +312,24 @@ def _key_parts(single: Single) -> tuple[bytes, bytes, int, int, bytes, bytes]:
     """digest, fingerprint, p, q, event, record (``lua/batch.lua``)."""
     hold = single.hold
     key = hold.key
-    event = b"" if single.event is None else orjson.dumps(single.event)
+    event = single.packed = b"" if single.event is None else orjson.dumps(single.event)
     digest, fingerprint = (b"", b"") if key is None else (key.digest, key.fingerprint)
     if single.kind in (SETTLE, RELEASE):
         return digest, fingerprint, hold.epoch, hold.mark, event, b""
     repeats_max, refuses = (0, 0) if key is None else (key.repeats_max, int(key.refuse_conflicts))
     return digest, fingerprint, repeats_max, refuses, event, hold.record or b""
+
+
+def appended(batch: Batch, singles: list[Any]) -> bytes:
+    """The field ``e`` of the outbox entry that an encoded batch appended; b"[]" if it appended none. ``singles``: of
+    its reply, which alone tells what was charged before and therefore is not in it."""
+    if not batch.singles:
+        return b"[" + batch.packed_events + b"]"
+    events = [batch.packed_events] if batch.packed_events else []
+    for single, answer in zip(batch.singles, singles, strict=True):
+        if single.packed and (single.kind != REPLAY or answer[4] == GRANTED):
+            events.append(single.packed)
+    return b"[" + b",".join(events) + b"]"
 
 
 def encode_refusal(batch: Batch, origin: str, confirmed: int = 0) -> bytes:

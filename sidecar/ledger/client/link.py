@@ -23,14 +23,15 @@ from typing import Any, Final
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.account_views import AccountViews
-from sidecar.ledger.client.batch import HOLD, PARTS_MAX, Batch, decode, encode, encode_refusal
+from sidecar.ledger.client.batch import HOLD, PARTS_MAX, Batch, appended, decode, encode, encode_refusal
 from sidecar.ledger.client.link_settings import LedgerCounters, LinkSettings, round_trip_bucket
 from sidecar.ledger.client.outcomes import Code, Event, Hold
 from sidecar.ledger.client.registration import Registration
-from sidecar.ledger.client.sealed import SealedBatch, SealedError, unseal
+from sidecar.ledger.client.sealed import SealedBatch, SealedError, chain_before, unseal
 from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, asked_server, server_answer
 from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
+from sidecar.ledger.proof.chain import beginning, entry_value
 from sidecar.valkey.command import bulk, encode_call, encode_command
 from sidecar.valkey.resp import LedgerConnectionError, Reply, ReplyError, RespConnection, ServerAddress
 from sidecar.valkey.role import require_primary
@@ -124,6 +125,9 @@ class Link:
         self._entry: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._generation = ""
+        self._chain_key = settings.chain_key
+        self._chain = b""
+        """Value of the last entry; b"" if there is none, or no key."""
         self._closing = False
         self._ready = asyncio.Event()
 
@@ -308,12 +312,24 @@ class Link:
             self._flight_call = encode_command([b"EVAL", script("refuse").text, b"3", *names, argument])
         else:
             keys, arguments, self._flight_accounts = encode(
-                batch, self.origin, self.settings, self._versions, self._account_keys, self._confirmed
+                batch,
+                self.origin,
+                self.settings,
+                self._versions,
+                self._account_keys,
+                self._confirmed,
+                self._link_before(number),
             )
             self._flight_keys, self._flight_arguments = keys, arguments
             count = len(self._first_keys) + 2 * len(keys)
             self._flight_call = encode_call(self._function.name, count, [*self._first_keys, *keys], arguments)
         self._send_flight()
+
+    def _link_before(self, number: int) -> bytes:
+        """What an entry of this batch carries."""
+        if self._chain or not self._chain_key:
+            return self._chain
+        return beginning(self._chain_key, self.origin, number)
 
     def _next_batch(self) -> Batch | None:
         while self._sealed:
@@ -381,7 +397,7 @@ class Link:
             settles += sum(single.event is not None for single in batch.singles)
         if settles:
             self._keep(batch, settles)
-        registered, _now_us, answers, singles, stepped = decode(reply)
+        registered, now_us, answers, singles, stepped = decode(reply)
         if stepped:
             self._note_clock_step(*stepped)
         if not registered:
@@ -389,6 +405,11 @@ class Link:
         if batch.refusal:
             self._finish_refusal(batch)
             return
+        if settles and self._chain_key:
+            events = appended(batch, singles)
+            if len(events) > 2:
+                before = self._link_before(batch.number)
+                self._chain = entry_value(self._chain_key, before, self.origin, batch.number, now_us // 1000, events)
         at = 0
         for group in batch.groups.values():
             if group.holds:
@@ -741,7 +762,7 @@ class Link:
     async def _beats(self, connection: RespConnection) -> bool:
         """A heartbeat. False: the instance was reaped, or the server's data went back or was replaced."""
         confirmed = self._confirmed  # what is confirmed while the reply is on its way it cannot know
-        beat = await self._registration.heartbeat(connection, self.epoch)
+        beat = await self._registration.heartbeat(connection, self.epoch, self._chain)
         return beat is None or (beat.alive and beat.number >= confirmed and beat.generation == self._generation)
 
     def _note_generation(self, generation: str) -> None:
@@ -762,6 +783,8 @@ class Link:
             log.error("the server may have forgotten this process; its last charges are not offered again",
                       link=self.origin, number=number, confirmed=confirmed, charges=charges)  # fmt: skip
             return
+        if self._chain_key:
+            self._chain = chain_before(offered, self._chain, self._chain_key)
         self._sealed.extendleft(reversed(offered))
         self._answered_number = number  # a spool has to keep them again
         counters = self.counters
@@ -853,7 +876,7 @@ class Link:
             return
         self._closing = True
         try:
-            await self._registration.leave(connection)
+            await self._registration.leave(connection, self._chain)
         except LedgerConnectionError:
             return  # the reaper does it after the heartbeat has aged
 

@@ -31,6 +31,8 @@ class LinkSettings:
     it again (Lago)."""
     window_bytes: int = 33_554_432
     """Confirmed batches that are kept in memory, to be offered again to a server whose data went back."""
+    chain_key: bytes = field(default=b"", repr=False)
+    """Key of the chain through the outbox entries; b"": there is no chain (``ledger/proof``)."""
 
     @property
     def unpaid_interval_us(self) -> int:

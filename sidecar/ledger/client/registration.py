@@ -87,10 +87,10 @@ class Registration:
             return None  # the server lives and knows the epoch or will; the next heartbeat tells
         raise LedgerConnectionError(f"Valkey at {connection.address} refused a heartbeat: {reply}")
 
-    async def leave(self, connection: RespConnection) -> None:
-        """Takes the instance out of the living; what it still holds is given back by the reaper. Raises as
-        :meth:`register`."""
-        reply = await self._eval(connection, "reap", self._names, self.instance.encode(), b"-1")
+    async def leave(self, connection: RespConnection, chain: bytes = b"") -> None:
+        """Takes the instance out of the living, and says what its chain value is; what it still holds is given back by
+        the reaper. Raises as :meth:`register`."""
+        reply = await self._eval(connection, "reap", self._names, self.instance.encode(), b"-1", chain)
         if isinstance(reply, ReplyError):
             raise LedgerConnectionError(f"Valkey at {connection.address} refused to deregister this instance: {reply}")
 

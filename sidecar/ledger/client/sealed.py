@@ -16,6 +16,7 @@ import orjson
 
 from sidecar.ledger.client.batch import HOLD, RELEASE, REPLAY, SETTLE, Batch
 from sidecar.ledger.client.outcomes import Event, Hold, IdempotencyKey
+from sidecar.ledger.proof.chain import beginning
 
 _GROUP_VALUES = 7
 """Values of a group before the units of its holds (``lua/batch.lua``)."""
@@ -99,6 +100,25 @@ def origin_of(sealed: SealedBatch) -> str:
         return origin.decode()
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise SealedError(f"not a sealed batch: {error}"[:300]) from None
+
+
+def chain_of(sealed: SealedBatch) -> bytes:
+    """The chain value that it was sent with; b"" if it was never sent, or without one. Raises :class:`SealedError`."""
+    try:
+        head = _head(sealed)
+        return bytes(head[12]) if len(head) > 12 else b""
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SealedError(f"not a sealed batch: {error}"[:300]) from None
+
+
+def chain_before(lost: Sequence[SealedBatch], now: bytes, key: bytes) -> bytes:
+    """The chain value from which batches go on that are sent again: the first one's, or ``now`` if none has one. b"":
+    they begin a chain. Raises :class:`SealedError`."""
+    for sealed in lost:
+        chain = chain_of(sealed)
+        if chain:
+            return b"" if chain == beginning(key, origin_of(sealed), sealed.number) else chain
+    return now
 
 
 def accounts_of(sealed: SealedBatch) -> list[str]:

@@ -10,16 +10,19 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
-from sidecar.ledger.client.batch import Batch, encode, encode_refusal
+from sidecar.ledger.client.batch import REPLAY, Batch, encode, encode_refusal
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.sealed import SealedBatch, SealedError, origin_of, unseal
 from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, server_answer
 from sidecar.ledger.keys import FORGET_MS, Keys
+from sidecar.ledger.proof.chain import adopted
+from sidecar.ledger.proof.instance_record import InstanceRecord
 from sidecar.valkey.scripts import function, script
 from sidecar.valkey.topology import Client
 
@@ -91,8 +94,10 @@ class Adoption:
     async def _send(self, sealed: SealedBatch, batch: Batch, origin: str, instance: str) -> Offered:
         refused = 0
         charges = sealed.settles
+        before = await self._chain_of(sealed.home_partition, instance)
         while True:
-            names, arguments, numbers = encode(batch, origin, self.settings, {}, str.encode)
+            chain = self._adopted(batch, origin, before)
+            names, arguments, numbers = encode(batch, origin, self.settings, {}, str.encode, chain=chain)
             try:
                 await self._call(sealed.home_partition, instance, [name.decode() for name in names], arguments)
                 return Offered(charges, refused=refused)
@@ -113,6 +118,19 @@ class Adoption:
                 return Offered(charges, refused=refused)
             else:
                 raise OfferError(answer.reason)
+
+    async def _chain_of(self, home: int, instance: str) -> bytes:
+        """What the ledger says of the chain of the dead process."""
+        packed: Any = await self._client.get(self.keys.instance(home, instance)) if self.settings.chain_key else None
+        return InstanceRecord.from_bytes(packed).chain if packed else b""
+
+    def _adopted(self, batch: Batch, origin: str, before: bytes) -> bytes:
+        key = self.settings.chain_key
+        if not key:
+            return b""
+        events = [orjson.dumps(event) for event, _ in batch.settles()]
+        some = any(single.kind == REPLAY for single in batch.singles)
+        return adopted(key, before, origin, batch.number, events, all_charged=not some)
 
     async def _call(self, home: int, instance: str, accounts: list[str], arguments: list[bytes]) -> Any:
         keys = self.keys

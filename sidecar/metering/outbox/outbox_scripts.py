@@ -35,7 +35,7 @@ local keep_ms, keep_max = tonumber(ARGV[4]), ARGV[5]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local keeping = keep_ms > 0
-local KEPT = {o = true, q = true, t = true, e = true, i = true, a = true}
+local KEPT = {o = true, q = true, t = true, e = true, i = true, a = true, c = true}
 
 -- The tail only serves the audit. A server without memory for it needs its memory for the ledger, which refuses every
 -- hold without. The audit reports what it would have needed the tail for.
@@ -69,6 +69,16 @@ local function keep(fields, skip)
   end
 end
 
+-- One with a chain value stays also if all of its events were refused: the entry after it proves that it was there.
+local function is_chained(fields)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'c' then
+      return true
+    end
+  end
+  return false
+end
+
 local left, letters = 0, 0
 if #ids > 0 then
   local found = {}
@@ -99,7 +109,7 @@ for _, item in ipairs(with_dead_letters) do
       redis.call('XADD', KEYS[2], '*', 'dead-at-ms', string.format('%.0f', now_ms), 'dead-entry', id, unpack(letter))
       letters = letters + 1
     end
-    if keeping and accepted == 1 then
+    if keeping and (accepted == 1 or (skip ~= '' and is_chained(entry[2]))) then
       keep(entry[2], skip)
     end
   end

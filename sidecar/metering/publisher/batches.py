@@ -17,6 +17,7 @@ class Entry:
     events: int = 0
     open_events: int = 0
     dead_letters: list[dict[bytes, bytes]] = field(default_factory=list)
+    is_archived: bool = False
 
     def __repr__(self) -> str:
         return f"Entry({self.id.decode()} of partition {self.partition}, {self.open_events} of {self.events} open)"

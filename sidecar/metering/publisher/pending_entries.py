@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sidecar.basics.logger import get_logger
+from sidecar.metering.archive.archive import Archive
 from sidecar.metering.dead_letters import dead_letter_of_entry, dead_letter_of_position
 from sidecar.metering.metrics import PublisherMetrics
 from sidecar.metering.outbox.events import EventAttributes, MalformedEntry, decode_entry
@@ -21,13 +22,15 @@ class PendingEntries:
     """
 
     def __init__(
-        self, outbox: Outbox, batcher: Batcher, attributes: EventAttributes, metrics: PublisherMetrics
-    ) -> None:
+        self, outbox: Outbox, batcher: Batcher, attributes: EventAttributes, metrics: PublisherMetrics,
+        archive: Archive | None = None,
+    ) -> None:  # fmt: skip
         self.bytes = 0
         self._outbox = outbox
         self._batcher = batcher
         self._attributes = attributes
         self._metrics = metrics
+        self._archive = archive
         self._entries: dict[tuple[int, bytes], Entry] = {}
         self._unfinished: list[Entry] = []
 
@@ -72,7 +75,11 @@ class PendingEntries:
         return decoded.bodies
 
     async def finish(self, entries: Sequence[Entry]) -> None:
-        """Removes entries from the outbox. Those that Valkey cannot remove now wait for :meth:`finish_rest`."""
+        """Removes entries from the outbox, once they are in the archive. Those that cannot be written or removed now
+        wait for :meth:`finish_rest`."""
+        if self._archive is not None and entries and not await self._archive.write(entries):
+            self._unfinished += entries
+            return
         left = await self._outbox.finish(entries) if entries else []
         self._unfinished += left
         waiting = frozenset(left)

@@ -17,6 +17,7 @@ import asyncio
 import os
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from random import Random
 
@@ -26,6 +27,7 @@ from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.keys import Keys
+from sidecar.metering.archive.archive import RETRY_S_MAX, RETRY_S_MIN, Archive
 from sidecar.metering.metrics import PublisherMetrics
 from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.outbox.outbox import Outbox, Retention
@@ -79,7 +81,8 @@ class Publisher:
         self._memory_relief = MemoryRelief(client, self._outbox, self._clock)
         self._batcher = Batcher(settings.batch_events_max, settings.batch_bytes_max)
         attributes = EventAttributes(settings.source, settings.type)
-        self._pending = PendingEntries(self._outbox, self._batcher, attributes, self.metrics)
+        self._archive = self._new_archive()
+        self._pending = PendingEntries(self._outbox, self._batcher, attributes, self.metrics, self._archive)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._slot_freed = asyncio.Event()
@@ -87,6 +90,13 @@ class Publisher:
         self._maintenance_due_s = 0.0
         self._valkey_backoff = Backoff(VALKEY_BACKOFF_S_MIN, VALKEY_BACKOFF_S_MAX, self._random)
         self._valkey_failing = False
+
+    def _new_archive(self) -> Archive | None:
+        settings = self._settings.archive
+        if settings.directory is None:
+            return None
+        backoff = Backoff(RETRY_S_MIN, RETRY_S_MAX, self._random)
+        return Archive(settings, self._consumer, backoff, self._clock, time.time, self.metrics)
 
     def __repr__(self) -> str:
         return f"Publisher({self._consumer}, {len(self._deliveries)} deliveries, {self._pending!r})"
@@ -120,6 +130,8 @@ class Publisher:
                     await self._drain(tasks, delivery)
             finally:
                 await self._leave()
+                if self._archive is not None:
+                    self._archive.close()
         log.info("publisher stopped", consumer=self._consumer, left=len(self._pending))
 
     async def _iterate(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:

@@ -1,0 +1,1 @@
+"""The archive: append-only files of everything that left the outbox."""
