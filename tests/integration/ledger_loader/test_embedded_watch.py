@@ -14,14 +14,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from structlog.testing import capture_logs
 
 from sidecar.valkey import embedded_server
 from sidecar.valkey.embedded import EmbeddedError, EmbeddedValkey
-from sidecar.valkey.embedded_server import kill_server
-from sidecar.valkey.embedded_watch import RETRY_S_MAX, Counters, Watch
-from sidecar.valkey.topology import Embedded, connected
+from sidecar.valkey.embedded_server import DamagedData, kill_server
+from sidecar.valkey.embedded_watch import RETRY_S_MAX, RETRY_S_MIN, Counters, Watch
+from sidecar.valkey.topology import Client, Embedded, connected
 
 LIMIT_S = 20.0
 
@@ -215,6 +215,63 @@ async def test_one_that_ends_again_and_again_soon_after_its_start_is_tried_ever_
     with pytest.raises(asyncio.CancelledError):
         await watch.run()
     assert [wait for wait in waits if wait][-1] == RETRY_S_MAX
+
+
+async def test_one_that_has_lived_for_a_while_is_started_again_at_once(embedded: Embedded) -> None:
+    looks = 0
+
+    async def sleep(_seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise asyncio.CancelledError
+
+    async def start_again() -> bool:
+        raise AssertionError("it answers")
+
+    async with using(user(embedded)):
+        watch = Watch(embedded.directory, embedded.socket, 30.0, Counters(), start_again, sleep=sleep)
+        watch._retry_s = RETRY_S_MAX
+        with pytest.raises(asyncio.CancelledError):
+            await watch.run()
+    assert watch._retry_s == RETRY_S_MIN
+
+
+async def test_a_server_that_answers_with_errors_lives(embedded: Embedded) -> None:
+    """It runs a script; a full disk (MISCONF) and a start (LOADING) are told in the same way."""
+    server = user(embedded, hung_s=0.2)
+    async with using(server), connected(embedded) as client, connected(embedded) as other:
+        await client.config_set("busy-reply-threshold", 10)
+        busy = asyncio.create_task(client.eval("while true do end", 0))
+        try:
+            await _until_busy(other)
+            await asyncio.sleep(0.6)  # three times what would be a hang
+        finally:
+            await other.script_kill()
+            await asyncio.gather(busy, return_exceptions=True)
+        assert (server.counters.kills, server.counters.restarts) == (0, 0)
+
+
+async def _until_busy(client: Client) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            await client.ping()
+        except ResponseError:
+            return
+    raise AssertionError("never busy")
+
+
+async def test_what_an_older_start_logged_says_nothing_of_this_one(embedded: Embedded) -> None:
+    embedded.directory.mkdir()
+    (embedded.directory / "valkey.log").write_text(
+        "Bad file format reading the append only file x.aof: make a backup\n"
+    )
+    (embedded.directory / "valkey.sock").mkdir()  # another reason to end at once
+    (embedded.directory / "appendonlydir").write_text("")
+    with pytest.raises(EmbeddedError) as caught:
+        await user(embedded, start_timeout_s=5.0).start()
+    assert not isinstance(caught.value, DamagedData)
 
 
 async def test_a_process_that_has_the_pid_of_a_dead_server_is_not_killed(embedded: Embedded) -> None:
