@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from sidecar.ledger.client.sealed import SealedBatch
 from sidecar.ledger.spool.journal import Journal, JournalEntry, dead_journals
 from tests.chaos.kit import KEYS, Answers, Api, Process, gateways, get, load, settings, start, storm, until
+from tests.support.fault_proxy import FaultProxy
 from tests.support.ledger_totals import LedgerTotals, read_totals
 from tests.support.valkey_process import ValkeyProcess
 
@@ -210,6 +211,36 @@ async def test_a_gateway_killed_in_the_middle_of_the_replay_leaves_no_charge_to_
         totals = await _totals_of(server, 1_501)
     totals.check()
     assert totals.settled == {"tpp": 1_501}
+
+
+async def test_a_ledger_that_is_merely_slow_lets_nobody_beyond_what_is_left(
+    server: ValkeyProcess, control: Redis, api: Api, tmp_path: Path
+) -> None:
+    """Seen on 0.1.0: with answers after 300 ms an account without credit overspent by 400, at an allowance of 20."""
+    await load(control, {"tpp": 12, "broke": 1, "never-seen": 100})
+    opened = {"allowance_units": 20}
+    ledger = {
+        "on_ledger_failure": "open", "open": opened, "hold_budget_ms": 100, "spool_directory": str(tmp_path / "spool"),
+    }  # fmt: skip
+    async with FaultProxy("127.0.0.1", server.port) as wire:
+        document = settings(f"valkey://127.0.0.1:{wire.listening_port}", api.url, ledger=ledger)
+        answers, seen = {name: Answers() for name in ("tpp", "broke", "never-seen")}, Answers()
+        async with gateways(tmp_path, document) as (gateway,):
+            await storm(gateway.port, "tpp", 1, 1, answers["tpp"])
+            await storm(gateway.port, "broke", 1, 2, answers["broke"])
+            assert answers["broke"].statuses == {200: 1, 402: 1}
+            await _totals_of(server, 1)
+            wire.delay_s = 0.3
+            for _ in range(3):
+                for name, seen in answers.items():
+                    await storm(gateway.port, name, 8, 60, seen)
+            wire.delay_s = 0.0
+            await _empty(gateway)
+    assert answers["tpp"].statuses[200] <= 12, "what was left when the ledger last said so"
+    assert answers["broke"].statuses[200] == 1, "it was last refused"
+    assert answers["never-seen"].statuses[200] == 0, "nobody knows what it has left"
+    totals = await _totals_of(server, answers["tpp"].statuses[200])
+    assert totals.settled["tpp"] <= 12
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

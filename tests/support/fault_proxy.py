@@ -20,7 +20,8 @@ CHUNK = 65_536
 
 @dataclass
 class FaultProxy:
-    """Relays one port to ``host``:``port``. ``faults`` are used up in order, one for each marked request."""
+    """Relays one port to ``host``:``port``. ``faults`` are used up in order, one for each marked request.
+    ``delay_s``: how late every answer is."""
 
     host: str
     port: int
@@ -28,6 +29,7 @@ class FaultProxy:
     faults: list[Fault] = field(default_factory=list)
     done: list[Fault] = field(default_factory=list)
     connections: int = 0
+    delay_s: float = 0.0
     listening_port: int = 0
 
     def __post_init__(self) -> None:
@@ -146,6 +148,8 @@ class _Pair:
     async def _down(self) -> None:
         while data := await self._server_reader.read(CHUNK):
             await self._proxy.flowing()
+            if self._proxy.delay_s:
+                await asyncio.sleep(self._proxy.delay_s)
             fault, self._reply_fault = self._reply_fault, None
             if fault == "drop after":
                 return
