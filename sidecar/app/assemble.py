@@ -21,6 +21,7 @@ from sidecar.gateway.settings import ListenTlsSettings, UpstreamTlsSettings
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.spool.spool import SpoolSettings
+from sidecar.valkey.url import Embedded
 
 DEFAULT_ROUTE = "(other)"
 """Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no
@@ -76,10 +77,13 @@ def spool_settings(config: Config) -> SpoolSettings | None:
 
 def spool_place(config: Config) -> Path | None:
     """The configured directory, or one in the service's state directory: systemd sets ``STATE_DIRECTORY``
-    (systemd.exec, "StateDirectory="), and so does the image."""
+    (systemd.exec, "StateDirectory="), and so does the image. Or one beside the data of an embedded Valkey."""
     state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    default = Path(state) / "spool" if state.startswith("/") else None
-    return config.ledger.spool_place or default
+    if config.ledger.spool_place is not None:
+        return config.ledger.spool_place
+    if state.startswith("/"):
+        return Path(state) / "spool"
+    return config.valkey.directory / "spool" if isinstance(config.valkey, Embedded) else None
 
 
 def proxy_settings(config: Config) -> ProxySettings:

@@ -64,7 +64,7 @@ class LedgerSettings(Model):
         description="Directory in which the gateway writes charges (fsync) that Valkey cannot take for longer than a "
         "moment, so that the end of the process does not lose them. The next process settles them. It is made, with "
         "mode 0700, if it is absent. Use a volume that survives restarts. Default: `spool` in the directory that "
-        "`STATE_DIRECTORY` names (systemd and the image set it). Without any, a kill during an outage loses the "
+        "`STATE_DIRECTORY` names (systemd and the image set it), or beside the data of an embedded Valkey. Without any, a kill during an outage loses the "
         "charges that wait, and SIGTERM writes them to the log.",
     )
     spool_bytes_max: Annotated[Whole, Field(ge=65_536)] = Field(
