@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from sidecar.basics.cancellation import notice_cancellation
+from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.valkey.embedded_server import DamagedData, EmbeddedError, client_of, kill_server
 
@@ -116,7 +117,7 @@ class Watch:
             return True
         except (EmbeddedError, OSError) as error:
             self._counters.failed_restarts += 1
-            log.error("the embedded Valkey ended and does not start", error=str(error), retry_s=self._retry_s)
+            log.error("the embedded Valkey ended and does not start", error=reason_of(error), retry_s=self._retry_s)
         else:
             self._counters.restarts += 1
             self._steady_from_s = time.monotonic() + STEADY_S
