@@ -21,7 +21,7 @@ from tests.simulation.valkey import hash_commands
 from tests.simulation.valkey.clients import sync_client
 from tests.simulation.valkey.held_clock import compiler
 from tests.simulation.valkey.random_calls import MAKERS, Maker, random_call
-from tests.simulation.valkey.registry import COMMANDS
+from tests.simulation.valkey.registry import COMMANDS, KeysAt
 from tests.simulation.valkey.server import SimulatedValkey
 from tests.simulation.valkey.twins import Twins, TwinsDiffer, twins_in
 
@@ -135,11 +135,27 @@ def test_the_scripts_of_the_ledger_do_alike(twins: Twins) -> None:
     )  # fmt: skip
 
 
+def test_every_command_is_declared_as_the_real_server_declares_it(twins: Twins) -> None:
+    """Arity, keys, and who refuses it."""
+    for name, command in COMMANDS.items():
+        [real] = twins.only_real("COMMAND", "INFO", name.decode())
+        is_movable = command.keys is not None and not isinstance(command.keys, KeysAt)
+        keys = command.keys if isinstance(command.keys, KeysAt) else KeysAt(0, 0, 0)
+        flags = {str(flag) for flag in real[2]} | {flag.decode() for flag in real[2] if isinstance(flag, bytes)}
+        assert (command.name, command.arity) == (real[0].decode(), real[1])
+        assert is_movable == ("movablekeys" in flags), name
+        assert is_movable or (keys.first, keys.last, keys.step) == tuple(real[3:6]), name
+        if not command.container:
+            declared = command.writes, command.grows, not command.scripts, command.while_loading, command.while_busy
+            wanted = ("write", "denyoom", "noscript", "loading", "allow_busy")
+            assert declared == tuple(each in flags for each in wanted), name
+
+
 def test_every_command_has_a_case() -> None:
     """Those without one are containers, or tried below by name."""
     by_name = {
         "eval", "fcall", "fcall_ro", "flushall", "flushdb", "script|load", "script|flush", "function|load",
-        "function|delete", "function|flush", "role",
+        "function|delete", "function|flush", "role", "command|getkeys",
     }  # fmt: skip
     names = {command.name for command in COMMANDS.values() if not command.container}
     assert names == MAKERS.keys() | by_name

@@ -149,7 +149,7 @@ def hscan(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return [b"0", list(living) if no_values is not None else flat(living.items())]
 
 
-@command("hpexpire", -6, keys=ONE, writes=True, grows=True)
+@command("hpexpire", -6, keys=ONE, writes=True)
 def hpexpire(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     db = server.db
     flags: set[bytes] = set()

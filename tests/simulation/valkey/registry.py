@@ -37,15 +37,21 @@ class Command:
 COMMANDS: Final[dict[bytes, Command]] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class KeysAt:
+    """Keys from position ``first`` to ``last`` (-1: the last part), every ``step`` parts."""
+
+    first: int
+    last: int
+    step: int
+
+    def __call__(self, parts: list[bytes]) -> list[bytes]:
+        return parts[self.first : (len(parts) if self.last == -1 else self.last + 1) : self.step]
+
+
 def keys_at(first: int, last: int = 0, step: int = 1) -> Keys:
-    """Keys from position ``first`` to ``last`` (0: only the first, -1: the last part), every ``step`` parts."""
-
-    def found(parts: list[bytes]) -> list[bytes]:
-        if not last:
-            return parts[first : first + 1]
-        return parts[first : (len(parts) if last == -1 else last + 1) : step]
-
-    return found
+    """``last`` 0: only the first."""
+    return KeysAt(first, last or first, step)
 
 
 def keys_counted(parts: list[bytes]) -> list[bytes]:

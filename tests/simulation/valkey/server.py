@@ -181,7 +181,8 @@ class SimulatedValkey:
             raise CommandError(OOM)
         if writes:
             self._check_write()
-        if trouble.is_replica and trouble.link_is_down and not command.while_loading:
+        answers_stale = command.while_loading or command.name.startswith("script|")
+        if trouble.is_replica and trouble.link_is_down and not answers_stale:
             raise CommandError(MASTERDOWN)
         if trouble.is_loading and not command.while_loading:
             raise CommandError(LOADING)
@@ -303,6 +304,17 @@ class SimulatedValkey:
             for name, code in snapshot.libraries.items():
                 self.load_library(name, code, library_parts(code)[1])
 
+    def replicate(self, snapshot: Snapshot) -> None:
+        """Becomes what its primary was. Scripts that it knows stay; a library that has not changed is not loaded
+        anew."""
+        self.db.restore(snapshot.contents)
+        self.writes = snapshot.writes
+        for name in [name for name, library in self.libraries.items() if snapshot.libraries.get(name) != library.code]:
+            del self.libraries[name]
+        for name, code in snapshot.libraries.items():
+            if name not in self.libraries:
+                self.load_library(name, code, library_parts(code)[1])
+
     def restart(self, *, functions: bool = False, data: bool = False) -> None:
         """Starts again: empty unless ``data``. ``functions``: they were in the file; what they kept in memory is
         gone."""
@@ -338,7 +350,7 @@ def _found(parts: list[bytes]) -> Command:
             raise CommandError(b"ERR unknown subcommand '%b'. Try %b HELP." % (rest[0][:128], name.upper()))
         words = b"".join(b"'%b' " % each[:128] for each in rest)
         raise CommandError(b"ERR unknown command '%b', with args beginning with: %b" % (name[:128], words[:128]))
-    if not _fits(command, parts) or (command.container and len(parts) < 2):
+    if not _fits(command, parts):
         raise CommandError(f"ERR wrong number of arguments for '{command.name}' command")
     return command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.simulation.valkey.registry import command
+from tests.simulation.valkey.registry import COMMANDS, Command, KeysAt, command, lookup
 from tests.simulation.valkey.replies import OK, CommandError, Reply, Status, flat, integer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def auth(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     raise CommandError(_NO_PASSWORD)
 
 
-@command("select", 2, while_loading=True)
+@command("select", 2, while_loading=True, while_busy=True)
 def select(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     """There is one database."""
     if integer(parts[1]) != 0:
@@ -73,7 +73,7 @@ def container(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     raise AssertionError("a container has only subcommands")
 
 
-@command("client|setname", 3, scripts=False, while_loading=True)
+@command("client|setname", 3, scripts=False, while_loading=True, while_busy=True)
 def client_setname(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     if any(not 33 <= each <= 126 for each in parts[2]):
         raise CommandError("ERR Client names cannot contain spaces, newlines or special characters.")
@@ -81,29 +81,60 @@ def client_setname(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return OK
 
 
-@command("client|getname", 2, scripts=False, while_loading=True)
+@command("client|getname", 2, scripts=False, while_loading=True, while_busy=True)
 def client_getname(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return server.session.name or None
 
 
-@command("client|setinfo", 4, scripts=False, while_loading=True)
+@command("client|setinfo", 4, scripts=False, while_loading=True, while_busy=True)
 def client_setinfo(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return OK
 
 
-@command("client|id", 2, scripts=False, while_loading=True)
+@command("client|id", 2, scripts=False, while_loading=True, while_busy=True)
 def client_id(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return server.session.id
 
 
-@command("cluster|slots", 2, scripts=False, while_loading=True)
+@command("command", -1, container=True, while_loading=True)
+def command_(server: SimulatedValkey, parts: list[bytes]) -> Reply:
+    return [_described(each) for each in COMMANDS.values() if "|" not in each.name]
+
+
+def _described(each: Command) -> Reply:
+    flags = [
+        word
+        for word, is_so in (
+            (b"write", each.writes), (b"denyoom", each.grows), (b"noscript", not each.scripts),
+            (b"movablekeys", each.keys is not None and not isinstance(each.keys, KeysAt)),
+        )
+        if is_so
+    ]  # fmt: skip
+    at = each.keys if isinstance(each.keys, KeysAt) else KeysAt(0, 0, 0)
+    # The last position counts from the end, as there.
+    below = [_described(sub) for sub in COMMANDS.values() if sub.name.startswith(f"{each.name}|")]
+    return [each.name.encode(), each.arity, flags, at.first, at.last, at.step, [], [], [], below]
+
+
+@command("command|getkeys", -3, while_loading=True)
+def command_getkeys(server: SimulatedValkey, parts: list[bytes]) -> Reply:
+    asked = lookup(parts[2:])
+    if asked is None:
+        raise CommandError("ERR Invalid command specified")
+    keys = asked.keys(parts[2:]) if asked.keys is not None else []
+    if not keys:
+        raise CommandError("ERR The command has no key arguments")
+    return keys
+
+
+@command("cluster|slots", 2, while_loading=True)
 def cluster_slots(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     if server.slots is None:
         raise CommandError(_NO_CLUSTER)
     return server.slots.ranges()
 
 
-@command("asking", 1, scripts=False)
+@command("asking", 1)
 def asking(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     if server.slots is None:
         raise CommandError(_NO_CLUSTER)
@@ -127,7 +158,7 @@ def role(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return [b"slave", host.encode(), int(port or 0), link, server.writes]
 
 
-@command("wait", 3, scripts=False)
+@command("wait", 3)
 def wait(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     """No replica has ever acknowledged anything."""
     integer(parts[1])

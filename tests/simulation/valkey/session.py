@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from tests.simulation.valkey.replies import Error, encoded
-from tests.simulation.valkey.server import SimulatedValkey
+from typing import Protocol
+
+from tests.simulation.valkey.replies import Error, Reply, encoded
+from tests.simulation.valkey.server import Session
 
 PART_BYTES_MAX = 512 * 1024 * 1024
+
+
+class Server(Protocol):
+    """What answers calls: a simulated Valkey server, or another that speaks RESP."""
+
+    def connect(self) -> Session: ...
+
+    def execute(self, session: Session, parts: list[bytes]) -> Reply: ...
 
 
 class RespSession:
     """One connection. ``closed``: the server has hung up, since what came was no request."""
 
-    def __init__(self, server: SimulatedValkey) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self.session = server.connect()
         self.closed = False
