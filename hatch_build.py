@@ -61,6 +61,8 @@ REQUEST_PATH = (
     "sidecar/valkey/command.py",
     "sidecar/ledger/client/account_views.py",
     "sidecar/ledger/client/link_settings.py",
+    "sidecar/ledger/client/batch_gathering.py",
+    "sidecar/ledger/client/batch_replies.py",
     "sidecar/ledger/client/link.py",
     "sidecar/ledger/client/batch.py",
     "sidecar/ledger/client/outcomes.py",

@@ -29,6 +29,8 @@ class LinkSettings:
     create_again: bool = False
     """The same for a partition that this process has used before, so that its data was lost: only where somebody fills
     it again (Lago)."""
+    no_reply_s: float = 2.0
+    """A connection without a reply, or with nothing but refusals of the same batch, for so long is closed."""
     window_bytes: int = 33_554_432
     """Confirmed batches that are kept in memory, to be offered again to a server whose data went back."""
     chain_key: bytes = field(default=b"", repr=False)

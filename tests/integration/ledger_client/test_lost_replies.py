@@ -21,7 +21,7 @@ FAULTS: tuple[Fault, ...] = ("drop before", "drop after", "split")
 @pytest.fixture
 def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection without answers is given up soon, so that a swallowed reply costs a test no seconds."""
-    monkeypatch.setattr(link, "NO_REPLY_TIMEOUT_S", 0.15)
+    monkeypatch.setattr(LinkSettings, "no_reply_s", 0.15)
 
 
 @pytest.mark.parametrize("step", ["hold", "settle", "release"])
