@@ -16,11 +16,13 @@ from sidecar.valkey.url import Embedded, Topology
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A client, the key names and the accounts of one ledger."""
+    """A client, the key names and the accounts of one ledger; the embedded server, if there is one, with its counters
+    (``embedded.counters``)."""
 
     client: Client
     keys: Keys
     accounts: AccountLoader
+    embedded: EmbeddedValkey | None = None
 
 
 @asynccontextmanager
@@ -35,7 +37,7 @@ async def open_store(topology: Topology, keys: Keys, appendfsync: Durability = "
         if embedded is not None:
             await embedded.start()
         async with connected(topology) as client:
-            yield Store(client, keys, AccountLoader(client, keys))
+            yield Store(client, keys, AccountLoader(client, keys), embedded)
     except (EmbeddedError, TopologyError) as error:
         raise SetupError(str(error)) from None
     finally:
