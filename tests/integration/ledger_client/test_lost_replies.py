@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.ledger.client import link
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.client.reaper import reap
 from tests.integration.ledger_client.kit import KEYS, PATIENT, ask, at, call, calls, client_of, event_of, load, until
@@ -19,18 +20,18 @@ FAULTS: tuple[Fault, ...] = ("drop before", "drop after", "split")
 
 
 @pytest.fixture
-def quick_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_silence() -> LinkSettings:
     """A connection without answers is given up soon, so that a swallowed reply costs a test no seconds."""
-    monkeypatch.setattr(LinkSettings, "no_reply_s", 0.15)
+    return replace(PATIENT, no_reply_s=0.15)
 
 
 @pytest.mark.parametrize("step", ["hold", "settle", "release"])
 @pytest.mark.parametrize("fault", [*FAULTS, "swallow reply"])
 async def test_a_batch_whose_answer_is_lost_is_done_once(
-    control: Redis, proxy: FaultProxy, quick_silence: None, fault: Fault, step: str
+    control: Redis, proxy: FaultProxy, quick_silence: LinkSettings, fault: Fault, step: str
 ) -> None:
     await load(control, {"tpp": 5})
-    async with client_of(at(proxy.listening_port), heartbeat_s=0.05) as client:
+    async with client_of(at(proxy.listening_port), quick_silence, heartbeat_s=0.05) as client:
         if step != "hold":
             hold = await ask(client, "tpp")
         proxy.faults.append(fault)
@@ -85,11 +86,11 @@ async def test_repeats_under_one_idempotency_key_are_counted_once_through_lost_r
 
 
 async def test_a_batch_that_arrives_after_its_repetition_changes_nothing(
-    control: Redis, proxy: FaultProxy, quick_silence: None
+    control: Redis, proxy: FaultProxy, quick_silence: LinkSettings
 ) -> None:
     """It was stuck on the way: the client gave the connection up, sent the batch again, and the next ones too."""
     await load(control, {"tpp": 5})
-    async with client_of(at(proxy.listening_port), heartbeat_s=0.05) as client:
+    async with client_of(at(proxy.listening_port), quick_silence, heartbeat_s=0.05) as client:
         first = await ask(client, "tpp")
         proxy.stall()
         client.settle(first, event_of(first))

@@ -185,10 +185,10 @@ async def test_settles_wait_for_a_server_that_is_out_of_memory(
     control: Redis, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, give_up: bool
 ) -> None:
     if give_up:
-        monkeypatch.setattr(link, "NO_REPLY_TIMEOUT_S", 0.1)
         monkeypatch.setattr(link, "RECONNECT_S_MAX", 0.1)
     await load(control, {"tpp": 9})
-    async with client_of(at(proxy.listening_port), heartbeat_s=0.1 if give_up else 60.0) as client:
+    how = replace(PATIENT, no_reply_s=0.1) if give_up else PATIENT
+    async with client_of(at(proxy.listening_port), how, heartbeat_s=0.1 if give_up else 60.0) as client:
         held = [await ask(client, "tpp") for _ in range(3)]
         async with out_of_memory(control):
             for hold in held:

