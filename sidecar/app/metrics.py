@@ -16,6 +16,7 @@ from sidecar.basics.build import request_path
 from sidecar.gateway.counters import HANDSHAKE_FAILURES, SHED_REASONS, Histogram
 from sidecar.gateway.errors import KINDS
 from sidecar.ledger.client.link_settings import ROUND_TRIP_BOUNDS_S
+from sidecar.valkey.embedded import EmbeddedValkey
 
 if TYPE_CHECKING:
     from sidecar.app.data_plane import DataPlane
@@ -53,6 +54,29 @@ class BuildCollector(Collector):
         )
         info.add_metric([__version__, request_path()], 1)
         yield info
+
+
+class EmbeddedCollector(Collector):
+    """What this process did to keep an embedded Valkey alive."""
+
+    def __init__(self, embedded: EmbeddedValkey) -> None:
+        self._embedded = embedded
+
+    def collect(self) -> Iterable[Metric]:
+        counters = self._embedded.counters
+        yield _counter(
+            "sidecar_embedded_valkey_restarts", "Times that this process started it again.", counters.restarts
+        )
+        yield _counter(
+            "sidecar_embedded_valkey_failed_restarts", "Times that it did not start.", counters.failed_restarts
+        )
+        yield _counter(
+            "sidecar_embedded_valkey_kills", "Times that it was killed since it did not answer.", counters.kills
+        )
+        yield _counter("sidecar_embedded_valkey_cut_bytes", "Bytes of an incomplete last command.", counters.cut_bytes)
+        yield _gauge(
+            "sidecar_embedded_valkey_damaged", "1 if its data cannot be loaded.", 1.0 if counters.damaged else 0.0
+        )
 
 
 class DataPlaneCollector(Collector):

@@ -27,7 +27,7 @@ from sidecar.app.configuration import Config
 from sidecar.app.data_plane import SETTLE_TIMEOUT_S, DataPlane, Health
 from sidecar.app.health_endpoints import HealthEndpoints
 from sidecar.app.ledger_start import check_ledger
-from sidecar.app.metrics import BuildCollector, DataPlaneCollector
+from sidecar.app.metrics import BuildCollector, DataPlaneCollector, EmbeddedCollector
 from sidecar.app.signals import Stop
 from sidecar.basics.build import request_path
 from sidecar.basics.logger import get_logger
@@ -81,12 +81,14 @@ class ControlSide(Protocol):
     async def handle_webhook(self, request: web.Request) -> web.StreamResponse: ...
 
 
-def _registry(plane: DataPlane | None, collectors: Iterable[Collector]) -> CollectorRegistry:
+def _registry(plane: DataPlane | None, store: Store, collectors: Iterable[Collector]) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(BuildCollector())
     ProcessCollector(registry=registry)
     if plane is not None:
         registry.register(DataPlaneCollector(plane))
+    if store.embedded is not None:
+        registry.register(EmbeddedCollector(store.embedded))
     for collector in collectors:
         registry.register(collector)
     return registry
@@ -152,7 +154,7 @@ async def admin_server(
     control_work: ControlSide | None = None,
 ) -> AsyncIterator[Ports]:
     """The admin side of one process, and its health port if it has one; yields their ports. Raises `SetupError`."""
-    registry = _registry(plane, collectors)
+    registry = _registry(plane, store, collectors)
 
     async def health() -> Health:
         return plane.health() if plane is not None else Health(True)

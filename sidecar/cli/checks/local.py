@@ -32,7 +32,11 @@ async def files(config: Config) -> list[Finding]:
     if spool is None:
         return [*found, Finding("spool", None, NO_SPOOL)]
     if why := _unusable(spool.directory):
-        name = "the default spool directory, which a gateway goes without" if spool.is_default else "ledger.spool_directory"
+        name = (
+            "the default spool directory, which a gateway goes without"
+            if spool.is_default
+            else "ledger.spool_directory"
+        )
         return [*found, Finding("spool", None if spool.is_default else False, f"{name}: {why}")]
     return found
 
