@@ -63,9 +63,10 @@ class LedgerSettings(Model):
         default=None,
         description="Directory in which the gateway writes charges (fsync) that Valkey cannot take for longer than a "
         "moment, so that the end of the process does not lose them. The next process settles them. It is made, with "
-        "mode 0700, if it is absent. Use a volume that survives restarts. Default: `spool` in the directory that "
-        "`STATE_DIRECTORY` names (systemd and the image set it), or beside the data of an embedded Valkey. Without any, a kill during an outage loses the "
-        "charges that wait, and SIGTERM writes them to the log.",
+        "mode 0700, if it is absent; one that is there must be the gateway's own and closed to others. Use a volume "
+        "that survives restarts. Default: `spool` in the directory that `STATE_DIRECTORY` names (systemd and the image "
+        "set it), or beside the data of an embedded Valkey. Without any, a kill during an outage loses the charges "
+        "that wait, and SIGTERM writes them to the log.",
     )
     spool_bytes_max: Annotated[Whole, Field(ge=65_536)] = Field(
         default=67_108_864,
@@ -74,7 +75,7 @@ class LedgerSettings(Model):
     )
     chain_key: ChainKey | None = Field(
         default=None,
-        description="Secret of at least 32 bytes, the same for all gateways and for `sidecar audit`. With it each entry "
+        description="Secret of at least 32 bytes, the same for all gateways and `sidecar audit`. With it each entry "
         "of the outbox proves the one before it (HMAC-SHA-256). Without it nothing is proven. Prefer `chain_key_file`.",
     )
     chain_key_file: FilePath | None = Field(default=None, description="File with that secret.")
