@@ -11,11 +11,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.valkey.replies import encoded
 from tests.simulation.valkey.session import RespSession, Server
+
+STEP_S: Final = 1e-6
+"""Between two messages of one direction: the loop keeps no order between timers of one instant."""
 
 
 @dataclass(slots=True)
@@ -243,7 +246,7 @@ class Connection(asyncio.Transport):
 
     def _arrive_at_server(self, payload: bytes, late_s: float, share: float | None) -> None:
         """``share``: of the reply, that arrives before the connection breaks; 1: all, and it stands. None: no reply."""
-        self._to_server_s = max(self._to_server_s, self._loop.time() + self._network.delay_s() + late_s)
+        self._to_server_s = max(self._to_server_s + STEP_S, self._loop.time() + self._network.delay_s() + late_s)
         self._loop.call_at(self._to_server_s, self._node.when_reachable, lambda: self._serve(payload, share))
 
     def _serve(self, payload: bytes, share: float | None) -> None:
@@ -261,7 +264,7 @@ class Connection(asyncio.Transport):
     def _answer(self, reply: bytes, share: float) -> None:
         if self._closing:
             return  # the server does not know that yet, and nobody reads it
-        self._to_client_s = max(self._to_client_s, self._loop.time() + self._network.delay_s())
+        self._to_client_s = max(self._to_client_s + STEP_S, self._loop.time() + self._network.delay_s())
         if share < 1.0:
             reply = reply[: int(share * len(reply))]
             self._loop.call_at(self._to_client_s, self._receive, reply)
