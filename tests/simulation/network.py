@@ -193,13 +193,17 @@ class Connection(asyncio.Transport):
         if network.chance(weather.stuck):
             self._stuck = True
         elif network.chance(weather.lost):
+            self._stuck = True  # what is written until the client is told arrives nowhere
             self._loop.call_later(network.delay_s(), self.break_off)
         elif network.chance(weather.late):
+            self._stuck = True
             self._arrive_at_server(payload, network.random.uniform(0.0, weather.late_s), None)
             self._loop.call_later(network.delay_s(), self.break_off)
         elif network.chance(weather.reply_lost):
+            self._stuck = True
             self._arrive_at_server(payload, 0.0, 0.0)
         elif network.chance(weather.cut):
+            self._stuck = True
             self._arrive_at_server(payload, 0.0, network.random.random())
         else:
             self._arrive_at_server(payload, 0.0, 1.0)

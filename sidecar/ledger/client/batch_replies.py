@@ -47,7 +47,9 @@ class BatchReplies(BatchGathering):
         elif isinstance(reply, ReplyError):
             self._on_refused(batch, server_answer(str(reply)))
         else:
-            self._on_refused(batch, server_answer(f"unexpected reply of type {type(reply).__name__}"))
+            # Out of step: what follows on this connection answers something else too.
+            self._warn_limited("Valkey answers something else", type=type(reply).__name__)
+            self._drop_connection()
 
     def _on_done(self, batch: Batch, reply: bytes) -> None:
         now = self._loop.time()
