@@ -49,12 +49,15 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         is_checked = await check_ledger(config, store.client)
         publisher = Publisher(store.client, store.keys, config.metering)
         memory = MemoryWatch(store.client, store.keys)
+        checkpoints = assemble.checkpoint_loop(config, store)
         collectors = collectors_of(publisher, control_work, memory)
         async with admin_server(config, store, None, collectors=collectors, control_work=control_work) as ports:
             tasks = [
                 asyncio.create_task(memory.run(stop)),
                 asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms)),
             ]
+            if checkpoints is not None:
+                tasks.append(asyncio.create_task(checkpoints.run(stop)))
             if not is_checked:
                 tasks.append(asyncio.create_task(check_ledger_later(config, store.client)))
             ready(ports)
