@@ -60,6 +60,8 @@ class BookVerification:
         self._names: list[str] = []
         self._first_ms = 0
         self._first_numbers: dict[str, int] = {}
+        self._places: dict[str, str | None] = {}
+        """In the archive, of entries that the ledger has too."""
         self._kept: list[tuple[KeptEntry, Entry, bytes]] = []
         self.report = BookReport()
 
@@ -109,6 +111,7 @@ class BookVerification:
             value = self._ledger_books.add(entry)
             self._check_partition(entry, what.partition)
             self._kept.append((kept, entry, value))
+            self._places[entry.name] = None
 
     def _check_partition(self, entry: Entry, partition: int) -> None:
         if entry.chain and not entry.origin.endswith(f".{partition:02d}"):
@@ -126,6 +129,8 @@ class BookVerification:
                     self.report.torn.append(place)
                 continue
             self._archive_books.add(entry)
+            if entry.name in self._places:
+                self._places[entry.name] = place
             self._check_partition(entry, what.partition)
             self._first_ms = min(self._first_ms or what.accepted_ms, what.accepted_ms)
             first = self._first_numbers.get(entry.origin)
@@ -166,8 +171,13 @@ class BookVerification:
             first = self._first_numbers.get(entry.origin)
             if not kept.is_sent or not value or first is None or entry.number < first:
                 continue
-            if value not in self._archive_books.values_of(entry.origin):
-                self._fault(kept.place, entry.name, entry.at_ms, "is not in the archive as it is in the tail")
+            if value in self._archive_books.values_of(entry.origin):
+                continue
+            place = self._places.get(entry.name)
+            if place is not None:
+                self._fault(place, entry.name, entry.at_ms, f"was changed: it is another one in the {kept.place}")
+            else:
+                self._fault(kept.place, entry.name, entry.at_ms, "is not in the archive: it was cut out there")
 
     async def counted(self) -> AsyncIterator[CountedEntry]:
         """Every entry, once the run is over: of the archive, and of the ledger what the archive has not got."""
