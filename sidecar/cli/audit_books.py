@@ -43,14 +43,15 @@ from sidecar.metering.proof.statement import Period, PeriodError, Statement, Sta
 SHOWN_MAX = 20
 MISUSED = 2
 
-ArchiveOption = Annotated[
-    str | None, typer.Option(help="Directory or URL of the archive, instead of `metering.archive.directory`.")
-]
+ArchiveOption = Annotated[str | None, typer.Option(help="Directory or URL of the archive, instead of the configured.")]
 CheckpointsOption = Annotated[
     str | None, typer.Option(help="Directory or URL of the checkpoints, if they are not in the archive.")
 ]
 KeyOption = Annotated[
-    Path | None, typer.Option("--chain-key", help="File with the key, instead of `ledger.chain_key`.")
+    list[Path] | None,
+    typer.Option(
+        "--chain-key", metavar="FILE", help="File with a key, beside the configured. Several, if the key was changed."
+    ),
 ]
 LedgerOption = Annotated[bool, typer.Option("--ledger/--no-ledger", help="Read what Valkey has, beside the archive.")]
 
@@ -154,10 +155,10 @@ def _loaded(config: Path | None, *, ledger: bool) -> Config | None:
 
 @asynccontextmanager
 async def _opened(
-    config: Config | None, archive: str | None, checkpoints: str | None, public: Path | None, chain_key: Path | None,
-    *, ledger: bool,
+    config: Config | None, archive: str | None, checkpoints: str | None, public: Path | None,
+    chain_key: list[Path] | None, *, ledger: bool,
 ) -> AsyncIterator[_Books]:  # fmt: skip
-    key = _chain_key(config, chain_key)
+    keys = _chain_keys(config, chain_key or [])
     where = archive or (config.metering.archive.directory if config is not None else None)
     if where is None and not ledger:
         fail("there is nothing to verify: give --archive, or leave out --no-ledger", MISUSED)
@@ -166,30 +167,31 @@ async def _opened(
         marks = archive_place(checkpoints) if checkpoints is not None else None
         verifying = _public_key(config, public)
         if config is None or not ledger:
-            yield _Books(_verification(key, place, None, marks, verifying), None)
+            yield _Books(_verification(keys, place, None, marks, verifying), None)
             return
         async with open_store(config.valkey, assemble.keys(config)) as store:
             books = LedgerBooks(store.client, store.keys)
-            yield _Books(_verification(key, place, books, marks, verifying), store)
+            yield _Books(_verification(keys, place, books, marks, verifying), store)
     except ArchiveError as error:
         fail(f"the archive cannot be read: {error}", MISUSED)
 
 
 def _verification(
-    key: bytes, place: ArchivePlace | None, books: LedgerBooks | None, marks: ArchivePlace | None, verifying: Any
+    keys: list[bytes], place: ArchivePlace | None, books: LedgerBooks | None, marks: ArchivePlace | None, verifying: Any
 ) -> BookVerification:
-    return BookVerification(key, archive=place, ledger=books, checkpoints=marks, public_key=verifying)
+    return BookVerification(keys, archive=place, ledger=books, checkpoints=marks, public_key=verifying)
 
 
-def _chain_key(config: Config | None, file: Path | None) -> bytes:
-    key = assemble.chain_key(config) if config is not None else b""
-    if file is not None:
+def _chain_keys(config: Config | None, files: list[Path]) -> list[bytes]:
+    keys = [assemble.chain_key(config)] if config is not None and config.ledger.chain_key is not None else []
+    for file in files:
         key = _read(file).removesuffix(b"\n")
-    if not key:
+        if len(key) < KEY_BYTES_MIN:
+            fail(f"{file}: the key must be at least {KEY_BYTES_MIN} bytes long", MISUSED)
+        keys.append(key)
+    if not keys:
         fail("ledger.chain_key is not set, so nothing is proven; give it, or --chain-key FILE", MISUSED)
-    if len(key) < KEY_BYTES_MIN:
-        fail(f"{file}: the key must be at least {KEY_BYTES_MIN} bytes long", MISUSED)
-    return key
+    return keys
 
 
 def _public_key(config: Config | None, file: Path | None) -> Any:

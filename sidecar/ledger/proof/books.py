@@ -42,28 +42,39 @@ class BooksReport:
 
 
 class Books:
-    """``may_fork`` False: the place cannot have what a server lost."""
+    """``keys``: one, or several if the key was changed; an origin has one of them. ``may_fork`` False: the place cannot
+    have what a server lost."""
 
-    def __init__(self, key: bytes, *, may_fork: bool) -> None:
-        self._key = key
+    def __init__(self, keys: Sequence[bytes], *, may_fork: bool) -> None:
+        self._keys = keys
         self._may_fork = may_fork
-        self._histories: dict[str, OriginHistory] = {}
+        self._histories: dict[str, list[OriginHistory]] = {}
+        self._chosen: dict[str, OriginHistory] = {}
         self._left: dict[str, Set[int]] = {}
 
     def __repr__(self) -> str:
         return f"Books({len(self._histories)} origins)"
 
-    def add(self, entry: Entry) -> bytes:
-        """Answers the entry's value; b"" if it has none."""
-        history = self._histories.get(entry.origin)
-        if history is None:
-            history = self._histories[entry.origin] = OriginHistory(self._key, entry.origin, may_fork=self._may_fork)
-        return history.add(entry)
+    def add(self, entry: Entry) -> None:
+        histories = self._histories.get(entry.origin)
+        if histories is None:
+            histories = [OriginHistory(key, entry.origin, may_fork=self._may_fork) for key in self._keys]
+            self._histories[entry.origin] = histories
+        for history in histories:
+            history.add(entry)
+
+    def has(self, origin: str) -> bool:
+        """Whether an origin has entries with a chain value here."""
+        return any(history.values for history in self._histories.get(origin, ()))
 
     def values_of(self, origin: str) -> Set[bytes]:
-        """Of the entries of an origin; empty if it has none here."""
-        history = self._histories.get(origin)
+        """Of the entries of an origin, once the books were verified; empty if it has none here."""
+        history = self._chosen.get(origin)
         return history.values if history is not None else _NOBODY
+
+    def value_of(self, entry: Entry) -> bytes:
+        """Of an entry that was added, once the books were verified; b"" if it has none."""
+        return self._chosen[entry.origin].value_of(entry)
 
     def left_of(self, origin: str) -> Set[int]:
         """Positions of an origin's entries, in the order in which they were added, that count for nothing. Known once
@@ -73,8 +84,10 @@ class Books:
     def verify(self, ends: Mapping[str, Sequence[End]]) -> BooksReport:
         """Once. ``ends``: by origin."""
         found = BooksReport()
-        for origin, history in self._histories.items():
-            report = history.verify(ends.get(origin, ()))
+        for origin, histories in self._histories.items():
+            reports = [history.verify(ends.get(origin, ())) for history in histories]
+            best = min(range(len(reports)), key=lambda n: len(reports[n].faults))
+            report, self._chosen[origin] = reports[best], histories[best]
             self._left[origin] = report.left
             _add(found, report)
         found.faults.sort(key=lambda fault: (fault.at_ms, fault.entry))

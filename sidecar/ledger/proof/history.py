@@ -125,16 +125,24 @@ class OriginHistory:
     def _fault(self, entry: Entry, what: str) -> None:
         self._report.faults.append(Fault(entry.place, entry.name, entry.at_ms, what))
 
-    def add(self, entry: Entry) -> bytes:
-        """Answers the entry's value; b"" if it has none."""
+    def value_of(self, entry: Entry) -> bytes:
+        """What the entry after it has to carry; b"" of one that is not in the chain."""
+        if not entry.chain or entry.is_part:
+            return b""
+        if is_adopted(entry.chain):
+            return link_of(entry.chain)
+        return entry_value(self._key, entry.chain, entry.origin, entry.number, entry.at_ms, entry.events)
+
+    def add(self, entry: Entry) -> None:
         at, self._given = self._given, self._given + 1
         report = self._report
         if entry.is_part:
             report.parts += 1
             self._parts.append(entry)
-            return b""
+            return
         if entry.chain:
-            return self._add(at, entry)
+            self._add(at, entry)
+            return
         same = (entry.number, entry.at_ms, _digest(entry.events))
         if same in self._bare:
             report.left.add(at)
@@ -142,18 +150,14 @@ class OriginHistory:
             self._bare.add(same)
             report.unchained += 1
             self._unchained.append(_without_events(entry))
-        return b""
 
-    def _add(self, at: int, entry: Entry) -> bytes:
+    def _add(self, at: int, entry: Entry) -> None:
         chain = entry.chain
+        before, value = chain[:VALUE_BYTES], self.value_of(entry)
         if is_adopted(chain):
-            before, value = chain[:VALUE_BYTES], link_of(chain)
             if not adoption_holds(self._key, chain, entry.origin, entry.number, entry.events, _split(entry.events)):
                 self._fault(entry, "was changed: it is not what was offered out of a spool")
             self._report.adopted += 1
-        else:
-            before = chain
-            value = entry_value(self._key, chain, entry.origin, entry.number, entry.at_ms, entry.events)
         same = self._by_value.get(value)
         if same is None:
             kept = _without_events(entry)
@@ -161,13 +165,12 @@ class OriginHistory:
                 self._wholes[entry.number, chain] = kept, _split(entry.events)
             node = self._by_value[value] = _Node(at, kept, value, before, last_number=entry.number)
             self._nodes.append(node)
-            return value
+            return
         self._report.left.add(at)
         if is_adopted(chain):
             self._report.adopted -= 1
         if not _may_repeat(same.entry, entry):
             self._fault(entry, f"stands twice: it is in {same.entry.place} too")
-        return value
 
     def _link(self) -> None:
         """Finds the predecessor of each."""

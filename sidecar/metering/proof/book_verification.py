@@ -44,25 +44,25 @@ class CountedEntry:
 
 
 class BookVerification:
-    """One run. ``archive``, ``books``: what to read, None to leave out. ``checkpoints``: where they are, the archive
-    unless given. ``public_key`` None: their signatures are not looked at."""
+    """One run. ``keys``: of the chains, one or several. ``archive``, ``ledger``: what to read, None to leave out.
+    ``checkpoints``: where they are, the archive unless given. ``public_key`` None: their signatures are not looked at."""
 
     def __init__(
-        self, key: bytes, *, archive: ArchivePlace | None, ledger: LedgerBooks | None,
+        self, keys: Sequence[bytes], *, archive: ArchivePlace | None, ledger: LedgerBooks | None,
         checkpoints: ArchivePlace | None = None, public_key: Ed25519PublicKey | None = None,
     ) -> None:  # fmt: skip
         self._archive = archive
         self._ledger = ledger
         self._checkpoints_place = checkpoints or archive
         self._public_key = public_key
-        self._archive_books = Books(key, may_fork=True)
-        self._ledger_books = Books(key, may_fork=False)
+        self._archive_books = Books(keys, may_fork=True)
+        self._ledger_books = Books(keys, may_fork=False)
         self._names: list[str] = []
         self._first_ms = 0
         self._first_numbers: dict[str, int] = {}
         self._places: dict[str, str | None] = {}
         """In the archive, of entries that the ledger has too."""
-        self._kept: list[tuple[KeptEntry, Entry, bytes]] = []
+        self._kept: list[tuple[KeptEntry, Entry]] = []
         self.report = BookReport()
 
     def __repr__(self) -> str:
@@ -82,7 +82,7 @@ class BookVerification:
             self._read_archive(self._archive)
             archive_ends = self._checkpoint_ends()
             for origin, known in ends.items():
-                if not self._ledger_books.values_of(origin):
+                if not self._ledger_books.has(origin):
                     archive_ends[origin] += known
             report.archive = self._archive_books.verify(archive_ends)
             report.faults += report.archive.faults
@@ -108,9 +108,9 @@ class BookVerification:
             except UnreadableEntry as error:
                 self._fault(kept.place, "?", what.order[0], str(error))
                 continue
-            value = self._ledger_books.add(entry)
+            self._ledger_books.add(entry)
             self._check_partition(entry, what.partition)
-            self._kept.append((kept, entry, value))
+            self._kept.append((kept, entry))
             self._places[entry.name] = None
 
     def _check_partition(self, entry: Entry, partition: int) -> None:
@@ -167,7 +167,8 @@ class BookVerification:
 
     def _compare(self) -> None:
         """Everything in the tail was archived before, since the archive has an entry of its origin."""
-        for kept, entry, value in self._kept:
+        for kept, entry in self._kept:
+            value = self._ledger_books.value_of(entry)
             first = self._first_numbers.get(entry.origin)
             if not kept.is_sent or not value or first is None or entry.number < first:
                 continue
@@ -192,7 +193,8 @@ class BookVerification:
                 seen[entry.origin] += 1
                 yield CountedEntry(what, at not in self._archive_books.left_of(entry.origin), bool(entry.chain))
         seen.clear()
-        for kept, entry, value in self._kept:
+        for kept, entry in self._kept:
+            value = self._ledger_books.value_of(entry)
             at = seen[entry.origin]
             seen[entry.origin] += 1
             counts = at not in self._ledger_books.left_of(entry.origin)

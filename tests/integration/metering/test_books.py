@@ -45,6 +45,7 @@ class World:
         self.gateway = gateway
         self.publisher = publisher
         self.directory = directory
+        self.keys = [KEY]
         self.books = LedgerBooks(redis, KEYS)
         self.checkpoints = CheckpointWriter(self.books, str(directory), private_key(PRIVATE))
 
@@ -73,7 +74,7 @@ class World:
 
     def verification(self, *, ledger: bool = True, archive: bool = True) -> BookVerification:
         return BookVerification(
-            KEY, archive=archive_place(str(self.directory)) if archive else None,
+            self.keys, archive=archive_place(str(self.directory)) if archive else None,
             ledger=self.books if ledger else None, public_key=public_key(PUBLIC),
         )  # fmt: skip
 
@@ -262,6 +263,17 @@ async def test_a_forged_checkpoint_is_named(world: World) -> None:
     (fault,) = await world.faults()
     assert fault.place == path.name
     assert "signature" in fault.what
+
+
+async def test_books_of_several_keys_verify_with_all_of_them(world: World, valkey_server: ValkeyServer) -> None:
+    await world.charge(3)
+    other = b"the key that came after the first one"
+    async with client_of(at(valkey_server.port), replace(CHAINED, chain_key=other)) as gateway:
+        await calls(gateway, "other", 3)
+    await world.deliver()
+    assert await world.faults(), "one key is not enough"
+    world.keys = [other, KEY]
+    assert await world.faults() == []
 
 
 async def test_checkpoints_name_the_one_before(world: World) -> None:
