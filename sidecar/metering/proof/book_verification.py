@@ -45,7 +45,8 @@ class CountedEntry:
 
 class BookVerification:
     """One run. ``keys``: of the chains, one or several. ``archive``, ``ledger``: what to read, None to leave out.
-    ``checkpoints``: where they are, the archive unless given. ``public_key`` None: their signatures are not looked at."""
+    ``checkpoints``: where they are, the archive unless given. ``public_key`` None: their signatures are not looked at.
+    """
 
     def __init__(
         self, keys: Sequence[bytes], *, archive: ArchivePlace | None, ledger: LedgerBooks | None,
