@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from sidecar.app.health_settings import HealthSettings
-from sidecar.app.settings import ADMIN_PORTS, AdminSettings, LogSettings
+from sidecar.app.settings import ADMIN_PORTS, AdminSettings, LogSettings, ProofSettings
 from sidecar.billing.settings import LagoSettings
 from sidecar.config.document import Node
 from sidecar.config.environment import overlay
@@ -113,6 +113,7 @@ class Config(Model):
         default=MeteringSettings.model_validate({}), description="Delivery of usage events to OpenMeter."
     )
     lago: LagoSettings = Field(default=LagoSettings.model_validate({}), description="Billing: accounts, funds, usage.")
+    audit: ProofSettings = Field(default=ProofSettings(), description="Proof for auditors.")
     admin: AdminSettings = Field(default=AdminSettings(), description="Health, metrics and the state of accounts.")
     health: HealthSettings = Field(
         default=HealthSettings(), description="A port for whatever looks after the process, such as a kubelet."

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.app import assemble
+from sidecar.app.checkpoints import checkpoint_loop
 from sidecar.app.configuration import Config
 from sidecar.app.ledger_start import check_ledger, check_ledger_later
 from sidecar.app.serve import Ready, admin_server
@@ -49,12 +50,15 @@ async def run_control_plane(config: Config, stop: asyncio.Event, ready: Ready) -
         is_checked = await check_ledger(config, store.client)
         publisher = Publisher(store.client, store.keys, config.metering)
         memory = MemoryWatch(store.client, store.keys)
+        checkpoints = checkpoint_loop(config, store)
         collectors = collectors_of(publisher, control_work, memory)
         async with admin_server(config, store, None, collectors=collectors, control_work=control_work) as ports:
             tasks = [
                 asyncio.create_task(memory.run(stop)),
                 asyncio.create_task(keep_reaping(store.client, store.keys, config.ledger.instance_ttl_ms)),
             ]
+            if checkpoints is not None:
+                tasks.append(asyncio.create_task(checkpoints.run(stop)))
             if not is_checked:
                 tasks.append(asyncio.create_task(check_ledger_later(config, store.client)))
             ready(ports)

@@ -1,14 +1,14 @@
-"""Sections ``admin``, ``log``, ``credit_headers``: how the gateway is watched, and what it tells callers."""
+"""Sections ``admin``, ``audit``, ``log``, ``credit_headers``: how the gateway is watched, and what it tells callers."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from sidecar.config.fields import FilePath, Host, Model, Port, conflict
+from sidecar.config.fields import FilePath, Host, Model, Port, Whole, conflict
 
 ADMIN_PORTS: Final = {"run": 9090, "control": 9091}
 """Where each command's admin side listens if `admin.port` is not set. One machine runs both with one file."""
@@ -54,6 +54,19 @@ class AdminSettings(Model):
     def listening_port(self) -> int:
         """`load_config` fills in what the command has by default; elsewhere it is the gateway's."""
         return ADMIN_PORTS["run"] if self.port is None else self.port
+
+
+class ProofSettings(Model):
+    """Proof for auditors."""
+
+    signing_key_file: FilePath | None = Field(
+        default=None,
+        description="PEM file (PKCS#8) with an Ed25519 key (`sidecar audit key` makes one). With it and an archive, "
+        "the control plane signs a checkpoint of all chains every hour.",
+    )
+    checkpoint_interval_s: Annotated[Whole, Field(ge=60, le=86_400)] = Field(
+        default=3_600, description="Seconds between two checkpoints."
+    )
 
 
 class LogSettings(Model):

@@ -75,8 +75,8 @@ class LedgerSettings(Model):
     )
     chain_key: ChainKey | None = Field(
         default=None,
-        description="Secret of at least 32 bytes, the same for all gateways and `sidecar audit`. With it each entry "
-        "of the outbox proves the one before it (HMAC-SHA-256). Without it nothing is proven. Prefer `chain_key_file`.",
+        description="Secret of at least 32 bytes, the same for all gateways and for `sidecar audit`. With it each "
+        "outbox entry proves the one before it (HMAC-SHA-256). Without it nothing is proven. Prefer the file.",
     )
     chain_key_file: FilePath | None = Field(default=None, description="File with that secret.")
     hold_budget_ms: Milliseconds = Field(

@@ -23,6 +23,7 @@ class Entry:
         chain: its field ``c``; b"" without one.
         is_part: cut to one event (a dead letter that was put back): its field ``i`` is set.
         order: what orders the entries of one stream, such as its id; None where order means nothing.
+        has_parts: OpenMeter refused some of its events, which may stand alone elsewhere.
         is_edge: what came before it may have been dropped on purpose, as it was kept long enough.
     """
 
@@ -35,6 +36,7 @@ class Entry:
     is_part: bool = False
     order: tuple[int, ...] | None = None
     is_edge: bool = False
+    has_parts: bool = False
 
     @property
     def name(self) -> str:
@@ -43,13 +45,18 @@ class Entry:
 
 
 def entry_of(
-    place: str, fields: Mapping[bytes, bytes], order: tuple[int, ...] | None = None, *, is_edge: bool = False
+    place: str,
+    fields: Mapping[bytes, bytes],
+    order: tuple[int, ...] | None = None,
+    *,
+    is_edge: bool = False,
+    has_parts: bool = False,
 ) -> Entry:
     """Raises :class:`UnreadableEntry`."""
     try:
         return Entry(
             place, fields[b"o"].decode(), int(fields[b"q"]), int(fields[b"t"]), fields[b"e"], fields.get(b"c", b""),
-            b"i" in fields, order, is_edge,
+            b"i" in fields, order, is_edge, has_parts or b"x" in fields,
         )  # fmt: skip
     except KeyError as error:
         raise UnreadableEntry(f"{place}: field {error.args[0].decode()} is missing") from None

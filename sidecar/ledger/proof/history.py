@@ -9,8 +9,9 @@ predecessor is gone. Anything else was changed, cut, inserted or put into anothe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Final
 
 import orjson
@@ -41,10 +42,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A chain value of an origin that somebody said at an instant. ``said_by``: the ledger, a checkpoint."""
+    """A chain value of an origin that somebody said at an instant. ``said_by``: the ledger, a checkpoint. ``number``:
+    of the origin's last batch then."""
 
     value: bytes
     said_by: str
+    number: int = 2**53
 
 
 @dataclass(slots=True)
@@ -76,20 +79,17 @@ class _Node:
     last_number: int = 0
 
 
-def verify_origin(
-    key: bytes, entries: Sequence[Entry], ends: Iterable[End] = (), *, may_fork: bool = True
-) -> OriginReport:
-    """``entries``: those of one origin, as they were found. ``ends``: what is known of its chain from elsewhere.
-    ``may_fork`` False: the place cannot have what a server lost."""
-    return _Verification(key, entries, may_fork=may_fork).run(list(ends))
+class OriginHistory:
+    """Takes the entries of one origin in any order, and keeps a few hundred bytes of each. ``may_fork`` False: the
+    place cannot have what a server lost."""
 
-
-class _Verification:
-    def __init__(self, key: bytes, entries: Sequence[Entry], *, may_fork: bool) -> None:
+    def __init__(self, key: bytes, origin: str, *, may_fork: bool = True) -> None:
         self._key = key
-        self._entries = entries
         self._may_fork = may_fork
-        self._report = OriginReport(entries[0].origin if entries else "")
+        self._report = OriginReport(origin)
+        self._given = 0
+        self._bare: set[tuple[int, int, bytes]] = set()
+        self._wholes: dict[tuple[int, bytes], tuple[Entry, list[bytes]]] = {}
         self._nodes: list[_Node] = []
         self._by_value: dict[bytes, _Node] = {}
         self._unchained: list[Entry] = []
@@ -97,8 +97,18 @@ class _Verification:
         self._open: set[bytes] = set()
         self._children: defaultdict[bytes, list[_Node]] = defaultdict(list)
 
-    def run(self, ends: Sequence[End]) -> OriginReport:
-        self._read()
+    def __repr__(self) -> str:
+        return f"OriginHistory({self._report.origin}, {self._given} entries)"
+
+    @property
+    def values(self) -> Set[bytes]:
+        """Of all entries."""
+        return self._by_value.keys()
+
+    def verify(self, ends: Iterable[End] = ()) -> OriginReport:
+        """Once, when all entries were added. ``ends``: what is known of the chain from elsewhere."""
+        self._report.entries = len(self._nodes) + self._report.unchained
+        self._nodes.sort(key=lambda node: (node.entry.number, node.entry.order or (), node.entry.at_ms))
         self._link()
         self._vouch(ends)
         self._judge_forks()
@@ -115,46 +125,51 @@ class _Verification:
     def _fault(self, entry: Entry, what: str) -> None:
         self._report.faults.append(Fault(entry.place, entry.name, entry.at_ms, what))
 
-    def _read(self) -> None:
-        """Makes the nodes, each once, in the order of their numbers."""
+    def value_of(self, entry: Entry) -> bytes:
+        """What the entry after it has to carry; b"" of one that is not in the chain."""
+        if not entry.chain or entry.is_part:
+            return b""
+        if is_adopted(entry.chain):
+            return link_of(entry.chain)
+        return entry_value(self._key, entry.chain, entry.origin, entry.number, entry.at_ms, entry.events)
+
+    def add(self, entry: Entry) -> None:
+        at, self._given = self._given, self._given + 1
         report = self._report
-        unchained: dict[tuple[int, int, bytes], Entry] = {}
-        for at, entry in enumerate(self._entries):
-            if entry.is_part:
-                report.parts += 1
-                self._parts.append(entry)
-            elif not entry.chain:
-                same = (entry.number, entry.at_ms, entry.events)
-                if same in unchained:
-                    report.left.add(at)
-                    continue
-                unchained[same] = entry
-                report.unchained += 1
-                self._unchained.append(entry)
-            else:
-                self._add(at, entry)
-        report.entries = len(self._nodes) + report.unchained
-        self._nodes.sort(key=lambda node: (node.entry.number, node.entry.order or (), node.entry.at_ms))
+        if entry.is_part:
+            report.parts += 1
+            self._parts.append(entry)
+            return
+        if entry.chain:
+            self._add(at, entry)
+            return
+        same = (entry.number, entry.at_ms, _digest(entry.events))
+        if same in self._bare:
+            report.left.add(at)
+        else:
+            self._bare.add(same)
+            report.unchained += 1
+            self._unchained.append(_without_events(entry))
 
     def _add(self, at: int, entry: Entry) -> None:
         chain = entry.chain
+        before, value = chain[:VALUE_BYTES], self.value_of(entry)
         if is_adopted(chain):
-            before, value = chain[:VALUE_BYTES], link_of(chain)
             if not adoption_holds(self._key, chain, entry.origin, entry.number, entry.events, _split(entry.events)):
                 self._fault(entry, "was changed: it is not what was offered out of a spool")
             self._report.adopted += 1
-        else:
-            before = chain
-            value = entry_value(self._key, chain, entry.origin, entry.number, entry.at_ms, entry.events)
         same = self._by_value.get(value)
         if same is None:
-            node = self._by_value[value] = _Node(at, entry, value, before, last_number=entry.number)
+            kept = _without_events(entry)
+            if entry.has_parts:
+                self._wholes[entry.number, chain] = kept, _split(entry.events)
+            node = self._by_value[value] = _Node(at, kept, value, before, last_number=entry.number)
             self._nodes.append(node)
             return
         self._report.left.add(at)
         if is_adopted(chain):
             self._report.adopted -= 1
-        if same.entry.order is None or same.entry.order != entry.order:
+        if not _may_repeat(same.entry, entry):
             self._fault(entry, f"stands twice: it is in {same.entry.place} too")
 
     def _link(self) -> None:
@@ -182,7 +197,7 @@ class _Verification:
                 self._children[before].append(node)
             former = node
         beginnings = self._children.get(_BEGINNING)
-        if beginnings and not self._report.begins:
+        if beginnings and self._nodes[0] is not beginnings[0]:
             self._fault(beginnings[0].entry, "begins the chain of its origin, but there is an entry before it")
 
     def _is_stored(self, node: _Node) -> bool:
@@ -209,27 +224,22 @@ class _Verification:
             "them are missing"
         )
 
-    def _vouch(self, ends: Sequence[End]) -> None:
+    def _vouch(self, ends: Iterable[End]) -> None:
         carried = {node.before for node in self._nodes}
-        if not self._nodes:
-            return
         for end in ends:
             value = link_of(end.value)
             node = self._by_value.get(value)
             while node is not None and not node.is_vouched:
                 node.is_vouched = True
                 node = node.parent
-            if (
-                value not in self._by_value
-                and value not in carried
-                and end.value != beginning(self._key, self._report.origin, self._nodes[0].entry.number)
-            ):
-                last = self._nodes[-1].entry
+            if self._nodes and value not in self._by_value and value not in carried:
+                last = max((n for n in self._nodes if n.entry.number <= end.number), default=self._nodes[0],
+                           key=lambda n: n.entry.number)  # fmt: skip
                 self._fault(
-                    last,
-                    f"is the last of its origin, but {end.said_by} knows another end of its chain: it was changed, or "
-                    "entries after it are missing",
-                )  # fmt: skip
+                    last.entry,
+                    f"is the last one that {end.said_by} can know, but it knows another end: this entry was changed, "
+                    "or entries after it are missing",
+                )
 
     def _judge_forks(self) -> None:
         for node in reversed(self._nodes):
@@ -268,11 +278,23 @@ class _Verification:
                 return
 
     def _check_parts(self) -> None:
-        whole = {(node.entry.number, node.entry.chain): node.entry for node in self._nodes}
         for part in self._parts:
-            entry = whole.get((part.number, part.chain))
-            if entry is not None and not all(event in _split(entry.events) for event in _split(part.events)):
-                self._fault(part, f"has an event that entry {entry.number} ({entry.place}) has not")
+            whole = self._wholes.get((part.number, part.chain))
+            if whole is not None and not all(event in whole[1] for event in _split(part.events)):
+                self._fault(part, f"has an event that entry {part.number} ({whole[0].place}) has not")
+
+
+def _may_repeat(one: Entry, other: Entry) -> bool:
+    """An entry that moves from one stream to another while both are read, or that was archived twice."""
+    return (one.order is None) != (other.order is None) or (one.order is not None and one.order == other.order)
+
+
+def _digest(events: bytes) -> bytes:
+    return blake2b(events, digest_size=16).digest()
+
+
+def _without_events(entry: Entry) -> Entry:
+    return replace(entry, events=_digest(entry.events))
 
 
 def _split(events: bytes) -> list[bytes]:

@@ -62,6 +62,9 @@ class ArchivedEntry:
             fields = {name.encode("latin-1"): text.encode() for name, text in row["fields"].items()}
             for name, text in row.get("base64", {}).items():
                 fields[name.encode("latin-1")] = base64.b64decode(text, validate=True)
+            ms, _, count = row["id"].partition("-")
+            if not ms.isdigit() or not count.isdigit():
+                raise ValueError("an id is two numbers")
             refused = frozenset(int(number) for number in row.get("refused", ()))
             return cls(int(row["partition"]), str(row["id"]), int(row["accepted_ms"]), fields, refused)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -69,7 +72,7 @@ class ArchivedEntry:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Of its stream. Raises ValueError."""
+        """Of its stream."""
         ms, _, count = self.id.partition("-")
         return int(ms), int(count)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from sidecar.ledger.client.link import Link
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Hold
 from sidecar.ledger.proof.entries import Entry, entry_of
-from sidecar.ledger.proof.history import End, OriginReport, verify_origin
+from sidecar.ledger.proof.history import End, OriginHistory, OriginReport
 from sidecar.ledger.proof.instance_record import InstanceRecord
 from sidecar.ledger.spool.adoption import Adoption
 from tests.integration.ledger_client.kit import (
@@ -49,6 +50,13 @@ async def entries(control: Redis) -> list[Entry]:
 async def ends(control: Redis, link: Link) -> End:
     packed = await control.get(KEYS.instance(link.home_partition, link.instance))
     return End(InstanceRecord.from_bytes(packed).chain, "the ledger")
+
+
+def verify_origin(key: bytes, found: list[Entry], ends: Sequence[End] = ()) -> OriginReport:
+    history = OriginHistory(key, found[0].origin)
+    for entry in found:
+        history.add(entry)
+    return history.verify(ends)
 
 
 def verified(found: list[Entry], *ends: End) -> OriginReport:

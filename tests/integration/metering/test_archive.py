@@ -90,7 +90,7 @@ async def test_refused_events_are_marked_and_their_entry_stays_whole(
     gatekeeper = RefusingProxy(first_poisoned)
     async with (
         Server(gatekeeper.app(meter)) as server,
-        publishing(client, keys, settings(server.url, **where(tmp_path))) as publisher,
+        publishing(client, keys, settings(server.url, **where(tmp_path))),
     ):
         await until(lambda: outbox_is_empty(valkey, keys))
     assert [each.refused for each in sorted(archived(tmp_path), key=lambda each: each.order)] == [{1}, {0}]

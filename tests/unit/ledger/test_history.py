@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -12,10 +13,19 @@ from hypothesis import strategies as st
 
 from sidecar.ledger.proof.chain import adopted, beginning, entry_value, link_of
 from sidecar.ledger.proof.entries import Entry
-from sidecar.ledger.proof.history import End, OriginReport, verify_origin
+from sidecar.ledger.proof.history import End, OriginHistory, OriginReport
 
 KEY = b"k" * 32
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def verify_origin(
+    key: bytes, entries: Sequence[Entry], ends: Sequence[End] = (), *, may_fork: bool = True
+) -> OriginReport:
+    history = OriginHistory(key, "gw.03", may_fork=may_fork)
+    for entry in entries:
+        history.add(entry)
+    return history.verify(ends)
 
 
 @dataclass

@@ -29,6 +29,8 @@ def test_counts_are_exported_under_their_names() -> None:
         "sidecar_dead_letters_total 2.0",
         "sidecar_dead_letters_dropped_total 4.0",
         "sidecar_sent_entries_dropped_total 8.0",
+        "sidecar_archive_entries_total 0.0",
+        "sidecar_archive_failures_total 0.0",
         'sidecar_publisher_requests_total{outcome="accepted"} 0.0',
         'sidecar_publisher_requests_total{outcome="retry"} 3.0',
         'sidecar_publisher_requests_total{outcome="pause"} 0.0',

@@ -1,0 +1,1 @@
+"""Reads the books, outbox, tail and archive, and verifies them against their chains."""
