@@ -17,8 +17,8 @@ from tests.simulation.loop import SimulatedLoop
 from tests.simulation.valkey.replies import encoded
 from tests.simulation.valkey.session import RespSession, Server
 
-STEP_S: Final = 1e-6
-"""Between two messages of one direction: the loop keeps no order between timers of one instant."""
+APART_S: Final = 1e-6
+"""Between two messages of one direction: a loop rings two timers of one instant in any order."""
 
 
 @dataclass(slots=True)
@@ -171,6 +171,9 @@ class Connection(asyncio.Transport):
         self._session = RespSession(node.server)
         self._closing = False
         self._stuck = False
+        """Nothing arrives at the server any more."""
+        self._is_cut = False
+        """Nothing arrives at the client any more."""
         self._to_server_s = self._to_client_s = 0.0
         """When the last of each direction arrives: nothing overtakes it."""
         node.connections.append(self)
@@ -193,17 +196,15 @@ class Connection(asyncio.Transport):
         if network.chance(weather.stuck):
             self._stuck = True
         elif network.chance(weather.lost):
-            self._stuck = True  # what is written until the client is told arrives nowhere
+            self._stuck = True
             self._loop.call_later(network.delay_s(), self.break_off)
         elif network.chance(weather.late):
             self._stuck = True
             self._arrive_at_server(payload, network.random.uniform(0.0, weather.late_s), None)
             self._loop.call_later(network.delay_s(), self.break_off)
         elif network.chance(weather.reply_lost):
-            self._stuck = True
             self._arrive_at_server(payload, 0.0, 0.0)
         elif network.chance(weather.cut):
-            self._stuck = True
             self._arrive_at_server(payload, 0.0, network.random.random())
         else:
             self._arrive_at_server(payload, 0.0, 1.0)
@@ -250,7 +251,7 @@ class Connection(asyncio.Transport):
 
     def _arrive_at_server(self, payload: bytes, late_s: float, share: float | None) -> None:
         """``share``: of the reply, that arrives before the connection breaks; 1: all, and it stands. None: no reply."""
-        self._to_server_s = max(self._to_server_s + STEP_S, self._loop.time() + self._network.delay_s() + late_s)
+        self._to_server_s = max(self._to_server_s + APART_S, self._loop.time() + self._network.delay_s() + late_s)
         self._loop.call_at(self._to_server_s, self._node.when_reachable, lambda: self._serve(payload, share))
 
     def _serve(self, payload: bytes, share: float | None) -> None:
@@ -266,13 +267,14 @@ class Connection(asyncio.Transport):
             self.break_off()
 
     def _answer(self, reply: bytes, share: float) -> None:
-        if self._closing:
+        if self._closing or self._is_cut:
             return  # the server does not know that yet, and nobody reads it
-        self._to_client_s = max(self._to_client_s + STEP_S, self._loop.time() + self._network.delay_s())
+        self._to_client_s = max(self._to_client_s + APART_S, self._loop.time() + self._network.delay_s())
         if share < 1.0:
+            self._is_cut = True
             reply = reply[: int(share * len(reply))]
             self._loop.call_at(self._to_client_s, self._receive, reply)
-            self._loop.call_at(self._to_client_s, self.break_off)
+            self._loop.call_at(self._to_client_s + APART_S, self.break_off)
         else:
             self._loop.call_at(self._to_client_s, self._receive, reply)
 

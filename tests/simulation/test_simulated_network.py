@@ -189,6 +189,42 @@ def test_a_connection_breaks_before_or_after_the_server_has_done_it(kind: str) -
         assert seen["done"] < done <= seen["done"] + failed, "what the client does not know of is done"
 
 
+def test_what_is_sent_on_one_connection_arrives_and_is_answered_in_order() -> None:
+    async def main(loop: SimulatedLoop) -> None:
+        network = Network(loop)
+        node_in(network)
+        connection = await RespConnection.open(ServerAddress(), timeout_s=1)
+        network.weather = Weather(slow=0.5)
+        asked = [ask(connection, b"ECHO", b"%d" % number) for number in range(100)]
+        assert await asyncio.gather(*asked) == [b"%d" % number for number in range(100)]
+
+    simulate(main, 1)
+
+
+@pytest.mark.parametrize("kind", ["lost", "reply_lost", "cut", "late", "stuck"])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_follows_a_fault_on_a_connection_does_not_overtake_it(kind: str, seed: int) -> None:
+    async def main(loop: SimulatedLoop) -> tuple[list[Any], list[bytes]]:
+        network = Network(loop)
+        node = node_in(network)
+        connection = await RespConnection.open(ServerAddress(), timeout_s=1)
+        # Without differences of delay all is as close to each other as can be.
+        network.weather = Weather(delay_s_min=0.001, delay_s_max=0.001, slow=0.3 * (seed % 2), **{kind: 0.1})
+        asked = [ask(connection, b"XADD", b"a", id_, b"f", b"v") for id_ in ids]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(node.server, SimulatedValkey)
+        await asyncio.sleep(10)
+        return answers, [entry[0] for entry in node.server.call("XRANGE", "a", "-", "+")]
+
+    ids = [b"%d-0" % number for number in range(1, 61)]
+    answers, done = simulate(main, seed)
+    known = [answer for answer in answers if isinstance(answer, bytes)]
+    assert known == ids[: len(known)], "a client gets its answers in order"
+    assert not any(isinstance(answer, bytes) for answer in answers[len(known) :]), "up to where it gets none"
+    assert done == ids[: len(done)], "what comes after what is lost is lost"
+    assert len(known) <= len(done)
+
+
 def test_one_seed_is_one_course_of_events() -> None:
     assert outcomes_of_writes(ROUGH, 5) == outcomes_of_writes(ROUGH, 5)
     assert outcomes_of_writes(ROUGH, 5) != outcomes_of_writes(ROUGH, 6)
