@@ -88,7 +88,8 @@ compiled-test: $(COMPILED)/.done $(VENV)/.installed-test ## Run the tests of the
 
 chaos: $(COMPILED)/.done $(VENV)/.installed-test ## Run 200 rounds of real faults against real processes, and the simulation for long
 	$(AS_WHEEL) $(BIN)/python -m tests.chaos.rounds.rounds $(CHAOS_ARGS)
-	SCHEDULES=$${SCHEDULES:-10000} $(BIN)/pytest tests/simulation/test_schedules.py $(PYTEST_ARGS)
+	SCHEDULES=$${SCHEDULES:-10000} DIFFERENTIAL_EXAMPLES=$${DIFFERENTIAL_EXAMPLES:-20000} \
+		$(BIN)/pytest tests/simulation/test_schedules.py tests/simulation/test_valkey_differential.py $(PYTEST_ARGS)
 
 adversary: $(VENV)/.installed-test ## Try random and honest callers for long (ADVERSARY_EXAMPLES, ADVERSARY_CALLS; NODE_PATH for Express)
 	ADVERSARY_EXAMPLES=$${ADVERSARY_EXAMPLES:-2000} ADVERSARY_CALLS=$${ADVERSARY_CALLS:-200000} \

@@ -64,13 +64,15 @@ def valkey(directory: Path) -> Iterator[ValkeyServer]:
     """The embedded Valkey with its usual durability (append-only file, fsync every second), the same for all."""
     topology = Embedded(directory)
     server = EmbeddedValkey(topology)
-    asyncio.run(server.start())
-    try:
-        with redis.Redis(unix_socket_path=str(topology.socket)) as client:
-            pid = int(client.info("server")["process_id"])
-            yield ValkeyServer(Path(topology.socket), pid, f"embedded://{directory}", client)
-    finally:
-        asyncio.run(server.stop())
+    # One loop for both: the server's watch is a task in it, which runs only while it does.
+    with asyncio.Runner() as runner:
+        runner.run(server.start())
+        try:
+            with redis.Redis(unix_socket_path=str(topology.socket)) as client:
+                pid = int(client.info("server")["process_id"])
+                yield ValkeyServer(Path(topology.socket), pid, f"embedded://{directory}", client)
+        finally:
+            runner.run(server.stop())
 
 
 def accounts_file(path: Path, accounts: list[dict[str, Any]] | None = None) -> Path:

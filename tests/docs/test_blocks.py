@@ -42,7 +42,7 @@ def test_every_block_of_a_shell_says_where_it_runs_in_a_word_that_is_known() -> 
 
 
 def test_no_block_escapes_by_having_no_language_or_another_shell_s() -> None:
-    known = {"sh", "text", "yaml", "json", "mermaid", "python", "lua", "nginx", "http"}
+    known = {"sh", "text", "yaml", "json", "mermaid", "python", "lua", "nginx", "http", "conf"}
     assert not [f"{block} ({block.language or 'none'})" for block in EVERY if block.language not in known]
 
 

@@ -177,7 +177,6 @@ class World:
         """As by SIGTERM."""
         await self._end_tasks(gateway)
         await gateway.client.close(1.0)
-        self._note_end(gateway)
         await gateway.spool.close()
         with suppress(*CLIENT_ERRORS):
             await gateway.control.aclose()

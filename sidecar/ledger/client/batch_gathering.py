@@ -111,6 +111,8 @@ class BatchGathering:
         self._chain = b""
         """Value of the last entry; b"" if there is none, or no key."""
         self._closing = False
+        self.has_left = False
+        """It left a server that had all that it had confirmed."""
         self._ready = asyncio.Event()
 
     def _on_reply(self, batch: Batch, reply: Reply) -> None:

@@ -24,6 +24,8 @@ from sidecar.valkey.resp import RespConnection, ServerAddress
 log = get_logger("sidecar.ledger")
 
 ACCOUNT_KEYS_MAX = 200_000
+CHECKS_MAX = 3
+"""How often it is looked, before this process leaves, whether a server lost what it had confirmed."""
 
 
 class Endpoints(Protocol):
@@ -203,16 +205,28 @@ class LedgerClient:
 
     async def close(self, timeout_s: float = 5.0) -> bool:
         """Waits until all operations are known to be done, leaves the ledger, closes. False: some were not in time."""
-        drained = await self.drain(timeout_s)
+        drained, verified = await self._drain_and_check(timeout_s)
         if not drained:
             log.error("stopped with operations that Valkey has not confirmed", operations=self.backlog)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if drained:
+        if drained and verified:
             await asyncio.gather(*(link.leave() for link in self._links))
         await asyncio.gather(*(link.close() for link in self._links))
         return drained
+
+    async def _drain_and_check(self, timeout_s: float) -> tuple[bool, bool]:
+        """Whether every operation is known to be done, and whether the servers still have them all: afterwards nobody
+        could offer again what they lost."""
+        for _ in range(CHECKS_MAX):
+            if not await self.drain(timeout_s):
+                return False, False
+            losses = self.counters.losses
+            await asyncio.gather(*(link.check() for link in self._links))
+            if self.counters.losses == losses:
+                return not self.backlog, all(link.is_connected and link.epoch for link in self._links)
+        return not self.backlog, False
 
     @property
     def links(self) -> Sequence[Link]:

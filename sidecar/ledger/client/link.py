@@ -178,6 +178,12 @@ class Link(BatchReplies):
             self._warn_limited("no heartbeat", error=str(error))
             connection.close()  # the maintainer connects anew, perhaps to another server
 
+    async def check(self) -> None:
+        """Looks whether the server still has what it confirmed. If not, that waits to be offered again."""
+        await self.heartbeat()
+        if self._entry is not None:
+            await asyncio.gather(self._entry, return_exceptions=True)
+
     def leave_unless(self, is_current: Callable[[ServerAddress], bool]) -> None:
         """Leaves a server that is not the primary any more; the maintainer finds the one that is."""
         connection = self._connection
@@ -204,6 +210,7 @@ class Link(BatchReplies):
             await self._registration.leave(connection, self._chain)
         except LedgerConnectionError:
             return  # the reaper does it after the heartbeat has aged
+        self.has_left = True
 
     async def close(self) -> None:
         """Stops. :meth:`drain` first. What is not done by then: :meth:`seal_waiting`."""

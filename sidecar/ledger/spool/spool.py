@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -42,6 +43,8 @@ NO_SPOOL: Final = (
     "SIGTERM then writes them to the log alone"
 )
 
+WINDOW_CHUNK: Final = 200
+"""Confirmed batches that are written at once."""
 WINDOW_BYTES_MAX: Final = 33_554_432
 """Disk for confirmed charges that memory has no room for."""
 
@@ -247,6 +250,21 @@ class Spool:
         if journal is not None and journal.position < self._done:  # also what an earlier round was kept from
             await self._on_thread(lambda: journal.advance(self._done))
 
+    async def _write_windows(self) -> None:
+        """Where a server could not be asked whether it still has what it confirmed: the next process offers that again.
+        What the server has costs nothing then. The newest first, as long as there is room."""
+        for link in self._ledger.links:
+            if link.has_left or link.is_up or self._broken or self._journal is None:
+                continue
+            confirmed, _ = self._ledger.window.take_after(link.home_partition, 0)
+            for at in range(len(confirmed), 0, -WINDOW_CHUNK):
+                payloads = [sealed.to_bytes() for sealed in confirmed[max(0, at - WINDOW_CHUNK) : at]]
+                try:
+                    await self._on_thread(partial(self._append, payloads))
+                except (OSError, JournalError) as error:
+                    log.warning("not all confirmed charges are in the spool", reason=reason_of(error))
+                    break
+
     async def _on_thread(self, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
@@ -274,10 +292,11 @@ class Spool:
             self._unwritten += [(link, sealed) for sealed in link.seal_waiting()]
         await self._write()
         await self._forget()
+        await self._write_windows()
         log_charges([sealed for _, sealed in self._unwritten], why="the spool does not take them")
         journal, self._journal = self._journal, None
         if journal is not None:
-            await self._on_thread(lambda: journal.close(remove=not self._entries))
+            await self._on_thread(lambda: journal.close(remove=not journal.pending))
         if self._window is not None:
             self._ledger.window.overflow = None
             self._window.close()
