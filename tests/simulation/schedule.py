@@ -11,6 +11,7 @@ KINDS: Final = (
     "rough network", "server stands still", "server cut off", "connections break", "server ends and starts",
     "scripts are gone", "data goes back", "data goes back unseen", "all data is gone", "out of memory", "no replicas",
     "disk fails", "loading", "a script runs", "clock steps", "gateway killed", "gateway stopped",
+    "openmeter fails", "publisher killed",
 )  # fmt: skip
 LOSING: Final = ("data goes back", "data goes back unseen", "all data is gone")
 ENDING: Final = ("gateway killed", "gateway stopped")

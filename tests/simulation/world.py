@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgpack
 from redis.asyncio import Redis
 
+from sidecar.billing.settings import AuditSettings
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.client.outcomes import Code, Hold
@@ -25,14 +27,20 @@ from sidecar.ledger.keys import Keys
 from sidecar.ledger.spool.adoption import Adoption
 from sidecar.ledger.spool.dead_spools import DeadSpools
 from sidecar.ledger.spool.spool import Spool, SpoolSettings
+from sidecar.metering.audit import auditor as auditor_module
+from sidecar.metering.audit.auditor import Auditor
+from sidecar.metering.publisher import publisher as publisher_module
+from sidecar.metering.publisher.publisher import Publisher
+from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.endpoints import endpoints
 from sidecar.valkey.topology import CLIENT_ERRORS
 from tests.integration.ledger_client.kit import METRIC, at, event_of, key_of, load
-from tests.simulation.loop import SimulatedLoop, simulate
+from tests.simulation.loop import LoopClock, SimulatedLoop, simulate
 from tests.simulation.network import Network, Node, Weather
+from tests.simulation.openmeter import SimulatedOpenMeter, SimulatedQuery, SimulatedSender
 from tests.simulation.schedule import ENDING, LOSING, Fault, Schedule
 from tests.simulation.valkey.server import SimulatedValkey, Trouble
-from tests.support.ledger_totals import LedgerTotals, read_totals
+from tests.support.ledger_totals import read_totals
 from tests.support.verified import assert_verified
 
 PORT = 6379
@@ -40,6 +48,9 @@ KEYS = Keys(partitions=2)
 ACCOUNTS = {"big": 1_000_000, "small": 25, "keyed": 1_000_000}
 HOW = LinkSettings(hold_budget_s=1.0, no_reply_s=1.0, operations_max=16)
 TTL_MS = 4_000
+METERING = MeteringSettings(
+    url="http://openmeter", linger_ms=50, claim_idle_ms=3000, backoff_ms_min=20, backoff_ms_max=500, timeout_ms=1000
+)
 QUIET_S = 120.0
 """Virtual seconds within which all must be over after the last fault."""
 ROUGH = Weather(slow=0.02, lost=0.03, reply_lost=0.03, cut=0.03, late=0.03, stuck=0.01, refused=0.05)
@@ -79,6 +90,9 @@ class World:
         self.server = SimulatedValkey(self.loop.wall_us, seed=self.schedule.seed, address=address)
         self.node: Node = self.network.add(self.server, address)
         self.random = random.Random(self.schedule.seed + 1)
+        self.openmeter = SimulatedOpenMeter(random.Random(self.schedule.seed + 2))
+        self.publishers: list[asyncio.Task[None]] = []
+        self.hour_ms = self.loop.wall_us() // 3_600_000_000 * 3_600_000
         self.calling = asyncio.Event()
         self.calling.set()
 
@@ -180,6 +194,41 @@ class World:
         await gateway.spool.close()
         with suppress(*CLIENT_ERRORS):
             await gateway.control.aclose()
+
+    # Publishers
+
+    def start_publisher(self) -> asyncio.Task[None]:
+        self.started += 1
+        control = Redis(port=PORT, protocol=2, socket_timeout=2, socket_connect_timeout=2)
+        publisher = Publisher(
+            control, KEYS, METERING, clock=LoopClock(self.loop), random=random.Random(self.started),
+            consumer=f"publisher-{self.started}",
+        )  # fmt: skip
+        return self.loop.create_task(publisher.run())
+
+    async def _publisher_killed(self, fault: Fault) -> None:
+        which = fault.who % len(self.publishers)
+        self.publishers[which].cancel()
+        await asyncio.sleep(fault.length_s)
+        self.publishers[which] = self.start_publisher()
+
+    async def _openmeter_fails(self, fault: Fault) -> None:
+        self.openmeter.failing = 0.6
+        await asyncio.sleep(3 * fault.length_s)
+        self.openmeter.failing = 0.0
+
+    async def _until_delivered(self) -> None:
+        async with Redis(port=PORT, protocol=2) as client:
+            for _ in range(int(QUIET_S)):
+                left = [await client.xlen(KEYS.outbox(partition)) for partition in range(KEYS.partitions)]
+                if not any(left):
+                    break
+                await asyncio.sleep(1)
+            else:
+                raise AssertionError(f"entries stay in the outbox: {left}")
+        for task in self.publishers:
+            task.cancel()
+        await asyncio.gather(*self.publishers, return_exceptions=True)
 
     # Faults
 
@@ -292,6 +341,7 @@ class World:
         await self.load_accounts()
         for _ in range(self.schedule.gateways):
             self.gateways.append(await self.start_gateway())
+        self.publishers = [self.start_publisher() for _ in range(2)]
         busy: dict[int, asyncio.Lock] = {n: asyncio.Lock() for n in range(self.schedule.gateways)}
         serial = asyncio.Lock()
 
@@ -308,10 +358,12 @@ class World:
         self.calling.clear()
         await asyncio.gather(*(task for gateway in self.gateways for task in gateway.callers))
         await self._until_quiet()
-        totals = await self._until_nothing_is_held()
+        held = await self._until_nothing_is_held()
         for gateway in self.gateways:
             await self.stop(gateway)
-        await self._check(totals)
+        await self._until_delivered()
+        await self._check(held)
+        await self._audit()
 
     async def _until_quiet(self) -> None:
         try:
@@ -330,19 +382,26 @@ class World:
             and {file.name for file in self.directory.iterdir()} <= names
         )
 
-    async def _until_nothing_is_held(self) -> LedgerTotals:
+    async def _until_nothing_is_held(self) -> dict[str, int]:
         async with Redis(port=PORT, protocol=2) as client:
             for _ in range(int(QUIET_S)):
-                totals = await read_totals(client, KEYS, sorted(ACCOUNTS))
-                if not any(totals.held.values()):
-                    return totals
+                held = (await read_totals(client, KEYS, sorted(ACCOUNTS))).held
+                if not any(held.values()):
+                    break
                 await asyncio.sleep(1)
-        return totals
+        return held
 
-    async def _check(self, totals: LedgerTotals) -> None:
-        assert not any(totals.held.values()), f"units stay held: {totals.held}"
-        assert totals.settled == totals.events, f"N {totals.settled} is not the sum of its events {totals.events}"
-        assert set(totals.ids.values()) <= {1}, "an event's id occurs twice"
+    async def _check(self, held: dict[str, int]) -> None:
+        assert not any(held.values()), f"units stay held: {held}"
+        async with Redis(port=PORT, protocol=2) as client:
+            totals = await read_totals(client, KEYS, sorted(ACCOUNTS))
+        metered = self.openmeter.units()
+        for account in ACCOUNTS:
+            settled = totals.settled.get(account, 0)
+            assert metered[account] >= settled, f"{account}: {settled} charged, OpenMeter has {metered[account]}"
+            assert self.may_lack or metered[account] == settled, (
+                f"{account}: OpenMeter has {metered[account]}, N {settled}"
+            )
         for account in ACCOUNTS:
             settled = totals.settled.get(account, 0)
             served, forgotten = self.served[account], self.forgotten[account]
@@ -357,11 +416,34 @@ class World:
             await reap(client, KEYS, 0)
             await assert_verified(client, KEYS, moved_clock=any(f.kind == "clock steps" for f in self.schedule.faults))
 
+    async def _audit(self) -> None:
+        """OpenMeter loses some of what it accepted; the audit sends it again. Where data or clock went back, events of
+        one hour may be in another, and what OpenMeter has beyond the ledger hides what it lacks. A server out of memory
+        drops what could be sent again (``memory_relief``)."""
+        if {fault.kind for fault in self.schedule.faults} & {*LOSING, "clock steps", "out of memory"}:
+            return
+        before = self.openmeter.units()
+        self.openmeter.lose(0.1)
+        self.loop.wall_offset_s += 3 * 3600
+        async with Redis(port=PORT, protocol=2) as client:
+            query: Any = SimulatedQuery(self.openmeter, self.hour_ms)
+            auditor = Auditor(client, KEYS, AuditSettings(hours=5), METERING, query, LoopClock(self.loop))
+            for _ in range(3):
+                await auditor.audit(self.loop.wall_us() // 1000)
+                self.loop.wall_offset_s += 3600
+        assert self.openmeter.units() == before, "the audit did not bring back what OpenMeter lost"
+
 
 def run(schedule: Schedule, directory: Path) -> None:
     """Raises AssertionError: a rule is broken."""
 
     async def main(loop: SimulatedLoop) -> Any:
-        await World(loop, schedule, directory).run()
+        world = World(loop, schedule, directory)
+
+        def sender(*_: Any) -> SimulatedSender:
+            return SimulatedSender(world.openmeter)
+
+        with mock.patch.object(publisher_module, "Sender", sender), mock.patch.object(auditor_module, "Sender", sender):
+            await world.run()
 
     simulate(main, schedule.seed)
