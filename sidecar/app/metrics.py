@@ -204,5 +204,9 @@ class DataPlaneCollector(Collector):
         if spool is not None:
             yield _gauge("sidecar_spool_bytes", "Charges on disk that the ledger does not have yet.", spool.bytes_used)
             yield _counter("sidecar_spool_written_charges", "Charges written to disk.", spool.written)
-            yield _counter("sidecar_spool_replayed_charges", "Charges of them given to the ledger.",
-                           spool.replayed + (dead.replayed if (dead := self._plane.dead_spools) else 0))  # fmt: skip
+            dead = self._plane.dead_spools
+            of_dead, damages = (dead.replayed, dead.damages) if dead is not None else (0, 0)
+            yield _counter(
+                "sidecar_spool_replayed_charges", "Charges of them given to the ledger.", spool.replayed + of_dead
+            )
+            yield _counter("sidecar_spool_damaged_parts", "Damaged parts of spools that were put aside.", damages)

@@ -34,6 +34,7 @@ class Replay:
     left: int = 0
     why: str = ""
     damaged: str = ""
+    damages: int = 0
 
 
 class DeadSpools:
@@ -43,8 +44,11 @@ class DeadSpools:
         self.directory = directory
         self.replayed = 0
         """Charges."""
+        self.damages = 0
+        """Damaged parts that were put aside."""
         self._adoption = adoption
         self._own = own
+        self._counted: set[str] = set()
         self._said: dict[str, str] = {}
         """What was logged of a file, so that it is said once."""
 
@@ -143,6 +147,7 @@ class DeadSpools:
             replay.left -= replay.charges
             if not replay.why:
                 replay.left = 0
+                replay.damages = former.damages
                 replay.damaged = str(await asyncio.to_thread(former.finish) or "")
         except (OSError, JournalError) as error:
             replay.why = reason_of(error)
@@ -155,6 +160,9 @@ class DeadSpools:
         if replay.charges:
             log.info("charges of a dead process's spool are settled", file=replay.name, charges=replay.charges,
                      refused=replay.refused)  # fmt: skip
+        if replay.damaged and replay.name not in self._counted:
+            self._counted.add(replay.name)
+            self.damages += replay.damages
         if replay.damaged:
             self._say(replay.name + "!", "damaged parts of a spool are kept in a file", replay.damaged)
         if replay.why:
@@ -176,6 +184,7 @@ def _read(journal: Journal, replay: Replay) -> tuple[list[tuple[int, SealedBatch
     last = journal.position
     for item in journal.entries():
         if isinstance(item, Damage):
+            replay.damages += 1
             continue  # it is put aside
         last = item.sequence
         try:

@@ -58,6 +58,11 @@ class FormerSpool:
                 sealed.append(SealedBatch(home, number, names, arguments, len(some), at_ms))
         return sealed
 
+    @property
+    def damages(self) -> int:
+        """Lines that cannot be read, after :meth:`read`."""
+        return len(self._damaged)
+
     def finish(self) -> Path | None:
         """All is in the ledger: removes it. Where damaged lines were put aside, None without any. Raises OSError."""
         kept = keep_damaged(self.path, self._damaged) if self._damaged else None

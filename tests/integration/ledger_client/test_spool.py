@@ -454,3 +454,19 @@ async def test_a_spool_waits_where_the_ledger_takes_nothing_now(
     (replay,) = await replayed(control, directory)
     assert (replay.charges, replay.refused, replay.left) == (5, 0, 0)
     await check(control, {"tpp": 5})
+
+
+async def test_a_damaged_part_is_put_aside_and_counted_once(control: Redis, proxy: FaultProxy, directory: Path) -> None:
+    await load(control, {"tpp": 100})
+    await dead(control, proxy, directory, 1, 8)
+    (file,) = files(directory)
+    data = bytearray(file.read_bytes())
+    at = data.index(b"api_calls")
+    data[at] ^= 1
+    file.write_bytes(data)
+    spools = dead_spools(control, directory)
+    (replay,) = await spools.replay_all()
+    assert await spools.replay_all() == []
+    assert (replay.damages, spools.damages) == (1, 1)
+    assert replay.charges < 8
+    assert [each.name for each in files(directory)] == [f"{file.stem}.damaged-1"]
