@@ -396,7 +396,7 @@ local function do_singles(singles)
         else
           mark_charged(acc, mark, p, q, fingerprint, marks_ttl_ms)
         end
-      elseif not mark_replayed(acc, record, mark, fingerprint, p, marks_ttl_ms) then
+      elseif not mark_replayed(acc, record == '' and '' or 'i' .. record, mark, fingerprint, p, marks_ttl_ms) then
         code = REPEAT
       end
       if kind ~= RELEASE and code == GRANTED then

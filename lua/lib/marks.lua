@@ -96,14 +96,14 @@ local function mark_released(acc, mark, epoch, token)
   end
 end
 
--- Whether a charge without a hold is to be made: its record ('' for none) was not charged before, and it is no free repeat. `mark`: of
--- the caller's key, or ''.
+-- Whether a charge without a hold is to be made: its record was not charged before, and it is no free repeat. `record`, `mark`: the fields
+-- of the record and of the caller's key, '' without one.
 local function mark_replayed(acc, record, mark, fingerprint, repeats_max, ttl_ms)
   if record ~= '' then
-    if mark_read(acc, 'i' .. record) then
+    if mark_read(acc, record) then
       return false
     end
-    mark_set(acc, 'i' .. record, mp_pack(acc.in_call + ttl_ms), ttl_ms)
+    mark_set(acc, record, mp_pack(acc.in_call + ttl_ms), ttl_ms)
   end
   if mark == '' then
     return true

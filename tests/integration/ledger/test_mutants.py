@@ -100,7 +100,7 @@ MUTANTS = [
     ("a call of a former epoch is given back once more", "if registered and p == epoch then", "if registered then"),
     ("a call under a key that settles late is not charged", "if kind ~= RELEASE and code == GRANTED then",
      "if kind ~= RELEASE and code == GRANTED and (p == epoch or kind ~= SETTLE) then"),
-    ("a record of a spool is charged again", "if mark_read(acc, 'i' .. record) then", "if false then"),
+    ("a record of a spool is charged again", "if mark_read(acc, record) then", "if false then"),
     ("a record of a repeat is charged", "elseif known == fingerprint and count < repeats_max then",
      "elseif false then"),
     ("a record of another body is a repeat", "elseif known == fingerprint and count < repeats_max then",

