@@ -13,7 +13,7 @@ from tests.integration.ledger.test_kept_accounts import assert_the_tier_that_was
 from tests.integration.ledger.test_state_machine import FEW_KEPT
 from tests.support.ledger_driver import RealLedger, text_of
 
-RUNS_MAX = 300
+RUNS_MAX = 1_000
 SCRIPTS = ("batch", "load", "reap", "register", "heartbeat", "give_back")
 
 MUTANTS = [
