@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 REQUIREMENTS_ARGS ?=
-PYTEST_ARGS ?= --numprocesses auto --dist loadfile
+# One more than there are cores: tests wait more than they compute.
+PYTEST_ARGS ?= --numprocesses $(shell expr $$(nproc 2> /dev/null || echo 1) + 1) --dist loadfile
 
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
