@@ -20,7 +20,11 @@ settings.register_profile("repo", deadline=None, print_blob=True, derandomize=bo
 settings.load_profile("repo")
 
 
-LONG = ("tests/simulation", "tests/chaos", "tests/integration/billing/webhooks", "tests/integration/ledger/test_state")
+LONG = (
+    "tests/docs", "tests/simulation", "tests/chaos", "tests/integration/billing/webhooks",
+    "tests/integration/ledger/test_state", "tests/integration/ledger/test_mutants",
+    "tests/integration/gateway/test_large_bodies",
+)  # fmt: skip
 """What takes longest begins first, so that not one process is at work on it when all others are done."""
 
 
