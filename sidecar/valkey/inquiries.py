@@ -41,11 +41,9 @@ class Inquiries:
             async with asyncio.timeout(self._timeout_s):
                 # All at once, so that they are answered at one instant of the server.
                 waiting = [connection.call(*command) for command in commands]
-                replies = [await each for each in waiting]
+                replies = await asyncio.gather(*waiting)
         except TimeoutError:
             connection.close()
-            for each in waiting:
-                each.cancel()
             raise LedgerConnectionError(f"Valkey at {where} did not answer within {self._timeout_s:g} s") from None
         except BaseException:
             connection.close()

@@ -17,8 +17,8 @@ from unittest import mock
 
 T = TypeVar("T")
 
-START_S: Final = 1_800_000_000.0
-"""Of the wall clock, since 1970."""
+START_S: Final = 1_800_001_800.0
+"""Of the wall clock, since 1970: in the middle of an hour, so that a step back leaves it in the same."""
 FIRST_S: Final = 1000.0
 """Of the monotonic clock; zero is what code takes for never."""
 EVENTS_MAX: Final = 5_000_000

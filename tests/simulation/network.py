@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.valkey.replies import encoded
+from tests.simulation.valkey.server import Session
 from tests.simulation.valkey.session import RespSession, Server
 
 APART_S: Final = 1e-6
@@ -265,6 +266,15 @@ class Connection(asyncio.Transport):
                 self._answer(reply, share)
         if self._session.closed:
             self.break_off()
+
+    @property
+    def session(self) -> Session:
+        """What the server knows this connection by."""
+        return self._session.session
+
+    def push(self, message: bytes) -> None:
+        """What the server says without being asked."""
+        self._answer(message, 1.0)
 
     def _answer(self, reply: bytes, share: float) -> None:
         if self._closing or self._is_cut:

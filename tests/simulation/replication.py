@@ -75,6 +75,11 @@ class Replication:
         self._begin()
         self.mend_link()
 
+    def resume(self) -> None:
+        """The replica takes a full copy again, as after a restart of either."""
+        if not self._broken:
+            self._begin()
+
     def _begin(self) -> None:
         server, replica = self.server_of(self.primary), self.server_of(self.replica)
         replica.trouble.is_replica, replica.trouble.primary = True, self.primary.address

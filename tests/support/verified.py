@@ -20,4 +20,4 @@ async def assert_verified(client: Client, keys: Keys, *, moved_clock: bool = Fal
     report = await verify_ledger(client, keys, read_charged=None if moved_clock else charged)
     # The ledger's clock may be ahead of the server's, where a test has moved it.
     wrong = [each for each in report.differences if not (moved_clock and each.check is Check.PARTITIONS)]
-    assert wrong == []
+    assert wrong == [], wrong

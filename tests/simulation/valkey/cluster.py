@@ -23,6 +23,9 @@ class SlotTable:
     migrating: dict[int, str] = field(default_factory=dict)
     importing: dict[int, str] = field(default_factory=dict)
     down: bool = False
+    epochs: dict[str, int] = field(default_factory=dict)
+    """The configuration epochs of the primaries; 0 where it is not here."""
+    _ranges: tuple[list[str], list[Reply]] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def whole(cls, address: str) -> SlotTable:
@@ -63,6 +66,19 @@ class SlotTable:
 
     def ranges(self) -> Reply:
         """The answer to CLUSTER SLOTS."""
+        if self._ranges is None or self._ranges[0] != self.owners:
+            self._ranges = list(self.owners), self._read_ranges()
+        return self._ranges[1]
+
+    def nodes(self) -> bytes:
+        """The answer to CLUSTER NODES, without the slots. Ids of nodes are their addresses, as in ``ranges``."""
+        lines = [
+            f"{each} {each}@1 {'myself,' * (each == self.address)}master - 0 0 {self.epochs.get(each, 0)} connected"
+            for each in sorted({*self.owners, self.address} - {""})
+        ]
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    def _read_ranges(self) -> list[Reply]:
         found: list[Reply] = []
         first = 0
         for slot in range(1, SLOTS + 1):

@@ -134,6 +134,13 @@ def cluster_slots(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     return server.slots.ranges()
 
 
+@command("cluster|nodes", 2, while_loading=True)
+def cluster_nodes(server: SimulatedValkey, parts: list[bytes]) -> Reply:
+    if server.slots is None:
+        raise CommandError(_NO_CLUSTER)
+    return server.slots.nodes()
+
+
 @command("asking", 1)
 def asking(server: SimulatedValkey, parts: list[bytes]) -> Reply:
     if server.slots is None:
