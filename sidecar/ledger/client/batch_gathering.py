@@ -27,7 +27,7 @@ from sidecar.ledger.client.settled_window import SettledWindow
 from sidecar.ledger.keys import Keys
 from sidecar.ledger.proof.chain import beginning
 from sidecar.valkey.command import bulk, encode_call, encode_command
-from sidecar.valkey.resp import Reply, RespConnection
+from sidecar.valkey.resp import Reply, RespConnection, ServerAddress
 from sidecar.valkey.scripts import function, script
 
 log = get_logger("sidecar.ledger")
@@ -46,7 +46,8 @@ class BatchGathering:
 
     def __init__(
         self, *, instance: str, home_partition: int, keys: Keys, connect: Connect, connect_to: ConnectTo | None,
-        settings: LinkSettings, views: AccountViews, account_keys: Callable[[str], bytes], counters: LedgerCounters,
+        is_current: Callable[[ServerAddress], bool], settings: LinkSettings, views: AccountViews,
+        account_keys: Callable[[str], bytes], counters: LedgerCounters,
         window: SettledWindow, on_loss: Callable[[], None], on_late_refusal: Callable[[str, int], None],
     ) -> None:  # fmt: skip
         self.instance = instance
@@ -57,6 +58,7 @@ class BatchGathering:
         self.origin = f"{instance}.{home_partition:02d}"
         self._connect = connect
         self._connect_to = connect_to
+        self._is_current = is_current
         self._views = views
         self._versions = views.versions
         self._account_keys = account_keys

@@ -110,14 +110,14 @@ class LedgerClient:
     def _follow_primaries(self) -> None:
         """Takes every link off a server that is no longer its primary: what that one confirms is lost."""
         for link in self._links:
-            anchor = self.keys.instance(link.home_partition, self.instance)
-            link.leave_unless(partial(self._endpoints.is_current, anchor))
+            link.leave_former_primary()
 
     def _make_link(self, home_partition: int) -> Link:
         anchor = self.keys.instance(home_partition, self.instance)
         return Link(
             instance=self.instance, home_partition=home_partition, keys=self.keys,
             connect=lambda: self._endpoints.connect(anchor), connect_to=self._connect_to,
+            is_current=partial(self._endpoints.is_current, anchor),
             settings=self._settings, views=self._views, account_keys=self._account_key, counters=self.counters,
             window=self.window, on_loss=self._on_loss,
             on_late_refusal=lambda account, code: self.on_late_refusal(account, code),

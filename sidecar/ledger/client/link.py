@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 
 from sidecar.basics.logger import get_logger
 from sidecar.ledger.client.batch_replies import BatchReplies
 from sidecar.ledger.client.sealed import chain_before
-from sidecar.valkey.resp import LedgerConnectionError, RespConnection, ServerAddress
+from sidecar.valkey.resp import LedgerConnectionError, RespConnection
 from sidecar.valkey.role import require_primary
 
 log = get_logger("sidecar.ledger")
@@ -27,7 +26,8 @@ nothing of a loss."""
 
 class Link(BatchReplies):
     """``connect`` finds out which server has ``home_partition`` and opens a connection to it; ``connect_to`` opens
-    one to a server of the same cluster by host and port."""
+    one to a server of the same cluster by host and port. ``is_current``: whether a server is the primary of
+    ``home_partition``, as far as is known."""
 
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
@@ -74,6 +74,9 @@ class Link(BatchReplies):
         began = self._loop.time()
         self._answered = False
         self.counters.reconnects += 1
+        if not self._is_current(connection.address):
+            # The primary has changed while this connection was made, when there was none to leave.
+            return False
         self._connection = connection
         self._refused_since = 0.0
         self._ready.set()
@@ -184,10 +187,10 @@ class Link(BatchReplies):
         if self._entry is not None:
             await asyncio.gather(self._entry, return_exceptions=True)
 
-    def leave_unless(self, is_current: Callable[[ServerAddress], bool]) -> None:
+    def leave_former_primary(self) -> None:
         """Leaves a server that is not the primary any more; the maintainer finds the one that is."""
         connection = self._connection
-        if connection is not None and not connection.closed and not is_current(connection.address):
+        if connection is not None and not connection.closed and not self._is_current(connection.address):
             log.warning("another server is the primary now", link=self.origin, left=str(connection.address))
             connection.close()
 
