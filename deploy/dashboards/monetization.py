@@ -168,13 +168,15 @@ LAGO: Final = Row(
         ),
         Panel(
             "Usage that Lago does not accept",
-            "Events that Lago refused, events not known to be delivered, units pushed that OpenMeter no longer has,"
-            " accounts that failed, metrics that cannot be pushed. All but 'events pending' should be zero: runbook"
-            " QuotaSyncIncomplete.",
+            "Events that Lago refused, events not known to be delivered, units pushed beyond what the ledger has charged,"
+            " units in OpenMeter that it has not charged, metrics held back, accounts that failed, metrics that cannot be"
+            " pushed. All but 'events pending' should be zero: runbook QuotaSyncIncomplete.",
             (
                 Query("max(sidecar_sync_set_aside_events{CONTROL} LEADER)", "events set aside"),
                 Query("max(sidecar_sync_pending_events{CONTROL} LEADER)", "events pending"),
                 Query("max(sidecar_sync_excess_units{CONTROL} LEADER)", "excess units"),
+                Query("max(sidecar_sync_surplus_units{CONTROL} LEADER)", "surplus units"),
+                Query("max(sidecar_sync_held_back{CONTROL} LEADER)", "metrics held back"),
                 Query("max(sidecar_sync_accounts_failed{CONTROL} LEADER)", "accounts failed"),
                 Query("max(sidecar_sync_refused_metrics{CONTROL} LEADER)", "metrics refused"),
             ),

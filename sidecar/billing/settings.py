@@ -129,6 +129,12 @@ class SyncSettings(_Model):
     """How metered usage is brought from OpenMeter to Lago."""
 
     enabled: bool = Field(default=True, description="Whether the control plane pushes usage to Lago.")
+    source: Literal["openmeter", "ledger"] = Field(
+        default="openmeter",
+        description="Whose counts are pushed. `openmeter`: what OpenMeter shows, never more than the ledger has "
+        "charged. `ledger`: what the ledger has charged, hour by hour. With either, the sync pushes from the ledger "
+        "what OpenMeter does not show five minutes after the end of a period.",
+    )
     interval_s: int = Field(default=3_600, ge=1, le=86_400, description="Seconds between two pushes.")
     window_s: Literal[60, 300, 900, 3600] = Field(
         default=3_600, description="Length in seconds of a window of usage. Each window is one event in Lago."
@@ -156,6 +162,12 @@ class SyncSettings(_Model):
         description="Handling of usage that missed its invoice. `report`: show it (metric and table). `carry`: bill "
         "it in the next period, at the price of that period.",
     )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> SyncSettings:
+        if self.source == "ledger" and self.window_s != 3_600:
+            raise ValueError("source ledger needs window_s 3600: the ledger counts by the hour")
+        return self
 
 
 class AuditSettings(_Model):

@@ -125,7 +125,11 @@ class ControlWork:
         try:
             for metric in metrics:
                 rows = await self.query.usage(metric, start_ms, end_ms, subject=account, window=None)
-                counted[metric] = sum(row.units for row in rows if row.subject == account)
+                mine = [row for row in rows if row.subject == account]
+                fault = next((row.fault for row in mine if row.fault), "")
+                if fault:
+                    raise CountsUnavailable(f"OpenMeter's answer for {account} {fault}")
+                counted[metric] = sum(row.units for row in mine)
         except QueryError as error:
             raise CountsUnavailable(str(error)) from None
         return counted

@@ -57,6 +57,11 @@ class LagoCollector(Collector):
         yield CounterMetricFamily(
             "sidecar_sync_carried_units", "Late units that are billed in a later period.", value=total.carried_units
         )
+        yield CounterMetricFamily(
+            "sidecar_sync_ledger_units",
+            "Units pushed by the ledger's own counts, since OpenMeter did not show them before the invoice.",
+            value=total.ledger_units,
+        )
         yield GaugeMetricFamily(
             "sidecar_sync_refused_metrics",
             "Metrics that cannot be pushed because of their definition in Lago. The log has the reason.",
@@ -67,7 +72,9 @@ class LagoCollector(Collector):
             for name, text, value in (
                 ("set_aside_events", "Events that Lago refuses.", counts.set_aside),
                 ("pending_events", "Events not known to be delivered.", counts.pending),
-                ("excess_units", "Units pushed that OpenMeter no longer has.", counts.excess_units),
+                ("excess_units", "Units pushed beyond what the ledger has charged.", counts.excess_units),
+                ("surplus_units", "Units in OpenMeter that the ledger has not charged.", counts.surplus_units),
+                ("held_back", "Metrics of periods whose answer from OpenMeter cannot be.", counts.held),
                 ("accounts_failed", "Accounts whose usage could not be pushed.", counts.accounts_failed),
             ):
                 yield GaugeMetricFamily(f"sidecar_sync_{name}", text, value=value)

@@ -8,9 +8,10 @@ from decimal import Decimal
 from typing import Final
 
 from sidecar.billing.settings import SyncSettings
+from sidecar.billing.usage_sync.billable_units import LEDGER_AFTER_S, ChargedUnits, billable_units
 from sidecar.billing.usage_sync.delivery import DeliveryOutcome
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
-from sidecar.billing.usage_sync.metered_usage import UsageRange
+from sidecar.billing.usage_sync.metered_usage import Shown, UsageRange
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.planning import (
     Finding,
@@ -27,6 +28,13 @@ from sidecar.billing.usage_sync.planning import (
 from sidecar.billing.usage_sync.pushed_usage import PushedUsage
 from sidecar.billing.usage_sync.sync_report import Counts, ReportBuilder, RowKind, SyncRow
 from sidecar.billing.usage_sync.sync_store import SyncState, SyncStateChange
+from sidecar.ledger.account_counts import AccountCounts
+
+SURPLUS_CAUSE: Final = (
+    "OpenMeter shows more than the ledger has charged, which is not billed: it counts events twice (sink.dedupe.enabled"
+    " is off, or its driver is memory), or another producer sends events of this subject"
+)
+LEDGER_CAUSE: Final = "OpenMeter does not show them, and Lago makes the invoice: pushed by the ledger's own counts"
 
 PUSHED_USAGES_DONE_MAX: Final = 64
 """Periods and metrics of one account that are kept after the last look at them, for comparisons with invoices."""
@@ -121,9 +129,45 @@ class AccountWork:
                 )
             )
 
+    def _billable(
+        self,
+        metric_period: MetricPeriod,
+        units: Mapping[UsageRange, Shown],
+        counts: AccountCounts,
+        round_time: RoundTime,
+        settings: SyncSettings,
+        report: ReportBuilder,
+    ) -> tuple[int | None, ...]:
+        """The units to bill of each segment; what is wrong with them goes into the report."""
+        link, metric = metric_period.link, metric_period.metric
+        # What is not frozen of a period that is billed is late usage, of which the ledger may have forgotten N.
+        period = counts.periods.get((link.ledger_start_ms, metric), None if link.is_final else 0)
+        is_due = not link.is_final and round_time.now_s >= link.end_s + LEDGER_AFTER_S
+        billable = billable_units(
+            metric_period.to_compare,
+            [units[usage_range] for usage_range in metric_period.ranges(self.account.id)],
+            metric_period.pushed_usage,
+            ChargedUnits(metric, counts, period),
+            from_ledger=settings.source == "ledger" or is_due,
+            end_s=link.end_s if round_time.now_s >= link.end_s else None,
+        )
+        if billable.held:
+            report.counts.held += 1
+            report.add(self._row(link.ledger_start_ms, metric, "held", 0, detail=billable.held, is_new=False))
+        if billable.surplus:
+            report.counts.surplus_units += billable.surplus
+            report.add(
+                self._row(link.ledger_start_ms, metric, "surplus", billable.surplus, detail=SURPLUS_CAUSE, is_new=False)
+            )
+        if billable.from_ledger and settings.source != "ledger":
+            report.counts.ledger_units += billable.from_ledger
+            report.add(self._row(link.ledger_start_ms, metric, "ledger", billable.from_ledger, detail=LEDGER_CAUSE))
+        return billable.units
+
     def plan(
         self,
-        units: Mapping[UsageRange, int],
+        units: Mapping[UsageRange, Shown],
+        counts: AccountCounts,
         fields: Mapping[str, str],
         round_time: RoundTime,
         settings: SyncSettings,
@@ -135,13 +179,13 @@ class AccountWork:
         pushed_usages: dict[tuple[int, str], PushedUsage] = {}
         carried: list[tuple[PeriodLink, str, int]] = []
         for metric_period in self.metric_periods:
-            counted = [units[usage_range] for usage_range in metric_period.ranges(self.account.id)]
+            billable = self._billable(metric_period, units, counts, round_time, settings, report)
             current = self.account.current(metric_period.metric) if settings.late_usage == "carry" else None
             planned = plan_usage(
                 metric_period.link,
                 metric_period.pushed_usage,
                 metric_period.to_compare,
-                counted,
+                billable,
                 round_time,
                 settings,
                 fields[metric_period.metric],
@@ -289,7 +333,7 @@ class AccountWork:
             detail = "missed its invoice" if finding.is_new else "missed its invoice, as reported before"
         else:
             report.counts.excess_units += finding.units
-            detail = "pushed, and no longer in OpenMeter; Lago takes nothing back"
+            detail = "pushed, and more than the ledger has charged; Lago takes nothing back"
         report.add(
             self._row(
                 metric_period.link.ledger_start_ms,

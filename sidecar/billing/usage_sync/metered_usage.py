@@ -1,21 +1,24 @@
 """Reads metered usage from OpenMeter with as few queries as possible.
 
 Most accounts want the same hours, so an hour that two accounts want is asked for all subjects at once and kept for the
-whole round. The rest, intervals cut by the bounds of a period and hours that one account is behind, is asked for that
-account alone, neighbouring hours with one query.
+whole round, as long as there is room. If the answer is too large it is asked for fewer hours, in the end for the
+accounts that want it. The rest, intervals cut by the bounds of a period and hours that one account is behind, is asked
+for that account alone, neighbouring hours with one query.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Final, Literal, Protocol
+from urllib.parse import quote
 
 from sidecar.billing.usage_sync.concurrency import gather_limited
 from sidecar.billing.usage_sync.pushed_usage import HOUR_S
+from sidecar.metering.openmeter.query_rows import AnswerTooLarge
 
 Window = Literal["HOUR", "MINUTE"]
 
@@ -27,6 +30,12 @@ QUERIES_MAX: Final = 4
 SHARED_CELLS_MAX: Final[dict[Window, int]] = {"HOUR": 6, "MINUTE": 10}
 """Windows in one query for all subjects: ten thousand subjects give as many rows for each."""
 OWN_CELLS_MAX: Final = 2_000
+SUBJECTS_MAX: Final = 100
+"""Of one query (OpenMeter's OpenAPI document, MeterQueryRequest)."""
+SUBJECT_CHARS_MAX: Final = 4_000
+"""Of all subjects in one query: proxies allow 8 kB for a request's first line."""
+KEPT_MAX: Final = 1_000_000
+"""Counts of subjects that are kept for the round; the windows that came first go when there are more."""
 
 
 class Row(Protocol):
@@ -38,13 +47,32 @@ class Row(Protocol):
     def window_start_ms(self) -> int: ...
     @property
     def units(self) -> int: ...
+    @property
+    def fault(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NotShown:
+    """In the place of units: OpenMeter does not say. ``is_fault``: what it says of this account cannot be."""
+
+    reason: str
+    is_fault: bool = True
+
+
+Shown = int | NotShown
 
 
 class UsageQuery(Protocol):
     """OpenMeter's query; raises ``sidecar.metering.openmeter.meter_query.QueryError``."""
 
     async def usage(
-        self, metric: str, from_ms: int, to_ms: int, *, subject: str | None = None, window: Window | None = "HOUR"
+        self,
+        metric: str,
+        from_ms: int,
+        to_ms: int,
+        *,
+        subject: str | Sequence[str] | None = None,
+        window: Window | None = "HOUR",
     ) -> Sequence[Row]: ...
 
 
@@ -86,11 +114,13 @@ class UsageReader:
     def __init__(self, query: UsageQuery) -> None:
         self._query = query
         # For all subjects, kept for the round.
-        self._cells: dict[_Cell, dict[str, int]] = {}
-        self._intervals: dict[_Interval, dict[str, int]] = {}
+        self._cells: dict[_Cell, dict[str, Shown]] = {}
+        self._intervals: dict[_Interval, dict[str, Shown]] = {}
+        self._names: dict[str, str] = {}
+        self._too_large: set[_Cell] = set()
         # For one account, kept for the page.
-        self._own_cells: dict[tuple[str, _Cell], int] = {}
-        self._own_intervals: dict[tuple[str, _Interval], int] = {}
+        self._own_cells: dict[tuple[str, _Cell], Shown] = {}
+        self._own_intervals: dict[tuple[str, _Interval], Shown] = {}
 
     def __repr__(self) -> str:
         return f"UsageReader({len(self._cells)} windows and {len(self._intervals)} intervals of all subjects)"
@@ -115,17 +145,18 @@ class UsageReader:
         shared = [cell for cell, accounts in unknown.items() if len(accounts) > 1]
         own = [(next(iter(accounts)), cell) for cell, accounts in unknown.items() if len(accounts) == 1]
         queries: list[Callable[[], Awaitable[None]]] = [
-            *(partial(self._fetch_cells, run) for run in _runs(shared, SHARED_CELLS_MAX)),
+            *(partial(self._fetch_cells, run, unknown) for run in _runs(shared, SHARED_CELLS_MAX)),
             *(partial(self._fetch_own_cells, account, run) for account, run in _own_runs(own)),
             *(
-                partial(self._fetch_interval, interval, None if len(accounts) > 1 else next(iter(accounts)))
+                partial(self._fetch_interval, interval, accounts)
                 for interval, accounts in intervals.items()
                 if interval not in self._intervals
             ),
         ]
+        self._make_room(cells.keys())
         await gather_limited(lambda query: query(), queries, QUERIES_MAX)
 
-    def units(self, usage_range: UsageRange) -> int:
+    def units(self, usage_range: UsageRange) -> Shown:
         """Units of a range that was loaded last. OpenMeter has no row for what has no usage."""
         window, account = usage_range.window(), usage_range.account
         if window is None:
@@ -133,45 +164,119 @@ class UsageReader:
             if interval in self._intervals:
                 return self._intervals[interval].get(account, 0)
             return self._own_intervals[account, interval]
-        return sum(
-            self._cells[cell].get(account, 0) if cell in self._cells else self._own_cells[account, cell]
-            for cell in _cells(usage_range, window)
-        )
+        total = 0
+        for cell in _cells(usage_range, window):
+            shown = self._cells[cell].get(account, 0) if cell in self._cells else self._own_cells[account, cell]
+            if isinstance(shown, NotShown):
+                return shown
+            total += shown
+        return total
 
-    async def _fetch_cells(self, run: Sequence[_Cell]) -> None:
-        rows = await self._ask(run, None)
-        found: dict[_Cell, Counter[str]] = {cell: Counter() for cell in run}
+    def _make_room(self, wanted: Collection[_Cell]) -> None:
+        kept = sum(map(len, self._cells.values())) + sum(map(len, self._intervals.values()))
+        for cell in [cell for cell in self._cells if cell not in wanted]:
+            if kept <= KEPT_MAX:
+                return
+            kept -= len(self._cells.pop(cell))
+
+    async def _fetch_cells(self, run: Sequence[_Cell], wanted: Mapping[_Cell, Collection[str]]) -> None:
+        if not self._too_large.isdisjoint(run) and len(run) > 1:
+            await self._fetch_halves(run, wanted)
+            return
+        try:
+            if run[0] in self._too_large:
+                raise AnswerTooLarge(0)
+            self._note_cells(run, await self._ask(run, None))
+        except AnswerTooLarge:
+            if len(run) > 1:
+                await self._fetch_halves(run, wanted)
+                return
+            self._too_large.add(run[0])
+            # For this page only: the accounts of the next one are not in it.
+            for some in _chunks(sorted(wanted[run[0]])):
+                rows = await self._ask(run, some)
+                self._own_cells.update(((account, run[0]), 0) for account in some)
+                for account, shown in _by_subject(rows).items():
+                    self._own_cells[account, run[0]] = shown
+
+    async def _fetch_halves(self, run: Sequence[_Cell], wanted: Mapping[_Cell, Collection[str]]) -> None:
+        half = len(run) // 2
+        await self._fetch_cells(run[:half], wanted)
+        await self._fetch_cells(run[half:], wanted)
+
+    def _note_cells(self, run: Sequence[_Cell], rows: Sequence[Row]) -> None:
+        found: dict[_Cell, dict[str, Shown]] = {cell: {} for cell in run}
+        faults = {row.subject: row.fault for row in rows if row.fault}
+        names = self._names
         for row in rows:
             cell = _Cell(run[0].metric, run[0].window, row.window_start_ms // 1000)
-            if cell in found:
-                found[cell][row.subject] += row.units
-        self._cells.update((cell, dict(by_subject)) for cell, by_subject in found.items())
+            if cell in found and row.subject not in faults:
+                found[cell][names.setdefault(row.subject, row.subject)] = row.units
+        for subject, fault in faults.items():
+            for by_subject in found.values():
+                by_subject[subject] = _not_shown(fault)
+        self._cells.update(found)
 
     async def _fetch_own_cells(self, account: str, run: Sequence[_Cell]) -> None:
-        rows = await self._ask(run, account)
-        self._own_cells.update(((account, cell), 0) for cell in run)
+        rows = [row for row in await self._ask(run, account) if row.subject == account]
+        fault = next((row.fault for row in rows if row.fault), "")
+        nothing: Shown = _not_shown(fault) if fault else 0
+        self._own_cells.update(((account, cell), nothing) for cell in run)
         for row in rows:
             key = account, _Cell(run[0].metric, run[0].window, row.window_start_ms // 1000)
-            if row.subject == account and key in self._own_cells:
-                self._own_cells[key] += row.units
+            if not fault and key in self._own_cells:
+                self._own_cells[key] = row.units
 
-    async def _ask(self, run: Sequence[_Cell], subject: str | None) -> Sequence[Row]:
+    async def _ask(self, run: Sequence[_Cell], subject: str | Sequence[str] | None) -> Sequence[Row]:
         first, end_s = run[0], run[-1].start_s + STEP_S[run[-1].window]
         return await self._query.usage(
             first.metric, first.start_s * 1000, end_s * 1000, subject=subject, window=first.window
         )
 
-    async def _fetch_interval(self, interval: _Interval, account: str | None) -> None:
-        rows = await self._query.usage(
-            interval.metric, interval.start_s * 1000, interval.end_s * 1000, subject=account, window=None
+    async def _fetch_interval(self, interval: _Interval, accounts: Collection[str]) -> None:
+        if len(accounts) > 1:
+            try:
+                self._intervals[interval] = _by_subject(await self._ask_interval(interval, None))
+            except AnswerTooLarge:
+                pass
+            else:
+                return
+        for some in _chunks(sorted(accounts)):
+            shown = _by_subject(await self._ask_interval(interval, some if len(some) > 1 else some[0]))
+            self._own_intervals.update(((account, interval), shown.get(account, 0)) for account in some)
+
+    async def _ask_interval(self, interval: _Interval, subject: str | Sequence[str] | None) -> Sequence[Row]:
+        return await self._query.usage(
+            interval.metric, interval.start_s * 1000, interval.end_s * 1000, subject=subject, window=None
         )
-        totals = Counter[str]()
-        for row in rows:
-            totals[row.subject] += row.units
-        if account is None:
-            self._intervals[interval] = dict(totals)
-        else:
-            self._own_intervals[account, interval] = totals[account]
+
+
+def _not_shown(fault: str) -> NotShown:
+    return NotShown(f"OpenMeter's answer {fault}")
+
+
+def _by_subject(rows: Sequence[Row]) -> dict[str, Shown]:
+    """Of one window."""
+    found: dict[str, Shown] = {}
+    for row in rows:
+        if row.fault or not isinstance(found.get(row.subject), NotShown):
+            found[row.subject] = _not_shown(row.fault) if row.fault else row.units
+    return found
+
+
+def _chunks(subjects: Sequence[str]) -> Iterator[list[str]]:
+    """As many at a time as one query may name."""
+    some: list[str] = []
+    chars = 0
+    for subject in subjects:
+        more = len(quote(subject, safe="")) + len("&subject=")
+        if some and (len(some) >= SUBJECTS_MAX or chars + more > SUBJECT_CHARS_MAX):
+            yield some
+            some, chars = [], 0
+        some.append(subject)
+        chars += more
+    if some:
+        yield some
 
 
 def _interval(usage_range: UsageRange) -> _Interval:

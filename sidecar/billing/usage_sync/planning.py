@@ -47,8 +47,8 @@ class SegmentToCompare:
 class Finding:
     """Units that were not pushed, and why.
 
-    ``late``: they missed the invoice; ``is_new`` tells those that were not reported before. ``excess``: OpenMeter has
-    fewer than were pushed, and nothing can be taken back; whether that was reported is not remembered.
+    ``late``: they missed the invoice; ``is_new`` tells those that were not reported before. ``excess``: more were
+    pushed than are to be billed, and nothing can be taken back; whether that was reported is not remembered.
     """
 
     kind: Literal["late", "excess"]
@@ -141,13 +141,13 @@ def plan_usage(
     link: PeriodLink,
     pushed_usage: PushedUsage,
     found: Sequence[SegmentToCompare],
-    units: Sequence[int],
+    units: Sequence[int | None],
     round_time: RoundTime,
     settings: SyncSettings,
     field_name: str,
     current: PeriodLink | None = None,
 ) -> PlannedUsage:
-    """Compare OpenMeter's ``units`` of each segment with what was frozen.
+    """Compare the ``units`` to bill of each segment with what was frozen. None: it is held back, and looked at again.
 
     ``field_name``: the property that Lago sums. ``current``: the period that usage is carried into which missed its
     invoice; None: it is only reported.
@@ -158,6 +158,8 @@ def plan_usage(
     findings: list[Finding] = []
     carried, through_s = 0, pushed_usage.through_s
     for compared, counted in zip(found, units, strict=True):
+        if counted is None:
+            continue
         segment, event, finding = _plan_segment(link, pushed_usage.metric, compared, counted, field_name, carries_into)
         if segment != compared.segment:
             changed.append(segment)

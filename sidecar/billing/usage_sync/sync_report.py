@@ -9,8 +9,9 @@ from typing import Final, Literal
 ROWS_MAX: Final = 1_000
 
 RowKind = Literal[
-    "pushed", "carried", "late", "excess", "duplicate", "adopted", "rejected", "conflict", "unseen", "error"
-]
+    "pushed", "carried", "late", "excess", "duplicate", "adopted", "rejected", "conflict", "unseen", "error", "held",
+    "surplus", "ledger"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,13 @@ class Counts:
     ``carried_events`` and ``carried_units`` bill older periods. ``duplicates``: Lago had them already, as frozen;
     ``adopted``: with other units. ``rejected`` and ``conflicts``: events that were set aside. ``voided``: events that
     were frozen and never reached Lago before their invoice, and so are late usage. ``late_units``: missed their invoice
-    and were not reported before.
+    and were not reported before. ``ledger_units``: pushed by the ledger's own counts, since OpenMeter did not show them
+    in time.
 
     ``set_aside``: events that are. ``pending``: events that are frozen and not known to be delivered.
-    ``late_units_known``: all units that missed their invoice, ``rescan_s`` back. ``excess_units``: pushed, and no
-    longer in OpenMeter.
+    ``late_units_known``: all units that missed their invoice, ``rescan_s`` back. ``excess_units``: pushed, and more
+    than the ledger has charged. ``surplus_units``: that OpenMeter shows beyond what the ledger has charged; they are
+    not pushed. ``held``: metrics of periods that are held back, since OpenMeter's answer cannot be.
     """
 
     accounts: int = 0
@@ -56,10 +59,13 @@ class Counts:
     conflicts: int = 0
     voided: int = 0
     late_units: int = 0
+    ledger_units: int = 0
     set_aside: int = 0
     pending: int = 0
     late_units_known: int = 0
     excess_units: int = 0
+    surplus_units: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,14 @@ class SyncReport:
     def is_clean(self) -> bool:
         """Whether all usage that is due has reached Lago, as far as OpenMeter knows it."""
         left = self.counts
-        return self.is_complete and not (left.pending or left.set_aside or left.late_units_known or left.excess_units)
+        return self.is_complete and not (
+            left.pending
+            or left.set_aside
+            or left.late_units_known
+            or left.excess_units
+            or left.surplus_units
+            or left.held
+        )
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ is sent again as it is by the next one, what is not frozen was never sent.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.errors import LagoError
@@ -19,21 +19,33 @@ from sidecar.billing.usage_sync.concurrency import gather_limited, pages
 from sidecar.billing.usage_sync.delivery import DeliveryOutcome, EventClient, EventDelivery
 from sidecar.billing.usage_sync.delivery_outcomes import apply_outcomes
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
-from sidecar.billing.usage_sync.metered_usage import UsageQuery, UsageRange, UsageReader
+from sidecar.billing.usage_sync.metered_usage import NotShown, Shown, UsageQuery, UsageRange, UsageReader
 from sidecar.billing.usage_sync.period_links import SyncAccount
 from sidecar.billing.usage_sync.planning import RoundTime
+from sidecar.billing.usage_sync.pushed_usage import HOUR_S
 from sidecar.billing.usage_sync.sync_report import ReportBuilder, SyncReport, SyncRow
 from sidecar.billing.usage_sync.sync_store import Fenced, SyncState, SyncStateChange, SyncStateError, SyncStore
+from sidecar.ledger.account_counts import AccountCounts
+from sidecar.ledger.hours import MalformedHours
 from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import CLIENT_ERRORS
 
 PAGE_ACCOUNTS: Final = 500
 VALKEY_CALLS_MAX: Final = 32
 LOOK_UPS_MAX: Final = 4
+ALL_METRICS: Final = ""
 
 
 class _Stopped(Exception):
     """The round cannot go on. The message says why."""
+
+
+class CountsReader(Protocol):
+    """``sidecar.ledger.account_counts.AccountCountsReader``."""
+
+    async def read(
+        self, accounts: Sequence[str], from_hour: int, to_hour: int
+    ) -> Mapping[str, AccountCounts | MalformedHours]: ...
 
 
 class SyncRound:
@@ -46,9 +58,11 @@ class SyncRound:
         query: UsageQuery,
         settings: SyncSettings,
         *,
+        counts: CountsReader,
         token: int,
         round_time: RoundTime,
     ) -> None:
+        self._counts = counts
         self._store = store
         self._lago = lago
         self._query = query
@@ -59,6 +73,7 @@ class SyncRound:
         self._delivery = EventDelivery(lago, settings.batch_events_max)
         self._readers: dict[str, UsageReader] = {}
         self._fields: dict[str, str] = {}
+        self._unshown: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"SyncRound({self._round_time}, token {self._token}, {self._report.counts.accounts} accounts)"
@@ -118,7 +133,7 @@ class SyncRound:
         await self._send([(work, each) for work, each in known if work.is_due(each, self._round_time, self._settings)])
 
     def _can_be_sent(self, work: AccountWork, frozen_event: FrozenEvent) -> bool:
-        if frozen_event.metric in self._report.refused:
+        if frozen_event.metric not in self._fields:
             return False
         now = self._fields[frozen_event.metric]
         if frozen_event.field_name == now:
@@ -155,35 +170,77 @@ class SyncRound:
     async def _plan(self, works: Sequence[AccountWork]) -> None:
         for work in works:
             if not work.has_failed:
-                work.find_metric_periods(self._report.refused, self._round_time, self._settings, self._report)
-        units = await self._count([work for work in works if not work.has_failed])
-        for work in works:
+                # A metric that OpenMeter cannot count is looked at all the same: the ledger may make up for it.
+                refused = {code: why for code, why in self._report.refused.items() if code not in self._fields}
+                work.find_metric_periods(refused, self._round_time, self._settings, self._report)
+        planned = [work for work in works if not work.has_failed]
+        units = await self._shown(planned)
+        # After OpenMeter: the ledger has charged what OpenMeter shows.
+        counts = await self._charged(planned)
+        for work in planned:
             if not work.has_failed:
                 work.metric_periods = [
-                    metric_period
-                    for metric_period in work.metric_periods
-                    if metric_period.metric not in self._report.refused
+                    metric_period for metric_period in work.metric_periods if metric_period.metric in self._fields
                 ]
-                work.plan(units, self._fields, self._round_time, self._settings, self._report)
+                work.plan(units, counts[work.account.id], self._fields, self._round_time, self._settings, self._report)
 
-    async def _count(self, works: Sequence[AccountWork]) -> Mapping[UsageRange, int]:
-        """Count units in OpenMeter; a metric that it cannot count is refused."""
+    @property
+    def _uses_ledger(self) -> bool:
+        return self._settings.source == "ledger"
+
+    async def _shown(self, works: Sequence[AccountWork]) -> Mapping[UsageRange, Shown]:
+        """The units that OpenMeter shows, or why it shows none. Where it does not answer the round goes on: what is
+        due is billed by the ledger's counts."""
         ranges: dict[str, list[UsageRange]] = {}
         for work in works:
             for metric_period in work.metric_periods:
                 ranges.setdefault(metric_period.metric, []).extend(metric_period.ranges(work.account.id))
-        units: dict[UsageRange, int] = {}
+        units: dict[UsageRange, Shown] = {}
         for metric, of_metric in ranges.items():
-            reader = self._readers.setdefault(metric, UsageReader(self._query))
-            try:
-                await reader.load(of_metric)
-            except QueryError as error:
-                if error.transient:
-                    raise _Stopped(str(error)) from error
-                self._report.refused[metric] = str(error)
-                continue
-            units.update((usage_range, reader.units(usage_range)) for usage_range in of_metric)
+            reason = self._unshown.get(metric) or self._unshown.get(ALL_METRICS)
+            if reason is None and not self._uses_ledger:
+                reader = self._readers.setdefault(metric, UsageReader(self._query))
+                try:
+                    await reader.load(of_metric)
+                except QueryError as error:
+                    reason = self._note_unshown(metric, error)
+                else:
+                    units.update((usage_range, reader.units(usage_range)) for usage_range in of_metric)
+                    continue
+            nothing = NotShown(reason or "", is_fault=False)
+            units.update((usage_range, nothing) for usage_range in of_metric)
         return units
+
+    def _note_unshown(self, metric: str, error: QueryError) -> str:
+        if error.transient:
+            # Nobody waits for as many timeouts as there are metrics.
+            self._unshown[ALL_METRICS] = self._report.stopped = str(error)
+        else:
+            self._unshown[metric] = self._report.refused[metric] = str(error)
+        return str(error)
+
+    async def _charged(self, works: Sequence[AccountWork]) -> Mapping[str, AccountCounts]:
+        """What the ledger has charged. An account whose counts cannot be read is left for the next round."""
+        now_hour = self._round_time.now_s // HOUR_S + 1
+        starts = [
+            metric_period.to_compare[0].segment.start_s
+            for work in works
+            for metric_period in work.metric_periods
+            if metric_period.to_compare
+        ]
+        from_hour = min(starts) // HOUR_S if starts else now_hour
+        try:
+            read = await self._counts.read([work.account.id for work in works], from_hour, now_hour)
+        except CLIENT_ERRORS as error:
+            raise _Stopped(f"the ledger cannot be reached: {reason_of(error)}") from error
+        found: dict[str, AccountCounts] = {}
+        for work in works:
+            counts = read[work.account.id]
+            if isinstance(counts, MalformedHours):
+                work.fail(str(counts), self._report)
+            else:
+                found[work.account.id] = counts
+        return found
 
     async def _freeze(self, works: Sequence[AccountWork]) -> None:
         async def freeze(work: AccountWork) -> None:

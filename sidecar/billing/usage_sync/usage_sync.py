@@ -17,9 +17,11 @@ from sidecar.billing.usage_sync.metered_usage import UsageQuery
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import SyncMetrics, SyncReport
-from sidecar.billing.usage_sync.sync_round import SyncRound
+from sidecar.billing.usage_sync.sync_round import CountsReader, SyncRound
 from sidecar.billing.usage_sync.sync_store import SyncState, ValkeySyncStore
+from sidecar.ledger.account_counts import AccountCountsReader
 from sidecar.ledger.keys import Keys
+from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import Client
 
 log = get_logger("sidecar.billing.usage_sync")
@@ -28,6 +30,11 @@ RESCAN_EVERY_S: Final = 900
 """Late usage is looked for no more often than this, however short the interval between two rounds."""
 
 LOGGED_ROWS_MAX: Final = 20
+STANDING: Final = {
+    "excess_units": "more units were pushed than the ledger has charged",
+    "surplus_units": "openmeter shows more units than the ledger has charged, they are not billed",
+    "held": "usage is held back: openmeter's answer cannot be",
+}
 
 
 class Sync:
@@ -42,8 +49,11 @@ class Sync:
         settings: SyncSettings,
         *,
         clock: Clock | None = None,
+        counts: CountsReader | None = None,
     ) -> None:
+        """``counts``: what the ledger has charged; None: the ledger of ``client``."""
         self._store = ValkeySyncStore(client, keys)
+        self._counts = counts or AccountCountsReader(client, keys)
         self._lago = lago
         self._query = query
         self._settings = settings
@@ -75,7 +85,10 @@ class Sync:
             now_s = now_ms // 1000
             rescan = flush or self._rescan_due_s is None or now_s >= self._rescan_due_s
             round_time = RoundTime(now_s, flush=flush, rescan=rescan)
-            one = SyncRound(self._store, self._lago, self._query, self._settings, token=token, round_time=round_time)
+            one = SyncRound(
+                self._store, self._lago, self._query, self._settings,
+                counts=self._counts, token=token, round_time=round_time,
+            )  # fmt: skip
             report = await one.run(accounts)
             if rescan and report.stopped is None:
                 self._rescan_due_s = now_s + RESCAN_EVERY_S
@@ -110,7 +123,11 @@ class Sync:
                 rows = await self._query.usage(
                     metric, each.ledger_start_ms, each.ledger_end_ms, subject=account, window=None
                 )
-                counted = sum(row.units for row in rows if row.subject == account)
+                counted = 0
+                for row in rows:
+                    if row.subject == account and row.fault:
+                        raise QueryError(f"OpenMeter's answer for {account} {row.fault}", transient=False)
+                    counted += row.units if row.subject == account else 0
                 sums[metric] = _plus(sums.get(metric, SyncedUnits()), counted, state, each, metric)
         return compare(account, links, ledger, sums, invoice)
 
@@ -145,8 +162,11 @@ def _log(report: SyncReport, before: SyncMetrics) -> None:
     for metric, reason in report.refused.items():
         if before.refused.get(metric) != reason:
             log.warning("metric not pushed", metric=metric, reason=reason)
-    if counts.excess_units != before.last.excess_units and report.stopped is None:
-        log.warning("openmeter has fewer units than were pushed", units=counts.excess_units)
+    if report.stopped is None:
+        for name, what in STANDING.items():
+            now = getattr(counts, name)
+            if now != getattr(before.last, name):
+                log.warning(what, **{"metrics" if name == "held" else "units": now})
     troubles = [row for row in report.rows if row.is_new and row.kind not in ("pushed", "carried", "duplicate")]
     for row in troubles[:LOGGED_ROWS_MAX]:
         log.warning(

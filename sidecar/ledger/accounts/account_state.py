@@ -239,6 +239,18 @@ def decode_account(account: str, state: bytes | None, values: Sequence[bytes | N
         raise MalformedAccount(f"account {account!r} cannot be read from the ledger: {error}") from error
 
 
+def decode_closed(packed: bytes | None) -> tuple[ClosedUsage, ...]:
+    """The field ``closed`` of an account's hash.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return tuple(
+        ClosedUsage(_whole(start_ms), _text(metric), _count(units), _whole(spent), _text(name))
+        for start_ms, name, metric, units, spent in _rows(_array(packed), _CLOSED)
+    )
+
+
 def _decode(state: StateValues, fields: Mapping[str, bytes | None]) -> AccountState:
     version, status, ceiling, counts_unsettled, interval_us, burst, day_limit, unsettled = state.terms
     version = _whole(version)
@@ -259,10 +271,7 @@ def _decode(state: StateValues, fields: Mapping[str, bytes | None]) -> AccountSt
         day_limit=_whole(day_limit),
         unsettled=_whole(unsettled),
         subscriptions=tuple(_subscriptions(state, _array(fields["prices"]), _array(fields["periods"]))),
-        closed=tuple(
-            ClosedUsage(_whole(start_ms), _text(metric), _count(units), _whole(spent), _text(name))
-            for start_ms, name, metric, units, spent in _rows(_array(fields["closed"]), _CLOSED)
-        ),
+        closed=decode_closed(fields["closed"]),
         digits=digits,
         currency=currency,
         mode=mode,

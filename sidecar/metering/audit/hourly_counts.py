@@ -30,7 +30,8 @@ Progress = Callable[[int, int], None]
 class OpenHour:
     """An hour that is not known to agree. ``counts``: the cells in which the sides differ or of which something waits.
 
-    ``answered``: OpenMeter has said everything that there was to ask.
+    ``answered``: OpenMeter has said everything that there was to ask. ``unknown``: accounts and metrics of which
+    it says what cannot be.
     """
 
     hour: int
@@ -40,6 +41,7 @@ class OpenHour:
     openmeter_units: int = 0
     answered: bool = True
     counts: dict[Cell, Counts] = field(default_factory=dict)
+    unknown: set[tuple[str, str]] = field(default_factory=set)
 
 
 class HourlyCounts:
@@ -131,14 +133,18 @@ class HourlyCounts:
                     break
                 self._metrics.remove(metric)
                 continue
-            found |= {(row.subject, metric): row.units for row in rows}
+            faults = {row.subject: row.fault for row in rows if row.fault}
+            hour.unknown |= {(subject, metric) for subject in faults}
+            found |= {(row.subject, metric): row.units for row in rows if row.subject not in faults}
+            for subject, fault in list(faults.items())[:UNREADABLE_NAMED_MAX]:
+                self.problems.append(f"OpenMeter's answer for {subject[:80]}, {metric}, {fault}: it is not compared")
         hour.openmeter_units = sum(found.values())
-        hour.answered = {metric for _, metric in hour.ledger} <= set(self._metrics)
+        hour.answered = {metric for _, metric in hour.ledger} <= set(self._metrics) and not hour.unknown
         return found
 
     def _compare(self, hour: OpenHour, openmeter: dict[tuple[str, str], int], waiting: PendingUnits) -> None:
         for account, metric in hour.ledger.keys() | openmeter.keys():
-            if metric not in self._metrics:
+            if metric not in self._metrics or (account, metric) in hour.unknown:
                 continue
             cell = Cell(hour.hour, account, metric)
             counts = Counts(

@@ -9,7 +9,7 @@ is always grouped by ``metric``, and only the rows of the metric that was asked 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -21,6 +21,7 @@ from sidecar.basics.fault_reasons import reason_of
 from sidecar.metering.openmeter.access import Access
 from sidecar.metering.openmeter.query_rows import (
     GROUP_KEY,
+    AnswerTooLarge,
     Meter,
     QueryError,
     UsageRow,
@@ -30,7 +31,7 @@ from sidecar.metering.openmeter.query_rows import (
 )
 from sidecar.metering.settings import MeteringSettings
 
-__all__ = ["Meter", "MeterQuery", "QueryError", "UsageRow", "Window"]
+__all__ = ["AnswerTooLarge", "Meter", "MeterQuery", "QueryError", "UsageRow", "Window"]
 
 Window = Literal["MINUTE", "HOUR"]
 
@@ -38,6 +39,8 @@ WINDOW_MS: Final[Mapping[Window, int]] = {"MINUTE": 60_000, "HOUR": 3_600_000}
 ANSWER_BYTES_MAX: Final = 33_554_432
 """Some two hundred thousand rows."""
 PAGE_METERS, PAGES_MAX = 100, 100
+SUBJECTS_MAX: Final = 100
+"""Of one query (OpenMeter's OpenAPI document, MeterQueryRequest)."""
 REASON_CHARS_MAX: Final = 300
 _TRANSIENT: Final = frozenset((408, 425, 429))
 _SLUG: Final = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
@@ -78,11 +81,12 @@ class MeterQuery:
         from_ms: int,
         to_ms: int,
         *,
-        subject: str | None = None,
+        subject: str | Sequence[str] | None = None,
         window: Window | None = "HOUR",
     ) -> tuple[UsageRow, ...]:
         """Units of a metric from ``from_ms`` until before ``to_ms``, by subject and window; where there is none there
-        is no row. ``window`` None: one total for each subject, whose window begins at ``from_ms``.
+        is no row. ``window`` None: one total for each subject, whose window begins at ``from_ms``. ``subject``: one,
+        or up to SUBJECTS_MAX of them; None: all.
 
         Both instants are whole seconds, and on the bounds of windows: OpenMeter answers a window that it was asked for
         in part as if it were whole.
@@ -94,11 +98,12 @@ class MeterQuery:
         assert from_ms % step_ms == to_ms % step_ms == 0, (from_ms, to_ms, window)
         assert from_ms < to_ms, (from_ms, to_ms)
         parameters = [("from", _rfc3339(from_ms)), ("to", _rfc3339(to_ms)), ("windowTimeZone", "UTC")]
-        parameters += [("groupBy", "subject"), ("groupBy", GROUP_KEY)]
+        parameters += [("groupBy", "subject"), ("groupBy", GROUP_KEY), (f"filterGroupBy[{GROUP_KEY}]", metric)]
         if window is not None:
             parameters.append(("windowSize", window))
-        if subject is not None:
-            parameters.append(("subject", subject))
+        subjects = () if subject is None else (subject,) if isinstance(subject, str) else subject
+        assert len(subjects) <= SUBJECTS_MAX, len(subjects)
+        parameters += [("subject", each) for each in subjects]
         status, answer = await self._ask("GET", f"/meters/{_slug(metric)}/query", parameters)
         if status == 404:
             raise QueryError(_no_meter(metric), transient=False)
@@ -126,7 +131,7 @@ class MeterQuery:
         Raises:
             QueryError: as :meth:`usage` does.
         """
-        found: list[Meter] = []
+        found: dict[str, Meter] = {}
         for page in range(1, PAGES_MAX + 1):
             parameters = [("page", str(page)), ("pageSize", str(PAGE_METERS)), ("orderBy", "createdAt")]
             status, answer = await self._ask("GET", "/meters", parameters)
@@ -135,9 +140,13 @@ class MeterQuery:
             document = _document(answer)
             if not isinstance(document, list):
                 raise QueryError("OpenMeter's list of meters is not a JSON array", transient=False)
-            found += [parse_meter(item) for item in document]
-            if len(document) < PAGE_METERS:
-                return tuple(found)
+            known = len(found)
+            for item in document:
+                meter = parse_meter(item)
+                found[meter.slug] = meter
+            # Versions that ignore page and pageSize answer with all meters each time.
+            if len(document) != PAGE_METERS or len(found) == known:
+                return tuple(found.values())
         raise QueryError(f"OpenMeter has more than {PAGE_METERS * PAGES_MAX} meters", transient=False)
 
     async def create_meter(self, meter: Meter) -> Meter:
@@ -207,7 +216,7 @@ async def _body(content: aiohttp.StreamReader) -> bytes:
     async for chunk in content.iter_any():
         read += chunk
         if len(read) > ANSWER_BYTES_MAX:
-            raise QueryError(f"OpenMeter's answer has more than {ANSWER_BYTES_MAX} bytes", transient=False)
+            raise AnswerTooLarge(ANSWER_BYTES_MAX)
     return bytes(read)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -23,13 +23,22 @@ class QueryError(Exception):
         self.transient = transient
 
 
+class AnswerTooLarge(QueryError):
+    """OpenMeter's answer has more bytes than are read. One that asks for less may get one."""
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"OpenMeter's answer has more than {bytes_max} bytes", transient=False)
+
+
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """Units of one subject in one window."""
+    """Units of one subject in one window. ``fault``: why the row says nothing; then it concerns all that was asked for
+    of this subject, since its window may be wrong too."""
 
     subject: str
     window_start_ms: int
     units: int
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,51 +55,54 @@ class Meter:
 def parse_usage(document: Any, metric: str, from_ms: int, to_ms: int, step_ms: int | None) -> tuple[UsageRow, ...]:
     """The rows of ``metric`` in an answer for ``from_ms`` until before ``to_ms``; ``step_ms`` None: without windows.
 
+    Anybody can send events to a self-hosted OpenMeter, so a row that cannot be is a fault of its own subject, never of
+    the answer. A row without a subject is nobody's, and left out.
+
     Raises:
-        QueryError: not transient; names what is wrong with which row.
+        QueryError: not transient; the answer as a whole is none.
     """
     rows = document.get("data") if isinstance(document, dict) else None
     if not isinstance(rows, list):
         raise _wrong(metric, "has no array `data`")
-    found = {(row.subject, row.window_start_ms): row for row in _rows(rows, metric, from_ms, step_ms)}
-    for row in found.values():
-        if not from_ms <= row.window_start_ms < to_ms or (step_ms and row.window_start_ms % step_ms):
-            raise _wrong(metric, f"has a window that was not asked for, of subject {row.subject[:80]!r}")
+    found: dict[tuple[str, int], UsageRow] = {}
+    for row in _rows_of(metric, rows):
+        subject = row.get("subject")
+        if not isinstance(subject, str) or not subject:
+            continue
+        read = _usage_row(subject, row, from_ms, to_ms, step_ms)
+        key = subject, read.window_start_ms
+        if key in found and not read.fault:
+            read = UsageRow(subject, from_ms, 0, "has two rows of one window")
+        found[key] = found[key] if key in found and found[key].fault else read
     return tuple(found.values())
 
 
-def _rows(rows: list[Any], metric: str, from_ms: int, step_ms: int | None) -> Iterator[UsageRow]:
-    seen: set[tuple[str, int]] = set()
-    for row in rows:
-        groups = row.get("groupBy") if isinstance(row, dict) else None
-        if not isinstance(groups, dict) or GROUP_KEY not in groups:
-            raise _wrong(
-                metric, f"has a row without group {GROUP_KEY}: the meter needs groupBy {GROUP_KEY}: $.{GROUP_KEY}"
-            )
-        if groups[GROUP_KEY] != metric:
-            continue
-        subject = row.get("subject")
-        if not isinstance(subject, str) or not subject:
-            raise _wrong(metric, "has a row without subject")
-        start_ms = from_ms if step_ms is None else _instant_ms(row.get("windowStart"), metric)
-        if (subject, start_ms) in seen:
-            raise _wrong(metric, f"has two rows of one window of subject {subject[:80]!r}")
-        seen.add((subject, start_ms))
-        yield UsageRow(subject, start_ms, _units(row.get("value"), metric, subject))
+def _rows_of(metric: str, rows: list[Any]) -> list[dict[str, Any]]:
+    """The rows of one metric. Without its group in any of them, the meter does not group by it."""
+    whole = [row for row in rows if isinstance(row, dict)]
+    grouped = [row for row in whole if isinstance(row.get("groupBy"), dict) and GROUP_KEY in row["groupBy"]]
+    if rows and not grouped:
+        raise _wrong(metric, f"has a row without group {GROUP_KEY}: the meter needs groupBy {GROUP_KEY}: $.{GROUP_KEY}")
+    return [row for row in grouped if row["groupBy"][GROUP_KEY] == metric]
 
 
-def _units(value: Any, metric: str, subject: str) -> int:
-    whole = type(value) is int or (type(value) is float and value.is_integer())
-    if not whole or not 0 <= value <= UNITS_MAX:
-        raise _wrong(metric, f"has {str(value)[:40]} for subject {subject[:80]!r}, which is no count of units")
-    return int(value)
+def _usage_row(subject: str, row: dict[str, Any], from_ms: int, to_ms: int, step_ms: int | None) -> UsageRow:
+    start_ms = from_ms if step_ms is None else _instant_ms(row.get("windowStart"))
+    if start_ms is None:
+        return UsageRow(subject, from_ms, 0, f"has windowStart {str(row.get('windowStart'))[:40]!r}, which is no time")
+    if not from_ms <= start_ms < to_ms or (step_ms and start_ms % step_ms):
+        return UsageRow(subject, from_ms, 0, "has a window that was not asked for")
+    value = row.get("value")
+    if (
+        not (type(value) is int or (type(value) is float and value.is_integer()))
+        or not -UNITS_MAX <= value <= UNITS_MAX
+    ):
+        return UsageRow(subject, start_ms, 0, f"has {str(value)[:40]}, which is no count of units")
+    return UsageRow(subject, start_ms, int(value))
 
 
-def _instant_ms(text: Any, metric: str) -> int:
-    instant_ms = _parsed_ms(text) if isinstance(text, str) and len(text) <= 40 else None
-    if instant_ms is None:
-        raise _wrong(metric, f"has windowStart {str(text)[:40]!r}, which is no time")
-    return instant_ms
+def _instant_ms(text: Any) -> int | None:
+    return _parsed_ms(text) if isinstance(text, str) and len(text) <= 40 else None
 
 
 @lru_cache(maxsize=4096)  # all subjects have the same windows

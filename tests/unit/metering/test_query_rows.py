@@ -46,38 +46,59 @@ def test_whole_numbers_are_read_exactly_however_they_are_written(text: bytes, un
     assert parse_usage(orjson.loads(raw), "api_calls", FROM_MS, FROM_MS + HOUR_MS, HOUR_MS)[0].units == units
 
 
-@pytest.mark.parametrize("value", [0.5, 12.000001, 2**53 + 1, 2**53 + 2, 1e300, -1, "12", None, True, [1]])
-def test_what_is_no_count_of_units_is_refused_with_its_subject(value: Any) -> None:
-    with pytest.raises(QueryError, match=r"tpp-1.*no count of units") as caught:
-        read(usage_row(value=value))
-    assert not caught.value.transient
+GOOD = UsageRow("tpp-2", FROM_MS, 12)
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    "value", [0.5, -0.5, 12.000001, 2**53 + 1, -(2**53) - 1, 2**53 + 2, 1e300, "12", None, True, [1]]
+)
+def test_what_is_no_count_of_units_is_a_fault_of_its_subject_alone(value: Any) -> None:
+    bad, good = read(usage_row(value=value), usage_row(subject="tpp-2"))
+    assert (bad.subject, bad.units, good) == ("tpp-1", 0, GOOD)
+    assert bad.fault.endswith("which is no count of units")
+
+
+def test_units_may_be_below_zero() -> None:
+    """Whether they are a correction the ledger knows."""
+    assert read(usage_row(value=-3)) == (UsageRow("tpp-1", FROM_MS, -3),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
     [
-        (usage_row(groupBy={}), "without group metric: the meter needs groupBy"),
-        (usage_row(groupBy=None), "without group metric"),
-        (usage_row(subject=None), "without subject"),
-        (usage_row(subject=""), "without subject"),
-        (usage_row(windowStart="soon"), "no time"),
-        (usage_row(windowStart="2026-01-01T00:00:00"), "no time"),
-        (usage_row(windowStart=None), "no time"),
-        (usage_row(windowStart="2026-01-01T00:30:00Z"), "not asked for"),
-        (usage_row(windowStart="2026-01-01T02:00:00Z"), "not asked for"),
-        (usage_row(windowStart="2025-12-31T23:00:00Z"), "not asked for"),
-        ("row", "without group metric"),
+        ({"windowStart": "soon"}, "no time"),
+        ({"windowStart": "2026-01-01T00:00:00"}, "no time"),
+        ({"windowStart": None}, "no time"),
+        ({"windowStart": 12}, "no time"),
+        ({"windowStart": "2026-01-01T00:30:00Z"}, "not asked for"),
+        ({"windowStart": "2026-01-01T02:00:00Z"}, "not asked for"),
+        ({"windowStart": "2025-12-31T23:00:00Z"}, "not asked for"),
     ],
 )
-def test_a_row_that_is_not_as_it_must_be_is_an_error_that_says_why(row: Any, message: str) -> None:
-    with pytest.raises(QueryError, match=message):
-        read(row)
+def test_a_window_that_cannot_be_is_a_fault_of_its_subject_alone(changes: dict[str, Any], message: str) -> None:
+    bad, good = read(usage_row(**changes), usage_row(subject="tpp-2"))
+    assert (bad.subject, good) == ("tpp-1", GOOD)
+    assert message in bad.fault
 
 
-def test_two_rows_of_one_window_are_an_error() -> None:
+def test_two_rows_of_one_window_are_a_fault_of_their_subject() -> None:
     assert len(read(usage_row(), usage_row(subject="tpp-2"), usage_row(windowStart="2026-01-01T01:00:00Z"))) == 3
-    with pytest.raises(QueryError, match="two rows"):
-        read(usage_row(), usage_row(windowStart="2026-01-01T01:00:00+01:00"))
+    twice = usage_row(), usage_row(windowStart="2026-01-01T01:00:00+01:00"), usage_row()
+    bad, good = read(*twice, usage_row(subject="tpp-2"))
+    assert (bad.fault, good) == ("has two rows of one window", GOOD)
+
+
+@pytest.mark.parametrize("row", ["row", None, 5, {}, usage_row(subject=None), usage_row(subject=""),
+                                 usage_row(subject=5), usage_row(groupBy=None)])  # fmt: skip
+def test_a_row_of_nobody_concerns_nobody(row: Any) -> None:
+    assert read(row, usage_row(subject="tpp-2"), row) == (GOOD,)
+
+
+@pytest.mark.parametrize("row", ["row", usage_row(groupBy={}), usage_row(groupBy=None)])
+def test_an_answer_without_the_group_is_none(row: Any) -> None:
+    with pytest.raises(QueryError, match="without group metric: the meter needs groupBy") as caught:
+        read(row)
+    assert not caught.value.transient
 
 
 def test_without_windows_a_row_begins_where_was_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from sidecar.billing.usage_sync.planning import RoundTime
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.billing.usage_sync.sync_round import SyncRound
 from sidecar.billing.usage_sync.sync_store import Changed, Fenced, SyncState, SyncStateChange, after, decode_sync_state
-from sidecar.metering.openmeter.meter_query import QueryError, UsageRow
+from sidecar.ledger.account_counts import AccountCounts
+from sidecar.ledger.hours import MalformedHours
+from sidecar.metering.openmeter.meter_query import AnswerTooLarge, QueryError, UsageRow
 
 HOUR = 3_600
 DAY = 24 * HOUR
@@ -48,9 +51,12 @@ class OpenMeterFake:
     """Usage by account, metric and second. ``queries``: what was asked for."""
 
     usage_of: dict[tuple[str, str, int], int] = field(default_factory=dict)
-    queries: list[tuple[str, int, int, str | None, Window | None]] = field(default_factory=list)
+    queries: list[tuple[str, int, int, str | tuple[str, ...] | None, Window | None]] = field(default_factory=list)
     error: QueryError | None = None
     failing: set[str] = field(default_factory=set)
+    rows_max: int | None = None
+    faults: dict[str, str] = field(default_factory=dict)
+    """By subject: what is wrong with its rows."""
 
     def use(self, account: str, at_s: int, units: int, metric: str = "api_calls") -> None:
         key = account, metric, at_s
@@ -64,20 +70,30 @@ class OpenMeterFake:
         )
 
     async def usage(
-        self, metric: str, from_ms: int, to_ms: int, *, subject: str | None = None, window: Window | None = "HOUR"
+        self,
+        metric: str,
+        from_ms: int,
+        to_ms: int,
+        *,
+        subject: str | Sequence[str] | None = None,
+        window: Window | None = "HOUR",
     ) -> Sequence[UsageRow]:
         step = {"HOUR": HOUR, "MINUTE": 60, None: 1}[window]
         assert from_ms % (1000 * step) == to_ms % (1000 * step) == 0
         assert from_ms < to_ms
-        self.queries.append((metric, from_ms // 1000, to_ms // 1000, subject, window))
+        subjects = None if subject is None else {subject} if isinstance(subject, str) else set(subject)
+        asked = subject if subject is None or isinstance(subject, str) else tuple(subject)
+        self.queries.append((metric, from_ms // 1000, to_ms // 1000, asked, window))
         if self.error is not None and (not self.failing or metric in self.failing):
             raise self.error
         rows: dict[tuple[str, int], int] = {}
         for (who, what, at_s), units in self.usage_of.items():
-            if what == metric and from_ms <= at_s * 1000 < to_ms and subject in (None, who):
+            if what == metric and from_ms <= at_s * 1000 < to_ms and (subjects is None or who in subjects):
                 key = who, from_ms if window is None else at_s // step * step * 1000
                 rows[key] = rows.get(key, 0) + units
-        return [UsageRow(who, start_ms, units) for (who, start_ms), units in rows.items()]
+        if self.rows_max is not None and len(rows) > self.rows_max:
+            raise AnswerTooLarge(0)
+        return [UsageRow(who, start_ms, units, self.faults.get(who, "")) for (who, start_ms), units in rows.items()]
 
 
 def metric_of(code: str, **changes: Any) -> BillableMetric:
@@ -203,6 +219,10 @@ class Bank:
     settings: SyncSettings = field(default_factory=SyncSettings)
     meter: OpenMeterFake = field(default_factory=OpenMeterFake)
     fate: Fate = field(default_factory=Fate)
+    charged: dict[tuple[str, str, int], int] | None = None
+    """What the ledger has charged, as ``OpenMeterFake.usage_of``; None: the same as OpenMeter shows."""
+    links: dict[str, tuple[PeriodLink, ...]] = field(default_factory=dict)
+    unreadable: set[str] = field(default_factory=set)
     lago: LagoFake = field(init=False)
     store: MemoryStore = field(init=False)
 
@@ -221,15 +241,39 @@ class Bank:
         token: int = 1,
     ) -> SyncReport:
         """One round; by default of one account with these periods."""
+        given = [SyncAccount(account, links)] if accounts is None else list(accounts)
+        self.links = {each.id: each.links for each in given}
         one = SyncRound(
             self.store,
             self.lago,
             self.meter,
             self.settings,
+            counts=self,
             token=token,
             round_time=RoundTime(now_s, flush=flush, rescan=rescan),
         )
-        return await one.run([SyncAccount(account, links)] if accounts is None else accounts)
+        return await one.run(given)
+
+    async def read(
+        self, accounts: Sequence[str], from_hour: int, to_hour: int
+    ) -> Mapping[str, AccountCounts | MalformedHours]:
+        """In place of the ledger: it has charged what OpenMeter has counted, unless ``charged`` says another thing."""
+        usage = self.meter.usage_of if self.charged is None else self.charged
+        found: dict[str, AccountCounts | MalformedHours] = {}
+        for account in accounts:
+            if account in self.unreadable:
+                found[account] = MalformedHours(f"the counts of account {account} cannot be read")
+                continue
+            hours: Counter[tuple[int, str]] = Counter()
+            periods: Counter[tuple[int, str]] = Counter()
+            for (who, metric, at_s), units in usage.items():
+                if who == account:
+                    hours[at_s // HOUR, metric] += units
+                    for each in self.links.get(account, ()):
+                        if each.start_s <= at_s < each.end_s:
+                            periods[each.ledger_start_ms, metric] += units
+            found[account] = AccountCounts(periods, hours, from_hour)
+        return found
 
     def sent(self) -> dict[str, int]:
         """Units by transaction id."""

@@ -103,3 +103,59 @@ async def test_an_hour_that_does_not_begin_on_the_hour_is_asked_for_exactly(mete
     await reader.load([usage_range(0, 60, HOUR + 60), usage_range(1, 60, HOUR + 60)])
     assert meter.queries == [("api_calls", T0 + 60, T0 + HOUR + 60, None, None)]
     assert reader.units(usage_range(1, 60, HOUR + 60)) == 0
+
+
+async def test_an_answer_that_is_too_large_is_asked_for_in_parts(meter: OpenMeterFake) -> None:
+    """Eight subjects have usage in each hour."""
+    meter.rows_max = 8
+    reader = UsageReader(meter)
+    ranges = [usage_range(n, hour * HOUR, (hour + 1) * HOUR) for n in range(3) for hour in range(2)]
+    await reader.load(ranges)
+    assert [(start_s, end_s, who) for _, start_s, end_s, who, _ in meter.queries] == [
+        (T0, T0 + 2 * HOUR, None), (T0, T0 + HOUR, None), (T0 + HOUR, T0 + 2 * HOUR, None)
+    ]  # fmt: skip
+    assert [reader.units(each) for each in ranges] == [10, 20, 11, 21, 12, 22]
+
+
+async def test_an_hour_that_is_too_large_is_asked_for_the_accounts_that_want_it(meter: OpenMeterFake) -> None:
+    meter.rows_max = 4
+    reader = UsageReader(meter)
+    ranges = [usage_range(n, 0, HOUR) for n in range(3)]
+    await reader.load(ranges)
+    assert [who for _, _, _, who, _ in meter.queries] == [None, ("tpp-0", "tpp-1", "tpp-2")]
+    assert [reader.units(each) for each in ranges] == [10, 11, 12]
+    more = [usage_range(n, 0, HOUR) for n in (5, 6, 100)]
+    await reader.load(more)
+    assert meter.queries[2][3] == ("tpp-100", "tpp-5", "tpp-6"), "it is not tried as a whole again"
+    assert [reader.units(each) for each in more] == [15, 16, 0]
+
+
+async def test_so_is_an_interval(meter: OpenMeterFake) -> None:
+    meter.rows_max = 4
+    reader = UsageReader(meter)
+    ranges = [usage_range(n, 7, 2 * HOUR + 7) for n in range(3)]
+    await reader.load(ranges)
+    assert [who for _, _, _, who, _ in meter.queries] == [None, ("tpp-0", "tpp-1", "tpp-2")]
+    assert [reader.units(each) for each in ranges] == [30, 32, 34]
+
+
+async def test_a_query_names_no_more_subjects_than_openmeter_and_proxies_take(meter: OpenMeterFake) -> None:
+    meter.rows_max = 1
+    reader = UsageReader(meter)
+    names = [f"{n:03d}" for n in range(250)] + [f"{'é' * 200}-{n}" for n in range(10)]
+    await reader.load([UsageRange(name, "api_calls", T0, T0 + HOUR) for name in names])
+    asked = [who for _, _, _, who, _ in meter.queries if isinstance(who, tuple)]
+    assert max(map(len, asked)) == 100
+    assert max(sum(len(each) for each in who if "é" in each) for who in asked) < 4_000 / 6
+
+
+async def test_counts_are_dropped_when_there_are_too_many(
+    meter: OpenMeterFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.billing.usage_sync.metered_usage.KEPT_MAX", 10)
+    reader = UsageReader(meter)
+    for hour in range(3):
+        await reader.load([usage_range(n, hour * HOUR, (hour + 1) * HOUR) for n in range(2)])
+    await reader.load([usage_range(n, 0, HOUR) for n in range(2)])
+    assert len(meter.queries) == 4, "the first hour had to go, and is asked for again"
+    assert reader.units(usage_range(1, 0, HOUR)) == 11

@@ -457,3 +457,115 @@ async def test_an_event_on_its_way_when_a_cut_is_noticed_is_told_where_it_will_b
     assert (pushed_usages[T0, "api_calls"].pushed, pushed_usages[T0, "api_calls"].carried_out) == (0, 0)
     assert pushed_usages[T0 + 700, "api_calls"].carried_in == 0
     assert pushed_usages[T0, "api_calls"].late == 2
+
+
+# What OpenMeter shows, and what the ledger has charged
+
+OTHER = link(T0, T0 + 30 * DAY, sub="s2", external="b")
+
+
+async def test_what_openmeter_shows_twice_is_billed_once_and_said(bank: Bank) -> None:
+    bank.charged = dict(bank.meter.usage_of)
+    bank.meter.use("tpp-1", T0 + 9, 8)
+    report = await bank.round(NOW, MONTH)
+    assert bank.sent() == {FIRST: 7}
+    assert (report.counts.surplus_units, report.is_clean, report.is_complete) == (8, False, True)
+    (row,) = [row for row in report.rows if row.kind == "surplus"]
+    assert row.units == 8
+    assert "dedupe" in row.detail
+
+
+@pytest.mark.parametrize("fault", ["has 0.5, which is no count of units", "has a window that was not asked for"])
+async def test_a_row_that_cannot_be_holds_back_its_own_account_alone(bank: Bank, fault: str) -> None:
+    bank.meter.use("tpp-2", T0 + 5, 3)
+    bank.meter.faults["tpp-1"] = fault
+    accounts = [
+        SyncAccount("tpp-1", (MONTH,)),
+        SyncAccount("tpp-2", (link(T0, T0 + 30 * DAY, sub="s2", external="b"),)),
+    ]
+    report = await bank.round(NOW, accounts=accounts)
+    assert bank.sent() == {f"om:api_calls:s2:{T0}:0": 3}
+    assert [(row.account, fault in row.detail) for row in report.rows if row.kind == "held"] == [("tpp-1", True)]
+    assert (report.counts.held, report.is_clean) == (1, False)
+    bank.meter.faults.clear()
+    report = await bank.round(NOW + 60, accounts=accounts)
+    assert bank.sent()[FIRST] == 7
+    assert report.is_clean
+
+
+async def test_units_below_zero_that_the_ledger_does_not_know_are_held_back(bank: Bank) -> None:
+    bank.charged = dict(bank.meter.usage_of)
+    bank.meter.use("tpp-1", T0 + 9, -9)
+    report = await bank.round(NOW, MONTH)
+    assert bank.sent() == {}
+    assert report.counts.held == 1
+
+
+async def test_an_operators_correction_makes_later_usage_less(bank: Bank) -> None:
+    await bank.round(NOW, MONTH)
+    bank.meter.use("tpp-1", T0 + HOUR + 5, -3)
+    bank.meter.use("tpp-1", T0 + 2 * HOUR + 5, 10)
+    report = await bank.round(NOW + 2 * HOUR, MONTH)
+    assert sum(bank.sent().values()) == 7 - 3 + 10
+    assert report.is_clean
+
+
+DAY_LONG = link(T0, T0 + DAY)
+DUE = T0 + DAY + 300
+
+
+async def test_what_openmeter_does_not_show_in_time_is_pushed_from_the_ledger(bank: Bank) -> None:
+    bank.charged = {**bank.meter.usage_of, ("tpp-1", "api_calls", T0 + DAY - 5): 4}
+    await bank.round(DUE - 1, DAY_LONG)
+    assert sum(bank.sent().values()) == 7
+    report = await bank.round(DUE, DAY_LONG)
+    assert sum(bank.sent().values()) == 11
+    assert (report.counts.ledger_units, [row.units for row in report.rows if row.kind == "ledger"]) == (4, [4])
+    bank.meter.use("tpp-1", T0 + DAY - 5, 4)
+    report = await bank.round(DUE + 60, DAY_LONG)
+    assert sum(bank.sent().values()) == 11, "when OpenMeter shows them they are not pushed again"
+    assert (report.counts.ledger_units, report.is_clean) == (0, True)
+
+
+@pytest.mark.parametrize("transient", [True, False])
+async def test_an_openmeter_that_is_away_at_the_end_makes_no_wrong_invoice(bank: Bank, transient: bool) -> None:
+    bank.meter.error = QueryError("OpenMeter answers 503", transient=transient)
+    running = link(T0 + DAY, T0 + 2 * DAY, sub="s1", lago_from_ms=(T0 + DAY) * 1000)
+    bank.meter.use("tpp-1", T0 + DAY + 5, 2)
+    report = await bank.round(DUE, DAY_LONG, running)
+    assert bank.sent() == {FIRST: 7}, "the running period waits for OpenMeter"
+    assert not report.is_complete
+    assert report.counts.held == 0, "no account is at fault"
+    bank.meter.error = None
+    await bank.round(DUE + HOUR, DAY_LONG, running)
+    assert sum(bank.sent().values()) == 9
+
+
+async def test_a_surplus_is_not_pushed_at_the_end_either(bank: Bank) -> None:
+    bank.charged = dict(bank.meter.usage_of)
+    bank.meter.use("tpp-1", T0 + HOUR, 100)
+    report = await bank.round(DUE, DAY_LONG)
+    assert bank.sent() == {FIRST: 7}
+    assert report.counts.surplus_units == 100
+
+
+async def test_the_ledger_as_the_source_asks_openmeter_nothing(bank: Bank) -> None:
+    bank.settings = SyncSettings(source="ledger")
+    bank.charged = {("tpp-1", "api_calls", T0 + 5): 6, ("tpp-1", "api_calls", T0 + HOUR + 5): 2}
+    report = await bank.round(NOW, MONTH)
+    assert (bank.sent(), bank.meter.queries) == ({FIRST: 6}, [])
+    assert (report.counts.ledger_units, report.is_clean) == (0, True)
+    await bank.round(T0 + 30 * DAY, MONTH)
+    assert sum(bank.sent().values()) == 8
+
+
+async def test_an_account_whose_counts_cannot_be_read_is_left_for_the_next_round(bank: Bank) -> None:
+    bank.unreadable.add("tpp-1")
+    bank.meter.use("tpp-2", T0 + 5, 3)
+    accounts = [
+        SyncAccount("tpp-1", (MONTH,)),
+        SyncAccount("tpp-2", (link(T0, T0 + 30 * DAY, sub="s2", external="b"),)),
+    ]
+    report = await bank.round(NOW, accounts=accounts)
+    assert bank.sent() == {f"om:api_calls:s2:{T0}:0": 3}
+    assert report.counts.accounts_failed == 1

@@ -1,0 +1,119 @@
+"""Reads what the ledger has charged to given accounts: units of each period, and of each hour where they are kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sidecar.ledger.accounts.account_state import decode_closed
+from sidecar.ledger.accounts.state_values import unpack_state
+from sidecar.ledger.hours import HOURS_OF_DAY, WHOLE_DAY, MalformedHours, day_counts
+from sidecar.ledger.keys import Keys
+from sidecar.valkey.calls import call_each, script_call
+from sidecar.valkey.topology import Client
+
+_READ: Final = b"""
+-- The counts of an account at one instant: an hour or a period that ends moves from the state to the hash.
+-- KEYS [1] state [2] hash of the account  ARGV fields of the hash  reply {state, {field, ...}}
+return {redis.call('GET', KEYS[1]), redis.call('HMGET', KEYS[2], unpack(ARGV))}
+"""
+
+DAYS_MAX: Final = 400
+"""Days that are asked for at most, the newest; hours before are not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountCounts:
+    """Units that one account was charged. ``periods``: by start in ms and metric, of the current period and of those
+    that are closed and not forgotten. ``hours``: by hour since 1970 and metric. ``hours_from``: hours before are not
+    known; ``days_unknown``: nor are those of these days, which have become one count."""
+
+    periods: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    hours: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    hours_from: int = 0
+    days_unknown: frozenset[int] = frozenset()
+
+    def of_period(self, start_ms: int, metric: str) -> int:
+        """N of a period."""
+        return self.periods.get((start_ms, metric), 0)
+
+    def of_hours(self, first: int, end: int, metric: str) -> int | None:
+        """Units of the hours ``first`` to just before ``end``; None if one of them is not known."""
+        if first < self.hours_from:
+            return None
+        if self.days_unknown and not self.days_unknown.isdisjoint(
+            range(first // HOURS_OF_DAY, (end - 1) // HOURS_OF_DAY + 1)
+        ):
+            return None
+        return sum(self.hours.get((hour, metric), 0) for hour in range(first, end))
+
+
+class AccountCountsReader:
+    """Counts of the accounts of one ledger. The client is not closed."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def __repr__(self) -> str:
+        return f"AccountCountsReader({self._keys.prefix})"
+
+    async def read(
+        self, accounts: Sequence[str], from_hour: int, to_hour: int
+    ) -> dict[str, AccountCounts | MalformedHours]:
+        """The counts of each account, with the hours ``from_hour`` to ``to_hour``, both included; an error where they
+        cannot be read.
+
+        Raises:
+            RedisError, OSError: Valkey cannot be reached.
+        """
+        last_day = to_hour // HOURS_OF_DAY
+        first_day = max(from_hour // HOURS_OF_DAY, last_day - DAYS_MAX + 1)
+        days = range(first_day, last_day + 1)
+        fields = ["closed", *(f"h{day}" for day in days)]
+        calls = [
+            script_call(_READ, [self._keys.state(account), self._keys.account(account)], *fields)
+            for account in accounts
+        ]
+        found: dict[str, AccountCounts | MalformedHours] = {}
+        for account, reply in zip(accounts, await call_each(self._client, calls), strict=True):
+            if isinstance(reply, Exception):
+                raise reply
+            try:
+                found[account] = _counts(reply, days)
+            except ValueError as error:
+                found[account] = MalformedHours(f"the counts of account {account} cannot be read: {error}"[:300])
+        return found
+
+
+def _counts(reply: Any, days: range) -> AccountCounts:
+    """Raises ValueError (MalformedHours is one): something cannot be read."""
+    state, (closed, *packed_days) = reply
+    periods: Counter[tuple[int, str]] = Counter()
+    hours: Counter[tuple[int, str]] = Counter()
+    unknown: set[int] = set()
+    if state is not None:
+        _count_state(state, periods, hours)
+    for record in decode_closed(closed):
+        periods[record.start_ms, record.metric] += record.units
+    for day, packed in zip(days, packed_days, strict=True):
+        for hour, _, name, units in day_counts(packed) if packed else ():
+            if hour == WHOLE_DAY:
+                unknown.add(day)
+            else:
+                hours[day * HOURS_OF_DAY + hour, name.decode("utf-8", "replace")] += units
+    return AccountCounts(periods, hours, days.start * HOURS_OF_DAY, frozenset(unknown))
+
+
+def _count_state(state: bytes, periods: Counter[tuple[int, str]], hours: Counter[tuple[int, str]]) -> None:
+    values = unpack_state(state)
+    for number, metric, _, _, _, _, _, hour, settled, _, of_hour in values.counters:
+        if not (isinstance(number, int) and 1 <= number <= len(values.subscriptions) and isinstance(metric, str)):
+            raise ValueError("a counter of no subscription")
+        if not all(isinstance(each, int) for each in (hour, settled, of_hour)):
+            raise ValueError("a count that is no whole number")
+        start_ms = values.subscriptions[number - 1][1]
+        periods[start_ms, metric] += settled
+        hours[hour, metric] += of_hour
