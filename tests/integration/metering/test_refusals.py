@@ -13,6 +13,7 @@ from sidecar.ledger.keys import Keys
 from sidecar.metering.outbox.outbox_status import dead_letters
 from sidecar.metering.publisher.delivery_pause import REFUSED_IN_A_ROW_MAX
 from sidecar.metering.publisher.ingest_responses import ResponseClass
+from sidecar.metering.publisher.publisher import Publisher
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from sidecar.sandbox.server import Server
 from tests.integration.metering.kit import (
@@ -249,27 +250,23 @@ async def test_a_publisher_that_stops_while_events_wait_leaves_them_to_the_next(
     assert await letter_ids(client, keys) == sorted(bad)
 
 
-async def test_a_publisher_that_is_killed_while_events_wait_leaves_them_to_another(
+async def test_a_publisher_that_is_cancelled_while_events_wait_leaves_them_to_another(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter
 ) -> None:
     bad = poison(valkey, keys, 8)
     async with Server(RefusingProxy(first_poisoned).app(meter)) as server:
-        async with asyncio.TaskGroup() as tasks:
-            doomed = tasks.create_task(_run_until_cancelled(client, keys, server.url))
-            await until(lambda: valkey.exists(keys.outbox(0)) and meter.counts.requests == 0 and doomed)
-            doomed.cancel()
+        doomed = Publisher(client, keys, settings(server.url))
+        task = asyncio.create_task(doomed.run())
+        await until(lambda: doomed.metrics.paused)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         async with publishing(client, keys, settings(server.url)) as publisher:
             await until(lambda: publisher.metrics.events_refused == 8)
             ids = fill(valkey, keys, 4)
             await until(lambda: outbox_is_empty(valkey, keys))
     assert stored_ids(meter) == dict.fromkeys(ids, 1)
     assert await letter_ids(client, keys) == sorted(bad)
-
-
-async def _run_until_cancelled(client: Redis, keys: Keys, url: str) -> None:
-    async with publishing(client, keys, settings(url)) as publisher:
-        await until(lambda: publisher.metrics.paused)
-        await asyncio.Event().wait()
 
 
 async def test_several_publishers_judge_alike(valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter) -> None:
