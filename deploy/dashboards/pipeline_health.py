@@ -210,10 +210,17 @@ OUTBOX: Final = Row(
         ),
         Panel(
             "Publishers that pause",
-            "1 while OpenMeter refuses the publisher itself and nothing is delivered. The token or the URL is wrong:"
-            " runbook QuotaPublisherPaused.",
+            "1 while nothing is delivered: OpenMeter refuses the publisher itself (the token or the URL is wrong), or"
+            " one event after another. Runbook QuotaPublisherPaused.",
             (Query("sidecar_publisher_paused{CONTROL}", "{{instance}}"),),
             "bool_yes_no", steps=above(None, 1), maximum=1,
+        ),
+        Panel(
+            "Refused events that wait",
+            "Events that OpenMeter refused, and that become dead letters when it accepts others. If it refuses"
+            " everything, they wait. Runbook QuotaEventsRefused.",
+            (Query("sidecar_publisher_refused_events{CONTROL}", "{{instance}}"),),
+            steps=above(1),
         ),
         Panel(
             "Takeovers and failures",

@@ -24,7 +24,8 @@ class PublisherMetrics:
     what has not been read counts with the mean number of events of the entries read so far.
     ``dead_letters``: written by this process; ``dead_letters_kept``: in Valkey now; ``dead_letters_dropped``: deleted
     because there were too many. ``tail_entries_dropped``: accepted entries that went early for want of memory.
-    ``refused_entries``: of settles that no account could take, in Valkey now.
+    ``refused_entries``: of settles that no account could take, in Valkey now. ``events_refused``: those in progress
+    that OpenMeter refused, by themselves or with others, and that are neither accepted nor dead letters yet.
     """
 
     events_delivered: int = 0
@@ -40,6 +41,7 @@ class PublisherMetrics:
     archive_failures: int = 0
     requests: dict[ResponseClass, int] = field(default_factory=_no_requests)
     events_in_progress: int = 0
+    events_refused: int = 0
     lag_events: int = 0
     oldest_s: float = 0.0
     dead_letters_kept: int = 0
@@ -82,8 +84,13 @@ class PublisherCollector(Collector):
         )
         yield GaugeMetricFamily(
             "sidecar_publisher_paused",
-            "1 while OpenMeter refuses the publisher itself, because of a wrong token or URL.",
+            "1 while OpenMeter refuses the publisher itself (a wrong token or URL), or one event after another.",
             value=int(counts.paused),
+        )
+        yield GaugeMetricFamily(
+            "sidecar_publisher_refused_events",
+            "Usage events that were refused and wait until other events are accepted.",
+            value=counts.events_refused,
         )
         yield CounterMetricFamily(
             "sidecar_publisher_events", "Usage events that OpenMeter has accepted.", value=counts.events_delivered

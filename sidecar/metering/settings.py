@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from sidecar.basics.go_url import GoUrlError, check_go_url
+
 
 def check_token(token: str) -> str:
     """Raises ValueError for what cannot stand in a header. The message never holds the token."""
@@ -36,8 +38,17 @@ def _base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _event_source(source: str) -> str:
+    try:
+        check_go_url(source)
+    except GoUrlError as error:
+        raise ValueError(f"must be a URI reference as OpenMeter reads it (url.Parse of Go): {error}") from None
+    return source
+
+
 BaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_base_url)]
 Token = Annotated[SecretStr, AfterValidator(_secret_token)]
+EventSource = Annotated[str, AfterValidator(_event_source)]
 
 
 class ArchiveSettings(BaseModel):
@@ -85,12 +96,12 @@ class MeteringSettings(BaseModel):
     ca_file: Path | None = Field(
         default=None, description="PEM file with the authorities for url. Without it the system's authorities count."
     )
-    source: str = Field(
+    source: EventSource = Field(
         default="open-banking-api",
         min_length=1,
         max_length=256,
-        description="Source of the events. OpenMeter counts an event once by source and id. Never change it while the "
-        "outbox has events.",
+        description="Source of the events, a URI reference such as `open-banking-api` or `//bank.example/eu1`. "
+        "OpenMeter counts an event once by source and id. Never change it while the outbox has events.",
     )
     type: str = Field(
         default="api.call",
@@ -140,8 +151,8 @@ class MeteringSettings(BaseModel):
         default=30_000,
         ge=1,
         le=3_600_000,
-        description="Milliseconds between attempts while OpenMeter refuses the publisher itself: 401, 403, 404, a "
-        "redirect, or a refusal of an empty batch.",
+        description="Milliseconds between attempts while OpenMeter refuses the publisher itself (401, 403, 404, 407, a "
+        "redirect), or refuses one event after another and accepts none.",
     )
     claim_idle_ms: int = Field(
         default=60_000,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -36,6 +36,15 @@ class Batch:
     def body(self, part: range) -> bytes:
         """The JSON array of the events at these positions."""
         return b"[" + b",".join(self.bodies[part.start : part.stop]) + b"]"
+
+    def part(self, part: range) -> Batch:
+        """A batch of the events at these positions."""
+        return Batch(self.bodies[part.start : part.stop], self.owners[part.start : part.stop])
+
+    def without(self, owners: Collection[Entry]) -> Batch:
+        """The batch but for the events of these entries."""
+        kept = [(body, owner) for body, owner in zip(self.bodies, self.owners, strict=True) if owner not in owners]
+        return Batch([body for body, _ in kept], [owner for _, owner in kept])
 
     def close(self, part: range) -> list[Entry]:
         """These events need no more delivery. Answers the entries that have none left open."""

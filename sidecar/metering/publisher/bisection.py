@@ -1,7 +1,8 @@
 """Finds the events for which a batch is refused while the others get through, without I/O.
 
 The parts of a batch are sent in order. A part that is refused is divided: around the event that the server blames, so
-that three requests do for one bad event, or in the middle. A part of one event that is refused is rejected for good.
+that three requests do for one bad event, or in the middle. A part of one event that is refused is rejected: the
+bisection has done its work on it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,15 @@ class Bisection:
         self._parts.extend(piece for piece in reversed(pieces) if piece)
 
     def reject(self) -> int:
-        """The part, of one event, will never be accepted. Answers the event's position."""
+        """The part, of one event, was not accepted. Answers the event's position."""
         part = self._parts.pop()
         assert len(part) == 1
         return part[0]
+
+    def take_rest(self) -> list[range]:
+        """The parts that have yet to be sent, in order. Afterwards there are none."""
+        parts, self._parts = self._parts[::-1], []
+        return parts
 
     def __repr__(self) -> str:
         return f"Bisection({[(part.start, part.stop) for part in reversed(self._parts)]})"

@@ -6,9 +6,12 @@ it).
 | 2xx | accepted: v1 says 204, v3 202 |
 | no response, 408, 425, 429, 5xx | retry: the batch may or may not have been stored; its ids make sending it again safe
 |
-| 3xx, 401, 403, 404 | pause: the publisher's own configuration is at fault, no event is |
+| 3xx, 401, 403, 404, 407 | pause: the publisher's own configuration is at fault, no event is |
 | 413 | divide: some proxy's limit |
-| any other 4xx | refused: at least one event of the batch is at fault, none was stored |
+| any other 4xx | refused: none of the batch was stored |
+
+A refusal does not say whether an event or the server is at fault: 402, 409, 412, 422, 431 and 451 come from proxies and
+gateways in front. ``refused_batches`` tells them apart.
 """
 
 from __future__ import annotations

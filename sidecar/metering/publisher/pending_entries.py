@@ -97,6 +97,14 @@ class PendingEntries:
         entries, self._unfinished = self._unfinished, []
         await self.finish(entries)
 
+    def give_up(self, entries: Iterable[Entry]) -> None:
+        """Forgets entries of which nothing was delivered. They stay in the outbox, and once they are idle any publisher
+        takes them again."""
+        for entry in entries:
+            del self._entries[entry.partition, entry.id]
+            self.bytes -= entry.size_bytes
+            self._metrics.events_in_progress -= entry.events
+
     async def keep(self) -> None:
         """Tells other publishers that all these entries are in progress."""
         await self._outbox.keep(self._entries.values())

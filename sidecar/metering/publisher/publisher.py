@@ -18,7 +18,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from random import Random
 
 from sidecar.basics.backoff import Backoff
@@ -32,7 +32,7 @@ from sidecar.metering.metrics import PublisherMetrics
 from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.outbox.outbox import Outbox, Retention
 from sidecar.metering.publisher.batch_delivery import BatchDelivery
-from sidecar.metering.publisher.batches import Batch, Batcher
+from sidecar.metering.publisher.batches import Batcher
 from sidecar.metering.publisher.delivery_pause import PausableSender, Stopping
 from sidecar.metering.publisher.memory_relief import MemoryRelief
 from sidecar.metering.publisher.pending_entries import PendingEntries
@@ -140,6 +140,8 @@ class Publisher:
             await self._memory_relief.relieve()
             await self._maintain_if_due()
             await self._pending.finish_rest()
+            if self._is_full():
+                self._give_up_refused(delivery)
             if not self._is_full():
                 reading = await self._outbox.read(self._settings.buffer_bytes_max - self._pending.bytes)
                 await self._pending.take(reading.entries)
@@ -153,7 +155,7 @@ class Publisher:
         self._note_valkey(self._outbox.take_errors())
         self._valkey_backoff.reset()
         self._start_deliveries(tasks, delivery, partial=not more or self._is_full())
-        if self._deliveries and (self._is_full() or not self._has_slot()):
+        if self._deliveries and (self._is_full() or not delivery.may_start(len(self._deliveries))):
             self._slot_freed.clear()
             if not self._stop.is_set():  # a stop has set the event for the last time
                 await self._clock.wait(self._slot_freed, self._maintenance_s)
@@ -163,12 +165,18 @@ class Publisher:
     def _is_full(self) -> bool:
         return self._pending.bytes >= self._settings.buffer_bytes_max
 
-    def _has_slot(self) -> bool:
-        return len(self._deliveries) < self._settings.requests_in_flight_max
+    def _give_up_refused(self, delivery: BatchDelivery) -> None:
+        """With a buffer full of nothing but refused events, those behind them would never be read, and one of them may
+        be what the server accepts. Refused events stay in the outbox, and come back after ``claim_idle_ms``."""
+        if not len(self._batcher) and not self._deliveries:
+            self._pending.give_up(delivery.refused.give_up())
 
     def _start_deliveries(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery, *, partial: bool) -> None:
-        while self._has_slot() and (batch := self._batcher.cut(partial=partial)) is not None:
-            task = tasks.create_task(self._deliver(delivery, batch))
+        while delivery.may_start(len(self._deliveries)):
+            work = delivery.next(self._batcher, partial=partial)
+            if work is None:
+                return
+            task = tasks.create_task(self._deliver(work))
             self._deliveries.add(task)
             task.add_done_callback(self._free_slot)
 
@@ -176,11 +184,11 @@ class Publisher:
         self._deliveries.discard(task)
         self._slot_freed.set()
 
-    async def _deliver(self, delivery: BatchDelivery, batch: Batch) -> None:
+    async def _deliver(self, work: Coroutine[None, None, None]) -> None:
         try:
-            await delivery.deliver(batch)
+            await work
         except Stopping:
-            log.info("delivery stopped, another publisher delivers these events", events=len(batch))
+            log.info("delivery stopped, another publisher delivers its events")
 
     async def _maintain_if_due(self) -> None:
         now_s = self._clock.monotonic_s()
@@ -211,9 +219,10 @@ class Publisher:
     async def _drain(self, tasks: asyncio.TaskGroup, delivery: BatchDelivery) -> None:
         try:
             async with asyncio.timeout(self._settings.stop_grace_ms / 1000):
-                while len(self._batcher) or self._deliveries:
-                    self._start_deliveries(tasks, delivery, partial=True)
+                self._start_deliveries(tasks, delivery, partial=True)
+                while self._deliveries:
                     await asyncio.wait(self._deliveries, return_when=asyncio.FIRST_COMPLETED)
+                    self._start_deliveries(tasks, delivery, partial=True)
                 await self._pending.finish_rest()
         except TimeoutError:
             while self._deliveries:

@@ -1,8 +1,9 @@
 """What OpenMeter takes for a usage event, and what it says about one that it does not take.
 
 Source: the OpenAPI document's ``Event``, checked by kin-openapi as ``openmeter/server/server.go`` sets it up,
-then ``openmeter/ingest/httpdriver/ingest.go`` (v1) and ``api/v3/handlers/events/ingest.go`` (v3). The wording of
-the details follows kin-openapi, of which the server shows the first line only.
+then ``openmeter/ingest/httpdriver/ingest.go`` (v1) and ``api/v3/handlers/events/ingest.go`` (v3), which read events
+with ``v2/event/event_unmarshal.go`` of the CloudEvents SDK for Go. The wording of the details follows kin-openapi, of
+which the server shows the first line only, and the SDK.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import orjson
 
+from sidecar.basics.go_url import GoUrlError, check_go_url
 from sidecar.sandbox.openmeter.openmeter_wire import InvalidParameter, Problem, parse_time
 
 Version = Literal["v1", "v3"]
@@ -23,6 +26,7 @@ BATCH = "application/cloudevents-batch+json"
 EITHER = "application/json"
 #: v3 names every bad field of a batch; a batch of nothing but bad events must not make an endless answer.
 INVALID_PARAMETERS_MAX = 100
+SOURCE_CHARS_SHOWN = 256
 
 _REQUIRED = ("id", "source", "specversion", "type", "subject")
 _KNOWN = frozenset((*_REQUIRED, "time", "data", "datacontenttype", "dataschema"))
@@ -76,10 +80,17 @@ def parse_events(content_type: str, body: bytes, version: Version) -> list[Cloud
     if version == "v1" and content_type not in (SINGLE, BATCH, EITHER):
         raise Problem(400, f"invalid content type: {content_type[:200]}")
     items = document if isinstance(document, list) else [document]
-    if not items and media_type == EITHER:
-        detail = "no events found"
-        raise Problem(400, f"invalid event: {detail}") if version == "v1" else _refusal(version, detail)
-    return [_event(item, version) for item in items]
+    flaw = next((flaw for item in items if (flaw := _sdk_flaw(item)) is not None), None)
+    if media_type == EITHER and (flaw is not None or not items):
+        flaw = "no events found"  # it is tried as one event and as an array, and what was wrong is forgotten
+    if flaw is not None:
+        raise _unreadable(version, flaw)
+    return [_event(item) for item in items]
+
+
+def is_empty_batch(content_type: str, body: bytes) -> bool:
+    """Whether a request is an empty batch, in which nothing can be wrong."""
+    return content_type.split(";", 1)[0].strip() == BATCH and body.split() in ([b"[]"], [b"[", b"]"])
 
 
 def _check_schema(document: object, media_type: str, version: Version) -> None:
@@ -153,11 +164,27 @@ def _value_flaw(name: str, value: object, version: Version) -> tuple[str, str] |
     return None if value else ("minLength", "minimum string length is 1")
 
 
-def _event(item: dict[str, object], version: Version) -> CloudEvent:
-    """The checks of the CloudEvents SDK, which runs after the schema has been met."""
+def _sdk_flaw(item: dict[str, object]) -> str | None:
+    """What the CloudEvents SDK refuses, which reads an event after the schema has been met; None if it takes it.
+
+    It has no rule for ``id``, ``type`` and ``subject`` that the schema has not.
+    """
     if item["specversion"] not in _SPEC_VERSIONS:
-        detail = f'invalid event: specversion: unknown value: "{str(item["specversion"])[:40]}"'
-        raise Problem(400, detail) if version == "v1" else _refusal(version, detail)
+        return f'specversion: unknown value: "{str(item["specversion"])[:40]}"'
+    source = str(item["source"])
+    return None if _is_uri_reference(source) else f"cannot parse uri ref: {source[:SOURCE_CHARS_SHOWN]}"
+
+
+@lru_cache(maxsize=64)  # a publisher's events share their source
+def _is_uri_reference(text: str) -> bool:
+    try:
+        check_go_url(text)
+    except GoUrlError:
+        return False
+    return True
+
+
+def _event(item: dict[str, object]) -> CloudEvent:
     time, data = item.get("time"), item.get("data")
     when = parse_time(time) if isinstance(time, str) else None
     return CloudEvent(
@@ -170,6 +197,10 @@ def _event(item: dict[str, object], version: Version) -> CloudEvent:
         # Copied, because what orjson hands out keeps its working buffer: 4 KiB for every event.
         data=b"" if data is None else bytes(memoryview(orjson.dumps(data))),
     )
+
+
+def _unreadable(version: Version, detail: str) -> Problem:
+    return Problem(400, f"invalid event: {detail}") if version == "v1" else _refusal(version, detail)
 
 
 def _refusal(version: Version, detail: str, flaws: list[Flaw] | None = None) -> Problem:

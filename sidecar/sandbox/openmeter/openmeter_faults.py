@@ -19,7 +19,8 @@ class OpenMeterFault:
 
     * ``delay_ms``: wait first.
     * ``status``: answer with it, an error, after keeping the first ``kept`` events of the batch: OpenMeter's 500 in
-      mid-batch is not atomic. ``retry_after`` is the value of that header field.
+      mid-batch is not atomic. ``retry_after`` is the value of that header field. An empty batch does not meet it:
+      OpenMeter answers one 204 whatever is wrong, since nothing is looked at and nothing is produced.
     * ``drop``: cut the connection, "before" or "after" keeping the events.
     * ``hang``: keep nothing and never answer.
     * ``lose``: answer as if all were well and keep nothing; a 204 proves only that Kafka's client took the events.
@@ -59,6 +60,6 @@ class OpenMeterFaults(FaultPlan[OpenMeterFault]):
     def __init__(self, seed: int = 1) -> None:
         super().__init__(OpenMeterFault, seed)
 
-    def next(self) -> OpenMeterFault | None:
-        """The fault for the next request, if any."""
-        return self.take(lambda _: True)
+    def next(self, *, is_empty: bool = False) -> OpenMeterFault | None:
+        """The fault for the next request, if any. ``is_empty``: the request is an empty batch."""
+        return self.take(lambda fault: not (is_empty and fault.status))

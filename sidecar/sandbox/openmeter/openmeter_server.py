@@ -25,7 +25,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from sidecar.sandbox.openmeter.listing import event_filter, event_json, list_events
 from sidecar.sandbox.openmeter.meters import DEFAULT_METERS, Meter
-from sidecar.sandbox.openmeter.openmeter_events import CloudEvent, Version, parse_events
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent, Version, is_empty_batch, parse_events
 from sidecar.sandbox.openmeter.openmeter_faults import FaultError, OpenMeterFault, OpenMeterFaults
 from sidecar.sandbox.openmeter.openmeter_store import OpenMeterEventStore, Stored
 from sidecar.sandbox.openmeter.openmeter_wire import Problem, format_time, from_unix, json_answer, problem_answer
@@ -144,8 +144,9 @@ class OpenMeter:
 
     async def _ingest(self, request: web.Request, version: Version) -> web.StreamResponse:
         self.counts.requests += 1
-        fault = self.faults.next() or _PASS
         body = await request.read()
+        content_type = request.headers.get("Content-Type", "")
+        fault = self.faults.next(is_empty=is_empty_batch(content_type, body)) or _PASS
         if fault.delay_ms:
             await asyncio.sleep(fault.delay_ms / 1000)
         if fault.hang:
@@ -155,7 +156,7 @@ class OpenMeter:
         if fault.status and not fault.kept:
             return self._fault_answer(fault)
         try:
-            events = parse_events(request.headers.get("Content-Type", ""), body, version)
+            events = parse_events(content_type, body, version)
         except Problem:
             self.counts.refused += 1
             raise

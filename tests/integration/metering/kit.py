@@ -131,14 +131,15 @@ class RefusingProxy:
 
     ``refuse`` is given a batch and answers the position of an event for which the whole batch is refused with
     ``status``, or None. ``hint``: the answer names the position, as OpenMeter does. ``refuse_all`` refuses whatever
-    comes, empty batches too; ``refuse_empty`` those alone.
+    comes but empty batches, which OpenMeter answers 204 whatever is wrong. ``accepts_events``: how many events it lets
+    pass before it refuses all, None for any number.
     """
 
     refuse: Callable[[list[Any]], int | None] = lambda batch: None
     status: int = 400
     hint: bool = True
     refuse_all: bool = False
-    refuse_empty: bool = False
+    accepts_events: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[int, int]] = field(default_factory=list)
     content_types: set[str] = field(default_factory=set)
@@ -157,7 +158,7 @@ class RefusingProxy:
             batch = orjson.loads(body)
             self.requests.append((len(batch), len(body)))
             self.content_types.add(request.headers["Content-Type"])
-            if self.refuse_all or (self.refuse_empty and not batch):
+            if (self.refuse_all and batch) or self._exceeds(len(batch)):
                 return self._problem("no such thing here")
             position = self.refuse(batch)
             if position is None:
@@ -167,9 +168,24 @@ class RefusingProxy:
 
         return middleware
 
+    def _exceeds(self, events: int) -> bool:
+        if self.accepts_events is None:
+            return False
+        if events > self.accepts_events:
+            return True
+        self.accepts_events -= events
+        return False
+
     def _problem(self, detail: str) -> web.Response:
         body = {"status": self.status, "detail": detail}
         return web.json_response(body, status=self.status, headers=self.headers)
+
+
+def poison(client: Valkey, keys: Keys, events: int, partition: int = 0, seq: int = 900) -> set[str]:
+    """Writes one entry of events that :func:`first_poisoned` finds. Answers their ids."""
+    rows = [event(f"poison-{number}") for number in range(events)]
+    client.xadd(keys.outbox(partition), entry(f"bad.{partition}", seq, rows))
+    return {f"bad.{partition}.{seq}.{number}" for number in range(events)}
 
 
 def first_poisoned(batch: list[Any]) -> int | None:

@@ -155,22 +155,6 @@ async def test_a_refused_token_pauses_until_its_file_holds_the_right_one(
     assert await dead_letters(client, keys) == []
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 405, 302, 415])
-async def test_a_server_that_refuses_everything_makes_no_dead_letter(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, status: int
-) -> None:
-    gatekeeper = RefusingProxy(status=status, refuse_all=True)
-    ids = fill(valkey, keys, 20)
-    async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
-        await until(lambda: publisher.metrics.paused)
-        tries = len(gatekeeper.requests)
-        await until(lambda: len(gatekeeper.requests) > tries + 3)
-        gatekeeper.refuse_all = False
-        await until(lambda: outbox_is_empty(valkey, keys))
-    assert stored_ids(meter) == dict.fromkeys(ids, 1)
-    assert await dead_letters(client, keys) == []
-
-
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_not_followed_as_it_might_end_in_a_page_that_stores_nothing(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, status: int
@@ -182,20 +166,6 @@ async def test_a_redirect_is_not_followed_as_it_might_end_in_a_page_that_stores_
         gatekeeper.refuse_all = False
         await until(lambda: outbox_is_empty(valkey, keys))
     assert stored_ids(meter) == dict.fromkeys(ids, 1)
-
-
-async def test_where_empty_batches_are_refused_a_poisoned_event_waits_for_another_to_be_accepted(
-    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter
-) -> None:
-    gatekeeper = RefusingProxy(first_poisoned, refuse_empty=True)
-    valkey.xadd(keys.outbox(0), entry("gw.0", 1, [event("poison-1")]))
-    async with Server(gatekeeper.app(meter)) as server, publishing(client, keys, settings(server.url)) as publisher:
-        await until(lambda: publisher.metrics.paused)
-        assert await dead_letters(client, keys) == []
-        ids = fill(valkey, keys, 4, origin="later")
-        await until(lambda: outbox_is_empty(valkey, keys))
-    assert stored_ids(meter) == dict.fromkeys(ids, 1)
-    assert len(await dead_letters(client, keys)) == 1
 
 
 async def test_an_unreadable_entry_becomes_a_dead_letter_as_it_is_and_stops_nothing(

@@ -6,6 +6,7 @@ import aiohttp
 import orjson
 import pytest
 
+from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.sandbox.kit import NOW_S, call, instant
@@ -63,6 +64,34 @@ async def test_an_empty_batch_is_fine_and_an_empty_array_as_json_is_not(
     assert await ingest(client, meter_url, []) == (204, None)
     status, problem = await ingest(client, meter_url, [], "application/json")
     assert (status, problem["detail"]) == (400, "invalid event: no events found")
+
+
+@pytest.mark.parametrize("status", [400, 402, 429, 503])
+async def test_an_empty_batch_is_fine_whatever_is_wrong_with_all_others(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str, status: int
+) -> None:
+    meter.faults.always(OpenMeterFault(status=status))
+    assert await ingest(client, meter_url, b" [ ] ") == (204, None)
+    assert (await ingest(client, meter_url, [call("1")]))[0] == status
+    assert await ingest(client, meter_url, [], api="v3") == (202, None)
+
+
+async def test_a_fault_waits_for_the_batch_behind_an_empty_one(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
+) -> None:
+    meter.faults.script(OpenMeterFault(status=400))
+    assert await ingest(client, meter_url, []) == (204, None)
+    assert (await ingest(client, meter_url, [call("1")]))[0] == 400
+    assert await ingest(client, meter_url, [call("1")]) == (204, None)
+
+
+async def test_a_source_that_go_cannot_parse_refuses_the_batch(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
+) -> None:
+    status, problem = await ingest(client, meter_url, [call("1"), {**call("2"), "source": "eu1 gateway: prod"}])
+    assert (status, problem["title"]) == (400, "Bad Request")
+    assert problem["detail"] == "invalid event: cannot parse uri ref: eu1 gateway: prod"
+    assert (len(meter.store), meter.counts.refused) == (0, 1)
 
 
 async def test_a_charset_is_too_much_for_v1_and_fine_for_v3(client: aiohttp.ClientSession, meter_url: str) -> None:

@@ -67,6 +67,17 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
         SMALLEST + "log: loud\n",
         ["gateway.yaml:3: log: should be a mapping of keys to values, not 'loud'"],
     ),
+    "a source that is no URI reference": (
+        SMALLEST + "metering:\n  source: 'eu1 gateway: prod'\n",
+        [
+            "gateway.yaml:4: metering.source: must be a URI reference as OpenMeter reads it (url.Parse of Go): first"
+            " path segment in URL cannot contain colon"
+        ],
+    ),
+    "a source that is empty": (
+        SMALLEST + "metering: {source: ''}\n",
+        ["gateway.yaml:3: metering.source: should have at least 1 character, not ''"],
+    ),
     "an unknown choice": (
         SMALLEST + "log: {level: loud}\n",
         ["gateway.yaml:3: log.level: should be 'debug', 'info', 'warning' or 'error', not 'loud'"],

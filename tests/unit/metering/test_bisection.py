@@ -75,3 +75,12 @@ def test_a_server_that_blames_a_sound_event_is_not_believed_again() -> None:
 
 def test_nothing_is_sent_of_an_empty_batch() -> None:
     assert Bisection(0).part is None
+
+
+def test_the_rest_is_what_has_yet_to_be_sent_in_order() -> None:
+    work = Bisection(9)
+    work.divide(2)
+    work.accept()
+    assert work.take_rest() == [range(2, 3), range(3, 9)]
+    assert work.part is None
+    assert work.take_rest() == []

@@ -11,7 +11,7 @@ from sidecar.metering.publisher.ingest_responses import ResponseClass
 def test_counts_are_exported_under_their_names() -> None:
     metrics = PublisherMetrics(events_delivered=7, dead_letters=2, entries_read=2, events_read=10, paused=True)
     metrics.requests[ResponseClass.RETRY] = 3
-    metrics.events_in_progress = 4
+    metrics.events_in_progress, metrics.events_refused = 4, 11
     metrics.dead_letters_dropped, metrics.tail_entries_dropped, metrics.refused_entries = 4, 8, 9
     metrics.note_outbox(entries=5, entries_in_progress=1, oldest_s=12.5, dead_letters=6)
     registry = CollectorRegistry()
@@ -23,6 +23,7 @@ def test_counts_are_exported_under_their_names() -> None:
         "sidecar_outbox_dead_letters 6.0",
         "sidecar_refused_entries 9.0",
         "sidecar_publisher_paused 1.0",
+        "sidecar_publisher_refused_events 11.0",
         "sidecar_publisher_events_total 7.0",
         "sidecar_publisher_entries_claimed_total 0.0",
         "sidecar_publisher_valkey_failures_total 0.0",

@@ -26,6 +26,10 @@ SECRET = "om_5tr1ctly-private"
         ({"token": SECRET + "\r\nX-Evil: 1"}, "printable ASCII characters without spaces"),
         ({"token": SECRET, "token_file": "/run/token"}, "only one of token and token_file"),
         ({"source": ""}, "at least 1 character"),
+        ({"source": "eu1 gateway: prod"}, "URI reference as OpenMeter reads it (url.Parse of Go): first path segment"),
+        ({"source": "100% bank"}, 'invalid URL escape "% b"'),
+        ({"source": "https://bank.example:eu1"}, 'invalid port ":eu1" after host'),
+        ({"source": "bank\n"}, "invalid control character in URL"),
         ({"type": ""}, "at least 1 character"),
         ({"batch_events_max": 0}, "greater than or equal to 1"),
         ({"batch_bytes_max": 2_000_000}, "less than or equal to 1048576"),
@@ -39,6 +43,11 @@ def test_a_bad_value_is_refused_with_a_message_that_holds_no_secret(values: dict
     messages = [error["msg"] for error in caught.value.errors()]
     assert any(message in text for text in messages)
     assert not any(SECRET in text for text in messages)
+
+
+@pytest.mark.parametrize("source", ["open-banking-api", "eu1 gateway", "//bank.example/eu1", "urn:bank:eu1"])
+def test_a_source_is_any_uri_reference_and_stays_as_it_is(source: str) -> None:
+    assert MeteringSettings.model_validate({"source": source}).source == source
 
 
 def test_the_token_does_not_show() -> None:

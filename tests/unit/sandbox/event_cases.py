@@ -44,6 +44,9 @@ ACCEPTED = (
     EventCase("dataschema", {"dataschema": "https://example.test/schema"}),
     EventCase("extension", {"traceparent": "00-1-2-01"}),
     EventCase("no ASCII", {"subject": "tpp-ü"}),
+    EventCase("source with spaces", {"source": "eu1 gateway"}),
+    EventCase("source that is a URI", {"source": "https://bank.example/eu1?a=%zz"}),
+    EventCase("id, type and subject that are no URI references", {"id": "1:%", "type": "a b:%", "subject": " :%\x01"}),
 )
 
 REFUSED = (

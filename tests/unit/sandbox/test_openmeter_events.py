@@ -82,6 +82,9 @@ def test_a_content_type_decides_between_one_event_and_many(content_type: str, bo
             'request body has an error: doesn\'t match schema: Error at "/1": value must be an object',
         ),
         (SINGLE, {**GOOD, "specversion": "2.0"}, 'invalid event: specversion: unknown value: "2.0"'),
+        (BATCH, [GOOD, {**GOOD, "source": "100% bank"}], "invalid event: cannot parse uri ref: 100% bank"),
+        (SINGLE, {**GOOD, "source": "eu1 gateway: prod"}, "invalid event: cannot parse uri ref: eu1 gateway: prod"),
+        (EITHER, {**GOOD, "source": "bank\n"}, "invalid event: no events found"),
     ],
 )
 def test_what_v1_refuses_it_refuses_in_these_words(content_type: str, body: object, detail: str) -> None:
@@ -107,6 +110,10 @@ def test_v3_refuses_an_unknown_key_that_v1_lets_pass() -> None:
     assert len(parse_events(BATCH, orjson.dumps(body), "v1")) == 2
     problem = refusal(BATCH, body, "v3")
     assert [(item.field, item.rule) for item in problem.invalid or ()] == [("1.traceparent", "additionalProperties")]
+
+
+def test_v3_reads_a_source_as_v1_does() -> None:
+    assert refusal(BATCH, [{**GOOD, "source": "//[bank]"}], "v3").detail == "cannot parse uri ref: //[bank]"
 
 
 def test_v3_names_every_bad_field_up_to_a_hundred() -> None:
