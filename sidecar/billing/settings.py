@@ -31,8 +31,8 @@ class PlanPolicy(_Model):
     code: str = Field(min_length=1, max_length=255, description="The plan's code in Lago.")
     mode: Mode | None = Field(
         default=None,
-        description="`prepaid`, `overage` or `postpaid`. By default an account with a wallet is `prepaid`. An account "
-        "without one is `overage` if its plan has a fee, otherwise `postpaid`.",
+        description="`prepaid`, `overage` or `postpaid`. By default an account is `prepaid` if Lago lists a wallet of "
+        "the customer, even a terminated one, and has `lago.default_mode` otherwise.",
     )
     overdraft: Money | None = Field(
         default=None, description="Prepaid: money that an account may spend beyond its wallets."
@@ -189,6 +189,12 @@ class LagoSettings(_Model):
     attempts_max: int = Field(default=4, ge=1, le=20, description="Most attempts of a request that fails temporarily.")
     answer_bytes_max: int = Field(
         default=16_777_216, ge=65_536, le=268_435_456, description="Largest response of Lago in bytes."
+    )
+    default_mode: Mode | None = Field(
+        default=None,
+        description="Mode of accounts for which nothing else says it: no wallet in Lago, no `quota_mode` in the "
+        "customer's metadata, no mode of the plan in `plan_policies`. While it is not set, the reconciler refuses such "
+        "accounts (finding `policy`).",
     )
     plan_policies: tuple[PlanPolicy, ...] = Field(
         default=(),

@@ -154,6 +154,7 @@ def _open(
     if lago_from is None or lago_to is None:
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, plan, customer.timezone)
+    policy = enforcement_policy(customer, plan, bool(reading.wallets), settings)
     is_new = state.version == 0
     if not is_new and must_end_period(state, saved, effective, lago_from):
         following = (lago_to, *ends)
@@ -171,8 +172,8 @@ def _open(
             for fault in identity_faults(wallet):
                 alerts.add("identity", fault)
     check_transactions(reading, alerts)
-    has_wallet = any(wallet.is_active for wallet in reading.wallets)
-    policy = enforcement_policy(customer, plan, has_wallet, settings.plan_policies)
+    if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
+        alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
     plan_fee = plan_fee_of(effective, customer, reading.default_taxes) if funds.pays_plan_fee else Decimal(0)
 
     billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
