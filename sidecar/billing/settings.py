@@ -120,9 +120,19 @@ class ReconcileSettings(_Model):
     )  # fmt: skip
     funds_age_s_max: int | None = Field(
         default=None, ge=10, le=31_536_000,
-        description="Seconds after which the control plane suspends accounts that it could not read from Lago. By "
-        "default never: the last funds stay in force.",
+        description="Seconds after which the control plane suspends accounts that it could not read from Lago, at "
+        "least twice `full_interval_s`. By default never: the last funds stay in force.",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _ages_are_possible(self) -> ReconcileSettings:
+        # An account that does not change is read once in full_interval_s, however well Lago answers.
+        if self.funds_age_s_max is not None and self.funds_age_s_max < 2 * self.full_interval_s:
+            raise ValueError(
+                f"funds_age_s_max must be at least twice full_interval_s ({2 * self.full_interval_s}): an account that"
+                " does not change is read only so often"
+            )
+        return self
 
 
 class SyncSettings(_Model):
