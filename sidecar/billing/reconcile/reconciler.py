@@ -300,7 +300,8 @@ class Reconciler:
 
     async def _default_taxes(self) -> tuple[Tax, ...]:
         if time.monotonic() >= self._taxes_until_s:
-            self._taxes = tuple(tax for tax in await self._lago.taxes() if tax.is_default)
+            taxes = await self._lago.taxes()
+            self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
             self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 
