@@ -215,6 +215,24 @@ async def test_an_account_whose_wallet_ends_has_nothing_to_spend(system: Billing
     assert code == Code.CREDIT
 
 
+SUPPORT = {"code": "support", "charge_model": "standard", "units": "2", "properties": {"amount": "2.50"}}
+
+
+async def test_fixed_charges_which_a_subscription_does_not_tell_are_set_aside_and_billed(system: BillingSystem) -> None:
+    await system.plan("fixed", fixed_charges=[SUPPORT])
+    await system.customer("tpp-1", plan="fixed")
+    found = await system.client.subscription("tpp-1-sub")
+    assert found is not None
+    assert found.plan is not None
+    assert found.plan.fixed_charges is None
+
+    await system.reconcile("tpp-1")
+
+    assert await system.available("tpp-1") == Decimal(5)
+    assert [(each.code, each.units) for each in await system.client.fixed_charges("tpp-1-sub")] == [("support", 2)]
+    assert await system.client.fixed_charges("tpp-9-sub") == ()
+
+
 async def test_an_account_whose_mode_nothing_says_is_not_loaded(system: BillingSystem) -> None:
     await system.customer("tpp-1", wallet=None)
 
