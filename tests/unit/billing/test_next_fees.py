@@ -229,6 +229,14 @@ def test_a_draft_is_owed_as_a_whole() -> None:
     assert scenario.available == 82
 
 
+def test_a_draft_owes_its_total_where_its_fees_say_less() -> None:
+    scenario = in_august()
+
+    scenario.lago(invoices=(invoice("draft", cents=1_000, taxes_cents=250),)).load()
+
+    assert scenario.available == Decimal("87.50")
+
+
 def test_of_a_draft_only_what_a_wallet_pays_is_owed() -> None:
     scenario = in_august(Scenario().lago(wallets=(wallet("100", fee_types=("charge", "fixed_charge")),)))
     kinds_ = ("charge", "subscription", "fixed_charge")
