@@ -73,7 +73,7 @@ def stage_steady(stack_: ExitStack, directory: Path, options: Options) -> Settin
     target = target_of(stack.demo(stack_, directory))
     customers = [
         *(seed.paying(f"tpp-prepaid-{number}") for number in range(3)),
-        seed.customer("tpp-overage-0", "api_pro"),
+        seed.customer("tpp-overage-0", "api_pro", metadata=(("quota_mode", "overage"),)),
         *(seed.customer(f"tpp-postpaid-{number}", "api_postpaid", metadata=seed.UNLIMITED) for number in range(2)),
     ]
     about = (*target.about, "accounts made in its Lago: 3 prepaid, 1 overage, 2 postpaid, none with a rate limit")

@@ -31,8 +31,8 @@ class PlanPolicy(_Model):
     code: str = Field(min_length=1, max_length=255, description="The plan's code in Lago.")
     mode: Mode | None = Field(
         default=None,
-        description="`prepaid`, `overage` or `postpaid`. By default an account with a wallet is `prepaid`. An account "
-        "without one is `overage` if its plan has a fee, otherwise `postpaid`.",
+        description="`prepaid`, `overage` or `postpaid`. By default an account is `prepaid` if Lago lists a wallet of "
+        "the customer, even a terminated one, and has `lago.default_mode` otherwise.",
     )
     overdraft: Money | None = Field(
         default=None, description="Prepaid: money that an account may spend beyond its wallets."
@@ -120,9 +120,19 @@ class ReconcileSettings(_Model):
     )  # fmt: skip
     funds_age_s_max: int | None = Field(
         default=None, ge=10, le=31_536_000,
-        description="Seconds after which the control plane suspends accounts that it could not read from Lago. By "
-        "default never: the last funds stay in force.",
+        description="Seconds after which the control plane suspends accounts that it could not read from Lago, at "
+        "least twice `full_interval_s`. By default never: the last funds stay in force.",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _ages_are_possible(self) -> ReconcileSettings:
+        # An account that does not change is read once in full_interval_s, however well Lago answers.
+        if self.funds_age_s_max is not None and self.funds_age_s_max < 2 * self.full_interval_s:
+            raise ValueError(
+                f"funds_age_s_max must be at least twice full_interval_s ({2 * self.full_interval_s}): an account that"
+                " does not change is read only so often"
+            )
+        return self
 
 
 class SyncSettings(_Model):
@@ -201,6 +211,12 @@ class LagoSettings(_Model):
     attempts_max: int = Field(default=4, ge=1, le=20, description="Most attempts of a request that fails temporarily.")
     answer_bytes_max: int = Field(
         default=16_777_216, ge=65_536, le=268_435_456, description="Largest response of Lago in bytes."
+    )
+    default_mode: Mode | None = Field(
+        default=None,
+        description="Mode of accounts for which nothing else says it: no wallet in Lago, no `quota_mode` in the "
+        "customer's metadata, no mode of the plan in `plan_policies`. While it is not set, the reconciler refuses such "
+        "accounts (finding `policy`).",
     )
     plan_policies: tuple[PlanPolicy, ...] = Field(
         default=(),

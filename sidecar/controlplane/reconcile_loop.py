@@ -22,6 +22,7 @@ from sidecar.billing.reconcile.reconciler import Outcome, Reconciler
 from sidecar.billing.reconcile.reload_requests import SWEEP, ReloadRequest, ReloadRequests
 from sidecar.billing.reconcile.sweep import Fingerprints, Lists, read_lists
 from sidecar.billing.settings import ReconcileSettings
+from sidecar.controlplane.reading_ages import ReadingAges
 from sidecar.ledger.accounts.loader import AccountLoader, LedgerUnavailable, LoadError
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.calls import Call, call_each
@@ -100,7 +101,8 @@ class ReconcileLoop:
         self._metrics = reconciler.metrics
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._in_progress: set[str] = set()
-        self._suspended_readings: dict[str, int] = {}
+        self._ages = ReadingAges(settings.funds_age_s_max)
+        self._planned_wait_ms = 0
         self._backoffs_s: dict[str, float] = {}
         self._cooldowns: dict[str, tuple[float, float]] = {}
         self._sweep_wanted = asyncio.Event()
@@ -110,7 +112,7 @@ class ReconcileLoop:
 
     async def run(self, token: int, stop: asyncio.Event) -> None:
         """Until ``stop`` or cancellation, through every failure of Lago and Valkey."""
-        self._suspended_readings.clear()
+        self._ages.clear()
         try:
             async with asyncio.TaskGroup() as tasks:
                 sweeping = tasks.create_task(self._run_sweeps(token, stop))
@@ -244,6 +246,7 @@ class ReconcileLoop:
             notice_cancellation()
             self._sweep_wanted.clear()
             wait_s = self._settings.interval_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+            self._planned_wait_ms = int(wait_s * 1000)
             # While Lago cannot be read, readings get old: a sweep that breaks off is no reason not to look at them.
             for look in (self.sweep, self.check_reading_ages):
                 try:
@@ -273,10 +276,12 @@ class ReconcileLoop:
         """
         started_s, requests = time.monotonic(), self._lago.metrics.requests.total()
         fingerprints = await read_lists(self._lago, progress)
-        for account in await self._missing(fingerprints):
+        missing = await self._missing(fingerprints)
+        for account in missing or ():
             fingerprints.by_account[account] = 0
         accounts = list(fingerprints.by_account)
         read = failed = done = 0
+        unread: set[str] = set()
         for start in range(0, len(accounts), LEDGER_PAGE):
             chunk = accounts[start : start + LEDGER_PAGE]
             lasts = await self._last_readings(chunk)
@@ -297,9 +302,12 @@ class ReconcileLoop:
                     each(outcome)
             read += len(outcomes)
             failed += sum(outcome.result not in ("loaded", "absent") for outcome in outcomes)
+            unread |= {outcome.account for outcome in outcomes if outcome.result == "unavailable"}
             done += len(chunk)
             if progress is not None:
                 progress("accounts", done, len(accounts))
+        if missing is not None and not dry_run:
+            self._ages.confirm(unread, await self._loader.now_ms() + self._planned_wait_ms)
         metrics, now_s = self._metrics, time.time()
         report = SweepReport(
             len(accounts), read, failed, self._lago.metrics.requests.total() - requests, time.monotonic() - started_s
@@ -316,11 +324,11 @@ class ReconcileLoop:
         self._on_outcome(outcome)
         return outcome
 
-    async def _missing(self, fingerprints: Fingerprints) -> list[str]:
+    async def _missing(self, fingerprints: Fingerprints) -> list[str] | None:
         """Accounts that came from Lago and that its lists do not have any more; they are looked up one by one.
 
-        If that is most of them, the lists are not to be believed: an empty Lago, or another one, must not close a
-        bank's accounts.
+        None if that is most of them. Then the lists are not to be believed: an empty Lago, or another one, must not
+        close a bank's accounts.
         """
         missing: list[str] = []
         known = 0
@@ -333,7 +341,7 @@ class ReconcileLoop:
                     missing.append(account)
         if len(missing) > max(MISSING_MAX, known // 2):
             log.error("most accounts are missing in lago: is lago.url right?", known=known, missing=len(missing))
-            return []
+            return None
         return missing
 
     async def _preview(self, account: str) -> Outcome:
@@ -366,7 +374,6 @@ class ReconcileLoop:
         Raises:
             LedgerUnavailable: Valkey cannot be reached.
         """
-        limit_s = self._settings.funds_age_s_max
         now_ms = await self._loader.now_ms()
         oldest_ms = now_ms
         async for page in self._accounts():
@@ -374,10 +381,8 @@ class ReconcileLoop:
                 if last is None or last.policy == ABSENT:
                     continue
                 oldest_ms = min(oldest_ms, last.read_at_ms)
-                if limit_s is None or now_ms - last.read_at_ms <= limit_s * 1000:
-                    self._suspended_readings.pop(account, None)
-                elif self._suspended_readings.get(account) != last.read_at_ms and await self._suspend(account, token):
-                    self._suspended_readings[account] = last.read_at_ms
+                if self._ages.is_too_old(account, last.read_at_ms, now_ms) and not await self._suspend(account, token):
+                    self._ages.failed(account)
         self._metrics.oldest_reading_s = (now_ms - oldest_ms) / 1000
 
     async def _suspend(self, account: str, token: int) -> bool:

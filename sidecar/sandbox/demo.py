@@ -63,7 +63,9 @@ def demo_accounts() -> tuple[DemoAccount, ...]:
             "tpp-overage", "overage", "api_pro",
             "20 calls included, then 0.05 each up to a cap of 1.00 a period; 5 requests/s, 10 at once",
             key("overage"),
-            metadata=(("quota_spending_cap", "1.00"), ("quota_rate", "5"), ("quota_burst", "10")),
+            metadata=(
+                ("quota_mode", "overage"), ("quota_spending_cap", "1.00"), ("quota_rate", "5"), ("quota_burst", "10"),
+            ),
         ),
         DemoAccount(
             "tpp-postpaid", "postpaid", "api_postpaid",
@@ -184,6 +186,7 @@ def demo_settings(
             "url": lago,
             "api_key": lago_api_key,
             "requests_per_second": 500,
+            "default_mode": "prepaid",
             "webhooks": {"hmac_key": webhook_hmac_key},
             "reconcile": {"interval_s": 30},
             # Faster than in earnest, so that there is something to see.

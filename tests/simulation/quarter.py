@@ -334,6 +334,7 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
                 "lago": {
                     "url": urls[0], "api_key": API_KEY, "requests_per_second": 5000, "attempts_max": 1,
                     "webhooks": {"hmac_key": HMAC_KEY, "requests_per_second_max": 10_000},
+                    "plan_policies": [{"code": code, "mode": "overage"} for code, (fee, *_) in PLANS.items() if fee],
                     "reconcile": {"full_interval_s": 1}, "sync": {"settle_s": 0},
                 },
             }

@@ -26,10 +26,14 @@ from sidecar.billing.catalog.values import (
 from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
 from sidecar.billing.reconcile.alerts import BillingRefused
 from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
+from sidecar.billing.settings import LagoSettings
 from sidecar.config.document import Node
 from sidecar.config.errors import ConfigError, Problem, dotted
 from sidecar.config.reading import read_document
 from sidecar.config.validation import locate, validate
+
+_SETTINGS = LagoSettings.model_validate({"default_mode": "prepaid"})
+"""Of no bank: only metadata is checked here, and whether something says the mode is known where the gateway runs."""
 
 _COUNTS = (
     "counts events, not calls: an hour of usage is pushed as one event and would be billed as one call, since Lago"
@@ -130,7 +134,7 @@ class _Reader:
         wanted = WantedCustomer(section.id, section.name, currency, section.timezone, section.metadata)
         try:
             enforcement_policy(
-                Customer("", section.id, currency, "UTC", section.metadata), None, bool(section.wallets), ()
+                Customer("", section.id, currency, "UTC", section.metadata), None, bool(section.wallets), _SETTINGS
             )
         except BillingRefused as error:
             self._problem(("customers", index, "metadata"), str(error).removeprefix("metadata "))

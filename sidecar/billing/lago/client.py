@@ -21,6 +21,7 @@ from sidecar.billing.lago.models import (
     CurrentUsage,
     Customer,
     Event,
+    FixedCharge,
     Invoice,
     Page,
     Plan,
@@ -146,6 +147,17 @@ class LagoClient:
         """A subscription with its effective plan; without ``status`` the active one."""
         query = [("status", status)] if status is not None else []
         return await self._find("/subscriptions/{id}", external_id, "subscription", parsing.subscription, query)
+
+    async def fixed_charges(self, external_subscription_id: str) -> tuple[FixedCharge, ...]:
+        """Those of an active subscription, which its plan lacks in other answers; none in versions without them."""
+        return await self._all(
+            "/subscriptions/{id}/fixed_charges",
+            "fixed_charges",
+            parsing.fixed_charge,
+            lambda each: each.lago_id,
+            of=external_subscription_id,
+            absent=("subscription_not_found", "resource_not_found"),
+        )
 
     async def plan(self, code: str) -> Plan | None:
         """A plan, without what subscriptions override."""

@@ -16,11 +16,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Tax:
-    """``rate`` is in per cent. ``is_default``: ``applied_to_organization``, for who has no taxes of their own."""
+    """``rate`` is in per cent. ``is_default``: ``applied_to_organization``, for who has no taxes of their own.
+
+    ``billing_entities``: codes of those whose customers have it so; older versions do not say any.
+    """
 
     code: str
     rate: Decimal
     is_default: bool = False
+    billing_entities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Customer:
     timezone: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     taxes: tuple[Tax, ...] | None = ()
+    billing_entity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,32 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedCharge:
+    """So many units of an add-on in every period, whatever is used. ``model``: standard, graduated, volume."""
+
+    lago_id: str
+    code: str
+    model: str
+    properties: Mapping[str, Any]
+    units: Decimal
+    pay_in_advance: bool = False
+    taxes: tuple[Tax, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """The least that a period costs, before taxes. Lago bills what is missing."""
+
+    amount_cents: int
+    taxes: tuple[Tax, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """``interval``: weekly, monthly, quarterly, semiannual, yearly. ``trial_days`` waives the fee, not usage."""
+    """``interval``: weekly, monthly, quarterly, semiannual, yearly. ``trial_days`` waives the fee, not usage.
+
+    ``fixed_charges`` None: the answer does not say (that of a subscription does not).
+    """
 
     lago_id: str
     code: str
@@ -116,6 +145,9 @@ class Plan:
     has_usage_thresholds: bool = False
     has_minimum_commitment: bool = False
     has_fixed_charges: bool = False
+    commitment: Commitment | None = None
+    fixed_charges: tuple[FixedCharge, ...] | None = ()
+    bill_fixed_charges_monthly: bool = False
 
 
 @dataclass(frozen=True, slots=True)

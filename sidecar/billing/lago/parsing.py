@@ -15,8 +15,10 @@ from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import (
     BillableMetric,
     Charge,
+    Commitment,
     Customer,
     Event,
+    FixedCharge,
     Page,
     Plan,
     Subscription,
@@ -44,7 +46,8 @@ def page_of(answer: Fields, name: str, parse: Callable[[Fields], T], page: int) 
 
 
 def tax(row: Fields) -> Tax:
-    return Tax(row.text("code"), row.number("rate"), row.flag("applied_to_organization"))
+    entities = row.texts_or_none("applied_to_billing_entities_codes") or ()
+    return Tax(row.text("code"), row.number("rate"), row.flag("applied_to_organization"), entities)
 
 
 def taxes(row: Fields) -> tuple[Tax, ...]:
@@ -59,6 +62,7 @@ def customer(row: Fields) -> Customer:
         timezone=row.text_or_none("applicable_timezone") or row.text_or_none("timezone") or "UTC",
         metadata={each.text("key"): each.text_or_none("value") or "" for each in row.rows("metadata")},
         taxes=taxes(row) if row.has("taxes") else None,
+        billing_entity=row.text_or_none("billing_entity_code"),
     )
 
 
@@ -131,7 +135,20 @@ def charge(row: Fields) -> Charge:
     )
 
 
+def fixed_charge(row: Fields) -> FixedCharge:
+    return FixedCharge(
+        lago_id=row.text("lago_id"),
+        code=row.text_or_none("code") or row.text_or_none("add_on_code") or "",
+        model=row.text_or_none("charge_model") or "",
+        properties=row.properties("properties"),
+        units=row.number_or_none("units") or Decimal(0),
+        pay_in_advance=row.flag("pay_in_advance"),
+        taxes=taxes(row),
+    )
+
+
 def plan(row: Fields) -> Plan:
+    least = row.row_or_none("minimum_commitment")
     return Plan(
         lago_id=row.text("lago_id"),
         code=row.text("code"),
@@ -145,8 +162,11 @@ def plan(row: Fields) -> Plan:
         bill_charges_monthly=row.flag("bill_charges_monthly"),
         taxes=taxes(row),
         has_usage_thresholds=bool(row.rows("usage_thresholds") or row.rows("applicable_usage_thresholds")),
-        has_minimum_commitment=row.row_or_none("minimum_commitment") is not None,
+        has_minimum_commitment=least is not None,
         has_fixed_charges=bool(row.rows("fixed_charges")),
+        commitment=Commitment(least.whole("amount_cents"), taxes(least)) if least else None,
+        fixed_charges=tuple(map(fixed_charge, row.rows("fixed_charges"))) if row.has("fixed_charges") else None,
+        bill_fixed_charges_monthly=row.flag("bill_fixed_charges_monthly"),
     )
 
 

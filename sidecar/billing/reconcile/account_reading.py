@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from sidecar.billing.lago.models import CurrentUsage, Customer, Invoice, Subscription, Tax, Wallet, WalletTransaction
+from sidecar.billing.lago.models import (
+    CurrentUsage,
+    Customer,
+    FixedCharge,
+    Invoice,
+    Subscription,
+    Tax,
+    Wallet,
+    WalletTransaction,
+)
 
 INVOICES_MAX: Final = 60
 """Newest invoices looked at: years of monthly ones. A period owes its cost until its invoice is seen."""
@@ -30,6 +39,8 @@ class LagoReader(Protocol):
     async def subscriptions(self, customer: str, *, statuses: Sequence[str] = ...) -> tuple[Subscription, ...]: ...
 
     async def subscription(self, external_id: str) -> Subscription | None: ...
+
+    async def fixed_charges(self, external_subscription_id: str) -> tuple[FixedCharge, ...]: ...
 
     async def wallets(self, customer: str) -> tuple[Wallet, ...]: ...
 
@@ -83,8 +94,8 @@ async def read_account(
     if customer is None:
         return AccountReading(account, now_ms, None)
     actives = {each.external_id for each in subscriptions if each.is_active}
-    whole = [each for each in await asyncio.gather(*map(lago.subscription, sorted(actives))) if each is not None]
-    plans = {each.lago_id: each for each in whole}
+    whole = await asyncio.gather(*(_with_fixed_charges(lago, each) for each in sorted(actives)))
+    plans = {each.lago_id: each for each in whole if each is not None}
     subscriptions = tuple(plans.pop(each.lago_id, each) for each in subscriptions) + tuple(plans.values())
     details: dict[tuple[str, str, str, int], Invoice] = {}
     before = await _invoices(lago, account, oldest_ms, details)
@@ -111,6 +122,13 @@ async def read_account(
     return AccountReading(
         account, now_ms, customer, subscriptions, wallets, before, usages, default_taxes, transactions, stable
     )
+
+
+async def _with_fixed_charges(lago: LagoReader, external_id: str) -> Subscription | None:
+    found = await lago.subscription(external_id)
+    if found is None or found.plan is None or found.plan.fixed_charges is not None:
+        return found
+    return replace(found, plan=replace(found.plan, fixed_charges=await lago.fixed_charges(external_id)))
 
 
 def _mark(invoice: Invoice) -> tuple[str, str, str, int]:

@@ -6,13 +6,13 @@ period belongs to the Lago period of its subscription that contains its start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal
 
 from sidecar.billing.lago.models import Invoice
-from sidecar.billing.reconcile.funds import money
+from sidecar.billing.reconcile.funds import FEE_KINDS, money
 from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
 from sidecar.billing.usage_sync.period_links import PeriodLink
 from sidecar.ledger.accounts.account_state import AccountState
@@ -29,7 +29,8 @@ Stage = Literal["unbilled", "draft", "final", "voided", "written_off"]
 
 @dataclass(frozen=True, slots=True)
 class ClosedPeriod:
-    """A period of the ledger that is over, with all its metrics. ``fee`` is the plan's own, as far as a wallet pays it.
+    """A period of the ledger that is over, with all its metrics. ``fee`` is what is billed beside usage, as far as
+    a wallet pays it. ``foreign``: what Lago had counted beyond the ledger when it was read last.
 
     ``invoiced``: what is saved of it since its invoice was final or voided.
     """
@@ -41,6 +42,12 @@ class ClosedPeriod:
     fee: Decimal
     links: tuple[PeriodLink, ...]
     invoiced: InvoicedPeriod | None = None
+    foreign: Decimal = Decimal(0)
+
+    @property
+    def owed(self) -> Decimal:
+        """What it takes from the funds as long as no invoice says more."""
+        return self.cost + self.fee + self.foreign
 
     @property
     def cost(self) -> Decimal:
@@ -84,14 +91,22 @@ def closed_periods(state: AccountState, saved: ReconcileState) -> tuple[ClosedPe
         if not closed and invoiced is not None:
             units, costs = dict(invoiced.units), dict(invoiced.costs)
         fee = saved.fees.get(start, Decimal(0))
-        periods.append(ClosedPeriod(start, min(planned, following), units, costs, fee, links, invoiced))
+        foreign = saved.foreign.get(start, Decimal(0))
+        periods.append(ClosedPeriod(start, min(planned, following), units, costs, fee, links, invoiced, foreign))
     return tuple(periods)
 
 
 def billing_status(
-    period: ClosedPeriod, invoices: Sequence[Invoice], currency: str, now_ms: int, voided_open_ms: int
+    period: ClosedPeriod,
+    invoices: Sequence[Invoice],
+    currency: str,
+    now_ms: int,
+    voided_open_ms: int,
+    pays: Collection[str] = FEE_KINDS,
 ) -> BillingStatus:
-    """The status of a period. ``invoices``: with their periods and fees, as far as they could bill it."""
+    """The status of a period. ``invoices``: with their periods and fees, as far as they could bill it. ``pays``: kinds
+    of fees beside usage that a wallet pays.
+    """
     of_period = [invoice for invoice in invoices if _bills(invoice, period)]
     # Subscriptions of one account may be billed on invoices of their own; all of them must be final.
     final = [invoice for invoice in of_period if invoice.status == "finalized"]
@@ -100,8 +115,8 @@ def billing_status(
         return BillingStatus(period, "final", shortfall(period, billed, currency), final[0], billed)
     draft = [invoice for invoice in of_period if invoice.status in _NOT_YET]
     if draft:
-        kinds = ("charge", "subscription") if period.fee else ("charge",)
-        billed = sum((_usage_total(invoice, period, currency, kinds) for invoice in draft), Decimal(0))
+        billed = sum((_total(invoice, period, currency, pays) for invoice in draft), Decimal(0))
+        # Lago's count is on the draft, with what the ledger has not.
         return BillingStatus(period, "draft", max(period.cost + period.fee, billed), draft[0])
     invoiced = period.invoiced
     voided = [invoice for invoice in of_period if invoice.status == "voided"]
@@ -112,10 +127,10 @@ def billing_status(
         invoice = voided[0] if voided else None
         if now_ms - since >= voided_open_ms:
             return BillingStatus(period, "written_off", Decimal(0), invoice)
-        return BillingStatus(period, "voided", period.cost + period.fee, invoice)
+        return BillingStatus(period, "voided", period.owed, invoice)
     if invoiced is not None:
         return BillingStatus(period, "final", shortfall(period, invoiced.billed, currency), None, invoiced.billed)
-    return BillingStatus(period, "unbilled", period.cost + period.fee, None)
+    return BillingStatus(period, "unbilled", period.owed, None)
 
 
 def _billed_short(final: Sequence[Invoice], period: ClosedPeriod, currency: str) -> Decimal | None:
@@ -130,7 +145,7 @@ def _billed_short(final: Sequence[Invoice], period: ClosedPeriod, currency: str)
                 invoiced[fee.metric_code] = invoiced.get(fee.metric_code, Decimal(0)) + fee.units
     if all(invoiced.get(metric, Decimal(0)) >= units for metric, units in period.units.items()):
         return None
-    return sum((_usage_total(invoice, period, currency, ("charge",)) for invoice in final), Decimal(0))
+    return sum((_usage_total(invoice, period, currency) for invoice in final), Decimal(0))
 
 
 def shortfall(period: ClosedPeriod, billed: Decimal | None, currency: str) -> Decimal:
@@ -176,12 +191,23 @@ def _bills_link(invoice: Invoice, link: PeriodLink) -> bool:
     )
 
 
-def _usage_total(invoice: Invoice, period: ClosedPeriod, currency: str, kinds: Sequence[str]) -> Decimal:
-    """Fees of these kinds of this period's subscriptions, with taxes."""
+def _total(invoice: Invoice, period: ClosedPeriod, currency: str, pays: Collection[str]) -> Decimal:
+    """All that wallets pay of a draft, with taxes, but for fees of subscriptions that have periods of their own."""
+    subscriptions = {link.subscription_id for link in period.links}
+    others = {billed.subscription_id for billed in invoice.periods or ()} - subscriptions
+    fees = [fee for fee in invoice.fees or () if fee.subscription_id not in others]
+    cents = sum(fee.amount_cents + fee.taxes_cents for fee in fees if fee.kind == "charge" or fee.kind in pays)
+    if not others and all(kind in pays for kind in FEE_KINDS):
+        cents = max(cents, invoice.fees_cents + invoice.taxes_cents)
+    return money(cents, currency)
+
+
+def _usage_total(invoice: Invoice, period: ClosedPeriod, currency: str) -> Decimal:
+    """Usage of this period's subscriptions, with taxes."""
     subscriptions = {link.subscription_id for link in period.links}
     cents = sum(
         fee.amount_cents + fee.taxes_cents
         for fee in invoice.fees or ()
-        if fee.subscription_id in subscriptions and fee.kind in kinds
+        if fee.subscription_id in subscriptions and fee.kind == "charge"
     )
     return money(cents, currency)

@@ -42,14 +42,17 @@ def check_raise(
     funds: Funds,
     revision: str,
     alerts: Alerts,
+    freed: Decimal = Decimal(0),
 ) -> None:
-    """Rule 4 of the ledger, looked at from here: no give-back."""
+    """Rule 4 of the ledger, looked at from here: no give-back. ``freed``: by how much the fees have fallen that are set
+    aside for the current period.
+    """
     ceiling = spec.ceiling
     if state.version == 0 or state.ceiling is None or ceiling is None or saved.last is None:
         return
     before = state.money(state.ceiling - (state.unsettled if state.counts_unsettled else 0))
     after = ceiling - ((spec.unsettled or Decimal(0)) if spec.counts_unsettled else Decimal(0))
-    if after <= before or funds.balance > saved.last.balance or revision != saved.last.policy:
+    if after - max(Decimal(0), freed) <= before or funds.balance > saved.last.balance or revision != saved.last.policy:
         return
     if any(status.is_final and status.period.invoiced is None for status in billing_statuses):
         return

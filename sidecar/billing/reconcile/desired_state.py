@@ -7,7 +7,7 @@ current period has cost, or what Lago has counted in it if that is more. The led
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
@@ -23,11 +23,11 @@ from sidecar.billing.reconcile.effective_prices import (
     EffectivePrices,
     counted_before,
     effective_prices,
-    plan_fee_of,
     policy_revision,
 )
 from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
-from sidecar.billing.reconcile.funds import funds_of, identity_faults, money, rounding_margin
+from sidecar.billing.reconcile.funds import FEE_KINDS, funds_of, identity_faults, money, rounding_margin
+from sidecar.billing.reconcile.next_fees import Account, next_fees
 from sidecar.billing.reconcile.period_change import (
     current_links,
     downgrade_is_due,
@@ -36,6 +36,7 @@ from sidecar.billing.reconcile.period_change import (
     with_links,
 )
 from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
+from sidecar.billing.reconcile.taxes import customer_taxes
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Mode, Status
 from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
@@ -154,6 +155,7 @@ def _open(
     if lago_from is None or lago_to is None:
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, plan, customer.timezone)
+    policy = enforcement_policy(customer, plan, bool(reading.wallets), settings)
     is_new = state.version == 0
     if not is_new and must_end_period(state, saved, effective, lago_from):
         following = (lago_to, *ends)
@@ -171,11 +173,13 @@ def _open(
             for fault in identity_faults(wallet):
                 alerts.add("identity", fault)
     check_transactions(reading, alerts)
-    has_wallet = any(wallet.is_active for wallet in reading.wallets)
-    policy = enforcement_policy(customer, plan, has_wallet, settings.plan_policies)
-    plan_fee = plan_fee_of(effective, customer, reading.default_taxes) if funds.pays_plan_fee else Decimal(0)
-
-    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
+    if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
+        alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
+    spent = Decimal(0) if is_new else sum((state.money(state.cost_of(each)) for each in state.usages), Decimal(0))
+    plan_fee = next_fees(
+        Account(effective, customer, reading.default_taxes, reading.invoices, funds.pays, spent, now_ms)
+    )
+    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, funds.pays)
     periods = [status.period for status in billing_statuses]
     unsettled = _owed(billing_statuses, settings, currency, alerts)
     unsettled += unmatched_drafts(periods, reading.invoices, currency)
@@ -197,7 +201,7 @@ def _open(
     else:
         counted = {}
         foreign = Decimal(0) if ahead else foreign_usage(reading, effective, state, currency, alerts)
-    taxes = len(customer.taxes or reading.default_taxes)
+    taxes = len(customer_taxes(customer, reading.default_taxes))
     margin = rounding_margin(effective.prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
     available = funds.balance - plan_fee - margin - foreign
     unsettled += unpaid
@@ -218,7 +222,8 @@ def _open(
     )
     figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
     revision = policy_revision(policy, effective)
-    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts)
+    freed = saved.fees.get(start_ms, plan_fee) - plan_fee
+    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts, freed)
     check_age(billing_statuses, alerts, now_ms)
     if not reading.is_stable:
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
@@ -227,10 +232,12 @@ def _open(
     kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
     waits = not is_new and downgrade_is_due(reading, primary, start_ms, now_ms)
     current = {} if waits else current_links(effective, start_ms, end_ms, lago_from, lago_to, ahead)
+    unmetered = {start_ms: foreign} if foreign else {}
     kept = replace(
         kept,
         links={**{key: link for key, link in kept.links.items() if key[0] != start_ms}, **current},
         fees={**kept.fees, start_ms: plan_fee},
+        foreign={**{start: each for start, each in kept.foreign.items() if start != start_ms}, **unmetered},
         last=last,
     )
     reload_times = (
@@ -277,10 +284,11 @@ def _billing_statuses(
     currency: str,
     settings: LagoSettings,
     now_ms: int,
+    pays: Collection[str] = FEE_KINDS,
 ) -> tuple[BillingStatus, ...]:
     voided_open_ms = settings.reconcile.voided_open_s * 1000
     return tuple(
-        billing_status(with_links(period, reading), reading.invoices, currency, now_ms, voided_open_ms)
+        billing_status(with_links(period, reading), reading.invoices, currency, now_ms, voided_open_ms, pays)
         for period in closed_periods(state, saved)
     )
 

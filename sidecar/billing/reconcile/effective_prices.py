@@ -5,20 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
-from typing import Final
 
 from sidecar.billing.lago.models import Customer, Plan, Subscription, Tax
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alerts, BillingRefused
 from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy
-from sidecar.billing.reconcile.funds import money
 from sidecar.billing.reconcile.plan_prices import plan_prices
-from sidecar.billing.reconcile.taxes import gross, subscription_taxes
 from sidecar.ledger.accounts.account_spec import METRICS_MAX
 from sidecar.ledger.pricing.price_tables import PriceTable
-
-_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +85,6 @@ def effective_prices(
         raise BillingRefused("plan", f"{len(prices)} metrics are charged; an account has at most {METRICS_MAX}")
     pairs = tuple((each, each.plan) for each in by_age if each.plan is not None)
     return EffectivePrices(primary, primary.plan, pairs, prices, billed_by, refused)
-
-
-def plan_fee_of(effective: EffectivePrices, customer: Customer, defaults: tuple[Tax, ...]) -> Decimal:
-    """The fee of the plans themselves at the end of the period: a whole one, though Lago may prorate it."""
-    total = Decimal(0)
-    for subscription, plan in effective.actives:
-        if plan.currency != effective.plan.currency or not plan.amount_cents:
-            continue
-        if _on_trial(subscription, plan):
-            continue
-        net = money(plan.amount_cents, plan.currency)
-        total += gross(net, subscription_taxes(plan, customer, defaults))
-    # Taxes are rounded to the coin: up, to be on the safe side.
-    return total.quantize(money(1, effective.plan.currency), ROUND_CEILING)
-
-
-def _on_trial(subscription: Subscription, plan: Plan) -> bool:
-    started, end = subscription.started_at_ms, subscription.period_end_ms
-    if plan.trial_days <= 0 or subscription.trial_ended_at_ms is not None or started is None or end is None:
-        return False
-    return started + int(plan.trial_days * _DAY_MS) >= end
 
 
 def policy_revision(policy: EnforcementPolicy, effective: EffectivePrices) -> str:

@@ -1,5 +1,6 @@
 """What the bank enforces for an account: from the customer's metadata in Lago, else the plan's policy in the
-configuration, else by whether there is a wallet.
+configuration. The mode of an account for which neither says it is prepaid if Lago lists a wallet of the customer, else
+``lago.default_mode``.
 
 Metadata of a customer (Lago allows keys of 20 characters): ``quota_mode``, ``quota_status`` (active, suspended,
 closed), ``quota_overdraft``, ``quota_spending_cap``, ``quota_credit_limit``, ``quota_rate`` (requests per second),
@@ -9,14 +10,14 @@ closed), ``quota_overdraft``, ``quota_spending_cap``, ``quota_credit_limit``, ``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final, TypeVar, get_args
 
 from sidecar.billing.lago.models import Customer, Plan
 from sidecar.billing.reconcile.alerts import BillingRefused
-from sidecar.billing.settings import PlanPolicy
+from sidecar.billing.settings import LagoSettings, PlanPolicy
 from sidecar.ledger.accounts.account_spec import (
     API_KEYS_MAX,
     BURST_MAX,
@@ -53,18 +54,20 @@ class EnforcementPolicy:
 
 
 def enforcement_policy(
-    customer: Customer, plan: Plan | None, has_wallet: bool, plans: Iterable[PlanPolicy]
+    customer: Customer, plan: Plan | None, has_wallet: bool, settings: LagoSettings
 ) -> EnforcementPolicy:
-    """The policy of an account.
+    """The policy of an account. ``has_wallet``: Lago lists a wallet of the customer, be it a terminated one: who has
+    paid in advance once must not be served without money when the last wallet ends.
 
     Raises:
-        BillingRefused: a value of the metadata cannot be read, or a ``quota_`` key is not known; it is named.
+        BillingRefused: a value of the metadata cannot be read, or a ``quota_`` key is not known; it is named. Or
+            nothing says the mode, and ``lago.default_mode`` is not set.
     """
     metadata = customer.metadata
     for key in metadata:
         if key.startswith("quota_") and key not in _KNOWN and not _API_KEY.fullmatch(key):
             raise BillingRefused("policy", f"metadata {key}: there is no such setting")
-    planned = next((each for each in plans if plan is not None and each.code == plan.code), _NO_POLICY)
+    planned = next((each for each in settings.plan_policies if plan is not None and each.code == plan.code), _NO_POLICY)
 
     def read(key: str, parse: Callable[[str], T], otherwise: T) -> T:
         text = metadata.get(key, "").strip()
@@ -76,9 +79,17 @@ def enforcement_policy(
             why = f": {error}" if isinstance(error, ValueError) else ""
             raise BillingRefused("policy", f"metadata {key}: {text[:40]!r} cannot be used{why}") from None
 
+    mode = read("quota_mode", _mode, planned.mode or ("prepaid" if has_wallet else settings.default_mode))
+    if mode is None:
+        raise BillingRefused(
+            "policy",
+            "nothing says its mode: the customer has no wallet and no metadata quota_mode, plan"
+            f" {plan.code if plan is not None else '-'} has no lago.plan_policies[].mode, and lago.default_mode is not"
+            " set",
+        )
     rate = read("quota_rate", _rate, planned.requests_per_second or Decimal(0))
     return EnforcementPolicy(
-        mode=read("quota_mode", _mode, planned.mode or _mode_by_wallet(plan, has_wallet)),
+        mode=mode,
         status=read("quota_status", Status.of, Status.ACTIVE),
         overdraft=read("quota_overdraft", _money, planned.overdraft or Decimal(0)),
         spending_cap=read("quota_spending_cap", _money, planned.spending_cap),
@@ -92,13 +103,7 @@ def enforcement_policy(
     )
 
 
-def _mode_by_wallet(plan: Plan | None, has_wallet: bool) -> Mode:
-    if has_wallet:
-        return "prepaid"
-    return "overage" if plan is not None and plan.amount_cents > 0 else "postpaid"
-
-
-def _mode(text: str) -> Mode:
+def _mode(text: str) -> Mode | None:
     for mode in get_args(Mode):
         if text == mode:
             found: Mode = mode

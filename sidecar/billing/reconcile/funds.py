@@ -6,7 +6,8 @@ type does, or it is unrestricted. The ledger has one pool of funds, so a wallet 
 that the account is charged for; Lago's order of wallets (priority, then age) then makes no difference to their sum.
 
 Stated bounds, all on the safe side: coupons and credit notes are left out (they only make an invoice smaller); the
-plan's own fee is set aside where a wallet would pay it; and a cent for each further rounding on the invoice.
+fees beside usage (``next_fees``) are set aside where a wallet would pay them; and a cent for each further rounding on
+the invoice.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final
 
 from sidecar.billing.lago.models import Wallet
 from sidecar.ledger.pricing.currencies import exponent
 from sidecar.ledger.pricing.price_tables import PriceTable, amounts
+
+FEE_KINDS: Final = ("subscription", "fixed_charge", "commitment", "add_on")
+"""Kinds of fees on a subscription's invoice beside ``charge``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Funds:
     """``balance`` is what the counted wallets hold. ``ignored`` says of each other active wallet why it is not counted.
 
-    ``pays_plan_fee``: one of the counted wallets would pay the plan's fee too. ``next_expiry_ms`` is when the first of
-    them expires.
+    ``pays``: kinds of fees beside usage that one of the counted wallets would pay too. ``next_expiry_ms`` is when the
+    first of them expires.
     """
 
     balance: Decimal
     counted: tuple[Wallet, ...]
     ignored: tuple[str, ...]
-    pays_plan_fee: bool
+    pays: frozenset[str]
     next_expiry_ms: int | None
 
 
@@ -57,7 +62,7 @@ def funds_of(wallets: Iterable[Wallet], metrics: Sequence[str], currency: str, n
         balance=sum((money(max(0, wallet.balance_cents), currency) for wallet in counted), Decimal(0)),
         counted=tuple(sorted(counted, key=lambda wallet: (wallet.priority, wallet.created_at_ms))),
         ignored=tuple(ignored),
-        pays_plan_fee=any(_pays_plan_fee(wallet) for wallet in counted),
+        pays=frozenset(kind for kind in FEE_KINDS if any(_pays(wallet, kind) for wallet in counted)),
         next_expiry_ms=min(expiries, default=None),
     )
 
@@ -109,5 +114,5 @@ def _why_not(wallet: Wallet, metrics: Sequence[str], currency: str, now_ms: int)
     return None
 
 
-def _pays_plan_fee(wallet: Wallet) -> bool:
-    return "subscription" in wallet.fee_types or not (wallet.fee_types or wallet.metric_codes)
+def _pays(wallet: Wallet, kind: str) -> bool:
+    return kind in wallet.fee_types or not (wallet.fee_types or wallet.metric_codes)

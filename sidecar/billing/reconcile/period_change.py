@@ -110,7 +110,7 @@ def updated_state(
     kept_ms = settings.reconcile.closed_kept_s * 1000
     ends = {each.lago_id: each.terminated_at_ms for each in reading.subscriptions if each.terminated_at_ms is not None}
     links, fees = dict(saved.links), dict(saved.fees)
-    invoiced, checks = dict(saved.invoiced), dict(saved.checks)
+    invoiced, checks, foreign = dict(saved.invoiced), dict(saved.checks), dict(saved.foreign)
     forget: list[ClosedUsage] = []
     for status in billing_statuses:
         period = status.period
@@ -136,10 +136,11 @@ def updated_state(
             )  # fmt: skip
             forget += [closed for closed in state.closed if closed.start_ms == start]
         # A period without usage and without a fee owes nothing, whether Lago makes an invoice of it or not.
-        idle = not period.units and not period.cost and not period.fee
+        idle = not period.units and not period.cost and not period.fee and not period.foreign
         if now_ms - period.end_ms > kept_ms and (status.is_final or idle):
             invoiced.pop(start, None)
             fees.pop(start, None)
+            foreign.pop(start, None)
             checks.pop(start, None)
             links = {key: link for key, link in links.items() if key[0] != start}
-    return ReconcileState(links, fees, invoiced, saved.last, checks), tuple(forget)
+    return ReconcileState(links, fees, invoiced, saved.last, checks, foreign), tuple(forget)

@@ -84,12 +84,23 @@ def price_table(charge: Charge, plan: Plan, taxes: Sequence[Tax]) -> PriceTable:
     if reason := _unenforceable(charge, plan):
         raise _refusal(charge, plan, reason)
     try:
-        net = _MODELS[charge.model](charge.properties)
+        net = net_price(charge.model, charge.properties)
         table = _with_taxes(net, taxes)
         _check_packable(table)
     except PriceError as error:
         raise _refusal(charge, plan, str(error)) from None
     return table
+
+
+def net_price(model: str, properties: Mapping[str, Any]) -> PriceTable:
+    """The price of a model with these properties, before taxes.
+
+    Raises:
+        PriceError: the model is not one of those that can be computed here, or its properties cannot be read.
+    """
+    if model not in _MODELS:
+        raise PriceError(f"the model {model} is not known")
+    return _MODELS[model](properties)
 
 
 def _check_packable(table: PriceTable) -> None:

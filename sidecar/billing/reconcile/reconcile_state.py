@@ -1,7 +1,8 @@
 """The reconciler's state of an account between two readings: one hash in Valkey, beside the account's own.
 
 Fields: ``link:<ledger start>:<subscription>`` to which Lago period a period of the ledger belongs, ``fee:<start>`` what
-the plan's fee adds to it, ``invoiced:<start>`` what a period came to whose invoice is final, ``last`` the last reading.
+the fees beside usage add to it, ``foreign:<start>`` what Lago had counted in it beyond the ledger, ``invoiced:<start>``
+what a period came to whose invoice is final, ``last`` the last reading.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class LastReading:
 
 @dataclass(frozen=True, slots=True)
 class ReconcileState:
-    """Keys of ``fees``, ``invoiced`` and ``checks`` are the starts of ledger periods, those of ``links`` (start,
-    subscription). ``checks``: JSON of how the invoice compared with the ledger (``invoice_checks``).
+    """Keys of ``fees``, ``foreign``, ``invoiced`` and ``checks`` are the starts of ledger periods, those of ``links``
+    (start, subscription). ``checks``: JSON of how the invoice compared with the ledger (``invoice_checks``).
     """
 
     links: Mapping[tuple[int, str], PeriodLink] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class ReconcileState:
     invoiced: Mapping[int, InvoicedPeriod] = field(default_factory=dict)
     last: LastReading | None = None
     checks: Mapping[int, str] = field(default_factory=dict)
+    foreign: Mapping[int, Decimal] = field(default_factory=dict)
 
     @property
     def came_from_lago(self) -> bool:
@@ -75,6 +77,7 @@ class ReconcileState:
             f"link:{start}:{subscription}": encode_link(link) for (start, subscription), link in self.links.items()
         }
         stored |= {f"fee:{start}": str(fee) for start, fee in self.fees.items()}
+        stored |= {f"foreign:{start}": str(amount) for start, amount in self.foreign.items()}
         stored |= {f"invoiced:{start}": _dump(asdict(period)) for start, period in self.invoiced.items()}
         stored |= {f"check:{start}": check for start, check in self.checks.items()}
         if self.last is not None:
@@ -103,6 +106,7 @@ def decode_reconcile_state(fields: Mapping[bytes, bytes]) -> ReconcileState:
     """Raises ``MalformedReconcileState``."""
     links: dict[tuple[int, str], PeriodLink] = {}
     fees: dict[int, Decimal] = {}
+    foreign: dict[int, Decimal] = {}
     invoiced: dict[int, InvoicedPeriod] = {}
     checks: dict[int, str] = {}
     last = None
@@ -114,6 +118,8 @@ def decode_reconcile_state(fields: Mapping[bytes, bytes]) -> ReconcileState:
                 links[int(start), subscription] = decode_link(value)
             elif kind == "fee":
                 fees[int(rest)] = Decimal(value.decode())
+            elif kind == "foreign":
+                foreign[int(rest)] = Decimal(value.decode())
             elif kind == "invoiced":
                 invoiced[int(rest)] = _invoiced(orjson.loads(value))
             elif kind == "check":
@@ -123,7 +129,7 @@ def decode_reconcile_state(fields: Mapping[bytes, bytes]) -> ReconcileState:
                 last = decode_last(row)
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             raise MalformedReconcileState(f"{name[:60]!r} cannot be read: {error}") from None
-    return ReconcileState(links, fees, invoiced, last, checks)
+    return ReconcileState(links, fees, invoiced, last, checks, foreign)
 
 
 def decode_last(row: Any) -> LastReading:

@@ -178,8 +178,23 @@ class Reconciler:
         self, account: str, token: int | None, fingerprint: str | None, thorough: bool
     ) -> Outcome:
         saved = await self.reconcile_state(account)
-        before = state = await self._rolled_over(account)
+        state = await self._rolled_over(account)
         reading = await self._read(account, state, saved, thorough)
+        try:
+            return await self._load_reading(reading, state, saved, token, fingerprint)
+        except (BillingRefused, PriceError, LoadRefused, ApiKeyTaken):
+            await self._keep_refused(account, saved, reading)
+            raise
+
+    async def _load_reading(
+        self,
+        reading: AccountReading,
+        state: AccountState,
+        saved: ReconcileState,
+        token: int | None,
+        fingerprint: str | None,
+    ) -> Outcome:
+        account, before = reading.account, state
         for _ in range(ROUNDS_MAX):
             now_ms = await self._loader.now_ms()
             desired = desired_state(reading, state, saved, self._settings, now_ms)
@@ -244,6 +259,18 @@ class Reconciler:
             raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
         await self._loader.forget_closed(desired.account, desired.forget)
 
+    async def _keep_refused(self, account: str, saved: ReconcileState, reading: AccountReading) -> None:
+        """Lago has answered, so the funds in force are no older than this; every sweep looks at the account again."""
+        if not saved.came_from_lago or saved.last is None:
+            return
+        last = replace(saved.last, read_at_ms=reading.read_at_ms, fingerprint="")
+        try:
+            await set_fields(
+                self._client, self._keys.billing(account), {"last": replace(saved, last=last).fields()["last"]}
+            )
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
+
     async def schedule_reload(self, name: str, at_ms: int) -> None:
         """Request a reload at an instant. Raises what redis-py raises."""
         await self._reload_requests.schedule(name, at_ms)
@@ -273,7 +300,8 @@ class Reconciler:
 
     async def _default_taxes(self) -> tuple[Tax, ...]:
         if time.monotonic() >= self._taxes_until_s:
-            self._taxes = tuple(tax for tax in await self._lago.taxes() if tax.is_default)
+            taxes = await self._lago.taxes()
+            self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
             self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 

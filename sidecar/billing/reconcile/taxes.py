@@ -1,7 +1,8 @@
 """The taxes of a fee, and amounts with them (lago-api ``app/services/fees/apply_taxes_service.rb``).
 
-The first that has any: the charge, the plan, the customer, the defaults of the organisation. A rate of 0 is one too: it
-exempts. Lago adds all rates up and rounds once per fee, so what it bills is at most half a cent away from this.
+The first that has any: the charge, the plan, the customer, the customer's billing entity (by default the
+organisation's). A rate of 0 is one too: it exempts. Lago adds all rates up and rounds once per fee, so what it bills is
+at most half a cent away from this.
 Taxes from a provider outside (Anrok, Avalara) are not known to Lago before it makes the invoice, nor here.
 """
 
@@ -32,7 +33,18 @@ def subscription_taxes(plan: Plan, customer: Customer, default_taxes: Sequence[T
         return plan.taxes
     if customer.taxes is None:
         raise ValueError(f"customer {customer.external_id}: its taxes have not been read")
-    return customer.taxes or tuple(tax for tax in default_taxes if tax.is_default)
+    return customer_taxes(customer, default_taxes)
+
+
+def customer_taxes(customer: Customer, default_taxes: Sequence[Tax]) -> tuple[Tax, ...]:
+    """The taxes of who buys a plan that has none of its own."""
+    return customer.taxes or tuple(tax for tax in default_taxes if _is_default(tax, customer))
+
+
+def _is_default(tax: Tax, customer: Customer) -> bool:
+    if tax.billing_entities and customer.billing_entity is not None:
+        return customer.billing_entity in tax.billing_entities
+    return tax.is_default
 
 
 def gross(net: Decimal, taxes: Sequence[Tax]) -> Decimal:

@@ -137,6 +137,31 @@ class Fees:
         upgraded = period.is_last and subscription.status == "terminated" and subscription.is_upgraded
         return periods.share(span, without_last=upgraded)
 
+    def fixed(self, period: InvoicePeriod) -> list[Fee]:
+        """Those of an interval that is over: with monthly charges, in its last month."""
+        subscription, currency = period.subscription, period.subscription.plan.currency
+        is_over = period.with_fee or subscription.plan.charges_interval == subscription.plan.interval
+        if not period.with_charges or not is_over:
+            return []
+        fees = []
+        for charge in subscription.plan.fixed_charges:
+            amount = charge.amount * charge.units
+            fees.append(
+                Fee(
+                    **self._store.new(),
+                    kind="fixed_charge",
+                    currency=currency,
+                    units=charge.units,
+                    amount_cents=to_cents(amount, currency),
+                    precise_cents=amount.scaleb(exponent(currency), WIDE),
+                    unit_amount=charge.amount,
+                    subscription=subscription,
+                    fixed_charge=charge,
+                    span=period.charges_span,
+                )
+            )
+        return fees
+
     def top_up(self, transaction: Transaction) -> Fee:
         """Untaxed: it is paid in advance."""
         wallet = transaction.wallet

@@ -143,7 +143,7 @@ def fee_view(fee: Fee) -> Json:
         "lago_id": fee.id,
         "lago_charge_id": charge.id if charge else None,
         "lago_charge_filter_id": None,
-        "lago_fixed_charge_id": None,
+        "lago_fixed_charge_id": fee.fixed_charge.id if fee.fixed_charge else None,
         "lago_invoice_id": invoice.id if invoice else None,
         "lago_true_up_fee_id": None,
         "lago_true_up_parent_fee_id": None,
@@ -201,6 +201,9 @@ def _item_view(fee: Fee) -> Json:
             "BillableMetric",
         )
         shown = fee.charge.display_name or name
+    elif fee.fixed_charge is not None:
+        code = name = description = shown = fee.fixed_charge.code
+        item_id, type_ = fee.fixed_charge.id, "AddOn"
     elif fee.transaction is not None:
         code, name, description, item_id, type_ = "credit", "credit", "credit", fee.transaction.id, "WalletTransaction"
         shown = fee.transaction.label.name or name

@@ -99,6 +99,7 @@ class Invoicing:
                 fees.append(self._fees.subscription(period))
             if period.with_charges and not period.charges_span.is_empty:
                 fees += self._fees.charges(period.subscription, period.charges_span, with_unused=False)
+                fees += self._fees.fixed(period)
         invoice.fees = fees
         self._total(invoice)
 
@@ -154,8 +155,8 @@ class Invoicing:
         return Fee(
             **self._store.new(), kind=fee.kind, currency=fee.currency, units=fee.units, amount_cents=fee.amount_cents,
             precise_cents=fee.precise_cents, events_count=fee.events_count, subscription=fee.subscription,
-            charge=fee.charge, filter=fee.filter, transaction=fee.transaction, span=fee.span,
-            unit_amount=fee.unit_amount, details=dict(fee.details),
+            charge=fee.charge, fixed_charge=fee.fixed_charge, filter=fee.filter, transaction=fee.transaction,
+            span=fee.span, unit_amount=fee.unit_amount, details=dict(fee.details),
         )  # fmt: skip
 
     def _new(self, customer: Customer, kind: str, currency: str) -> Invoice:

@@ -2,7 +2,8 @@
 
 A stand-in, not Lago: it follows what the sources say (getlago/lago-api, commit 1b1c24a6) and Lago's OpenAPI document,
 and computes with arithmetic of its own. Not in it: coupons, add-ons, one-off invoices, payment requests, entitlements,
-progressive billing, minimum commitments, recurring top-ups, alerts; charges paid in advance are kept, never billed.
+progressive billing, minimum commitments, recurring top-ups, alerts; charges paid in advance are kept, never billed, and
+fixed charges are standard ones in arrears.
 
 Under ``/api/v1`` it wants ``Authorization: Bearer`` with the configured key. Beside it, without a key, are the
 controls under ``/sandbox``: see ``controls``.
@@ -129,6 +130,7 @@ class Lago:
             ("POST", "/subscriptions", subscriptions.create),
             ("GET", "/subscriptions", subscriptions.list),
             ("GET", "/subscriptions/{external_id}", subscriptions.get),
+            ("GET", "/subscriptions/{external_id}/fixed_charges", subscriptions.fixed_charges),
             ("PUT", "/subscriptions/{external_id}", subscriptions.update),
             ("DELETE", "/subscriptions/{external_id}", subscriptions.terminate),
             ("POST", "/wallets", wallets.create),

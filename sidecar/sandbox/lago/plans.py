@@ -10,7 +10,7 @@ from sidecar.sandbox.lago.fields import Fields
 from sidecar.sandbox.lago.lago_store import Store, newest_first
 from sidecar.sandbox.lago.lago_wire import Call, Json, invalid, not_found, page
 from sidecar.sandbox.lago.periods import INTERVALS
-from sidecar.sandbox.lago.records import Charge, Metric, Plan
+from sidecar.sandbox.lago.records import Charge, FixedCharge, Metric, Plan
 from sidecar.sandbox.lago.views import plan_view
 
 CHARGES_MAX = 100
@@ -46,6 +46,7 @@ class PlansApi:
         fields.check()
         plan.taxes = self._store.taxes_by_code(fields.texts("tax_codes"))
         plan.charges = self._charges(plan, fields)
+        plan.fixed_charges = self._fixed_charges(fields)
         self._store.plans[code] = plan
         self._store.emit("plan.created", "plan", lambda: plan_view(plan))
         return {"plan": plan_view(plan)}
@@ -73,6 +74,8 @@ class PlansApi:
             plan.taxes = self._store.taxes_by_code(fields.texts("tax_codes"))
         if "charges" in fields:
             plan.charges = self._charges(plan, fields)
+        if "fixed_charges" in fields:
+            plan.fixed_charges = self._fixed_charges(fields)
         plan.amount_cents = plan.amount_cents if amount is None else amount
         del self._store.plans[plan.code]
         plan.code = code
@@ -92,6 +95,7 @@ class PlansApi:
             currency=fields.currency("amount_currency") or plan.currency, pay_in_advance=plan.pay_in_advance,
             display_name=plan.display_name, description=plan.description, trial_days=plan.trial_days,
             charges_monthly=plan.charges_monthly, taxes=list(plan.taxes), parent=plan,
+            fixed_charges=list(plan.fixed_charges),
         )  # fmt: skip
         self._assign_texts(copy, fields)
         if "trial_period" in fields:
@@ -148,6 +152,22 @@ class PlansApi:
                     f"{charge.code}_{n}" for n in range(1, CHARGES_MAX + 1) if f"{charge.code}_{n}" not in taken
                 )
             made.append(charge)
+        return made
+
+    def _fixed_charges(self, fields: Fields) -> list[FixedCharge]:
+        """Standard ones in arrears. Their add-ons are not kept: ``code`` stands for one."""
+        made: list[FixedCharge] = []
+        for given in fields.objects("fixed_charges"):
+            item = Fields(given)
+            item.choice("charge_model", ("standard",))
+            code, units = item.required("code"), item.number("units", Decimal(1))
+            amount = Fields(item.object("properties")).number("amount")
+            if units is None or units < 0 or amount is None or amount < 0:
+                item.error("properties", "invalid_amount")
+            item.check()
+            assert units is not None, "a missing one was refused"
+            assert amount is not None, "a missing one was refused"
+            made.append(FixedCharge(**self._store.new(), code=code, units=units, amount=amount))
         return made
 
     def _charge(self, fields: Fields, known: Charge | None) -> Charge:

@@ -111,6 +111,15 @@ class Charge(Record):
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
+class FixedCharge(Record):
+    """So many units at one price, billed with the usage of a whole interval, never prorated."""
+
+    code: str
+    units: Decimal
+    amount: Decimal
+
+
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Plan(Record):
     """``parent`` is set on the copy that a subscription's ``plan_overrides`` make."""
 
@@ -125,6 +134,7 @@ class Plan(Record):
     trial_days: Decimal = Decimal(0)
     charges_monthly: bool | None = None
     charges: list[Charge] = field(default_factory=list)
+    fixed_charges: list[FixedCharge] = field(default_factory=list)
     taxes: list[Tax] = field(default_factory=list)
     parent: Plan | None = None
     deleted: bool = False
@@ -263,6 +273,7 @@ class Fee(Record):
     events_count: int | None = None
     subscription: Subscription | None = None
     charge: Charge | None = None
+    fixed_charge: FixedCharge | None = None
     filter: Json | None = None
     transaction: Transaction | None = None
     span: Span | None = None

@@ -12,7 +12,7 @@ from sidecar.sandbox.lago.lago_wire import Call, Json, filtered, forbidden, inva
 from sidecar.sandbox.lago.lifecycle import Lifecycle
 from sidecar.sandbox.lago.plans import PlansApi
 from sidecar.sandbox.lago.records import Customer, Plan, Subscription
-from sidecar.sandbox.lago.views import subscription_view
+from sidecar.sandbox.lago.views import fixed_charge_view, subscription_view
 
 STATUSES = ("pending", "active", "terminated", "canceled", "incomplete")
 _FILTERS: Mapping[str, Callable[[Subscription], str | None]] = {
@@ -131,6 +131,12 @@ class SubscriptionsApi:
         if found is None:
             raise not_found("subscription")
         return self._show(found)
+
+    def fixed_charges(self, call: Call) -> Json:
+        found = self._find(call, "active")
+        if found is None:
+            raise not_found("subscription")
+        return page(call, "fixed_charges", newest_first(found.plan.fixed_charges), fixed_charge_view)
 
     def update(self, call: Call) -> Json:
         """Name, end, what happens on termination, and overrides of the plan."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from sidecar.sandbox.lago.clock import instant_us
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Json, iso, iso_ms, iso_or_none
+from sidecar.sandbox.lago.money import decimal_text
 from sidecar.sandbox.lago.records import (
     Charge,
     Customer,
     Endpoint,
     Event,
+    FixedCharge,
     MetadataPair,
     Metric,
     Plan,
@@ -135,6 +137,24 @@ def charge_view(charge: Charge) -> Json:
     }
 
 
+def fixed_charge_view(charge: FixedCharge) -> Json:
+    return {
+        "lago_id": charge.id,
+        "lago_add_on_id": charge.id,
+        "code": charge.code,
+        "invoice_display_name": charge.code,
+        "add_on_code": charge.code,
+        "created_at": iso(charge.created),
+        "charge_model": "standard",
+        "pay_in_advance": False,
+        "prorated": False,
+        "properties": {"amount": decimal_text(charge.amount)},
+        "units": float(charge.units),
+        "lago_parent_id": None,
+        "taxes": [],
+    }
+
+
 def plan_view(plan: Plan) -> Json:
     return {
         "lago_id": plan.id,
@@ -156,7 +176,7 @@ def plan_view(plan: Plan) -> Json:
         "parent_id": plan.parent.id if plan.parent else None,
         "pending_deletion": plan.deleted,
         "charges": [charge_view(charge) for charge in plan.charges],
-        "fixed_charges": [],
+        "fixed_charges": [fixed_charge_view(charge) for charge in plan.fixed_charges],
         "usage_thresholds": [],
         "applicable_usage_thresholds": [],
         "entitlements": [],
@@ -207,7 +227,8 @@ def subscription_view(store: Store, subscription: Subscription, *, full: bool = 
         "activation_rules": [],
     }
     if full:
-        view["plan"] = plan_view(plan)
+        # A subscription does not tell its fixed charges: they have a list of their own.
+        view["plan"] = {name: value for name, value in plan_view(plan).items() if name != "fixed_charges"}
         view["entitlements"] = []
         view["applicable_usage_thresholds"] = []
         view["applied_invoice_custom_sections"] = []

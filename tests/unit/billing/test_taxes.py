@@ -69,3 +69,24 @@ def test_without_taxes_nothing_changes() -> None:
 def test_no_digit_is_lost(net: Decimal, rates: list[Decimal]) -> None:
     taxes = [Tax(f"t{i}", rate) for i, rate in enumerate(rates)]
     assert Fraction(gross(net, taxes)) == Fraction(net) * (1 + sum(map(Fraction, rates), Fraction(0)) / 100)
+
+
+@pytest.mark.parametrize(
+    ("entity", "tax", "applies"),
+    [
+        ("bank", Tax("de19", Decimal(19), False, ("second",)), False),
+        ("second", Tax("de19", Decimal(19), False, ("second",)), True),
+        ("second", Tax("vat", Decimal(20), True, ("bank",)), False),
+        ("bank", Tax("vat", Decimal(20), True, ("bank", "second")), True),
+        ("bank", Tax("vat", Decimal(20), True), True),
+        ("bank", Tax("vat", Decimal(20)), False),
+        (None, Tax("vat", Decimal(20), True, ("bank",)), True),
+    ],
+)
+def test_a_customer_without_taxes_bears_those_of_its_billing_entity(
+    entity: str | None, tax: Tax, applies: bool
+) -> None:
+    plan = Plan("p", "p", "p", "monthly", 0, "EUR", False, ())
+    customer = Customer("c", "c", "EUR", "UTC", taxes=(), billing_entity=entity)
+
+    assert subscription_taxes(plan, customer, (tax,)) == ((tax,) if applies else ())
