@@ -29,6 +29,7 @@ from sidecar.ledger.audit_log import AuditLog
 from sidecar.ledger.store import open_store
 from sidecar.metering.audit.audit_report import COLUMNS, AuditReport, audit_table
 from sidecar.metering.audit.auditor import Auditor
+from sidecar.metering.audit.resend import Resent, resend_kept
 from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.outbox.outbox_status import (
     DeadLetter,
@@ -43,6 +44,8 @@ from sidecar.metering.publisher.sender import MeteringError
 
 IDS_NOTED_MAX = 100
 """Of one command in the audit log."""
+
+TIME_FORMATS = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]
 
 app = typer.Typer(help="Show usage events that OpenMeter does not have yet, and send them again.", no_args_is_help=True)
 
@@ -140,6 +143,72 @@ def dead_letters_(
         for letter in letters
     ]  # fmt: skip
     print_table("", ("id", "since", "reason", "event"), rows)
+
+
+@app.command()
+def resend(
+    account: Annotated[str | None, typer.Argument(metavar="ACCOUNT", help="Only events of this account.")] = None,
+    from_: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", metavar="TIME", help="First time, such as 2026-01-31T14:00 (UTC).", formats=TIME_FORMATS
+        ),
+    ] = None,
+    to: Annotated[
+        datetime | None,
+        typer.Option("--to", metavar="TIME", help="Time before which events lie.", formats=TIME_FORMATS),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the events, send nothing.")] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Send accepted events to OpenMeter again, by the time of the calls.
+
+    For events that OpenMeter has lost. It counts an event once by its id, as long as its dedupe knows the id
+    (sink.dedupe.config.expiration, 24 hours by default). Events are kept for metering.retain_s.
+
+    Example: [bold]sidecar outbox resend --from 2026-01-31T14:00 --to 2026-01-31T16:00 tpp-1 -c gateway.yaml[/bold]
+    """
+    if from_ is None or to is None:
+        fail("--from and --to are needed: which calls' events are sent again", 2)
+    from_ms, to_ms = _utc_ms(from_), _utc_ms(to)
+    if not 0 <= from_ms < to_ms:
+        fail(f"--to {to.isoformat()} is not after --from {from_.isoformat()}", 2)
+    loaded = load_config(config, os.environ)
+    logs.configure("error", loaded.log.format)
+    if loaded.metering.url is None and not dry_run:
+        fail("metering.url is not set: there is no OpenMeter to send to", 1)
+
+    async def work() -> Resent:
+        async with open_store(loaded.valkey, assemble.keys(loaded), loaded.valkey_embedded.appendfsync) as store:
+            found = await resend_kept(
+                store.client, store.keys, loaded.metering, from_ms, to_ms, account, dry_run=dry_run
+            )
+            if found.sent:
+                await AuditLog(store.client, store.keys).add(
+                    "outbox resend", account or "",
+                    after={"from": from_.isoformat(), "to": to.isoformat(), "events": found.sent},
+                )  # fmt: skip
+            return found
+
+    try:
+        found = run_async(work())
+    except MeteringError as error:
+        fail(f"metering: {error}", 1)
+    if json:
+        print_json(found)
+    else:
+        console().print(
+            f"{count(found.events, 'event')} with {count(found.units, 'unit')} kept, {count(found.sent, 'event')} sent"
+            + (f", {count(found.refused, 'event')} refused" if found.refused else "")
+        )
+    if found.failure is not None:
+        fail(f"OpenMeter does not take them: {found.failure}", 1)
+
+
+def _utc_ms(time: datetime) -> int:
+    """A time without a zone is of UTC."""
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 @app.command()

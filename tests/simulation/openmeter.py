@@ -56,11 +56,15 @@ class SimulatedQuery:
 
     openmeter: SimulatedOpenMeter
     hour_ms: int
+    watermarks: tuple[str, ...] = ()
 
     async def meter(self, metric: str) -> Meter:
         return Meter(metric, "SUM", "$.units", "api.call")
 
-    async def usage(self, metric: str, from_ms: int, to_ms: int) -> tuple[UsageRow, ...]:
+    async def usage(self, metric: str, from_ms: int, to_ms: int, *, of: str | None = None) -> tuple[UsageRow, ...]:
+        if of is not None:
+            # Whatever was accepted is visible at once here.
+            return tuple(UsageRow(subject, to_ms - 3_600_000, 1) for subject in self.watermarks)
         if not from_ms <= self.hour_ms < to_ms:
             return ()
         return tuple(UsageRow(subject, from_ms, units) for subject, units in self.openmeter.units().items())

@@ -18,6 +18,7 @@ from sidecar.ledger.client.reaper import reap
 from sidecar.metering.audit import auditor as auditor_module
 from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.publisher import publisher as publisher_module
+from sidecar.metering.watermarks import ledger_name, subject_of
 from sidecar.valkey.topology import Client, connected
 from tests.simulation.faults import BY_KIND
 from tests.simulation.lago import ACCOUNT, PRICE
@@ -169,7 +170,10 @@ class Course:
         before = system.openmeter.units()
         system.openmeter.lose(0.1)
         loop.wall_offset_s += 3 * 3600
-        query: Any = SimulatedQuery(system.openmeter, self.hour_ms)
+        ledger = await ledger_name(client, KEYS)
+        assert ledger is not None
+        watermarks = tuple(subject_of(ledger, partition) for partition in range(KEYS.partitions))
+        query: Any = SimulatedQuery(system.openmeter, self.hour_ms, watermarks)
         auditor = Auditor(client, KEYS, AuditSettings(hours=5), METERING, query, LoopClock(loop))
         for _ in range(3):
             await auditor.audit(loop.wall_us() // 1000)

@@ -42,6 +42,8 @@ class AuditReport:
     rows: tuple[AuditRow, ...]
     problems: tuple[str, ...]
     resent_events: int
+    covered_until_ms: int | None = None
+    """All that was accepted before it is visible in OpenMeter, or lost. None: not known, or not asked."""
 
     @property
     def missing_units(self) -> int:

@@ -35,6 +35,7 @@ from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
+from sidecar.metering.watermarks import ledger_name
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
 log = get_logger("sidecar.metering")
@@ -72,6 +73,8 @@ class Auditor:
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
         self._compaction = compaction
+        self._client = client
+        self._keys = keys
         self._hours = Hours(client, keys)
         self._streams = Streams(client, keys, EventAttributes(metering.source, metering.type))
         self._stop = asyncio.Event()
@@ -106,9 +109,12 @@ class Auditor:
             RedisError, OSError: Valkey cannot be reached. What was sent again stays sent.
             MeteringError: the settings cannot be used.
         """
-        hourly_counts = HourlyCounts(self._hours, self._streams, self._query, self._metering.type)
+        ledger = await ledger_name(self._client, self._keys)
+        hourly_counts = HourlyCounts(
+            self._hours, self._streams, self._query, self._metering.type, ledger, self._keys.partitions
+        )
         await hourly_counts.collect(complete_hours(now_ms, self._settings), progress)
-        tail = await self._tail(hourly_counts, now_ms)
+        tail = await self._tail(hourly_counts)
         history = {cell: each for hour in hourly_counts.open for cell, each in hour.audit_state.history.items()}
         rows = self._audit_rows(hourly_counts, tail, history, now_ms)
         resent = await self._resend(hourly_counts, tail, rows, history, now_ms)
@@ -117,14 +123,14 @@ class Auditor:
         self._log(report)
         return report
 
-    async def _tail(self, hourly_counts: HourlyCounts, now_ms: int) -> TailUnits | None:
+    async def _tail(self, hourly_counts: HourlyCounts) -> TailUnits | None:
         """The units that could be sent again; None if nothing is missing, or it is not known what is."""
         hours = frozenset(
             c.hour for each in hourly_counts.open for c, counts in each.counts.items() if missing_units(counts)
         )
         if not hours or not hourly_counts.complete:
             return None
-        tail = await self._streams.tail_units(hours, now_ms - self._settle_ms)
+        tail = await self._streams.tail_units(hours, hourly_counts.covered_until_ms or 0)
         if not tail.complete:
             hourly_counts.problems.append("the retained tail is too long to be read completely")
         return tail
@@ -133,7 +139,15 @@ class Auditor:
         self, hourly_counts: HourlyCounts, tail: TailUnits | None, history: Mapping[Cell, ResendHistory], now_ms: int
     ) -> list[AuditRow]:
         rows = [
-            audit_row(cell, counts, tail.of(cell) if tail else None, history.get(cell), now_ms, self._settle_ms)
+            audit_row(
+                cell,
+                counts,
+                tail.of(cell) if tail else None,
+                history.get(cell),
+                now_ms,
+                self._settle_ms,
+                hourly_counts.covered_until_ms,
+            )
             for each in hourly_counts.open
             for cell, counts in each.counts.items()
         ]
@@ -159,7 +173,7 @@ class Auditor:
             return 0
         async with Sender(self._metering, self._clock) as sender:
             resender = Resender(sender, self._metering, self._clock, self._random, self._stop)
-            await resender.send(self._streams.tail(chosen, now_ms - self._settle_ms))
+            await resender.send(self._streams.tail(chosen, hourly_counts.covered_until_ms or 0))
         log.info("usage events sent again", events=resender.sent, refused=resender.refused, cells=len(chosen))
         if resender.failure is not None:
             hourly_counts.problems.append(f"OpenMeter does not take events that are sent again: {resender.failure}")
@@ -198,6 +212,7 @@ class Auditor:
             tuple(rows),
             tuple(dict.fromkeys(hourly_counts.problems)),
             resent,
+            hourly_counts.covered_until_ms,
         )
 
     def _log(self, report: AuditReport) -> None:

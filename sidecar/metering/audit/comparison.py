@@ -8,9 +8,11 @@ from typing import Final, NamedTuple, Protocol
 
 from sidecar.ledger.hours import HOUR_MS
 
-ATTEMPTS_MAX: Final = 3
-"""Attempts to send the same events again. OpenMeter refuses to count what it lacks even then: it knows the ids, say,
-but lost the events (openmeter issue 5118, ``dedupe.enabled`` of its API server)."""
+HELPLESS_ATTEMPTS: Final = 3
+"""After so many attempts to send the same events again that did not help somebody has to look. OpenMeter knows the ids,
+say, but lost the events (openmeter issue 5118, ``dedupe.enabled`` of its API server)."""
+RESEND_MS, RESEND_MS_MAX = 900_000, 21_600_000
+"""Time between two attempts, doubling, and its bound."""
 
 
 class AuditSettings(Protocol):
@@ -37,10 +39,10 @@ class RowState(Enum):
 
     AGREED = "agreed"
     PENDING = "pending"
-    """The missing units are on their way, or wait among the dead letters."""
+    """The missing units are on their way, wait among the dead letters, or may still become visible."""
     MISSING = "missing"
     UNRECOVERABLE = "unrecoverable"
-    """Missing, and nothing is left to send again, or sending it again did not help."""
+    """Missing, and nothing is left to send again."""
     SURPLUS = "surplus"
 
 
@@ -56,7 +58,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Units of a cell in the tail: those that OpenMeter must show by now, and those accepted a moment ago."""
+    """Units of a cell in the tail: those that OpenMeter must show by now, and those accepted since the watermark."""
 
     settled: int = 0
     arriving: int = 0
@@ -125,9 +127,16 @@ def missing_units(counts: Counts) -> int:
 
 
 def audit_row(
-    cell: Cell, counts: Counts, tail: Tail | None, history: ResendHistory | None, now_ms: int, settle_ms: int
+    cell: Cell,
+    counts: Counts,
+    tail: Tail | None,
+    history: ResendHistory | None,
+    now_ms: int,
+    settle_ms: int,
+    covered_until_ms: int | None,
 ) -> AuditRow:
-    """``tail`` None: it was not, or not wholly, looked at; what is missing is not known to be so then."""
+    """``tail`` None: it was not, or not wholly, looked at; what is missing is not known to be so then.
+    ``covered_until_ms``: what was accepted before it is visible, or lost (``sidecar.metering.watermarks``)."""
     missing = missing_units(counts)
     resent = history.events if history else 0
     if not missing:
@@ -136,18 +145,26 @@ def audit_row(
             return AuditRow(cell, RowState.SURPLUS, counts, -surplus, resent=resent)
         waits = counts.outbox or counts.dead
         return AuditRow(cell, RowState.PENDING if waits else RowState.AGREED, counts, 0, resent=resent)
-    if (
-        tail is None
-        or missing <= tail.arriving
-        or (history and history.attempts and now_ms - history.at_ms < settle_ms)
-    ):
+    if tail is None or missing <= tail.arriving or _is_on_its_way(history, now_ms, covered_until_ms):
         return AuditRow(cell, RowState.PENDING, counts, 0, resent=resent)
     missing -= tail.arriving
     # One look may come between an event's leaving the outbox and its arrival elsewhere: nothing is given up at once.
     seen = history is not None and (history.attempts > 0 or now_ms - history.at_ms >= settle_ms)
-    if tail.settled and (history is None or history.attempts < ATTEMPTS_MAX):
-        beyond = max(0, missing - tail.settled) if seen else 0
-        return AuditRow(cell, RowState.MISSING, counts, missing, beyond, resent)
+    may_be_late = covered_until_ms is None or covered_until_ms < (cell.hour + 1) * HOUR_MS
+    if tail.settled:
+        helpless = history is not None and history.attempts >= HELPLESS_ATTEMPTS
+        beyond = max(0, missing - tail.settled) if seen and not may_be_late else 0
+        return AuditRow(cell, RowState.MISSING, counts, missing, missing if helpless else beyond, resent)
+    if may_be_late:
+        return AuditRow(cell, RowState.PENDING, counts, 0, resent=resent)
     if seen:
         return AuditRow(cell, RowState.UNRECOVERABLE, counts, missing, missing, resent)
     return AuditRow(cell, RowState.MISSING, counts, missing, 0, resent)
+
+
+def _is_on_its_way(history: ResendHistory | None, now_ms: int, covered_until_ms: int | None) -> bool:
+    """Whether what was sent again last may still become visible, or its next turn has not come."""
+    if history is None or not history.attempts:
+        return False
+    wait_ms = min(RESEND_MS_MAX, RESEND_MS << min(history.attempts - 1, 10))
+    return covered_until_ms is None or covered_until_ms <= history.at_ms or now_ms - history.at_ms < wait_ms

@@ -16,11 +16,15 @@ from sidecar.metering.audit.audit_state import HourAuditState, load_hour_states,
 from sidecar.metering.audit.comparison import Cell, Counts
 from sidecar.metering.audit.streams import PendingUnits, Streams
 from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
+from sidecar.metering.watermarks import METRIC as WATERMARKS
+from sidecar.metering.watermarks import covered_until_ms
 
 METRICS_MAX: Final = 100
 """Ledger metrics of which OpenMeter is asked; a bank has a handful."""
 
 UNREADABLE_NAMED_MAX: Final = 5
+WATERMARKS_AFTER: Final = 3
+"""Hours after the last one that is compared of which watermarks are looked for."""
 
 Progress = Callable[[int, int], None]
 """Told how many hours of how many have been compared."""
@@ -49,7 +53,9 @@ class HourlyCounts:
     ``complete``: nothing that waits was left out. ``problems``: why it is not all that it could be.
     """
 
-    def __init__(self, hours: Hours, streams: Streams, query: MeterQuery, event_type: str) -> None:
+    def __init__(
+        self, hours: Hours, streams: Streams, query: MeterQuery, event_type: str, ledger: str | None, partitions: int
+    ) -> None:
         self.agreed: dict[int, HourTotal] = {}
         self.open: list[OpenHour] = []
         self.complete = True
@@ -58,7 +64,11 @@ class HourlyCounts:
         self._streams = streams
         self._query = query
         self._event_type = event_type
+        self._ledger = ledger
+        self._partitions = partitions
         self._metrics: list[str] = []
+        self.covered_until_ms: int | None = None
+        """All that was accepted before this instant is visible, or lost; None: nothing is known to be."""
 
     def __repr__(self) -> str:
         return f"HourlyCounts({len(self.agreed)} hours agreed, {len(self.open)} open)"
@@ -73,6 +83,7 @@ class HourlyCounts:
         if not self.complete:
             self.problems.append("too much waits in the outbox to be counted: what OpenMeter lacks is compared later")
         await self._look_at_meters()
+        await self._look_at_watermarks(hours)
         for number, each in enumerate(self.open, 1):
             self._compare(each, await self._ask(each), waiting)
             each.ledger = {}
@@ -120,6 +131,24 @@ class HourlyCounts:
                 self.problems.append(f"OpenMeter's meter {metric} is not {what}, so it cannot be compared")
             else:
                 self._metrics.append(metric)
+
+    async def _look_at_watermarks(self, hours: Collection[int]) -> None:
+        """Before the usage: what they cover is in it. Any meter of the events' type has them."""
+        if not self._metrics or self._ledger is None:
+            return
+        # An hour more than are compared: the running one has begun with a watermark.
+        from_ms, to_ms = min(hours) * HOUR_MS, (max(hours) + WATERMARKS_AFTER) * HOUR_MS
+        try:
+            rows = await self._query.usage(self._metrics[0], from_ms, to_ms, of=WATERMARKS)
+        except QueryError as error:
+            self._note(error)
+            return
+        self.covered_until_ms = covered_until_ms(self._ledger, self._partitions, rows)
+        if self.covered_until_ms is None:
+            self.problems.append(
+                "OpenMeter shows no watermark of these hours: what it lacks may be late, and is not sent again. Either"
+                " its sink stands still, or no publisher has run for an hour"
+            )
 
     async def _ask(self, hour: OpenHour) -> dict[tuple[str, str], int]:
         found: dict[tuple[str, str], int] = {}

@@ -17,6 +17,7 @@ class AuditMetrics:
     """Units of the hours that the last audit compared; ``resent_events``, ``audits`` and ``failures`` since the start.
 
     ``last_audit_s``: seconds since 1970 at which the last audit ended that had an answer to all of its questions.
+    ``covered_until_s``: what OpenMeter accepted before was visible at the last audit that compared something, or lost.
     """
 
     missing_units: int = 0
@@ -29,6 +30,7 @@ class AuditMetrics:
     audits: int = 0
     failures: int = 0
     last_audit_s: float | None = None
+    covered_until_s: float | None = None
 
     def note(self, report: AuditReport, now_s: float) -> None:
         """An audit has ended."""
@@ -40,6 +42,8 @@ class AuditMetrics:
         self.hours_open = len(report.hours) - self.hours_agreed
         self.resent_events += report.resent_events
         self.audits += 1
+        if report.covered_until_ms is not None:
+            self.covered_until_s = report.covered_until_ms / 1000
         if report.problems:
             self.failures += 1
         else:
@@ -77,6 +81,12 @@ class AuditCollector(Collector):
                 "sidecar_audit_age_seconds",
                 "Time since the last complete comparison of the ledger with OpenMeter.",
                 value=max(0.0, self._now_s() - counts.last_audit_s),
+            )
+        if counts.covered_until_s is not None:
+            yield GaugeMetricFamily(
+                "sidecar_audit_watermark_age_seconds",
+                "Age of the newest events that OpenMeter is known to show all of, at the last audit.",
+                value=max(0.0, (counts.last_audit_s or self._now_s()) - counts.covered_until_s),
             )
         yield CounterMetricFamily(
             "sidecar_audit_resent_events", "Usage events sent to OpenMeter again.", value=counts.resent_events

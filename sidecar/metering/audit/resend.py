@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
 from sidecar.basics.backoff import Backoff
-from sidecar.basics.clock import Clock
+from sidecar.basics.clock import Clock, SystemClock
 from sidecar.basics.logger import get_logger
+from sidecar.ledger.keys import Keys
+from sidecar.metering.audit.streams import Streams
+from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.publisher.batches import Batch
 from sidecar.metering.publisher.bisection import Bisection
 from sidecar.metering.publisher.ingest_responses import IngestResponse, ResponseClass
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.settings import MeteringSettings
+from sidecar.valkey.topology import Client
 
 log = get_logger("sidecar.metering")
 
@@ -22,6 +27,56 @@ TRIES_MAX: Final = 5
 RETRY_AFTER_S_MAX: Final = 30.0
 REFUSED_MAX: Final = 20
 """OpenMeter has accepted all of these events once. More refusals than this mean that something else is wrong."""
+
+
+@dataclass(slots=True)
+class Resent:
+    """``events`` and ``units``: that are kept of what was asked for. ``sent`` and ``refused`` count events;
+    ``failure``: why not all of them were sent, None if they were."""
+
+    events: int = 0
+    units: int = 0
+    sent: int = 0
+    refused: int = 0
+    failure: str | None = None
+
+
+async def resend_kept(
+    client: Client,
+    keys: Keys,
+    settings: MeteringSettings,
+    from_ms: int,
+    to_ms: int,
+    account: str | None = None,
+    *,
+    dry_run: bool = False,
+) -> Resent:
+    """Sends the events of the tail again that happened from ``from_ms`` until before ``to_ms``.
+
+    Raises:
+        RedisError, OSError: Valkey cannot be reached. What was sent stays sent.
+        MeteringError: the settings cannot be used.
+    """
+    found = Resent()
+    streams = Streams(client, keys, EventAttributes(settings.source, settings.type))
+
+    async def bodies() -> AsyncIterator[list[bytes]]:
+        async for page in streams.kept(from_ms, to_ms, account):
+            found.events += len(page)
+            found.units += sum(event.units for event in page)
+            yield [event.body for event in page]
+
+    if dry_run:
+        async for _ in bodies():
+            pass
+        return found
+    clock = SystemClock()
+    async with Sender(settings, clock) as sender:
+        random = Random()  # noqa: S311 - spreads waits, keeps no secret
+        resender = Resender(sender, settings, clock, random, asyncio.Event())
+        await resender.send(bodies())
+    found.sent, found.refused, found.failure = resender.sent, resender.refused, resender.failure
+    return found
 
 
 class Resender:

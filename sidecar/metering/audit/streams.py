@@ -40,11 +40,12 @@ class PendingUnits:
 
 @dataclass(frozen=True, slots=True)
 class TailEvent:
-    """An event that was, or will be, sent: its cell, units and JSON."""
+    """An event that was, or will be, sent: its cell, units, JSON and time."""
 
     cell: Cell
     units: int
     body: bytes
+    at_ms: int
 
 
 @dataclass(slots=True)
@@ -124,6 +125,18 @@ class Streams:
                 if event.cell in cells
             ]
 
+    async def kept(self, from_ms: int, to_ms: int, account: str | None = None) -> AsyncIterator[list[TailEvent]]:
+        """The events of the tail with times from ``from_ms`` to just before ``to_ms``, as they were sent; of one
+        account if it is given."""
+        hours = range(from_ms // HOUR_MS, (to_ms - 1) // HOUR_MS + 1)
+        async for page in self._tail_pages(hours):
+            yield [
+                event
+                for _, fields in page
+                for event in self._events(fields, hours)
+                if from_ms <= event.at_ms < to_ms and account in (None, event.cell.account)
+            ]
+
     async def _tail_pages(self, hours: Collection[int]) -> AsyncIterator[list[tuple[int, Fields]]]:
         """``ENTRIES_MAX`` entries at most, with the time of their acceptance in ms."""
         start = f"{max(0, min(hours) * HOUR_MS - AHEAD_MS)}-0"
@@ -158,8 +171,9 @@ class Streams:
         found = []
         for body in bodies:
             event = orjson.loads(body)
-            hour = times.of(event["subject"]) // HOUR_MS
+            at_ms = times.of(event["subject"])
+            hour = at_ms // HOUR_MS
             if hour in hours and event["id"].rpartition(".")[2] not in skipped:
                 data = event["data"]
-                found.append(TailEvent(Cell(hour, event["subject"], str(data["metric"])), data["units"], body))
+                found.append(TailEvent(Cell(hour, event["subject"], str(data["metric"])), data["units"], body, at_ms))
         return found

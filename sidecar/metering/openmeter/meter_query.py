@@ -83,10 +83,11 @@ class MeterQuery:
         *,
         subject: str | Sequence[str] | None = None,
         window: Window | None = "HOUR",
+        of: str | None = None,
     ) -> tuple[UsageRow, ...]:
         """Units of a metric from ``from_ms`` until before ``to_ms``, by subject and window; where there is none there
         is no row. ``window`` None: one total for each subject, whose window begins at ``from_ms``. ``subject``: one,
-        or up to SUBJECTS_MAX of them; None: all.
+        or up to SUBJECTS_MAX of them; None: all. ``of``: another metric, of which this one's meter has events too.
 
         Both instants are whole seconds, and on the bounds of windows: OpenMeter answers a window that it was asked for
         in part as if it were whole.
@@ -98,7 +99,8 @@ class MeterQuery:
         assert from_ms % step_ms == to_ms % step_ms == 0, (from_ms, to_ms, window)
         assert from_ms < to_ms, (from_ms, to_ms)
         parameters = [("from", _rfc3339(from_ms)), ("to", _rfc3339(to_ms)), ("windowTimeZone", "UTC")]
-        parameters += [("groupBy", "subject"), ("groupBy", GROUP_KEY), (f"filterGroupBy[{GROUP_KEY}]", metric)]
+        counted = of or metric
+        parameters += [("groupBy", "subject"), ("groupBy", GROUP_KEY), (f"filterGroupBy[{GROUP_KEY}]", counted)]
         if window is not None:
             parameters.append(("windowSize", window))
         subjects = () if subject is None else (subject,) if isinstance(subject, str) else subject
@@ -110,7 +112,7 @@ class MeterQuery:
         if status >= 400:
             raise _refused(metric, _detail(answer))
         # Without windows the row repeats the bounds that were asked for.
-        return parse_usage(_document(answer), metric, from_ms, to_ms, step_ms if window is not None else None)
+        return parse_usage(_document(answer), counted, from_ms, to_ms, step_ms if window is not None else None)
 
     async def meter(self, slug: str) -> Meter | None:
         """A meter, or None if there is none.

@@ -37,6 +37,7 @@ from sidecar.metering.publisher.delivery_pause import PausableSender, Stopping
 from sidecar.metering.publisher.memory_relief import MemoryRelief
 from sidecar.metering.publisher.pending_entries import PendingEntries
 from sidecar.metering.publisher.sender import Sender
+from sidecar.metering.publisher.watermark_sender import WatermarkSender
 from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.calls import VALKEY_ERRORS
 from sidecar.valkey.topology import Client
@@ -82,6 +83,8 @@ class Publisher:
         self._batcher = Batcher(settings.batch_events_max, settings.batch_bytes_max)
         attributes = EventAttributes(settings.source, settings.type)
         self._archive = self._new_archive()
+        self._watermarks = WatermarkSender(client, keys, settings, self._clock)
+        self._marking: asyncio.Task[None] | None = None
         self._pending = PendingEntries(self._outbox, self._batcher, attributes, self.metrics, self._archive)
         self._deliveries: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
@@ -126,7 +129,11 @@ class Publisher:
                 async with asyncio.TaskGroup() as tasks:
                     while not self._stop.is_set():
                         notice_cancellation()
+                        if self._marking is None or self._marking.done():
+                            self._marking = tasks.create_task(self._watermarks.send_if_due(sender))
                         await self._iterate(tasks, delivery)
+                    if self._marking is not None:
+                        self._marking.cancel()
                     await self._drain(tasks, delivery)
             finally:
                 await self._leave()

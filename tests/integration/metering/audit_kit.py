@@ -20,8 +20,9 @@ from sidecar.ledger.keys import Keys
 from sidecar.ledger.ledger_format import new_generation, open_arguments
 from sidecar.metering.audit.audit_report import AuditReport
 from sidecar.metering.audit.auditor import Auditor
-from sidecar.metering.openmeter.meter_query import MeterQuery
+from sidecar.metering.openmeter.meter_query import MeterQuery, UsageRow
 from sidecar.metering.settings import MeteringSettings
+from sidecar.metering.watermarks import MARGIN_MS, ledger_name, subject_of
 from sidecar.valkey.scripts import Function, as_function, composed, script
 from sidecar.valkey.topology import Client
 from tests.integration.metering.kit import Valkey, event
@@ -115,15 +116,37 @@ class Charges:
             self.valkey.fcall(function.name.decode(), len(keys), *keys, *arguments)
 
 
+class MarkedQuery(MeterQuery):
+    """Shows the watermarks that a test wants, which no publisher has sent: the time of tests is not that of Valkey."""
+
+    subjects: tuple[str, ...] = ()
+    marked_ms: int | None = None
+
+    async def usage(self, metric: str, from_ms: int, to_ms: int, **options: Any) -> tuple[UsageRow, ...]:
+        if options.get("of") is None:
+            return await super().usage(metric, from_ms, to_ms, **options)
+        marked = () if self.marked_ms is None else self.subjects
+        return tuple(UsageRow(subject, self.marked_ms or 0, 1) for subject in marked)
+
+
 @dataclass
 class Auditing:
     """``now_ms``: the instant of the next audit, at first one at which all that was charged until now has settled."""
 
     auditor: Auditor
+    query: MarkedQuery
     now_ms: int
+    client: Client
+    keys: Keys
 
-    async def audit(self, later_s: int = 0) -> AuditReport:
+    async def audit(self, later_s: int = 0, *, covered: bool = True) -> AuditReport:
+        """``covered``: watermarks say that all that was accepted by now is visible."""
         self.now_ms += later_s * 1000
+        if covered:
+            ledger = await ledger_name(self.client, self.keys)
+            partitions = range(self.keys.partitions if ledger else 0)
+            self.query.subjects = tuple(subject_of(ledger or "", partition) for partition in partitions)
+            self.query.marked_ms = self.now_ms + MARGIN_MS
         return await self.auditor.audit(self.now_ms)
 
 
@@ -131,6 +154,7 @@ class Auditing:
 async def auditing(
     client: Client, keys: Keys, how: MeteringSettings, settings: Audit | None = None
 ) -> AsyncIterator[Auditing]:
-    async with MeterQuery(how) as query:
+    query = MarkedQuery(how)
+    async with query:
         settled_ms = (int(time.time() * 1000) // HOUR_MS + 1) * HOUR_MS + SETTLE_S * 1000 + 1
-        yield Auditing(Auditor(client, keys, settings or Audit(), how, query), settled_ms)
+        yield Auditing(Auditor(client, keys, settings or Audit(), how, query), query, settled_ms, client, keys)

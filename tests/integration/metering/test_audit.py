@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from sidecar.ledger.hours import HOUR_MS, HourCounts, Hours
 from sidecar.ledger.keys import Keys
 from sidecar.metering.audit.audit_report import HourState
-from sidecar.metering.audit.comparison import ATTEMPTS_MAX, RowState
+from sidecar.metering.audit.comparison import HELPLESS_ATTEMPTS, RESEND_MS_MAX, RowState
 from sidecar.metering.outbox.outbox_status import drop_dead_letters
 from sidecar.sandbox.openmeter.meters import DEFAULT_METERS
 from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
@@ -196,19 +196,55 @@ async def test_what_openmeter_has_but_the_outbox_too_waits_until_the_outbox_has_
 async def test_what_was_accepted_a_moment_ago_is_not_missing_yet(
     valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
 ) -> None:
-    """A backlog of an earlier hour that has just been delivered: OpenMeter's sink takes seconds."""
+    """OpenMeter's sink may stand still for hours: until a later watermark is visible nothing is lost."""
     now_ms = server_ms(valkey)
     charges.now_ms = now_ms - 3 * HOUR_MS
     charges.charge("tpp-1", 5)
     meter.faults.script(LOSE)
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url)) as audits:
-        audits.now_ms = now_ms + 1_000
+        audits.now_ms = now_ms - HOUR_MS
+        for _ in range(3):
+            [row] = (await audits.audit()).rows
+            assert (row.state, row.difference, row.resent) == (RowState.PENDING, 0, 0)
+        for _ in range(20):
+            [row] = (await audits.audit(HOUR_MS // 1000, covered=False)).rows
+            assert (row.state, row.resent) == (RowState.PENDING, 0), "the watermark stands still too"
         [row] = (await audits.audit()).rows
-        assert (row.state, row.difference) == (RowState.PENDING, 0)
-        [row] = (await audits.audit(SETTLE_S + 60)).rows
-        assert (row.state, row.difference) == (RowState.MISSING, 5)
+        assert (row.state, row.difference, row.resent) == (RowState.MISSING, 5, 1)
     assert metered(meter) == charges.charged
+
+
+async def test_what_is_gone_from_the_tail_may_still_be_late(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
+) -> None:
+    charges.now_ms = server_ms(valkey) - 3 * HOUR_MS
+    charges.charge("tpp-1", 5)
+    meter.faults.script(LOSE)
+    await deliver(client, valkey, keys, url)
+    valkey.delete(keys.sent(keys.partition("tpp-1")))
+    async with auditing(client, keys, settings(url)) as audits:
+        audits.now_ms = charges.now_ms
+        await audits.audit()
+        for _ in range(3):
+            report = await audits.audit(2 * HOUR_MS // 1000, covered=False)
+            assert [(row.state, row.difference) for row in report.rows] == [(RowState.PENDING, 0)]
+        states = [(await audits.audit(SETTLE_S)).rows[0].state for _ in range(2)]
+    assert states == [RowState.MISSING, RowState.UNRECOVERABLE]
+
+
+async def test_without_any_watermark_nothing_is_sent_again(
+    valkey: Valkey, client: Redis, keys: Keys, meter: OpenMeter, url: str, charges: Charges
+) -> None:
+    charges.charge("tpp-1", 5)
+    meter.faults.script(LOSE)
+    await deliver(client, valkey, keys, url)
+    async with auditing(client, keys, settings(url)) as audits:
+        for _ in range(3):
+            report = await audits.audit(SETTLE_S, covered=False)
+            assert [row.state for row in report.rows] == [RowState.PENDING]
+            assert not report.agrees
+            assert any("no watermark" in problem for problem in report.problems)
 
 
 async def test_dead_letters_are_not_missing_but_dropped_ones_are(
@@ -277,11 +313,11 @@ async def test_of_what_is_partly_kept_the_rest_is_unrecoverable(
     await deliver(client, valkey, keys, url)
     async with auditing(client, keys, settings(url)) as audits:
         assert (await audits.audit()).resent_events == 1
-        for _ in range(ATTEMPTS_MAX - 1):
-            report = await audits.audit(SETTLE_S)
+        for _ in range(HELPLESS_ATTEMPTS - 1):
+            report = await audits.audit(RESEND_MS_MAX // 1000)
             assert (report.missing_units, report.unrecoverable_units) == (5, 3)
-        report = await audits.audit(SETTLE_S)
-        assert (report.missing_units, report.unrecoverable_units, report.resent_events) == (5, 5, 0)
+        report = await audits.audit(RESEND_MS_MAX // 1000)
+        assert (report.missing_units, report.unrecoverable_units, report.resent_events) == (5, 5, 1)
     assert metered(meter) == {("tpp-1", "api_calls"): 2}
 
 
@@ -292,15 +328,17 @@ async def test_what_is_lost_again_is_sent_again_and_what_was_sent_outlives_a_res
     meter.faults.always(LOSE)
     await deliver(client, valkey, keys, url)
     now_ms = 0
-    for attempt in range(1, ATTEMPTS_MAX + 2):
+    for attempt in range(1, HELPLESS_ATTEMPTS + 3):
         async with auditing(client, keys, settings(url)) as audits:
             audits.now_ms = max(audits.now_ms, now_ms)
-            [row] = (await audits.audit()).rows
-            assert row.resent == 2 * min(attempt, ATTEMPTS_MAX)
+            report = await audits.audit()
+            [row] = report.rows
+            assert (row.state, row.resent) == (RowState.MISSING, 2 * attempt)
+            assert report.unrecoverable_units == (11 if attempt > HELPLESS_ATTEMPTS else 0), "somebody has to look"
             [row] = (await audits.audit(1)).rows
-            assert row.state is (RowState.PENDING if attempt <= ATTEMPTS_MAX else RowState.UNRECOVERABLE)
-            now_ms = audits.now_ms + SETTLE_S * 1000
-    assert meter.counts.lost == 2 + 2 * ATTEMPTS_MAX
+            assert row.state is RowState.PENDING
+            now_ms = audits.now_ms + RESEND_MS_MAX
+    assert meter.counts.lost == 2 + 2 * (HELPLESS_ATTEMPTS + 2)
 
 
 async def test_publishers_killed_while_openmeter_loses_events_cost_and_double_nothing_after_the_audit(

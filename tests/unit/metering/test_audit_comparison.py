@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sidecar.ledger.hours import HOUR_MS
 from sidecar.metering.audit.audit_report import AuditReport, HourReport, HourState, audit_table, hour_state
 from sidecar.metering.audit.comparison import (
-    ATTEMPTS_MAX,
+    HELPLESS_ATTEMPTS,
+    RESEND_MS,
     AuditRow,
     Cell,
     Counts,
@@ -27,6 +28,7 @@ NOW_MS = 490_002 * HOUR_MS
 SETTLE_MS = 300_000
 LONG_AGO = NOW_MS - SETTLE_MS
 JUST_NOW = NOW_MS - SETTLE_MS + 1
+DAYS_AGO = NOW_MS - 72 * HOUR_MS
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,13 @@ class Settings:
 NO_TAIL = Tail()
 
 
-def row(counts: Counts, tail: Tail | None = NO_TAIL, history: ResendHistory | None = None) -> AuditRow:
-    return audit_row(CELL, counts, tail, history, NOW_MS, SETTLE_MS)
+def row(
+    counts: Counts,
+    tail: Tail | None = NO_TAIL,
+    history: ResendHistory | None = None,
+    covered_until_ms: int | None = NOW_MS,
+) -> AuditRow:
+    return audit_row(CELL, counts, tail, history, NOW_MS, SETTLE_MS, covered_until_ms)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +76,15 @@ def row(counts: Counts, tail: Tail | None = NO_TAIL, history: ResendHistory | No
         (Counts(7, 4), Tail(), ResendHistory(0, JUST_NOW), RowState.MISSING, 3, 0),
         (Counts(7, 4), Tail(), ResendHistory(0, LONG_AGO), RowState.UNRECOVERABLE, 3, 3),
         (Counts(7, 4), Tail(7), ResendHistory(1, JUST_NOW), RowState.PENDING, 0, 0),
-        (Counts(7, 4), Tail(7), ResendHistory(1, LONG_AGO), RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(7), ResendHistory(ATTEMPTS_MAX - 1, LONG_AGO), RowState.MISSING, 3, 0),
-        (Counts(7, 4), Tail(7), ResendHistory(ATTEMPTS_MAX, LONG_AGO), RowState.UNRECOVERABLE, 3, 3),
-        (Counts(7, 4), Tail(7), ResendHistory(ATTEMPTS_MAX, JUST_NOW), RowState.PENDING, 0, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(1, LONG_AGO), RowState.PENDING, 0, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(1, NOW_MS - RESEND_MS), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(2, NOW_MS - RESEND_MS), RowState.PENDING, 0, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(2, NOW_MS - 2 * RESEND_MS), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(HELPLESS_ATTEMPTS - 1, DAYS_AGO), RowState.MISSING, 3, 0),
+        (Counts(7, 4), Tail(7), ResendHistory(HELPLESS_ATTEMPTS, DAYS_AGO), RowState.MISSING, 3, 3),
+        (Counts(7, 4), Tail(7), ResendHistory(99, DAYS_AGO), RowState.MISSING, 3, 3),
+        (Counts(7, 4), Tail(), ResendHistory(HELPLESS_ATTEMPTS, DAYS_AGO), RowState.UNRECOVERABLE, 3, 3),
+        (Counts(7, 4), Tail(7), ResendHistory(HELPLESS_ATTEMPTS, JUST_NOW), RowState.PENDING, 0, 0),
     ],
 )
 def test_a_cell_is_judged_by_the_counts_of_both_sides_and_by_what_was_done_before(
@@ -85,6 +97,23 @@ def test_a_cell_is_judged_by_the_counts_of_both_sides_and_by_what_was_done_befor
 ) -> None:
     found = row(counts, tail, history)
     assert (found.state, found.difference, found.unrecoverable_units) == (state, difference, unrecoverable)
+
+
+@pytest.mark.parametrize(
+    ("tail", "history", "covered_until_ms", "state"),
+    [
+        (Tail(), ResendHistory(0, DAYS_AGO), None, RowState.PENDING),
+        (Tail(), ResendHistory(0, DAYS_AGO), (CELL.hour + 1) * HOUR_MS - 1, RowState.PENDING),
+        (Tail(), ResendHistory(0, DAYS_AGO), (CELL.hour + 1) * HOUR_MS, RowState.UNRECOVERABLE),
+        (Tail(7), ResendHistory(1, DAYS_AGO), DAYS_AGO, RowState.PENDING),
+        (Tail(7), ResendHistory(1, DAYS_AGO), DAYS_AGO + 1, RowState.MISSING),
+        (Tail(0, arriving=7), None, None, RowState.PENDING),
+    ],
+)
+def test_what_no_watermark_covers_is_late_and_not_lost(
+    tail: Tail, history: ResendHistory | None, covered_until_ms: int | None, state: RowState
+) -> None:
+    assert row(Counts(7, 4), tail, history, covered_until_ms).state is state
 
 
 units = st.integers(0, 9)
