@@ -155,6 +155,11 @@ def iso(when: datetime) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def iso_offset(when: datetime) -> str:
+    """As :func:`iso`, with the offset in figures: so are the dates of fees."""
+    return f"{iso(when)[:-1]}+00:00"
+
+
 def iso_or_none(when: datetime | None) -> str | None:
     return None if when is None else iso(when)
 

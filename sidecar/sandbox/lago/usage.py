@@ -100,7 +100,7 @@ class UsageApi:
         wallet.ongoing_cents = wallet.balance_cents - usage_cents
         was_depleted, wallet.is_depleted = wallet.is_depleted, wallet.ongoing_cents <= 0
         if wallet.is_depleted and not was_depleted:
-            self._store.emit("wallet.depleted_ongoing_balance", "wallet", lambda: wallet_view(wallet))
+            self._store.emit("wallet.depleted_ongoing_balance", "wallet", lambda: wallet_view(wallet, rules=False))
 
 
 def _has_no_range(fee: Fee) -> bool:
