@@ -23,7 +23,6 @@ NULLABLE = {
     "prepaid_granted_credit_amount_cents": "no wallet has paid",
     "next_plan_code": "it ended without a successor",
     "description": "the metric has none",
-    "issuing_date": "a pending invoice",
 }
 NOT_SENT = {
     "alert.triggered", "credit_note.created", "credit_note.generated", "customer.checkout_url_generated",
