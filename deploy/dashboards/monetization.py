@@ -169,8 +169,8 @@ LAGO: Final = Row(
         Panel(
             "Usage that Lago does not accept",
             "Events that Lago refused, events not known to be delivered, units pushed beyond what the ledger has"
-            " charged, units in OpenMeter that it has not charged, metrics held back, accounts that failed, metrics that"
-            " cannot be pushed. All but 'events pending' should be zero: runbook QuotaSyncIncomplete.",
+            " charged, units in OpenMeter that it has not charged, metrics held back, accounts that failed, metrics"
+            " that cannot be pushed. All but 'events pending' should be zero: runbook QuotaSyncIncomplete.",
             (
                 Query("max(sidecar_sync_set_aside_events{CONTROL} LEADER)", "events set aside"),
                 Query("max(sidecar_sync_pending_events{CONTROL} LEADER)", "events pending"),

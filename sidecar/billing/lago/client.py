@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.billing.lago import parsing, parsing_invoices
-from sidecar.billing.lago.errors import LagoMalformed, LagoRejected, LagoUnavailable
+from sidecar.billing.lago.answered_ids import all_of, check_updated, same
+from sidecar.billing.lago.errors import LagoError, LagoMalformed, LagoRejected, LagoUnavailable
 from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.metrics import LagoMetrics
 from sidecar.billing.lago.models import (
@@ -31,21 +32,20 @@ from sidecar.billing.lago.models import (
     WalletTransaction,
     WebhookEndpoint,
 )
+from sidecar.billing.lago.object_requests import PER_PAGE, ObjectRequests
+from sidecar.billing.lago.object_requests import in_field as _in
 from sidecar.billing.lago.transport import Query, Transport, segment
+from sidecar.billing.lago.versions import check_invoice
 from sidecar.billing.settings import LagoSettings
 
 T = TypeVar("T")
-Owned = TypeVar("Owned", Wallet, Subscription, Invoice)
-
-PER_PAGE: Final = 100
-"""Lago's own default."""
 
 PAGES_MAX: Final = 1_000
 LIST_ATTEMPTS_MAX: Final = 4
 """How often a list of several pages is read that changes while it is read."""
 
 
-class LagoClient:
+class LagoClient(ObjectRequests):
     """Reads and writes Lago; an async context manager that holds the connections. Many tasks may use it at once.
 
     Raises:
@@ -57,7 +57,6 @@ class LagoClient:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311 - spreads waits, keeps no secret
-        self._transport: Transport | None = None
 
     def __repr__(self) -> str:
         return f"LagoClient({self._settings.url}, {'open' if self._transport else 'closed'})"
@@ -77,7 +76,9 @@ class LagoClient:
 
     async def customer(self, external_id: str) -> Customer | None:
         """A customer with its taxes."""
-        return await self._find("/customers/{id}", external_id, "customer", parsing.customer)
+        return await self._find(
+            "/customers/{id}", external_id, "customer", parsing.customer, id_of=lambda each: each.external_id
+        )
 
     async def customers(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Customer]:
         return await self._page("/customers", "customers", parsing.customer, page, per_page)
@@ -87,14 +88,14 @@ class LagoClient:
         query = [("external_customer_id", customer)]
         absent = ("customer_not_found",)
         found = await self._all("/wallets", "wallets", parsing.wallet, lambda each: each.lago_id, query, absent=absent)
-        return _all_of(customer, "GET /wallets", found)
+        return all_of("GET /wallets", customer, found)
 
     async def wallets_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Wallet]:
         """A page of the wallets of all customers."""
         return await self._page("/wallets", "wallets", parsing.wallet, page, per_page)
 
     async def wallet(self, lago_id: str) -> Wallet | None:
-        return await self._find("/wallets/{id}", lago_id, "wallet", parsing.wallet)
+        return await self._find("/wallets/{id}", lago_id, "wallet", parsing.wallet, id_of=lambda each: each.lago_id)
 
     async def wallet_transactions(
         self,
@@ -105,11 +106,12 @@ class LagoClient:
         transaction_status: str | None = None,
     ) -> tuple[WalletTransaction, ...]:
         """All of a wallet's, newest first; empty for an unknown wallet."""
+        template = "/wallets/{id}/wallet_transactions"
         filters = {"status": status, "transaction_type": transaction_type, "transaction_status": transaction_status}
         return await self._all(
-            "/wallets/{id}/wallet_transactions",
+            template,
             "wallet_transactions",
-            parsing.wallet_transaction,
+            same(f"GET {template}", parsing.wallet_transaction, lambda each: each.wallet_id, wallet_id),
             lambda each: each.lago_id,
             [(name, value) for name, value in filters.items() if value is not None],
             of=wallet_id,
@@ -130,7 +132,7 @@ class LagoClient:
         found = await self._all(
             "/subscriptions", "subscriptions", parsing.subscription, lambda each: each.lago_id, query
         )
-        return _all_of(customer, "GET /subscriptions", found)
+        return all_of("GET /subscriptions", customer, found)
 
     async def subscriptions_page(
         self,
@@ -146,7 +148,14 @@ class LagoClient:
     async def subscription(self, external_id: str, *, status: str | None = None) -> Subscription | None:
         """A subscription with its effective plan; without ``status`` the active one."""
         query = [("status", status)] if status is not None else []
-        return await self._find("/subscriptions/{id}", external_id, "subscription", parsing.subscription, query)
+        return await self._find(
+            "/subscriptions/{id}",
+            external_id,
+            "subscription",
+            parsing.subscription,
+            query,
+            id_of=lambda each: each.external_id,
+        )
 
     async def fixed_charges(self, external_subscription_id: str) -> tuple[FixedCharge, ...]:
         """Those of an active subscription, which its plan lacks in other answers; none in versions without them."""
@@ -161,13 +170,15 @@ class LagoClient:
 
     async def plan(self, code: str) -> Plan | None:
         """A plan, without what subscriptions override."""
-        return await self._find("/plans/{id}", code, "plan", parsing.plan)
+        return await self._find("/plans/{id}", code, "plan", parsing.plan, id_of=lambda each: each.code)
 
     async def plans_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Plan]:
         return await self._page("/plans", "plans", parsing.plan, page, per_page)
 
     async def metric(self, code: str) -> BillableMetric | None:
-        return await self._find("/billable_metrics/{id}", code, "billable_metric", parsing.metric)
+        return await self._find(
+            "/billable_metrics/{id}", code, "billable_metric", parsing.metric, id_of=lambda each: each.code
+        )
 
     async def billable_metrics(self) -> tuple[BillableMetric, ...]:
         return await self._all("/billable_metrics", "billable_metrics", parsing.metric, lambda each: each.lago_id)
@@ -175,18 +186,34 @@ class LagoClient:
     async def current_usage(
         self, customer: str, external_subscription_id: str, *, apply_taxes: bool = True
     ) -> CurrentUsage | None:
-        """The usage ingested in the current period; None without such a customer or an active subscription."""
-        return await self._find(
-            "/customers/{id}/current_usage",
-            customer,
-            "customer_usage",
-            parsing_invoices.current_usage,
-            [
-                ("external_subscription_id", external_subscription_id),
-                ("apply_taxes", "true" if apply_taxes else "false"),
-            ],
-            absent=("customer_not_found", "subscription_not_found", "no_active_subscription"),
-        )
+        """The usage ingested in the current period; None without such a customer or an active subscription.
+
+        Lago answers 500 where a volume charge that begins at 1 has no usage (lago-api
+        ``app/services/charge_models/volume_service.rb``).
+        """
+        try:
+            return await self._find(
+                "/customers/{id}/current_usage",
+                customer,
+                "customer_usage",
+                parsing_invoices.current_usage,
+                [
+                    ("external_subscription_id", external_subscription_id),
+                    ("apply_taxes", "true" if apply_taxes else "false"),
+                ],
+                absent=("customer_not_found", "subscription_not_found", "no_active_subscription"),
+            )
+        except LagoRejected as error:
+            # The word for a customer that there is not, and for a path that there is not.
+            if error.code != "resource_not_found" or await self._may_exist(customer):
+                raise
+            return None
+
+    async def _may_exist(self, customer: str) -> bool:
+        try:
+            return await self.customer(customer) is not None
+        except LagoError:
+            return True
 
     async def invoices(
         self, customer: str, *, statuses: Sequence[str] = (), type: str | None = "subscription", limit: int = PER_PAGE
@@ -204,11 +231,18 @@ class LagoClient:
             # One made meanwhile moves the others back, so that they come twice.
             found |= {each.lago_id: each for each in answer.items}
             page = answer.next_page if answer.items else None
-        return _all_of(customer, "GET /invoices", tuple(found.values())[:limit])
+        return all_of("GET /invoices", customer, tuple(found.values())[:limit])
 
     async def invoice(self, lago_id: str) -> Invoice | None:
-        """An invoice with its periods and fees."""
-        return await self._find("/invoices/{id}", lago_id, "invoice", parsing_invoices.invoice)
+        """An invoice with its periods and fees. Raises ``LagoTooOld`` for one of usage that has no periods."""
+        parse = _then(parsing_invoices.invoice, lambda found: check_invoice("GET /invoices/{id}", found))
+        return await self._find("/invoices/{id}", lago_id, "invoice", parse, id_of=lambda each: each.lago_id)
+
+    async def newest_invoice(self) -> Invoice | None:
+        """The newest invoice of a subscription of any customer, as :meth:`invoice`."""
+        query = [("invoice_type", "subscription")]
+        found = await self._page("/invoices", "invoices", parsing_invoices.invoice, 1, 1, query)
+        return await self.invoice(found.items[0].lago_id) if found.items else None
 
     # Events
 
@@ -227,16 +261,26 @@ class LagoClient:
             if taken != len(events):
                 answer.refuse("events", f"a list of {len(events)} events", f"one of {taken}")
 
-        await self._post("/events/batch", {"events": [_event(each) for each in events]}, check, repeatable=True)
+        await self._post(
+            "/events/batch", {"events": [parsing.event_body(each) for each in events]}, check, repeatable=True
+        )
 
     async def send_event(self, event: Event) -> None:
         """Send one event. Raises as ``send_events``, with the reasons in ``codes``."""
-        await self._post("/events", {"event": _event(event)}, lambda answer: answer.row("event"), repeatable=True)
+        await self._post(
+            "/events", {"event": parsing.event_body(event)}, lambda answer: answer.row("event"), repeatable=True
+        )
 
     async def event(self, transaction_id: str) -> Event | None:
-        return await self._find("/events/{id}", transaction_id, "event", parsing.event)
+        return await self._find(
+            "/events/{id}", transaction_id, "event", parsing.event, id_of=lambda each: each.transaction_id
+        )
 
-    # Webhooks
+    # The installation
+
+    async def version(self) -> str:
+        """The version as Lago names it, such as ``v1.51.0``; ``versions`` can tell what it means."""
+        return await self._open.health(lambda answer: answer.text("version"))
 
     async def public_key(self) -> bytes:
         """The key of Lago's ``jwt`` signatures, in PEM."""
@@ -252,12 +296,17 @@ class LagoClient:
 
     async def create(self, path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> dict[str, Any]:
         """POST ``body`` as it is; answer the JSON object that came back. For what has no method of its own."""
-        return await self._post(path, body, _as_it_is, repeatable=repeatable)
+        return await self._post(path, body, lambda answer: answer.values, repeatable=repeatable)
 
     async def update(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """PUT the same way. Ids in ``path`` are made fit for it with ``transport.segment``."""
         endpoint = f"PUT /{path.split('/')[1]}/{{id}}"
-        return await self._open.request(endpoint, path, _as_it_is, body=body)
+
+        def parse(answer: Fields) -> dict[str, Any]:
+            check_updated(endpoint, path, body, answer.values)
+            return answer.values
+
+        return await self._open.request(endpoint, path, parse, body=body)
 
     async def create_customer(self, customer: Mapping[str, Any]) -> Customer:
         """Create a customer, or change the one with this ``external_id``."""
@@ -312,61 +361,7 @@ class LagoClient:
         parse = _in("webhook_endpoint", parsing.webhook_endpoint)
         return await self._put("/webhook_endpoints/{id}", lago_id, body, parse)
 
-    # How requests are made
-
-    @property
-    def _open(self) -> Transport:
-        if self._transport is None:
-            raise LagoUnavailable("the client of Lago is closed", kind="network", unsent=True)
-        return self._transport
-
-    async def _get(self, template: str, parse: Callable[[Fields], T], *, of: str = "", query: Query = ()) -> T:
-        return await self._open.request(f"GET {template}", template.replace("{id}", of), parse, query=query)
-
-    async def _post(
-        self, path: str, body: Mapping[str, Any], parse: Callable[[Fields], T], *, repeatable: bool = False
-    ) -> T:
-        return await self._open.request(f"POST {path}", path, parse, body=body, repeatable=repeatable)
-
-    async def _put(self, template: str, of: str, body: Mapping[str, Any], parse: Callable[[Fields], T]) -> T:
-        part = segment(of)
-        if part is None:
-            raise LagoRejected(f"PUT {template}: no path can hold this id", status=404)
-        return await self._open.request(f"PUT {template}", template.replace("{id}", part), parse, body=body)
-
-    async def _find(
-        self,
-        template: str,
-        of: str,
-        name: str,
-        parse: Callable[[Fields], T],
-        query: Query = (),
-        absent: tuple[str, ...] = (),
-    ) -> T | None:
-        """One object. Only Lago's own word for it means that there is none: a proxy may answer 404 too."""
-        part = segment(of)
-        if part is None:
-            return None
-        try:
-            return await self._get(template, _in(name, parse), of=part, query=query)
-        except LagoRejected as error:
-            if error.code in (absent or (f"{name}_not_found",)):
-                return None
-            raise
-
-    async def _page(
-        self,
-        template: str,
-        name: str,
-        parse: Callable[[Fields], T],
-        page: int,
-        per_page: int = PER_PAGE,
-        query: Query = (),
-        of: str = "",
-    ) -> Page[T]:
-        assert page >= 1, "pages are counted from 1"
-        paged = [*query, ("page", str(page)), ("per_page", str(per_page))]
-        return await self._get(template, lambda answer: parsing.page_of(answer, name, parse, page), of=of, query=paged)
+    # Whole lists
 
     async def _all(
         self,
@@ -406,33 +401,9 @@ class LagoClient:
         raise LagoUnavailable(f"GET {template}: the list keeps changing while it is read", kind="malformed")
 
 
-def _all_of(customer: str, endpoint: str, found: tuple[Owned, ...]) -> tuple[Owned, ...]:
-    """``found``, if it is all of one customer: a Lago that overlooked the filter would add up everybody's money."""
-    for each in found:
-        if each.customer is not None and each.customer != customer:
-            raise LagoMalformed(f"{endpoint}: {each.lago_id} is of customer {each.customer!r}, not of {customer!r}")
-    return found
-
-
-def _as_it_is(answer: Fields) -> dict[str, Any]:
-    return answer.values
-
-
-def _in(name: str, parse: Callable[[Fields], T]) -> Callable[[Fields], T]:
-    """``parse`` for what an answer holds under ``name``."""
-    return lambda answer: parse(answer.row(name))
+def _then(parse: Callable[[Fields], T], check: Callable[[T], T]) -> Callable[[Fields], T]:
+    return lambda row: check(parse(row))
 
 
 def _listed(name: str, values: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"{name}[]", value) for value in values]
-
-
-def _event(event: Event) -> dict[str, Any]:
-    """As Lago takes it. The time is a text: BigDecimal reads it as it stands, and no float lies in between."""
-    return {
-        "transaction_id": event.transaction_id,
-        "external_subscription_id": event.external_subscription_id,
-        "code": event.code,
-        "timestamp": f"{event.timestamp:f}",
-        "properties": event.properties,
-    }

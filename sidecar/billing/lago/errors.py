@@ -31,7 +31,7 @@ class LagoError(Exception):
 
 
 class LagoUnavailable(LagoError):
-    """No connection, no answer in time, a 5xx or a 429."""
+    """No connection, no answer in time, a 5xx, a 408, 409, 425 or 429."""
 
     def __init__(
         self, message: str, *, kind: LagoErrorKind = "status", unsent: bool = False, after_s: float | None = None
@@ -86,6 +86,10 @@ class LagoMalformed(LagoError):
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message, transient=transient)
+
+
+class LagoTooOld(LagoMalformed):
+    """Lago is older than the oldest version that works (``versions.OLDEST``). The message names it."""
 
 
 def excerpt(text: str, chars_max: int = EXCERPT_CHARS_MAX) -> str:

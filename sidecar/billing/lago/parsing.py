@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import (
@@ -208,6 +208,17 @@ def event(row: Fields) -> Event:
         timestamp=row.instant_ms("timestamp") / _MS,
         properties=row.properties("properties"),
     )
+
+
+def event_body(event: Event) -> dict[str, Any]:
+    """As Lago takes it. The time is a text: BigDecimal reads it as it stands, and no float lies in between."""
+    return {
+        "transaction_id": event.transaction_id,
+        "external_subscription_id": event.external_subscription_id,
+        "code": event.code,
+        "timestamp": f"{event.timestamp:f}",
+        "properties": event.properties,
+    }
 
 
 def public_key(answer: Fields) -> bytes:

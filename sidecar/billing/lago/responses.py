@@ -29,7 +29,8 @@ _RESET_DIGITS_MAX: Final = 12
 _EPOCH_S_MIN: Final = 1_000_000_000
 """X-RateLimit-Reset is in seconds from now; so large a number can only be a date, as other servers send it."""
 
-_RETRY: Final = frozenset((408, 425))
+_RETRY: Final = frozenset((408, 409, 425))
+"""Passing ones below 500. 409: somebody else wrote the same row (Rails: ``ActiveRecord::StaleObjectError``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ THROTTLED_S: Final = 1.0
 """Pause after a 429 that does not say for how long: one of Lago's windows."""
 
 ID_CHARS_MAX: Final = 1_024
+API: Final = "/api/v1"
 
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 Query = Sequence[tuple[str, str]]
@@ -51,11 +52,14 @@ Query = Sequence[tuple[str, str]]
 def segment(text: str) -> str | None:
     """``text`` as one segment of a path. None for what none can hold: nothing, dots that mean another path, half a
     surrogate pair, and more than ID_CHARS_MAX characters.
+
+    Dots are encoded too, though RFC 3986 (section 2.3) leaves them as they are: the router of Rails takes what follows
+    one for a format, and would look for ``acme`` where ``acme.example`` is meant.
     """
     if text in ("", ".", "..") or len(text) > ID_CHARS_MAX:
         return None
     try:
-        return quote(text, safe="")
+        return quote(text, safe="").replace(".", "%2E")
     except UnicodeEncodeError:
         return None
 
@@ -81,7 +85,7 @@ class Transport:
         self._is_failing = False
         self._place = urlsplit(settings.url).netloc.rpartition("@")[2]
         self._http = httpx.AsyncClient(
-            base_url=f"{settings.url}/api/v1",
+            base_url=f"{settings.url}{API}",
             verify=tls_context(settings.ca_file),
             # Half of the time for connecting, so that a request that was never sent is known for one.
             timeout=httpx.Timeout(self._timeout_s, connect=self._timeout_s / 2),
@@ -102,6 +106,10 @@ class Transport:
         """Close the connections; requests that wait, or are under way, fail."""
         self._rate_limit.close()
         await self._http.aclose()
+
+    async def health(self, parse: Callable[[Fields], T]) -> T:
+        """What ``parse`` makes of ``GET /health``, which lies beside the API. Raises as :meth:`request`."""
+        return await self.request("GET /health", f"{self._settings.url}/health", parse)
 
     async def request(
         self,

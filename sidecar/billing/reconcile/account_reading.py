@@ -3,15 +3,20 @@
 Invoices, then wallets, then invoices again: Lago debits a wallet in the transaction that makes an invoice final, so
 with the same invoices before and after, the wallets read in between either contain a debit or its invoice is not
 final. A debit between the two would count twice (strict), never not at all.
+
+Lago's usage of the current period is the one thing that a reading can do without: see :func:`_is_optional`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from sidecar.basics.logger import get_logger
+from sidecar.billing.lago.errors import LagoError, LagoUnauthorized, LagoUnavailable
+from sidecar.billing.lago.json_fields import number_of
 from sidecar.billing.lago.models import (
     CurrentUsage,
     Customer,
@@ -22,6 +27,8 @@ from sidecar.billing.lago.models import (
     Wallet,
     WalletTransaction,
 )
+
+log = get_logger("sidecar.billing")
 
 INVOICES_MAX: Final = 60
 """Newest invoices looked at: years of monthly ones. A period owes its cost until its invoice is seen."""
@@ -58,8 +65,9 @@ class LagoReader(Protocol):
 @dataclass(frozen=True, slots=True)
 class AccountReading:
     """``subscriptions``: all that are or were, the active ones with their effective plan. ``invoices``: the newest,
-    those from ``oldest_ms`` on with periods and fees. ``usages`` by external subscription id. ``is_stable`` False: the
-    invoices kept changing. ``transactions`` by wallet, only where they were asked for.
+    those from ``oldest_ms`` on with periods and fees. ``usages`` by external subscription id; ``unread_usages`` are of
+    those that Lago could not tell. ``is_stable`` False: the invoices kept changing. ``transactions`` by wallet, only
+    where they were asked for.
     """
 
     account: str
@@ -72,6 +80,7 @@ class AccountReading:
     default_taxes: tuple[Tax, ...] = ()
     transactions: Mapping[str, tuple[WalletTransaction, ...]] = field(default_factory=dict)
     is_stable: bool = True
+    unread_usages: frozenset[str] = frozenset()
 
 
 async def read_account(
@@ -83,7 +92,8 @@ async def read_account(
     *,
     with_transactions: bool = False,
 ) -> AccountReading:
-    """Read one account. ``oldest_ms``: invoices older than that are not needed in detail.
+    """Read one account. ``oldest_ms``: invoices older than that are not needed in detail; 0: the account is new to the
+    ledger.
 
     Raises:
         LagoError: as the client does.
@@ -94,21 +104,15 @@ async def read_account(
     if customer is None:
         return AccountReading(account, now_ms, None)
     actives = {each.external_id for each in subscriptions if each.is_active}
-    whole = await asyncio.gather(*(_with_fixed_charges(lago, each) for each in sorted(actives)))
-    plans = {each.lago_id: each for each in whole if each is not None}
+    found = await asyncio.gather(*(_with_fixed_charges(lago, each) for each in sorted(actives)))
+    # An external id may have gone to another customer since.
+    plans = {each.lago_id: each for each in found if each is not None and each.customer == account}
+    by_external_id = {each.external_id: each for each in plans.values()}
     subscriptions = tuple(plans.pop(each.lago_id, each) for each in subscriptions) + tuple(plans.values())
     details: dict[tuple[str, str, str, int], Invoice] = {}
     before = await _invoices(lago, account, oldest_ms, details)
     for attempt in range(1, ATTEMPTS_MAX + 1):
-        usages = {
-            external_id: usage
-            for external_id, usage in zip(
-                sorted(actives),
-                await asyncio.gather(*(lago.current_usage(account, each) for each in sorted(actives))),
-                strict=True,
-            )
-            if usage is not None
-        }
+        usages, unread = await _usages(lago, account, actives, by_external_id, is_known=oldest_ms > 0)
         wallets = await lago.wallets(account)
         after = await _invoices(lago, account, oldest_ms, details)
         stable = {_mark(each) for each in before} == {_mark(each) for each in after}
@@ -120,7 +124,69 @@ async def read_account(
         for wallet in [each for each in wallets if each.is_active][:TRANSACTIONS_WALLETS_MAX]:
             transactions[wallet.lago_id] = await lago.wallet_transactions(wallet.lago_id)
     return AccountReading(
-        account, now_ms, customer, subscriptions, wallets, before, usages, default_taxes, transactions, stable
+        account,
+        now_ms,
+        customer,
+        subscriptions,
+        wallets,
+        before,
+        usages,
+        default_taxes,
+        transactions,
+        stable,
+        frozenset(unread),
+    )
+
+
+async def _usages(
+    lago: LagoReader,
+    account: str,
+    actives: Iterable[str],
+    subscriptions: Mapping[str, Subscription],
+    *,
+    is_known: bool,
+) -> tuple[dict[str, CurrentUsage], set[str]]:
+    """Lago's usage by external subscription id, and the ids of those that it could not tell."""
+    usages: dict[str, CurrentUsage] = {}
+    unread: set[str] = set()
+
+    async def read(external_id: str) -> None:
+        try:
+            usage = await lago.current_usage(account, external_id)
+        except LagoError as error:
+            if not _is_optional(error, subscriptions.get(external_id), is_known):
+                raise
+            unread.add(external_id)
+            log.warning("usage not read", account=account, subscription=external_id, reason=str(error))
+        else:
+            if usage is not None:
+                usages[external_id] = usage
+
+    await asyncio.gather(*map(read, sorted(actives)))
+    return usages, unread
+
+
+def _is_optional(error: LagoError, subscription: Subscription | None, is_known: bool) -> bool:
+    """Whether a reading goes on without the usage that Lago could not tell.
+
+    A known account has its own count, and must not miss a top-up because Lago cannot count. A new one begins with
+    Lago's count, so it waits for it, unless Lago fails in the one way that means no usage.
+    """
+    if isinstance(error, LagoUnauthorized):
+        return False
+    fails_on_none = isinstance(error, LagoUnavailable) and error.kind == "status" and _fails_without_usage(subscription)
+    return is_known or fails_on_none
+
+
+def _fails_without_usage(subscription: Subscription | None) -> bool:
+    """Whether Lago answers 500 while there is no usage: a volume charge that begins at 1 has no range for 0 units
+    (lago-api ``app/services/charge_models/volume_service.rb``).
+    """
+    charges = subscription.plan.charges if subscription is not None and subscription.plan is not None else ()
+    return any(
+        all((number_of(row.get("from_value")) or 0) > 0 for row in ranges if isinstance(row, dict))
+        for ranges in (charge.properties.get("volume_ranges") for charge in charges if charge.model == "volume")
+        if isinstance(ranges, list)
     )
 
 

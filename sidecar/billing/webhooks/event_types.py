@@ -49,43 +49,57 @@ class Rule:
     name_paths: tuple[NamePath, ...] = ()
 
 
-_BY_ID: Final = NamePath(ObjectKind.ACCOUNT, ("external_customer_id",))
-_BY_CUSTOMER: Final = NamePath(ObjectKind.ACCOUNT, ("customer", "external_id"))
+def _paths(kind: ObjectKind, *paths: str) -> tuple[NamePath, ...]:
+    return tuple(NamePath(kind, tuple(path.split("."))) for path in paths)
 
-_ACCOUNT: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER))
-_CUSTOMER: Final = Rule(Action.RELOAD, (NamePath(ObjectKind.ACCOUNT, ("external_id",)), _BY_ID))
-_SUBSCRIPTION: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, NamePath(ObjectKind.SUBSCRIPTION, ("external_id",))))
-_OF_SUBSCRIPTION: Final = Rule(
-    Action.RELOAD, (_BY_ID, _BY_CUSTOMER, NamePath(ObjectKind.SUBSCRIPTION, ("external_subscription_id",)))
+
+# Where payloads name the customer. Lago has moved and nested it from type to type and from version to version, so every
+# rule looks in all these places: in the object, in what it embeds, in the first of what it lists (lago-api
+# ``app/serializers/v1/``; ``customer_external_id`` is the former name in alerts).
+_EMBEDDED: Final = (
+    "invoice", "wallet", "wallet_transaction", "wallet_transaction.wallet", "subscription", "fee", "credit_note",
+    "payment", "payment_request", "payable", "subscriptions", "fees", "invoices",
+)  # fmt: skip
+_ACCOUNT_PATHS: Final = _paths(
+    ObjectKind.ACCOUNT,
+    "external_customer_id",
+    "customer.external_id",
+    "customer_external_id",
+    "customer.external_customer_id",
+    *(f"{inside}.{path}" for inside in _EMBEDDED for path in ("external_customer_id", "customer.external_id")),
 )
-_WALLET: Final = Rule(Action.RELOAD, (_BY_ID, _BY_CUSTOMER, NamePath(ObjectKind.WALLET, ("lago_id",))))
-# The embedded wallet came late (lago-api PR #4254); before, only the wallet's own id tells whose transaction it is.
-_TRANSACTION: Final = Rule(
-    Action.RELOAD,
-    (
-        NamePath(ObjectKind.ACCOUNT, ("wallet", "external_customer_id")),
-        _BY_ID,
-        _BY_CUSTOMER,
-        NamePath(ObjectKind.WALLET, ("lago_wallet_id",)),
-        NamePath(ObjectKind.WALLET, ("wallet", "lago_id")),
+
+
+def _account(*others: NamePath) -> Rule:
+    """The account, or else what ``others`` name, in order."""
+    return Rule(Action.RELOAD, (*_ACCOUNT_PATHS, *others))
+
+
+_ACCOUNT: Final = _account(
+    *_paths(ObjectKind.SUBSCRIPTION, "external_subscription_id"), *_paths(ObjectKind.WALLET, "lago_wallet_id")
+)
+# The object is the customer itself, so its own id comes first.
+_CUSTOMER: Final = Rule(Action.RELOAD, (*_paths(ObjectKind.ACCOUNT, "external_id"), *_ACCOUNT_PATHS))
+_SUBSCRIPTION: Final = _account(*_paths(ObjectKind.SUBSCRIPTION, "external_id", "subscription.external_id"))
+_OF_SUBSCRIPTION: Final = _account(
+    *_paths(
+        ObjectKind.SUBSCRIPTION, "external_subscription_id", "subscription_external_id", "subscription.external_id"
     ),
+    *_paths(ObjectKind.WALLET, "lago_wallet_id", "wallet.lago_id"),
 )
-_PLAN: Final = Rule(Action.RELOAD, (NamePath(ObjectKind.PLAN, ("code",)),))
+_WALLET: Final = _account(*_paths(ObjectKind.WALLET, "lago_id", "wallet.lago_id"))
+# The embedded wallet came late (lago-api PR #4254); before, only the wallet's own id tells whose transaction it is.
+_TRANSACTION: Final = _account(
+    *_paths(ObjectKind.WALLET, "lago_wallet_id", "wallet.lago_id", "wallet_transaction.lago_wallet_id")
+)
+_PLAN: Final = Rule(Action.RELOAD, _paths(ObjectKind.PLAN, "code", "plan.code"))
 _SWEEP: Final = Rule(Action.SWEEP)
 _NOTE: Final = Rule(Action.NOTE)
 _IGNORE: Final = Rule(Action.IGNORE)
 
 OTHER: Final = "other"
 """Label of every type that is not in the table: those names are not ours to bound."""
-ANY: Final = Rule(
-    Action.RELOAD,
-    (
-        _BY_ID,
-        _BY_CUSTOMER,
-        NamePath(ObjectKind.ACCOUNT, ("wallet", "external_customer_id")),
-        NamePath(ObjectKind.ACCOUNT, ("subscription", "external_customer_id")),
-    ),
-)
+ANY: Final = Rule(Action.RELOAD, _ACCOUNT_PATHS)
 """For types that are not in the table: an account, where one is named in the usual way."""
 
 
@@ -145,8 +159,8 @@ EVENT_TYPES: Final[Mapping[str, Rule]] = {
         Action.RELOAD,
         (
             *_TRANSACTION.name_paths,
-            NamePath(ObjectKind.ACCOUNT, ("external_id",)),
-            NamePath(ObjectKind.WALLET, ("lago_id",)),
+            *_paths(ObjectKind.ACCOUNT, "external_id"),
+            *_paths(ObjectKind.WALLET, "lago_id"),
         ),
     ),
 }

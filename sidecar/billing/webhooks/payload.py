@@ -106,6 +106,8 @@ def _find(content: Mapping[str, Any], name_paths: tuple[NamePath, ...]) -> Webho
 def _at(content: Mapping[str, Any], path: tuple[str, ...]) -> object:
     value: object = content
     for step in path:
+        if isinstance(value, list) and value:
+            value = value[0]  # what one webhook lists is one customer's
         value = value.get(step) if isinstance(value, dict) else None
     return value
 

@@ -11,7 +11,8 @@ from sidecar.app import assemble
 from sidecar.app.configuration import Config
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.client import LagoClient
-from sidecar.billing.lago.errors import LagoError
+from sidecar.billing.lago.errors import LagoError, LagoTooOld
+from sidecar.billing.lago.versions import OLDEST_TEXT, check_version, is_known
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 from sidecar.cli.checks.finding import TIMEOUT_S, Finding
 from sidecar.cli.checks.metrics import charged_metrics
@@ -100,6 +101,26 @@ async def openmeter(config: Config) -> list[Finding]:
     return findings
 
 
+async def _version(client: LagoClient) -> Finding:
+    """The version as Lago says it, and as an invoice shows it: what is in between may hide the first."""
+    try:
+        version = await client.version()
+    except LagoError:
+        version = ""
+    try:
+        check_version(version)
+        invoice = await client.newest_invoice()
+    except LagoTooOld as error:
+        return Finding("lago version", False, str(error))
+    if is_known(version):
+        return Finding("lago version", True, f"{version}; the oldest that works is {OLDEST_TEXT}")
+    if invoice is not None:
+        return Finding("lago version", True, f"not told, but invoices are those of {OLDEST_TEXT} or later")
+    return Finding(
+        "lago version", None, f"not told, and there is no invoice yet; the oldest that works is {OLDEST_TEXT}"
+    )
+
+
 async def lago(config: Config) -> list[Finding]:
     settings = config.lago
     if settings.url is None:
@@ -119,7 +140,7 @@ async def _lago(config: Config) -> list[Finding]:
     async with LagoClient(settings) as client:
         customers = await client.customers(1, 1)
         number = count(customers.total_count or 0, "customer")
-        findings = [Finding("lago", True, f"{settings.url} answers; {number}")]
+        findings = [Finding("lago", True, f"{settings.url} answers; {number}"), await _version(client)]
         for code in sorted(charged_metrics(config)):
             try:
                 field_of(code, await client.metric(code))

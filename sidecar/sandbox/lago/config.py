@@ -41,6 +41,7 @@ class LagoConfig:
 
     ``webhook_retry_waits_s``: the waits before the second, third, … attempt; Lago makes three attempts.
     ``events_batch_max`` is Lago's ``LAGO_EVENTS_BATCH_MAX_LENGTH``.
+    ``version`` is what ``GET /health`` says; nothing else depends on it.
     ``now`` answers Unix seconds; ``seed`` fixes ids, shuffles and draws of faults.
     """
 
@@ -63,6 +64,7 @@ class LagoConfig:
     webhook_timeout_s: float = 30.0
     events_batch_max: int = 100
     body_bytes_max: int = 8 * 1024**2
+    version: str = "v1.51.0"
     seed: int = 1
     now: Callable[[], float] = time.time
 

@@ -8,7 +8,7 @@ from sidecar.sandbox.lago.fields import Fields
 from sidecar.sandbox.lago.lago_store import Store, newest_first
 from sidecar.sandbox.lago.lago_wire import Call, Json, invalid, page
 from sidecar.sandbox.lago.records import Customer, MetadataPair
-from sidecar.sandbox.lago.views import CUSTOMER_TEXTS, customer_view
+from sidecar.sandbox.lago.views import CUSTOMER_PARTS, CUSTOMER_TEXTS, customer_view
 
 METADATA_MAX = 5
 METADATA_KEY_CHARS_MAX = 20
@@ -76,10 +76,10 @@ class CustomersApi:
             customer.metadata = pairs
         view = self._view_later(customer)
         self._store.emit("customer.created" if is_new else "customer.updated", "customer", view)
-        return {"customer": customer_view(customer, full=True)}
+        return {"customer": customer_view(customer, *CUSTOMER_PARTS)}
 
     def _view_later(self, customer: Customer) -> Callable[[], Json]:
-        return lambda: {**customer_view(customer), "integration_customers": []}
+        return lambda: customer_view(customer, "integration_customers")
 
     def _metadata(self, fields: Fields) -> list[MetadataPair] | None:
         """Pairs within Lago's limits; None if none are given."""
@@ -104,7 +104,7 @@ class CustomersApi:
         return pairs
 
     def get(self, call: Call) -> Json:
-        return {"customer": customer_view(self._store.customer(call.path["external_id"]), full=True)}
+        return {"customer": customer_view(self._store.customer(call.path["external_id"]), *CUSTOMER_PARTS)}
 
     def list(self, call: Call) -> Json:
         found = [item for item in self._store.customers.values() if not item.deleted]
@@ -118,11 +118,13 @@ class CustomersApi:
         currencies = call.many("currencies")
         if currencies:
             found = [item for item in found if item.currency in currencies]
-        return page(call, "customers", newest_first(found), customer_view)
+        return page(
+            call, "customers", newest_first(found), lambda item: customer_view(item, "taxes", "integration_customers")
+        )
 
     def delete(self, call: Call) -> Json:
         customer = self._store.customer(call.path["external_id"])
         customer.deleted = True
         if self.on_delete is not None:
             self.on_delete(customer)
-        return {"customer": customer_view(customer, full=True)}
+        return {"customer": customer_view(customer, *CUSTOMER_PARTS)}

@@ -6,16 +6,26 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from sidecar.sandbox.lago.lago_store import Store
-from sidecar.sandbox.lago.lago_wire import Json, iso, iso_or_none
+from sidecar.sandbox.lago.lago_wire import Json, iso, iso_offset, iso_or_none
 from sidecar.sandbox.lago.money import decimal_text, from_cents
 from sidecar.sandbox.lago.records import AppliedTax, Credit, CurrentUsage, Fee, Invoice, InvoicePeriod
 from sidecar.sandbox.lago.views import BILLING_ENTITY, customer_view, subscription_view
 
 INVOICE_VERSION = 4
+FRONT_URL = "http://localhost/sandbox"
+#: What webhooks have besides customer and fees (lago-api ``app/services/webhooks/invoices/``).
+_OF_USAGE = ("subscriptions", "billing_periods", "credits", "applied_taxes")
+HOOK_PARTS = {
+    "invoice.created": (*_OF_USAGE, "applied_invoice_custom_sections"),
+    "invoice.drafted": (*_OF_USAGE, "error_details"),
+    "invoice.ready_to_finalize": (*_OF_USAGE, "error_details"),
+    "invoice.voided": _OF_USAGE,
+    "invoice.paid_credit_added": ("applied_taxes", "applied_invoice_custom_sections"),
+    "invoice.payment_status_updated": (),
+}
 
 
-def invoice_view(invoice: Invoice) -> Json:
-    """As in lists: without fees and billing periods."""
+def _invoice_view(invoice: Invoice, *customer_parts: str) -> Json:
     without_taxes = invoice.fees_cents
     with_taxes = without_taxes + invoice.taxes_cents
     return {
@@ -49,41 +59,63 @@ def invoice_view(invoice: Invoice) -> Json:
         "prepaid_purchased_credit_amount_cents": invoice.prepaid_purchased_cents,
         "file_url": None,
         "xml_url": None,
-        "web_url": None,
+        "web_url": f"{FRONT_URL}/customer/{invoice.customer.id}/invoice/{invoice.id}/overview",
         "version_number": INVOICE_VERSION,
         "self_billed": False,
         "created_at": iso(invoice.created),
         "updated_at": iso(invoice.updated),
         "voided_at": iso_or_none(invoice.voided_at),
-        "customer": customer_view(invoice.customer),
+        "customer": customer_view(invoice.customer, *customer_parts),
     }
 
 
+def invoice_view(invoice: Invoice) -> Json:
+    """As in lists: without fees and billing periods."""
+    view = _invoice_view(invoice, "integration_customers")
+    return {**view, "metadata": _metadata(invoice), "applied_taxes": _applied_taxes(invoice)}
+
+
 def full_invoice_view(store: Store, invoice: Invoice) -> Json:
-    """As a single answer and in ``invoice.created``."""
+    """As a single answer."""
     return {
-        **invoice_view(invoice),
+        **_invoice_view(invoice, "integration_customers"),
+        **_parts(store, invoice),
+        "fees": [fee_view(fee) for fee in invoice.fees],
+    }
+
+
+def hook_view(store: Store, invoice: Invoice, type_: str) -> Json:
+    """As in a webhook of that type."""
+    parts = _parts(store, invoice)
+    more = {part: parts[part] for part in HOOK_PARTS[type_]}
+    return {**_invoice_view(invoice), "fees": [fee_view(fee) for fee in invoice.fees], **more}
+
+
+def _parts(store: Store, invoice: Invoice) -> Json:
+    return {
         "subscriptions": [subscription_view(store, period.subscription) for period in invoice.periods],
         "billing_periods": [_period_view(period) for period in invoice.periods],
-        "fees": [fee_view(fee) for fee in invoice.fees],
         "credits": [_credit_view(credit, invoice) for credit in invoice.credits],
-        "metadata": [
-            {"lago_id": pair.id, "key": pair.key, "value": pair.value, "created_at": iso(pair.created)}
-            for pair in invoice.metadata
-        ],
-        "applied_taxes": [
-            {**_tax_view(tax, invoice.currency, iso(invoice.created)), "lago_invoice_id": invoice.id,
-             "fees_amount_cents": tax.base_cents}
-            for tax in invoice.taxes
-        ],
+        "metadata": _metadata(invoice),
+        "applied_taxes": _applied_taxes(invoice),
         "error_details": [],
         "applied_invoice_custom_sections": [],
-    }  # fmt: skip
+    }
 
 
-def payment_status_view(invoice: Invoice) -> Json:
-    """As in ``invoice.payment_status_updated``: no billing periods."""
-    return {**invoice_view(invoice), "fees": [fee_view(fee) for fee in invoice.fees]}
+def _metadata(invoice: Invoice) -> list[Json]:
+    return [
+        {"lago_id": pair.id, "key": pair.key, "value": pair.value, "created_at": iso(pair.created)}
+        for pair in invoice.metadata
+    ]
+
+
+def _applied_taxes(invoice: Invoice) -> list[Json]:
+    return [
+        {**_tax_view(tax, invoice.currency, iso(invoice.created)), "lago_invoice_id": invoice.id,
+         "fees_amount_cents": tax.base_cents}
+        for tax in invoice.taxes
+    ]  # fmt: skip
 
 
 def _period_view(period: InvoicePeriod) -> Json:
@@ -133,7 +165,8 @@ def _tax_view(tax: AppliedTax, currency: str, created_at: str) -> Json:
     }
 
 
-def fee_view(fee: Fee) -> Json:
+def fee_view(fee: Fee, *, with_taxes: bool = False) -> Json:
+    """``with_taxes``: as a single answer and in the list of fees."""
     subscription, charge, invoice = fee.subscription, fee.charge, fee.invoice
     customer = invoice.customer if invoice else subscription.customer if subscription else None
     precise_total = fee.precise_cents + fee.taxes_precise_cents
@@ -181,12 +214,13 @@ def fee_view(fee: Fee) -> Json:
         "self_billed": False,
         "pricing_unit_details": None,
         "presentation_breakdowns": [],
-        "applied_taxes": [
-            {**_tax_view(tax, fee.currency, iso(fee.created)), "lago_fee_id": fee.id} for tax in fee.taxes
-        ],
     }
+    if with_taxes:
+        view["applied_taxes"] = [
+            {**_tax_view(tax, fee.currency, iso(fee.created)), "lago_fee_id": fee.id} for tax in fee.taxes
+        ]
     if fee.span is not None:
-        view |= {"from_date": iso(fee.span.start), "to_date": iso(fee.span.shown_to)}
+        view |= {"from_date": iso_offset(fee.span.start), "to_date": iso_offset(fee.span.shown_to)}
     return view
 
 

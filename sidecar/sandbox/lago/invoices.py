@@ -121,7 +121,9 @@ class InvoicesApi:
     def fees(self, call: Call) -> Json:
         """Fees of all invoices that are shown."""
         found = [fee for invoice in self._store.invoices.values() if invoice.is_visible for fee in invoice.fees]
-        return page(call, "fees", newest_first(filtered(call, found, _FEE_FILTERS)), fee_view)
+        return page(
+            call, "fees", newest_first(filtered(call, found, _FEE_FILTERS)), lambda fee: fee_view(fee, with_taxes=True)
+        )
 
     def fee(self, call: Call) -> Json:
         wanted = call.path["lago_id"]
@@ -129,7 +131,7 @@ class InvoicesApi:
         found: Fee | None = next((fee for fee in fees if fee.id == wanted), None)
         if found is None:
             raise not_found("fee")
-        return {"fee": fee_view(found)}
+        return {"fee": fee_view(found, with_taxes=True)}
 
     def pay(self, call: Call) -> Json:
         """The stand-in's own: a payment's end, for an invoice whose payment was held."""

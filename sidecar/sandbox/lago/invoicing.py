@@ -11,7 +11,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 from sidecar.sandbox.lago.fees import Fees
-from sidecar.sandbox.lago.invoice_views import full_invoice_view
+from sidecar.sandbox.lago.invoice_views import hook_view
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.payments import Payments
 from sidecar.sandbox.lago.prepaid import Prepaid
@@ -180,4 +180,4 @@ class Invoicing:
         return invoice
 
     def _emit(self, type: str, invoice: Invoice) -> None:
-        self._store.emit(type, "invoice", lambda: full_invoice_view(self._store, invoice))
+        self._store.emit(type, "invoice", lambda: hook_view(self._store, invoice, type))

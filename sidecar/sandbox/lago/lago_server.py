@@ -33,7 +33,7 @@ from sidecar.sandbox.lago.invoices import InvoicesApi
 from sidecar.sandbox.lago.invoicing import Invoicing
 from sidecar.sandbox.lago.lago_faults import LagoFault, LagoFaults
 from sidecar.sandbox.lago.lago_store import Store
-from sidecar.sandbox.lago.lago_wire import Call, Refusal, bad_request, json_answer, unauthorized
+from sidecar.sandbox.lago.lago_wire import Call, Refusal, bad_request, json_answer, not_found, path_values, unauthorized
 from sidecar.sandbox.lago.lifecycle import Lifecycle
 from sidecar.sandbox.lago.metrics import MetricsApi
 from sidecar.sandbox.lago.payments import Payments
@@ -109,7 +109,8 @@ class Lago:
         app.on_startup.append(self._start)
         app.on_cleanup.append(self._stop)
         for method, path, handler in self._routes():
-            app.router.add_route(method, API + path, _adapted(self, handler))
+            app.router.add_route(method, API + path, _adapted(self, handler, API + path))
+        app.router.add_route("GET", "/health", _adapted(self, self._health))
         for method, path, handler in Controls(self, self._invoices).routes():
             app.router.add_route(method, f"/sandbox{path}", _adapted(self, handler))
         return app
@@ -144,7 +145,7 @@ class Lago:
             ("POST", "/events", events.create),
             ("GET", "/events", events.list),
             ("POST", "/events/batch", events.create_batch),
-            ("GET", "/events/{transaction_id:.+}", events.get),
+            ("GET", "/events/{transaction_id}", events.get),
             ("GET", "/invoices", invoices.list),
             ("GET", "/invoices/{lago_id}", invoices.get),
             ("PUT", "/invoices/{lago_id}", invoices.update),
@@ -175,6 +176,10 @@ class Lago:
     async def answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not request.path.startswith("/api/"):
             return await _answered(request, handler)
+        if request.match_info.http_exception is not None:
+            # What there is no route for wants no key either, and Lago has no 405 for a method.
+            unknown = not_found("resource")
+            return json_answer(unknown.body, unknown.status)
         resource = request.match_info.route.resource
         self.requests[f"{request.method} {resource.canonical if resource else 'unknown'}"] += 1
         self.issuer = self.issuer or str(request.url.origin())
@@ -202,6 +207,11 @@ class Lago:
         answer = handler(call)
         self.store.run_jobs()
         return answer
+
+    def _health(self, call: Call) -> Answer:
+        """Beside the API, and without a key (lago-api ``app/controllers/application_controller.rb``)."""
+        url = f"https://github.com/getlago/lago-api/tree/{self.config.version}"
+        return {"version": self.config.version, "github_url": url, "message": "Success"}
 
     async def _start(self, app: web.Application) -> None:
         await self.webhooks.start()
@@ -244,9 +254,11 @@ def _middleware(lago: Lago) -> Middleware:
     return middleware
 
 
-def _adapted(lago: Lago, handler: ApiHandler) -> Handler:
+def _adapted(lago: Lago, handler: ApiHandler, template: str = "") -> Handler:
     async def answer(request: web.Request) -> web.StreamResponse:
-        call = Call(request.match_info, tuple(request.query.items()), await _body(request))
+        # As it was sent: aiohttp's own parts of a path no longer tell %2E from a dot.
+        path = path_values(template, request.raw_path.partition("?")[0]) if template else request.match_info
+        call = Call(path, tuple(request.query.items()), await _body(request))
         found = lago.handle(handler, call)
         if found is None:
             return web.Response(status=200)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
+from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
@@ -47,6 +48,10 @@ def not_found(resource: str) -> Refusal:
     return Refusal(404, {"status": 404, "error": "Not Found", "code": f"{resource}_not_found"})
 
 
+def internal_error() -> Refusal:
+    return Refusal(500, {"status": 500, "error": "Internal Server Error"})
+
+
 def not_allowed(code: str) -> Refusal:
     return Refusal(405, {"status": 405, "error": "Method Not Allowed", "code": code})
 
@@ -60,6 +65,27 @@ def invalid(details: Mapping[str, object]) -> Refusal:
         "error_details": dict(details),
     }
     return Refusal(422, body)
+
+
+def path_values(template: str, raw_path: str) -> dict[str, str]:
+    """What a path names, as Rails reads it by a template such as ``/customers/{external_id}``.
+
+    A dot ends an id, and what follows it is taken for a format, which only the end of a path can have; ``%2E`` is part
+    of the id. Codes are read whole (lago-api ``config/routes.rb``: ``code: /.*/``).
+
+    Raises :class:`Refusal` 404 for a path that Rails has no route for.
+    """
+    names, parts = template.split("/"), raw_path.split("/")
+    found: dict[str, str] = {}
+    for index, (name, part) in enumerate(zip(names, parts, strict=False)):
+        if not name.startswith("{"):
+            continue
+        if name != "{code}":
+            part, dot, format_ = part.partition(".")
+            if dot and (not part or not format_ or "." in format_ or index != len(parts) - 1):
+                raise not_found("resource")
+        found[name.strip("{}")] = unquote(part)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +153,11 @@ def json_answer(value: object, status: int = 200) -> web.Response:
 def iso(when: datetime) -> str:
     """Cut to the second, which is how a period's end becomes 23:59:59."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso_offset(when: datetime) -> str:
+    """As :func:`iso`, with the offset in figures: so are the dates of fees."""
+    return f"{iso(when)[:-1]}+00:00"
 
 
 def iso_or_none(when: datetime | None) -> str | None:

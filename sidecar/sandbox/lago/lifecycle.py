@@ -21,7 +21,7 @@ from sidecar.sandbox.lago.lago_wire import Json
 from sidecar.sandbox.lago.money import round_fraction
 from sidecar.sandbox.lago.periods import Span, before
 from sidecar.sandbox.lago.records import CreditNote, InvoicePeriod, Subscription
-from sidecar.sandbox.lago.views import customer_view, subscription_view
+from sidecar.sandbox.lago.views import subscription_view
 
 
 class Lifecycle:
@@ -113,8 +113,8 @@ class Lifecycle:
 
     def emit(self, type: str, subscription: Subscription) -> None:
         def view() -> Json:
-            found = subscription_view(self._store, subscription, full=True)
-            return {**found, "customer": customer_view(subscription.customer)}
+            more = ("entitlements",) if type in ("subscription.started", "subscription.updated") else ()
+            return subscription_view(self._store, subscription, "plan", "customer", *more)
 
         self._store.emit(type, "subscription", view)
 

@@ -26,7 +26,7 @@ class MetricsApi:
         metric = Metric(**self._store.new(), code=code, name=fields.required("name"), aggregation="count_agg")
         self._assign(metric, fields)
         self._store.metrics[code] = metric
-        self._store.emit("billable_metric.created", "billable_metric", lambda: metric_view(metric))
+        self._store.emit("billable_metric.created", "billable_metric", lambda: metric_view(metric, counts=False))
         return {"billable_metric": metric_view(metric)}
 
     def update(self, call: Call) -> Json:
@@ -45,7 +45,7 @@ class MetricsApi:
             metric.code = code
             self._store.metrics[code] = metric
         fields.check()
-        self._store.emit("billable_metric.updated", "billable_metric", lambda: metric_view(metric))
+        self._store.emit("billable_metric.updated", "billable_metric", lambda: metric_view(metric, counts=False))
         return {"billable_metric": metric_view(metric)}
 
     def _assign(self, metric: Metric, fields: Fields) -> None:
@@ -87,7 +87,7 @@ class MetricsApi:
         del self._store.metrics[metric.code]
         for plan in [*self._store.plans.values(), *(item.plan for item in self._store.subscriptions)]:
             plan.charges = [charge for charge in plan.charges if charge.metric is not metric]
-        self._store.emit("billable_metric.deleted", "billable_metric", lambda: metric_view(metric))
+        self._store.emit("billable_metric.deleted", "billable_metric", lambda: metric_view(metric, counts=False))
         return {"billable_metric": metric_view(metric)}
 
     def _find(self, call: Call) -> Metric:

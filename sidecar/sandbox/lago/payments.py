@@ -7,7 +7,7 @@ Source: lago-api ``app/services/invoices/update_service.rb``, ``app/services/wal
 from __future__ import annotations
 
 from sidecar.sandbox.lago.config import PaymentMode
-from sidecar.sandbox.lago.invoice_views import payment_status_view
+from sidecar.sandbox.lago.invoice_views import hook_view
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Json
 from sidecar.sandbox.lago.prepaid import Prepaid
@@ -48,7 +48,11 @@ class Payments:
         before, invoice.payment_status = invoice.payment_status, status
         invoice.updated = self._store.now()
         if before != status:
-            self._store.emit("invoice.payment_status_updated", "invoice", lambda: payment_status_view(invoice))
+            self._store.emit(
+                "invoice.payment_status_updated",
+                "invoice",
+                lambda: hook_view(self._store, invoice, "invoice.payment_status_updated"),
+            )
         if invoice.kind == "credit" and status in ("succeeded", "failed"):
             for fee in invoice.fees:
                 if fee.transaction is not None:
@@ -86,7 +90,7 @@ def _provider(customer: Customer) -> Json:
 
 
 def _invoice_failure(invoice: Invoice) -> Json:
-    return {"lago_invoice_id": invoice.id, **_provider(invoice.customer)}
+    return {"lago_invoice_id": invoice.id, **_provider(invoice.customer), "error_details": None}
 
 
 def _transaction_failure(transaction: Transaction) -> Json:

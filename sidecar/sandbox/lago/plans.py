@@ -11,7 +11,7 @@ from sidecar.sandbox.lago.lago_store import Store, newest_first
 from sidecar.sandbox.lago.lago_wire import Call, Json, invalid, not_found, page
 from sidecar.sandbox.lago.periods import INTERVALS
 from sidecar.sandbox.lago.records import Charge, FixedCharge, Metric, Plan
-from sidecar.sandbox.lago.views import plan_view
+from sidecar.sandbox.lago.views import PLAN_PARTS, plan_view
 
 CHARGES_MAX = 100
 FILTERS_MAX = 100
@@ -48,8 +48,8 @@ class PlansApi:
         plan.charges = self._charges(plan, fields)
         plan.fixed_charges = self._fixed_charges(fields)
         self._store.plans[code] = plan
-        self._store.emit("plan.created", "plan", lambda: plan_view(plan))
-        return {"plan": plan_view(plan)}
+        self._store.emit("plan.created", "plan", lambda: plan_view(plan, "entitlements"))
+        return {"plan": plan_view(plan, *PLAN_PARTS)}
 
     def update(self, call: Call) -> Json:
         """Terms such as the interval stay as they are once the plan is subscribed to. Charges are replaced as a whole;
@@ -82,8 +82,8 @@ class PlansApi:
         self._store.plans[code] = plan
         for invoice in self._store.invoices.values():
             invoice.needs_refresh |= any(period.subscription.plan is plan for period in invoice.periods)
-        self._store.emit("plan.updated", "plan", lambda: plan_view(plan))
-        return {"plan": plan_view(plan)}
+        self._store.emit("plan.updated", "plan", lambda: plan_view(plan, "entitlements"))
+        return {"plan": plan_view(plan, *PLAN_PARTS)}
 
     def override(self, plan: Plan, given: Json) -> Plan:
         """The copy of a plan that one subscription has to itself. Raises :class:`Refusal` for bad overrides."""
@@ -216,10 +216,15 @@ class PlansApi:
         return found
 
     def get(self, call: Call) -> Json:
-        return {"plan": plan_view(self._find(call))}
+        return {"plan": plan_view(self._find(call), *PLAN_PARTS)}
 
     def list(self, call: Call) -> Json:
-        return page(call, "plans", newest_first(self._store.plans.values()), plan_view)
+        return page(
+            call,
+            "plans",
+            newest_first(self._store.plans.values()),
+            lambda item: plan_view(item, "applicable_usage_thresholds", "entitlements"),
+        )
 
     def delete(self, call: Call) -> Json:
         plan = self._find(call)
@@ -228,7 +233,7 @@ class PlansApi:
         self._store.emit("plan.deleted", "plan", lambda: plan_view(plan))
         if self.on_delete is not None:
             self.on_delete(plan)
-        return {"plan": plan_view(plan)}
+        return {"plan": plan_view(plan, *PLAN_PARTS)}
 
     def _find(self, call: Call) -> Plan:
         found = self._store.plans.get(call.path["code"])

@@ -12,9 +12,10 @@ from sidecar.sandbox.lago.lago_wire import Call, Json, filtered, forbidden, inva
 from sidecar.sandbox.lago.lifecycle import Lifecycle
 from sidecar.sandbox.lago.plans import PlansApi
 from sidecar.sandbox.lago.records import Customer, Plan, Subscription
-from sidecar.sandbox.lago.views import fixed_charge_view, subscription_view
+from sidecar.sandbox.lago.views import SUBSCRIPTION_PARTS, fixed_charge_view, subscription_view
 
 STATUSES = ("pending", "active", "terminated", "canceled", "incomplete")
+_PARTS = tuple(part for part in SUBSCRIPTION_PARTS if part != "customer")
 _FILTERS: Mapping[str, Callable[[Subscription], str | None]] = {
     "external_customer_id": lambda item: item.customer.external_id,
     "plan_code": lambda item: item.plan.code,
@@ -188,7 +189,7 @@ class SubscriptionsApi:
         return found[-1] if found else None
 
     def _show(self, subscription: Subscription) -> Json:
-        return {"subscription": subscription_view(self._store, subscription, full=True)}
+        return {"subscription": subscription_view(self._store, subscription, *_PARTS)}
 
     def _ending_at(self, fields: Fields, begin: datetime) -> datetime | None:
         """It must be on a later day than today and the start, but for periods of seconds."""

@@ -39,7 +39,7 @@ class TaxesApi:
             description=description,
             is_default=fields.boolean("applied_to_organization"),
         )
-        return {"tax": tax_view(tax)}
+        return {"tax": tax_view(tax, entities=True)}
 
     def update(self, call: Call) -> Json:
         tax, fields = self._find(call), Fields(call.root("tax"))
@@ -54,13 +54,13 @@ class TaxesApi:
         tax.code, tax.rate, tax.name, tax.description = code, rate or Decimal(0), name or tax.name, description
         tax.is_default = fields.boolean("applied_to_organization", tax.is_default)
         self._store.taxes[code] = tax
-        return {"tax": tax_view(tax)}
+        return {"tax": tax_view(tax, entities=True)}
 
     def get(self, call: Call) -> Json:
-        return {"tax": tax_view(self._find(call))}
+        return {"tax": tax_view(self._find(call), entities=True)}
 
     def list(self, call: Call) -> Json:
-        return page(call, "taxes", newest_first(self._store.taxes.values()), tax_view)
+        return page(call, "taxes", newest_first(self._store.taxes.values()), lambda item: tax_view(item, entities=True))
 
     def delete(self, call: Call) -> Json:
         """It is gone from all that had it; invoices that are final keep it."""
@@ -73,7 +73,7 @@ class TaxesApi:
         for plan in [*self._store.plans.values(), *(item.plan for item in self._store.subscriptions)]:
             for charge in plan.charges:
                 charge.taxes = [item for item in charge.taxes if item is not tax]
-        return {"tax": tax_view(tax)}
+        return {"tax": tax_view(tax, entities=True)}
 
     def _find(self, call: Call) -> Tax:
         found = self._store.taxes.get(call.path["code"])

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sidecar.sandbox.lago.fees import Fees
+from sidecar.sandbox.lago.fields import decimal_of
 from sidecar.sandbox.lago.invoice_views import usage_view
 from sidecar.sandbox.lago.lago_store import Store
-from sidecar.sandbox.lago.lago_wire import Call, Json, not_allowed
+from sidecar.sandbox.lago.lago_wire import Call, Json, internal_error, not_allowed, not_found
 from sidecar.sandbox.lago.periods import MICROSECOND
 from sidecar.sandbox.lago.prepaid import FeeKey, fee_key
 from sidecar.sandbox.lago.records import CurrentUsage, Customer, Fee, Metric, Subscription, Wallet
@@ -26,13 +27,17 @@ class UsageApi:
         self._fees = fees
 
     def show(self, call: Call) -> Json:
-        customer = self._store.customer(call.path["external_id"])
+        customer = self._store.customers.get(call.path["external_id"])
+        if customer is None or customer.deleted:
+            raise not_found("resource")
         wanted = call.one("external_subscription_id")
         subscription = self._store.active(wanted) if wanted else None
         if subscription is None or subscription.customer is not customer:
             raise not_allowed("no_active_subscription")
-        with_taxes = call.one("apply_taxes") not in ("false", "0")
-        return {"customer_usage": usage_view(self.of(subscription, with_taxes=with_taxes))}
+        usage = self.of(subscription, with_taxes=call.one("apply_taxes") not in ("false", "0"))
+        if any(_has_no_range(fee) for fee in usage.fees):
+            raise internal_error()
+        return {"customer_usage": usage_view(usage)}
 
     def of(self, subscription: Subscription, *, with_taxes: bool = True) -> CurrentUsage:
         """What an active subscription has used so far."""
@@ -95,4 +100,15 @@ class UsageApi:
         wallet.ongoing_cents = wallet.balance_cents - usage_cents
         was_depleted, wallet.is_depleted = wallet.is_depleted, wallet.ongoing_cents <= 0
         if wallet.is_depleted and not was_depleted:
-            self._store.emit("wallet.depleted_ongoing_balance", "wallet", lambda: wallet_view(wallet))
+            self._store.emit("wallet.depleted_ongoing_balance", "wallet", lambda: wallet_view(wallet, rules=False))
+
+
+def _has_no_range(fee: Fee) -> bool:
+    """Of a volume table that begins at 1, for no usage: Lago looks for its range and fails
+    (``app/services/charge_models/volume_service.rb``).
+    """
+    if fee.charge is None or fee.charge.model != "volume" or fee.units:
+        return False
+    properties = fee.filter["properties"] if fee.filter else fee.charge.properties
+    ranges = properties.get("volume_ranges") if isinstance(properties, dict) else None
+    return isinstance(ranges, list) and all((decimal_of(each.get("from_value")) or 0) > 0 for each in ranges)

@@ -21,6 +21,11 @@ from sidecar.sandbox.lago.records import (
 
 BILLING_ENTITY = "default"
 PAYMENT_METHOD: Json = {"payment_method_id": None, "payment_method_type": "provider"}
+CUSTOMER_PARTS = ("taxes", "integration_customers", "applicable_invoice_custom_sections", "error_details")
+PLAN_PARTS = ("fixed_charges", "applicable_usage_thresholds", "entitlements")
+SUBSCRIPTION_PARTS = (
+    "customer", "entitlements", "plan", "applicable_usage_thresholds", "applied_invoice_custom_sections",
+)  # fmt: skip
 #: A customer's plain attributes, in the order of the serializer.
 CUSTOMER_TEXTS = (
     "name", "firstname", "lastname", "customer_type", "country", "address_line1", "address_line2", "state", "zipcode",
@@ -29,8 +34,9 @@ CUSTOMER_TEXTS = (
 )  # fmt: skip
 
 
-def tax_view(tax: Tax) -> Json:
-    return {
+def tax_view(tax: Tax, *, entities: bool = False) -> Json:
+    """``entities``: with the billing entities that it is a default of, as answers about taxes have them."""
+    view: Json = {
         "lago_id": tax.id,
         "name": tax.name,
         "code": tax.code,
@@ -44,6 +50,9 @@ def tax_view(tax: Tax) -> Json:
         "commitments_count": 0,
         "created_at": iso(tax.created),
     }
+    if entities:
+        view["applied_to_billing_entities_codes"] = [BILLING_ENTITY] if tax.is_default else []
+    return view
 
 
 def metadata_view(pair: MetadataPair) -> Json:
@@ -56,8 +65,8 @@ def metadata_view(pair: MetadataPair) -> Json:
     }
 
 
-def customer_view(customer: Customer, *, full: bool = False) -> Json:
-    """``full`` adds what single answers have and lists lack: taxes among it."""
+def customer_view(customer: Customer, *parts: str) -> Json:
+    """``parts``: which of ``CUSTOMER_PARTS`` are in it, as the serializer's ``includes`` say."""
     view: Json = {
         "lago_id": customer.id,
         "billing_entity_code": BILLING_ENTITY,
@@ -81,20 +90,17 @@ def customer_view(customer: Customer, *, full: bool = False) -> Json:
             "subscription_invoice_issuing_date_anchor": None,
             "subscription_invoice_issuing_date_adjustment": None,
         },
-        "shipping_address": {},
+        "shipping_address": dict.fromkeys(("address_line1", "address_line2", "city", "zipcode", "state", "country")),
         "skip_invoice_custom_sections": False,
         "metadata": [metadata_view(pair) for pair in customer.metadata],
     }
-    if full:
-        view["taxes"] = [tax_view(tax) for tax in customer.taxes]
-        view["integration_customers"] = []
-        view["applicable_invoice_custom_sections"] = []
-        view["error_details"] = []
-    return view
+    assert set(parts) <= set(CUSTOMER_PARTS), parts
+    return view | {part: [tax_view(tax) for tax in customer.taxes] if part == "taxes" else [] for part in parts}
 
 
-def metric_view(metric: Metric) -> Json:
-    return {
+def metric_view(metric: Metric, *, counts: bool = True) -> Json:
+    """``counts``: those of an answer, which webhooks lack."""
+    view: Json = {
         "lago_id": metric.id,
         "name": metric.name,
         "code": metric.code,
@@ -107,11 +113,11 @@ def metric_view(metric: Metric) -> Json:
         "created_at": iso(metric.created),
         "field_name": metric.field_name,
         "expression": metric.expression,
-        "active_subscriptions_count": 0,
-        "draft_invoices_count": 0,
-        "plans_count": 0,
         "filters": metric.filters,
     }
+    if counts:
+        view |= dict.fromkeys(("active_subscriptions_count", "draft_invoices_count", "plans_count"), 0)
+    return view
 
 
 def charge_view(charge: Charge) -> Json:
@@ -155,8 +161,10 @@ def fixed_charge_view(charge: FixedCharge) -> Json:
     }
 
 
-def plan_view(plan: Plan) -> Json:
-    return {
+def plan_view(plan: Plan, *parts: str) -> Json:
+    """``parts``: which of ``PLAN_PARTS`` are in it, as the serializer's ``includes`` say."""
+    assert set(parts) <= set(PLAN_PARTS), parts
+    view: Json = {
         "lago_id": plan.id,
         "name": plan.name,
         "invoice_display_name": plan.display_name,
@@ -176,16 +184,20 @@ def plan_view(plan: Plan) -> Json:
         "parent_id": plan.parent.id if plan.parent else None,
         "pending_deletion": plan.deleted,
         "charges": [charge_view(charge) for charge in plan.charges],
-        "fixed_charges": [fixed_charge_view(charge) for charge in plan.fixed_charges],
         "usage_thresholds": [],
-        "applicable_usage_thresholds": [],
-        "entitlements": [],
         "taxes": [tax_view(tax) for tax in plan.taxes],
     }
+    more: Json = {part: [] for part in parts}
+    if "fixed_charges" in parts:
+        more["fixed_charges"] = [fixed_charge_view(charge) for charge in plan.fixed_charges]
+    return view | more
 
 
-def subscription_view(store: Store, subscription: Subscription, *, full: bool = False) -> Json:
-    """``full`` embeds the effective plan."""
+def subscription_view(store: Store, subscription: Subscription, *parts: str) -> Json:
+    """``parts``: which of ``SUBSCRIPTION_PARTS`` are in it, as the serializer's ``includes`` say. ``plan`` is the
+    effective one, without its fixed charges and entitlements.
+    """
+    assert set(parts) <= set(SUBSCRIPTION_PARTS), parts
     plan, period = subscription.plan, None
     if subscription.started_at is not None:
         reference = max(store.now(), subscription.started_at)
@@ -197,7 +209,6 @@ def subscription_view(store: Store, subscription: Subscription, *, full: bool = 
         "external_id": subscription.external_id,
         "lago_customer_id": subscription.customer.id,
         "external_customer_id": subscription.customer.external_id,
-        "billing_entity_code": BILLING_ENTITY,
         "name": subscription.name,
         "plan_code": plan.code,
         "plan_amount_cents": plan.amount_cents,
@@ -226,12 +237,11 @@ def subscription_view(store: Store, subscription: Subscription, *, full: bool = 
         "payment_method": dict(PAYMENT_METHOD),
         "activation_rules": [],
     }
-    if full:
-        # A subscription does not tell its fixed charges: they have a list of their own.
-        view["plan"] = {name: value for name, value in plan_view(plan).items() if name != "fixed_charges"}
-        view["entitlements"] = []
-        view["applicable_usage_thresholds"] = []
-        view["applied_invoice_custom_sections"] = []
+    for part in parts:
+        if part == "plan":
+            view[part] = plan_view(plan, "applicable_usage_thresholds")
+        else:
+            view[part] = customer_view(subscription.customer) if part == "customer" else []
     return view
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sidecar.sandbox.lago.lago_wire import Json, iso, iso_or_none
+from sidecar.sandbox.lago.lago_wire import Json, iso, iso_ms, iso_or_none
 from sidecar.sandbox.lago.money import decimal_text, from_cents
 from sidecar.sandbox.lago.records import Transaction, Wallet
 from sidecar.sandbox.lago.views import BILLING_ENTITY, PAYMENT_METHOD
 
 
-def wallet_view(wallet: Wallet, *, full: bool = False) -> Json:
-    """``full`` adds the scope, which webhooks lack."""
+def wallet_view(wallet: Wallet, *, full: bool = False, rules: bool = True) -> Json:
+    """``full`` adds the scope, which webhooks lack. ``rules``: those of recurring top-ups, which some webhooks lack."""
 
     def credits(cents: int) -> str:
         return decimal_text(round(from_cents(cents, wallet.currency) / wallet.rate, 5))
@@ -36,14 +36,15 @@ def wallet_view(wallet: Wallet, *, full: bool = False) -> Json:
         "expiration_at": iso_or_none(wallet.expiration_at),
         "last_balance_sync_at": iso_or_none(wallet.synced_at),
         "last_consumed_credit_at": iso_or_none(wallet.consumed_at),
-        "terminated_at": iso_or_none(wallet.terminated_at),
+        "terminated_at": iso_ms(wallet.terminated_at) if wallet.terminated_at else None,
         "invoice_requires_successful_payment": wallet.needs_payment,
         "paid_top_up_min_amount_cents": wallet.min_top_up_cents,
         "paid_top_up_max_amount_cents": wallet.max_top_up_cents,
         "priority": wallet.priority,
-        "recurring_transaction_rules": [],
         "payment_method": dict(PAYMENT_METHOD),
     }
+    if rules:
+        view["recurring_transaction_rules"] = []
     if full:
         codes = [metric.code for metric in wallet.metrics]
         view["applies_to"] = {"fee_types": list(wallet.fee_types), "billable_metric_codes": codes}
@@ -84,5 +85,5 @@ def transaction_view(transaction: Transaction, *, with_wallet: bool = False) -> 
         "payment_method": dict(PAYMENT_METHOD),
     }
     if with_wallet:
-        view["wallet"] = wallet_view(wallet)
+        view["wallet"] = wallet_view(wallet, rules=False)
     return view

@@ -194,4 +194,4 @@ async def test_current_usage_can_leave_taxes_out_and_wants_an_active_subscriptio
             refused = await client.refused("GET", path + query, checked=False)
             assert refused == (405, "no_active_subscription")
         unknown = "/customers/nobody/current_usage?external_subscription_id=sub"
-        assert await client.refused("GET", unknown) == (404, "customer_not_found")
+        assert await client.refused("GET", unknown) == (404, "resource_not_found")

@@ -19,8 +19,10 @@ async def test_without_the_key_there_is_nothing_to_see(key: str) -> None:
 
 async def test_what_there_is_not_is_not_found() -> None:
     async with running() as client:
-        assert (await client.call("GET", "/coupons", checked=False))[0] == 404
-        assert (await client.call("DELETE", "/events", checked=False))[0] == 405
+        for method, path in (("GET", "/coupons"), ("DELETE", "/events"), ("GET", "/customers/tpp/nothing")):
+            assert await client.refused(method, path, checked=False) == (404, "resource_not_found")
+        client.key = ""
+        assert await client.refused("GET", "/coupons", checked=False) == (404, "resource_not_found")
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"customer": 5}', b'{"customer": {}}', b""])

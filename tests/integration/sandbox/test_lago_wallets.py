@@ -245,7 +245,7 @@ async def test_wallets_expire_at_a_quarter_to_and_can_pay_until_then() -> None:
         found = (await client.get(f"/wallets/{wallet['lago_id']}"))["wallet"]
         assert (found["status"], found["terminated_at"], found["balance_cents"]) == (
             "terminated",
-            "2025-06-10T14:45:00Z",
+            "2025-06-10T14:45:00.000Z",
             500,
         )
 

@@ -12,7 +12,7 @@ import pytest
 
 from sidecar.billing.catalog.apply import ApplyOutcome, apply
 from sidecar.billing.catalog.changes import Change
-from sidecar.billing.lago.client import PER_PAGE
+from sidecar.billing.lago.object_requests import PER_PAGE
 from sidecar.metering.openmeter.meter_query import Meter
 from sidecar.sandbox.lago.lago_server import LagoFault
 from tests.integration.billing.catalog.conftest import World

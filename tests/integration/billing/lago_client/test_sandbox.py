@@ -87,7 +87,7 @@ async def test_what_is_set_up_can_be_read(client: LagoClient) -> None:
     assert await client.wallet(wallet.lago_id) == wallet
     (granted,) = await client.wallet_transactions(wallet.lago_id)
     assert (granted.kind, granted.amount, granted.status) == ("granted", Decimal(50), "settled")
-    assert await client.taxes() == (Tax("vat", Decimal(20), is_default=True),)
+    assert await client.taxes() == (Tax("vat", Decimal(20), is_default=True, billing_entities=("default",)),)
     (listed,) = await client.subscriptions("tpp/1")
     whole = await client.subscription("sub/1")
     assert whole is not None

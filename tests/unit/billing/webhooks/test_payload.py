@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.billing.reconcile.reload_requests import NAME_BYTES_MAX
-from sidecar.billing.webhooks.event_types import EVENT_TYPES, Action
+from sidecar.billing.webhooks.event_types import EVENT_TYPES, Action, ObjectKind
 from sidecar.billing.webhooks.payload import EnvelopeError, WebhookDecision, WebhookResult, decide, parse
+from tests.real_lago import recorded
 
 # lago-api config/webhook_event_types.yml
 LAGO_TYPES = """
@@ -124,6 +126,86 @@ def test_a_webhook_requests_a_reload_of_whom_it_names(type_: str, object_type: s
 def test_what_changes_no_funds_or_prices_is_ignored_whatever_is_in_it(type_: str) -> None:
     assert decision(type_, "x", {"external_customer_id": "tpp-1"}) == WebhookDecision(WebhookResult.IGNORE)
     assert decision(type_, "x", None) == WebhookDecision(WebhookResult.IGNORE)
+
+
+OF_A_CUSTOMER = sorted(
+    type_
+    for type_, rule in EVENT_TYPES.items()
+    if rule.action is Action.RELOAD and any(path.kind is ObjectKind.ACCOUNT for path in rule.name_paths)
+)
+
+
+@pytest.mark.parametrize("type_", OF_A_CUSTOMER)
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"external_customer_id": "tpp-1"},
+        {"lago_customer_id": "c1", "customer": {"lago_id": "c1", "external_id": "tpp-1"}},
+        {"customer": {"external_customer_id": "tpp-1"}},
+        {"external_customer_id": None, "customer_external_id": "tpp-1"},
+        {"invoice": {"lago_id": "i1", "customer": {"external_id": "tpp-1"}}},
+        {"invoice": {"external_customer_id": "tpp-1"}, "provider_error": {"message": "lost"}},
+        {"wallet": {"lago_id": "w1", "external_customer_id": "tpp-1"}},
+        {"wallet": {"customer": {"external_id": "tpp-1"}}},
+        {"wallet_transaction": {"wallet": {"external_customer_id": "tpp-1"}}},
+        {"subscription": {"external_id": "sub-1", "external_customer_id": "tpp-1"}},
+        {"payment_request": {"customer": {"external_id": "tpp-1"}}},
+        {"payable": {"customer": {"external_id": "tpp-1"}}},
+        {"subscriptions": [{"external_customer_id": "tpp-1"}, {"external_customer_id": "tpp-1"}]},
+        {"customer": None, "fees": [{"external_customer_id": "tpp-1"}]},
+        {"invoices": [{"customer": {"external_id": "tpp-1"}}]},
+    ],
+    ids=lambda content: ",".join(content),
+)
+def test_a_customer_is_found_wherever_a_version_of_lago_names_it(type_: str, content: dict[str, Any]) -> None:
+    assert decision(type_, "x", content) == reloads("account:tpp-1")
+
+
+@pytest.mark.parametrize(
+    ("type_", "content", "name"),
+    [
+        ("alert.triggered", {"external_customer_id": None, "lago_wallet_id": "w1"}, "wallet:w1"),
+        ("alert.triggered", {"subscription_external_id": "sub-1"}, "subscription:sub-1"),
+        ("invoice.payment_failure", {"external_subscription_id": "sub-1"}, "subscription:sub-1"),
+        ("fee.created", {"subscription": {"external_id": "sub-1"}}, "subscription:sub-1"),
+        ("wallet_transaction.payment_failure", {"wallet_transaction": {"lago_wallet_id": "w1"}}, "wallet:w1"),
+        ("plan.updated", {"plan": {"code": "pro"}}, "plan:pro"),
+    ],
+)
+def test_without_a_customer_what_else_is_named_is_reloaded(type_: str, content: dict[str, Any], name: str) -> None:
+    assert decision(type_, "x", content) == reloads(name)
+
+
+RECORDED = [pytest.param(body, id=f"{parse(body).type}-{at}") for at, body in enumerate(recorded.webhooks())]
+ON_PURPOSE = {
+    "credit_note.generated", "customer.checkout_url_generated", "customer.payment_provider_error", "invoice.generated",
+    "payment_request.created",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", RECORDED)
+def test_every_webhook_that_a_real_lago_sent_names_whom_it_is_about_or_is_ignored_on_purpose(body: bytes) -> None:
+    """The customer's id is looked for here by another way: as text, under the names that it can have."""
+    webhook = parse(body)
+    found = decide(webhook)
+    family = webhook.type.partition(".")[0]
+    if webhook.type in ON_PURPOSE:
+        assert found == WebhookDecision(WebhookResult.IGNORE)
+    elif family == "events":
+        assert found.result is WebhookResult.NOTE
+    elif family == "billable_metric":
+        assert found == reloads("sweep"), "a metric is everybody's"
+    elif family == "plan":
+        assert found == reloads(f"plan:{json.loads(body)['plan']['code']}")
+    else:
+        names = re.findall(rb'"(?:external_customer_id|customer_external_id)":"([^"]+)"', body)
+        names += re.findall(rb'"external_id":"([^"]+)","account_type"', body)
+        (name,) = {each.decode() for each in names}
+        assert found == reloads(f"account:{name}")
+
+
+def test_the_recorded_webhooks_are_of_47_types() -> None:
+    assert len({parse(body).type for body in recorded.webhooks()}) == 47
 
 
 RELOADING = sorted(type_ for type_, rule in EVENT_TYPES.items() if rule.action is Action.RELOAD)
