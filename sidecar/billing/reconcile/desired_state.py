@@ -201,6 +201,9 @@ def _open(
     else:
         counted = {}
         foreign = Decimal(0) if ahead else foreign_usage(reading, effective, state, currency, alerts)
+        if reading.unread_usages:
+            # Usage that Lago cannot tell now has not become credit.
+            foreign = max(foreign, saved.foreign.get(start_ms, Decimal(0)))
     taxes = len(customer_taxes(customer, reading.default_taxes))
     margin = rounding_margin(effective.prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
     available = funds.balance - plan_fee - margin - foreign

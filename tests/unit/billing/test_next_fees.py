@@ -283,3 +283,16 @@ def test_usage_that_turns_out_to_be_metered_is_not_kept_back() -> None:
 
     assert scenario.available == 95
     assert scenario.saved.foreign == {}
+
+
+def test_usage_that_lago_cannot_tell_now_stays_set_aside() -> None:
+    scenario = Scenario()
+    scenario.load()
+    scenario.lago(usages={"ext-1": usage("50", 500)}).load()
+    assert scenario.available == 95
+
+    scenario.lago(usages={}, unread_usages=frozenset({"ext-1"}), wallets=(wallet("110"),)).load()
+
+    assert scenario.available == 105, "the top-up is seen, the usage is not forgotten"
+    scenario.lago(usages={"ext-1": usage("0", 0)}, unread_usages=frozenset()).load()
+    assert scenario.available == 110
