@@ -206,8 +206,9 @@ class Config(Model):
         webhooks, problems = self.lago.webhooks, []
         if self.lago.url is None and (webhooks.jwt or webhooks.hmac_key or webhooks.hmac_key_file):
             problems.append(("lago.webhooks", "is set, but lago.url is not set"))
-        if self.lago.url is not None and self.lago.sync.enabled and self.metering.url is None:
-            problems.append(("lago.sync", "needs metering.url: the sync reads usage from OpenMeter"))
+        sync = self.lago.sync
+        if self.lago.url is not None and sync.enabled and sync.source == "openmeter" and self.metering.url is None:
+            problems.append(("lago.sync", "needs metering.url, or source: ledger: the sync reads usage from OpenMeter"))
         return problems
 
     def _identity_problems(self) -> list[tuple[str, str]]:

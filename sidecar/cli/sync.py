@@ -98,7 +98,7 @@ def _print_sync(report: SyncReport | None, overview: Overview) -> None:
             instant(row.period_start_ms)[:10],
             row.metric,
             row.ledger,
-            row.openmeter,
+            "?" if row.openmeter is None else row.openmeter,
             row.pushed,
             "not yet" if waits else plain(row.invoiced),
             f"{row.carried_in:+d}/{-row.carried_out:+d}" if row.carried_in or row.carried_out else "",

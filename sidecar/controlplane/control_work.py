@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -30,7 +30,7 @@ from sidecar.controlplane.sync_loop import SyncLoop
 from sidecar.ledger.store import Store
 from sidecar.metering.audit.auditor import Auditor
 from sidecar.metering.audit.hour_compaction import HourCompaction
-from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
+from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError, UsageRow, Window
 from sidecar.metering.publisher.sender import MeteringError
 from sidecar.metering.settings import MeteringSettings
 from sidecar.valkey.lease import Lease, lead
@@ -43,6 +43,21 @@ FLUSH_AFTER_MS: Final = 900_000
 
 PAGE: Final = 200
 REQUESTS_LISTED_MAX: Final = 10_000
+
+
+class _NoOpenMeter:
+    """In the place of OpenMeter's query where the ledger's counts are pushed and no OpenMeter is configured."""
+
+    async def usage(
+        self,
+        metric: str,
+        from_ms: int,
+        to_ms: int,
+        *,
+        subject: str | Sequence[str] | None = None,
+        window: Window | None = "HOUR",
+    ) -> tuple[UsageRow, ...]:
+        raise QueryError("metering.url is not set", transient=False)
 
 
 class ControlWork:
@@ -93,8 +108,8 @@ class ControlWork:
             flush=self._flush,
         )
         self.sync_loop: SyncLoop | None = None
-        if query is not None and settings.sync.enabled:
-            sync = Sync(store.client, store.keys, lago, query, settings.sync)
+        if settings.sync.enabled and (query is not None or settings.sync.source == "ledger"):
+            sync = Sync(store.client, store.keys, lago, query or _NoOpenMeter(), settings.sync)
             checks = InvoiceChecks(store.client, store.keys, lago, sync)
             self.sync_loop = SyncLoop(settings.sync, store, self.reconciler, sync, checks)
         self._on_outcome = on_outcome

@@ -34,6 +34,7 @@ from sidecar.metering.outbox.outbox_status import outbox_status
 from sidecar.metering.publisher.publisher import Publisher
 from sidecar.sandbox.lago.lago_server import Lago, LagoConfig
 from sidecar.sandbox.openmeter.meters import Meter
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
 from tests.integration.ledger_loader.usage import Usage
@@ -72,7 +73,12 @@ PROFILES = (
     Profile("upgraded", "steps", "overage"),
     Profile("downgraded", "packages", "overage"),
     Profile("leaving", "prepaid", "prepaid", wallet="50"),
+    Profile("pre-fixed", "prepaid_fixed", "prepaid", wallet="40"),
+    Profile("ended", "prepaid", "prepaid", wallet="25"),
+    Profile("mistaken", "volume", "postpaid", metadata={"quota_mode": "postpaid"}),
 )
+"""``pre-fixed`` has a fixed charge, ``ended`` loses its wallet, events with the subject of ``mistaken`` come from
+strangers too."""
 
 
 def _standard(amount: str) -> dict[str, Any]:
@@ -91,6 +97,7 @@ PLANS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "prepaid": (0, _standard("0.02"), _standard("0.1")),
     "prepaid_steps": (0, _ranges("graduated", (500, "0", "0"), (1_000, "0.015", "1"), (None, "0.007", "0")),
                       _standard("0.05")),
+    "prepaid_fixed": (0, _standard("0.02"), _standard("0.1")),
     "steps": (9_900, _ranges("graduated", (1_000, "0.00", "0"), (None, "0.001", "0")), _standard("0.015")),
     "steps_max": (29_900, _ranges("graduated", (5_000, "0.00", "0"), (None, "0.0005", "0")), _standard("0.01")),
     "packages": (4_900, {"charge_model": "package",
@@ -99,6 +106,20 @@ PLANS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
                              "properties": {"amount": "2", "package_size": 100, "free_units": 0}}, _standard("0.2")),
     "volume": (0, _ranges("volume", (800, "0.01", "0"), (2_000, "0.008", "2"), (None, "0.005", "0")), _standard("0.1")),
 }  # fmt: skip
+
+
+FIXED_CHARGES = {
+    "prepaid_fixed": [
+        {
+            "code": "support",
+            "charge_model": "standard",
+            "units": "1",
+            "properties": {"amount": "5"},
+            "add_on_code": "support",
+        }
+    ]
+}
+"""Of plans: 5.00 a month."""
 
 
 class Violation(AssertionError):
@@ -132,6 +153,8 @@ class Quarter:
         self.events_in_lago: set[str] = set()
         self.fresh_money: set[str] = set()
         self.lago_away = False
+        self.strange: dict[tuple[str, str], int] = defaultdict(int)
+        """Units that strangers sent to OpenMeter, by subject and metric."""
         self.scheduled_reloads: dict[str, int] = {}
         """Scheduled reloads go by Valkey's own clock, which does not move; here they go by the simulation's."""
         self.usage = Usage(self.client, self.keys, "sim")
@@ -264,6 +287,17 @@ class Quarter:
         if not paid or pays:
             self.funded[account] += Decimal(credits)
 
+    def stranger(self, subject: str, units: Any, metric: str = "api_calls") -> None:
+        """An event that no gateway has sent: whoever reaches OpenMeter can send one."""
+        data = orjson.dumps({"units": units, "metric": metric})
+        number = next(self._payments)
+        self.meter.keep([CloudEvent(f"stranger.{number}", "elsewhere", "api.call", subject, self.now_s, data)])
+        if isinstance(units, int):
+            self.strange[subject, metric] += units
+
+    async def end_wallet(self, account: str) -> None:
+        await self.api("DELETE", f"/api/v1/wallets/{await self.wallet_of(account)}")
+
     async def seed_lago(self, webhook_url: str) -> None:
         """Plans, customers, wallets, subscriptions."""
         lago = self.control_work.lago
@@ -281,7 +315,7 @@ class Quarter:
             ]
             await lago.create_plan(
                 {"code": code, "name": code, "interval": "monthly", "amount_cents": fee, "amount_currency": "EUR",
-                 "pay_in_advance": False, "charges": charges}
+                 "pay_in_advance": False, "charges": charges, "fixed_charges": FIXED_CHARGES.get(code, [])}
             )  # fmt: skip
         await lago.create_tax({"code": "vat", "name": "VAT", "rate": "20"})
         await lago.create_webhook_endpoint({"webhook_url": webhook_url, "signature_algo": "hmac", "name": "sim"})

@@ -26,7 +26,7 @@ class LedgerUsage:
 class SyncedUnits:
     """Units of one metric in a period, as the sync knows them."""
 
-    openmeter: int = 0
+    openmeter: int | None = 0
     pushed: int = 0
     carried_in: int = 0
     carried_out: int = 0
@@ -46,7 +46,7 @@ class ComparisonRow:
     period_start_ms: int
     metric: str
     ledger: int
-    openmeter: int
+    openmeter: int | None
     pushed: int
     invoiced: Decimal
     carried_in: int

@@ -113,27 +113,35 @@ class Sync:
         Raises:
             ValueError: the links do not belong together, or the invoice has no fees.
             SyncStateError: the sync state of the account cannot be read.
-            QueryError: OpenMeter does not answer.
+            QueryError: OpenMeter does not answer now.
         """
         links = (link, *also)
         state = await self._store.read(account)
         sums: dict[str, SyncedUnits] = {}
         for each in links:
             for metric in each.metrics:
-                rows = await self._query.usage(
-                    metric, each.ledger_start_ms, each.ledger_end_ms, subject=account, window=None
-                )
-                counted = 0
-                for row in rows:
-                    if row.subject == account and row.fault:
-                        raise QueryError(f"OpenMeter's answer for {account} {row.fault}", transient=False)
-                    counted += row.units if row.subject == account else 0
+                counted = await self._counted(account, each, metric)
                 sums[metric] = _plus(sums.get(metric, SyncedUnits()), counted, state, each, metric)
         return compare(account, links, ledger, sums, invoice)
 
+    async def _counted(self, account: str, link: PeriodLink, metric: str) -> int | None:
+        """OpenMeter's units of a period; None if what it says cannot be, or it is not the source and cannot say. An
+        invoice is compared with the ledger all the same. Raises QueryError: it may say later."""
+        try:
+            rows = await self._query.usage(
+                metric, link.ledger_start_ms, link.ledger_end_ms, subject=account, window=None
+            )
+        except QueryError as error:
+            if error.transient and self._settings.source == "openmeter":
+                raise
+            return None
+        mine = [row for row in rows if row.subject == account]
+        return None if any(row.fault for row in mine) else sum(row.units for row in mine)
 
-def _plus(sums: SyncedUnits, counted: int, state: SyncState, link: PeriodLink, metric: str) -> SyncedUnits:
-    sums = replace(sums, openmeter=sums.openmeter + counted)
+
+def _plus(sums: SyncedUnits, counted: int | None, state: SyncState, link: PeriodLink, metric: str) -> SyncedUnits:
+    total = None if sums.openmeter is None or counted is None else sums.openmeter + counted
+    sums = replace(sums, openmeter=total)
     pushed_usage = state.pushed_usages.get((link.start_s, metric))
     if pushed_usage is None:
         return sums

@@ -87,6 +87,7 @@ class OpenMeter:
         self.store = OpenMeterEventStore(dedupe=self.config.dedupe, now=self.config.now)
         self.meters = MeterRegistry(self.config.meters, self._now())
         self._requests = 0
+        self._behind: list[CloudEvent] | None = None
 
     def __repr__(self) -> str:
         return f"OpenMeter({self.counts}, {self.store!r}, {self.faults!r})"
@@ -170,8 +171,20 @@ class OpenMeter:
             return _hang_up(request)
         return web.Response(status=204 if version == "v1" else 202)
 
+    def stop_sink(self) -> None:
+        """From now on what is accepted does not become visible, as while OpenMeter's sink stands still."""
+        self._behind = self._behind or []
+
+    def start_sink(self) -> None:
+        """What was accepted meanwhile becomes visible, in that order."""
+        behind, self._behind = self._behind or [], None
+        self.keep(behind)
+
     def keep(self, events: list[CloudEvent]) -> None:
         """Stores events as a request would, without the request."""
+        if self._behind is not None:
+            self._behind += events
+            return
         for event in events:
             outcome = self.store.add(event)
             if outcome is Stored.KEPT:
