@@ -149,7 +149,8 @@ class AccountWork:
             metric_period.pushed_usage,
             ChargedUnits(metric, counts, period),
             from_ledger=settings.source == "ledger" or is_due,
-            end_s=link.end_s if round_time.now_s >= link.end_s else None,
+            end_s=link.end_s,
+            is_over=round_time.now_s >= link.end_s,
         )
         if billable.held:
             report.counts.held += 1

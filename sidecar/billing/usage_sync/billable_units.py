@@ -45,6 +45,13 @@ class ChargedUnits:
             return None
         return self.counts.of_hours(start_s // HOUR_S, end_s // HOUR_S, self.metric)
 
+    def between_whole(self, start_s: int, end_s: int) -> int:
+        """Units of the whole hours that lie between two instants, as far as they are known."""
+        hours = range(-(-start_s // HOUR_S), end_s // HOUR_S)
+        return sum(
+            units for (hour, metric), units in self.counts.hours.items() if metric == self.metric and hour in hours
+        )
+
 
 def billable_units(
     found: Sequence[SegmentToCompare],
@@ -53,10 +60,11 @@ def billable_units(
     charged: ChargedUnits,
     *,
     from_ledger: bool,
-    end_s: int | None = None,
+    end_s: int,
+    is_over: bool = False,
 ) -> BillableUnits:
     """``counted``: OpenMeter's units of each segment, or why there are none. ``from_ledger``: bill what the ledger has
-    charged, whatever OpenMeter shows. ``end_s``: of a period that is over, None if it goes on."""
+    charged, whatever OpenMeter shows. ``end_s``: of the period; ``is_over``: that has passed."""
     exact = [charged.between(each.segment.start_s, each.segment.end_s) for each in found]
     wanted: list[int] = []
     held: list[str] = []
@@ -78,8 +86,10 @@ def billable_units(
         left = charged.period - (sum(segment.frozen for segment in pushed_usage.segments) - _frozen(found))
         surplus += _surplus_of_parts(counted, exact, left)
         wanted, left = _within(wanted, [each.segment.frozen for each in found], exact, left)
-        if from_ledger and left > 0 and found:
-            _add_rest(wanted, found, exact, left, end_s)
+        if from_ledger and found:
+            last_s = found[-1].segment.end_s
+            rest = left - charged.between_whole(last_s, end_s)  # these hours have their turn later
+            _add_rest(wanted, exact, rest, is_whole=is_over and last_s >= end_s)
     more = 0
     for compared, shown, units in zip(found, counted, wanted, strict=True):
         more += max(0, units - max(compared.segment.frozen, shown if isinstance(shown, int) else 0))
@@ -133,11 +143,9 @@ def _within(
     return kept, left
 
 
-def _add_rest(
-    wanted: list[int], found: Sequence[SegmentToCompare], exact: Sequence[int | None], left: int, end_s: int | None
-) -> None:
+def _add_rest(wanted: list[int], exact: Sequence[int | None], rest: int, *, is_whole: bool) -> None:
     """Units of the period that belong to no whole hour: to the last segment that has none of its own, or to the last
     one of a period that is over."""
     inexact = [at for at, known in enumerate(exact) if known is None]
-    if end_s is not None and found[-1].segment.end_s >= end_s:
-        wanted[inexact[-1] if inexact else -1] += left
+    if rest > 0 and (inexact or is_whole):
+        wanted[inexact[-1] if inexact else -1] += rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 
 import pytest
@@ -26,6 +27,7 @@ async def test_what_the_ledger_has_charged_is_pushed(valkey_server: ValkeyServer
             for _ in range(7):
                 assert await call(gateway, "tpp") == Code.GRANTED
             assert await gateway.drain(10)
+        await asyncio.sleep(1.1)  # events count from the first whole second of a subscription
         loop = system.control_work.sync_loop
         assert loop is not None
         report, _ = await loop.round(1, flush=True)

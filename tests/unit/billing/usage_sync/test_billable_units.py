@@ -45,7 +45,8 @@ def billed(
         usage,
         ChargedUnits("api_calls", AccountCounts(hours=hours), sum(charged) if period == -1 else period),
         from_ledger=from_ledger,
-        end_s=bounds[-1] if over else None,
+        end_s=bounds[-1] if over else bounds[-1] + 10 * HOUR,
+        is_over=over,
     )
 
 
@@ -101,6 +102,11 @@ def test_hours_cut_by_a_period_are_billed_from_the_periods_sum() -> None:
     assert billed([3, 4], [9, 4], period=6, start_s=start_s).units == (2, 4)
     assert billed([1, 4], [9, 4], period=6, start_s=start_s).units == (1, 4)
     assert billed([1, 4], [9, 4], period=6, start_s=start_s, from_ledger=True, over=True).units == (2, 4)
+
+
+def test_what_the_ledger_charges_in_a_running_period_is_billed_by_the_hour_and_its_cut_first_hour_by_the_rest() -> None:
+    start_s = T0 + 2_700
+    assert billed([AWAY, AWAY], [9, 4, 3], period=5 + 4 + 3, start_s=start_s, from_ledger=True).units == (5, 4)
 
 
 def test_windows_shorter_than_an_hour_are_bounded_by_the_period() -> None:
