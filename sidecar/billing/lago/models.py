@@ -273,6 +273,13 @@ class BillableMetric:
     recurring: bool
     has_expression: bool = False
     rounding: str | None = None
+    rounding_precision: int = 0
+
+    @property
+    def rounds_units(self) -> bool:
+        """Whether Lago bills other units than whole ones that it was told: it rounds a period's sum to tens or more
+        (lago-api ``app/services/billable_metrics/aggregations/apply_rounding_service.rb``)."""
+        return self.rounding is not None and self.rounding_precision < 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ def metric(row: Fields) -> BillableMetric:
         recurring=row.flag("recurring"),
         has_expression=bool(row.text_or_none("expression")),
         rounding=row.text_or_none("rounding_function"),
+        rounding_precision=row.whole_or_none("rounding_precision") or 0,
     )
 
 

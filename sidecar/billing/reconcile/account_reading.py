@@ -18,6 +18,7 @@ from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError, LagoUnauthorized, LagoUnavailable
 from sidecar.billing.lago.json_fields import number_of
 from sidecar.billing.lago.models import (
+    BillableMetric,
     CurrentUsage,
     Customer,
     FixedCharge,
@@ -61,13 +62,15 @@ class LagoReader(Protocol):
 
     async def taxes(self) -> tuple[Tax, ...]: ...
 
+    async def billable_metrics(self) -> tuple[BillableMetric, ...]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class AccountReading:
     """``subscriptions``: all that are or were, the active ones with their effective plan. ``invoices``: the newest,
     those from ``oldest_ms`` on with periods and fees. ``usages`` by external subscription id; ``unread_usages`` are of
     those that Lago could not tell. ``is_stable`` False: the invoices kept changing. ``transactions`` by wallet, only
-    where they were asked for.
+    where they were asked for. ``rounded_metrics``: codes of metrics of which Lago bills other units than were counted.
     """
 
     account: str
@@ -81,6 +84,7 @@ class AccountReading:
     transactions: Mapping[str, tuple[WalletTransaction, ...]] = field(default_factory=dict)
     is_stable: bool = True
     unread_usages: frozenset[str] = frozenset()
+    rounded_metrics: frozenset[str] = frozenset()
 
 
 async def read_account(
@@ -91,6 +95,7 @@ async def read_account(
     oldest_ms: int,
     *,
     with_transactions: bool = False,
+    rounded_metrics: frozenset[str] = frozenset(),
 ) -> AccountReading:
     """Read one account. ``oldest_ms``: invoices older than that are not needed in detail; 0: the account is new to the
     ledger.
@@ -135,6 +140,7 @@ async def read_account(
         transactions,
         stable,
         frozenset(unread),
+        rounded_metrics,
     )
 
 

@@ -118,7 +118,7 @@ def desired_state(
         if state.version == 0 or not saved.came_from_lago:
             return DesiredState(reading.account, None, None, saved, "the customer has no active subscription")
         return _closed(reading, state, saved, settings, alerts, now_ms)
-    effective = effective_prices(actives, customer, reading.default_taxes, alerts)
+    effective = effective_prices(actives, customer, reading.default_taxes, alerts, reading.rounded_metrics)
     if effective.refused and not effective.prices and state.version > 0:
         raise BillingRefused("plan", f"plan {effective.plan.code} has no charge that can be enforced: {_last(alerts)}")
     # First, so that what cannot be loaded does not end a period either.

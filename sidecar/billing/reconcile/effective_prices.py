@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from sidecar.billing.lago.models import Customer, Plan, Subscription, Tax
@@ -42,7 +42,11 @@ class EffectivePrices:
 
 
 def effective_prices(
-    actives: Sequence[Subscription], customer: Customer, defaults: tuple[Tax, ...], alerts: Alerts
+    actives: Sequence[Subscription],
+    customer: Customer,
+    defaults: tuple[Tax, ...],
+    alerts: Alerts,
+    rounded_metrics: Set[str] = frozenset(),
 ) -> EffectivePrices:
     """The prices in force; a subscription that does not go with the others is an alert.
 
@@ -70,7 +74,7 @@ def effective_prices(
             alerts.add("subscription", f"subscription {each.external_id} has other billing periods than"
                        f" {primary.external_id}; an account has one period, so its metrics are not served")  # fmt: skip
             continue
-        found = plan_prices(plan, customer, defaults)
+        found = plan_prices(plan, customer, defaults, rounded_metrics)
         for fault in found.refused:
             alerts.add("plan", str(fault))
             refused += 1

@@ -7,7 +7,7 @@ something else in Lago than here, is refused with the reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -56,8 +56,11 @@ class PlanPrices:
     refused: tuple[Unenforceable, ...]
 
 
-def plan_prices(plan: Plan, customer: Customer, default_taxes: Sequence[Tax]) -> PlanPrices:
-    """The prices for a subscriber of ``plan``. A charge that is refused does not stop the others.
+def plan_prices(
+    plan: Plan, customer: Customer, default_taxes: Sequence[Tax], rounded_metrics: Set[str] = frozenset()
+) -> PlanPrices:
+    """The prices for a subscriber of ``plan``. A charge that is refused does not stop the others. ``rounded_metrics``:
+    codes of metrics of which Lago bills other units than were counted.
 
     Raises:
         ValueError: the customer is from an answer that does not tell its taxes.
@@ -69,6 +72,8 @@ def plan_prices(plan: Plan, customer: Customer, default_taxes: Sequence[Tax]) ->
         try:
             if charges[charge.metric_code] > 1:
                 raise _refusal(charge, plan, f"the metric has {charges[charge.metric_code]} charges; one is possible")
+            if charge.metric_code in rounded_metrics:
+                raise _refusal(charge, plan, "the metric rounds a period's units to tens or more (rounding_precision)")
             prices[charge.metric_code] = price_table(charge, plan, charge_taxes(charge, plan, customer, default_taxes))
         except Unenforceable as error:
             refused.append(error)

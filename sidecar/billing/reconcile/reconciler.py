@@ -109,6 +109,7 @@ class Reconciler:
         self._sleep_until = sleep_until or self._wait_for
         self._flights: dict[str, asyncio.Task[Outcome]] = {}
         self._taxes: tuple[Tax, ...] = ()
+        self._rounded_metrics: frozenset[str] = frozenset()
         self._taxes_until_s = 0.0
 
     def __repr__(self) -> str:
@@ -292,6 +293,7 @@ class Reconciler:
             await self._loader.now_ms(),
             saved.oldest_ms(current_ms),
             with_transactions=thorough,
+            rounded_metrics=self._rounded_metrics,
         )
 
     async def _rolled_over(self, account: str) -> AccountState:
@@ -302,6 +304,8 @@ class Reconciler:
         if time.monotonic() >= self._taxes_until_s:
             taxes = await self._lago.taxes()
             self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
+            metrics = await self._lago.billable_metrics()
+            self._rounded_metrics = frozenset(each.code for each in metrics if each.rounds_units)
             self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 

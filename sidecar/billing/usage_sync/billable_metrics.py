@@ -41,4 +41,9 @@ def field_of(code: str, metric: BillableMetric | None) -> str:
         raise MetricRefused(
             f"billable metric {code!r} has an expression, which would compute other units than were pushed; remove it"
         )
+    if metric.rounds_units:
+        raise MetricRefused(
+            f"billable metric {code!r} rounds to {10**-metric.rounding_precision} units ({metric.rounding}): Lago would"
+            " bill others than were charged; remove the rounding"
+        )
     return metric.field_name

@@ -384,3 +384,11 @@ def test_two_charges_for_one_metric_are_both_refused() -> None:
 
 def test_a_plan_without_charges_has_no_prices() -> None:
     assert plan_prices(plan(), CUSTOMER, ()) == PlanPrices({}, ())
+
+
+def test_a_metric_that_lago_rounds_to_tens_is_refused_alone() -> None:
+    """Lago billed 100 units for 4 (rounding_precision -2, ceil)."""
+    charges = charge("standard", {"amount": "1"}), charge("standard", {"amount": "1"}, "payments")
+    found = plan_prices(plan(*charges), CUSTOMER, (), {"payments"})
+    assert list(found.prices) == ["api_calls"]
+    assert [(each.metric_code, "rounding_precision" in each.reason) for each in found.refused] == [("payments", True)]

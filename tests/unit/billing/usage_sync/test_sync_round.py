@@ -569,3 +569,17 @@ async def test_an_account_whose_counts_cannot_be_read_is_left_for_the_next_round
     report = await bank.round(NOW, accounts=accounts)
     assert bank.sent() == {f"om:api_calls:s2:{T0}:0": 3}
     assert report.counts.accounts_failed == 1
+
+
+@pytest.mark.parametrize(
+    ("rounding", "precision", "is_refused"),
+    [("ceil", -2, True), ("round", -1, True), ("floor", -3, True), ("ceil", 0, False), ("round", 2, False),
+     (None, -2, False)],
+)  # fmt: skip
+async def test_a_metric_that_lago_rounds_to_tens_is_pushed_nothing(
+    bank: Bank, rounding: str | None, precision: int, is_refused: bool
+) -> None:
+    bank.lago.metrics["api_calls"] = metric_of("api_calls", rounding=rounding, rounding_precision=precision)
+    report = await bank.round(NOW, MONTH)
+    assert bool(report.refused) == is_refused
+    assert bank.sent() == ({} if is_refused else {FIRST: 7})
