@@ -17,7 +17,8 @@ class AuditMetrics:
     """Units of the hours that the last audit compared; ``resent_events``, ``audits`` and ``failures`` since the start.
 
     ``last_audit_s``: seconds since 1970 at which the last audit ended that had an answer to all of its questions.
-    ``covered_until_s``: what OpenMeter accepted before was visible at the last audit that compared something, or lost.
+    ``covered_until_s``: what OpenMeter accepted before was visible at the last audit, ``looked_at_s``, or lost; None
+    where nothing was compared.
     """
 
     missing_units: int = 0
@@ -31,6 +32,7 @@ class AuditMetrics:
     failures: int = 0
     last_audit_s: float | None = None
     covered_until_s: float | None = None
+    looked_at_s: float = 0.0
 
     def note(self, report: AuditReport, now_s: float) -> None:
         """An audit has ended."""
@@ -42,8 +44,8 @@ class AuditMetrics:
         self.hours_open = len(report.hours) - self.hours_agreed
         self.resent_events += report.resent_events
         self.audits += 1
-        if report.covered_until_ms is not None:
-            self.covered_until_s = report.covered_until_ms / 1000
+        self.covered_until_s = None if report.covered_until_ms is None else report.covered_until_ms / 1000
+        self.looked_at_s = now_s
         if report.problems:
             self.failures += 1
         else:
@@ -86,7 +88,7 @@ class AuditCollector(Collector):
             yield GaugeMetricFamily(
                 "sidecar_audit_watermark_age_seconds",
                 "Age of the newest events that OpenMeter is known to show all of, at the last audit.",
-                value=max(0.0, (counts.last_audit_s or self._now_s()) - counts.covered_until_s),
+                value=max(0.0, counts.looked_at_s - counts.covered_until_s),
             )
         yield CounterMetricFamily(
             "sidecar_audit_resent_events", "Usage events sent to OpenMeter again.", value=counts.resent_events
