@@ -84,12 +84,12 @@ class AuditCollector(Collector):
                 "Time since the last complete comparison of the ledger with OpenMeter.",
                 value=max(0.0, self._now_s() - counts.last_audit_s),
             )
-        if counts.covered_until_s is not None:
-            yield GaugeMetricFamily(
-                "sidecar_audit_watermark_age_seconds",
-                "Age of the newest events that OpenMeter is known to show all of, at the last audit.",
-                value=max(0.0, counts.looked_at_s - counts.covered_until_s),
-            )
+        covered_s = counts.looked_at_s if counts.covered_until_s is None else counts.covered_until_s
+        yield GaugeMetricFamily(
+            "sidecar_audit_watermark_age_seconds",
+            "Age of the newest events that OpenMeter is known to show all of, at the last audit; 0 if nothing was compared.",
+            value=max(0.0, counts.looked_at_s - covered_s),
+        )
         yield CounterMetricFamily(
             "sidecar_audit_resent_events", "Usage events sent to OpenMeter again.", value=counts.resent_events
         )
