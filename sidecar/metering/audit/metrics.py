@@ -87,7 +87,7 @@ class AuditCollector(Collector):
         covered_s = counts.looked_at_s if counts.covered_until_s is None else counts.covered_until_s
         yield GaugeMetricFamily(
             "sidecar_audit_watermark_age_seconds",
-            "Age of the newest events that OpenMeter is known to show all of, at the last audit; 0 if nothing was compared.",
+            "Age of the newest events that OpenMeter surely shows, at the last audit; 0 if nothing was compared.",
             value=max(0.0, counts.looked_at_s - covered_s),
         )
         yield CounterMetricFamily(

@@ -34,7 +34,7 @@ def values(metrics: AuditMetrics, now_s: float) -> dict[str, float]:
 def test_every_number_is_shown_under_its_own_name() -> None:
     metrics = AuditMetrics()
     metrics.note(AuditReport(0, HOURS, ROWS, (), 3), now_s=1_000.0)
-    metrics.note(AuditReport(0, HOURS, ROWS, (), 4), now_s=2_000.0)
+    metrics.note(AuditReport(0, HOURS, ROWS, (), 4, 1_700_000), now_s=2_000.0)
     assert values(metrics, 2_060.0) == {
         "missing_units": 9,
         "surplus_units": 7,
@@ -43,6 +43,7 @@ def test_every_number_is_shown_under_its_own_name() -> None:
         "hours_agreed": 2,
         "hours_open": 1,
         "age_seconds": 60,
+        "watermark_age_seconds": 300,
         "resent_events_total": 7,
         "runs_total": 2,
         "failures_total": 0,
@@ -57,3 +58,10 @@ def test_an_audit_that_could_not_do_its_work_does_not_make_the_last_one_younger(
     metrics.note(AuditReport(0, (), (), ("no answer",), 0), now_s=3_000.0)
     shown = values(metrics, 3_500.0)
     assert (shown["age_seconds"], shown["runs_total"], shown["failures_total"]) == (1_500, 3, 2)
+
+
+def test_where_nothing_was_compared_nothing_is_late() -> None:
+    metrics = AuditMetrics()
+    metrics.note(AuditReport(0, HOURS, ROWS, (), 4, 1_700_000), now_s=2_000.0)
+    metrics.note(AuditReport(0, (), (), (), 0), now_s=9_000.0)
+    assert values(metrics, 9_000.0)["watermark_age_seconds"] == 0
