@@ -40,7 +40,7 @@ class Sink(OpenMeterEventStore):
 
     def __init__(self, keys: int) -> None:
         super().__init__(dedupe=False, now=time.time)
-        self._keys = keys
+        self.keys = keys
         self._known: OrderedDict[str, None] = OrderedDict()
         self._waiting: dict[str, CloudEvent] = {}
         self._queries = 0
@@ -61,7 +61,7 @@ class Sink(OpenMeterEventStore):
                 super().add(event)
             self._known[event.id] = None
         self._waiting.clear()
-        while len(self._known) > self._keys:
+        while len(self._known) > self.keys:
             self._known.popitem(last=False)
 
 
@@ -93,7 +93,10 @@ async def test_one_event_comes_in_two_requests_under_one_id_and_source_and_a_typ
 
 
 async def test_a_second_probe_is_not_misled_by_the_events_of_the_first(meter: OpenMeter, url: str) -> None:
-    assert await probed(url) == await probed(url) == ProbeOutcome(Dedupe.ONCE)
+    sink = meter.store = Sink(0)
+    assert await probed(url) == ProbeOutcome(Dedupe.TWICE)
+    sink.keys = 100_000
+    assert await probed(url) == ProbeOutcome(Dedupe.ONCE)
     assert repr(meter.meters) == NAMES
 
 
