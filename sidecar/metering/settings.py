@@ -83,8 +83,8 @@ class MeteringSettings(BaseModel):
 
     url: BaseUrl | None = Field(
         default=None,
-        description="Base URL of OpenMeter. The publisher sends events to <url>/api/v1/events. Without it events stay "
-        "in the outbox.",
+        description="Base URL of a self-hosted OpenMeter. The publisher sends events to <url>/api/v1/events. Managed "
+        "OpenMeter (Kong Konnect, v3) cannot be used yet. Without a URL events stay in the outbox.",
     )
     token: Token | None = Field(
         default=None, description="Bearer token for OpenMeter. A self-hosted OpenMeter needs none."

@@ -92,7 +92,7 @@ class _Applier:
             case WantedMetric() as metric:
                 await self._metric(change, metric)
             case Meter() as meter:
-                await self._meter(meter)
+                await self._meter(change, meter)
             case WantedPlan() as plan:
                 await self._plan(change, plan)
             case WantedEndpoint() as endpoint:
@@ -122,9 +122,13 @@ class _Applier:
             answer = await self._lago.update_metric(wanted.code, body)
         _check(metric_fields(wanted, answer))
 
-    async def _meter(self, wanted: Meter) -> None:
+    async def _meter(self, change: Change, wanted: Meter) -> None:
         assert self._openmeter is not None, "meters are compared with an OpenMeter only"
-        _check(meter_fields(wanted, await self._openmeter.create_meter(wanted)), "OpenMeter")
+        if change.action == "create":
+            answer = await self._openmeter.create_meter(wanted)
+        else:
+            answer = await self._openmeter.update_meter(wanted)
+        _check(meter_fields(wanted, answer), "OpenMeter")
 
     async def _plan(self, change: Change, wanted: WantedPlan) -> None:
         ids = {metric.code: metric.lago_id for metric in await self._lago.billable_metrics()}

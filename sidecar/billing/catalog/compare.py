@@ -30,6 +30,9 @@ from sidecar.metering.openmeter.meter_query import Meter
 F = TypeVar("F")
 Shown = str | None
 
+GROUP_FIELD = "group_by."
+"""Before the name of a group, in the names of fields of a meter."""
+
 _SECRET_PREFIX = "quota_api_key"  # noqa: S105 - the name of a field, not a secret
 _DIGEST_CHARS_SHOWN = 8
 
@@ -59,14 +62,19 @@ def metric_fields(wanted: WantedMetric, found: BillableMetric | None) -> tuple[F
 
 
 def meter_fields(wanted: Meter, found: Meter | None) -> tuple[FieldChange, ...]:
-    """More groups than wanted do no harm."""
+    """More groups than wanted do no harm. What depends on the time is for :func:`counts_later`."""
     views: dict[str, Callable[[Meter], Shown]] = {
         "event_type": lambda meter: meter.event_type,
         "aggregation": lambda meter: f"{meter.aggregation} {meter.value_property or ''}".strip(),
     }
     for group in wanted.group_by:
-        views[f"group_by.{group}"] = lambda meter, group=group: meter.group_by.get(group)  # type: ignore[misc]
+        views[f"{GROUP_FIELD}{group}"] = lambda meter, group=group: meter.group_by.get(group)  # type: ignore[misc]
     return _differences(wanted, found, views)
+
+
+def counts_later(found: Meter, now_ms: int) -> bool:
+    """Whether the meter counts nothing yet: OpenMeter takes events from before its ``eventFrom``, and says nothing."""
+    return found.event_from_ms is not None and found.event_from_ms > now_ms
 
 
 def plan_fields(wanted: Plan, found: Plan | None) -> tuple[FieldChange, ...]:

@@ -7,10 +7,20 @@ it (it drops changes of things in use without a word) is refused here, with what
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sidecar.billing.catalog import diff_customers, diff_plans
-from sidecar.billing.catalog.changes import Change, Observed
-from sidecar.billing.catalog.compare import by_metric, endpoint_fields, meter_fields, metric_fields, tax_fields
+from sidecar.billing.catalog.changes import Change, FieldChange, Observed
+from sidecar.billing.catalog.compare import (
+    GROUP_FIELD,
+    by_metric,
+    counts_later,
+    endpoint_fields,
+    instant,
+    meter_fields,
+    metric_fields,
+    tax_fields,
+)
 from sidecar.billing.catalog.values import (
     Catalog,
     WantedEndpoint,
@@ -19,7 +29,13 @@ from sidecar.billing.catalog.values import (
     meter_of,
 )
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
+from sidecar.metering.openmeter.meter_query import Meter
 
+METER_ANEW = "delete it in OpenMeter and apply again; the new one counts the events that are there already"
+METER_REGROUPED = "the groups count for the events that are there already too"
+METER_CONFIGURED = (
+    "a meter from OpenMeter's own configuration is changed there too: OpenMeter does not start where they differ"
+)
 METRIC_IN_USE = "Lago changes nothing but the name of a metric that a plan uses"
 
 
@@ -32,7 +48,7 @@ def diff(catalog: Catalog, observed: Observed, event_type: str, now_ms: int) -> 
           for each in catalog.refusals),
         *(_tax(each, observed) for each in catalog.taxes),
         *(_metric(each, observed) for each in catalog.metrics),
-        *_meters(catalog, observed, event_type),
+        *_meters(catalog, observed, event_type, now_ms),
         *(diff_plans.plan(each, plans.get(each.plan.code), catalog, observed) for each in catalog.plans),
         *((_endpoint(catalog.endpoint, observed),) if catalog.endpoint is not None else ()),
         *(diff_customers.customer(each, observed) for each in catalog.customers),
@@ -81,23 +97,28 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def _meters(catalog: Catalog, observed: Observed, event_type: str) -> Iterator[Change]:
+def _meters(catalog: Catalog, observed: Observed, event_type: str, now_ms: int) -> Iterator[Change]:
     if observed.meters is None:
         return
     for metric in catalog.metrics:
-        wanted = meter_of(metric.code, event_type)
-        found = observed.meters.get(metric.code)
-        fields = meter_fields(wanted, found)
-        if found is None:
-            yield Change("create", "meter", metric.code, fields, wanted=wanted)
-        elif not fields:
-            yield Change("keep", "meter", metric.code)
-        else:
-            note = (
-                "a meter cannot be changed in place: delete it in OpenMeter and apply again; the new one counts the"
-                " events that are there already. A meter from OpenMeter's own configuration is changed there"
-            )
-            yield Change("refuse", "meter", metric.code, fields, (note,))
+        yield _meter(meter_of(metric.code, event_type), observed.meters.get(metric.code), now_ms)
+
+
+def _meter(wanted: Meter, found: Meter | None, now_ms: int) -> Change:
+    fields = meter_fields(wanted, found)
+    if found is None:
+        return Change("create", "meter", wanted.slug, fields, wanted=wanted)
+    if counts_later(found, now_ms):
+        fields = (*fields, FieldChange("event_from", instant(found.event_from_ms), None))
+    if not fields:
+        return Change("keep", "meter", wanted.slug)
+    fixed = [field.name for field in fields if not field.name.startswith(GROUP_FIELD)]
+    if fixed:
+        notes = (f"OpenMeter cannot change {' and '.join(fixed)} of a meter: {METER_ANEW}", METER_CONFIGURED)
+        return Change("refuse", "meter", wanted.slug, fields, notes)
+    # OpenMeter empties what an update leaves out.
+    target = replace(found, group_by={**found.group_by, **wanted.group_by})
+    return Change("update", "meter", wanted.slug, fields, (METER_REGROUPED, METER_CONFIGURED), target)
 
 
 def _endpoint(wanted: WantedEndpoint, observed: Observed) -> Change:

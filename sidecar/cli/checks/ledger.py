@@ -9,7 +9,9 @@ from typing import Any
 
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
+from sidecar.basics.clock_reading import ClockReading
 from sidecar.basics.fault_reasons import reason_of
+from sidecar.cli.checks.clocks import clock
 from sidecar.cli.checks.finding import Finding
 from sidecar.cli.checks.metrics import unpriced
 from sidecar.cli.words import count
@@ -17,6 +19,7 @@ from sidecar.ledger.keys import FORMAT
 from sidecar.ledger.ledger_format import FormatError, find_ledger
 from sidecar.ledger.store import Store, open_store
 from sidecar.valkey.safeguards import missing_safeguards
+from sidecar.valkey.server_time import server_now_ms
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 from sidecar.valkey.url import Cluster
 
@@ -56,9 +59,17 @@ async def _ledger(config: Config, store: Store) -> list[Finding]:
         findings.append(Finding("accounts", None, detail))
     else:
         findings += unpriced(config, await _priced(store, accounts[:ACCOUNTS_READ_MAX]), "no account has")
+    findings += await clock_findings(store)
     if not isinstance(config.valkey, Cluster):
         findings += await server_settings(store.client)
     return findings
+
+
+async def clock_findings(store: Store) -> list[Finding]:
+    """Of Valkey, whose time usage events bear."""
+    sent_s = time.time()
+    at_s = await server_now_ms(store.client) / 1000
+    return clock("valkey clock", "Valkey's", ClockReading(sent_s, time.time(), at_s, at_s))
 
 
 async def _safeguards(config: Config, store: Store) -> list[Finding]:

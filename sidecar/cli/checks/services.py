@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-import aiohttp
-
 from sidecar.app import assemble
 from sidecar.app.configuration import Config
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.client import LagoClient
-from sidecar.billing.lago.errors import LagoError, LagoTooOld
+from sidecar.billing.lago.errors import LagoError, LagoSetupError, LagoTooOld, LagoUnauthorized
 from sidecar.billing.lago.versions import OLDEST_TEXT, check_version, is_known
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
-from sidecar.cli.checks.finding import TIMEOUT_S, Finding
+from sidecar.cli.checks.finding import TIMEOUT_S, Finding, absent_file
 from sidecar.cli.checks.metrics import charged_metrics
 from sidecar.cli.words import count
 from sidecar.gateway.settings import UpstreamTlsSettings
@@ -76,31 +74,6 @@ async def _key_set(settings: JwtSettings, setting: str) -> Finding:
     return Finding("identity jwt", True, f"{source.description} has {count(len(keys.keys), 'key')}")
 
 
-async def openmeter(config: Config) -> list[Finding]:
-    url = config.metering.url
-    if url is None:
-        return [Finding("openmeter", None, "metering.url is not set; usage events stay in the outbox")]
-    headers = {"Authorization": f"Bearer {config.metering.token.get_secret_value()}"} if config.metering.token else {}
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-            session.get(f"{url}/api/v1/meters") as response,
-        ):
-            if response.status != 200:
-                return [Finding("openmeter", False, f"{url} answers {response.status} to GET /api/v1/meters")]
-            meters = [str(meter.get("slug")) for meter in await response.json()]
-    except (aiohttp.ClientError, OSError) as error:
-        return [Finding("openmeter", False, f"metering.url: {reason_of(error)}")]
-    except (ValueError, AttributeError, TypeError):
-        return [Finding("openmeter", False, f"metering.url: {url} answers GET /api/v1/meters with no list of meters")]
-    missing = sorted(set(charged_metrics(config)) - set(meters))
-    findings = [Finding("openmeter", True, f"{url} answers; meters: {', '.join(meters) or 'none'}")]
-    if missing:
-        findings.append(Finding("openmeter meters", None, f"there is no meter for {', '.join(missing)}"))
-    return findings
-
-
 async def _version(client: LagoClient) -> Finding:
     """The version as Lago says it, and as an invoice shows it: what is in between may hide the first."""
     try:
@@ -125,12 +98,17 @@ async def lago(config: Config) -> list[Finding]:
     settings = config.lago
     if settings.url is None:
         return [Finding("lago", None, "lago.url is not set; accounts come from files (`sidecar account load`)")]
-    proxies = config.upstream.url is not None or config.upstream.original_destination
-    if proxies and settings.api_key_file is not None and not settings.api_key_file.exists():
-        missing = f"lago.api_key_file: {settings.api_key_file} is not there"
-        return [Finding("lago", None, f"{missing}; a control plane needs it, a gateway does not")]
+    files = {"lago.api_key_file": settings.api_key_file, "lago.ca_file": settings.ca_file}
+    if absent := absent_file(config, files):
+        return [Finding("lago", None, absent)]
     try:
         return await _lago(config)
+    except LagoSetupError as error:
+        return [Finding("lago", False, str(error))]
+    except LagoUnauthorized as error:
+        setting = "lago.api_key" if settings.api_key is not None else "lago.api_key_file"
+        refused = f"Lago refuses the API key ({error.status}): check {setting}"
+        return [Finding("lago", False, f"lago.url: {settings.url}: {refused}")]
     except LagoError as error:
         return [Finding("lago", False, f"lago.url: {settings.url}: {error}")]
 

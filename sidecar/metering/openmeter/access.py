@@ -44,6 +44,18 @@ class Access:
             fields["Authorization"] = f"Bearer {self._token}"
         return fields
 
+    @property
+    def refusal(self) -> str:
+        """What a 401 or 403 means."""
+        return "wants a token" if self._token is None else "refuses the token"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a 401 or 403."""
+        if self._token is None:
+            return "set metering.token_file"
+        return f"check metering.{'token' if self._settings.token is not None else 'token_file'}"
+
     def session(self, timeout_ms: int) -> aiohttp.ClientSession:
         """Connections, ``requests_in_flight_max`` of them at most; the caller closes it.
 

@@ -9,6 +9,7 @@ is always grouped by ``metric``, and only the rows of the metric that was asked 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Final, Literal
 import aiohttp
 import orjson
 
+from sidecar.basics.clock_reading import ClockReading, http_date
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.metering.openmeter.access import Access
 from sidecar.metering.openmeter.query_rows import (
@@ -26,6 +28,7 @@ from sidecar.metering.openmeter.query_rows import (
     QueryError,
     UsageRow,
     meter_as_json,
+    meter_changes_as_json,
     parse_meter,
     parse_usage,
 )
@@ -42,6 +45,10 @@ PAGE_METERS, PAGES_MAX = 100, 100
 SUBJECTS_MAX: Final = 100
 """Of one query (OpenMeter's OpenAPI document, MeterQueryRequest)."""
 REASON_CHARS_MAX: Final = 300
+NO_API: Final = (
+    "there is no API of OpenMeter at /api/v1 (404): check metering.url;"
+    " managed OpenMeter (Kong Konnect, v3) cannot be used"
+)
 _TRANSIENT: Final = frozenset((408, 425, 429))
 _SLUG: Final = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
 _SLUG_CHARS_MAX: Final = 64
@@ -59,6 +66,8 @@ class MeterQuery:
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
         self._access: Access | None = None
+        self.last_date: ClockReading | None = None
+        """OpenMeter's clock by its last answer, if that had a Date."""
 
     def __repr__(self) -> str:
         return f"MeterQuery({self._settings.url}, {'open' if self._session else 'closed'})"
@@ -137,8 +146,11 @@ class MeterQuery:
         for page in range(1, PAGES_MAX + 1):
             parameters = [("page", str(page)), ("pageSize", str(PAGE_METERS)), ("orderBy", "createdAt")]
             status, answer = await self._ask("GET", "/meters", parameters)
+            if status == 404:
+                raise QueryError(NO_API, transient=False)
             if status >= 400:
-                raise QueryError(f"OpenMeter does not list its meters: {_detail(answer)}", transient=False)
+                reason = f"{status} {_detail(answer)}".rstrip()
+                raise QueryError(f"OpenMeter does not list its meters: {reason}", transient=False)
             document = _document(answer)
             if not isinstance(document, list):
                 raise QueryError("OpenMeter's list of meters is not a JSON array", transient=False)
@@ -163,6 +175,44 @@ class MeterQuery:
             raise QueryError(f"OpenMeter does not take meter {meter.slug}: {_detail(answer)}", transient=False)
         return parse_meter(_document(answer))
 
+    async def update_meter(self, meter: Meter) -> Meter:
+        """Changes groups, name and description of a meter, which is all that can be changed; answers it as OpenMeter
+        has it then.
+
+        Raises:
+            QueryError: as :meth:`usage` does; also when there is no meter with this slug.
+        """
+        path = f"/meters/{_slug(meter.slug)}"
+        status, answer = await self._ask("PUT", path, body=orjson.dumps(meter_changes_as_json(meter)))
+        if status >= 400:
+            raise QueryError(f"OpenMeter does not change meter {meter.slug}: {_detail(answer)}", transient=False)
+        return parse_meter(_document(answer))
+
+    async def delete_meter(self, slug: str) -> None:
+        """Deletes a meter, if there is one. The events that it counted stay.
+
+        Raises:
+            QueryError: as :meth:`usage` does.
+        """
+        status, answer = await self._ask("DELETE", f"/meters/{_slug(slug)}")
+        if status >= 400 and status != 404:
+            raise QueryError(f"OpenMeter does not delete meter {slug}: {_detail(answer)}", transient=False)
+
+    async def takes_seconds(self, slug: str, now_ms: int) -> bool:
+        """Whether a query of the meter may begin and end at any second, not at whole minutes alone: OpenMeter since
+        2025-03-06.
+
+        Raises:
+            QueryError: as :meth:`usage` does; also when neither is answered.
+        """
+        minute_ms = now_ms // 60_000 * 60_000
+        for from_ms in (minute_ms - 119_000, minute_ms - 120_000):
+            bounds = [("from", _rfc3339(from_ms)), ("to", _rfc3339(from_ms + 60_000))]
+            status, answer = await self._ask("GET", f"/meters/{_slug(slug)}/query", bounds)
+            if status < 400:
+                return from_ms % 60_000 != 0
+        raise _refused(slug, _detail(answer))
+
     async def _ask(
         self, method: str, path: str, parameters: list[tuple[str, str]] | None = None, body: bytes | None = None
     ) -> tuple[int, bytes]:
@@ -173,7 +223,7 @@ class MeterQuery:
             self._access.reload_token()
             status, answer = await self._send(method, path, parameters, body)
         if status in (401, 403):
-            raise QueryError(f"OpenMeter refuses the token ({status}): check metering.token", transient=False)
+            raise QueryError(f"OpenMeter {self._access.refusal} ({status}): {self._access.remedy}", transient=False)
         if 300 <= status < 400:
             raise QueryError(f"OpenMeter answers with a redirect ({status}): check metering.url", transient=False)
         if status >= 500 or status in _TRANSIENT:
@@ -188,6 +238,7 @@ class MeterQuery:
         headers = {"Accept": "application/json", **self._access.headers}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        sent_s = time.time()
         try:
             async with self._session.request(
                 method,
@@ -197,6 +248,7 @@ class MeterQuery:
                 headers=headers,
                 allow_redirects=False,
             ) as response:
+                self.last_date = http_date(response.headers.get("Date"), sent_s, time.time())
                 if response.content_type in ("text/html", "application/xhtml+xml") and response.status not in (
                     401,
                     403,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -43,13 +43,20 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """Which events count and what of them: OpenMeter's ``Meter``. Paths begin at the event's data: ``$.units``."""
+    """Which events count and what of them: OpenMeter's ``Meter``. Paths begin at the event's data: ``$.units``.
+
+    ``event_from_ms``: events of before do not count; None: all do. ``name`` and ``description`` are "" where there is
+    none; OpenMeter takes the slug for the name.
+    """
 
     slug: str
     aggregation: str
     value_property: str | None
     event_type: str
     group_by: Mapping[str, str] = field(default_factory=dict)
+    event_from_ms: int | None = None
+    name: str = ""
+    description: str = ""
 
 
 def parse_usage(document: Any, metric: str, from_ms: int, to_ms: int, step_ms: int | None) -> tuple[UsageRow, ...]:
@@ -132,7 +139,21 @@ def parse_meter(document: Any) -> Meter:
     if not isinstance(group_by, dict) or not all(isinstance(path, str) for path in group_by.values()):
         raise QueryError("OpenMeter's answer is not a meter: groupBy", transient=False)
     slug, aggregation, event_type = map(str, texts)
-    return Meter(slug, aggregation, value_property, event_type, group_by)
+    begins = given.get("eventFrom")
+    event_from_ms = _instant_ms(begins)
+    if begins is not None and event_from_ms is None:
+        raise QueryError("OpenMeter's answer is not a meter: eventFrom", transient=False)
+    name, description = (str(given.get(each) or "") for each in ("name", "description"))
+    return Meter(
+        slug,
+        aggregation,
+        value_property,
+        event_type,
+        group_by,
+        event_from_ms,
+        "" if name == slug else name,
+        description,
+    )
 
 
 def meter_as_json(meter: Meter) -> dict[str, object]:
@@ -141,8 +162,17 @@ def meter_as_json(meter: Meter) -> dict[str, object]:
         "slug": meter.slug,
         "aggregation": meter.aggregation,
         "eventType": meter.event_type,
-        "groupBy": dict(meter.group_by),
+        **meter_changes_as_json(meter),
     }
     if meter.value_property is not None:
         body["valueProperty"] = meter.value_property
+    if meter.event_from_ms is not None:
+        body["eventFrom"] = f"{datetime.fromtimestamp(meter.event_from_ms / 1000, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
     return body
+
+
+def meter_changes_as_json(meter: Meter) -> dict[str, object]:
+    """OpenMeter's ``MeterUpdate``: all that can be changed of a meter. What is left out is emptied."""
+    body: dict[str, object] = {"groupBy": dict(meter.group_by)}
+    texts = {"name": meter.name, "description": meter.description}
+    return body | {field: text for field, text in texts.items() if text}

@@ -3,8 +3,7 @@
 A stand-in, not OpenMeter: it follows what the server's sources say (openmeterio/openmeter, commit 7e57a39) and its
 OpenAPI document. It is as fresh as can be, where the real one's sink lags by seconds; it knows no customers, so every
 listed event bears the server's remark about that; it keeps nothing on disk. Where the document and the code differ,
-the code is followed, but for ``POST /api/v1/meters``: 201 as documented and as the official client insists, though
-the code says 200.
+the code is followed: ``POST /api/v1/meters`` answers 200 and not 201, which the official client takes for an error.
 
 Beside the API, under ``/sandbox``: ``GET|POST|DELETE /sandbox/faults`` (see ``openmeter_faults``) and
 ``GET /sandbox/stats``.
@@ -29,7 +28,7 @@ from sidecar.sandbox.openmeter.openmeter_events import CloudEvent, Version, is_e
 from sidecar.sandbox.openmeter.openmeter_faults import FaultError, OpenMeterFault, OpenMeterFaults
 from sidecar.sandbox.openmeter.openmeter_store import OpenMeterEventStore, Stored
 from sidecar.sandbox.openmeter.openmeter_wire import Problem, format_time, from_unix, json_answer, problem_answer
-from sidecar.sandbox.openmeter.params import query_from_body, query_from_string
+from sidecar.sandbox.openmeter.params import check_whole_minutes, query_from_body, query_from_string
 from sidecar.sandbox.openmeter.query import Query, as_csv, bounds_s, run_query
 from sidecar.sandbox.openmeter.registry import MeterRegistry, meter_from_json
 
@@ -50,6 +49,8 @@ class OpenMeterConfig:
     the sink worker's ``sink.dedupe.enabled`` with a Redis (for 24 h, ``sink.dedupe.config.expiration``); the API
     server's ``dedupe.enabled`` is another switch, to be left off (openmeter issue 5118).
 
+    ``seconds``: queries may begin and end at any second. OpenMeter from before 2025-03-06 wants whole minutes.
+
     ``body_bytes_max``: larger bodies are answered 413. OpenMeter has no such limit, proxies before it do.
     ``now`` answers Unix seconds; ``seed`` fixes the draws of faults by chance.
     """
@@ -57,6 +58,7 @@ class OpenMeterConfig:
     meters: tuple[Meter, ...] = DEFAULT_METERS
     token: str = field(default="", repr=False)
     dedupe: bool = True
+    seconds: bool = True
     body_bytes_max: int = 32 * 1024**2
     seed: int = 1
     now: Callable[[], float] = time.time
@@ -104,6 +106,7 @@ class OpenMeter:
         routes.add_post(f"{V1}/meters", self._create_meter)
         routes.add_get(f"{V1}/meters/{{meter}}", self._get_meter)
         routes.add_put(f"{V1}/meters/{{meter}}", self._update_meter)
+        routes.add_delete(f"{V1}/meters/{{meter}}", self._delete_meter)
         routes.add_get(f"{V1}/meters/{{meter}}/query", self._query)
         routes.add_post(f"{V1}/meters/{{meter}}/query", self._query)
         routes.add_get("/sandbox/faults", self._show_faults)
@@ -206,11 +209,11 @@ class OpenMeter:
         return json_answer([event_json(event, self.meters.of_type(event.type)) for event in newest])
 
     async def _list_meters(self, request: web.Request) -> web.Response:
-        return json_answer([item.as_json() for item in self.meters.page(request)])
+        return json_answer([item.as_json() for item in self.meters.listed(request)])
 
     async def _create_meter(self, request: web.Request) -> web.Response:
         meter = meter_from_json(await _json_body(request))
-        return json_answer(self.meters.create(meter, self._now()).as_json(), 201)
+        return json_answer(self.meters.create(meter, self._now()).as_json())
 
     async def _get_meter(self, request: web.Request) -> web.Response:
         return json_answer(self.meters.get(request.match_info["meter"]).as_json())
@@ -219,12 +222,18 @@ class OpenMeter:
         body = await _json_body(request)
         return json_answer(self.meters.update(request.match_info["meter"], body, self._now()).as_json())
 
+    async def _delete_meter(self, request: web.Request) -> web.Response:
+        self.meters.delete(request.match_info["meter"])
+        return web.Response(status=204)
+
     async def _query(self, request: web.Request) -> web.Response:
         meter = self.meters.get(request.match_info["meter"]).meter
         if request.method == "POST":
             query = query_from_body(meter, await _json_body(request))
         else:
             query = query_from_string(meter, request)
+        if not self.config.seconds:
+            check_whole_minutes(query)
         rows = run_query(meter, query, self.store.rows(meter.event_type, *bounds_s(meter, query)))
         if request.headers.get("Accept", "").split(",")[0].split(";")[0].strip() == "text/csv":
             disposition = f"attachment; filename={meter.slug}.csv"

@@ -5,10 +5,12 @@ Source: openmeterio/openmeter ``pkg/models/problem.go``, ``api/v3/apierrors``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -19,6 +21,7 @@ PROBLEM_TYPE = "application/problem+json"
 V3_BAD_REQUEST = "https://kongapi.info/konnect/bad-request"
 
 _RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[+-][0-9]{2}:[0-9]{2})")
+_EXPONENT = re.compile(r"e([+-])0*([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,18 @@ def format_time(when: datetime) -> str:
     """RFC 3339 as Go writes it: ``Z`` for UTC, no fraction when it is zero."""
     text = when.isoformat(timespec="auto" if when.microsecond else "seconds")
     return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+
+
+def go_number(value: float) -> orjson.Fragment:
+    """A number as Go's encoding/json writes a float64: ``1``, not ``1.0``; exponents below 1e-6 and from 1e21."""
+    if not math.isfinite(value):
+        return orjson.Fragment(b"null")
+    if value.is_integer() and abs(value) < 2**53:
+        return orjson.Fragment(str(int(value)))  # nearly every value, and much faster
+    if 1e-6 <= abs(value) < 1e21:
+        text = f"{Decimal(repr(value)):f}"
+        return orjson.Fragment(text.rstrip("0").rstrip(".") if "." in text else text)
+    return orjson.Fragment(_EXPONENT.sub(r"e\1\2", repr(value)))
 
 
 def from_unix(seconds: float) -> datetime:

@@ -86,6 +86,13 @@ def query_from_body(meter: Meter, body: object) -> Query:
     )
 
 
+def check_whole_minutes(query: Query) -> None:
+    """As versions before 2025-03-06 have it. Raises :class:`Problem` 400 for a bound within a minute."""
+    for name, bound in (("from", query.begin), ("to", query.end)):
+        if bound is not None and (bound.second or bound.microsecond):
+            raise Problem(400, f"{name} must be truncated to the minute")
+
+
 def _filters(meter: Meter, body: Mapping[str, object]) -> tuple[GroupFilter, ...]:
     simple, advanced = _object(body, "filterGroupBy"), _object(body, "advancedMeterGroupByFilters")
     if simple and advanced:

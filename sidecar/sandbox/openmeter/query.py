@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import orjson
 
 from sidecar.sandbox.openmeter.meters import Aggregation, Meter
-from sidecar.sandbox.openmeter.openmeter_wire import format_time, from_unix
+from sidecar.sandbox.openmeter.openmeter_wire import format_time, from_unix, go_number
 from sidecar.sandbox.openmeter.paths import number_reader, path_reader
 
 WindowSize = Literal["MINUTE", "HOUR", "DAY", "MONTH"]
@@ -65,7 +65,7 @@ class UsageRow:
 
     def as_json(self) -> dict[str, object]:
         return {
-            "value": self.value,
+            "value": go_number(self.value),
             "windowStart": format_time(self.window_start),
             "windowEnd": format_time(self.window_end),
             "subject": self.subject,

@@ -84,8 +84,14 @@ class MeterRegistry:
         created = self._meters[meter.slug] = RegisteredMeter(meter, now, now)
         return created
 
+    def delete(self, id_or_slug: str) -> None:
+        """The events stay: another meter of this slug counts them."""
+        del self._meters[self.get(id_or_slug).meter.slug]
+
     def update(self, id_or_slug: str, body: object, now: datetime) -> RegisteredMeter:
-        """Name, description, groups and metadata. What the body leaves out is emptied, as the server has it."""
+        """Name, description and groups, and nothing else that the body may hold. What it leaves out is emptied, as
+        the server has it.
+        """
         known, given = self.get(id_or_slug), _object(body)
         try:
             meter = replace(
@@ -93,29 +99,28 @@ class MeterRegistry:
                 name=_text(given, "name", NAME_CHARS_MAX),
                 description=_text(given, "description", TEXT_CHARS_MAX),
                 group_by=_texts(given, "groupBy"),
-                metadata=_texts(given, "metadata"),
             )
         except MeterError as error:
             raise Problem(400, str(error)) from None
         updated = self._meters[meter.slug] = RegisteredMeter(meter, known.created, now)
         return updated
 
-    def page(self, request: web.Request) -> list[RegisteredMeter]:
+    def listed(self, request: web.Request) -> list[RegisteredMeter]:
+        """All meters, in the order that was asked for. ``page`` and ``pageSize`` are checked, and have no effect."""
         query = request.query
-        number = _number(request, "page", 1, 1_000_000)
-        size = _number(request, "pageSize", 100, PAGE_SIZE_MAX)
+        _check_number(request, "page", 1_000_000)
+        _check_number(request, "pageSize", PAGE_SIZE_MAX)
         order, order_by = query.get("order", "ASC"), query.get("orderBy", "createdAt")
         if order not in ("ASC", "DESC"):
             raise Problem(400, 'parameter "order" in query has an error: value is not one of ["ASC","DESC"]')
         if order_by not in _ORDERS:
             raise Problem(400, f'parameter "orderBy" in query has an error: value is not one of {_ORDERS}')
         keys = {"key": "slug", "createdAt": "createdAt", "updatedAt": "updatedAt"}
-        ordered = sorted(
+        return sorted(
             self._meters.values(),
             key=lambda item: str(item.as_json()[keys.get(order_by, order_by)]),
             reverse=order == "DESC",
         )
-        return ordered[(number - 1) * size : number * size]
 
 
 def meter_from_json(body: object) -> Meter:
@@ -168,11 +173,10 @@ def _texts(given: Mapping[str, object], name: str) -> dict[str, str]:
     return dict(value)
 
 
-def _number(request: web.Request, name: str, default: int, high: int) -> int:
-    text = request.query.get(name, str(default))
-    if text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= high:
-        return int(text)
-    raise Problem(400, f'parameter "{name}" in query has an error: must be a number from 1 to {high}')
+def _check_number(request: web.Request, name: str, high: int) -> None:
+    text = request.query.get(name, "1")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= high):
+        raise Problem(400, f'parameter "{name}" in query has an error: must be a number from 1 to {high}')
 
 
 def _bad_field(name: str, reason: str) -> Problem:

@@ -69,7 +69,8 @@ def test_an_address_that_refuses_is_named_with_its_setting(tmp_path: Path, url: 
     )  # fmt: skip
     assert found["valkey"] == (False, "127.0.0.1:9: connection refused")
     assert found["upstream"] == (False, "listeners[0].upstream: /nowhere.sock: no such file or directory")
-    assert found["openmeter"] == (False, "metering.url: 127.0.0.1:9: connection refused")
+    refused = "OpenMeter cannot be reached: 127.0.0.1:9: connection refused"
+    assert found["openmeter"] == (False, f"metering.url: http://127.0.0.1:9: {refused}")
     assert found["lago"][0] is False
     assert "127.0.0.1:9: connection refused" in found["lago"][1]
     alone = checked(tmp_path, url)

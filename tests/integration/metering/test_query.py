@@ -144,6 +144,46 @@ async def test_meters_are_made_and_shown(query: MeterQuery) -> None:
     assert not caught.value.transient
 
 
+async def test_of_a_meter_groups_name_and_description_are_changed_and_it_is_deleted(query: MeterQuery) -> None:
+    await query.create_meter(METER)
+    other = replace(METER, group_by={"metric": "$.metric"}, name="Payments", description="All of them")
+    assert await query.update_meter(replace(other, aggregation="MAX", event_type="other")) == other
+    assert await query.meter("payments") == other
+    await query.delete_meter("payments")
+    assert await query.meter("payments") is None
+    await query.delete_meter("payments")
+    with pytest.raises(QueryError, match=r"does not change meter payments: .*not found") as caught:
+        await query.update_meter(other)
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("seconds", [True, False])
+async def test_a_version_that_takes_whole_minutes_only_is_told_apart(seconds: bool) -> None:
+    async with (
+        Server(OpenMeter(OpenMeterConfig(seconds=seconds)).app()) as server,
+        MeterQuery(MeteringSettings(url=server.url)) as query,
+    ):
+        assert await query.takes_seconds("api_calls", T_MS + 12_345) is seconds
+        with pytest.raises(QueryError, match="not found"):
+            await query.takes_seconds("payments", T_MS)
+
+
+async def test_the_last_answer_says_what_its_clock_says() -> None:
+    dates: list[str] = ["Thu, 01 Jan 2026 00:00:00 GMT", "soon"]
+
+    async def dated(request: web.Request) -> web.StreamResponse:
+        return web.json_response([], headers={"Date": dates.pop(0)})
+
+    async with answering(dated) as query:
+        assert query.last_date is None
+        await query.meters()
+        assert query.last_date is not None
+        assert query.last_date.earliest_s == T_MS / 1000
+        assert query.last_date.ahead_s > 0
+        await query.meters()
+        assert query.last_date is None
+
+
 async def test_all_meters_are_listed_however_many_pages_there_are() -> None:
     meters = tuple(replace(DEFAULT_METERS[0], slug=f"meter_{number}") for number in range(250))
     async with (
@@ -160,11 +200,30 @@ async def test_the_token_is_sent_and_one_that_was_replaced_is_read_again(tmp_pat
         Server(OpenMeter(OpenMeterConfig(token="new")).app()) as server,
         MeterQuery(MeteringSettings(url=server.url, token_file=file)) as query,
     ):
-        with pytest.raises(QueryError, match=r"refuses the token \(401\): check metering.token") as caught:
+        with pytest.raises(QueryError, match=r"refuses the token \(401\): check metering.token_file$") as caught:
             await query.meters()
         assert not caught.value.transient
         file.write_text("new\n")
         assert len(await query.meters()) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "wants a token (401): set metering.token_file"),
+        ({"token": "old"}, "refuses the token (401): check metering.token"),
+    ],
+)
+async def test_a_refusal_names_the_setting_that_has_the_token_or_should_have(
+    settings: dict[str, str], says: str
+) -> None:
+    async with (
+        Server(OpenMeter(OpenMeterConfig(token="new")).app()) as server,
+        MeterQuery(MeteringSettings.model_validate({"url": server.url, **settings})) as query,
+    ):
+        with pytest.raises(QueryError) as caught:
+            await query.meters()
+    assert str(caught.value) == f"OpenMeter {says}"
 
 
 async def test_without_a_url_it_does_not_start() -> None:

@@ -45,7 +45,7 @@ async def test_a_new_meter_is_shown_as_it_was_given_and_sees_events_from_before_
     old = [call("1", response_time_ms=5.5), call("2", response_time_ms=70)]
     meter.keep(parse_events(BATCH, orjson.dumps(old), "v1"))
     status, created = await send(client, "POST", meter_url + METERS, NEW)
-    assert status == 201
+    assert status == 200
     assert {key: created[key] for key in NEW} == NEW
     _, found = await send(client, "GET", f"{meter_url}{METERS}/latency/query")
     assert [row["value"] for row in found["data"]] == [70]
@@ -55,7 +55,7 @@ async def test_a_meter_of_another_event_type_sees_only_its_own(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:
     body = {"slug": "payments", "eventType": "payment.made", "aggregation": "COUNT"}
-    assert (await send(client, "POST", meter_url + METERS, body))[0] == 201
+    assert (await send(client, "POST", meter_url + METERS, body))[0] == 200
     meter.keep(parse_events(BATCH, orjson.dumps([call("1"), {**call("2"), "type": "payment.made"}]), "v1"))
     for slug in ("payments", "api_requests"):
         _, found = await send(client, "GET", f"{meter_url}{METERS}/{slug}/query")
@@ -67,24 +67,74 @@ async def test_an_update_empties_what_it_leaves_out(client: aiohttp.ClientSessio
     url = f"{meter_url}{METERS}/latency"
     status, updated = await send(client, "PUT", url, {"name": "Slowest", "groupBy": {"method": "$.method"}})
     assert (status, updated["name"], updated["groupBy"]) == (200, "Slowest", {"method": "$.method"})
-    assert (updated["aggregation"], updated["valueProperty"]) == ("MAX", "$.response_time_ms")
     assert "description" not in updated
-    assert "metadata" not in updated
     assert await send(client, "GET", url) == (200, updated)
     assert "groupBy" not in (await send(client, "PUT", url, {}))[1]
+
+
+async def test_an_update_changes_nothing_but_name_description_and_groups(
+    client: aiohttp.ClientSession, meter_url: str
+) -> None:
+    _, created = await send(client, "POST", meter_url + METERS, NEW)
+    changed = {"name": "Slowest", "description": "Of a day", "groupBy": {"method": "$.method"}}
+    fixed = {
+        "slug": "other", "eventType": "other", "aggregation": "MIN", "valueProperty": "$.units",
+        "eventFrom": "2040-01-01T00:00:00Z", "metadata": {"owner": "nobody"},
+    }  # fmt: skip
+    _, updated = await send(client, "PUT", f"{meter_url}{METERS}/latency", {**fixed, **changed})
+    assert updated == {**created, **changed, "updatedAt": updated["updatedAt"]}
+
+
+async def test_a_meter_that_is_deleted_is_gone_and_a_new_one_of_its_slug_counts_the_events_that_are_there(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
+) -> None:
+    url = f"{meter_url}{METERS}/latency"
+    meter.keep(parse_events(BATCH, orjson.dumps([call("1", response_time_ms=7)]), "v1"))
+    await send(client, "POST", meter_url + METERS, NEW)
+    async with client.delete(url) as answer:
+        assert (answer.status, await answer.read()) == (204, b"")
+    assert (await send(client, "GET", url))[0] == 404
+    assert (await send(client, "GET", f"{url}/query"))[0] == 404
+    assert (await send(client, "DELETE", url))[0] == 404
+    assert (await send(client, "POST", meter_url + METERS, NEW))[0] == 200
+    assert [row["value"] for row in (await send(client, "GET", f"{url}/query"))[1]["data"]] == [7]
+
+
+async def test_a_meter_counts_nothing_from_before_its_event_from(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
+) -> None:
+    events = [call("1", response_time_ms=9), {**call("2", response_time_ms=3), "time": "2040-01-01T00:00:00Z"}]
+    meter.keep(parse_events(BATCH, orjson.dumps(events), "v1"))
+    await send(client, "POST", meter_url + METERS, {**NEW, "eventFrom": "2040-01-01T00:00:00Z"})
+    url = f"{meter_url}{METERS}/latency/query"
+    assert [row["value"] for row in (await send(client, "GET", url))[1]["data"]] == [3]
+    assert (await send(client, "GET", f"{url}?to=2039-12-31T00:00:00Z"))[1]["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, b"1"), (0.5, b"0.5"), (-3, b"-3"), (1e15, b"1000000000000000"), (1e20, b"100000000000000000000"),
+     (1e21, b"1e+21"), (2.5e-7, b"2.5e-7"), (1e-6, b"0.000001")],
+)  # fmt: skip
+async def test_values_are_written_as_go_writes_them(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str, value: float, text: bytes
+) -> None:
+    meter.keep(parse_events(BATCH, orjson.dumps([call("1", units=value)]), "v1"))
+    async with client.get(f"{meter_url}{METERS}/api_calls/query") as answer:
+        assert b'"value":%s,' % text in await answer.read()
 
 
 @pytest.mark.parametrize(
     ("query", "slugs"),
     [
-        ("pageSize=1", ["api_calls"]),
-        ("pageSize=1&page=2", ["api_requests"]),
-        ("page=3", []),
+        ("pageSize=1", ["api_calls", "api_requests"]),
+        ("pageSize=1&page=2", ["api_calls", "api_requests"]),
+        ("page=3", ["api_calls", "api_requests"]),
         ("order=DESC&orderBy=key", ["api_requests", "api_calls"]),
         ("orderBy=aggregation", ["api_requests", "api_calls"]),
     ],
 )
-async def test_meters_are_listed_by_pages_and_in_order(
+async def test_all_meters_are_listed_in_order_whatever_page_is_asked_for(
     client: aiohttp.ClientSession, meter_url: str, query: str, slugs: list[str]
 ) -> None:
     _, listed = await send(client, "GET", f"{meter_url}{METERS}?{query}")

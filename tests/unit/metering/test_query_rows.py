@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -111,15 +112,36 @@ def test_what_is_no_answer_to_a_query_is_an_error(document: Any) -> None:
         parse_usage(document, "api_calls", FROM_MS, FROM_MS + HOUR_MS, HOUR_MS)
 
 
+METER = meter_as_json(Meter("api_calls", "SUM", "$.units", "api.call"))
+
+
 def test_a_meter_is_read_as_it_is_written() -> None:
     meter = Meter("api_calls", "SUM", "$.units", "api.call", {"metric": "$.metric"})
-    assert parse_meter({**meter_as_json(meter), "id": "01", "name": "calls"}) == meter
+    assert parse_meter({**meter_as_json(meter), "id": "01", "name": "api_calls"}) == meter
+    named = replace(meter, event_from_ms=1_767_225_600_123, name="Calls", description="Of the API")
+    assert parse_meter(meter_as_json(named)) == named
     count = Meter("api_requests", "COUNT", None, "api.call")
     assert "valueProperty" not in meter_as_json(count)
     assert parse_meter({**meter_as_json(count), "groupBy": None}) == count
 
 
-@pytest.mark.parametrize("document", [None, [], {}, {"slug": 1}, {"slug": "a", "aggregation": "SUM"}])
+@pytest.mark.parametrize("text", ["2026-01-01T00:00:00.123456789Z", "2026-01-01T01:00:00.123+01:00"])
+def test_the_first_instant_of_a_meter_is_read_as_go_writes_it(text: str) -> None:
+    assert parse_meter({**METER, "eventFrom": text}).event_from_ms == 1_767_225_600_123
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        [],
+        {},
+        {"slug": 1},
+        {"slug": "a", "aggregation": "SUM"},
+        {**METER, "eventFrom": "soon"},
+        {**METER, "eventFrom": 7},
+    ],
+)
 def test_what_is_no_meter_is_an_error(document: Any) -> None:
     with pytest.raises(QueryError, match="not a meter"):
         parse_meter(document)

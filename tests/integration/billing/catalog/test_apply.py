@@ -11,13 +11,16 @@ import aiohttp
 import pytest
 
 from sidecar.billing.catalog.apply import ApplyOutcome, apply
-from sidecar.billing.catalog.changes import Change
+from sidecar.billing.catalog.changes import Change, FieldChange
 from sidecar.billing.lago.object_requests import PER_PAGE
 from sidecar.metering.openmeter.meter_query import Meter
 from sidecar.sandbox.lago.lago_server import LagoFault
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
 from tests.integration.billing.catalog.conftest import World
 
 EXAMPLE = (Path(__file__).parents[4] / "examples" / "catalog.yaml").read_text()
+
+MINUTE_MS = 1_767_225_600_000
 
 FILE = """
 taxes: [{ code: vat, rate: "20" }]
@@ -95,6 +98,30 @@ async def test_the_meter_counts_the_units_of_the_gateways_events(world: World) -
     assert meter is not None
     assert (meter.aggregation, meter.value_property, meter.event_type) == ("SUM", "$.units", "api.call")
     assert set(meter.group_by) == {"metric", "endpoint", "method", "status_code"}
+
+
+async def test_a_meter_whose_groups_count_nothing_is_repaired_and_keeps_what_else_it_has(world: World) -> None:
+    groups = {"metric": "$.data.metric", "endpoint": "$.endpoint", "bank": "$.bank"}
+    there = Meter("api_calls", "SUM", "$.units", "api.call", groups, name="Calls", description="Of the API")
+    await world.query.create_meter(there)
+    data = b'{"units":3,"metric":"api_calls"}'
+    world.openmeter.keep([CloudEvent("1", "bank", "api.call", "tpp-1", MINUTE_MS // 1000, data)])
+    assert await world.query.usage("api_calls", MINUTE_MS, MINUTE_MS + 60_000, window=None) == ()
+    outcome = await world.apply(FILE)
+    assert outcome.failed is None
+    wanted = {"metric": "$.metric", "endpoint": "$.endpoint", "method": "$.method", "status_code": "$.status_code"}
+    assert await world.query.meter("api_calls") == replace(there, group_by={"bank": "$.bank", **wanted})
+    (row,) = await world.query.usage("api_calls", MINUTE_MS, MINUTE_MS + 60_000, window=None)
+    assert (row.subject, row.units) == ("tpp-1", 3)
+    assert await world.actions(FILE) == {"keep"}
+
+
+async def test_a_meter_that_would_need_to_be_another_is_refused_with_its_event_from(world: World) -> None:
+    later = Meter("api_calls", "SUM", "$.units", "api.call", {"metric": "$.metric"}, 2**32 * 1000)
+    await world.query.create_meter(later)
+    (change,) = [each for each in await world.diff(world.catalog(FILE)) if each.kind == "meter"]
+    assert change.action == "refuse"
+    assert FieldChange("event_from", "2106-02-07T06:28:16Z", None) in change.fields
 
 
 async def test_a_price_is_changed_in_the_charge_that_is_there(world: World) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sidecar.billing.catalog.changes import Change, FieldChange, Observed, Subscribers, counts
+from sidecar.billing.catalog.compare import instant
 from sidecar.billing.catalog.diff import diff
 from sidecar.billing.catalog.values import Catalog, meter_of
 from sidecar.billing.lago.models import BillableMetric, Charge, Plan, Tax, WebhookEndpoint
@@ -110,7 +112,33 @@ def test_a_meter_of_another_definition_is_refused_with_what_to_do(wanted: Catalo
     there = replace(meter_of("api_calls", EVENT_TYPE), aggregation="COUNT", value_property=None)
     found = changes(wanted, observed(meters={"api_calls": there}))["meter api_calls"]
     assert (found.action, fields(found)) == ("refuse", {"aggregation": ("COUNT", "SUM $.units")})
-    assert "cannot be changed in place" in found.notes[0]
+    assert "OpenMeter cannot change aggregation of a meter: delete it in OpenMeter and apply again" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        ({"value_property": "$.data.units"}, {"aggregation": ("SUM $.data.units", "SUM $.units")}),
+        ({"event_type": "other"}, {"event_type": ("other", EVENT_TYPE)}),
+        ({"event_from_ms": NOW_MS + 1_000}, {"event_from": (instant(NOW_MS + 1_000), None)}),
+    ],
+)
+def test_what_openmeter_cannot_change_of_a_meter_is_refused_with_the_field_even_beside_its_groups(
+    wanted: Catalog, other: dict[str, Any], field: dict[str, Any]
+) -> None:
+    there = replace(meter_of("api_calls", EVENT_TYPE), **other)
+    found = changes(wanted, observed(meters={"api_calls": there}))["meter api_calls"]
+    assert (found.action, fields(found)) == ("refuse", field)
+    grouped = replace(there, group_by={**there.group_by, "metric": "$.data.metric"})
+    found = changes(wanted, observed(meters={"api_calls": grouped}))["meter api_calls"]
+    group = {"group_by.metric": ("$.data.metric", "$.metric")}
+    assert (found.action, fields(found)) == ("refuse", {**field, **group})
+    assert f"cannot change {next(iter(field))} of" in found.notes[0]
+
+
+def test_a_meter_that_has_begun_to_count_is_kept(wanted: Catalog) -> None:
+    there = replace(meter_of("api_calls", EVENT_TYPE), event_from_ms=NOW_MS)
+    assert changes(wanted, observed(meters={"api_calls": there}))["meter api_calls"].action == "keep"
 
 
 def test_a_meter_may_tell_more_apart_than_is_needed_but_not_less(wanted: Catalog) -> None:
@@ -118,7 +146,7 @@ def test_a_meter_may_tell_more_apart_than_is_needed_but_not_less(wanted: Catalog
     less = replace(more, group_by={"endpoint": "$.endpoint", "metric": "$.data.metric"})
     assert changes(wanted, observed(meters={"api_calls": more}))["meter api_calls"].action == "keep"
     found = changes(wanted, observed(meters={"api_calls": less}))["meter api_calls"]
-    assert found.action == "refuse"
+    assert found.action == "update"
     assert fields(found) == {
         "group_by.metric": ("$.data.metric", "$.metric"),
         "group_by.method": (None, "$.method"),
