@@ -161,6 +161,17 @@ class MeterQuery:
             raise QueryError(f"OpenMeter does not take meter {meter.slug}: {_detail(answer)}", transient=False)
         return parse_meter(_document(answer))
 
+    async def delete_meter(self, slug: str) -> bool:
+        """Deletes a meter, not the events that it counted. False: OpenMeter does not know it.
+
+        Raises:
+            QueryError: as :meth:`usage` does.
+        """
+        status, answer = await self._ask("DELETE", f"/meters/{_slug(slug)}")
+        if status >= 400 and status != 404:
+            raise QueryError(f"OpenMeter does not delete meter {slug}: {_detail(answer)}", transient=False)
+        return status != 404
+
     async def _ask(
         self, method: str, path: str, parameters: list[tuple[str, str]] | None = None, body: bytes | None = None
     ) -> tuple[int, bytes]:

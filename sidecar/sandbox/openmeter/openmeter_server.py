@@ -103,6 +103,7 @@ class OpenMeter:
         routes.add_post(f"{V1}/meters", self._create_meter)
         routes.add_get(f"{V1}/meters/{{meter}}", self._get_meter)
         routes.add_put(f"{V1}/meters/{{meter}}", self._update_meter)
+        routes.add_delete(f"{V1}/meters/{{meter}}", self._delete_meter)
         routes.add_get(f"{V1}/meters/{{meter}}/query", self._query)
         routes.add_post(f"{V1}/meters/{{meter}}/query", self._query)
         routes.add_get("/sandbox/faults", self._show_faults)
@@ -205,6 +206,10 @@ class OpenMeter:
     async def _update_meter(self, request: web.Request) -> web.Response:
         body = await _json_body(request)
         return json_answer(self.meters.update(request.match_info["meter"], body, self._now()).as_json())
+
+    async def _delete_meter(self, request: web.Request) -> web.Response:
+        self.meters.delete(request.match_info["meter"])
+        return web.Response(status=204)
 
     async def _query(self, request: web.Request) -> web.Response:
         meter = self.meters.get(request.match_info["meter"]).meter

@@ -100,6 +100,10 @@ class MeterRegistry:
         updated = self._meters[meter.slug] = RegisteredMeter(meter, known.created, now)
         return updated
 
+    def delete(self, id_or_slug: str) -> None:
+        """Its events stay."""
+        del self._meters[self.get(id_or_slug).meter.slug]
+
     def page(self, request: web.Request) -> list[RegisteredMeter]:
         query = request.query
         number = _number(request, "page", 1, 1_000_000)
