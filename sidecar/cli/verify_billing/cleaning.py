@@ -55,6 +55,10 @@ async def _clean_lago(names: Names, lago: OwnLago, query: MeterQuery, cleaned: C
     async def take(kind: str, collection: str, name: str, query: tuple[tuple[str, str], ...] = ()) -> None:
         await cleaned.take(kind, name, lambda: lago.delete(f"/{collection}/{segment(name)}", query))
 
+    # Nobody listens any more to what the rest makes Lago say.
+    for endpoint in await lago.webhook_endpoints():
+        if names.owns(endpoint.name):
+            await take("webhook endpoint", "webhook_endpoints", endpoint.lago_id)
     for status in ("pending", "active"):  # a pending one takes the place of the active one that ends
         subscriptions = await _all(lambda page, status=status: lago.subscriptions_page(page, (status,)))  # type: ignore[misc]
         for subscription in subscriptions:
@@ -73,9 +77,6 @@ async def _clean_lago(names: Names, lago: OwnLago, query: MeterQuery, cleaned: C
     for tax in await lago.taxes():
         if names.owns(tax.code):
             await take("tax", "taxes", tax.code)
-    for endpoint in await lago.webhook_endpoints():
-        if names.owns(endpoint.name):
-            await take("webhook endpoint", "webhook_endpoints", endpoint.lago_id)
 
 
 async def _clean_openmeter(names: Names, lago: OwnLago, query: MeterQuery, cleaned: Cleaned) -> None:

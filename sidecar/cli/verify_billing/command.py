@@ -232,13 +232,16 @@ async def _clean_with(options: Options, services: Services) -> Cleaned:
 
 @contextlib.asynccontextmanager
 async def _services(options: Options) -> AsyncIterator[Services]:
-    """Clients of Lago and OpenMeter that are known to be let in. Raises as they do."""
+    """Clients of Lago and OpenMeter that are known to be let in, as Valkey is. Raises as they do."""
     async with contextlib.AsyncExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-verify-"))
         upstream = await stack.enter_async_context(Server(small_api()))
         config = _config(options, directory, upstream.url)
         lago = await stack.enter_async_context(OwnLago(config.lago, options.names))
         query = await stack.enter_async_context(MeterQuery(config.metering))
+        if not isinstance(config.valkey, Embedded):
+            async with connected(config.valkey) as client:
+                await client.ping()
         await lago.taxes()
         await query.meters()
         yield Services(config, lago, query)

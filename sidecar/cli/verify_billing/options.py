@@ -36,7 +36,7 @@ class Secrets:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``valkey``: None for an embedded one. ``webhook_url``: where Lago reaches this process, port 0 for any free one;
+    """``requests_per_second``: to Lago; its cloud allows 50. ``valkey``: None for an embedded one. ``webhook_url``: where Lago reaches this process, port 0 for any free one;
     None for no webhooks. ``timeout_s``: how long a scenario waits for something to become true."""
 
     lago: str
@@ -48,6 +48,7 @@ class Options:
     ca_file: Path | None = None
     timeout_s: float = 60.0
     keep: bool = False
+    requests_per_second: float = 40.0
 
     def config(self, directory: str, upstream: str) -> Config:
         """The configuration of the gateway and the control plane. ``directory``: for an embedded Valkey.
@@ -79,6 +80,7 @@ class Options:
             },
             "lago": {
                 "url": self.lago,
+                "requests_per_second": self.requests_per_second,
                 **_secret("api_key", given.lago_key, given.lago_key_file),
                 **(ca if self.lago.startswith("https:") else {}),
                 "webhooks": self._webhooks(),

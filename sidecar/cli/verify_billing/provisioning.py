@@ -47,17 +47,16 @@ def _tiered(model: str, tiers: tuple[Tier, ...]) -> Price:
 
 
 class Provisioning:
-    """All methods raise `LagoError`; ``metric`` also `QueryError`."""
+    """All methods raise `LagoError`; ``basis`` also `QueryError`."""
 
     def __init__(self, names: Names, lago: OwnLago, query: MeterQuery) -> None:
         self._names = names
         self._lago = lago
         self._query = query
         self._metric_id = ""
-        self._has_tax = False
 
-    async def metric(self) -> None:
-        """The metric in Lago and its meter in OpenMeter, before anything else."""
+    async def basis(self) -> None:
+        """The metric in Lago and its meter in OpenMeter, and a tax of TAX_PER_CENT: before anything else."""
         names = self._names
         made = await self._lago.create_metric(
             {"code": names.metric, "name": names.metric, "aggregation_type": "sum_agg", "field_name": "calls"}
@@ -65,6 +64,7 @@ class Provisioning:
         self._metric_id = made.lago_id
         groups = {"metric": "$.metric"}
         await self._query.create_meter(Meter(names.metric, "SUM", "$.units", names.event_type, groups))
+        await self._lago.create_tax({"code": names.tax, "name": names.tax, "rate": TAX_PER_CENT})
 
     async def plan(self, name: str, price: Price, amount_cents: int = 0) -> str:
         """A plan with one charge; its code."""
@@ -76,14 +76,6 @@ class Provisioning:
                 "charges": [{"billable_metric_id": self._metric_id, **price}],
             }
         )  # fmt: skip
-        return code
-
-    async def tax(self) -> str:
-        """A tax of TAX_PER_CENT; its code."""
-        code = self._names.tax
-        if not self._has_tax:
-            await self._lago.create_tax({"code": code, "name": code, "rate": TAX_PER_CENT})
-            self._has_tax = True
         return code
 
     async def customer(self, account: str, metadata: Mapping[str, str] | None = None, **values: Any) -> None:

@@ -21,27 +21,27 @@ def passes(rows: Sequence[Row]) -> bool:
 
 
 def details(row: Row) -> str:
-    """What was compared: what differs, or else everything."""
-    wrong = [f"{each.what}: expected {each.expected}, found {each.found}" for each in row.comparisons
-             if not each.is_equal]  # fmt: skip
-    found = wrong or [f"{each.what}: {each.found}" for each in row.comparisons]
-    return "\n".join([*found, *([row.why] if row.why else [])])
+    """What differs, a line each; where nothing does, all that was compared."""
+    wrong = [
+        f"{each.what}: expected {each.expected}, found {each.found}" for each in row.comparisons if not each.is_equal
+    ]
+    found = wrong or [", ".join(f"{each.what} {each.found}" for each in row.comparisons)]
+    return "\n".join(filter(None, [*found, row.why]))
 
 
 def show_progress(progress: Progress) -> None:
-    """A line on standard error when a scenario begins and one when it has ended."""
-    head = f"{progress.number:>2}/{progress.of} {progress.name}"
-    if progress.row is None:
-        errors().print(f"[dim]{head} …[/dim]")
-        return
-    style = STYLES[progress.row.result]
-    errors().print(f"{head}: [{style}]{progress.row.result}[/{style}] ({progress.row.seconds:g} s)")
+    """A line on standard error when a scenario has ended; on a terminal, one when it begins too."""
+    if progress.row is not None:
+        style, head = STYLES[progress.row.result], f"{progress.done:>2}/{progress.of} {progress.name}"
+        errors().print(f"{head}: [{style}]{progress.row.result}[/{style}] ({progress.row.seconds:g} s)")
+    elif errors().is_terminal:
+        errors().print(f"[dim]      {progress.name} …[/dim]")
 
 
 def show_table(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
-    table = Table(show_lines=True)
+    table = Table()
     table.add_column("scenario", overflow="fold", max_width=24)
     table.add_column("result", no_wrap=True)
     table.add_column("compared", overflow="fold")

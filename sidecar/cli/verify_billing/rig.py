@@ -169,10 +169,14 @@ class Rig:
         if not await self._control_work.ask_leader_to_flush(account, self.options.timeout_s):
             raise NotSeen(f"a push of the usage of {account}")
 
-    def webhooks(self) -> tuple[int, dict[str, int]]:
-        """How many were taken, and how many were refused, by reason."""
-        metrics = self._control_work.receiver.metrics
-        return metrics.taken.total(), dict(metrics.refused)
+    def webhooks_taken(self, kind: str) -> int:
+        """How many webhooks came whose type begins like this, and had a valid signature."""
+        taken = self._control_work.receiver.metrics.taken
+        return sum(number for (label, _), number in taken.items() if label.startswith(kind))
+
+    def webhooks_refused(self) -> dict[str, int]:
+        """How many, by reason."""
+        return dict(self._control_work.receiver.metrics.refused)
 
     # waiting
 
@@ -249,7 +253,7 @@ async def open_rig(options: Options, config: Config, lago: OwnLago, query: Meter
         rig.stop_control_by(stop_control)
         if options.webhook_url is not None:
             await _register_webhooks(options, lago, options.webhook_url, ports.admin)
-        await rig.make.metric()
+        await rig.make.basis()
         yield rig
 
 

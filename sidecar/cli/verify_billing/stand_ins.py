@@ -29,4 +29,5 @@ async def stand_ins(options: Options) -> AsyncIterator[Options]:
             openmeter=openmeter.url,
             secrets=Secrets(lago_key=SecretStr(key)),
             webhook_url="http://127.0.0.1:0/webhooks/lago",
+            requests_per_second=1_000.0,
         )
