@@ -18,6 +18,7 @@ from sidecar.app import logs
 from sidecar.app.configuration import Config
 from sidecar.basics.errors import SetupError
 from sidecar.basics.fault_reasons import reason_of
+from sidecar.billing.lago.errors import LagoSetupError
 from sidecar.cli.output import JsonOption, between, errors, fail, run_async
 from sidecar.cli.verify_billing import report
 from sidecar.cli.verify_billing.cleaning import Cleaned, clean, clean_ledger
@@ -26,10 +27,11 @@ from sidecar.cli.verify_billing.options import Options, Secrets
 from sidecar.cli.verify_billing.own_lago import OwnLago
 from sidecar.cli.verify_billing.rig import open_rig, small_api
 from sidecar.cli.verify_billing.scenario import Row
-from sidecar.cli.verify_billing.scenarios import all_scenarios
+from sidecar.cli.verify_billing.scenarios import SCENARIOS
 from sidecar.cli.verify_billing.stand_ins import stand_ins
 from sidecar.cli.verify_billing.trial import try_scenarios
 from sidecar.config.errors import ConfigError
+from sidecar.metering.openmeter.access import MeteringError
 from sidecar.metering.openmeter.meter_query import MeterQuery
 from sidecar.metering.settings import BaseUrl
 from sidecar.sandbox.server import Server
@@ -43,10 +45,12 @@ _OPTIONS: Final = {
     "lago.url": "--lago",
     "lago.api_key": LAGO_KEY,
     "lago.api_key_file": "--lago-key-file",
+    "lago.ca_file": "--ca-file",
     "lago.webhooks.hmac_key_file": "--webhook-hmac-key-file",
     "metering.url": "--openmeter",
     "metering.token": OPENMETER_TOKEN,
     "metering.token_file": "--openmeter-token-file",
+    "metering.ca_file": "--ca-file",
 }
 """Settings, and the options that they come from."""
 
@@ -90,7 +94,7 @@ def verify_billing(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Where Lago reaches this machine, such as http://10.0.0.7:9099/webhooks/lago. The command listens on "
+            help="Where Lago reaches this machine, such as http://lab:9099/webhooks/lago. The command listens on "
             "that port. Without it there are no webhooks: changes in Lago are seen by sweeps.",
             show_default=False,
         ),
@@ -103,7 +107,9 @@ def verify_billing(
     ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option(help="First part of all names, verify-… . The default is a new one.", show_default=False),
+        typer.Option(
+            help="First part of all names: verify- and letters or digits. By default a new one.", show_default=False
+        ),
     ] = None,
     timeout: Annotated[
         float,
@@ -113,6 +119,14 @@ def verify_billing(
             help="How long a scenario waits for something to become true.",
         ),
     ] = 60.0,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCENARIO",
+            help="Only this scenario, such as 'top-up'. It can be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Do not clean up.")] = False,
     clean_prefix: Annotated[
         str | None,
@@ -160,6 +174,7 @@ def verify_billing(
         ca_file=ca_file,
         timeout_s=timeout,
         keep=keep,
+        only=_only(only or []),
     )
     if not with_stand_ins and lago_key_file is None and options.secrets.lago_key is None:
         fail(f"Lago needs an API key: give --lago-key-file FILE, or set {LAGO_KEY}", 2)
@@ -207,7 +222,8 @@ async def _verify(options: Options) -> Outcome:
         errors().print(f"prefix: {options.names.prefix}")
         try:
             async with open_rig(options, services.config, services.lago, services.query) as rig:
-                outcome.rows += await try_scenarios(rig, all_scenarios(), report.show_progress)
+                scenarios = [each() for each in SCENARIOS if not options.only or each.name in options.only]
+                outcome.rows += await try_scenarios(rig, scenarios, report.show_progress)
         finally:
             if options.keep:
                 errors().print(f"kept: sidecar verify-billing --clean {options.names.prefix} … takes it away")
@@ -237,8 +253,12 @@ async def _services(options: Options) -> AsyncIterator[Services]:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-verify-"))
         upstream = await stack.enter_async_context(Server(small_api()))
         config = _config(options, directory, upstream.url)
-        lago = await stack.enter_async_context(OwnLago(config.lago, options.names))
-        query = await stack.enter_async_context(MeterQuery(config.metering))
+        try:
+            lago = await stack.enter_async_context(OwnLago(config.lago, options.names))
+            query = await stack.enter_async_context(MeterQuery(config.metering))
+        except (LagoSetupError, MeteringError) as error:
+            setting, _, reason = str(error).partition(": ")
+            fail(f"{_OPTIONS.get(setting, setting)}: {reason}", 2)
         if not isinstance(config.valkey, Embedded):
             async with connected(config.valkey) as client:
                 await client.ping()
@@ -279,6 +299,14 @@ def _valkey(url: str | None) -> str | None:
         except ValkeyUrlError as error:
             fail(f"--valkey: {error}", 2)
     return url
+
+
+def _only(names: list[str]) -> tuple[str, ...]:
+    known = [each.name for each in SCENARIOS]
+    for name in names:
+        if name not in known:
+            fail(f"--only: there is no scenario {name!r}; there are: {', '.join(known)}", 2)
+    return tuple(names)
 
 
 def _check_file(option: str, file: Path | None) -> None:

@@ -7,8 +7,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-PREFIX: Final = re.compile(r"verify(-[a-z0-9]+)+")
-"""With a fixed word at the start, so that nobody cleans away what a bank has named."""
+PREFIX: Final = re.compile(r"verify-[a-z0-9]+")
+"""A fixed word, so that nobody cleans away what a bank has named, and no further hyphen, so that no prefix is the start
+of another run's names."""
 
 PREFIX_CHARS_MAX: Final = 24
 
@@ -30,8 +31,8 @@ class Names:
     def __post_init__(self) -> None:
         if not PREFIX.fullmatch(self.prefix) or len(self.prefix) > PREFIX_CHARS_MAX:
             raise BadPrefix(
-                f"must be verify- and lower-case letters, digits and hyphens, {PREFIX_CHARS_MAX} characters at most,"
-                " such as verify-1"
+                f"must be verify- and lower-case letters or digits, {PREFIX_CHARS_MAX} characters at most, such as"
+                " verify-1"
             )
 
     def of(self, name: str) -> str:

@@ -36,8 +36,10 @@ class Secrets:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``requests_per_second``: to Lago; its cloud allows 50. ``valkey``: None for an embedded one. ``webhook_url``: where Lago reaches this process, port 0 for any free one;
-    None for no webhooks. ``timeout_s``: how long a scenario waits for something to become true."""
+    """``valkey``: None for an embedded one. ``webhook_url``: where Lago reaches this process, port 0 for any free one;
+    None for no webhooks. ``timeout_s``: how long a scenario waits for something to become true.
+    ``requests_per_second``: to Lago, whose cloud allows 50. ``only``: names of scenarios; none for all of them.
+    """
 
     lago: str
     openmeter: str
@@ -49,6 +51,7 @@ class Options:
     timeout_s: float = 60.0
     keep: bool = False
     requests_per_second: float = 40.0
+    only: tuple[str, ...] = ()
 
     def config(self, directory: str, upstream: str) -> Config:
         """The configuration of the gateway and the control plane. ``directory``: for an embedded Valkey.

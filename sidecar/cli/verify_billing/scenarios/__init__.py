@@ -1,6 +1,8 @@
-"""Every scenario, in the order of the table. The one that moves the clock is the last: nothing holds after it."""
+"""Every scenario, in the order of the table."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from sidecar.cli.verify_billing.scenario import Scenario
 from sidecar.cli.verify_billing.scenarios.counting import Duplicates, Surplus
@@ -10,25 +12,22 @@ from sidecar.cli.verify_billing.scenarios.premium import OverriddenPrice
 from sidecar.cli.verify_billing.scenarios.prepaid import DottedId, Prepaid, SpendingCap, Tax, TerminatedWallet, TopUp
 from sidecar.cli.verify_billing.scenarios.prices import GraduatedPrice, PackagePrice, StandardPrice, VolumePrice
 
-
-def all_scenarios() -> tuple[Scenario, ...]:
-    """New ones, for one run."""
-    return (
-        Prepaid(),
-        TopUp(),
-        TerminatedWallet(),
-        DottedId(),
-        SpendingCap(),
-        StandardPrice(),
-        GraduatedPrice(),
-        PackagePrice(),
-        VolumePrice(),
-        Tax(),
-        Duplicates(),
-        Surplus(),
-        Upgrade(),
-        Cancellation(),
-        Webhooks(),
-        OverriddenPrice(),
-        MonthEnd(),
-    )
+SCENARIOS: Final[tuple[type[Scenario], ...]] = (
+    Prepaid,
+    TopUp,
+    TerminatedWallet,
+    DottedId,
+    SpendingCap,
+    StandardPrice,
+    GraduatedPrice,
+    PackagePrice,
+    VolumePrice,
+    Tax,
+    Duplicates,
+    Surplus,
+    Upgrade,
+    Cancellation,
+    Webhooks,
+    OverriddenPrice,
+    MonthEnd,
+)
