@@ -62,11 +62,14 @@ async def _clean_lago(names: Names, lago: OwnLago, query: MeterQuery, cleaned: C
     for status in ("pending", "active"):  # a pending one takes the place of the active one that ends
         subscriptions = await _all(lambda page, status=status: lago.subscriptions_page(page, (status,)))  # type: ignore[misc]
         for subscription in subscriptions:
+            assert names.owns(subscription.customer), subscription
             await take("subscription", "subscriptions", subscription.external_id, (*NO_INVOICE, ("status", status)))
     for wallet in await _all(lago.wallets_page):
+        assert names.owns(wallet.customer), wallet
         if wallet.is_active:
             await take("wallet", "wallets", wallet.lago_id)
     for customer in await _all(lago.customers):
+        assert names.owns(customer.external_id), customer
         await take("customer", "customers", customer.external_id)
     for plan in await _all(lago.plans_page):
         if names.owns(plan.code):
