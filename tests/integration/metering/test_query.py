@@ -144,6 +144,13 @@ async def test_meters_are_made_and_shown(query: MeterQuery) -> None:
     assert not caught.value.transient
 
 
+async def test_a_meter_is_deleted_once(query: MeterQuery) -> None:
+    await query.create_meter(METER)
+    assert await query.delete_meter("payments")
+    assert await query.meter("payments") is None
+    assert not await query.delete_meter("payments")
+
+
 async def test_all_meters_are_listed_however_many_pages_there_are() -> None:
     meters = tuple(replace(DEFAULT_METERS[0], slug=f"meter_{number}") for number in range(250))
     async with (
