@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 from sidecar.basics.fault_reasons import reason_of
@@ -43,15 +44,19 @@ class Cleaned:
 async def clean(names: Names, lago: OwnLago, query: MeterQuery) -> Cleaned:
     """Ends subscriptions and wallets, deletes customers, plans, metrics, taxes, webhook endpoints and meters."""
     cleaned = Cleaned()
-    for kind, step in (("Lago", _clean_lago), ("OpenMeter", _clean_openmeter)):
+    steps = {
+        "Lago": partial(_clean_lago, names, lago, cleaned),
+        "OpenMeter": partial(_clean_openmeter, names, query, cleaned),
+    }
+    for kind, step in steps.items():
         try:
-            await step(names, lago, query, cleaned)
+            await step()
         except (LagoError, QueryError) as error:
             cleaned.left.append(f"{kind}: {error}")
     return cleaned
 
 
-async def _clean_lago(names: Names, lago: OwnLago, query: MeterQuery, cleaned: Cleaned) -> None:
+async def _clean_lago(names: Names, lago: OwnLago, cleaned: Cleaned) -> None:
     async def take(kind: str, collection: str, name: str, query: tuple[tuple[str, str], ...] = ()) -> None:
         await cleaned.take(kind, name, lambda: lago.delete(f"/{collection}/{segment(name)}", query))
 
@@ -60,7 +65,7 @@ async def _clean_lago(names: Names, lago: OwnLago, query: MeterQuery, cleaned: C
         if names.owns(endpoint.name):
             await take("webhook endpoint", "webhook_endpoints", endpoint.lago_id)
     for status in ("pending", "active"):  # a pending one takes the place of the active one that ends
-        subscriptions = await _all(lambda page, status=status: lago.subscriptions_page(page, (status,)))  # type: ignore[misc]
+        subscriptions = await _all(partial(lago.subscriptions_page, statuses=(status,)))
         for subscription in subscriptions:
             assert names.owns(subscription.customer), subscription
             await take("subscription", "subscriptions", subscription.external_id, (*NO_INVOICE, ("status", status)))
@@ -82,10 +87,10 @@ async def _clean_lago(names: Names, lago: OwnLago, query: MeterQuery, cleaned: C
             await take("tax", "taxes", tax.code)
 
 
-async def _clean_openmeter(names: Names, lago: OwnLago, query: MeterQuery, cleaned: Cleaned) -> None:
+async def _clean_openmeter(names: Names, query: MeterQuery, cleaned: Cleaned) -> None:
     for meter in await query.meters():
         if names.owns(meter.slug):
-            await cleaned.take("meter", meter.slug, lambda slug=meter.slug: query.delete_meter(slug))  # type: ignore[misc]
+            await cleaned.take("meter", meter.slug, partial(query.delete_meter, meter.slug))
 
 
 async def clean_ledger(names: Names, client: Client, cleaned: Cleaned) -> None:

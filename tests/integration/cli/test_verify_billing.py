@@ -164,7 +164,8 @@ async def test_a_run_that_was_kept_is_cleaned_up_by_its_prefix(valkey_server: Va
         assert "verify-1-prepaid" in system.lago.store.customers
         again, _, errors = await system.verify("--only", "prepaid wallet", *valkey)
         assert again == 1
-        assert "--clean verify-1" in errors
+        assert "there is a run with the prefix verify-1" in errors
+        assert not system.lago.store.customers["verify-1-prepaid"].deleted
         cleaned, _, errors = await system.verify("--clean", "verify-1", *valkey)
         assert cleaned == 0, errors
         system.assert_nothing_is_left()
