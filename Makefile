@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+REAL_ARGS ?= --stand-ins
 REQUIREMENTS_ARGS ?=
 # One more than there are cores: tests wait more than they compute.
 PYTEST_ARGS ?= --numprocesses $(shell expr $$(nproc 2> /dev/null || echo 1) + 1) --dist loadfile
@@ -10,7 +11,7 @@ PYTEST_ARGS ?= --numprocesses $(shell expr $$(nproc 2> /dev/null || echo 1) + 1)
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test adversary chaos test-host test-cluster lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
+.PHONY: help demo test adversary chaos test-host test-cluster test-real lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -101,6 +102,10 @@ test-host: $(VENV)/.installed-test ## Test redirected traffic in network namespa
 
 test-cluster: $(VENV)/.installed-test ## Test the chart in kubectl's cluster, which must be empty (needs QUOTA_SIDECAR_CLUSTER_IMAGE)
 	QUOTA_SIDECAR_CLUSTER_TESTS=1 $(BIN)/pytest -v tests/cluster
+
+# make test-real REAL_ARGS='--lago URL --openmeter URL --lago-key-file FILE'
+test-real: $(VENV)/.installed ## Compare the books with a real Lago and OpenMeter (REAL_ARGS; without them with stand-ins)
+	$(BIN)/python -m sidecar verify-billing $(REAL_ARGS)
 
 compare: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure the gateway beside nginx, nginx + Lua, Envoy and aiohttp (needs wrk and nginx)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.compare $(COMPARE_ARGS)

@@ -30,6 +30,7 @@ _MODULES = {
     "reconcile": "reconcile",
     "sync": "sync",
     "catalog": "catalog",
+    "verify-billing": "verify_billing.command",
     "version": "version",
 }
 """Commands in the order of the help, and the modules that have them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.billing.lago import parsing, parsing_invoices
@@ -61,7 +61,7 @@ class LagoClient(ObjectRequests):
     def __repr__(self) -> str:
         return f"LagoClient({self._settings.url}, {'open' if self._transport else 'closed'})"
 
-    async def __aenter__(self) -> LagoClient:
+    async def __aenter__(self) -> Self:
         self._transport = Transport(self._settings, self._clock, self._random, self.metrics)
         return self
 
@@ -307,6 +307,17 @@ class LagoClient(ObjectRequests):
             return answer.values
 
         return await self._open.request(endpoint, path, parse, body=body)
+
+    async def delete(self, path: str, query: Query = ()) -> bool:
+        """DELETE the same way; what that means is Lago's (a wallet is terminated). False: Lago does not know it."""
+        endpoint = f"DELETE /{path.split('/')[1]}/{{id}}"
+        try:
+            await self._open.request(endpoint, path, lambda answer: answer.values, query=query)
+        except LagoRejected as error:
+            if error.status == 404 and error.code.endswith("_not_found"):
+                return False
+            raise
+        return True
 
     async def create_customer(self, customer: Mapping[str, Any]) -> Customer:
         """Create a customer, or change the one with this ``external_id``."""

@@ -188,8 +188,8 @@ class MeterQuery:
             raise QueryError(f"OpenMeter does not change meter {meter.slug}: {_detail(answer)}", transient=False)
         return parse_meter(_document(answer))
 
-    async def delete_meter(self, slug: str) -> None:
-        """Deletes a meter, if there is one. The events that it counted stay.
+    async def delete_meter(self, slug: str) -> bool:
+        """Deletes a meter, not the events that it counted. False: OpenMeter does not know it.
 
         Raises:
             QueryError: as :meth:`usage` does.
@@ -197,6 +197,7 @@ class MeterQuery:
         status, answer = await self._ask("DELETE", f"/meters/{_slug(slug)}")
         if status >= 400 and status != 404:
             raise QueryError(f"OpenMeter does not delete meter {slug}: {_detail(answer)}", transient=False)
+        return status != 404
 
     async def takes_seconds(self, slug: str, now_ms: int) -> bool:
         """Whether a query of the meter may begin and end at any second, not at whole minutes alone: OpenMeter since

@@ -144,6 +144,13 @@ async def test_meters_are_made_and_shown(query: MeterQuery) -> None:
     assert not caught.value.transient
 
 
+async def test_a_meter_is_deleted_once(query: MeterQuery) -> None:
+    await query.create_meter(METER)
+    assert await query.delete_meter("payments")
+    assert await query.meter("payments") is None
+    assert not await query.delete_meter("payments")
+
+
 async def test_of_a_meter_groups_name_and_description_are_changed_and_it_is_deleted(query: MeterQuery) -> None:
     await query.create_meter(METER)
     other = replace(METER, group_by={"metric": "$.metric"}, name="Payments", description="All of them")

@@ -51,6 +51,17 @@ async def test_a_new_meter_is_shown_as_it_was_given_and_sees_events_from_before_
     assert [row["value"] for row in found["data"]] == [70]
 
 
+async def test_a_deleted_meter_is_gone_and_its_events_stay(
+    client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
+) -> None:
+    meter.keep(parse_events(BATCH, orjson.dumps([call("1")]), "v1"))
+    async with client.delete(f"{meter_url}{METERS}/api_calls") as answer:
+        assert (answer.status, await answer.read()) == (204, b"")
+    assert (await send(client, "GET", f"{meter_url}{METERS}/api_calls"))[0] == 404
+    assert (await send(client, "DELETE", f"{meter_url}{METERS}/api_calls"))[0] == 404
+    assert len(meter.store) == 1
+
+
 async def test_a_meter_of_another_event_type_sees_only_its_own(
     client: aiohttp.ClientSession, meter: OpenMeter, meter_url: str
 ) -> None:

@@ -451,6 +451,18 @@ async def test_what_is_written_goes_as_lago_documents_it(
     assert len(lago.requests) == 3
 
 
+async def test_what_is_deleted_is_deleted_once() -> None:
+    answers = [(200, {"plan": {}}), absent("plan_not_found"), (405, {"status": 405, "code": "not_allowed"})]
+    async with talking(answers) as (client, lago):
+        assert await client.delete("/plans/a%2Fb", [("on_termination_invoice", "skip")])
+        assert lago.lines == ["DELETE /plans/a%2Fb"]
+        assert lago.requests[0].query == [("on_termination_invoice", "skip")]
+        assert not await client.delete("/plans/a%2Fb")
+        with pytest.raises(LagoRejected, match="not_allowed"):
+            await client.delete("/plans/a%2Fb")
+    assert client.metrics.requests == {"DELETE /plans/{id}": 3}
+
+
 @pytest.mark.parametrize(
     ("amount", "sent"), [("0.00000001", "0.00000001"), ("1E-8", "0.00000001"), ("1E+2", 100), ("-0.50", "-0.50")]
 )

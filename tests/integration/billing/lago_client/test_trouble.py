@@ -48,6 +48,7 @@ EVENT = Event("om:1", "sub-1", "api_calls", Decimal(1), {})
 SAFE: dict[str, Callable[[LagoClient], Any]] = {
     "GET": lambda c: c.wallet("w1"),
     "PUT": lambda c: c.update("/plans/pro", {}),
+    "DELETE": lambda c: c.delete("/plans/pro"),
     "events": lambda c: c.send_event(EVENT),
     "upsert": lambda c: c.create_customer({}),
 }

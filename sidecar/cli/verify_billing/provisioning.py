@@ -1,0 +1,107 @@
+"""What a run makes in Lago and OpenMeter: a metric, a meter, plans, customers, wallets, subscriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from sidecar.billing.lago.models import Subscription
+from sidecar.cli.verify_billing.names import Names
+from sidecar.cli.verify_billing.own_lago import OwnLago
+from sidecar.metering.openmeter.meter_query import Meter, MeterQuery
+
+CURRENCY: Final = "EUR"
+TAX_PER_CENT: Final = "20"
+
+Price = Mapping[str, Any]
+"""The charge model of a plan's charge and its properties, as Lago has them."""
+
+Tier = tuple[int | None, str, str]
+"""Up to how many units, the price of a unit, the flat fee."""
+
+
+def standard(amount: str) -> Price:
+    return {"charge_model": "standard", "properties": {"amount": amount}}
+
+
+def package(amount: str, size: int, free: int) -> Price:
+    properties = {"amount": amount, "package_size": size, "free_units": free}
+    return {"charge_model": "package", "properties": properties}
+
+
+def graduated(*tiers: Tier) -> Price:
+    return _tiered("graduated", tiers)
+
+
+def volume(*tiers: Tier) -> Price:
+    return _tiered("volume", tiers)
+
+
+def _tiered(model: str, tiers: tuple[Tier, ...]) -> Price:
+    rows, low = [], 0
+    for up_to, unit, flat in tiers:
+        rows.append({"from_value": low, "to_value": up_to, "per_unit_amount": unit, "flat_amount": flat})
+        low = (up_to or 0) + 1
+    return {"charge_model": model, "properties": {f"{model}_ranges": rows}}
+
+
+class Provisioning:
+    """All methods raise `LagoError`; ``basis`` also `QueryError`."""
+
+    def __init__(self, names: Names, lago: OwnLago, query: MeterQuery) -> None:
+        self._names = names
+        self._lago = lago
+        self._query = query
+        self._metric_id = ""
+
+    async def basis(self) -> None:
+        """The metric in Lago and its meter in OpenMeter, and a tax of TAX_PER_CENT: before anything else."""
+        names = self._names
+        made = await self._lago.create_metric(
+            {"code": names.metric, "name": names.metric, "aggregation_type": "sum_agg", "field_name": "calls"}
+        )
+        self._metric_id = made.lago_id
+        groups = {"metric": "$.metric"}
+        await self._query.create_meter(Meter(names.metric, "SUM", "$.units", names.event_type, groups))
+        await self._lago.create_tax({"code": names.tax, "name": names.tax, "rate": TAX_PER_CENT})
+
+    async def plan(self, name: str, price: Price, amount_cents: int = 0) -> str:
+        """A plan with one charge; its code."""
+        code = self._names.of(name)
+        await self._lago.create_plan(
+            {
+                "code": code, "name": code, "interval": "monthly", "amount_cents": amount_cents,
+                "amount_currency": CURRENCY, "pay_in_advance": False,
+                "charges": [{"billable_metric_id": self._metric_id, **price}],
+            }
+        )  # fmt: skip
+        return code
+
+    async def customer(self, account: str, metadata: Mapping[str, str] | None = None, **values: Any) -> None:
+        pairs = [{"key": key, "value": value, "display_in_invoice": False} for key, value in (metadata or {}).items()]
+        await self._lago.create_customer(
+            {"external_id": account, "name": account, "currency": CURRENCY, "metadata": pairs, **values}
+        )
+
+    async def wallet(self, account: str, credits: str) -> str:
+        """A wallet in which a credit is worth 1; its id. The credits may come a little later."""
+        made = await self._lago.create_wallet(
+            {
+                "external_customer_id": account, "name": account, "currency": CURRENCY, "rate_amount": "1",
+                "paid_credits": "0", "granted_credits": credits,
+            }
+        )  # fmt: skip
+        return made.lago_id
+
+    async def top_up(self, wallet: str, credits: Decimal) -> None:
+        await self._lago.top_up({"wallet_id": wallet, "granted_credits": str(credits)})
+
+    async def subscribe(self, account: str, plan: str, **values: Any) -> Subscription:
+        """A subscription to the plan, or another plan for the one that there is."""
+        return await self._lago.create_subscription(
+            {
+                "external_customer_id": account, "external_id": self._names.subscription(account), "plan_code": plan,
+                "billing_time": "calendar", **values,
+            }
+        )  # fmt: skip
