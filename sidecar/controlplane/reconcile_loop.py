@@ -275,6 +275,8 @@ class ReconcileLoop:
             LedgerUnavailable: Valkey cannot be reached.
         """
         started_s, requests = time.monotonic(), self._lago.metrics.requests.total()
+        if not dry_run:
+            await self._loader.open_lost_partitions()
         fingerprints = await read_lists(self._lago, progress)
         missing = await self._missing(fingerprints)
         for account in missing or ():

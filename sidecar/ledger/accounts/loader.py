@@ -387,6 +387,17 @@ class AccountLoader:
             raise Fenced(f"account {account}: a later leader ({int(number)}) has written it")
         return word, int(number)
 
+    async def open_lost_partitions(self) -> None:
+        """Makes partitions anew that have lost their data since. One that a gateway has made again hides the others:
+        no load of its accounts finds anything wrong.
+
+        Raises:
+            LedgerUnavailable: Valkey cannot be reached.
+        """
+        with _translated():
+            self._is_open = False
+            await self._open()
+
     async def _open(self) -> None:
         async with self._opening:
             if not self._is_open:

