@@ -120,12 +120,14 @@ def _within(
     wanted: Sequence[int], frozen: Sequence[int], exact: Sequence[int | None], most: int
 ) -> tuple[list[int], int]:
     """The units that are wanted, cut so that all together are no more than ``most``, and what is left of it. What was
-    frozen before goes before what is new, and whole hours go before parts of them."""
+    frozen before goes before what is new, and whole hours go before parts of them. Lago takes nothing back, so what was
+    frozen leaves no room for other units even where it is too much."""
     left = max(0, most)
     kept = []
     for units, before in zip(wanted, frozen, strict=True):
         kept.append(min(units, before, left))
         left -= kept[-1]
+    left = max(0, most - sum(frozen))
     for at in sorted(range(len(wanted)), key=lambda at: exact[at] is None):
         more = min(wanted[at] - kept[at], left)
         kept[at] += more
@@ -140,4 +142,5 @@ def _add_rest(
     one of a period that is over."""
     inexact = [at for at, known in enumerate(exact) if known is None]
     if end_s is not None and found[-1].segment.end_s >= end_s:
-        wanted[inexact[-1] if inexact else -1] += left
+        last = inexact[-1] if inexact else len(found) - 1
+        wanted[last] = max(wanted[last], found[last].segment.frozen) + left

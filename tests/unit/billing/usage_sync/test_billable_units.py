@@ -112,6 +112,18 @@ def test_a_ledger_that_lost_its_counts_bills_nothing_more() -> None:
     assert found.units == (0, 0), "planning calls what was pushed an excess, and takes nothing back"
 
 
+def test_what_lago_has_too_much_of_one_hour_leaves_no_room_for_the_others() -> None:
+    """A ledger that lost an hour: Lago takes the five of it back no more, so of the seven that follow two are new."""
+    assert billed([5, 7], [0, 7], frozen=[5, 0]).units == (0, 2)
+    assert billed([5, 7], [0, 7], frozen=[5, 0], from_ledger=True, over=True).units == (0, 2)
+
+
+def test_the_rest_of_a_period_comes_on_top_of_what_was_frozen() -> None:
+    """Twelve units that no hour has; five and one are in Lago."""
+    found = billed([5, 1], [0, 0], frozen=[5, 1], period=12, from_ledger=True, over=True)
+    assert found.units == (0, 7)
+
+
 def test_a_period_that_the_ledger_has_forgotten_is_bounded_by_its_hours() -> None:
     assert billed([6, 7], [5, 7], period=None).units == (5, 7)
 
@@ -129,10 +141,11 @@ def test_never_more_than_was_charged_and_all_of_it_at_the_end(
 ) -> None:
     shown, charged, frozen = (list(each) for each in zip(*given_windows, strict=True))
     period = max(0, sum(charged))
-    frozen = [min(units, period // len(frozen)) for units in frozen]
     found = billed(shown, charged, frozen=frozen, period=period, from_ledger=due, over=due, start_s=T0 + cut_s)
-    billed_now = sum(before if units is None else units for units, before in zip(found.units, frozen, strict=True))
-    assert billed_now <= period
+    # Lago takes nothing back.
+    in_lago = sum(before if units is None else max(units, before)
+                  for units, before in zip(found.units, frozen, strict=True))  # fmt: skip
+    assert in_lago <= max(period, sum(frozen))
     if due:
-        assert billed_now == period
+        assert in_lago == max(period, sum(frozen))
         assert None not in found.units
