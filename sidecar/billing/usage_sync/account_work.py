@@ -140,8 +140,7 @@ class AccountWork:
     ) -> tuple[int | None, ...]:
         """The units to bill of each segment; what is wrong with them goes into the report."""
         link, metric = metric_period.link, metric_period.metric
-        # What is not frozen of a period that is billed is late usage, of which the ledger may have forgotten N.
-        period = counts.periods.get((link.ledger_start_ms, metric), None if link.is_final else 0)
+        period = counts.periods.get((link.ledger_start_ms, metric), self.account.charged(link, metric))
         is_due = not link.is_final and round_time.now_s >= link.end_s + LEDGER_AFTER_S
         billable = billable_units(
             metric_period.to_compare,

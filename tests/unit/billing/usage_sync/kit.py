@@ -223,6 +223,8 @@ class Bank:
     """What the ledger has charged, as ``OpenMeterFake.usage_of``; None: the same as OpenMeter shows."""
     links: dict[str, tuple[PeriodLink, ...]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
+    forgotten: set[int] = field(default_factory=set)
+    """Starts in ms of periods that the ledger has forgotten."""
     lago: LagoFake = field(init=False)
     store: MemoryStore = field(init=False)
 
@@ -270,7 +272,7 @@ class Bank:
                 if who == account:
                     hours[at_s // HOUR, metric] += units
                     for each in self.links.get(account, ()):
-                        if each.start_s <= at_s < each.end_s:
+                        if each.start_s <= at_s < each.end_s and each.ledger_start_ms not in self.forgotten:
                             periods[each.ledger_start_ms, metric] += units
             found[account] = AccountCounts(periods, hours, from_hour)
         return found

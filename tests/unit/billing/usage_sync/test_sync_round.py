@@ -569,3 +569,41 @@ async def test_an_account_whose_counts_cannot_be_read_is_left_for_the_next_round
     report = await bank.round(NOW, accounts=accounts)
     assert bank.sent() == {f"om:api_calls:s2:{T0}:0": 3}
     assert report.counts.accounts_failed == 1
+
+
+# Periods that the ledger has forgotten, since their invoice was final
+
+
+NEPAL = link(T0 + 900, T0 + DAY + 900, is_current=False)
+AFTER = link(T0 + DAY + 900, T0 + 2 * DAY + 900)
+
+
+async def _invoiced(bank: Bank, *, how: str = "carry") -> None:
+    """A period that begins at a quarter past, of which all seven units are on its invoice."""
+    bank.settings = SyncSettings(late_usage=how)
+    bank.meter.use("tpp-1", NEPAL.end_s - 10, 7)
+    bank.charged = dict(bank.meter.usage_of)
+    await bank.round(NEPAL.end_s + 400, NEPAL, AFTER)
+    assert sum(bank.sent().values()) == 7
+    bank.forgotten = {NEPAL.ledger_start_ms}
+
+
+async def test_a_surplus_of_a_billed_period_is_carried_nowhere() -> None:
+    """OpenMeter counts the events twice by now. No whole hour is part of the period's bounds, and the ledger has
+    forgotten its sum, which the invoiced units still tell."""
+    bank = Bank()
+    await _invoiced(bank)
+    bank.meter.use("tpp-1", NEPAL.end_s - 10, 7)
+    final = replace(NEPAL, is_final=True)
+    account = SyncAccount("tpp-1", (final, AFTER), {final.ledger_start_ms: {"api_calls": 7}})
+    report = await bank.round(NEPAL.end_s + 900, accounts=[account])
+    assert sum(bank.sent().values()) == 7
+    assert (report.counts.surplus_units, report.counts.carried_units) == (7, 0)
+
+
+async def test_what_a_voided_invoice_had_is_no_excess() -> None:
+    bank = Bank()
+    await _invoiced(bank)
+    account = SyncAccount("tpp-1", (NEPAL, AFTER), {NEPAL.ledger_start_ms: {"api_calls": 7}})
+    report = await bank.round(NEPAL.end_s + 900, accounts=[account])
+    assert (report.counts.excess_units, report.counts.surplus_units, sum(bank.sent().values())) == (0, 0, 7)
