@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgpack
+
 from sidecar.ledger.accounts.account_state import decode_closed
 from sidecar.ledger.accounts.state_values import unpack_state
 from sidecar.ledger.hours import HOURS_OF_DAY, WHOLE_DAY, MalformedHours, day_counts
@@ -28,12 +30,14 @@ DAYS_MAX: Final = 400
 class AccountCounts:
     """Units that one account was charged. ``periods``: by start in ms and metric, of the current period and of those
     that are closed and not forgotten. ``hours``: by hour since 1970 and metric. ``hours_from``: hours before are not
-    known; ``days_unknown``: nor are those of these days, which have become one count."""
+    known; ``days_unknown``: nor are those of these days, which have become one count. ``taken``: units of periods that
+    were counted elsewhere and came with a load; no hour has them."""
 
     periods: Mapping[tuple[int, str], int] = field(default_factory=dict)
     hours: Mapping[tuple[int, str], int] = field(default_factory=dict)
     hours_from: int = 0
     days_unknown: frozenset[int] = frozenset()
+    taken: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
     def of_period(self, start_ms: int, metric: str) -> int:
         """N of a period."""
@@ -72,7 +76,7 @@ class AccountCountsReader:
         last_day = to_hour // HOURS_OF_DAY
         first_day = max(from_hour // HOURS_OF_DAY, last_day - DAYS_MAX + 1)
         days = range(first_day, last_day + 1)
-        fields = ["closed", *(f"h{day}" for day in days)]
+        fields = ["closed", "taken", *(f"h{day}" for day in days)]
         calls = [
             script_call(_READ, [self._keys.state(account), self._keys.account(account)], *fields)
             for account in accounts
@@ -90,7 +94,7 @@ class AccountCountsReader:
 
 def _counts(reply: Any, days: range) -> AccountCounts:
     """Raises ValueError (MalformedHours is one): something cannot be read."""
-    state, (closed, *packed_days) = reply
+    state, (closed, packed_taken, *packed_days) = reply
     periods: Counter[tuple[int, str]] = Counter()
     hours: Counter[tuple[int, str]] = Counter()
     unknown: set[int] = set()
@@ -104,7 +108,19 @@ def _counts(reply: Any, days: range) -> AccountCounts:
                 unknown.add(day)
             else:
                 hours[day * HOURS_OF_DAY + hour, name.decode("utf-8", "replace")] += units
-    return AccountCounts(periods, hours, days.start * HOURS_OF_DAY, frozenset(unknown))
+    return AccountCounts(periods, hours, days.start * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
+
+
+def _taken(packed: bytes | None) -> Counter[tuple[int, str]]:
+    values = msgpack.unpackb(packed, raw=False) if packed else []
+    if not isinstance(values, list) or len(values) % 4:
+        raise ValueError("the units that were taken over are not four values for each")
+    found: Counter[tuple[int, str]] = Counter()
+    for start_ms, metric, units in zip(values[::4], values[2::4], values[3::4], strict=True):
+        if not (isinstance(start_ms, int) and isinstance(metric, str) and isinstance(units, int)):
+            raise ValueError("units that were taken over are not those of a period, a metric and whole units")
+        found[start_ms, metric] += units
+    return found
 
 
 def _count_state(state: bytes, periods: Counter[tuple[int, str]], hours: Counter[tuple[int, str]]) -> None:

@@ -146,7 +146,7 @@ class AccountWork:
             metric_period.to_compare,
             [units[usage_range] for usage_range in metric_period.ranges(self.account.id)],
             metric_period.pushed_usage,
-            ChargedUnits(metric, counts, period),
+            ChargedUnits(metric, counts, period, counts.taken.get((link.ledger_start_ms, metric), 0)),
             from_ledger=settings.source == "ledger" or is_due,
             end_s=link.end_s if round_time.now_s >= link.end_s else None,
         )

@@ -13,7 +13,7 @@ from typing import Final
 
 from sidecar.billing.usage_sync.metered_usage import NotShown, Shown
 from sidecar.billing.usage_sync.planning import SegmentToCompare
-from sidecar.billing.usage_sync.pushed_usage import HOUR_S, PushedUsage
+from sidecar.billing.usage_sync.pushed_usage import HOUR_S, PushedUsage, Segment
 from sidecar.ledger.account_counts import AccountCounts
 
 LEDGER_AFTER_S: Final = 300
@@ -33,17 +33,32 @@ class BillableUnits:
 
 @dataclass(frozen=True, slots=True)
 class ChargedUnits:
-    """What the ledger has charged for one metric. ``period``: N of the period, None if the ledger has forgotten it."""
+    """What the ledger has charged for one metric. ``period``: N of the period, None if the ledger has forgotten it.
+    ``taken``: units of it that were counted elsewhere before the account was loaded, which no hour has."""
 
     metric: str
     counts: AccountCounts
     period: int | None
+    taken: int = 0
 
     def between(self, start_s: int, end_s: int) -> int | None:
         """Units between two instants; None if the ledger does not know: they are no whole hours, or too old."""
         if start_s % HOUR_S or end_s % HOUR_S:
             return None
         return self.counts.of_hours(start_s // HOUR_S, end_s // HOUR_S, self.metric)
+
+    def most_of(self, segment: Segment) -> int | None:
+        """The most units that a segment may have; None: what is left of the period.
+
+        Where units were taken over, an hour without a count may be one of those in which they were used. What was
+        compared before and merged since has all that is its own.
+        """
+        known = self.between(segment.start_s, segment.end_s)
+        if not self.taken:
+            return known
+        if segment.end_s - segment.start_s > HOUR_S:
+            return max(known or 0, segment.frozen)
+        return known or None
 
 
 def billable_units(
@@ -57,16 +72,17 @@ def billable_units(
 ) -> BillableUnits:
     """``counted``: OpenMeter's units of each segment, or why there are none. ``from_ledger``: bill what the ledger has
     charged, whatever OpenMeter shows. ``end_s``: of a period that is over, None if it goes on."""
-    exact = [charged.between(each.segment.start_s, each.segment.end_s) for each in found]
+    exact = [charged.most_of(each.segment) for each in found]
+    own = [charged.between(each.segment.start_s, each.segment.end_s) for each in found]
     wanted: list[int] = []
     held: list[str] = []
     surplus = 0
-    for compared, shown, known in zip(found, counted, exact, strict=True):
+    for compared, shown, known, charged_here in zip(found, counted, exact, own, strict=True):
         reason = _fault(shown, known)
         held.append(reason)
         frozen = compared.segment.frozen
-        if from_ledger and known is not None:
-            wanted.append(max(known, 0))
+        if from_ledger and charged_here is not None and (known is not None or not charged.taken):
+            wanted.append(max(charged_here, frozen if charged.taken else 0))
         elif reason or isinstance(shown, NotShown):
             wanted.append(frozen)
         else:
@@ -78,6 +94,9 @@ def billable_units(
         left = charged.period - (sum(segment.frozen for segment in pushed_usage.segments) - _frozen(found))
         surplus += _surplus_of_parts(counted, exact, left)
         wanted, left = _within(wanted, [each.segment.frozen for each in found], exact, left)
+        if charged.taken:
+            # Wherever they were counted, Lago has them, or OpenMeter shows them.
+            left = min(left, charged.period - charged.taken - _accounted(found, own, wanted))
         if from_ledger and left > 0 and found:
             _add_rest(wanted, found, exact, left, end_s)
     more = 0
@@ -107,6 +126,14 @@ def _fault(shown: Shown, known: int | None) -> str:
 
 def _frozen(found: Sequence[SegmentToCompare]) -> int:
     return sum(each.segment.frozen for each in found)
+
+
+def _accounted(found: Sequence[SegmentToCompare], own: Sequence[int | None], wanted: Sequence[int]) -> int:
+    """Units that the ledger has charged itself: of the hours, and at most those of parts of hours."""
+    return sum(
+        max(compared.segment.frozen, units) if known is None else known
+        for compared, known, units in zip(found, own, wanted, strict=True)
+    )
 
 
 def _surplus_of_parts(counted: Sequence[Shown], exact: Sequence[int | None], most: int) -> int:

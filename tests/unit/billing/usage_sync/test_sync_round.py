@@ -578,9 +578,9 @@ NEPAL = link(T0 + 900, T0 + DAY + 900, is_current=False)
 AFTER = link(T0 + DAY + 900, T0 + 2 * DAY + 900)
 
 
-async def _invoiced(bank: Bank, *, how: str = "carry") -> None:
+async def _invoiced(bank: Bank) -> None:
     """A period that begins at a quarter past, of which all seven units are on its invoice."""
-    bank.settings = SyncSettings(late_usage=how)
+    bank.settings = SyncSettings(late_usage="carry")
     bank.meter.use("tpp-1", NEPAL.end_s - 10, 7)
     bank.charged = dict(bank.meter.usage_of)
     await bank.round(NEPAL.end_s + 400, NEPAL, AFTER)

