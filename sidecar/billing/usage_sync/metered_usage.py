@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from sidecar.billing.usage_sync.concurrency import gather_limited
 from sidecar.billing.usage_sync.pushed_usage import HOUR_S
-from sidecar.metering.openmeter.query_rows import AnswerTooLarge
+from sidecar.metering.openmeter.query_rows import AnswerTooLarge, QueryError
 
 Window = Literal["HOUR", "MINUTE"]
 
@@ -129,7 +129,8 @@ class UsageReader:
         """Fetch what is needed and not known yet.
 
         Raises:
-            QueryError: the first query that failed; the others have come to their ends.
+            QueryError: the first query that failed. Those under way have come to their ends and no other was begun, so
+                that nobody waits for as many timeouts as there are queries.
         """
         self._own_cells.clear()
         self._own_intervals.clear()
@@ -154,7 +155,18 @@ class UsageReader:
             ),
         ]
         self._make_room(cells.keys())
-        await gather_limited(lambda query: query(), queries, QUERIES_MAX)
+        failures: list[QueryError] = []
+
+        async def fetch(query: Callable[[], Awaitable[None]]) -> None:
+            if not failures:
+                try:
+                    await query()
+                except QueryError as error:
+                    failures.append(error)
+
+        await gather_limited(fetch, queries, QUERIES_MAX)
+        if failures:
+            raise failures[0]
 
     def units(self, usage_range: UsageRange) -> Shown:
         """Units of a range that was loaded last. OpenMeter has no row for what has no usage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,7 @@ class OpenMeterFake:
         asked = subject if subject is None or isinstance(subject, str) else tuple(subject)
         self.queries.append((metric, from_ms // 1000, to_ms // 1000, asked, window))
         if self.error is not None and (not self.failing or metric in self.failing):
+            await asyncio.sleep(0)
             raise self.error
         rows: dict[tuple[str, int], int] = {}
         for (who, what, at_s), units in self.usage_of.items():
