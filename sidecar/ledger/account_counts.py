@@ -11,15 +11,17 @@ import msgpack
 
 from sidecar.ledger.accounts.account_state import decode_closed
 from sidecar.ledger.accounts.state_values import unpack_state
-from sidecar.ledger.hours import HOURS_OF_DAY, WHOLE_DAY, MalformedHours, day_counts
+from sidecar.ledger.hours import DAY_MS, HOURS_OF_DAY, KEPT_DAYS, WHOLE_DAY, MalformedHours, day_counts, kept_from_ms
+from sidecar.ledger.hours import periods as periods_of
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.calls import call_each, script_call
 from sidecar.valkey.topology import Client
 
 _READ: Final = b"""
 -- The counts of an account at one instant: an hour or a period that ends moves from the state to the hash.
--- KEYS [1] state [2] hash of the account  ARGV fields of the hash  reply {state, {field, ...}}
-return {redis.call('GET', KEYS[1]), redis.call('HMGET', KEYS[2], unpack(ARGV))}
+-- KEYS [1] state [2] hash of the account  ARGV fields of the hash
+-- reply {state, {field, ...}}; an error in the place of what cannot be read
+return {redis.pcall('GET', KEYS[1]), redis.pcall('HMGET', KEYS[2], unpack(ARGV))}
 """
 
 DAYS_MAX: Final = 400
@@ -94,6 +96,9 @@ class AccountCountsReader:
 
 def _counts(reply: Any, days: range) -> AccountCounts:
     """Raises ValueError (MalformedHours is one): something cannot be read."""
+    for part in reply:
+        if isinstance(part, Exception):
+            raise MalformedHours(str(part))
     state, (closed, packed_taken, *packed_days) = reply
     periods: Counter[tuple[int, str]] = Counter()
     hours: Counter[tuple[int, str]] = Counter()
@@ -108,7 +113,16 @@ def _counts(reply: Any, days: range) -> AccountCounts:
                 unknown.add(day)
             else:
                 hours[day * HOURS_OF_DAY + hour, name.decode("utf-8", "replace")] += units
-    return AccountCounts(periods, hours, days.start * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
+    kept_from = _kept_from(state, days)
+    return AccountCounts(periods, hours, kept_from * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
+
+
+def _kept_from(state: bytes | None, days: range) -> int:
+    """The first of these days that was not dropped (``sidecar.metering.audit.hour_compaction``)."""
+    if state is None:
+        return days.start
+    cutoff_ms = kept_from_ms(periods_of(state))
+    return max(days.start, min(cutoff_ms // DAY_MS, days[-1] - KEPT_DAYS))
 
 
 def _taken(packed: bytes | None) -> Counter[tuple[int, str]]:
