@@ -159,7 +159,10 @@ class SyncLoop:
             return None
         accounts = []
         for account in due:
-            saved = await self._reconciler.reconcile_state(account)
+            try:
+                saved = await self._reconciler.reconcile_state(account)
+            except MalformedReconcileState:
+                continue  # the regular round says so
             accounts.append(SyncAccount(account, _near(saved.links.values(), now_ms), _invoiced(saved)))
         return await self.sync.run_once(accounts, token, now_ms)
 
