@@ -103,6 +103,7 @@ def _counts(reply: Any, days: range) -> AccountCounts:
     periods: Counter[tuple[int, str]] = Counter()
     hours: Counter[tuple[int, str]] = Counter()
     unknown: set[int] = set()
+    names: dict[bytes, str] = {}
     if state is not None:
         _count_state(state, periods, hours)
     for record in decode_closed(closed):
@@ -112,7 +113,9 @@ def _counts(reply: Any, days: range) -> AccountCounts:
             if hour == WHOLE_DAY:
                 unknown.add(day)
             else:
-                hours[day * HOURS_OF_DAY + hour, name.decode("utf-8", "replace")] += units
+                metric = names.get(name) or names.setdefault(name, name.decode("utf-8", "replace"))
+                key = day * HOURS_OF_DAY + hour, metric
+                hours[key] = hours.get(key, 0) + units
     kept_from = _kept_from(state, days)
     return AccountCounts(periods, hours, kept_from * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
 

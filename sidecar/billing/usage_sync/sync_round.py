@@ -31,6 +31,8 @@ from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import CLIENT_ERRORS
 
 PAGE_ACCOUNTS: Final = 500
+COUNTED_ACCOUNTS: Final = 25
+"""Accounts whose counts of the ledger are in memory at once: at a month's end they are those of 744 hours for each."""
 VALKEY_CALLS_MAX: Final = 32
 LOOK_UPS_MAX: Final = 4
 ALL_METRICS: Final = ""
@@ -176,8 +178,12 @@ class SyncRound:
         planned = [work for work in works if not work.has_failed]
         units = await self._shown(planned)
         # After OpenMeter: the ledger has charged what OpenMeter shows.
-        counts = await self._charged(planned)
-        for work in planned:
+        async for some in pages(planned, COUNTED_ACCOUNTS):
+            await self._plan_some(some, units)
+
+    async def _plan_some(self, works: Sequence[AccountWork], units: Mapping[UsageRange, Shown]) -> None:
+        counts = await self._charged(works)
+        for work in works:
             if not work.has_failed:
                 work.metric_periods = [
                     metric_period for metric_period in work.metric_periods if metric_period.metric in self._fields

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,8 @@ from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.account_work import PUSHED_USAGES_DONE_MAX
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
+from sidecar.billing.usage_sync.planning import RoundTime
+from sidecar.billing.usage_sync.sync_round import COUNTED_ACCOUNTS, SyncRound
 from sidecar.billing.usage_sync.sync_store import Changed, Fenced, SyncState, SyncStateChange
 from sidecar.metering.openmeter.meter_query import QueryError
 from tests.unit.billing.usage_sync.kit import DAY, HOUR, T0, Bank, Crash, MemoryStore, link, metric_of, unavailable
@@ -634,3 +638,29 @@ async def test_an_operators_correction_holds_nothing_back_in_short_windows() -> 
     bank.meter.use("tpp-1", T0 + 1000, -3)
     report = await bank.round(NOW, MONTH)
     assert (report.counts.held, bank.sent()) == (0, {FIRST: 2})
+
+
+# Many accounts
+
+
+async def test_the_ledgers_counts_of_a_few_accounts_are_in_memory_at_once() -> None:
+    """At the end of a month each has 744 hours for each metric: of a whole page, hundreds of megabytes."""
+    bank = Bank()
+    asked: list[int] = []
+    read = bank.read
+
+    class Counting:
+        async def read(self, accounts: Sequence[str], from_hour: int, to_hour: int) -> Mapping[str, Any]:
+            asked.append(len(accounts))
+            return await read(accounts, from_hour, to_hour)
+
+    accounts = [SyncAccount(f"tpp-{n}", (link(T0, T0 + DAY, sub=f"s{n}", external=f"sub-{n}"),)) for n in range(60)]
+    bank.links = {each.id: each.links for each in accounts}
+    for each in accounts:
+        bank.meter.use(each.id, T0 + 5, 7)
+    one = SyncRound(
+        bank.store, bank.lago, bank.meter, bank.settings, counts=Counting(), token=1, round_time=RoundTime(NOW)
+    )
+    await one.run(accounts)
+    assert max(asked) <= COUNTED_ACCOUNTS
+    assert len(bank.sent()) == 60
