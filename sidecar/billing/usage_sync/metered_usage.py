@@ -154,7 +154,7 @@ class UsageReader:
                 if interval not in self._intervals
             ),
         ]
-        self._make_room(cells.keys())
+        self._make_room(cells.keys(), intervals.keys())
         failures: list[QueryError] = []
 
         async def fetch(query: Callable[[], Awaitable[None]]) -> None:
@@ -184,12 +184,16 @@ class UsageReader:
             total += shown
         return total
 
-    def _make_room(self, wanted: Collection[_Cell]) -> None:
+    def _make_room(self, wanted: Collection[_Cell], wanted_intervals: Collection[_Interval]) -> None:
         kept = sum(map(len, self._cells.values())) + sum(map(len, self._intervals.values()))
         for cell in [cell for cell in self._cells if cell not in wanted]:
             if kept <= KEPT_MAX:
                 return
             kept -= len(self._cells.pop(cell))
+        for interval in [interval for interval in self._intervals if interval not in wanted_intervals]:
+            if kept <= KEPT_MAX:
+                return
+            kept -= len(self._intervals.pop(interval))
 
     async def _fetch_cells(self, run: Sequence[_Cell], wanted: Mapping[_Cell, Collection[str]]) -> None:
         if not self._too_large.isdisjoint(run) and len(run) > 1:

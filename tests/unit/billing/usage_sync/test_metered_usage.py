@@ -168,3 +168,12 @@ async def test_nobody_waits_for_one_timeout_after_another() -> None:
     with pytest.raises(QueryError):
         await reader.load([UsageRange(f"tpp-{n}", "api_calls", T0 + n, T0 + HOUR) for n in range(500)])
     assert len(meter.queries) <= QUERIES_MAX
+
+
+async def test_intervals_of_earlier_pages_make_room_too(meter: OpenMeterFake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged hours of periods that began on thirty different days are thirty answers with all subjects."""
+    monkeypatch.setattr("sidecar.billing.usage_sync.metered_usage.KEPT_MAX", 20)
+    reader = UsageReader(meter)
+    for page in range(30):
+        await reader.load([usage_range(n, page, 3 * HOUR - 1) for n in range(2)])
+    assert repr(reader) == "UsageReader(0 windows and 3 intervals of all subjects)"
