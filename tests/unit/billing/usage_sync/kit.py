@@ -56,6 +56,7 @@ class OpenMeterFake:
     error: QueryError | None = None
     failing: set[str] = field(default_factory=set)
     rows_max: int | None = None
+    takes_s: float = 0
     faults: dict[str, str] = field(default_factory=dict)
     """By subject: what is wrong with its rows."""
 
@@ -85,6 +86,8 @@ class OpenMeterFake:
         subjects = None if subject is None else {subject} if isinstance(subject, str) else set(subject)
         asked = subject if subject is None or isinstance(subject, str) else tuple(subject)
         self.queries.append((metric, from_ms // 1000, to_ms // 1000, asked, window))
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
         if self.error is not None and (not self.failing or metric in self.failing):
             await asyncio.sleep(0)
             raise self.error

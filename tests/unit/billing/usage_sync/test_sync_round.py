@@ -664,3 +664,22 @@ async def test_the_ledgers_counts_of_a_few_accounts_are_in_memory_at_once() -> N
     await one.run(accounts)
     assert max(asked) <= COUNTED_ACCOUNTS
     assert len(bank.sent()) == 60
+
+
+async def test_an_openmeter_that_answers_slowly_does_not_keep_a_period_from_its_invoice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Periods that began at seconds of their own make a query for each account. None of them takes too long, all of
+    them take longer than Lago waits."""
+    monkeypatch.setattr("sidecar.billing.usage_sync.sync_round.URGENT_QUERIES_S_MAX", 0.1)
+    bank = Bank()
+    accounts = []
+    for n in range(80):
+        one = link(T0 + 1 + n, T0 + HOUR, sub=f"s{n}", external=f"sub-{n}", is_current=False)
+        accounts.append(SyncAccount(f"tpp-{n}", (one,)))
+        bank.meter.use(f"tpp-{n}", T0 + 100, 7)
+    bank.meter.takes_s = 0.05
+    report = await bank.round(T0 + HOUR + 300, accounts=accounts)
+    assert len(bank.meter.queries) < 20
+    assert sum(bank.sent().values()) == 80 * 7
+    assert report.stopped == "OpenMeter takes too long to answer"
