@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -141,7 +141,7 @@ class SyncLoop:
                 if saved.invoiced:
                     reconcile_states[account] = saved
                 if saved.links:
-                    yield SyncAccount(account, tuple(saved.links.values()))
+                    yield SyncAccount(account, tuple(saved.links.values()), _invoiced(saved))
 
         now_ms = await self._store.accounts.now_ms()
         report = await self.sync.run_once(accounts(), token, now_ms, flush)
@@ -159,8 +159,11 @@ class SyncLoop:
             return None
         accounts = []
         for account in due:
-            links = (await self._reconciler.reconcile_state(account)).links
-            accounts.append(SyncAccount(account, _near(links.values(), now_ms)))
+            try:
+                saved = await self._reconciler.reconcile_state(account)
+            except MalformedReconcileState:
+                continue  # the regular round says so
+            accounts.append(SyncAccount(account, _near(saved.links.values(), now_ms), _invoiced(saved)))
         return await self.sync.run_once(accounts, token, now_ms)
 
     async def _reconcile_states(self, only: str | None) -> AsyncIterator[tuple[str, ReconcileState]]:
@@ -177,6 +180,10 @@ class SyncLoop:
             if only is not None:
                 return
             after = page[-1]
+
+
+def _invoiced(saved: ReconcileState) -> Mapping[int, Mapping[str, int]]:
+    return {start_ms: period.units for start_ms, period in saved.invoiced.items()}
 
 
 def _near(links: Iterable[PeriodLink], now_ms: int) -> tuple[PeriodLink, ...]:

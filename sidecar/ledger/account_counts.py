@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgpack
+
 from sidecar.ledger.accounts.account_state import decode_closed
 from sidecar.ledger.accounts.state_values import unpack_state
-from sidecar.ledger.hours import HOURS_OF_DAY, WHOLE_DAY, MalformedHours, day_counts
+from sidecar.ledger.hours import DAY_MS, HOURS_OF_DAY, KEPT_DAYS, WHOLE_DAY, MalformedHours, day_counts, kept_from_ms
+from sidecar.ledger.hours import periods as periods_of
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.calls import call_each, script_call
 from sidecar.valkey.topology import Client
 
 _READ: Final = b"""
 -- The counts of an account at one instant: an hour or a period that ends moves from the state to the hash.
--- KEYS [1] state [2] hash of the account  ARGV fields of the hash  reply {state, {field, ...}}
-return {redis.call('GET', KEYS[1]), redis.call('HMGET', KEYS[2], unpack(ARGV))}
+-- KEYS [1] state [2] hash of the account  ARGV fields of the hash
+-- reply {state, {field, ...}}; an error in the place of what cannot be read
+return {redis.pcall('GET', KEYS[1]), redis.pcall('HMGET', KEYS[2], unpack(ARGV))}
 """
 
 DAYS_MAX: Final = 400
@@ -28,12 +32,14 @@ DAYS_MAX: Final = 400
 class AccountCounts:
     """Units that one account was charged. ``periods``: by start in ms and metric, of the current period and of those
     that are closed and not forgotten. ``hours``: by hour since 1970 and metric. ``hours_from``: hours before are not
-    known; ``days_unknown``: nor are those of these days, which have become one count."""
+    known; ``days_unknown``: nor are those of these days, which have become one count. ``taken``: units of periods that
+    were counted elsewhere and came with a load; no hour has them."""
 
     periods: Mapping[tuple[int, str], int] = field(default_factory=dict)
     hours: Mapping[tuple[int, str], int] = field(default_factory=dict)
     hours_from: int = 0
     days_unknown: frozenset[int] = frozenset()
+    taken: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
     def of_period(self, start_ms: int, metric: str) -> int:
         """N of a period."""
@@ -72,7 +78,7 @@ class AccountCountsReader:
         last_day = to_hour // HOURS_OF_DAY
         first_day = max(from_hour // HOURS_OF_DAY, last_day - DAYS_MAX + 1)
         days = range(first_day, last_day + 1)
-        fields = ["closed", *(f"h{day}" for day in days)]
+        fields = ["closed", "taken", *(f"h{day}" for day in days)]
         calls = [
             script_call(_READ, [self._keys.state(account), self._keys.account(account)], *fields)
             for account in accounts
@@ -90,10 +96,14 @@ class AccountCountsReader:
 
 def _counts(reply: Any, days: range) -> AccountCounts:
     """Raises ValueError (MalformedHours is one): something cannot be read."""
-    state, (closed, *packed_days) = reply
+    for part in reply:
+        if isinstance(part, Exception):
+            raise MalformedHours(str(part))
+    state, (closed, packed_taken, *packed_days) = reply
     periods: Counter[tuple[int, str]] = Counter()
     hours: Counter[tuple[int, str]] = Counter()
     unknown: set[int] = set()
+    names: dict[bytes, str] = {}
     if state is not None:
         _count_state(state, periods, hours)
     for record in decode_closed(closed):
@@ -103,8 +113,31 @@ def _counts(reply: Any, days: range) -> AccountCounts:
             if hour == WHOLE_DAY:
                 unknown.add(day)
             else:
-                hours[day * HOURS_OF_DAY + hour, name.decode("utf-8", "replace")] += units
-    return AccountCounts(periods, hours, days.start * HOURS_OF_DAY, frozenset(unknown))
+                metric = names.get(name) or names.setdefault(name, name.decode("utf-8", "replace"))
+                key = day * HOURS_OF_DAY + hour, metric
+                hours[key] = hours.get(key, 0) + units
+    kept_from = _kept_from(state, days)
+    return AccountCounts(periods, hours, kept_from * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
+
+
+def _kept_from(state: bytes | None, days: range) -> int:
+    """The first of these days that was not dropped (``sidecar.metering.audit.hour_compaction``)."""
+    if state is None:
+        return days.start
+    cutoff_ms = kept_from_ms(periods_of(state))
+    return max(days.start, min(cutoff_ms // DAY_MS, days[-1] - KEPT_DAYS))
+
+
+def _taken(packed: bytes | None) -> Counter[tuple[int, str]]:
+    values = msgpack.unpackb(packed, raw=False) if packed else []
+    if not isinstance(values, list) or len(values) % 4:
+        raise ValueError("the units that were taken over are not four values for each")
+    found: Counter[tuple[int, str]] = Counter()
+    for start_ms, metric, units in zip(values[::4], values[2::4], values[3::4], strict=True):
+        if not (isinstance(start_ms, int) and isinstance(metric, str) and isinstance(units, int)):
+            raise ValueError("units that were taken over are not those of a period, a metric and whole units")
+        found[start_ms, metric] += units
+    return found
 
 
 def _count_state(state: bytes, periods: Counter[tuple[int, str]], hours: Counter[tuple[int, str]]) -> None:

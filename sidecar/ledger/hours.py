@@ -195,6 +195,14 @@ def periods(state: bytes) -> list[tuple[int, int]]:
     return bounds
 
 
+def kept_from_ms(bounds: Collection[tuple[int, int]]) -> int:
+    """Days that end by this instant may be dropped. ``bounds``: start and end of an account's current periods, in ms.
+
+    The period before an open one of 28 days may have had 31.
+    """
+    return min((start_ms - (end_ms - start_ms) * 9 // 8 for start_ms, end_ms in bounds), default=0)
+
+
 def _state_values(state: bytes) -> StateValues:
     try:
         return unpack_state(state)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 from sidecar.billing.settings import SyncSettings
-from sidecar.billing.usage_sync.billable_units import LEDGER_AFTER_S, ChargedUnits, billable_units
+from sidecar.billing.usage_sync.billable_units import ChargedUnits, billable_units
 from sidecar.billing.usage_sync.delivery import DeliveryOutcome
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.metered_usage import Shown, UsageRange
@@ -19,6 +19,7 @@ from sidecar.billing.usage_sync.planning import (
     RoundTime,
     SegmentToCompare,
     displaced_segments,
+    is_due,
     is_finished,
     is_flushing,
     new_pushed_usage,
@@ -140,15 +141,13 @@ class AccountWork:
     ) -> tuple[int | None, ...]:
         """The units to bill of each segment; what is wrong with them goes into the report."""
         link, metric = metric_period.link, metric_period.metric
-        # What is not frozen of a period that is billed is late usage, of which the ledger may have forgotten N.
-        period = counts.periods.get((link.ledger_start_ms, metric), None if link.is_final else 0)
-        is_due = not link.is_final and round_time.now_s >= link.end_s + LEDGER_AFTER_S
+        period = counts.periods.get((link.ledger_start_ms, metric), self.account.charged(link, metric))
         billable = billable_units(
             metric_period.to_compare,
             [units[usage_range] for usage_range in metric_period.ranges(self.account.id)],
             metric_period.pushed_usage,
-            ChargedUnits(metric, counts, period),
-            from_ledger=settings.source == "ledger" or is_due,
+            ChargedUnits(metric, counts, period, counts.taken.get((link.ledger_start_ms, metric), 0)),
+            from_ledger=settings.source == "ledger" or is_due(link, round_time),
             end_s=link.end_s,
             is_over=round_time.now_s >= link.end_s,
         )

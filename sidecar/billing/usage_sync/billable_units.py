@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from sidecar.billing.usage_sync.metered_usage import NotShown, Shown
 from sidecar.billing.usage_sync.planning import SegmentToCompare
-from sidecar.billing.usage_sync.pushed_usage import HOUR_S, PushedUsage
+from sidecar.billing.usage_sync.pushed_usage import HOUR_S, PushedUsage, Segment
 from sidecar.ledger.account_counts import AccountCounts
-
-LEDGER_AFTER_S: Final = 300
-"""So long after a period's end the ledger's counts make up for what OpenMeter does not show. Lago bills at ten past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +29,13 @@ class BillableUnits:
 
 @dataclass(frozen=True, slots=True)
 class ChargedUnits:
-    """What the ledger has charged for one metric. ``period``: N of the period, None if the ledger has forgotten it."""
+    """What the ledger has charged for one metric. ``period``: N of the period, None if the ledger has forgotten it.
+    ``taken``: units of it that were counted elsewhere before the account was loaded, which no hour has."""
 
     metric: str
     counts: AccountCounts
     period: int | None
+    taken: int = 0
 
     def between(self, start_s: int, end_s: int) -> int | None:
         """Units between two instants; None if the ledger does not know: they are no whole hours, or too old."""
@@ -52,6 +50,19 @@ class ChargedUnits:
             units for (hour, metric), units in self.counts.hours.items() if metric == self.metric and hour in hours
         )
 
+    def most_of(self, segment: Segment) -> int | None:
+        """The most units that a segment may have; None: what is left of the period.
+
+        Where units were taken over, an hour without a count may be one of those in which they were used. What was
+        compared before and merged since has all that is its own.
+        """
+        known = self.between(segment.start_s, segment.end_s)
+        if not self.taken:
+            return known
+        if segment.end_s - segment.start_s > HOUR_S:
+            return max(known or 0, segment.frozen)
+        return known or None
+
 
 def billable_units(
     found: Sequence[SegmentToCompare],
@@ -65,16 +76,17 @@ def billable_units(
 ) -> BillableUnits:
     """``counted``: OpenMeter's units of each segment, or why there are none. ``from_ledger``: bill what the ledger has
     charged, whatever OpenMeter shows. ``end_s``: of the period; ``is_over``: that has passed."""
-    exact = [charged.between(each.segment.start_s, each.segment.end_s) for each in found]
+    exact = [charged.most_of(each.segment) for each in found]
+    own = [charged.between(each.segment.start_s, each.segment.end_s) for each in found]
     wanted: list[int] = []
     held: list[str] = []
     surplus = 0
-    for compared, shown, known in zip(found, counted, exact, strict=True):
+    for compared, shown, known, charged_here in zip(found, counted, exact, own, strict=True):
         reason = _fault(shown, known)
         held.append(reason)
         frozen = compared.segment.frozen
-        if from_ledger and known is not None:
-            wanted.append(max(known, 0))
+        if from_ledger and charged_here is not None and (known is not None or not charged.taken):
+            wanted.append(max(charged_here, frozen if charged.taken else 0))
         elif reason or isinstance(shown, NotShown):
             wanted.append(frozen)
         else:
@@ -86,10 +98,13 @@ def billable_units(
         left = charged.period - (sum(segment.frozen for segment in pushed_usage.segments) - _frozen(found))
         surplus += _surplus_of_parts(counted, exact, left)
         wanted, left = _within(wanted, [each.segment.frozen for each in found], exact, left)
+        if charged.taken:
+            # Wherever they were counted, Lago has them, or OpenMeter shows them.
+            left = min(left, charged.period - charged.taken - _accounted(found, own, wanted))
         if from_ledger and found:
             last_s = found[-1].segment.end_s
             rest = left - charged.between_whole(last_s, end_s)  # these hours have their turn later
-            _add_rest(wanted, exact, rest, is_whole=is_over and last_s >= end_s)
+            _add_rest(wanted, found, exact, rest, is_whole=is_over and last_s >= end_s)
     more = 0
     for compared, shown, units in zip(found, counted, wanted, strict=True):
         more += max(0, units - max(compared.segment.frozen, shown if isinstance(shown, int) else 0))
@@ -119,6 +134,14 @@ def _frozen(found: Sequence[SegmentToCompare]) -> int:
     return sum(each.segment.frozen for each in found)
 
 
+def _accounted(found: Sequence[SegmentToCompare], own: Sequence[int | None], wanted: Sequence[int]) -> int:
+    """Units that the ledger has charged itself: of the hours, and at most those of parts of hours."""
+    return sum(
+        max(compared.segment.frozen, units) if known is None else known
+        for compared, known, units in zip(found, own, wanted, strict=True)
+    )
+
+
 def _surplus_of_parts(counted: Sequence[Shown], exact: Sequence[int | None], most: int) -> int:
     """What OpenMeter shows of parts of hours beyond what the whole hours leave of the period."""
     parts = [shown for shown, known in zip(counted, exact, strict=True) if known is None]
@@ -130,12 +153,14 @@ def _within(
     wanted: Sequence[int], frozen: Sequence[int], exact: Sequence[int | None], most: int
 ) -> tuple[list[int], int]:
     """The units that are wanted, cut so that all together are no more than ``most``, and what is left of it. What was
-    frozen before goes before what is new, and whole hours go before parts of them."""
+    frozen before goes before what is new, and whole hours go before parts of them. Lago takes nothing back, so what was
+    frozen leaves no room for other units even where it is too much."""
     left = max(0, most)
     kept = []
     for units, before in zip(wanted, frozen, strict=True):
         kept.append(min(units, before, left))
         left -= kept[-1]
+    left = max(0, most - sum(frozen))
     for at in sorted(range(len(wanted)), key=lambda at: exact[at] is None):
         more = min(wanted[at] - kept[at], left)
         kept[at] += more
@@ -143,9 +168,17 @@ def _within(
     return kept, left
 
 
-def _add_rest(wanted: list[int], exact: Sequence[int | None], rest: int, *, is_whole: bool) -> None:
+def _add_rest(
+    wanted: list[int],
+    found: Sequence[SegmentToCompare],
+    exact: Sequence[int | None],
+    rest: int,
+    *,
+    is_whole: bool,
+) -> None:
     """Units of the period that belong to no whole hour: to the last segment that has none of its own, or to the last
     one of a period that is over."""
     inexact = [at for at, known in enumerate(exact) if known is None]
     if rest > 0 and (inexact or is_whole):
-        wanted[inexact[-1] if inexact else -1] += rest
+        last = inexact[-1] if inexact else len(found) - 1
+        wanted[last] = max(wanted[last], found[last].segment.frozen) + rest

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from sidecar.billing.usage_sync.concurrency import gather_limited
 from sidecar.billing.usage_sync.pushed_usage import HOUR_S
-from sidecar.metering.openmeter.query_rows import AnswerTooLarge
+from sidecar.metering.openmeter.query_rows import AnswerTooLarge, QueryError
 
 Window = Literal["HOUR", "MINUTE"]
 
@@ -129,7 +129,8 @@ class UsageReader:
         """Fetch what is needed and not known yet.
 
         Raises:
-            QueryError: the first query that failed; the others have come to their ends.
+            QueryError: the first query that failed. Those under way have come to their ends and no other was begun, so
+                that nobody waits for as many timeouts as there are queries.
         """
         self._own_cells.clear()
         self._own_intervals.clear()
@@ -153,8 +154,19 @@ class UsageReader:
                 if interval not in self._intervals
             ),
         ]
-        self._make_room(cells.keys())
-        await gather_limited(lambda query: query(), queries, QUERIES_MAX)
+        self._make_room(cells.keys(), intervals.keys())
+        failures: list[QueryError] = []
+
+        async def fetch(query: Callable[[], Awaitable[None]]) -> None:
+            if not failures:
+                try:
+                    await query()
+                except QueryError as error:
+                    failures.append(error)
+
+        await gather_limited(fetch, queries, QUERIES_MAX)
+        if failures:
+            raise failures[0]
 
     def units(self, usage_range: UsageRange) -> Shown:
         """Units of a range that was loaded last. OpenMeter has no row for what has no usage."""
@@ -172,12 +184,16 @@ class UsageReader:
             total += shown
         return total
 
-    def _make_room(self, wanted: Collection[_Cell]) -> None:
+    def _make_room(self, wanted: Collection[_Cell], wanted_intervals: Collection[_Interval]) -> None:
         kept = sum(map(len, self._cells.values())) + sum(map(len, self._intervals.values()))
         for cell in [cell for cell in self._cells if cell not in wanted]:
             if kept <= KEPT_MAX:
                 return
             kept -= len(self._cells.pop(cell))
+        for interval in [interval for interval in self._intervals if interval not in wanted_intervals]:
+            if kept <= KEPT_MAX:
+                return
+            kept -= len(self._intervals.pop(interval))
 
     async def _fetch_cells(self, run: Sequence[_Cell], wanted: Mapping[_Cell, Collection[str]]) -> None:
         if not self._too_large.isdisjoint(run) and len(run) > 1:

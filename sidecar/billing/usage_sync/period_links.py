@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
@@ -64,16 +64,26 @@ class PeriodLink:
 
 @dataclass(frozen=True, slots=True)
 class SyncAccount:
-    """An account, by the id that is Lago's customer and OpenMeter's subject, and its periods."""
+    """An account, by the id that is Lago's customer and OpenMeter's subject, and its periods. ``invoiced``: what the
+    ledger had charged in those with an invoice, by start in ms and metric, since it forgets them then."""
 
     id: str
     links: tuple[PeriodLink, ...]
+    invoiced: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
 
     def metric_periods(self) -> Iterator[tuple[PeriodLink, str]]:
         """Each period with each of its metrics, oldest first."""
         for link in sorted(self.links, key=lambda each: (each.ledger_start_ms, each.subscription_id)):
             for metric in link.metrics:
                 yield link, metric
+
+    def charged(self, link: PeriodLink, metric: str) -> int | None:
+        """What the ledger had charged in a period that it may have forgotten; None if nobody knows. A period that has
+        no invoice is not forgotten."""
+        invoiced = self.invoiced.get(link.ledger_start_ms)
+        if invoiced is not None:
+            return invoiced.get(metric, 0)
+        return None if link.is_final else 0
 
     def current(self, metric: str) -> PeriodLink | None:
         """The period that is open for a metric now."""

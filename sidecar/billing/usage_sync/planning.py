@@ -23,6 +23,9 @@ from sidecar.billing.usage_sync.pushed_usage import HOUR_S, PushedUsage, Segment
 SEGMENTS_MAX: Final = 2_000
 """Segments of one metric in one round; the next round goes on where they end."""
 
+LEDGER_AFTER_S: Final = 300
+"""So long after a period's end the ledger's counts make up for what OpenMeter does not show. Lago bills at ten past."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoundTime:
@@ -84,6 +87,11 @@ def is_flushing(link: PeriodLink, round_time: RoundTime, settings: SyncSettings)
     return not link.is_final and (round_time.flush or link.end_s - settings.final_flush_s <= round_time.now_s)
 
 
+def is_due(link: PeriodLink, round_time: RoundTime) -> bool:
+    """Whether the period's invoice is about to be made, so that what OpenMeter does not show must wait no longer."""
+    return not link.is_final and round_time.now_s >= link.end_s + LEDGER_AFTER_S
+
+
 def is_finished(link: PeriodLink, round_time: RoundTime, settings: SyncSettings) -> bool:
     """Whether nothing that may still come for the period would be looked for."""
     return link.is_final and link.end_s + settings.rescan_s < round_time.now_s
@@ -106,9 +114,11 @@ def segments_to_compare(
         low_s = max(link.start_s, pushed_usage.through_s)
     stored = {segment.start_s: segment for segment in pushed_usage.segments}
     at_s = next((each.start_s for each in pushed_usage.segments if each.start_s <= low_s < each.end_s), low_s)
+    # Days of minutes that were held back are more than one round has room for, and Lago bills in minutes.
+    window_s = HOUR_S if is_due(link, round_time) else settings.window_s
     found: list[SegmentToCompare] = []
     while at_s < limit_s and len(found) < SEGMENTS_MAX:
-        segment = stored.get(at_s) or Segment(at_s, _end_of_window(at_s, link, pushed_usage, settings.window_s))
+        segment = stored.get(at_s) or Segment(at_s, _end_of_window(at_s, link, pushed_usage, window_s))
         until_s = min(segment.end_s, limit_s)
         if until_s < segment.end_s and not flushing:
             break

@@ -7,6 +7,7 @@ is sent again as it is by the next one, what is not frozen was never sent.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -31,8 +32,14 @@ from sidecar.metering.openmeter.meter_query import QueryError
 from sidecar.valkey.topology import CLIENT_ERRORS
 
 PAGE_ACCOUNTS: Final = 500
+COUNTED_ACCOUNTS: Final = 25
+"""Accounts whose counts of the ledger are in memory at once: at a month's end they are those of 744 hours for each."""
 VALKEY_CALLS_MAX: Final = 32
 LOOK_UPS_MAX: Final = 4
+URGENT_S: Final = 900
+"""So long after a period's end its invoice may still be to come."""
+URGENT_QUERIES_S_MAX: Final = 60.0
+"""Time that OpenMeter may take for a page of accounts with such a period: Lago makes the invoice ten minutes after."""
 ALL_METRICS: Final = ""
 
 
@@ -176,8 +183,12 @@ class SyncRound:
         planned = [work for work in works if not work.has_failed]
         units = await self._shown(planned)
         # After OpenMeter: the ledger has charged what OpenMeter shows.
-        counts = await self._charged(planned)
-        for work in planned:
+        async for some in pages(planned, COUNTED_ACCOUNTS):
+            await self._plan_some(some, units)
+
+    async def _plan_some(self, works: Sequence[AccountWork], units: Mapping[UsageRange, Shown]) -> None:
+        counts = await self._charged(works)
+        for work in works:
             if not work.has_failed:
                 work.metric_periods = [
                     metric_period for metric_period in work.metric_periods if metric_period.metric in self._fields
@@ -201,7 +212,7 @@ class SyncRound:
             if reason is None and not self._uses_ledger:
                 reader = self._readers.setdefault(metric, UsageReader(self._query))
                 try:
-                    await reader.load(of_metric)
+                    await self._load(reader, of_metric, works)
                 except QueryError as error:
                     reason = self._note_unshown(metric, error)
                 else:
@@ -210,6 +221,20 @@ class SyncRound:
             nothing = NotShown(reason or "", is_fault=False)
             units.update((usage_range, nothing) for usage_range in of_metric)
         return units
+
+    async def _load(self, reader: UsageReader, ranges: Sequence[UsageRange], works: Sequence[AccountWork]) -> None:
+        """Raises ``QueryError``, also where an invoice would be made before OpenMeter has answered all queries."""
+        now_s = self._round_time.now_s
+        is_urgent = any(
+            not each.link.is_final and each.link.end_s <= now_s < each.link.end_s + URGENT_S
+            for work in works
+            for each in work.metric_periods
+        )
+        try:
+            async with asyncio.timeout(URGENT_QUERIES_S_MAX if is_urgent else None):
+                await reader.load(ranges)
+        except TimeoutError:
+            raise QueryError("OpenMeter takes too long to answer", transient=True) from None
 
     def _note_unshown(self, metric: str, error: QueryError) -> str:
         if error.transient:

@@ -140,7 +140,8 @@ def audit_row(
     missing = missing_units(counts)
     resent = history.events if history else 0
     if not missing:
-        surplus = counts.openmeter - counts.ledger
+        # An operator's correction takes units away once it has arrived.
+        surplus = counts.openmeter - counts.ledger + min(0, counts.outbox + counts.dead)
         if surplus > 0:
             return AuditRow(cell, RowState.SURPLUS, counts, -surplus, resent=resent)
         waits = counts.outbox or counts.dead

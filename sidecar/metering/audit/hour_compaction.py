@@ -31,6 +31,7 @@ from sidecar.ledger.hours import (
     Hours,
     MalformedHours,
     day_counts,
+    kept_from_ms,
     periods,
 )
 from sidecar.ledger.keys import Keys
@@ -262,8 +263,7 @@ def _due(
     assert isinstance(days, dict)
     if state is None or not days:
         return [], []
-    # The one before an open period of 28 days may have 31.
-    cutoff_ms = min((start_ms - (end_ms - start_ms) * 9 // 8 for start_ms, end_ms in periods(state)), default=0)
+    cutoff_ms = kept_from_ms(periods(state))
     drop = sorted(day for day in days if (day + 1) * DAY_MS <= cutoff_ms and day < today - KEPT_DAYS)
     compact = sorted(
         day

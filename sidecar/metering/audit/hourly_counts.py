@@ -15,7 +15,7 @@ from sidecar.ledger.hours import HOUR_MS, Hours, HourTotal, Units
 from sidecar.metering.audit.audit_state import HourAuditState, load_hour_states, with_hourly_counts
 from sidecar.metering.audit.comparison import Cell, Counts
 from sidecar.metering.audit.streams import PendingUnits, Streams
-from sidecar.metering.openmeter.meter_query import MeterQuery, QueryError
+from sidecar.metering.openmeter.meter_query import AnswerTooLarge, MeterQuery, QueryError
 from sidecar.metering.watermarks import METRIC as WATERMARKS
 from sidecar.metering.watermarks import covered_until_ms
 
@@ -138,11 +138,19 @@ class HourlyCounts:
             return
         # An hour more than are compared: the running one has begun with a watermark.
         from_ms, to_ms = min(hours) * HOUR_MS, (max(hours) + WATERMARKS_AFTER) * HOUR_MS
-        try:
-            rows = await self._query.usage(self._metrics[0], from_ms, to_ms, of=WATERMARKS)
-        except QueryError as error:
-            self._note(error)
-            return
+        while True:
+            try:
+                rows = await self._query.usage(self._metrics[0], from_ms, to_ms, of=WATERMARKS)
+                break
+            except AnswerTooLarge as error:
+                # Many partitions, or many ledgers: the newest hours have what is looked for.
+                from_ms = to_ms - (to_ms - from_ms) // HOUR_MS // 2 * HOUR_MS
+                if from_ms == to_ms:
+                    self._note(error)
+                    return
+            except QueryError as error:
+                self._note(error)
+                return
         self.covered_until_ms = covered_until_ms(self._ledger, self._partitions, rows)
         if self.covered_until_ms is None:
             self.problems.append(

@@ -58,6 +58,8 @@ class WatermarkSender:
             part = events[start : start + self._batch_events_max]
             response = await sender.post(b"[" + b",".join(part) + b"]")
             if response.response_class is not ResponseClass.ACCEPTED:
+                if response.status in (401, 403):
+                    sender.reload_token()
                 log.debug("openmeter does not take watermarks now", reason=response.reason)
                 return
         self._sent_hour = hour

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from sidecar.ledger.hours import HOUR_MS
+from sidecar.ledger.hours import HOUR_MS, Hours
 from sidecar.ledger.keys import Keys
+from sidecar.metering.audit.hourly_counts import HourlyCounts
 from sidecar.metering.audit.resend import Resent, resend_kept
-from sidecar.metering.openmeter.meter_query import MeterQuery
+from sidecar.metering.audit.streams import Streams
+from sidecar.metering.openmeter.meter_query import AnswerTooLarge, Meter, MeterQuery, UsageRow
+from sidecar.metering.outbox.events import EventAttributes
 from sidecar.metering.publisher.sender import Sender
 from sidecar.metering.publisher.watermark_sender import LOOK_S, WatermarkSender
-from sidecar.metering.watermarks import MARGIN_MS, METRIC, covered_until_ms, ledger_name
+from sidecar.metering.watermarks import MARGIN_MS, METRIC, covered_until_ms, ledger_name, subject_of
 from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter
 from tests.integration.metering.audit_kit import Charges
@@ -139,3 +144,63 @@ async def test_an_openmeter_that_takes_nothing_is_said(
     now_ms = server_ms(valkey)
     found = await resend_kept(client, keys, settings(url), now_ms - HOUR_MS, now_ms + 1)
     assert (found.sent, found.failure) == (0, "401 injected fault")
+
+
+# What the audit looks at
+
+
+class FewRows:
+    """A query whose answers have no room for more than ``hours`` hours of watermarks."""
+
+    def __init__(self, ledger: str, keys: Keys, newest_ms: int, hours: int) -> None:
+        self._rows = [
+            UsageRow(subject_of(ledger, partition), newest_ms - hour * HOUR_MS, 1)
+            for partition in range(keys.partitions)
+            for hour in range(200)
+        ]
+        self._hours = hours
+
+    async def meter(self, slug: str) -> Meter:
+        return Meter(slug, "SUM", "$.units", "api.call", {"metric": "$.metric"})
+
+    async def usage(self, metric: str, from_ms: int, to_ms: int, *, of: str | None = None) -> Sequence[UsageRow]:
+        if of is None:
+            return ()
+        if to_ms - from_ms > self._hours * HOUR_MS:
+            raise AnswerTooLarge(0)
+        return [row for row in self._rows if from_ms <= row.window_start_ms < to_ms]
+
+
+async def test_watermarks_of_many_hours_are_looked_for_among_the_newest(
+    valkey: Valkey, client: Redis, keys: Keys, charges: Charges
+) -> None:
+    """A thousand partitions for a week, or several ledgers that share an OpenMeter, are more than one answer has."""
+    ledger = await ledger_name(client, keys)
+    assert ledger
+    hour = server_ms(valkey) // HOUR_MS
+    query: Any = FewRows(ledger, keys, hour * HOUR_MS, 20)
+    streams = Streams(client, keys, EventAttributes("bank", "api.call"))
+    counts = HourlyCounts(Hours(client, keys), streams, query, "api.call", ledger, keys.partitions)
+    await counts.collect(range(hour - 166, hour + 1))
+    assert counts.covered_until_ms == hour * HOUR_MS - MARGIN_MS
+    assert counts.problems == []
+
+
+async def test_a_token_that_was_replaced_is_read_again_for_watermarks(
+    client: Redis, keys: Keys, url: str, meter: OpenMeter, charges: Charges
+) -> None:
+    """At night nothing else is sent, so nobody else reads it again."""
+    clock = MovedClock()
+    reloads: list[int] = []
+
+    class Reloading(Sender):
+        def reload_token(self) -> None:
+            reloads.append(1)
+            super().reload_token()
+
+    watermarks = WatermarkSender(client, keys, settings(url), clock)
+    clock.now += LOOK_S
+    meter.faults.script(OpenMeterFault(status=401))
+    async with Reloading(settings(url), clock) as sender:
+        await watermarks.send_if_due(sender)
+    assert reloads == [1]

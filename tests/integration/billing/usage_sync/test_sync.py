@@ -258,3 +258,20 @@ async def test_calls_pushed_after_lago_ended_the_period_are_compared_with_the_in
         (11, 144, 0, 55),
         (0, 0, 144, 144),
     ]
+
+
+ODD_IDS = ("a'b\"c\\;--", "x&subject=y", "ü+%20 /?#%2F", "\U0001f600" * 100, "z" * 1_000, "\U0001f600" * 1_000)
+
+
+async def test_accounts_of_any_names_are_asked_for_one_by_one(system: SyncSystem) -> None:
+    """Periods that begin at seconds of their own make a query for each account."""
+    accounts = []
+    for number, account in enumerate(("tpp-1", *ODD_IDS)):
+        subscription = await system.subscribe(f"tpp-{number}")
+        start_s = T0 + 100 + 7 * number
+        link = replace(link_of(subscription, start_s, MONTH_END), lago_from_ms=start_s * 1000)
+        system.use(account, start_s + 5, 10 + number)
+        accounts.append(SyncAccount(account, (link,)))
+    report = await system.sync().run_once(accounts, 1, (T0 + HOUR + 20) * 1000)
+    pushed = {row.account: row.units for row in report.rows if row.kind == "pushed"}
+    assert pushed == {account.id: 10 + number for number, account in enumerate(accounts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class OpenMeterFake:
     error: QueryError | None = None
     failing: set[str] = field(default_factory=set)
     rows_max: int | None = None
+    takes_s: float = 0
     faults: dict[str, str] = field(default_factory=dict)
     """By subject: what is wrong with its rows."""
 
@@ -84,7 +86,10 @@ class OpenMeterFake:
         subjects = None if subject is None else {subject} if isinstance(subject, str) else set(subject)
         asked = subject if subject is None or isinstance(subject, str) else tuple(subject)
         self.queries.append((metric, from_ms // 1000, to_ms // 1000, asked, window))
+        if self.takes_s:
+            await asyncio.sleep(self.takes_s)
         if self.error is not None and (not self.failing or metric in self.failing):
+            await asyncio.sleep(0)
             raise self.error
         rows: dict[tuple[str, int], int] = {}
         for (who, what, at_s), units in self.usage_of.items():
@@ -223,6 +228,8 @@ class Bank:
     """What the ledger has charged, as ``OpenMeterFake.usage_of``; None: the same as OpenMeter shows."""
     links: dict[str, tuple[PeriodLink, ...]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
+    forgotten: set[int] = field(default_factory=set)
+    """Starts in ms of periods that the ledger has forgotten."""
     lago: LagoFake = field(init=False)
     store: MemoryStore = field(init=False)
 
@@ -270,7 +277,7 @@ class Bank:
                 if who == account:
                     hours[at_s // HOUR, metric] += units
                     for each in self.links.get(account, ()):
-                        if each.start_s <= at_s < each.end_s:
+                        if each.start_s <= at_s < each.end_s and each.ledger_start_ms not in self.forgotten:
                             periods[each.ledger_start_ms, metric] += units
             found[account] = AccountCounts(periods, hours, from_hour)
         return found

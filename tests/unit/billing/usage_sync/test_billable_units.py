@@ -30,8 +30,9 @@ def billed(
     over: bool = False,
     start_s: int = T0,
     window_s: int = HOUR,
+    taken: int = 0,
 ) -> BillableUnits:
-    """Windows one after another from ``start_s`` on. ``charged``: by hour; ``period`` -1: their sum."""
+    """Windows one after another from ``start_s`` on. ``charged``: by hour; ``period`` -1: their sum and ``taken``."""
     frozen = frozen or [0] * len(shown)
     bounds = [start_s, *((start_s // window_s + n) * window_s for n in range(1, len(shown) + 1))]
     segments = [Segment(bounds[n], bounds[n + 1], pushed=units) for n, units in enumerate(frozen)]
@@ -43,7 +44,7 @@ def billed(
         [SegmentToCompare(each, each.end_s) for each in segments],
         shown,
         usage,
-        ChargedUnits("api_calls", AccountCounts(hours=hours), sum(charged) if period == -1 else period),
+        ChargedUnits("api_calls", AccountCounts(hours=hours), sum(charged) + taken if period == -1 else period, taken),
         from_ledger=from_ledger,
         end_s=bounds[-1] if over else bounds[-1] + 10 * HOUR,
         is_over=over,
@@ -118,8 +119,46 @@ def test_a_ledger_that_lost_its_counts_bills_nothing_more() -> None:
     assert found.units == (0, 0), "planning calls what was pushed an excess, and takes nothing back"
 
 
+def test_what_lago_has_too_much_of_one_hour_leaves_no_room_for_the_others() -> None:
+    """A ledger that lost an hour: Lago takes the five of it back no more, so of the seven that follow two are new."""
+    assert billed([5, 7], [0, 7], frozen=[5, 0]).units == (0, 2)
+    assert billed([5, 7], [0, 7], frozen=[5, 0], from_ledger=True, over=True).units == (0, 2)
+
+
+def test_the_rest_of_a_period_comes_on_top_of_what_was_frozen() -> None:
+    """Twelve units that no hour has; five and one are in Lago."""
+    found = billed([5, 1], [0, 0], frozen=[5, 1], period=12, from_ledger=True, over=True)
+    assert found.units == (0, 7)
+
+
 def test_a_period_that_the_ledger_has_forgotten_is_bounded_by_its_hours() -> None:
     assert billed([6, 7], [5, 7], period=None).units == (5, 7)
+
+
+def test_what_was_taken_over_is_billed_as_far_as_openmeter_shows_it() -> None:
+    """An account that was loaded in the third hour, with 12 units that were counted before."""
+    assert billed([5, 7, 3], [0, 0, 3], taken=12).units == (5, 7, 3)
+    assert billed([5, 7, 3], [0, 0, 3], taken=12, frozen=[5, 7, 0], from_ledger=True, over=True).units == (5, 7, 3)
+    found = billed([5, 7, 6], [0, 0, 3], taken=12)
+    assert (found.units, found.surplus) == ((5, 7, 3), 3), "an hour with a count is bounded by it"
+
+
+def test_what_was_taken_over_is_not_added_at_the_end() -> None:
+    """It came from Lago."""
+    assert billed([0, 0, 1], [0, 0, 3], taken=12, from_ledger=True, over=True).units == (0, 0, 3)
+    assert billed([AWAY, AWAY, AWAY], [0, 2, 3], taken=12, from_ledger=True, over=True).units == (0, 2, 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=6), st.integers(1, 30),
+       st.sampled_from([0, 900]))  # fmt: skip
+def test_of_what_was_taken_over_the_ledger_itself_bills_nothing(
+    given_windows: list[tuple[int, int]], taken: int, cut_s: int
+) -> None:
+    charged, frozen = (list(each) for each in zip(*given_windows, strict=True))
+    frozen = [min(pair) for pair in zip(frozen, charged, strict=True)]
+    away: list[Shown] = [AWAY] * len(charged)
+    found = billed(away, charged, frozen=frozen, taken=taken, from_ledger=True, over=True, start_s=T0 + cut_s)
+    assert sum(units or 0 for units in found.units) == sum(charged)
 
 
 windows = st.lists(
@@ -135,10 +174,11 @@ def test_never_more_than_was_charged_and_all_of_it_at_the_end(
 ) -> None:
     shown, charged, frozen = (list(each) for each in zip(*given_windows, strict=True))
     period = max(0, sum(charged))
-    frozen = [min(units, period // len(frozen)) for units in frozen]
     found = billed(shown, charged, frozen=frozen, period=period, from_ledger=due, over=due, start_s=T0 + cut_s)
-    billed_now = sum(before if units is None else units for units, before in zip(found.units, frozen, strict=True))
-    assert billed_now <= period
+    # Lago takes nothing back.
+    in_lago = sum(before if units is None else max(units, before)
+                  for units, before in zip(found.units, frozen, strict=True))  # fmt: skip
+    assert in_lago <= max(period, sum(frozen))
     if due:
-        assert billed_now == period
+        assert in_lago == max(period, sum(frozen))
         assert None not in found.units

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.billing.usage_sync.metered_usage import UsageRange, UsageReader
+from sidecar.billing.usage_sync.metered_usage import QUERIES_MAX, UsageRange, UsageReader
 from sidecar.metering.openmeter.meter_query import QueryError
 from tests.unit.billing.usage_sync.kit import DAY, HOUR, T0, OpenMeterFake
 
@@ -159,3 +159,21 @@ async def test_counts_are_dropped_when_there_are_too_many(
     await reader.load([usage_range(n, 0, HOUR) for n in range(2)])
     assert len(meter.queries) == 4, "the first hour had to go, and is asked for again"
     assert reader.units(usage_range(1, 0, HOUR)) == 11
+
+
+async def test_nobody_waits_for_one_timeout_after_another() -> None:
+    """Five hundred accounts whose periods began at seconds of their own: as many queries, of which each would wait."""
+    meter = OpenMeterFake(error=QueryError("no answer of OpenMeter in 30000 ms", transient=True))
+    reader = UsageReader(meter)
+    with pytest.raises(QueryError):
+        await reader.load([UsageRange(f"tpp-{n}", "api_calls", T0 + n, T0 + HOUR) for n in range(500)])
+    assert len(meter.queries) <= QUERIES_MAX
+
+
+async def test_intervals_of_earlier_pages_make_room_too(meter: OpenMeterFake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged hours of periods that began on thirty different days are thirty answers with all subjects."""
+    monkeypatch.setattr("sidecar.billing.usage_sync.metered_usage.KEPT_MAX", 20)
+    reader = UsageReader(meter)
+    for page in range(30):
+        await reader.load([usage_range(n, page, 3 * HOUR - 1) for n in range(2)])
+    assert repr(reader) == "UsageReader(0 windows and 3 intervals of all subjects)"
