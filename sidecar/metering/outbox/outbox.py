@@ -199,7 +199,7 @@ class Outbox:
                 continue
             keys = [self._outboxes[partition], self._dead[partition], self._sent[partition]]
             packed = [
-                (_pack(ids), _pack([])) for ids in _finishable([entry for entry in some if not entry.dead_letters])
+                (_pack(part), _pack([])) for part in _finishable([entry for entry in some if not entry.dead_letters])
             ]
             packed += [(_pack([]), _pack([_with_dead_letters(entry)])) for entry in some if entry.dead_letters]
             how = self._keep_ms(partition), self._retention.entries_max
@@ -328,25 +328,26 @@ def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield items[start : start + IDS_MAX]
 
 
-def _finishable(entries: Iterable[Entry]) -> Iterator[list[bytes]]:
-    ids: list[bytes] = []
+def _finishable(entries: Iterable[Entry]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Ids and names of entries, as many as FINISH takes at once."""
+    part: list[tuple[bytes, bytes]] = []
     size_bytes = 0
     for entry in entries:
-        if ids and (len(ids) == FINISH_ENTRIES_MAX or size_bytes + entry.size_bytes > FINISH_BYTES_MAX):
-            yield ids
-            ids, size_bytes = [], 0
-        ids.append(entry.id)
+        if part and (len(part) == FINISH_ENTRIES_MAX or size_bytes + entry.size_bytes > FINISH_BYTES_MAX):
+            yield part
+            part, size_bytes = [], 0
+        part.append((entry.id, entry.name))
         size_bytes += entry.size_bytes
-    if ids:
-        yield ids
+    if part:
+        yield part
 
 
-def _with_dead_letters(entry: Entry) -> tuple[bytes, int, bytes, list[list[bytes]]]:
+def _with_dead_letters(entry: Entry) -> tuple[bytes, int, bytes, list[list[bytes]], bytes]:
     """An entry with dead letters as FINISH takes it. A letter without a number is that of an unreadable entry."""
     refused = sum(EVENT in letter for letter in entry.dead_letters)
     numbers = [letter[NUMBER] for letter in entry.dead_letters if NUMBER in letter]
     letters = [_flat(letter) for letter in entry.dead_letters]
-    return entry.id, int(entry.events > refused), b",".join(numbers), letters
+    return entry.id, int(entry.events > refused), b",".join(numbers), letters, entry.name
 
 
 def _flat(letter: dict[bytes, bytes]) -> list[bytes]:

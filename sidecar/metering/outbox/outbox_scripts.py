@@ -22,15 +22,16 @@ FINISH = b"""
 -- what was accepted is kept for a while in the tail.
 --
 -- KEYS [1] outbox [2] dead letters [3] tail
--- ARGV [1] group [2] msgpack {id, ...} [3] msgpack {{id, accepted, skip, {{field, value, ...}, ...}}, ...}
---      [4] ms to keep, 0: nothing [5] most entries to keep
---      accepted: 0 if no event of the entry was; skip: the numbers of those that were not, or ''
+-- ARGV [1] group [2] msgpack {{id, name}, ...} [3] msgpack {{id, accepted, skip, {{field, value, ...}, ...}, name},
+--      ...} [4] ms to keep, 0: nothing [5] most entries to keep
+--      name: o.q.i of the entry; accepted: 0 if no event of it was; skip: the numbers of those that were not, or ''
 -- reply {entries that left, dead letters written, entries of the tail that were dropped}
 --
 -- Why a script: letters must be written exactly when their entry goes, and so must the tail. The entry is looked up
 -- first, so the repetition of a call whose reply was lost, or a second publisher with the same entry, writes nothing
--- twice. Letters come before the removal: should the server refuse them, for want of memory say, then nothing is lost.
-local group, ids, with_dead_letters = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
+-- twice. Nor does another entry leave that has the id by now, since the server's data and clock went back. Letters come
+-- before the removal: should the server refuse them, for want of memory say, then nothing is lost.
+local group, parts, with_dead_letters = ARGV[1], cmsgpack.unpack(ARGV[2]), cmsgpack.unpack(ARGV[3])
 local keep_ms, keep_max = tonumber(ARGV[4]), ARGV[5]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -79,32 +80,45 @@ local function is_chained(fields)
   return false
 end
 
-local left, letters = 0, 0
-if #ids > 0 then
-  local found = {}
-  if keeping then
-    -- One look finds most, as what leaves together was mostly written together.
-    for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ids[1], ids[#ids], 'COUNT', #ids)) do
-      found[entry[1]] = entry[2]
-    end
+local function is_named(fields, name)
+  local o, q, i = '', '', ''
+  for k = 1, #fields, 2 do
+    if fields[k] == 'o' then o = fields[k + 1] elseif fields[k] == 'q' then q = fields[k + 1]
+    elseif fields[k] == 'i' then i = fields[k + 1] end
   end
-  for n = 1, #ids do
-    local fields = found[ids[n]]
-    if keeping and not fields then
-      local entry = redis.call('XRANGE', KEYS[1], ids[n], ids[n])[1]
+  return o .. '.' .. q .. '.' .. i == name
+end
+
+local left, letters = 0, 0
+if #parts > 0 then
+  -- One look finds most, as what leaves together was mostly written together.
+  local found, ids = {}, {}
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], parts[1][1], parts[#parts][1], 'COUNT', #parts)) do
+    found[entry[1]] = entry[2]
+  end
+  for n = 1, #parts do
+    local id, name = parts[n][1], parts[n][2]
+    local fields = found[id]
+    if not fields then
+      local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
       fields = entry and entry[2]
     end
-    if keeping and fields then
-      keep(fields, '')
+    if not fields or is_named(fields, name) then
+      ids[#ids + 1] = id
+      if keeping and fields then
+        keep(fields, '')
+      end
     end
   end
-  redis.call('XACK', KEYS[1], group, unpack(ids))
-  left = redis.call('XDEL', KEYS[1], unpack(ids))
+  if #ids > 0 then
+    redis.call('XACK', KEYS[1], group, unpack(ids))
+    left = redis.call('XDEL', KEYS[1], unpack(ids))
+  end
 end
 for _, item in ipairs(with_dead_letters) do
-  local id, accepted, skip = item[1], item[2], item[3]
+  local id, accepted, skip, name = item[1], item[2], item[3], item[5]
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
-  if entry then
+  if entry and is_named(entry[2], name) then
     for _, letter in ipairs(item[4]) do
       redis.call('XADD', KEYS[2], '*', 'dead-at-ms', string.format('%.0f', now_ms), 'dead-entry', id, unpack(letter))
       letters = letters + 1
@@ -113,8 +127,10 @@ for _, item in ipairs(with_dead_letters) do
       keep(entry[2], skip)
     end
   end
-  redis.call('XACK', KEYS[1], group, id)
-  left = left + redis.call('XDEL', KEYS[1], id)
+  if not entry or is_named(entry[2], name) then
+    redis.call('XACK', KEYS[1], group, id)
+    left = left + redis.call('XDEL', KEYS[1], id)
+  end
 end
 if keeping then
   redis.call('XTRIM', KEYS[3], 'MAXLEN', '~', keep_max)

@@ -19,6 +19,11 @@ class Entry:
     dead_letters: list[dict[bytes, bytes]] = field(default_factory=list)
     is_archived: bool = False
 
+    @property
+    def name(self) -> bytes:
+        """What was written, by whom: another entry may have the same id once a server's data and clock went back."""
+        return b".".join(self.fields.get(field, b"") for field in (b"o", b"q", b"i"))
+
     def __repr__(self) -> str:
         return f"Entry({self.id.decode()} of partition {self.partition}, {self.open_events} of {self.events} open)"
 

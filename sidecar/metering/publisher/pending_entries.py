@@ -31,7 +31,7 @@ class PendingEntries:
         self._attributes = attributes
         self._metrics = metrics
         self._archive = archive
-        self._entries: dict[tuple[int, bytes], Entry] = {}
+        self._entries: dict[tuple[int, bytes, bytes], Entry] = {}
         self._unfinished: list[Entry] = []
 
     def __len__(self) -> int:
@@ -45,9 +45,10 @@ class PendingEntries:
         finished: list[Entry] = []
         events_before, entries_before = len(self._batcher), len(self._entries)
         for entry in entries:
-            if (entry.partition, entry.id) in self._entries:
+            key = entry.partition, entry.id, entry.name
+            if key in self._entries:
                 continue
-            self._entries[entry.partition, entry.id] = entry
+            self._entries[key] = entry
             self.bytes += entry.size_bytes
             bodies = self._decode(entry)
             self._batcher.add(entry, bodies)
@@ -86,7 +87,7 @@ class PendingEntries:
         for entry in entries:
             if entry in waiting:
                 continue
-            del self._entries[entry.partition, entry.id]
+            del self._entries[entry.partition, entry.id, entry.name]
             self.bytes -= entry.size_bytes
             self._metrics.events_in_progress -= entry.events
             self._metrics.entries_finished += 1
@@ -101,7 +102,7 @@ class PendingEntries:
         """Forgets entries of which nothing was delivered. They stay in the outbox, and once they are idle any publisher
         takes them again."""
         for entry in entries:
-            del self._entries[entry.partition, entry.id]
+            del self._entries[entry.partition, entry.id, entry.name]
             self.bytes -= entry.size_bytes
             self._metrics.events_in_progress -= entry.events
 

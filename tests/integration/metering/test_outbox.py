@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from sidecar.ledger.keys import Keys
-from sidecar.metering.outbox.outbox import GROUP, Outbox
+from sidecar.metering.outbox.outbox import GROUP, Outbox, Retention
 from sidecar.metering.publisher.batches import Entry
 from tests.integration.metering.kit import Valkey, fill, outbox_is_empty
 
@@ -179,6 +179,30 @@ async def test_an_entry_whose_dead_letters_cannot_be_written_stays_where_it_is(
     assert not first.all_partitions_available
     assert await first.finish(left) == left  # the partition rests
     assert first.take_errors() == []
+
+
+@pytest.mark.parametrize("retain_ms", [0, 60_000])
+@pytest.mark.parametrize("with_letters", [False, True])
+async def test_another_entry_that_has_the_id_by_now_is_not_finished(
+    valkey: Valkey, keys: Keys, client: Redis, retain_ms: int, with_letters: bool
+) -> None:
+    """A server whose data and clock went back gives ids again. Who delivered the former entry has not delivered it."""
+    first = Outbox(client, keys, "first", Retention(retain_ms))
+    fill(valkey, keys, 8)
+    entries = await read_all(first)
+    mine = [entry for entry in entries if entry.partition == 1]
+    [id_], [fields] = [mine[0].id], [mine[0].fields]
+    valkey.xdel(keys.outbox(1), id_)
+    other = {**fields, b"q": b"4711"}
+    valkey.delete(keys.outbox(1))
+    valkey.xadd(keys.outbox(1), other, id=id_)
+    if with_letters:
+        for entry in entries:
+            entry.dead_letters.append({b"o": b"gw", b"dead-reason": b"no"})
+    await first.finish(entries)
+    assert [valkey.xlen(keys.outbox(partition)) for partition in range(4)] == [0, 1, 0, 0]
+    assert valkey.xrange(keys.outbox(1)) == [(id_, other)]
+    assert valkey.xlen(keys.sent(1)) == 0
 
 
 async def test_an_entry_is_finished_even_if_its_group_has_vanished(valkey: Valkey, keys: Keys, first: Outbox) -> None:
