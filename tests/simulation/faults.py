@@ -157,6 +157,25 @@ async def _primary_left_alone(system: System, fault: Fault) -> None:
     servers.demote(tells_clients=system.random.random() < 0.5)
 
 
+async def _primary_starts_with_older_data(system: System, fault: Fault) -> None:
+    """And its replica, which has all of it, takes over when gateways have met the primary, or before."""
+    servers = system.deployment
+    assert isinstance(servers, WithReplica)
+    old = servers.one(0)
+    snapshot = server_of(old).snapshot()
+    await asyncio.sleep(fault.length_s)
+    servers.replication.break_link()
+    old.kill()
+    server_of(old).restore(snapshot)
+    system.data_is_lost()
+    await asyncio.sleep(system.random.uniform(0, 0.2))
+    old.start()
+    await asyncio.sleep(system.random.choice((0.01, 0.1, 1.0)) * system.random.random())
+    await _fail_over(system, servers)
+    await asyncio.sleep(system.random.uniform(0, 0.5))
+    servers.demote(tells_clients=system.random.random() < 0.5)
+
+
 async def _replica_lags(system: System, fault: Fault) -> None:
     servers = system.deployment
     assert isinstance(servers, WithReplica)

@@ -29,6 +29,8 @@ class Replication:
     """Of failovers: calls that had written and were not replicated."""
     _broken: bool = field(default=False, init=False)
     _guard: asyncio.TimerHandle | None = field(default=None, init=False)
+    _copies: int = field(default=0, init=False)
+    """Full copies so far: what was on its way before the last one arrives nowhere."""
 
     def __post_init__(self) -> None:
         self._begin()
@@ -84,6 +86,7 @@ class Replication:
         server, replica = self.server_of(self.primary), self.server_of(self.replica)
         replica.trouble.is_replica, replica.trouble.primary = True, self.primary.address
         replica.trouble.lacks_replicas = False
+        self._copies += 1
         server.on_write = self._written
         replica.restore(server.snapshot())
 
@@ -91,10 +94,10 @@ class Replication:
         if self._broken or self.replica.is_down:
             return
         snapshot = self.server_of(self.primary).snapshot()
-        self.primary.network.loop.call_later(self.lag_s, self._arrive, snapshot, self.primary)
+        self.primary.network.loop.call_later(self.lag_s, self._arrive, snapshot, self.primary, self._copies)
 
-    def _arrive(self, snapshot: Snapshot, sender: Node) -> None:
-        if sender is self.primary and not self._broken and not self.replica.is_down:
+    def _arrive(self, snapshot: Snapshot, sender: Node, copies: int) -> None:
+        if sender is self.primary and copies == self._copies and not self._broken and not self.replica.is_down:
             self._replicate(snapshot)
 
     def _replicate(self, snapshot: Snapshot) -> None:

@@ -15,7 +15,14 @@ KINDS: Final = (
 )  # fmt: skip
 KINDS_OF: Final = {
     "server": (),
-    "sentinel": ("planned failover", "primary dies", "primary left alone", "replica lags") * 3,
+    "sentinel": (
+        "planned failover",
+        "primary dies",
+        "primary left alone",
+        "replica lags",
+        "primary starts with older data",
+    )
+    * 3,
     "cluster": ("a slot moves",) * 8,
 }
 """More that can happen to each deployment of servers, as often as it stands there."""

@@ -59,11 +59,12 @@ class Single:
 class Batch:
     """``epoch`` is the instance's when the first operation came in; ``asked`` the loop's time when the first hold
     did, 0 while there is none. ``refusal``: why its one account cannot take its settles, which are to be kept as
-    refused; "" otherwise. ``unpaid``: by account, how many requests were answered and cost nothing. ``packed_events``:
-    the JSON of ``events`` without brackets, once they were encoded."""
+    refused; "" otherwise. ``left_out``: positions of the holds that it once had among ``singles``; None unless it is
+    offered again without them. ``unpaid``: by account, how many requests were answered and cost nothing.
+    ``packed_events``: the JSON of ``events`` without brackets, once they were encoded."""
 
-    __slots__ = ("asked", "epoch", "events", "groups", "number", "operations", "packed_events", "refusal", "singles",
-                 "unpaid")  # fmt: skip
+    __slots__ = ("asked", "epoch", "events", "groups", "left_out", "number", "operations", "packed_events", "refusal",
+                 "singles", "unpaid")  # fmt: skip
 
     def __init__(self, epoch: int, asked: float = 0.0) -> None:
         self.epoch = epoch
@@ -74,6 +75,7 @@ class Batch:
         self.events: list[Event] = []
         self.operations = 0
         self.refusal = ""
+        self.left_out: frozenset[int] | None = None
         self.unpaid: dict[str, int] = {}
         self.packed_events = b""
 

@@ -111,6 +111,7 @@ class BatchGathering:
         self._generation = ""
         self._chain_key = settings.chain_key
         self._chain = b""
+        self._chain_before_loss = b""
         """Value of the last entry; b"" if there is none, or no key."""
         self._closing = False
         self.has_left = False

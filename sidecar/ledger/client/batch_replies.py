@@ -12,6 +12,7 @@ from sidecar.ledger.client.batch import HOLD, Batch, appended, decode, encode
 from sidecar.ledger.client.batch_gathering import BatchGathering
 from sidecar.ledger.client.link_settings import round_trip_bucket
 from sidecar.ledger.client.outcomes import Code, Hold
+from sidecar.ledger.client.sealed import chain_of
 from sidecar.ledger.client.server_answers import Meaning, ServerAnswer, asked_server, server_answer
 from sidecar.ledger.proof.chain import entry_value
 from sidecar.valkey.command import encode_command
@@ -80,6 +81,8 @@ class BatchReplies(BatchGathering):
         if batch.refusal:
             self._finish_refusal(batch)
             return
+        if batch.left_out is not None:
+            answers, singles = [], _without_holds(batch, singles)
         if settles and self._chain_key:
             events = appended(batch, singles)
             if len(events) > 2:
@@ -98,6 +101,33 @@ class BatchReplies(BatchGathering):
                 self._deliver([single.hold], answer, answer, 4, batch)
             elif single.hold.callback is not None:
                 self._decide(single.hold, answer[4])
+        self._go_on()
+
+    def _note_done(self, batch: Batch, number: int) -> None:
+        """The server did this batch before, and all up to ``number``, whoever else had lost them: a replica that took
+        over has more than its primary had. What they charge is charged."""
+        self._flight = None
+        self._answered = True
+        self._overdue = False  # the server answers
+        settles = len(batch.settles())
+        if settles:
+            self._keep(batch, settles)
+        self._confirmed = max(self._confirmed, batch.number)
+        while self._sealed and self._sealed[0].number < number:
+            done = self._sealed.popleft()
+            self._confirmed = max(self._confirmed, done.number)
+            self._window.add(done.home_partition, done.number, done.keys, done.arguments, done.settles, done.refusal)
+        if self._chain_key:
+            # What the next one was sent with is the value of the last one that was done.
+            self._chain = (chain_of(self._sealed[0]) if self._sealed else b"") or self._chain_before_loss
+        log.warning("the server has charges that another had lost", link=self.origin, number=number, batch=batch.number)
+        if batch.refusal:
+            self._finish_refusal(batch)
+            return
+        for single in batch.singles:
+            if single.kind != HOLD and single.hold.callback is not None:
+                self._decide(single.hold, Code.GRANTED)
+        self._ask_again(batch)
         self._go_on()
 
     def _keep(self, batch: Batch, settles: int) -> None:
@@ -182,6 +212,8 @@ class BatchReplies(BatchGathering):
                 self._send_later(answer)
             case Meaning.ACCOUNT:
                 self._leave_out(batch, answer)
+            case Meaning.DONE:
+                self._note_done(batch, answer.number)
             case Meaning.LOST:
                 self._note_loss(answer.number)
                 self._lose_epoch(self.epoch)
@@ -309,3 +341,12 @@ class BatchReplies(BatchGathering):
         for single in batch.singles:
             if single.hold.callback is not None:
                 self._decide(single.hold, Code.REFUSED)
+
+
+def _without_holds(batch: Batch, answers: list[Any]) -> list[Any]:
+    """The answers to the singles of a batch that is offered again. The server may have done it as it was at first, with
+    holds, of which it is not to hear again: their units come back with the next registration."""
+    left_out = batch.left_out
+    if left_out is None or len(answers) != len(batch.singles) + len(left_out):
+        return answers
+    return [answer for position, answer in enumerate(answers) if position not in left_out]

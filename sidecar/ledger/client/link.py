@@ -111,10 +111,14 @@ class Link(BatchReplies):
             self._overdue = self._overdue and self._flight is not None
 
     async def _beats(self, connection: RespConnection) -> bool:
-        """A heartbeat. False: the instance was reaped, or the server's data went back or was replaced."""
+        """A heartbeat. False: the instance was reaped, or the server's data went back, was replaced, or has more than
+        was asked of it."""
         confirmed = self._confirmed  # what is confirmed while the reply is on its way it cannot know
         beat = await self._registration.heartbeat(connection, self.epoch, self._chain)
-        return beat is None or (beat.alive and beat.number >= confirmed and beat.generation == self._generation)
+        if beat is None:
+            return True
+        sent = self._confirmed if self._flight is None else max(self._confirmed, self._flight.number)
+        return beat.alive and confirmed <= beat.number <= sent and beat.generation == self._generation
 
     def _note_generation(self, generation: str) -> None:
         if self._generation not in ("", generation):
@@ -126,6 +130,7 @@ class Link(BatchReplies):
     def _note_loss(self, number: int) -> None:
         """The server knows batches up to this number, and has confirmed later ones: its data went back. What it lost
         goes again under the numbers that it had, so its events get the ids that they had."""
+        is_offering = bool(self._sealed)
         self._seal_flight()
         confirmed, self._confirmed = self._confirmed, number
         offered, beyond = self._window.take_after(self.home_partition, number)
@@ -135,6 +140,8 @@ class Link(BatchReplies):
                       link=self.origin, number=number, confirmed=confirmed, charges=charges)  # fmt: skip
             return
         if self._chain_key:
+            if not is_offering:
+                self._chain_before_loss = self._chain
             self._chain = chain_before(offered, self._chain, self._chain_key)
         self._sealed.extendleft(reversed(offered))
         self._answered_number = number  # a spool has to keep them again

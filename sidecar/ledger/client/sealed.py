@@ -167,6 +167,7 @@ def _unseal(sealed: SealedBatch) -> Batch:
     if at != len(values):
         raise SealedError("groups whose values are more or fewer than they should be")
     batch.events = [_event(each) for each in orjson.loads(b"[" + events + b"]")]
+    batch.left_out = frozenset(position for position, single in enumerate(singles) if single[4] == HOLD)
     for a, _version, metric, units, kind, digest, fingerprint, p, q, event, record in singles:
         if kind == HOLD:
             continue

@@ -30,14 +30,17 @@ class Meaning(Enum):
     """One account is at fault: send again without it. Its holds are unavailable at once, its settles are refused."""
     LOST = "lost"
     """The server does not know batches that it has confirmed: its data went back. ``number`` is the last it knows."""
+    DONE = "done"
+    """The server has done it, and later ones, up to ``number``: it has what another server had lost. The reply is
+    gone."""
     REFUSED = "refused"
     """Repeating cannot help: its accounts are tried one by one, and who fails alone is treated as with ACCOUNT."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """``word``: the reply's first word, for the counter. ``account``: from 1, for ACCOUNT. ``number``: for LOST.
-    ``reason``: for the log."""
+    """``word``: the reply's first word, for the counter. ``account``: from 1, for ACCOUNT. ``number``: for LOST
+    and DONE. ``reason``: for the log."""
 
     meaning: Meaning
     word: str
@@ -68,13 +71,13 @@ _MEANINGS: Final = {
     # the scripts' own
     "FORMAT": Meaning.REGISTER,
     "ACCOUNT": Meaning.ACCOUNT,
-    "STALE": Meaning.REFUSED,
     "LIMIT": Meaning.REFUSED,
     "BATCH": Meaning.REFUSED,
     "WRONGTYPE": Meaning.REFUSED,  # a key of the partition itself
     "NOSCRIPT": Meaning.NOT_LOADED,
 }
 _ACCOUNT = re.compile(r"ACCOUNT ([1-9][0-9]{0,5}) (.*)", re.DOTALL)
+_STALE = re.compile(r"STALE .* the last one was ([0-9]{1,16})", re.DOTALL)
 _WORD = re.compile(r"[A-Z]{2,20}")
 _NOT_LOADED: Final = "ERR Function not found"
 REASON_LENGTH_MAX: Final = 300
@@ -97,6 +100,8 @@ def server_answer(message: str) -> ServerAnswer:
         if not number.isdecimal():
             return ServerAnswer(Meaning.REFUSED, word, reason)
         return ServerAnswer(Meaning.LOST, word, reason, number=int(number))
+    if word == "STALE" and (done := _STALE.fullmatch(message)):
+        return ServerAnswer(Meaning.DONE, word, reason, number=int(done[1]))
     meaning = _MEANINGS.get(word)
     return ServerAnswer(meaning or Meaning.REFUSED, word if meaning else "ERR", reason)
 
