@@ -151,10 +151,8 @@ def _open(
     _check_currency(state, currency)
     policy = enforcement_policy(customer, plan, bool(reading.wallets), settings)
     is_new = state.version == 0
-    periods = [
-        current_period(each, None if is_new else state.named(each.name), customer.timezone) for each in effective
-    ]
-    moved = {each.effective.name: moved_metrics(each, saved) for each in periods}
+    periods = [current_period(each, state, saved, customer.timezone, now_ms) for each in effective]
+    moved = {each.effective.name: moved_metrics(each, state, saved) for each in periods}
     cut = {each.effective.name: moved[each.effective.name] for each in periods if counts_from_anew(each)}
     ending = () if is_new else period_ends(state, saved, periods, cut)
     if ending:

@@ -60,8 +60,11 @@ ADOPTED_MS_MAX: Final = 3_600_000
 """By how much a subscription may start after the ledger's period and still take all of it over."""
 
 
-def current_period(effective: EffectivePrices, state: SubscriptionState | None, timezone: str) -> CurrentPeriod:
-    """The period that a subscription of the ledger is to be in.
+def current_period(
+    effective: EffectivePrices, account: AccountState, saved: ReconcileState, timezone: str, now_ms: int
+) -> CurrentPeriod:
+    """The period that a subscription of the ledger is to be in. One that is new to the ledger begins with Lago's; where
+    another has billed one of its metrics from that instant on, it begins now.
 
     Raises:
         BillingRefused: Lago does not tell its own.
@@ -71,11 +74,15 @@ def current_period(effective: EffectivePrices, state: SubscriptionState | None, 
     if lago_from is None or lago_to is None:
         raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
     ends = next_ends_ms(primary, effective.plan, timezone)
+    state = account.named(effective.name) if account.version else None
     is_ahead = state is not None and state.start_ms >= lago_to
+    start_ms = lago_from // 1000 * 1000
+    if state is None and _billed_by_others(effective, start_ms, account, saved):
+        start_ms = max(start_ms, now_ms // 1000 * 1000)
     return CurrentPeriod(
         effective=effective,
         state=state,
-        start_ms=lago_from // 1000 * 1000 if state is None else state.start_ms,
+        start_ms=start_ms if state is None else state.start_ms,
         end_ms=state.end_ms if state is not None and is_ahead else lago_to,
         next_ends_ms=state.next_ends_ms if state is not None and is_ahead else ends,
         lago_from_ms=lago_from,
@@ -108,15 +115,28 @@ def closing(state: AccountState, saved: ReconcileState, stays: Collection[str] =
     )
 
 
-def moved_metrics(period: CurrentPeriod, saved: ReconcileState) -> frozenset[str]:
+def moved_metrics(period: CurrentPeriod, account: AccountState, saved: ReconcileState) -> frozenset[str]:
     """Metrics of a subscription that another one has billed in a period which began at the same instant. What is pushed
     of a metric belongs to one subscription from the start of a period on, so its own must begin anew."""
-    effective = period.effective
+    if period.state is None:
+        return frozenset()
+    return _billed_by_others(period.effective, period.start_ms, account, saved)
+
+
+def _billed_by_others(
+    effective: EffectivePrices, start_ms: int, account: AccountState, saved: ReconcileState
+) -> frozenset[str]:
+    """Metrics that others have billed from this instant on, or will have, as the ledger has counted them."""
+    counted = {usage.metric for usage in account.closed
+               if usage.start_ms == start_ms and usage.subscription != effective.name}  # fmt: skip
+    for each in account.subscriptions if account.version else ():
+        if each.start_ms == start_ms and each.name != effective.name:
+            counted |= {usage.metric for usage in each.usages if usage.settled}
     mine = {each.external_id for each in effective.billing_subscriptions}
-    links = [link for link in saved.links.values() if link.ledger_start_ms == period.start_ms]
+    links = [link for link in saved.links.values() if link.ledger_start_ms == start_ms]
     own = {metric for link in links if link.external_subscription_id in mine for metric in link.metrics}
     others = {metric for link in links if link.external_subscription_id not in mine for metric in link.metrics}
-    return frozenset(effective.billed_by) & (others - own) if period.state is not None else frozenset()
+    return frozenset(effective.billed_by) & (counted | (others - own))
 
 
 def counts_from_anew(period: CurrentPeriod) -> bool:

@@ -179,7 +179,8 @@ def loaded(
         rows = {usage.metric: usage for usage in stored.usages}
         for metric in each.prices:
             rows.setdefault(metric, Usage(metric, counted.get(metric, 0) if state.version == 0 else 0, 0))
-        former = {metric: table for metric, table in stored.prices.items() if metric not in each.prices}
+        known = {**stored.former_prices, **stored.prices}
+        former = {metric: table for metric, table in known.items() if metric not in each.prices}
         subscriptions.append(
             SubscriptionState(
                 each.name, bounds.start_ms, bounds.end_ms, bounds.next_ends_ms, tuple(rows.values()), prices, former

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from random import Random
 
 import pytest
 
@@ -370,3 +371,93 @@ def test_old_invoices_are_not_read_for_a_year_that_goes_on() -> None:
     assert scenario.saved.oldest_ms(current) == AUGUST + 9 * DAY_MS
     assert scenario.saved.oldest_ms(current[1:]) == AUGUST, "the month is over, and waits for its invoice"
     assert scenario.saved.oldest_ms([]) == 0
+
+
+METRICS = {"api_calls": Decimal("0.10"), "payments": Decimal(2), "reports": Decimal(1)}
+LENGTHS_MS = {"weekly": 7 * DAY_MS, "monthly": 30 * DAY_MS}
+
+
+class Customer:
+    """What Lago has of one customer: subscriptions that begin, change their plan, and end. Equal prices everywhere, so
+    that what was served tells what it cost, whoever bills it."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.scenario = Scenario().lago(subscriptions=(), wallets=(wallet("100000"),))
+        self.now_ms = NOW
+        self.ended: list[Subscription] = []
+        self.active: dict[str, tuple[str, str, int, tuple[str, ...], str]] = {}
+        self.count = 0
+        self.served = Decimal(0)
+
+    def begin(self, name: str) -> None:
+        self.count += 1
+        if name in self.active:
+            self.end(name)
+        metrics = tuple(self.random.sample(sorted(METRICS), self.random.randint(1, 3)))
+        interval = self.random.choice(sorted(LENGTHS_MS))
+        self.active[name] = (f"sub-{self.count}", interval, self.now_ms + self.random.randrange(1000), metrics, name)
+
+    def end(self, name: str) -> None:
+        lago_id, *_ = self.active.pop(name)
+        self.ended.append(
+            subscription(lago_id=lago_id, external_id=name, status="terminated", terminated_at_ms=self.now_ms,
+                         started_at_ms=0, plan=None, period_start_ms=None, period_end_ms=None)
+        )  # fmt: skip
+
+    def subscriptions(self) -> tuple[Subscription, ...]:
+        found = []
+        for lago_id, interval, started_ms, metrics, name in self.active.values():
+            length = LENGTHS_MS[interval]
+            first_ms = (started_ms // length + 1) * length
+            start_ms = started_ms if self.now_ms < first_ms else self.now_ms // length * length
+            end_ms = first_ms if self.now_ms < first_ms else start_ms + length
+            of = plan(*(standard(str(METRICS[each]), each) for each in metrics), code=lago_id, interval=interval)
+            found.append(
+                subscription(of, lago_id, external_id=name, started_at_ms=started_ms, created_at_ms=started_ms,
+                             period_start_ms=start_ms, period_end_ms=end_ms)
+            )  # fmt: skip
+        return (*found, *self.ended)
+
+    def load(self) -> None:
+        self.scenario.now_ms = max(self.now_ms, self.scenario.now_ms)
+        self.scenario.lago(subscriptions=self.subscriptions())
+        if self.scenario.state.version or self.active:
+            self.scenario.load()
+        self.now_ms = self.scenario.now_ms
+
+    def use(self) -> None:
+        state = self.scenario.state.rolled_over(self.now_ms)
+        served = sorted({metric for each in state.subscriptions for metric in each.prices})
+        if served:
+            metric, units = self.random.choice(served), self.random.randint(1, 9)
+            self.scenario.now_ms = max(self.now_ms, self.scenario.now_ms)
+            self.scenario.use(units, metric)
+            self.served += METRICS[metric] * units
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_begins_and_ends_all_that_was_served_is_owed_and_pushed_to_one_subscription(seed: int) -> None:
+    customer = Customer(Random(seed))
+    random = customer.random
+    customer.begin("one")
+    for _ in range(40):
+        name = random.choice(["one", "two", "three"])
+        draw = random.random()
+        if draw < 0.15:
+            customer.begin(name)
+        elif draw < 0.25 and name in customer.active:
+            customer.end(name)
+        customer.now_ms += random.choice([0, 1_000, HOUR_MS, 3 * DAY_MS, 20 * DAY_MS])
+        for _ in range(random.randrange(4)):
+            customer.use()
+        if random.random() < 0.7:
+            customer.load()
+            if not customer.scenario.state.version:
+                continue
+            assert customer.scenario.available == Decimal(100_000) - customer.served
+            bound: dict[tuple[int, str], str] = {}
+            for link in customer.scenario.saved.links.values():
+                for metric in link.metrics:
+                    other = bound.setdefault((link.ledger_start_ms, metric), link.subscription_id)
+                    assert other == link.subscription_id, f"{metric} from {link.ledger_start_ms} on is pushed to two"
