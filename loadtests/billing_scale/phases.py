@@ -83,6 +83,9 @@ class Run:
         """A regular round, or with ``due`` a look at the periods that end; with the comparison of invoices."""
         loop = self.work.sync_loop
         assert loop is not None
+        if due:
+            async for account, saved in loop._reconcile_states(None):  # noqa: SLF001 - as earlier rounds have noted it
+                loop.schedule.note(account, saved)
         self.clock.by_ms += at_s * 1000 - await self.clock.now_ms()
         try:
             async with self.meter.measured(name, self.bank.accounts) as phase:
@@ -154,7 +157,6 @@ class Run:
         return await self.sweep("idle sweep")
 
     async def changed_sweep(self) -> Phase:
-        await self.answer(raised_each=CHANGED_EACH)
         return await self.sweep("sweep, 1 in 100 changed")
 
     async def first_sync(self) -> Phase:
@@ -162,8 +164,6 @@ class Run:
         return await self.sync("first sync", self.base_s - HOUR_S + LOOK_S)
 
     async def hour_sync(self) -> Phase:
-        last = self.base_s // HOUR_S
-        await self.answer(hours=(last - self.used_hours, last))
         self.tell("  usage is written into the ledger")
         await write_usage(self.store.client, self.store.keys, self.bank, self.moment)
         return await self.sync("sync of an hour", self.base_s + LOOK_S)
@@ -180,13 +180,8 @@ class Run:
     async def month_end(self) -> Phase:
         """The period ends, and its last hour has got more usage since the sync looked at it."""
         self.tell("  the period ends")
-        await self.answer(until_s=self.base_s, times=2)
         await write_usage(self.store.client, self.store.keys, self.bank, self.moment)
         await end_periods(self.store.client, self.store.keys, self.bank, self.base_s)
-        loop = self.work.sync_loop
-        assert loop is not None
-        async for account, saved in loop._reconcile_states(None):  # what readings note in a process that runs on
-            loop.schedule.note(account, saved)
         return await self.sync("month end, first look", self.base_s + LOOK_S, due=True)
 
     async def month_end_again(self) -> Phase:
@@ -196,7 +191,6 @@ class Run:
         return await self.sync("month end, after 5 minutes", self.base_s + LEDGER_LOOK_S, due=True)
 
     async def month_end_readings(self) -> Phase:
-        await self.answer(is_over=True)
         return await self.read("month end, readings")
 
     async def month_end_invoices(self) -> Phase:
@@ -220,6 +214,18 @@ PHASES: Final[dict[str, Callable[[Run], Awaitable[Phase]]]] = {
     "month-end-invoices": Run.month_end_invoices,
 }
 """In this order; each builds on those before it."""
+
+
+def _changes(name: str, one: Run) -> dict[str, Any]:
+    """What the stand-ins answer from a phase on."""
+    last = one.base_s // HOUR_S
+    changes: dict[str, dict[str, Any]] = {
+        "changed-sweep": {"raised_each": CHANGED_EACH},
+        "hour-sync": {"hours": (last - one.used_hours, last)},
+        "month-end": {"until_s": one.base_s, "times": 2},
+        "month-end-readings": {"is_over": True},
+    }
+    return changes.get(name, {})
 
 
 @asynccontextmanager
@@ -262,6 +268,8 @@ async def opened(
 async def run(one: Run, names: Sequence[str]) -> AsyncIterator[Phase]:
     """The phases of these names, in their own order."""
     for name, phase in PHASES.items():
+        one.moment = replace(one.moment, **_changes(name, one))
         if name in names:
+            await one.answer()
             one.tell(name)
             yield await phase(one)
