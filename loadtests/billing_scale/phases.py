@@ -84,7 +84,7 @@ class Run:
         loop = self.work.sync_loop
         assert loop is not None
         if due:
-            async for account, saved in loop._reconcile_states(None):  # noqa: SLF001 - as earlier rounds have noted it
+            async for account, saved in loop._reconcile_states(None):  # as earlier rounds have noted it
                 loop.schedule.note(account, saved)
         self.clock.by_ms += at_s * 1000 - await self.clock.now_ms()
         try:
@@ -93,7 +93,7 @@ class Run:
                 if due:
                     report = await loop.flush_due(TOKEN)
                 else:
-                    report, _ = await loop.round(TOKEN)
+                    report = await loop.round(TOKEN)
         finally:
             self.clock.by_ms = 0
         assert report is not None, "no period ends now"
