@@ -105,7 +105,23 @@ async def _measure(given: argparse.Namespace, valkey: tuple[str, int]) -> list[P
             used_hours=given.hours,
             tell=_tell,
         ) as one:
-            return [phase async for phase in run(one, given.phases)]
+            phases = []
+            async for phase in run(one, given.phases):
+                phases.append(phase)
+                _tell(
+                    f"  {phase.name}: {phase.cpu_s:.1f} s of CPU, {phase.seconds:.0f} s, {phase.lago_requests} requests to"
+                    f" Lago, {phase.openmeter_queries} to OpenMeter, memory {phase.memory_growth_mb:+.0f} MB"
+                )
+                _write(given, phases)
+            return phases
+
+
+def _write(given: argparse.Namespace, phases: Sequence[Phase]) -> None:
+    """After each phase: what was measured is not lost when a later one is stopped."""
+    if given.json is not None:
+        names = ("accounts", "metrics", "used", "days", "hours", "swept_first")
+        setting: dict[str, Any] = {name: getattr(given, name) for name in names}
+        write_json(given.json, {**measured_on(0), **setting, "phases": [asdict(each) for each in phases]})
 
 
 def _profiled(given: argparse.Namespace, valkey: tuple[str, int]) -> list[Phase]:
@@ -161,16 +177,6 @@ def main() -> None:
         phases = _profiled(given, valkey)
     Console(width=240, soft_wrap=True).print(_table(phases))
     print(f"\n{machine.describe()}, {machine.python()}")
-    result: dict[str, Any] = {
-        **measured_on(0),
-        "accounts": given.accounts,
-        "metrics": given.metrics,
-        "hours": given.hours,
-        "days": given.days,
-        "phases": [asdict(each) for each in phases],
-    }
-    if given.json is not None:
-        write_json(given.json, result)
 
 
 if __name__ == "__main__":
