@@ -109,8 +109,8 @@ async def _measure(given: argparse.Namespace, valkey: tuple[str, int]) -> list[P
             async for phase in run(one, given.phases):
                 phases.append(phase)
                 _tell(
-                    f"  {phase.name}: {phase.cpu_s:.1f} s of CPU, {phase.seconds:.0f} s, {phase.lago_requests} requests to"
-                    f" Lago, {phase.openmeter_queries} to OpenMeter, memory {phase.memory_growth_mb:+.0f} MB"
+                    f"  {phase.name}: {phase.cpu_s:.1f} s of CPU, {phase.seconds:.0f} s, {phase.lago_requests} requests"
+                    f" to Lago, {phase.openmeter_queries} to OpenMeter, memory {phase.memory_growth_mb:+.0f} MB"
                 )
                 _write(given, phases)
             return phases
