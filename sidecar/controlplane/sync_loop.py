@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -16,6 +17,7 @@ from sidecar.billing.reconcile.reconcile_state import MalformedReconcileState, R
 from sidecar.billing.reconcile.reconciler import Reconciler
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.comparison import ComparisonRow
+from sidecar.billing.usage_sync.concurrency import gather_limited
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.billing.usage_sync.sync_store import Fenced as SyncFenced
@@ -32,6 +34,8 @@ FLUSH_AFTER_MS: Final = 900_000
 """For so long after its end a period is pushed at every look; Lago makes the invoice ten minutes past the hour."""
 
 PAGE: Final = 200
+COMPARISONS_MAX: Final = 4
+"""Accounts whose invoices are compared at once: a request to Lago and queries to OpenMeter for each."""
 
 
 @dataclass(slots=True)
@@ -81,6 +85,7 @@ class SyncLoop:
         self._settings = settings
         self._store = store
         self._reconciler = reconciler
+        self._to_compare: deque[str] = deque()
         self._random = Random()  # noqa: S311 - spreads waits, keeps no secret
 
     def __repr__(self) -> str:
@@ -105,15 +110,17 @@ class SyncLoop:
             notice_cancellation()
             try:
                 if time.monotonic() >= due_s:
-                    await self.round(token)
+                    await self.round(token, is_comparing=False)
                     due_s = time.monotonic() + settings.interval_s * self._random.uniform(0.95, 1.05)
                 else:
                     await self.flush_due(token)
+                await self._compare_until(time.monotonic() + look_s, stop)
             except SyncFenced:
                 log.warning("sync stopped: another control plane leads")
+                await _wait(stop, look_s)
             except (LedgerUnavailable, *CLIENT_ERRORS) as error:
                 log.warning("sync round aborted", reason=reason_of(error))
-            await _wait(stop, look_s)
+                await _wait(stop, look_s)
 
     async def round(
         self,
@@ -121,11 +128,14 @@ class SyncLoop:
         *,
         flush: bool = False,
         only: str | None = None,
+        is_comparing: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> SyncReport:
         """Every account, or ``only`` one: push what is due, then compare what has been invoiced.
 
-        Of an account no more is kept until the end than its name, if there is something to compare.
+        Of an account no more is kept until the end than its name, if there is something to compare. Without
+        ``is_comparing`` that is left to ``run``, between its looks at periods that end: comparing the invoices of a
+        month may take hours, and usage must not wait for it.
 
         Raises:
             SyncFenced: another control plane leads by now.
@@ -148,10 +158,28 @@ class SyncLoop:
         report = await self.sync.run_once(accounts(), token, now_ms, flush)
         if only is None:
             self.last = report
-        for at in range(0, len(to_check), PAGE):
-            async for account, saved in self._saved(to_check[at : at + PAGE]):
-                await self.checks.check(account, saved, now_ms)
+        if not is_comparing:
+            self._to_compare = deque(to_check)
+        else:
+            for at in range(0, len(to_check), PAGE):
+                await self._compare(to_check[at : at + PAGE], now_ms)
         return report
+
+    async def _compare(self, accounts: Sequence[str], now_ms: int) -> None:
+        async def check(found: tuple[str, ReconcileState]) -> None:
+            await self.checks.check(*found, now_ms)
+
+        await gather_limited(check, [each async for each in self._saved(accounts)], COMPARISONS_MAX)
+
+    async def _compare_until(self, end_s: float, stop: asyncio.Event) -> None:
+        """Compare what the last round has found, until an instant of the monotonic clock; wait if there is not enough
+        to do."""
+        now_ms = await self._store.accounts.now_ms() if self._to_compare else 0
+        while self._to_compare and time.monotonic() < end_s and not stop.is_set():
+            notice_cancellation()
+            some = [self._to_compare.popleft() for _ in range(min(COMPARISONS_MAX, len(self._to_compare)))]
+            await self._compare(some, now_ms)
+        await _wait(stop, max(0.0, end_s - time.monotonic()))
 
     async def flush_due(self, token: int) -> SyncReport | None:
         """Push the usage of accounts whose period ends, or has just ended."""
