@@ -22,7 +22,7 @@ def test_values_are_read_up_to_where_one_ends() -> None:
             count = sum(each <= end for each in accumulate(map(len, PACKED)))
             assert unpack_values(whole[:end]) == VALUES[:count]
         else:
-            with pytest.raises(ValueError, match="ends within value|is no msgpack"):
+            with pytest.raises(ValueError, match=r"ends within value|is no msgpack"):
                 unpack_values(whole[:end])
 
 
