@@ -117,7 +117,7 @@ scaling: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure what a request 
 hostile: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure honest callers while others attack (on loopback)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.hostile $(HOSTILE_ARGS)
 
-billing-scale: $(VENV)/.installed-test ## Measure the control plane with 100,000 accounts (takes an hour of two cores)
+billing-scale: $(VENV)/.installed-test ## Measure the control plane with 100,000 accounts (takes half an hour)
 	$(BIN)/python -m loadtests.billing_scale $(BILLING_SCALE_ARGS)
 
 # One scenario against `sidecar demo`: make load-herd LOAD_ARGS='--users 50'. The reports go to build/load.
