@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -164,6 +165,7 @@ def _table(phases: Sequence[Phase]) -> Table:
 
 def main() -> None:
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Valkey and the stand-ins end too
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     with contextlib.ExitStack() as stack:
         if given.valkey is not None:
