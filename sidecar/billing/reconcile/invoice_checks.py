@@ -152,6 +152,15 @@ class InvoiceChecks:
                 shown[key] = value
 
 
+def is_to_check(saved: ReconcileState) -> bool:
+    """Whether a period of the account is to be compared, or differed."""
+    for start_ms, invoiced in saved.invoiced.items():
+        known = decode_rows(saved.checks.get(start_ms)) if invoiced.invoice_id is not None else ()
+        if known is None or not all(row.is_equal for row in known):
+            return True
+    return False
+
+
 def _no_invoice(currency: str) -> Invoice:
     return Invoice(
         lago_id="", number="", type="subscription", status="draft", payment_status="pending", currency=currency,

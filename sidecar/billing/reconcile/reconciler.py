@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
@@ -41,6 +41,7 @@ from sidecar.ledger.accounts.loader import (
     PriceError,
 )
 from sidecar.ledger.keys import Keys
+from sidecar.valkey.calls import Call, call_each, raise_first
 from sidecar.valkey.hash_fields import set_fields
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -111,6 +112,7 @@ class Reconciler:
         self._taxes: tuple[Tax, ...] = ()
         self._rounded_metrics: frozenset[str] = frozenset()
         self._taxes_until_s = 0.0
+        self._reading_taxes = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"Reconciler({self._lago!r}, {len(self._flights)} under way)"
@@ -292,6 +294,16 @@ class Reconciler:
             raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
         return decode_reconcile_state(cast("Mapping[bytes, bytes]", fields))
 
+    async def reconcile_states(self, accounts: Sequence[str]) -> list[ReconcileState | MalformedReconcileState]:
+        """The saved states of accounts, with one round trip. Raises ``LedgerUnavailable``."""
+        try:
+            keys = [self._keys.billing(account) for account in accounts]
+            replies = await call_each(self._client, [Call(key, ("HGETALL", key)) for key in keys])
+            raise_first(replies)
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
+        return [_decoded(reply) for reply in replies]
+
     async def _read(self, account: str, state: AccountState, saved: ReconcileState, thorough: bool) -> AccountReading:
         current = [(each.start_ms, each.name) for each in state.subscriptions] if state.version > 0 else []
         return await read_account(
@@ -309,12 +321,13 @@ class Reconciler:
         return state.rolled_over(await self._loader.now_ms()) if state.version > 0 else state
 
     async def _default_taxes(self) -> tuple[Tax, ...]:
-        if time.monotonic() >= self._taxes_until_s:
-            taxes = await self._lago.taxes()
-            self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
-            metrics = await self._lago.billable_metrics()
-            self._rounded_metrics = frozenset(each.code for each in metrics if each.rounds_units)
-            self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
+        async with self._reading_taxes:  # accounts that are read at once ask once
+            if time.monotonic() >= self._taxes_until_s:
+                taxes = await self._lago.taxes()
+                self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
+                metrics = await self._lago.billable_metrics()
+                self._rounded_metrics = frozenset(each.code for each in metrics if each.rounds_units)
+                self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 
     async def _mark_absent(self, account: str, saved: ReconcileState, fingerprint: str | None) -> None:
@@ -331,6 +344,14 @@ class Reconciler:
     async def _wait_for(self, at_ms: int) -> None:
         while (left_ms := at_ms - await self._loader.now_ms()) > 0:
             await asyncio.sleep(left_ms / 1000)
+
+
+def _decoded(reply: Any) -> ReconcileState | MalformedReconcileState:
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    try:
+        return decode_reconcile_state(dict(pairs))
+    except MalformedReconcileState as error:
+        return error
 
 
 def _refused(account: str, alert: Alert) -> Outcome:

@@ -261,6 +261,10 @@ class AccountWork:
         for (period_ms, metric, kind), units in pushed.items():
             report.add(self._row(period_ms, metric, kind, sum(units), len(units)))
 
+    def let_go(self) -> None:
+        """Forget what was planned: it was pushed, or the next round does it."""
+        self.metric_periods, self.change, self.fresh = [], SyncStateChange(), ()
+
     def fail(self, reason: str, report: ReportBuilder) -> None:
         """Leave the account for the next round."""
         self.has_failed = True

@@ -7,7 +7,7 @@ two loaders never mix their prices and funds. Settled and held units are the req
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from heapq import merge
@@ -62,6 +62,8 @@ ATTEMPTS_MAX: Final = 32
 """A conflict means that another loader has written meanwhile; so many in a row mean that something else is wrong."""
 
 LIST_MAX: Final = 10_000
+LOOK_MIN: Final = 8
+"""Ids of a partition that ``pages`` asks for at least."""
 
 _READ: Final = """
 -- Both parts of an account, as they are at one instant.
@@ -350,6 +352,33 @@ class AccountLoader:
             if not any(pages):
                 await self._check_format()
         return tuple(islice(merge(*([_text(each) for each in page] for page in pages)), limit))
+
+    async def pages(self, size: int, *, reachable: bool = False) -> AsyncIterator[tuple[str, ...]]:
+        """The ids of all accounts, at most ``size`` at a time and in no order. Each is read once, where ``list`` looks
+        for the next ones in every partition. An account that is loaded meanwhile may be left out. ``reachable`` and
+        errors as with ``list``."""
+        each_max = max(LOOK_MIN, size // self._keys.partitions)
+        lows = {self._keys.accounts(partition): b"-" for partition in range(self._keys.partitions)}
+        is_first = True
+        while lows:
+            with _translated():
+                found = await call_each(
+                    self._client,
+                    [Call(key, ("ZRANGEBYLEX", key, low, "+", "LIMIT", 0, each_max)) for key, low in lows.items()],
+                )
+                usable = [each for each in found if not isinstance(each, Exception)]
+                raise_first(() if reachable and usable else found)
+                if is_first and not any(usable):
+                    await self._check_format()
+            is_first = False
+            lows = {
+                key: b"(" + ids[-1]
+                for key, ids in zip(lows, found, strict=True)
+                if not isinstance(ids, Exception) and len(ids) == each_max
+            }
+            ids = [_text(id_) for page in usable for id_ in page]
+            for at in range(0, len(ids), size):
+                yield tuple(ids[at : at + size])
 
     async def show(self, account: str) -> AccountSnapshot | None:
         """An account as it stands, None if it was never loaded.

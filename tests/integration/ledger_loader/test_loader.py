@@ -314,6 +314,16 @@ async def test_ids_are_listed_in_order_and_in_pages_whatever_their_partition(led
     assert await ledger.loader.list(after="tpp-39") == ()
 
 
+async def test_pages_have_every_account_once(ledger: Ledger) -> None:
+    ids = {f"tpp-{n:04d}" for n in range(900)}
+    for id_ in ids:
+        await ledger.client.zadd(ledger.keys.accounts(ledger.keys.partition(id_)), {id_: 0})
+    for size in (7, 100, 2_000):
+        pages = [page async for page in ledger.loader.pages(size)]
+        assert max(map(len, pages)) <= size
+        assert sorted(id_ for page in pages for id_ in page) == sorted(ids)
+
+
 async def test_opening_and_listing_take_few_connections(valkey_server: ValkeyServer) -> None:
     async with Redis(host=valkey_server.host, port=valkey_server.port, max_connections=4) as client:
         await client.flushall()
