@@ -35,6 +35,7 @@ from sidecar.billing.reconcile.period_change import (
     updated_state,
     with_links,
 )
+from sidecar.billing.reconcile.prepaid_funds import Obligations, Spendable, spendable
 from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
 from sidecar.billing.reconcile.taxes import customer_taxes
 from sidecar.billing.settings import LagoSettings
@@ -61,13 +62,17 @@ class PeriodEnd:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How the funds came about, money in units of ``currency``."""
+    """How the funds came about, money in units of ``currency``. ``credit``: coupons and credit notes. ``held_back``:
+    by scoped wallets, as not every metric may use it.
+    """
 
     currency: str
     balance: Decimal = Decimal(0)
     plan_fee: Decimal = Decimal(0)
     margin: Decimal = Decimal(0)
     foreign: Decimal = Decimal(0)
+    credit: Decimal = Decimal(0)
+    held_back: Decimal = Decimal(0)
     unpaid: Decimal = Decimal(0)
     unsettled: Decimal = Decimal(0)
     funds: Decimal = Decimal(0)
@@ -165,7 +170,10 @@ def _open(
     ahead = not is_new and state.period_start_ms >= lago_to
     start_ms = lago_from // 1000 * 1000 if is_new else state.period_start_ms
     end_ms, later = (state.period_end_ms, state.next_ends_ms) if ahead else (lago_to, ends)
-    funds = funds_of(reading.wallets, tuple(effective.prices), currency, now_ms)
+    is_prepaid = policy.mode == "prepaid"
+    funds = funds_of(reading.wallets, tuple(effective.prices), currency, now_ms, of_any=is_prepaid)
+    credit = Decimal(0)
+    pays: Collection[str] = FEE_KINDS if credit else funds.pays
     for fault in funds.ignored:
         alerts.add("wallet", fault)
     for wallet in reading.wallets:
@@ -176,10 +184,8 @@ def _open(
     if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
         alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
     spent = Decimal(0) if is_new else sum((state.money(state.cost_of(each)) for each in state.usages), Decimal(0))
-    plan_fee = next_fees(
-        Account(effective, customer, reading.default_taxes, reading.invoices, funds.pays, spent, now_ms)
-    )
-    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, funds.pays)
+    plan_fee = next_fees(Account(effective, customer, reading.default_taxes, reading.invoices, pays, spent, now_ms))
+    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, pays)
     periods = [status.period for status in billing_statuses]
     unsettled = _owed(billing_statuses, settings, currency, alerts)
     unsettled += unmatched_drafts(periods, reading.invoices, currency)
@@ -205,9 +211,15 @@ def _open(
             # Usage that Lago cannot tell now has not become credit.
             foreign = max(foreign, saved.foreign.get(start_ms, Decimal(0)))
     taxes = len(customer_taxes(customer, reading.default_taxes))
-    margin = rounding_margin(effective.prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
-    available = funds.balance - plan_fee - margin - foreign
+    margin = rounding_margin(effective.prices.values(), taxes, currency) if is_prepaid else Decimal(0)
     unsettled += unpaid
+    available = Spendable(funds.balance - plan_fee - margin - foreign, effective.prices)
+    if is_prepaid:
+        counts_short = settings.sync.late_usage == "report"
+        obligations = Obligations(unsettled, billing_statuses, plan_fee, margin + foreign, counts_short)
+        available = spendable(funds, effective.prices, state, obligations, credit, alerts)
+    effective = replace(effective, prices=available.prices)
+    counted = {metric: units for metric, units in counted.items() if metric in effective.prices}
     spec = AccountSpec(
         id=reading.account,
         mode=policy.mode,
@@ -215,7 +227,7 @@ def _open(
         period=FixedPeriod(start_ms, end_ms, later),
         prices=effective.prices,
         status=policy.status,
-        funds=available,
+        funds=available.funds,
         overdraft=policy.overdraft,
         spending_cap=policy.spending_cap,
         credit_limit=policy.credit_limit,
@@ -223,15 +235,21 @@ def _open(
         limits=policy.limits,
         api_keys=policy.api_keys,
     )
-    figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
+    held_back = available.held_back
+    figures = Figures(
+        currency, funds.balance, plan_fee, margin, foreign, credit, held_back, unpaid, unsettled, available.funds
+    )
     revision = policy_revision(policy, effective)
     freed = saved.fees.get(start_ms, plan_fee) - plan_fee
-    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts, freed)
+    freed = max(Decimal(0), freed) + (saved.last.held_back if saved.last is not None else Decimal(0))
+    money_in = replace(funds, balance=funds.balance + credit)
+    check_raise(state, spec, saved, billing_statuses, money_in, revision, alerts, freed)
     check_age(billing_statuses, alerts, now_ms)
     if not reading.is_stable:
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
     is_open = any(not status.is_final for status in billing_statuses)
-    last = LastReading(now_ms, funds.balance, revision, saved.last.fingerprint if saved.last else "", is_open)
+    fingerprint = saved.last.fingerprint if saved.last else ""
+    last = LastReading(now_ms, money_in.balance, revision, fingerprint, is_open, held_back, available.claimed)
     kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
     waits = not is_new and downgrade_is_due(reading, primary, start_ms, now_ms)
     current = {} if waits else current_links(effective, start_ms, end_ms, lago_from, lago_to, ahead)
@@ -245,6 +263,7 @@ def _open(
     )
     reload_times = (
         funds.next_expiry_ms,
+        available.reload_at_ms(saved.last, now_ms),
         _after(reading.account, start_ms, end_ms),
         now_ms + DOWNGRADE_CHECK_MS if waits else None,
     )
