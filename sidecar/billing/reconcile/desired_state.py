@@ -19,6 +19,7 @@ from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
 from sidecar.billing.reconcile.calendar import next_ends_ms
 from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
 from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, check_transactions, foreign_usage
+from sidecar.billing.reconcile.credits import credit_of
 from sidecar.billing.reconcile.effective_prices import (
     EffectivePrices,
     counted_before,
@@ -172,7 +173,7 @@ def _open(
     end_ms, later = (state.period_end_ms, state.next_ends_ms) if ahead else (lago_to, ends)
     is_prepaid = policy.mode == "prepaid"
     funds = funds_of(reading.wallets, tuple(effective.prices), currency, now_ms, of_any=is_prepaid)
-    credit = Decimal(0)
+    credit = credit_of(reading.credits, effective, currency, end_ms) if is_prepaid else Decimal(0)
     pays: Collection[str] = FEE_KINDS if credit else funds.pays
     for fault in funds.ignored:
         alerts.add("wallet", fault)
