@@ -32,7 +32,10 @@ WALLETS_MAX: Final = 6
 """
 
 UNITS_MIN: Final = 10
-"""A metric whose wallets have less left than so many of its units cost does not hold the others back."""
+SHARE_MIN: Final = Decimal("0.1")
+"""A metric does not hold the others back if its wallets do not even pay for one more unit, or for fewer than
+``UNITS_MIN`` and have less than ``SHARE_MIN`` of what another metric may use.
+"""
 
 INFINITE: Final = Decimal("Infinity")
 NONE: Final = Decimal(0)
@@ -117,8 +120,13 @@ def allocate(wallets: Sequence[ScopedBalance], claims: Claims, *, keeps_all: boo
     rooms = {metric: rule.room([usage_key(metric)], [usage_key(metric)]) for metric in paid}
     is_one_pool = rule.is_one_pool(map(usage_key, claims.prices))
     keeps_all = keeps_all or is_one_pool
-    enough = [metric for metric in paid if keeps_all or rooms[metric] >= UNITS_MIN * claims.prices[metric]]
-    served = enough or paid
+    most = max(rooms.values())
+
+    def has_enough(metric: str) -> bool:
+        room, price = rooms[metric], claims.prices[metric]
+        return room >= price and room > 0 and (room >= UNITS_MIN * price or room >= SHARE_MIN * most)
+
+    served = paid if keeps_all else [metric for metric in paid if has_enough(metric)] or paid
     goal = [usage_key(metric) for metric in covered]
     growing = [usage_key(metric) for metric in served]
     lost = {key for key in goal if key not in growing and rule.unpaid([key]) > 0}

@@ -81,13 +81,17 @@ def test_a_metric_whose_wallet_is_nearly_empty_does_not_hold_the_others_back() -
 
     enough = allocate([balance(1000, "a"), balance(20, "b")], claims(prices))
     short = allocate([balance(1000, "a"), balance(19, "b")], claims(prices))
+    small = allocate([balance(30, "a"), balance(3, "b")], claims(prices))
+    without_a_unit = allocate([balance(2, "a"), balance(1, "b")], claims(prices))
 
     assert (enough.available, enough.served) == (20, {"a", "b"})
     assert (short.available, short.served) == (1000, {"a"})
+    assert (small.available, small.served) == (3, {"a", "b"})
+    assert (without_a_unit.available, without_a_unit.served) == (2, {"a"})
 
 
 def test_if_all_metrics_have_little_left_all_are_served_until_nothing_is_left() -> None:
-    found = allocate([balance(9, "a"), balance(3, "b")], claims({"a": 2, "b": 2}))
+    found = allocate([balance(9, "a"), balance(3, "b")], claims({"a": 20, "b": 20}))
 
     assert (found.available, found.served) == (3, {"a", "b"})
 
