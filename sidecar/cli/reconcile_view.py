@@ -107,10 +107,13 @@ def print_outcome(outcome: Outcome) -> None:
             for metric, table in spec.prices.items():
                 rows.append(("price", f"{metric}: {price_text(table)}, with taxes"))
         rows.append(("wallets", f"{plain(figures.balance)} {figures.currency}"))
+        if figures.credit:
+            rows.append(("coupons, notes", plain(figures.credit)))
         for name, amount in (
             ("set aside", figures.plan_fee),
             ("rounding", figures.margin),
             ("in Lago only", figures.foreign),
+            ("held back", figures.held_back),
         ):
             if amount:
                 rows.append((name, f"−{plain(amount)}"))

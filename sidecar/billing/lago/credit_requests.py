@@ -71,6 +71,9 @@ class CreditRequests(ObjectRequests):
         """A coupon; None if it was deleted, whoever it is applied to."""
         return await self._find("/coupons/{id}", code, "coupon", coupon, id_of=lambda each: each.code)
 
+    async def coupons_page(self, page: int = 1, per_page: int = PER_PAGE) -> Page[Coupon]:
+        return await self._page("/coupons", "coupons", coupon, page, per_page)
+
     async def credit_notes(self, customer: str) -> tuple[CreditNote, ...]:
         """A customer's that have something left."""
         query = [("external_customer_id", customer)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -183,37 +183,12 @@ class Life:
 
 
 def _decimal(amount: Fraction) -> Decimal:
-    """Rounded down where it is a fraction that has no end."""
-    return Decimal(amount.numerator) / Decimal(amount.denominator)
+    """Rounded down."""
+    return Decimal(amount.numerator * 10**12 // amount.denominator).scaleb(-12)
 
 
-SCOPES = st.one_of(st.none(), st.sets(st.sampled_from(KEYS), min_size=1).map(frozenset))
-WALLETS = st.lists(st.builds(LagoWallet, st.integers(0, 120).map(Fraction), SCOPES), min_size=1, max_size=5)
-PRICES = st.tuples(st.integers(1, 9), st.integers(2, 30), st.integers(1, 9))
-STEPS = st.one_of(
-    st.tuples(st.just("call"), st.sampled_from(METRICS), st.integers(1, 12)),
-    st.tuples(st.just("rush"), st.sampled_from(METRICS), st.integers(1, 3)),
-    st.just(("read",)),
-    st.just(("close",)),
-    st.just(("bill",)),
-    st.tuples(st.just("top up"), st.integers(0, 4), st.integers(1, 60)),
-)
-
-
-@settings(max_examples=600)
-@given(
-    wallets=WALLETS,
-    credits=st.lists(st.integers(1, 40).map(Fraction), max_size=2),
-    prices=st.tuples(PRICES, PRICES, PRICES),
-    fee=st.sampled_from((0, 0, 7, 50)),
-    steps=st.lists(STEPS, min_size=6, max_size=30),
-    data=st.data(),
-)
-def test_wallets_pay_for_every_call_that_was_served(
-    wallets: list[LagoWallet], credits: list[Fraction], prices: Any, fee: int, steps: list[Any], data: st.DataObject
-) -> None:
-    life = Life(LagoCustomer(wallets, credits), dict(zip(METRICS, prices, strict=True)), fee)
-    life.read()
+def run(life: Life, steps: Sequence[Any], data: st.DataObject) -> None:
+    """Live through the steps. Each invoice that is due must leave no usage unpaid."""
 
     def bill() -> None:
         for fees in life.closed:
@@ -221,6 +196,7 @@ def test_wallets_pay_for_every_call_that_was_served(
             assert {key: amount for key, amount in left.items() if key != FEE} == {}
         life.closed = []
 
+    life.read()
     for name, *arguments in steps:
         match name:
             case "call":
@@ -234,10 +210,73 @@ def test_wallets_pay_for_every_call_that_was_served(
                 life.close()
             case "bill":
                 bill()
-            case "top up":
-                wallets[arguments[0] % len(wallets)].balance += arguments[1]
+            case "top up" if life.customer.wallets:
+                life.customer.wallets[arguments[0] % len(life.customer.wallets)].balance += arguments[1]
     life.close()
     bill()
+
+
+SCOPES = st.one_of(st.none(), st.sets(st.sampled_from(KEYS), min_size=1).map(frozenset))
+BALANCES = st.integers(0, 120).map(Fraction)
+WALLETS = st.lists(st.builds(LagoWallet, BALANCES, SCOPES), max_size=5)
+CREDITS = st.lists(st.integers(1, 40).map(Fraction), max_size=2)
+PRICES = st.tuples(st.integers(1, 9), st.integers(2, 30), st.integers(1, 9))
+STEPS = st.one_of(
+    st.tuples(st.just("call"), st.sampled_from(METRICS), st.integers(1, 12)),
+    st.tuples(st.just("rush"), st.sampled_from(METRICS), st.integers(1, 3)),
+    st.just(("read",)),
+    st.just(("close",)),
+    st.just(("bill",)),
+    st.tuples(st.just("top up"), st.integers(0, 4), st.integers(1, 60)),
+)
+CHEAPER = st.lists(
+    st.tuples(st.integers(1, 6), st.booleans(), st.integers(1, 6)).map(
+        lambda drawn: [("call", "a", drawn[0]), *([("read",)] * drawn[1]), ("call", "a", drawn[2]), ("rush", "b", 1)]
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda blocks: [step for block in blocks for step in block])
+
+
+@settings(max_examples=600)
+@given(
+    wallets=WALLETS,
+    credits=CREDITS,
+    prices=st.tuples(PRICES, PRICES, PRICES),
+    fee=st.sampled_from((0, 0, 7, 50)),
+    steps=st.lists(STEPS, min_size=6, max_size=30),
+    data=st.data(),
+)
+def test_wallets_pay_for_every_call_that_was_served(
+    wallets: list[LagoWallet], credits: list[Fraction], prices: Any, fee: int, steps: list[Any], data: st.DataObject
+) -> None:
+    run(Life(LagoCustomer(wallets, credits), dict(zip(METRICS, prices, strict=True)), fee), steps, data)
+
+
+@settings(max_examples=400)
+@given(
+    balances=st.tuples(BALANCES, BALANCES, st.integers(0, 20).map(Fraction)),
+    is_first=st.booleans(),
+    falls_at=st.integers(4, 12),
+    steps=CHEAPER,
+    data=st.data(),
+)
+def test_a_metric_that_becomes_cheaper_leaves_no_more_for_others_than_their_wallets_have(
+    balances: tuple[Fraction, Fraction, Fraction], is_first: bool, falls_at: int, steps: list[Any], data: st.DataObject
+) -> None:
+    """Wallets of their own for a and b, and one for everything; units of a cost a tenth from some count on."""
+    own, others, everything = balances
+    scoped = [LagoWallet(own, scope("a")), LagoWallet(others, scope("b"))]
+    wallets = [LagoWallet(everything, None), *scoped] if is_first else [*scoped, LagoWallet(everything, None)]
+    run(Life(LagoCustomer(wallets, []), {"a": (10, falls_at, 1), "b": (1, 99, 1), "c": (1, 99, 1)}, 0), steps, data)
+
+
+@settings(max_examples=200)
+@given(credits=CREDITS, prices=st.tuples(PRICES, PRICES, PRICES), steps=st.lists(STEPS, min_size=3), data=st.data())
+def test_without_a_wallet_credits_pay_for_every_call_that_was_served(
+    credits: list[Fraction], prices: Any, steps: list[Any], data: st.DataObject
+) -> None:
+    run(Life(LagoCustomer([], credits), dict(zip(METRICS, prices, strict=True)), 0), steps, data)
 
 
 @given(
