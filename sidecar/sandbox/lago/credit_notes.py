@@ -62,10 +62,17 @@ class CreditNotesApi:
 
 
 def announce(store: Store, note: CreditNote) -> None:
-    store.emit("credit_note.created", "credit_note", lambda: _view(note))
+    store.emit("credit_note.created", "credit_note", lambda: _note_view(note))
 
 
 def _view(note: CreditNote) -> Json:
+    """As in answers."""
+    customer = customer_view(note.customer, "integration_customers")
+    return {**_note_view(note), "customer": customer, "error_details": []}
+
+
+def _note_view(note: CreditNote) -> Json:
+    """As in webhooks."""
     invoice = note.invoice
     return {
         "lago_id": note.id,
@@ -82,7 +89,9 @@ def _view(note: CreditNote) -> Json:
         "description": None,
         "currency": note.currency,
         "total_amount_cents": note.amount_cents,
+        "precise_total_amount_cents": f"{note.amount_cents}.0",
         "taxes_amount_cents": 0,
+        "precise_taxes_amount_cents": "0.0",
         "sub_total_excluding_taxes_amount_cents": note.amount_cents,
         "balance_amount_cents": note.balance_cents,
         "credit_amount_cents": note.amount_cents,
@@ -95,8 +104,7 @@ def _view(note: CreditNote) -> Json:
         "file_url": None,
         "xml_url": None,
         "self_billed": False,
-        "customer": customer_view(note.customer, "integration_customers"),
+        "customer": customer_view(note.customer),
         "items": [],
         "applied_taxes": [],
-        "error_details": [],
     }
