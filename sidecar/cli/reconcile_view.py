@@ -117,6 +117,8 @@ def print_outcome(outcome: Outcome) -> None:
         ):
             if amount:
                 rows.append((name, f"−{plain(amount)}"))
+        for metric, left in figures.low.items():
+            rows.append(("not served", f"{metric}: the wallets that pay for it have {plain(left)} left"))
         rows.append(("not billed yet", f"−{plain(figures.unsettled)}"))
         for status in desired.billing_statuses:
             period = status.period

@@ -64,7 +64,8 @@ class PeriodEnd:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """How the funds came about, money in units of ``currency``. ``credit``: coupons and credit notes. ``held_back``:
-    by scoped wallets, as not every metric may use it.
+    by scoped wallets, as not every metric may use it. ``low``: what the wallets have left of metrics that
+    are not served for that.
     """
 
     currency: str
@@ -77,6 +78,7 @@ class Figures:
     unpaid: Decimal = Decimal(0)
     unsettled: Decimal = Decimal(0)
     funds: Decimal = Decimal(0)
+    low: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,17 @@ def _open(
     )
     held_back = available.held_back
     figures = Figures(
-        currency, funds.balance, plan_fee, margin, foreign, credit, held_back, unpaid, unsettled, available.funds
+        currency,
+        funds.balance,
+        plan_fee,
+        margin,
+        foreign,
+        credit,
+        held_back,
+        unpaid,
+        unsettled,
+        available.funds,
+        available.low,
     )
     revision = policy_revision(policy, effective)
     freed = saved.fees.get(start_ms, plan_fee) - plan_fee

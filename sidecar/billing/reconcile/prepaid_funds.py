@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
@@ -14,7 +14,6 @@ from sidecar.billing.reconcile.funds import FEE_KINDS, Funds, money
 from sidecar.billing.reconcile.reconcile_state import LastReading
 from sidecar.billing.reconcile.wallet_allocation import (
     USAGE,
-    Allocation,
     Claims,
     Owed,
     ScopedBalance,
@@ -35,11 +34,13 @@ HELD_BACK_RELOAD_MS_MAX: Final = 900_000
 class Spendable:
     """``funds``: for the ledger, which takes what is unsettled and spent off it. ``prices``: of what is served.
 
-    ``claimed``: all that is owed by now; it says whether something was used between two readings.
+    ``low``: metrics that are not served since their wallets have little left, with what that is. ``claimed``: all that
+    is owed by now; it says whether something was used between two readings.
     """
 
     funds: Decimal
     prices: Mapping[str, PriceTable]
+    low: Mapping[str, Decimal] = field(default_factory=dict)
     held_back: Decimal = Decimal(0)
     claimed: Decimal = Decimal(0)
 
@@ -77,32 +78,24 @@ def spendable(
     """What the account may spend, and on which metrics. ``counted``: its wallets, ``credit``: beside them.
 
     An account that is new to the ledger (version 0) serves every metric that a wallet pays for: the ledger counts what
-    Lago had counted against its funds, and the next reading knows of it.
+    Lago had counted against its funds, and the next reading knows of it. Metrics that cost nothing need no wallet.
     """
     is_new = state.version == 0
     usage = {} if is_new else _usage(state)
-    claims, keys = _claims(prices, usage, obligations, credit, {} if is_new else _falls(state))
+    paid_for = {metric: table for metric, table in prices.items() if _least(table) > 0}
+    claims, keys = _claims(paid_for, usage, obligations, credit, {} if is_new else _falls(state))
     found = allocate([_scoped(wallet, keys) for wallet in counted.counted], claims, keeps_all=is_new)
-    _report(found, prices, counted.counted, alerts)
+    left_out = {metric for metric in paid_for if metric not in found.served}
+    for metric in sorted(left_out - found.rooms.keys()):
+        alerts.add("wallet", f"{metric} is not served: none of the wallets that count pays for it")
     spent = sum(usage.values(), Decimal(0))
     return Spendable(
         funds=found.available + obligations.unsettled + spent,
-        prices={metric: table for metric, table in prices.items() if metric in found.served},
+        prices={metric: table for metric, table in prices.items() if metric not in left_out},
+        low={metric: max(Decimal(0), found.rooms[metric]) for metric in sorted(left_out & found.rooms.keys())},
         held_back=found.held_back,
         claimed=sum((each.total for each in claims.owed), Decimal(0)),
     )
-
-
-def _report(found: Allocation, prices: Mapping[str, PriceTable], wallets: Sequence[Wallet], alerts: Alerts) -> None:
-    for metric in prices:
-        if metric in found.served:
-            continue
-        if metric in found.rooms:
-            left = max(Decimal(0), found.rooms[metric])
-            alerts.add("wallet", f"{metric} is not served: the wallets that pay for it have {left} left, those for"
-                       " other metrics have more")  # fmt: skip
-        elif wallets:
-            alerts.add("wallet", f"{metric} is not served: none of the wallets that count pays for it")
 
 
 def _claims(
@@ -197,5 +190,5 @@ def _cheapest(table: PackedTable, settled: int) -> int:
 
 
 def _least(table: PriceTable) -> Decimal:
-    """The lowest price of a unit in a table; 0 if nothing costs anything."""
+    """The lowest amount in a table that is one; 0 if nothing costs anything."""
     return min((amount for amount in amounts(table) if amount > 0), default=Decimal(0))

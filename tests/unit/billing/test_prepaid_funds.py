@@ -41,6 +41,27 @@ def test_a_metric_that_no_wallet_pays_for_is_refused_and_the_others_are_served()
     assert findings(desired) == ["payments is not served: none of the wallets that count pays for it"]
 
 
+def test_a_metric_that_costs_nothing_needs_no_wallet() -> None:
+    free = standard("0", "status")
+    desired = scenario(wallet("40", metric_codes=("api_calls",)), charges=(CALLS, free)).load()
+
+    assert served(desired) == {"api_calls", "status"}
+    assert desired.alerts == ()
+
+
+def test_a_metric_whose_wallets_have_little_left_is_shown_and_is_no_finding() -> None:
+    account = scenario(wallet("100", metric_codes=("api_calls",)), wallet("30", "w2", metric_codes=("payments",)))
+    account.load()
+    account.use(55, "payments")  # 27.50: five units are left
+
+    desired = account.load()
+
+    assert desired.figures is not None
+    assert desired.figures.low == {"payments": Decimal("2.50")}
+    assert desired.alerts == ()
+    assert served(desired) == {"api_calls"}
+
+
 def test_what_was_used_of_a_metric_before_its_wallet_ended_is_still_billed_and_blocks_nothing() -> None:
     calls, payments = wallet("40", metric_codes=("api_calls",)), wallet("40", "w2", metric_codes=("payments",))
     account = scenario(calls, payments)
