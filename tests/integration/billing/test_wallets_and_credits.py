@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -35,7 +35,9 @@ async def system(valkey_server: ValkeyServer) -> AsyncIterator[BillingSystem]:
             )
         await opened.plan(charges=charges)
         await opened.customer(ACCOUNT, plan=None, wallet=None)
-        began = datetime.fromtimestamp(time.time() - 5, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = datetime.fromtimestamp(time.time(), UTC)
+        month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        began = max(month, now - timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
         await opened.client.create_subscription(
             {"external_customer_id": ACCOUNT, "external_id": f"{ACCOUNT}-sub", "plan_code": "pro",
              "billing_time": "calendar", "subscription_at": began}
