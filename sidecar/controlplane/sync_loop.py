@@ -16,7 +16,7 @@ from sidecar.billing.reconcile.reconcile_state import MalformedReconcileState, R
 from sidecar.billing.reconcile.reconciler import Reconciler
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.comparison import ComparisonRow
-from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
+from sidecar.billing.usage_sync.period_links import PeriodKey, PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.billing.usage_sync.sync_store import Fenced as SyncFenced
 from sidecar.billing.usage_sync.usage_sync import Sync
@@ -182,8 +182,8 @@ class SyncLoop:
             after = page[-1]
 
 
-def _invoiced(saved: ReconcileState) -> Mapping[int, Mapping[str, int]]:
-    return {start_ms: period.units for start_ms, period in saved.invoiced.items()}
+def _invoiced(saved: ReconcileState) -> Mapping[PeriodKey, Mapping[str, int]]:
+    return {key: period.units for key, period in saved.invoiced.items()}
 
 
 def _near(links: Iterable[PeriodLink], now_ms: int) -> tuple[PeriodLink, ...]:

@@ -6,8 +6,8 @@ case; a value with a separator in it stands in double quotes.
 
 Two things follow from what Envoy really writes. It puts the subject in quotes as RFC 2253 gives it, so the
 backslashes inside are the name's own and are left for its parser. And it writes URI and DNS without quotes,
-although they come from the caller's certificate and may hold separators; so Subject and Cert are accepted
-only in quotes, which neither a URI nor a DNS name can contain.
+although they come from the caller's certificate and may hold separators and quotes. It writes them last; so
+nothing that says who the caller is may follow them, and Subject and Cert are accepted only in quotes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _QUOTED = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*+)"[ \t]*(?=
 _UNQUOTED = re.compile(r'([^",;\x00-\x1f\x7f]*+)(?=[;,]|\Z)')
 
 _ONCE: Final = frozenset({"hash", "cert", "chain", "subject"})
+_FREE: Final = frozenset({"uri", "dns"})
+"""What a caller's certificate can say at will."""
 _ONLY_QUOTED: Final = frozenset({"cert", "subject"})
 
 
@@ -73,6 +75,8 @@ def _element(text: str, at: int) -> tuple[Element, int, str]:
         values = found.setdefault(key, [])
         if values and key in _ONCE:
             raise XfccError(f"a second {key} at {at}")
+        if key not in _FREE and not _FREE.isdisjoint(found):
+            raise XfccError(f"a {key} that follows the certificate's URI or DNS names at {at}")
         values.append(value)
         separator = text[at : at + 1]
         at += 1

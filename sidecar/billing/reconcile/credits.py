@@ -8,7 +8,7 @@ are on invoices of their own that take neither, nor wallets (``app/services/invo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -21,8 +21,8 @@ INVOICED_MS_MAX: Final = 86_400_000
 """A coupon counts if it can be applied for so long after the period's end: until the invoice is there."""
 
 
-def credit_of(credits: Credits, effective: EffectivePrices, currency: str, period_end_ms: int) -> Decimal:
-    """What coupons and credit notes certainly take off the account's invoices.
+def credit_of(credits: Credits, effective: Sequence[EffectivePrices], currency: str, period_end_ms: int) -> Decimal:
+    """What coupons and credit notes certainly take off the account's invoices. ``period_end_ms``: of its last period.
 
     Nothing, where an invoice may ask for something that the gateway does not know beforehand, for that would use them
     up too: usage of charges that cannot be enforced or of subscriptions that are not served, fees in advance of the
@@ -31,7 +31,7 @@ def credit_of(credits: Credits, effective: EffectivePrices, currency: str, perio
     coupons = [each for each in credits.coupons if _is_certain(each, currency, period_end_ms)]
     notes = [each for each in credits.notes if each.credit_status == "available" and each.currency == currency]
     cents = sum(each.remaining_cents or 0 for each in coupons) + sum(max(0, each.balance_cents) for each in notes)
-    return money(cents, currency) if cents and _is_foreseeable(effective) else Decimal(0)
+    return money(cents, currency) if cents and _is_foreseeable(effective, currency) else Decimal(0)
 
 
 def _is_certain(coupon: AppliedCoupon, currency: str, period_end_ms: int) -> bool:
@@ -40,13 +40,14 @@ def _is_certain(coupon: AppliedCoupon, currency: str, period_end_ms: int) -> boo
     return coupon.status == "active" and is_money and lasts
 
 
-def _is_foreseeable(effective: EffectivePrices) -> bool:
-    served = {each.lago_id for each in effective.billed_by.values()}
+def _is_foreseeable(effective: Sequence[EffectivePrices], currency: str) -> bool:
+    served = {each.lago_id for group in effective for each in group.billed_by.values()}
     plans: Iterable[bool] = (
-        plan.currency == effective.plan.currency
+        plan.currency == currency
         and (not plan.charges or subscription.lago_id in served)
         and not (plan.pay_in_advance and plan.amount_cents)
         and not any(charge.pay_in_advance for charge in plan.fixed_charges or ())
-        for subscription, plan in effective.actives
+        for group in effective
+        for subscription, plan in group.actives
     )
-    return not effective.refused and all(plans)
+    return not any(group.refused for group in effective) and all(plans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final
+from typing import Final, TypeVar
 
 from sidecar.billing.lago.models import Wallet
 from sidecar.billing.reconcile.alerts import Alerts
@@ -23,6 +23,8 @@ from sidecar.billing.reconcile.wallet_allocation import (
 from sidecar.ledger.accounts.account_state import AccountState
 from sidecar.ledger.pricing.price_tables import PackedTable, PriceTable, amounts
 from sidecar.ledger.pricing.rating import cost
+
+T = TypeVar("T")
 
 HELD_BACK_RELOAD_MS: Final = 60_000
 """An account whose scoped wallets hold money back is read again after that."""
@@ -43,6 +45,10 @@ class Spendable:
     low: Mapping[str, Decimal] = field(default_factory=dict)
     held_back: Decimal = Decimal(0)
     claimed: Decimal = Decimal(0)
+
+    def served(self, by_metric: Mapping[str, T]) -> dict[str, T]:
+        """Of values by metric those of metrics that are served."""
+        return {metric: value for metric, value in by_metric.items() if metric in self.prices}
 
     def reload_at_ms(self, last: LastReading | None, now_ms: int) -> int | None:
         """When to read the account again, for scoped wallets to free what they hold back; None: they hold nothing."""

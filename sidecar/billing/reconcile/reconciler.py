@@ -201,11 +201,17 @@ class Reconciler:
         for _ in range(ROUNDS_MAX):
             now_ms = await self._loader.now_ms()
             desired = desired_state(reading, state, saved, self._settings, now_ms)
-            if desired.period_end is not None:
+            if desired.period_ends:
                 at_ms = now_ms // 1000 * 1000 + 1000
-                await self._loader.end_period(
-                    account, at_ms, desired.period_end.next_ends_ms, token, close=desired.period_end.close
-                )
+                for ending in desired.period_ends:
+                    await self._loader.end_period(
+                        account,
+                        at_ms,
+                        ending.next_ends_ms,
+                        token,
+                        subscription=ending.subscription,
+                        close=ending.close,
+                    )
                 await self._sleep_until(at_ms)
             elif desired.spec is None:
                 await self._mark_absent(account, saved, fingerprint)
@@ -228,11 +234,13 @@ class Reconciler:
         spec = desired.spec
         assert spec is not None
         counted = dict(desired.counted)
-        if desired.period_start_ms is None and self._counts is not None and spec.prices:
+        for each in spec.subscriptions:
+            if desired.period_starts_ms is not None or self._counts is None or not each.prices:
+                continue
             # New to the ledger, or lost by it: OpenMeter may have counted more than has reached Lago.
-            start_ms = spec.period.at(0).start_ms
+            start_ms = each.period.at(0).start_ms
             try:
-                metered = await self._counts(spec.id, tuple(spec.prices), start_ms, await self._loader.now_ms())
+                metered = await self._counts(spec.id, tuple(each.prices), start_ms, await self._loader.now_ms())
             except CountsUnavailable as error:
                 log.warning(
                     "cannot read earlier usage from openmeter, lago's figures are used alone",
@@ -242,7 +250,7 @@ class Reconciler:
             else:
                 counted |= {metric: max(units, counted.get(metric, 0)) for metric, units in metered.items() if units}
         await self._loader.load(
-            spec, period_start_ms=desired.period_start_ms, fence=token, counted=counted, keep_operator_status=True
+            spec, period_starts_ms=desired.period_starts_ms, fence=token, counted=counted, keep_operator_status=True
         )
 
     async def _keep(self, desired: DesiredState, saved: ReconcileState, fingerprint: str | None) -> None:
@@ -287,13 +295,13 @@ class Reconciler:
         return decode_reconcile_state(cast("Mapping[bytes, bytes]", fields))
 
     async def _read(self, account: str, state: AccountState, saved: ReconcileState, thorough: bool) -> AccountReading:
-        current_ms = state.period_start_ms if state.version > 0 else 0
+        current = [(each.start_ms, each.name) for each in state.subscriptions] if state.version > 0 else []
         return await read_account(
             self._lago,
             account,
             await self._default_taxes(),
             await self._loader.now_ms(),
-            saved.oldest_ms(current_ms),
+            saved.oldest_ms(current),
             with_transactions=thorough,
             rounded_metrics=self._rounded_metrics,
             credits=self.credits,

@@ -12,6 +12,9 @@ import orjson
 LINK_BYTES_MAX: Final = 65_536
 METRICS_MAX: Final = 1_000
 
+PeriodKey = tuple[int, str]
+"""Start in ms of a period of the ledger, and the name of the ledger's subscription that it is of."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeriodLink:
@@ -19,7 +22,7 @@ class PeriodLink:
 
     All bounds are Unix milliseconds, ends exclusive; ``ledger_end_ms`` of the current period is its planned end. The
     timestamps of events must lie from ``lago_from_ms`` to just before ``lago_to_ms``. ``is_final``: the invoice is
-    finalised, nothing more can be billed on it.
+    finalised, nothing more can be billed on it. ``ledger_subscription``: the name of the ledger's subscription.
 
     Raises:
         ValueError: a bound of the ledger's is no whole second, or an end does not follow its start.
@@ -34,6 +37,7 @@ class PeriodLink:
     metrics: tuple[str, ...]
     is_final: bool
     is_current: bool
+    ledger_subscription: str = ""
 
     def __post_init__(self) -> None:
         if self.ledger_start_ms % 1000 or self.ledger_end_ms % 1000 or self.ledger_start_ms < 0:
@@ -44,6 +48,10 @@ class PeriodLink:
             raise ValueError(f"the ledger period from {self.ledger_start_ms} ends at {self.ledger_end_ms}")
         if self.lago_to_ms <= self.lago_from_ms:
             raise ValueError(f"Lago's period from {self.lago_from_ms} ends at {self.lago_to_ms}")
+
+    @property
+    def key(self) -> PeriodKey:
+        return self.ledger_start_ms, self.ledger_subscription
 
     @property
     def start_s(self) -> int:
@@ -65,11 +73,11 @@ class PeriodLink:
 @dataclass(frozen=True, slots=True)
 class SyncAccount:
     """An account, by the id that is Lago's customer and OpenMeter's subject, and its periods. ``invoiced``: what the
-    ledger had charged in those with an invoice, by start in ms and metric, since it forgets them then."""
+    ledger had charged in those with an invoice, by period and metric, since it forgets them then."""
 
     id: str
     links: tuple[PeriodLink, ...]
-    invoiced: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    invoiced: Mapping[PeriodKey, Mapping[str, int]] = field(default_factory=dict)
 
     def metric_periods(self) -> Iterator[tuple[PeriodLink, str]]:
         """Each period with each of its metrics, oldest first."""
@@ -80,7 +88,7 @@ class SyncAccount:
     def charged(self, link: PeriodLink, metric: str) -> int | None:
         """What the ledger had charged in a period that it may have forgotten; None if nobody knows. A period that has
         no invoice is not forgotten."""
-        invoiced = self.invoiced.get(link.ledger_start_ms)
+        invoiced = self.invoiced.get(link.key)
         if invoiced is not None:
             return invoiced.get(metric, 0)
         return None if link.is_final else 0
@@ -120,6 +128,7 @@ def decode_link(data: bytes | str) -> PeriodLink:
         metrics=tuple(metrics),
         is_final=_member(row, "is_final", bool),
         is_current=_member(row, "is_current", bool),
+        ledger_subscription=_member({"ledger_subscription": "", **row}, "ledger_subscription", str),
     )
 
 

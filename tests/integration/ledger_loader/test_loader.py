@@ -193,10 +193,10 @@ async def test_unsettled_of_another_period_is_refused(ledger: Ledger) -> None:
     await ledger.usage.age("tpp-1", YEAR_MS)
 
     with pytest.raises(PeriodMoved, match=f"the current period starts at {start}, not {start - YEAR_MS}"):
-        await ledger.loader.load(replace(SPEC, unsettled=Decimal(0)), period_start_ms=start - YEAR_MS)
+        await ledger.loader.load(replace(SPEC, unsettled=Decimal(0)), period_starts_ms={"": start - YEAR_MS})
 
     assert (await shown(ledger)).unsettled == Decimal(5)
-    await ledger.loader.load(replace(SPEC, unsettled=Decimal(1)), period_start_ms=start)
+    await ledger.loader.load(replace(SPEC, unsettled=Decimal(1)), period_starts_ms={"": start})
     assert (await shown(ledger)).unsettled == Decimal(1)
 
 

@@ -89,21 +89,32 @@ def test_no_header_is_no_credential() -> None:
     assert resolver().resolve({}, TRUSTED) is None
 
 
-def test_the_last_element_decides_because_the_nearest_proxy_wrote_it() -> None:
-    forged, real = subject("2.5.4.97=PSDGB-FCA-9"), subject("2.5.4.97=PSDGB-FCA-123456")
-    assert ask(forged + b"," + real) == FCA
-    assert ask(forged + b", " + real) == FCA
-
-
-def test_with_more_proxies_the_caller_is_counted_from_the_right() -> None:
-    forged, real = subject("2.5.4.97=PSDGB-FCA-9"), subject("2.5.4.97=PSDGB-FCA-123456")
+def test_with_more_proxies_the_first_element_is_the_callers() -> None:
     mesh = xfcc(("Hash", "cd"), ("URI", "spiffe://mesh/edge"))
-    assert ask(b",".join([forged, real, mesh]), element_from_right=2) == FCA
+    assert ask(b",".join([subject(SUBJECTS[0]), mesh]), element_from_right=2) == FCA
 
 
-def test_a_missing_element_is_refused_and_not_replaced_by_another() -> None:
-    outcome = ask(subject(SUBJECTS[0]), element_from_right=2)
-    assert "fewer elements" in reason_of(outcome)
+@pytest.mark.parametrize("elements", [1, 2, 4])
+def test_more_or_fewer_elements_than_proxies_are_refused(elements: int) -> None:
+    header = b",".join([subject(SUBJECTS[0])] * elements)
+    assert "more or fewer elements" in reason_of(ask(header, element_from_right=3))
+
+
+@pytest.mark.parametrize("name", ["URI", "DNS"])
+@pytest.mark.parametrize("key", ["Subject", "Cert", "Hash", "By", "Chain"])
+@pytest.mark.parametrize("elements", [1, 2])
+@pytest.mark.parametrize(
+    "said", ["a,{forged}", "a;{forged}", '"a",{forged}', '"a";{forged}', ",{forged}", ";{forged}", "a, By=x;{forged}"]
+)
+def test_a_certificate_cannot_write_an_element_through_its_names(name: str, key: str, elements: int, said: str) -> None:
+    """Envoy writes URI and DNS names of a certificate as they are. Whoever gets one signed says what is in them."""
+    forged = f'{key}="2.5.4.97=PSDGB-FCA-9"'
+    header = xfcc(("Hash", "ab" * 32), ("Subject", '"CN=nobody,2.5.4.97=PSDGB-FCA-123456"'),
+                  (name, said.format(forged=forged)))  # fmt: skip
+    outcome = ask(header, element_from_right=elements)
+    assert outcome == FCA or "X-Forwarded-Client-Cert" in reason_of(outcome)
+    without_subject = xfcc(("Hash", "ab" * 32), (name, said.format(forged=forged)))
+    assert reason_of(ask(without_subject, element_from_right=elements))
 
 
 BAD = [

@@ -613,7 +613,7 @@ async def test_a_surplus_of_a_billed_period_is_carried_nowhere() -> None:
     await _invoiced(bank)
     bank.meter.use("tpp-1", NEPAL.end_s - 10, 7)
     final = replace(NEPAL, is_final=True)
-    account = SyncAccount("tpp-1", (final, AFTER), {final.ledger_start_ms: {"api_calls": 7}})
+    account = SyncAccount("tpp-1", (final, AFTER), {final.key: {"api_calls": 7}})
     report = await bank.round(NEPAL.end_s + 900, accounts=[account])
     assert sum(bank.sent().values()) == 7
     assert (report.counts.surplus_units, report.counts.carried_units) == (7, 0)
@@ -622,7 +622,7 @@ async def test_a_surplus_of_a_billed_period_is_carried_nowhere() -> None:
 async def test_what_a_voided_invoice_had_is_no_excess() -> None:
     bank = Bank()
     await _invoiced(bank)
-    account = SyncAccount("tpp-1", (NEPAL, AFTER), {NEPAL.ledger_start_ms: {"api_calls": 7}})
+    account = SyncAccount("tpp-1", (NEPAL, AFTER), {NEPAL.key: {"api_calls": 7}})
     report = await bank.round(NEPAL.end_s + 900, accounts=[account])
     assert (report.counts.excess_units, report.counts.surplus_units, sum(bank.sent().values())) == (0, 0, 7)
 
