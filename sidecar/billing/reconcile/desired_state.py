@@ -17,7 +17,7 @@ from sidecar.billing.lago.models import Customer
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
 from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
-from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, check_transactions, foreign_usage
+from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, foreign_usage, note_wallets
 from sidecar.billing.reconcile.credits import credit_of
 from sidecar.billing.reconcile.effective_prices import (
     EffectivePrices,
@@ -25,8 +25,9 @@ from sidecar.billing.reconcile.effective_prices import (
     effective_prices,
     policy_revision,
 )
-from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy, enforcement_policy
-from sidecar.billing.reconcile.funds import FEE_KINDS, Funds, funds_of, identity_faults, money, rounding_margin
+from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
+from sidecar.billing.reconcile.figures import Figures
+from sidecar.billing.reconcile.funds import FEE_KINDS, funds_of, money, rounding_margin
 from sidecar.billing.reconcile.next_fees import Account, next_fees
 from sidecar.billing.reconcile.period_change import (
     CurrentPeriod,
@@ -55,26 +56,6 @@ RELOAD_JITTER_MS_MAX: Final = 1_800_000
 """Reloads after the end of a period are spread over so long at most."""
 DOWNGRADE_CHECK_MS: Final = 60_000
 """Between two readings of an account whose downgrade is due and not yet in force in Lago."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """How the funds came about, money in units of ``currency``. ``credit``: coupons and credit notes. ``held_back``:
-    by scoped wallets, as not every metric may use it. ``low``: what the wallets have left of metrics that
-    are not served for that.
-    """
-
-    currency: str
-    balance: Decimal = Decimal(0)
-    plan_fee: Decimal = Decimal(0)
-    margin: Decimal = Decimal(0)
-    foreign: Decimal = Decimal(0)
-    credit: Decimal = Decimal(0)
-    held_back: Decimal = Decimal(0)
-    unpaid: Decimal = Decimal(0)
-    unsettled: Decimal = Decimal(0)
-    funds: Decimal = Decimal(0)
-    low: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +158,7 @@ def _open(
     last_end_ms = max(each.end_ms for each in periods)
     credit = credit_of(reading.credits, effective, currency, last_end_ms) if is_prepaid else Decimal(0)
     pays: Collection[str] = FEE_KINDS if credit else funds.pays
-    _note_wallets(reading, funds, policy, alerts)
+    note_wallets(reading, funds, policy, alerts)
     fees = {each.key: _next_fees(each, reading, customer, state, pays, now_ms) for each in periods}
     plan_fee = sum(fees.values(), Decimal(0))
     billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, pays)
@@ -281,18 +262,6 @@ def _counted(periods: Iterable[CurrentPeriod], reading: AccountReading) -> dict[
     for each in periods:
         counted |= counted_before(reading, each.effective)
     return counted
-
-
-def _note_wallets(reading: AccountReading, funds: Funds, policy: EnforcementPolicy, alerts: Alerts) -> None:
-    for fault in funds.ignored:
-        alerts.add("wallet", fault)
-    for wallet in reading.wallets:
-        if wallet.is_active:
-            for fault in identity_faults(wallet):
-                alerts.add("identity", fault)
-    check_transactions(reading, alerts)
-    if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
-        alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
 
 
 def _spent(period: CurrentPeriod, state: AccountState) -> Decimal:

@@ -10,7 +10,18 @@ import pytest
 from sidecar.billing.lago.models import Charge, Fee, Wallet
 from sidecar.billing.reconcile.desired_state import DesiredState
 from sidecar.billing.reconcile.reconcile_state import ReconcileState, decode_reconcile_state
-from tests.unit.billing.scenario import AUGUST, JULY, NOW, Scenario, invoice, plan, standard, subscription, wallet
+from tests.unit.billing.scenario import (
+    AUGUST,
+    DAY_MS,
+    JULY,
+    NOW,
+    Scenario,
+    invoice,
+    plan,
+    standard,
+    subscription,
+    wallet,
+)
 
 MINUTE_MS = 60_000
 CALLS, PAYMENTS = standard("0.10", "api_calls"), standard("0.50", "payments")
@@ -235,3 +246,28 @@ def test_what_was_held_back_is_remembered_and_missing_in_what_older_releases_sav
     assert isinstance(older, ReconcileState)
     assert older.last is not None
     assert older.last.held_back == older.last.claimed == 0
+
+
+def test_subscriptions_with_periods_of_their_own_share_scoped_wallets() -> None:
+    monthly = subscription(plan(CALLS, code="calls"))
+    other = subscription(
+        plan(PAYMENTS, code="payments"), "sub-2", external_id="ext-2", period_start_ms=NOW - DAY_MS,
+        period_end_ms=NOW + 6 * DAY_MS,
+    )  # fmt: skip
+    account = Scenario().lago(
+        subscriptions=(monthly, other),
+        wallets=(wallet("100", metric_codes=("api_calls",)), wallet("30", "w2", metric_codes=("payments",))),
+    )
+    desired = account.desired()
+
+    assert desired.spec is not None
+    assert [set(each.prices) for each in desired.spec.subscriptions] == [{"api_calls"}, {"payments"}]
+    assert desired.spec.funds == 30
+    assert desired.figures is not None
+    assert desired.figures.held_back == 100
+
+    gone = account.lago(wallets=(wallet("100", metric_codes=("api_calls",)),)).desired()
+
+    assert gone.spec is not None
+    assert [set(each.prices) for each in gone.spec.subscriptions] == [{"api_calls"}, set()]
+    assert gone.spec.funds == 100
