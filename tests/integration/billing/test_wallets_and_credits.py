@@ -248,3 +248,28 @@ async def test_a_postpaid_account_is_not_asked_for_credits(system: BillingSystem
     await system.reconcile(ACCOUNT)
 
     assert not [name for name in system.lago.requests - before if "coupon" in name or "credit" in name]
+
+
+async def test_a_subscription_none_of_whose_metrics_has_a_wallet_stands_beside_one_that_is_served(
+    system: BillingSystem,
+) -> None:
+    made = await system.client.create_metric(
+        {"code": "extra", "name": "extra", "aggregation_type": "sum_agg", "field_name": "calls"}
+    )
+    charge = {"billable_metric_id": made.lago_id, "charge_model": "standard", "properties": {"amount": "1"}}
+    await system.plan("other", charges=[charge], interval="weekly")
+    await system.client.create_subscription(
+        {"external_customer_id": ACCOUNT, "external_id": f"{ACCOUNT}-other", "plan_code": "other",
+         "billing_time": "calendar"}
+    )  # fmt: skip
+    await wallet(system, "3", "api_calls", "payments", "reports")
+
+    outcome = await system.reconcile(ACCOUNT)
+    refused, served = await call(system, "extra", 1), await call(system, "reports", 1)
+    await wallet(system, "5", "extra")
+    again = await system.reconcile(ACCOUNT)
+
+    assert (outcome.result, again.result) == ("loaded", "loaded")
+    assert (refused, served) == (Code.UNPRICED, Code.GRANTED)
+    assert await system.available(ACCOUNT) == 1
+    assert Code((await system.usage.hold(ACCOUNT, "extra", 1))[4]) == Code.GRANTED
