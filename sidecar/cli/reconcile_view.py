@@ -117,13 +117,18 @@ def print_outcome(outcome: Outcome) -> None:
             for metric, table in ((m, table) for each in spec.subscriptions for m, table in each.prices.items()):
                 rows.append(("price", f"{metric}: {price_text(table)}, with taxes"))
         rows.append(("wallets", f"{plain(figures.balance)} {figures.currency}"))
+        if figures.credit:
+            rows.append(("coupons, notes", plain(figures.credit)))
         for name, amount in (
             ("set aside", figures.plan_fee),
             ("rounding", figures.margin),
             ("in Lago only", figures.foreign),
+            ("held back", figures.held_back),
         ):
             if amount:
                 rows.append((name, f"−{plain(amount)}"))
+        for metric, left in figures.low.items():
+            rows.append(("not served", f"{metric}: the wallets that pay for it have {plain(left)} left"))
         rows.append(("not billed yet", f"−{plain(figures.unsettled)}"))
         for status in desired.billing_statuses:
             period = status.period

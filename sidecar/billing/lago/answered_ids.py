@@ -12,10 +12,10 @@ from urllib.parse import unquote
 
 from sidecar.billing.lago.errors import LagoMalformed, excerpt
 from sidecar.billing.lago.json_fields import Fields
-from sidecar.billing.lago.models import Invoice, Subscription, Wallet
+from sidecar.billing.lago.models import AppliedCoupon, CreditNote, Invoice, Subscription, Wallet
 
 T = TypeVar("T")
-Owned = TypeVar("Owned", Wallet, Subscription, Invoice)
+Owned = TypeVar("Owned", Wallet, Subscription, Invoice, AppliedCoupon, CreditNote)
 
 ID_NAMES: Final = ("lago_id", "external_id", "code")
 """Where Lago's objects have the ids that paths name them by."""

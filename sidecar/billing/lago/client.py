@@ -14,6 +14,7 @@ from typing import Any, Final, Self, TypeVar
 from sidecar.basics.clock import Clock, SystemClock
 from sidecar.billing.lago import parsing, parsing_invoices
 from sidecar.billing.lago.answered_ids import all_of, check_updated, same
+from sidecar.billing.lago.credit_requests import CreditRequests
 from sidecar.billing.lago.errors import LagoError, LagoMalformed, LagoRejected, LagoUnavailable
 from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.metrics import LagoMetrics
@@ -32,7 +33,7 @@ from sidecar.billing.lago.models import (
     WalletTransaction,
     WebhookEndpoint,
 )
-from sidecar.billing.lago.object_requests import PER_PAGE, ObjectRequests
+from sidecar.billing.lago.object_requests import PER_PAGE
 from sidecar.billing.lago.object_requests import in_field as _in
 from sidecar.billing.lago.transport import Query, Transport, segment
 from sidecar.billing.lago.versions import check_invoice
@@ -45,7 +46,7 @@ LIST_ATTEMPTS_MAX: Final = 4
 """How often a list of several pages is read that changes while it is read."""
 
 
-class LagoClient(ObjectRequests):
+class LagoClient(CreditRequests):
     """Reads and writes Lago; an async context manager that holds the connections. Many tasks may use it at once.
 
     Raises:

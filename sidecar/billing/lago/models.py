@@ -70,6 +70,44 @@ class Wallet:
 
 
 @dataclass(frozen=True, slots=True)
+class AppliedCoupon:
+    """A coupon of a customer. ``remaining_cents``: of one with an amount that is used once; None for others.
+
+    ``expires_at_ms``: when the coupon can be applied to nobody any more.
+    """
+
+    lago_id: str
+    coupon_id: str
+    coupon_code: str
+    customer: str
+    status: str
+    frequency: str
+    currency: str | None = None
+    remaining_cents: int | None = None
+    expires_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Coupon:
+    """``is_limited``: it reduces only the fees of some plans or metrics."""
+
+    lago_id: str
+    code: str
+    is_limited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CreditNote:
+    """``credit_status`` available, consumed or voided; ``balance_cents`` is what it may still take off invoices."""
+
+    lago_id: str
+    customer: str
+    currency: str
+    credit_status: str
+    balance_cents: int
+
+
+@dataclass(frozen=True, slots=True)
 class WalletTransaction:
     """``type`` inbound or outbound; ``kind`` is Lago's ``transaction_status``; ``amount`` is money, not credits."""
 

@@ -1,7 +1,7 @@
 """Reads everything about one account from Lago, in the order that makes it safe.
 
-Invoices, then wallets, then invoices again: Lago debits a wallet in the transaction that makes an invoice final, so
-with the same invoices before and after, the wallets read in between either contain a debit or its invoice is not
+Invoices, then wallets and credits, then invoices again: Lago debits them in the transaction that makes an invoice
+final, so with the same invoices before and after, what is read in between either contains a debit or its invoice is not
 final. A debit between the two would count twice (strict), never not at all.
 
 Lago's usage of the current period is the one thing that a reading can do without: see :func:`_is_optional`.
@@ -18,7 +18,10 @@ from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError, LagoUnauthorized, LagoUnavailable
 from sidecar.billing.lago.json_fields import number_of
 from sidecar.billing.lago.models import (
+    AppliedCoupon,
     BillableMetric,
+    Coupon,
+    CreditNote,
     CurrentUsage,
     Customer,
     FixedCharge,
@@ -28,6 +31,7 @@ from sidecar.billing.lago.models import (
     Wallet,
     WalletTransaction,
 )
+from sidecar.billing.reconcile.credit_reading import NO_CREDITS, CreditReader, Credits
 
 log = get_logger("sidecar.billing")
 
@@ -64,6 +68,12 @@ class LagoReader(Protocol):
 
     async def billable_metrics(self) -> tuple[BillableMetric, ...]: ...
 
+    async def applied_coupons(self, customer: str) -> tuple[AppliedCoupon, ...]: ...
+
+    async def coupon(self, code: str) -> Coupon | None: ...
+
+    async def credit_notes(self, customer: str) -> tuple[CreditNote, ...]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class AccountReading:
@@ -71,6 +81,7 @@ class AccountReading:
     those from ``oldest_ms`` on with periods and fees. ``usages`` by external subscription id; ``unread_usages`` are of
     those that Lago could not tell. ``is_stable`` False: the invoices kept changing. ``transactions`` by wallet, only
     where they were asked for. ``rounded_metrics``: codes of metrics of which Lago bills other units than were counted.
+    ``credits``: coupons and credit notes, of an account that may be prepaid.
     """
 
     account: str
@@ -85,6 +96,7 @@ class AccountReading:
     is_stable: bool = True
     unread_usages: frozenset[str] = frozenset()
     rounded_metrics: frozenset[str] = frozenset()
+    credits: Credits = NO_CREDITS
 
 
 async def read_account(
@@ -96,6 +108,7 @@ async def read_account(
     *,
     with_transactions: bool = False,
     rounded_metrics: frozenset[str] = frozenset(),
+    credits: CreditReader | None = None,
 ) -> AccountReading:
     """Read one account. ``oldest_ms``: invoices older than that are not needed in detail; 0: the account is new to the
     ledger.
@@ -119,6 +132,7 @@ async def read_account(
     for attempt in range(1, ATTEMPTS_MAX + 1):
         usages, unread = await _usages(lago, account, actives, by_external_id, is_known=oldest_ms > 0)
         wallets = await lago.wallets(account)
+        found_credits = await credits.read(account) if credits is not None and _may_be_prepaid(customer) else NO_CREDITS
         after = await _invoices(lago, account, oldest_ms, details)
         stable = {_mark(each) for each in before} == {_mark(each) for each in after}
         if stable or attempt == ATTEMPTS_MAX:
@@ -141,7 +155,12 @@ async def read_account(
         stable,
         frozenset(unread),
         rounded_metrics,
+        found_credits,
     )
+
+
+def _may_be_prepaid(customer: Customer) -> bool:
+    return customer.metadata.get("quota_mode", "prepaid").strip() in ("", "prepaid")
 
 
 async def _usages(

@@ -8,7 +8,7 @@ from typing import Literal
 AlertKind = Literal[
     "identity",  # Lago's own figures contradict each other
     "plan",  # a charge that cannot be enforced
-    "wallet",  # a wallet that is not counted
+    "wallet",  # a wallet that is not counted, a metric that none pays for
     "subscription",  # subscriptions that one account cannot have together
     "policy",  # metadata or a plan policy that cannot be used
     "amount",  # a price or balance that cannot be represented

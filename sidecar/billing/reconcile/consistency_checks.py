@@ -10,7 +10,8 @@ from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alerts
 from sidecar.billing.reconcile.closed_periods import BillingStatus
 from sidecar.billing.reconcile.effective_prices import EffectivePrices
-from sidecar.billing.reconcile.funds import Funds, money
+from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy
+from sidecar.billing.reconcile.funds import Funds, identity_faults, money
 from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.ledger.accounts.account_spec import AccountSpec
 from sidecar.ledger.accounts.account_state import AccountState
@@ -18,6 +19,19 @@ from sidecar.ledger.accounts.account_state import AccountState
 _DAY_MS: Final = 86_400_000
 UNBILLED_MS_MAX: Final = 2 * _DAY_MS
 """A period that owes something, is over for so long and has not even a draft, is worth a look."""
+
+
+def note_wallets(reading: AccountReading, funds: Funds, policy: EnforcementPolicy, alerts: Alerts) -> None:
+    """The findings of wallets: those that do not count, and figures of Lago that contradict each other."""
+    for fault in funds.ignored:
+        alerts.add("wallet", fault)
+    for wallet in reading.wallets:
+        if wallet.is_active:
+            for fault in identity_faults(wallet):
+                alerts.add("identity", fault)
+    check_transactions(reading, alerts)
+    if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
+        alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
 
 
 def check_transactions(reading: AccountReading, alerts: Alerts) -> None:

@@ -17,15 +17,17 @@ from sidecar.billing.lago.models import Customer
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
 from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
-from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, check_transactions, foreign_usage
+from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, foreign_usage, note_wallets
+from sidecar.billing.reconcile.credits import credit_of
 from sidecar.billing.reconcile.effective_prices import (
     EffectivePrices,
     counted_before,
     effective_prices,
     policy_revision,
 )
-from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy, enforcement_policy
-from sidecar.billing.reconcile.funds import FEE_KINDS, Funds, funds_of, identity_faults, money, rounding_margin
+from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
+from sidecar.billing.reconcile.figures import Figures
+from sidecar.billing.reconcile.funds import FEE_KINDS, funds_of, money, rounding_margin
 from sidecar.billing.reconcile.next_fees import Account, next_fees
 from sidecar.billing.reconcile.period_change import (
     CurrentPeriod,
@@ -40,6 +42,7 @@ from sidecar.billing.reconcile.period_change import (
     updated_state,
     with_links,
 )
+from sidecar.billing.reconcile.prepaid_funds import Obligations, Spendable, spendable
 from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
 from sidecar.billing.reconcile.taxes import customer_taxes
 from sidecar.billing.settings import LagoSettings
@@ -53,20 +56,6 @@ RELOAD_JITTER_MS_MAX: Final = 1_800_000
 """Reloads after the end of a period are spread over so long at most."""
 DOWNGRADE_CHECK_MS: Final = 60_000
 """Between two readings of an account whose downgrade is due and not yet in force in Lago."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """How the funds came about, money in units of ``currency``."""
-
-    currency: str
-    balance: Decimal = Decimal(0)
-    plan_fee: Decimal = Decimal(0)
-    margin: Decimal = Decimal(0)
-    foreign: Decimal = Decimal(0)
-    unpaid: Decimal = Decimal(0)
-    unsettled: Decimal = Decimal(0)
-    funds: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +153,15 @@ def _open(
                        " since another one has ended; it is served from the next period on")  # fmt: skip
     periods = [each.without(moved[each.effective.name]) for each in periods]
     prices = {metric: table for each in periods for metric, table in each.effective.prices.items()}
-    funds = funds_of(reading.wallets, tuple(prices), currency, now_ms)
-    _note_wallets(reading, funds, policy, alerts)
-    fees = {each.key: _next_fees(each, reading, customer, state, funds, now_ms) for each in periods}
+    is_prepaid = policy.mode == "prepaid"
+    funds = funds_of(reading.wallets, tuple(prices), currency, now_ms, of_any=is_prepaid)
+    last_end_ms = max(each.end_ms for each in periods)
+    credit = credit_of(reading.credits, effective, currency, last_end_ms) if is_prepaid else Decimal(0)
+    pays: Collection[str] = FEE_KINDS if credit else funds.pays
+    note_wallets(reading, funds, policy, alerts)
+    fees = {each.key: _next_fees(each, reading, customer, state, pays, now_ms) for each in periods}
     plan_fee = sum(fees.values(), Decimal(0))
-    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, funds.pays)
+    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, pays)
     closed = [status.period for status in billing_statuses]
     unsettled = _owed(billing_statuses, settings, currency, alerts)
     unsettled += unmatched_drafts(closed, reading.invoices, currency)
@@ -176,12 +169,18 @@ def _open(
     unmetered = {} if is_new else {each.key: _foreign(each, reading, state, saved, alerts) for each in periods}
     foreign = sum(unmetered.values(), Decimal(0))
     taxes = len(customer_taxes(customer, reading.default_taxes))
-    margin = rounding_margin(prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
-    available = funds.balance - plan_fee - margin - foreign
+    margin = rounding_margin(prices.values(), taxes, currency) if is_prepaid else Decimal(0)
     unsettled += unpaid
+    available = Spendable(funds.balance - plan_fee - margin - foreign, prices)
+    if is_prepaid:
+        counts_short = settings.sync.late_usage == "report"
+        obligations = Obligations(unsettled, billing_statuses, plan_fee, margin + foreign, counts_short)
+        available = spendable(funds, prices, state, obligations, credit, alerts)
     first, *further = (
         SubscriptionSpec(
-            each.effective.name, FixedPeriod(each.start_ms, each.end_ms, each.next_ends_ms), each.effective.prices
+            each.effective.name,
+            FixedPeriod(each.start_ms, each.end_ms, each.next_ends_ms),
+            available.served(each.effective.prices),
         )
         for each in periods
     )
@@ -192,7 +191,7 @@ def _open(
         period=first.period,
         prices=first.prices,
         status=policy.status,
-        funds=available,
+        funds=available.funds,
         overdraft=policy.overdraft,
         spending_cap=policy.spending_cap,
         credit_limit=policy.credit_limit,
@@ -202,15 +201,22 @@ def _open(
         subscription=first.name,
         further_subscriptions=tuple(further),
     )
-    figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
-    revision = policy_revision(policy, effective)
+    held_back, low = available.held_back, available.low
+    figures = Figures(
+        currency, funds.balance, plan_fee, margin, foreign, credit, held_back, unpaid, unsettled, available.funds, low
+    )
+    served = [replace(each, prices=available.served(each.prices)) for each in effective]
+    revision = policy_revision(policy, served)
     freed = sum((saved.fees.get(key, fee) - fee for key, fee in fees.items()), Decimal(0))
-    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts, freed)
+    freed = max(Decimal(0), freed) + (saved.last.held_back if saved.last is not None else Decimal(0))
+    money_in = replace(funds, balance=funds.balance + credit)
+    check_raise(state, spec, saved, billing_statuses, money_in, revision, alerts, freed)
     check_age(billing_statuses, alerts, now_ms)
     if not reading.is_stable:
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
     is_open = any(not status.is_final for status in billing_statuses)
-    last = LastReading(now_ms, funds.balance, revision, saved.last.fingerprint if saved.last else "", is_open)
+    fingerprint = saved.last.fingerprint if saved.last else ""
+    last = LastReading(now_ms, money_in.balance, revision, fingerprint, is_open, held_back, available.claimed)
     kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
     waiting = [] if is_new else [
         each for each in periods if downgrade_is_due(reading, each.effective.primary, each.start_ms, now_ms)
@@ -231,6 +237,7 @@ def _open(
     )
     reload_times = (
         funds.next_expiry_ms,
+        available.reload_at_ms(saved.last, now_ms),
         *(_after(reading.account, each.start_ms, each.end_ms) for each in periods),
         now_ms + DOWNGRADE_CHECK_MS if waiting else None,
     )
@@ -240,7 +247,7 @@ def _open(
         spec=spec,
         period_starts_ms=None if is_new else {each.effective.name: each.start_ms for each in periods},
         reconcile_state=kept,
-        counted=_counted(periods, reading) if is_new else {},
+        counted=available.served(_counted(periods, reading)) if is_new else {},
         forget=forget,
         alerts=tuple(alerts.rows),
         billing_statuses=billing_statuses,
@@ -257,18 +264,6 @@ def _counted(periods: Iterable[CurrentPeriod], reading: AccountReading) -> dict[
     return counted
 
 
-def _note_wallets(reading: AccountReading, funds: Funds, policy: EnforcementPolicy, alerts: Alerts) -> None:
-    for fault in funds.ignored:
-        alerts.add("wallet", fault)
-    for wallet in reading.wallets:
-        if wallet.is_active:
-            for fault in identity_faults(wallet):
-                alerts.add("identity", fault)
-    check_transactions(reading, alerts)
-    if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
-        alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
-
-
 def _spent(period: CurrentPeriod, state: AccountState) -> Decimal:
     if period.state is None:
         return Decimal(0)
@@ -276,12 +271,15 @@ def _spent(period: CurrentPeriod, state: AccountState) -> Decimal:
 
 
 def _next_fees(
-    period: CurrentPeriod, reading: AccountReading, customer: Customer, state: AccountState, funds: Funds, now_ms: int
+    period: CurrentPeriod,
+    reading: AccountReading,
+    customer: Customer,
+    state: AccountState,
+    pays: Collection[str],
+    now_ms: int,
 ) -> Decimal:
     spent = _spent(period, state)
-    return next_fees(
-        Account(period.effective, customer, reading.default_taxes, reading.invoices, funds.pays, spent, now_ms)
-    )
+    return next_fees(Account(period.effective, customer, reading.default_taxes, reading.invoices, pays, spent, now_ms))
 
 
 def _unpaid(reading: AccountReading, currency: str) -> Decimal:

@@ -2,12 +2,12 @@
 
 Lago pays an invoice from the active wallets of the invoice's currency (lago-api
 ``app/services/credits/applied_prepaid_credits_service.rb``): a wallet pays a fee when the metric matches, or the fee's
-type does, or it is unrestricted. The ledger has one pool of funds, so a wallet counts only if it pays for every metric
-that the account is charged for; Lago's order of wallets (priority, then age) then makes no difference to their sum.
+type does, or it is unrestricted. For a prepaid account each wallet counts that pays for one of its metrics;
+``wallet_allocation`` says how much of them may be spent. For other accounts a wallet counts only if it pays for every
+metric: what it does not pay, the customer owes.
 
-Stated bounds, all on the safe side: coupons and credit notes are left out (they only make an invoice smaller); the
-fees beside usage (``next_fees``) are set aside where a wallet would pay them; and a cent for each further rounding on
-the invoice.
+Stated bounds, all on the safe side: the fees beside usage (``next_fees``) are set aside where a wallet would pay them;
+and a cent for each further rounding on the invoice.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ def money(cents: int, currency: str) -> Decimal:
     return Decimal(cents).scaleb(-exponent(currency))
 
 
-def funds_of(wallets: Iterable[Wallet], metrics: Sequence[str], currency: str, now_ms: int) -> Funds:
-    """The funds for usage of ``metrics``."""
+def funds_of(
+    wallets: Iterable[Wallet], metrics: Sequence[str], currency: str, now_ms: int, *, of_any: bool = False
+) -> Funds:
+    """The funds for usage of ``metrics``. ``of_any``: of wallets that pay for one of them; else for all of them."""
     counted: list[Wallet] = []
     ignored: list[str] = []
     for wallet in wallets:
         if not wallet.is_active:
             continue
-        why = _why_not(wallet, metrics, currency, now_ms)
+        why = _why_not(wallet, metrics, currency, now_ms, of_any)
         if why is None:
             counted.append(wallet)
         else:
@@ -99,7 +101,7 @@ def rounding_margin(tables: Iterable[PriceTable], taxes: int, currency: str) -> 
     return money(max(0, fractional * (1 + taxes) - 1), currency)
 
 
-def _why_not(wallet: Wallet, metrics: Sequence[str], currency: str, now_ms: int) -> str | None:
+def _why_not(wallet: Wallet, metrics: Sequence[str], currency: str, now_ms: int, of_any: bool) -> str | None:
     if wallet.expires_at_ms is not None and wallet.expires_at_ms <= now_ms:
         return "it has expired"
     if wallet.currency != currency:
@@ -109,8 +111,11 @@ def _why_not(wallet: Wallet, metrics: Sequence[str], currency: str, now_ms: int)
     if "charge" in wallet.fee_types:
         return None
     missing = [metric for metric in metrics if metric not in wallet.metric_codes]
+    if of_any and len(missing) < len(metrics):
+        return None
     if missing or not metrics:
-        return f"it does not pay for {', '.join(missing) or 'usage'}, and the account's funds are one pool"
+        pool = "" if of_any else ", and the account's funds are one pool"
+        return f"it does not pay for {', '.join(missing) or 'usage'}{pool}"
     return None
 
 

@@ -47,7 +47,8 @@ class InvoicedPeriod:
 @dataclass(frozen=True, slots=True)
 class LastReading:
     """The figures of the last load. Money in units of the currency. ``policy``: the policy's revision
-    (``effective_prices.policy_revision``). ``is_open``: a period owes something still.
+    (``effective_prices.policy_revision``). ``is_open``: a period owes something still. ``held_back`` and ``claimed``:
+    of the wallets of a prepaid account (``prepaid_funds``).
     """
 
     read_at_ms: int
@@ -55,6 +56,8 @@ class LastReading:
     policy: str
     fingerprint: str = ""
     is_open: bool = False
+    held_back: Decimal = Decimal(0)
+    claimed: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,8 @@ def decode_last(row: Any) -> LastReading:
         policy=str(row["policy"]),
         fingerprint=str(row["fingerprint"]),
         is_open=bool(row["is_open"]),
+        held_back=Decimal(row.get("held_back", 0)),
+        claimed=Decimal(row.get("claimed", 0)),
     )
 
 

@@ -18,6 +18,7 @@ from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Tax
 from sidecar.billing.reconcile.account_reading import AccountReading, LagoReader, read_account
 from sidecar.billing.reconcile.alerts import Alert, BillingRefused
+from sidecar.billing.reconcile.credit_reading import CreditReader
 from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
 from sidecar.billing.reconcile.metrics import BillingMetrics
 from sidecar.billing.reconcile.reconcile_state import (
@@ -100,6 +101,7 @@ class Reconciler:
         sleep_until: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.metrics = metrics or BillingMetrics()
+        self.credits = CreditReader(lago)
         self._lago = lago
         self._loader = loader
         self._client = client
@@ -314,6 +316,7 @@ class Reconciler:
             saved.oldest_ms(current),
             with_transactions=thorough,
             rounded_metrics=self._rounded_metrics,
+            credits=self.credits,
         )
 
     async def _rolled_over(self, account: str) -> AccountState:

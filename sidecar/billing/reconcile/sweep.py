@@ -11,7 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from sidecar.billing.lago.models import Customer, Page, Subscription, Wallet
+from sidecar.basics.logger import get_logger
+from sidecar.billing.lago.errors import LagoError
+from sidecar.billing.lago.models import AppliedCoupon, CreditNote, Customer, Page, Subscription, Wallet
+
+log = get_logger("sidecar.billing")
 
 PAGE: Final = 100
 
@@ -23,6 +27,10 @@ class Lists(Protocol):
 
     async def wallets_page(self, page: int, per_page: int = ...) -> Page[Wallet]: ...
 
+    async def applied_coupons_page(self, page: int, per_page: int = ...) -> Page[AppliedCoupon]: ...
+
+    async def credit_notes_page(self, page: int, per_page: int = ...) -> Page[CreditNote]: ...
+
     async def subscriptions_page(
         self, page: int, *, statuses: tuple[str, ...] = ..., plan_code: str | None = ..., per_page: int = ...
     ) -> Page[Subscription]: ...
@@ -31,11 +39,12 @@ class Lists(Protocol):
 @dataclass(slots=True)
 class Fingerprints:
     """One number for each account, whatever the order of what it was made of. 8 bytes of hash an object: two states of
-    an account look the same once in 10^19.
+    an account look the same once in 10^19. ``credited``: the accounts that have coupons or credit notes.
     """
 
     by_account: dict[str, int] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    credited: set[str] = field(default_factory=set)
 
     def add(self, account: str, lago_id: str, value: object) -> None:
         """A page that moved while the list was read shows an object twice; it counts once."""
@@ -81,6 +90,20 @@ async def read_lists(lago: Lists, progress: Callable[[str, int, int], None] | No
         lambda s: prints.add(s.customer, s.lago_id, s),
     )
     await through("wallets", lambda page: lago.wallets_page(page, PAGE), lambda w: prints.add(w.customer, w.lago_id, w))
+
+    def credit(item: AppliedCoupon | CreditNote) -> None:
+        if item.customer not in prints.by_account:
+            return  # Lago has deleted the customer
+        prints.credited.add(item.customer)
+        prints.add(item.customer, item.lago_id, item)
+
+    for what, read in (("coupons", lago.applied_coupons_page), ("credit notes", lago.credit_notes_page)):
+        try:
+            await through(what, lambda page, read=read: read(page, PAGE), credit)  # type: ignore[misc]
+        except LagoError as error:
+            if error.transient:
+                raise
+            log.warning("list not read", list=what, reason=str(error))
     prints.seen.clear()
     return prints
 

@@ -42,7 +42,7 @@ class Cleaned:
 
 
 async def clean(names: Names, lago: OwnLago, query: MeterQuery) -> Cleaned:
-    """Ends subscriptions and wallets, deletes customers, plans, metrics, taxes, webhook endpoints and meters."""
+    """Ends subscriptions and wallets, deletes customers, plans, metrics, coupons, taxes, webhook endpoints, meters."""
     cleaned = Cleaned()
     steps = {
         "Lago": partial(_clean_lago, names, lago, cleaned),
@@ -82,6 +82,9 @@ async def _clean_lago(names: Names, lago: OwnLago, cleaned: Cleaned) -> None:
     for metric in await lago.billable_metrics():
         if names.owns(metric.code):
             await take("metric", "billable_metrics", metric.code)
+    for coupon in await _all(lago.coupons_page):
+        if names.owns(coupon.code):
+            await take("coupon", "coupons", coupon.code)
     for tax in await lago.taxes():
         if names.owns(tax.code):
             await take("tax", "taxes", tax.code)

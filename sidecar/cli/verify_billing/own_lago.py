@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sidecar.billing.lago.client import LagoClient
-from sidecar.billing.lago.models import Customer, Page, Subscription, Wallet
+from sidecar.billing.lago.models import AppliedCoupon, CreditNote, Customer, Page, Subscription, Wallet
 from sidecar.billing.lago.object_requests import PER_PAGE
+from sidecar.billing.lago.transport import Query
 from sidecar.billing.settings import LagoSettings
 from sidecar.cli.verify_billing.names import Names
 
@@ -42,4 +43,14 @@ class OwnLago(LagoClient):
         per_page: int = PER_PAGE,
     ) -> Page[Subscription]:
         found = await super().subscriptions_page(page, statuses, plan_code, per_page)
+        return replace(found, items=tuple(each for each in found.items if self._names.owns(each.customer)))
+
+    async def applied_coupons_page(
+        self, page: int = 1, per_page: int = PER_PAGE, query: Query = ()
+    ) -> Page[AppliedCoupon]:
+        found = await super().applied_coupons_page(page, per_page, query)
+        return replace(found, items=tuple(each for each in found.items if self._names.owns(each.customer)))
+
+    async def credit_notes_page(self, page: int = 1, per_page: int = PER_PAGE, query: Query = ()) -> Page[CreditNote]:
+        found = await super().credit_notes_page(page, per_page, query)
         return replace(found, items=tuple(each for each in found.items if self._names.owns(each.customer)))

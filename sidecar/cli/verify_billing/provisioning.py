@@ -84,15 +84,30 @@ class Provisioning:
             {"external_id": account, "name": account, "currency": CURRENCY, "metadata": pairs, **values}
         )
 
-    async def wallet(self, account: str, credits: str) -> str:
+    async def wallet(self, account: str, credits: str, **values: Any) -> str:
         """A wallet in which a credit is worth 1; its id. The credits may come a little later."""
         made = await self._lago.create_wallet(
             {
                 "external_customer_id": account, "name": account, "currency": CURRENCY, "rate_amount": "1",
-                "paid_credits": "0", "granted_credits": credits,
+                "paid_credits": "0", "granted_credits": credits, **values,
             }
         )  # fmt: skip
         return made.lago_id
+
+    async def coupon(self, account: str, name: str, cents: int) -> None:
+        """A coupon of an amount that is used once, applied to a customer."""
+        code = self._names.of(name)
+        values = {"name": code, "code": code, "coupon_type": "fixed_amount", "amount_cents": cents,
+                  "amount_currency": CURRENCY, "frequency": "once", "expiration": "no_expiration"}  # fmt: skip
+        await self._lago.create("/coupons", {"coupon": values})
+        applied = {"external_customer_id": account, "coupon_code": code}
+        await self._lago.create("/applied_coupons", {"applied_coupon": applied})
+
+    async def credit_note(self, invoice_id: str, fee_id: str, cents: int) -> None:
+        """A credit of a final invoice, by one of its fees."""
+        values = {"invoice_id": invoice_id, "reason": "other", "credit_amount_cents": cents,
+                  "refund_amount_cents": 0, "items": [{"fee_id": fee_id, "amount_cents": cents}]}  # fmt: skip
+        await self._lago.create("/credit_notes", {"credit_note": values})
 
     async def top_up(self, wallet: str, credits: Decimal) -> None:
         await self._lago.top_up({"wallet_id": wallet, "granted_credits": str(credits)})

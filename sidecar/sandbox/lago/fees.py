@@ -16,7 +16,15 @@ from sidecar.sandbox.lago.charges import Cost, Usage, cost
 from sidecar.sandbox.lago.lago_events import Aggregate, aggregate, matches
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Json
-from sidecar.sandbox.lago.money import WIDE, exponent, fraction_decimal, from_cents, round_fraction, to_cents
+from sidecar.sandbox.lago.money import (
+    WIDE,
+    exponent,
+    fraction_decimal,
+    from_cents,
+    round_fraction,
+    round_half_away,
+    to_cents,
+)
 from sidecar.sandbox.lago.periods import Span
 from sidecar.sandbox.lago.records import (
     AppliedTax,
@@ -185,34 +193,35 @@ class Fees:
             default = [tax for tax in self._store.taxes.values() if tax.is_default]
             taxes = own or fee.subscription.plan.taxes or fee.subscription.customer.taxes or default
             with localcontext(WIDE):
-                fee.taxes = [self._applied(tax, fee.amount_cents, fee.precise_cents * tax.rate / 100) for tax in taxes]
-                exact = sum((Decimal(fee.amount_cents) * tax.rate / 100 for tax in taxes), Decimal(0))
+                precise = fee.precise_cents - fee.coupons_precise_cents
+                fee.taxes = [self._applied(tax, fee.net_cents, precise * tax.rate / 100) for tax in taxes]
+                exact = sum((fee.net_cents * tax.rate / 100 for tax in taxes), Decimal(0))
                 fee.taxes_precise_cents = sum((tax.precise_cents for tax in fee.taxes), Decimal(0))
             fee.taxes_cents = round_fraction(Fraction(exact))
 
     def taxes_of(self, fees: Sequence[Fee]) -> tuple[list[AppliedTax], int]:
         """The taxes on an invoice and their sum: rounded once, over all fees and taxes."""
-        bases: dict[str, int] = {}
+        bases: dict[str, Decimal] = {}
         named: dict[str, AppliedTax] = {}
         for fee in fees:
             for tax in fee.taxes:
-                bases[tax.tax_id] = bases.get(tax.tax_id, 0) + fee.amount_cents
+                bases[tax.tax_id] = bases.get(tax.tax_id, Decimal(0)) + fee.net_cents
                 named[tax.tax_id] = tax
         total, applied = Fraction(0), []
         for tax_id, base in bases.items():
             tax = named[tax_id]
-            exact = Fraction(tax.rate) * base / 100
+            exact = Fraction(tax.rate) * Fraction(base) / 100
             total += exact
             applied.append(
                 AppliedTax(
                     self._store.new_id(), tax_id, tax.code, tax.name, tax.description, tax.rate,
-                    fraction_decimal(exact), round_fraction(exact), base,
+                    fraction_decimal(exact), round_fraction(exact), int(round_half_away(base)),
                 )
             )  # fmt: skip
         return applied, round_fraction(total)
 
-    def _applied(self, tax: Tax, base_cents: int, precise_cents: Decimal) -> AppliedTax:
-        amount = round_fraction(Fraction(tax.rate) * base_cents / 100)
+    def _applied(self, tax: Tax, base_cents: Decimal, precise_cents: Decimal) -> AppliedTax:
+        amount = round_fraction(Fraction(tax.rate) * Fraction(base_cents) / 100)
         return AppliedTax(
             self._store.new_id(),
             tax.id,
@@ -222,7 +231,7 @@ class Fees:
             tax.rate,
             precise_cents,
             amount,
-            base_cents,
+            int(round_half_away(base_cents)),
         )
 
 

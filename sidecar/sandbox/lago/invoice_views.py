@@ -7,8 +7,8 @@ from decimal import Decimal
 
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Json, iso, iso_offset, iso_or_none
-from sidecar.sandbox.lago.money import decimal_text, from_cents
-from sidecar.sandbox.lago.records import AppliedTax, Credit, CurrentUsage, Fee, Invoice, InvoicePeriod
+from sidecar.sandbox.lago.money import decimal_text, from_cents, round_half_away
+from sidecar.sandbox.lago.records import AppliedCoupon, AppliedTax, Credit, CurrentUsage, Fee, Invoice, InvoicePeriod
 from sidecar.sandbox.lago.views import BILLING_ENTITY, customer_view, subscription_view
 
 INVOICE_VERSION = 4
@@ -26,7 +26,7 @@ HOOK_PARTS = {
 
 
 def _invoice_view(invoice: Invoice, *customer_parts: str) -> Json:
-    without_taxes = invoice.fees_cents
+    without_taxes = invoice.fees_cents - invoice.coupons_cents
     with_taxes = without_taxes + invoice.taxes_cents
     return {
         "lago_id": invoice.id,
@@ -46,7 +46,7 @@ def _invoice_view(invoice: Invoice, *customer_parts: str) -> Json:
         "fees_amount_cents": invoice.fees_cents,
         "taxes_amount_cents": invoice.taxes_cents,
         "progressive_billing_credit_amount_cents": 0,
-        "coupons_amount_cents": 0,
+        "coupons_amount_cents": invoice.coupons_cents,
         "credit_notes_amount_cents": invoice.credit_notes_cents,
         "sub_total_excluding_taxes_amount_cents": without_taxes,
         "sub_total_including_taxes_amount_cents": with_taxes,
@@ -135,18 +135,17 @@ def _period_view(period: InvoicePeriod) -> Json:
 
 
 def _credit_view(credit: Credit, invoice: Invoice) -> Json:
+    source = credit.source
+    if isinstance(source, AppliedCoupon):
+        kind, id, code, name = "coupon", source.coupon.id, source.coupon.code, source.coupon.name
+    else:
+        kind, id, code, name = "credit_note", source.id, f"CN-{source.seq}", f"Credit note CN-{source.seq}"
     return {
         "lago_id": credit.id,
         "amount_cents": credit.amount_cents,
         "amount_currency": invoice.currency,
-        "before_taxes": False,
-        "item": {
-            "lago_item_id": credit.note.id,
-            "type": "credit_note",
-            "code": f"CN-{credit.note.seq}",
-            "name": f"Credit note CN-{credit.note.seq}",
-            "description": None,
-        },
+        "before_taxes": isinstance(source, AppliedCoupon),
+        "item": {"lago_item_id": id, "type": kind, "code": code, "name": name, "description": None},
         "invoice": {"lago_id": invoice.id, "payment_status": invoice.payment_status},
     }
 
@@ -201,9 +200,9 @@ def fee_view(fee: Fee, *, with_taxes: bool = False) -> Json:
         "units": decimal_text(fee.units),
         "description": None,
         "precise_unit_amount": decimal_text(fee.unit_amount),
-        "precise_coupons_amount_cents": "0.0",
-        "sub_total_excluding_taxes_amount_cents": fee.amount_cents,
-        "sub_total_excluding_taxes_precise_amount_cents": decimal_text(fee.precise_cents),
+        "precise_coupons_amount_cents": decimal_text(fee.coupons_precise_cents),
+        "sub_total_excluding_taxes_amount_cents": int(round_half_away(fee.net_cents)),
+        "sub_total_excluding_taxes_precise_amount_cents": decimal_text(fee.precise_cents - fee.coupons_precise_cents),
         "events_count": fee.events_count,
         "payment_status": "succeeded" if is_paid else "failed" if is_failed else "pending",
         "created_at": iso(fee.created),

@@ -1,15 +1,15 @@
 """How invoices of the Lago stand-in come about, become final and are voided.
 
 Source: lago-api ``app/services/invoices/subscription_service.rb``, ``calculate_fees_service.rb`` (the order: fees,
-taxes, credit notes, wallets), ``transition_to_final_status_service.rb``, ``void_service.rb``.
+coupons, taxes, credit notes, wallets), ``transition_to_final_status_service.rb``, ``void_service.rb``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from decimal import Decimal
 
+from sidecar.sandbox.lago.coupons import apply_coupons, give_back
 from sidecar.sandbox.lago.fees import Fees
 from sidecar.sandbox.lago.invoice_views import hook_view
 from sidecar.sandbox.lago.lago_store import Store
@@ -73,10 +73,11 @@ class Invoicing:
         self._complete(invoice)
 
     def void(self, invoice: Invoice) -> None:
-        """Wallets get their money back; credit notes and payments are left alone."""
+        """Wallets and coupons get their money back; credit notes and payments are left alone."""
         invoice.status, invoice.voided_at = "voided", self._store.now()
         invoice.updated = invoice.voided_at
         self._prepaid.give_back(invoice)
+        give_back(invoice)
         self._usage.refresh(invoice.customer)
         self._emit("invoice.voided", invoice)
 
@@ -111,11 +112,13 @@ class Invoicing:
             if fee.kind == "subscription" and fee.subscription is not None:
                 fee.subscription.last_fee = fee
         invoice.fees_cents = sum(fee.amount_cents for fee in invoice.fees)
-        invoice.total_cents = invoice.fees_cents + invoice.taxes_cents
+        invoice.total_cents = invoice.fees_cents - invoice.coupons_cents + invoice.taxes_cents
         invoice.payment_status = "pending" if invoice.total_cents > 0 else "succeeded"
 
     def _complete(self, invoice: Invoice) -> None:
-        """Credit notes and wallets pay what they can, the rest is due."""
+        """Coupons, credit notes and wallets pay what they can, the rest is due."""
+        apply_coupons(self._store, invoice)
+        self._total(invoice)
         self._apply_credit_notes(invoice)
         self._prepaid.pay(invoice)
         invoice.payment_status = "pending" if invoice.total_cents > 0 else "succeeded"
@@ -144,7 +147,7 @@ class Invoicing:
             if part <= 0 or note.currency != invoice.currency:
                 continue
             for fee in invoice.fees:
-                share = Decimal(fee.amount_cents + fee.taxes_cents) - fee.credit_notes_precise_cents
+                share = fee.net_cents + fee.taxes_cents - fee.credit_notes_precise_cents
                 fee.credit_notes_precise_cents += share * part / invoice.total_cents
             note.balance_cents -= part
             invoice.credits.append(Credit(self._store.new_id(), note, part))

@@ -1,7 +1,7 @@
 """A Lago for tests and the demo: customers, plans, wallets, subscriptions, usage, invoices, webhooks, in memory.
 
 A stand-in, not Lago: it follows what the sources say (getlago/lago-api, commit 1b1c24a6) and Lago's OpenAPI document,
-and computes with arithmetic of its own. Not in it: coupons, add-ons, one-off invoices, payment requests, entitlements,
+and computes with arithmetic of its own. Not in it: add-ons, one-off invoices, payment requests, entitlements,
 progressive billing, minimum commitments, recurring top-ups, alerts; charges paid in advance are kept, never billed, and
 fixed charges are standard ones in arrears.
 
@@ -25,6 +25,8 @@ from sidecar.sandbox.lago.billing import Billing
 from sidecar.sandbox.lago.clock import Clock, ClockError, instant
 from sidecar.sandbox.lago.config import DefaultTax, LagoConfig
 from sidecar.sandbox.lago.controls import Controls
+from sidecar.sandbox.lago.coupons import CouponsApi
+from sidecar.sandbox.lago.credit_notes import CreditNotesApi
 from sidecar.sandbox.lago.customers import CustomersApi
 from sidecar.sandbox.lago.endpoints import EndpointsApi
 from sidecar.sandbox.lago.fees import Fees
@@ -83,6 +85,7 @@ class Lago:
         self._subscriptions = SubscriptionsApi(store, self._lifecycle, self._plans, self._customers)
         self._invoices = InvoicesApi(store, invoicing, self.payments)
         self._endpoints = EndpointsApi(store, self.signatures)
+        self._coupons, self._credit_notes = CouponsApi(store), CreditNotesApi(store)
         self._billing = Billing(store, self._lifecycle, invoicing, self._usage, self._wallets, self._events)
         self._customers.on_delete, self._plans.on_delete = self._customer_deleted, self._plan_deleted
 
@@ -118,7 +121,19 @@ class Lago:
     def _routes(self) -> list[tuple[str, str, ApiHandler]]:
         customers, wallets, subscriptions = self._customers, self._wallets, self._subscriptions
         invoices, endpoints, events, top_ups = self._invoices, self._endpoints, self._events, self._top_ups
+        coupons, notes = self._coupons, self._credit_notes
         found: list[tuple[str, str, ApiHandler]] = [
+            ("POST", "/coupons", coupons.create),
+            ("GET", "/coupons", coupons.list),
+            ("GET", "/coupons/{code}", coupons.get),
+            ("DELETE", "/coupons/{code}", coupons.delete),
+            ("POST", "/applied_coupons", coupons.apply),
+            ("GET", "/applied_coupons", coupons.list_applied),
+            ("DELETE", "/customers/{external_id}/applied_coupons/{lago_id}", coupons.remove),
+            ("POST", "/credit_notes", notes.create),
+            ("GET", "/credit_notes", notes.list),
+            ("GET", "/credit_notes/{lago_id}", notes.get),
+            ("PUT", "/credit_notes/{lago_id}/void", notes.void),
             ("POST", "/customers", customers.upsert),
             ("GET", "/customers", customers.list),
             ("GET", "/customers/{external_id}", customers.get),

@@ -16,6 +16,8 @@ from sidecar.sandbox.lago.lago_events import LagoEventStore
 from sidecar.sandbox.lago.lago_wire import Json, not_found
 from sidecar.sandbox.lago.periods import CalendarPeriods, Periods, SecondPeriods
 from sidecar.sandbox.lago.records import (
+    AppliedCoupon,
+    Coupon,
     Customer,
     Endpoint,
     Invoice,
@@ -64,6 +66,8 @@ class Store:
         self.wallets: dict[str, Wallet] = {}
         self.transactions: dict[str, Transaction] = {}
         self.invoices: dict[str, Invoice] = {}
+        self.coupons: dict[str, Coupon] = {}
+        self.applied_coupons: dict[str, AppliedCoupon] = {}
         self.endpoints: dict[str, Endpoint] = {}
         self.events = LagoEventStore()
         self.notices: deque[Notice] = deque(maxlen=NOTICES_MAX)

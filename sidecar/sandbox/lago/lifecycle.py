@@ -14,6 +14,7 @@ from __future__ import annotations
 from datetime import datetime
 from fractions import Fraction
 
+from sidecar.sandbox.lago.credit_notes import announce
 from sidecar.sandbox.lago.fees import trial_end
 from sidecar.sandbox.lago.invoicing import Invoicing
 from sidecar.sandbox.lago.lago_store import Store
@@ -146,8 +147,12 @@ class Lifecycle:
         unused = min(Fraction(fee.amount_cents), subscription.plan.amount_cents * share)
         with_tax = round_fraction(unused * (1 + Fraction(fee.taxes_rate) / 100))
         if with_tax > 0:
-            note = CreditNote(**self._store.new(), currency=fee.currency, amount_cents=with_tax, balance_cents=with_tax)
+            note = CreditNote(
+                **self._store.new(), customer=subscription.customer, invoice=fee.invoice, currency=fee.currency,
+                amount_cents=with_tax, balance_cents=with_tax, reason="order_change",
+            )  # fmt: skip
             subscription.customer.credit_notes.append(note)
+            announce(self._store, note)
 
     def _pays_at_start(self, subscription: Subscription) -> bool:
         end = trial_end(subscription)

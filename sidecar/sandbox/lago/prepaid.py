@@ -168,8 +168,8 @@ def _payable(invoice: Invoice) -> dict[FeeKey, Decimal]:
     """What each kind of fee costs with taxes, unrounded, largest first; a cent lost to rounding goes to the largest."""
     amounts: dict[FeeKey, Decimal] = {}
     for fee in invoice.fees:
-        cap = fee.amount_cents + fee.taxes_precise_cents - fee.credit_notes_precise_cents
-        if fee.amount_cents and cap > 0:
+        cap = fee.net_cents + fee.taxes_precise_cents - fee.credit_notes_precise_cents
+        if fee.net_cents and cap > 0:
             amounts[fee_key(fee)] = amounts.get(fee_key(fee), Decimal(0)) + cap
     ordered = dict(sorted(amounts.items(), key=lambda item: item[1], reverse=True))
     missing = invoice.total_cents - sum(ordered.values(), Decimal(0))

@@ -73,11 +73,63 @@ class Customer(Record):
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class CreditNote(Record):
-    """What is given back of a fee paid in advance when its subscription ends early."""
+    """What is given back of an invoice: by the bank, or of a fee paid in advance when its subscription ends early."""
 
+    customer: Customer
+    invoice: Invoice
     currency: str
     amount_cents: int
     balance_cents: int
+    reason: str = "other"
+    voided: bool = False
+
+    @property
+    def credit_status(self) -> str:
+        return "voided" if self.voided else "available" if self.balance_cents else "consumed"
+
+
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
+class Coupon(Record):
+    """``plans`` and ``metrics``: codes, where it reduces only their fees."""
+
+    code: str
+    name: str
+    kind: str
+    frequency: str
+    amount_cents: int | None = None
+    currency: str | None = None
+    rate: Decimal | None = None
+    duration: int | None = None
+    expires_at: datetime | None = None
+    plans: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
+class AppliedCoupon(Record):
+    """A coupon of a customer. ``used``: what it took off which invoice; it counts unless that one is void."""
+
+    coupon: Coupon
+    customer: Customer
+    frequency: str
+    amount_cents: int | None = None
+    currency: str | None = None
+    rate: Decimal | None = None
+    duration_left: int | None = None
+    terminated_at: datetime | None = None
+    used: list[tuple[Invoice, int]] = field(default_factory=list)
+
+    @property
+    def is_active(self) -> bool:
+        return self.terminated_at is None
+
+    @property
+    def status(self) -> str:
+        return "active" if self.is_active else "terminated"
+
+    @property
+    def remaining_cents(self) -> int:
+        return (self.amount_cents or 0) - sum(cents for invoice, cents in self.used if invoice.status != "voided")
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -282,8 +334,14 @@ class Fee(Record):
     taxes: list[AppliedTax] = field(default_factory=list)
     taxes_cents: int = 0
     taxes_precise_cents: Decimal = Decimal(0)
+    coupons_precise_cents: Decimal = Decimal(0)
     credit_notes_precise_cents: Decimal = Decimal(0)
     invoice: Invoice | None = None
+
+    @property
+    def net_cents(self) -> Decimal:
+        """What taxes are on: the amount less coupons."""
+        return self.amount_cents - self.coupons_precise_cents
 
     @property
     def taxes_rate(self) -> Decimal:
@@ -321,10 +379,10 @@ class InvoicePeriod:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A credit note's part in paying an invoice."""
+    """The part of a coupon or a credit note in paying an invoice."""
 
     id: str
-    note: CreditNote
+    source: CreditNote | AppliedCoupon
     amount_cents: int
 
 
@@ -348,6 +406,7 @@ class Invoice(Record):
     metadata: list[MetadataPair] = field(default_factory=list)
     fees_cents: int = 0
     taxes_cents: int = 0
+    coupons_cents: int = 0
     credit_notes_cents: int = 0
     prepaid_cents: int = 0
     prepaid_granted_cents: int | None = None

@@ -61,7 +61,10 @@ async def test_a_sweep_loads_everybody_and_the_next_reads_only_who_has_changed(s
     third = await system.control_work.reconcile_loop.sweep(1)
 
     assert (first.accounts, first.read, first.failed) == (6, 6, 0)
-    assert (second.read, second.requests) == (0, 3)  # a page of customers, of subscriptions, of wallets
+    assert (second.read, second.requests) == (
+        0,
+        5,
+    )  # a page of customers, subscriptions, wallets, coupons, credit notes
     assert third.read == 1
     assert [await system.available(account) for account in ACCOUNTS[2:5]] == [Decimal(10), Decimal(15), Decimal(10)]
 

@@ -53,8 +53,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Phases:
 
 
 def lists(accounts: int) -> dict[str, int]:
-    """Requests for a look at Lago's lists, a hundred to a page."""
-    return dict.fromkeys(("GET /customers", "GET /subscriptions", "GET /wallets"), accounts // 100)
+    """Requests for a look at Lago's lists, a hundred to a page. Nobody has coupons or credit notes."""
+    pages = dict.fromkeys(("GET /customers", "GET /subscriptions", "GET /wallets"), accounts // 100)
+    return {**pages, "GET /applied_coupons": 1, "GET /credit_notes": 1}
 
 
 def added(*parts: dict[str, int]) -> dict[str, int]:

@@ -19,10 +19,10 @@ async def test_without_the_key_there_is_nothing_to_see(key: str) -> None:
 
 async def test_what_there_is_not_is_not_found() -> None:
     async with running() as client:
-        for method, path in (("GET", "/coupons"), ("DELETE", "/events"), ("GET", "/customers/tpp/nothing")):
+        for method, path in (("GET", "/add_ons"), ("DELETE", "/events"), ("GET", "/customers/tpp/nothing")):
             assert await client.refused(method, path, checked=False) == (404, "resource_not_found")
         client.key = ""
-        assert await client.refused("GET", "/coupons", checked=False) == (404, "resource_not_found")
+        assert await client.refused("GET", "/add_ons", checked=False) == (404, "resource_not_found")
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"customer": 5}', b'{"customer": {}}', b""])

@@ -25,14 +25,14 @@ NULLABLE = {
     "description": "the metric has none",
 }
 NOT_SENT = {
-    "alert.triggered", "credit_note.created", "credit_note.generated", "customer.checkout_url_generated",
+    "alert.triggered", "credit_note.generated", "customer.checkout_url_generated",
     "customer.payment_provider_error", "customer.vies_check", "fee.created", "invoice.deleted", "invoice.generated",
     "invoice.one_off_created", "invoice.payment_dispute_lost", "invoice.payment_overdue", "invoice.resynced",
     "payment_request.created", "payment_request.payment_failure", "payment_request.payment_status_updated",
     "subscription.canceled", "subscription.incomplete", "subscription.termination_alert",
     "subscription.usage_threshold_reached",
 }  # fmt: skip
-"""Recorded types of what the stand-in lacks: alerts, credit notes, payment providers, documents, one-off invoices,
+"""Recorded types of what the stand-in lacks: alerts, payment providers, documents, one-off invoices,
 payment requests, thresholds, overdue payments, charges billed in advance."""
 
 
@@ -84,6 +84,10 @@ async def seeded(client: Client) -> None:
     await client.top_up(wallet, granted_credits="2.5")
     second = await client.wallet(name="second", expiration_at="2025-06-20T00:00:00Z")
     await client.put(f"/wallets/{second['lago_id']}", {"wallet": {"name": "third"}})
+    half = {"code": "half", "name": "Half", "coupon_type": "percentage", "percentage_rate": "50", "frequency": "once",
+            "expiration": "no_expiration"}  # fmt: skip
+    await client.post("/coupons", {"coupon": half})
+    await client.post("/applied_coupons", {"applied_coupon": {"external_customer_id": "tpp", "coupon_code": "half"}})
     await client.use(7, "2025-06-10 13:00")
     await client.use(5, "2025-06-10 13:00", code="payments")
     await client.use(1, "2025-06-10 13:00", code="unknown")
@@ -92,6 +96,8 @@ async def seeded(client: Client) -> None:
     await client.subscribe("min", name="TPP")
     client.advance("2025-08-01 01:00")
     newest = (await client.invoices("invoice_type=subscription&status=finalized"))[-1]
+    credit = {"invoice_id": newest["lago_id"], "credit_amount_cents": 1, "reason": "other"}
+    await client.post("/credit_notes", {"credit_note": credit})
     await client.post(f"/invoices/{newest['lago_id']}/void")
     await client.post("/sandbox/payments", {"mode": "fail"})
     await client.top_up(wallet, paid_credits="3")

@@ -8,6 +8,7 @@ from sidecar.cli.verify_billing.scenario import Scenario
 from sidecar.cli.verify_billing.scenarios.counting import Duplicates, Surplus
 from sidecar.cli.verify_billing.scenarios.doorbell import Webhooks
 from sidecar.cli.verify_billing.scenarios.lifecycle import Cancellation, MonthEnd, Upgrade
+from sidecar.cli.verify_billing.scenarios.paying import CouponOnce, CreditNoted, ScopedWallets
 from sidecar.cli.verify_billing.scenarios.premium import OverriddenPrice
 from sidecar.cli.verify_billing.scenarios.prepaid import DottedId, Prepaid, SpendingCap, Tax, TerminatedWallet, TopUp
 from sidecar.cli.verify_billing.scenarios.prices import GraduatedPrice, PackagePrice, StandardPrice, VolumePrice
@@ -23,6 +24,9 @@ SCENARIOS: Final[tuple[type[Scenario], ...]] = (
     PackagePrice,
     VolumePrice,
     Tax,
+    ScopedWallets,
+    CouponOnce,
+    CreditNoted,
     Duplicates,
     Surplus,
     Upgrade,

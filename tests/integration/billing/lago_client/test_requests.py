@@ -156,6 +156,20 @@ LISTS: Lists = [
         [samples.metric("a"), samples.metric("b")],
         [],
     ),
+    (
+        lambda c: c.applied_coupons("tpp-1"),
+        "/applied_coupons",
+        "applied_coupons",
+        [samples.applied_coupon("a"), samples.applied_coupon("b")],
+        [("external_customer_id", "tpp-1"), ("status", "active")],
+    ),
+    (
+        lambda c: c.credit_notes("tpp-1"),
+        "/credit_notes",
+        "credit_notes",
+        [samples.credit_note("a"), samples.credit_note("b")],
+        [("external_customer_id", "tpp-1"), ("credit_status", "available")],
+    ),
     (lambda c: c.taxes(), "/taxes", "taxes", [samples.tax("a"), samples.tax("b")], []),
     (
         lambda c: c.webhook_endpoints(),
@@ -193,6 +207,8 @@ async def test_a_whole_list_is_read_page_by_page(
         (lambda c: c.wallets("tpp-2"), "wallets", samples.wallet()),
         (lambda c: c.subscriptions("tpp-2"), "subscriptions", samples.subscription()),
         (lambda c: c.invoices("tpp-2"), "invoices", samples.invoice()),
+        (lambda c: c.applied_coupons("tpp-2"), "applied_coupons", samples.applied_coupon()),
+        (lambda c: c.credit_notes("tpp-2"), "credit_notes", samples.credit_note()),
     ],
 )
 async def test_a_list_that_is_not_of_the_customer_who_was_asked_for_is_refused(

@@ -330,3 +330,60 @@ def webhook_endpoint(**changes: Any) -> Row:
         "created_at": "2026-07-01T08:59:51Z",
     }
     return row | changes
+
+
+def applied_coupon(lago_id: str = "ac1", **changes: Any) -> Row:
+    row: Row = {
+        "lago_id": lago_id,
+        "lago_coupon_id": "c1",
+        "coupon_code": "start",
+        "coupon_name": "Start",
+        "lago_customer_id": "c-tpp-1",
+        "external_customer_id": "tpp-1",
+        "status": "active",
+        "amount_cents": 500,
+        "amount_cents_remaining": 300,
+        "amount_currency": "EUR",
+        "percentage_rate": None,
+        "frequency": "once",
+        "frequency_duration": None,
+        "frequency_duration_remaining": None,
+        "expiration_at": "2027-01-01T00:00:00Z",
+        "created_at": "2026-07-01T08:59:51Z",
+        "terminated_at": None,
+        "credits": [],
+    }
+    return row | changes
+
+
+def coupon(code: str = "start", **changes: Any) -> Row:
+    row: Row = {
+        "lago_id": "c1",
+        "name": "Start",
+        "code": code,
+        "coupon_type": "fixed_amount",
+        "amount_cents": 500,
+        "amount_currency": "EUR",
+        "frequency": "once",
+        "limited_plans": False,
+        "limited_billable_metrics": False,
+        "plan_codes": [],
+        "billable_metric_codes": [],
+    }
+    return row | changes
+
+
+def credit_note(lago_id: str = "cn1", **changes: Any) -> Row:
+    row: Row = {
+        "lago_id": lago_id,
+        "number": "BANK-0001-001-CN001",
+        "credit_status": "available",
+        "refund_status": None,
+        "currency": "EUR",
+        "total_amount_cents": 200,
+        "balance_amount_cents": 150,
+        "credit_amount_cents": 200,
+        "customer": {"lago_id": "c-tpp-1", "external_id": "tpp-1"},
+        "created_at": "2026-07-01T08:59:51Z",
+    }
+    return row | changes

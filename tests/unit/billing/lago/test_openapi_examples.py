@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar.billing.lago import parsing, parsing_invoices
+from sidecar.billing.lago import credit_requests, parsing, parsing_invoices
 from sidecar.billing.lago.json_fields import Fields, instant_ms_of
 from sidecar.billing.lago.models import Customer, Plan, Tax
 from sidecar.billing.reconcile.plan_prices import plan_prices
@@ -112,6 +112,15 @@ SCHEMAS: dict[str, tuple[Callable[[Fields], Any], dict[str, Any]]] = {
             "amount_cents": 123,
             "taxes_cents": 200,
         },
+    ),
+    "AppliedCouponObject": (
+        credit_requests.applied_coupon,
+        {"coupon_code": "startup_deal", "status": "active", "frequency": "recurring", "currency": "USD"},
+    ),
+    "CouponObject": (credit_requests.coupon, {"code": "startup_deal", "is_limited": True}),
+    "CreditNoteObject": (
+        credit_requests.credit_note,
+        {"credit_status": "available", "currency": "USD", "balance_cents": 100},
     ),
     "TaxObject": (parsing.tax, {"code": "french_standard_vat", "rate": Decimal(20), "is_default": True}),
     "EventObject": (

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from sidecar.billing.lago import parsing, parsing_invoices
+from sidecar.billing.lago import credit_requests, parsing, parsing_invoices
 from sidecar.billing.lago.errors import LagoMalformed
 from sidecar.billing.lago.json_fields import Fields, instant_ms_of
 from sidecar.billing.lago.models import (
+    AppliedCoupon,
     BillableMetric,
     BillingPeriod,
     Charge,
     ChargeUsage,
+    CreditNote,
     CurrentUsage,
     Customer,
     Event,
@@ -102,6 +104,39 @@ def test_a_balance_is_whole_cents_however_it_is_written(cents: Any) -> None:
 def test_a_balance_that_is_none_is_refused_by_name(cents: Any) -> None:
     with pytest.raises(LagoMalformed, match=r"balance_cents is not a whole number"):
         parsing.wallet(row(samples.wallet(balance_cents=cents)))
+
+
+def test_a_coupon_of_a_customer() -> None:
+    found = credit_requests.applied_coupon(row(samples.applied_coupon()))
+    assert found == AppliedCoupon(
+        lago_id="ac1", coupon_id="c1", coupon_code="start", customer="tpp-1", status="active", frequency="once",
+        currency="EUR", remaining_cents=300, expires_at_ms=ms("2027-01-01T00:00:00Z"),
+    )  # fmt: skip
+
+
+def test_a_percentage_has_no_amount_that_remains() -> None:
+    given = samples.applied_coupon(amount_cents=None, amount_cents_remaining=None, amount_currency=None)
+    found = credit_requests.applied_coupon(row(given))
+    assert (found.remaining_cents, found.currency) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_limited"),
+    [({}, False), ({"limited_plans": True}, True), ({"limited_billable_metrics": True}, True)],
+)
+def test_a_coupon_says_whether_it_is_limited(changes: dict[str, Any], is_limited: bool) -> None:
+    assert credit_requests.coupon(row(samples.coupon(**changes))).is_limited is is_limited
+
+
+def test_a_coupon_that_does_not_say_its_limits_may_have_some() -> None:
+    older = samples.coupon()
+    del older["limited_billable_metrics"]
+    assert credit_requests.coupon(row(older)).is_limited
+
+
+def test_a_credit_note() -> None:
+    found = credit_requests.credit_note(row(samples.credit_note()))
+    assert found == CreditNote("cn1", "tpp-1", "EUR", "available", 150)
 
 
 def test_a_priority_of_0_is_kept() -> None:
