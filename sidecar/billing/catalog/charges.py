@@ -13,7 +13,7 @@ from sidecar.billing.catalog.section_fields import Codes, MetricCode
 from sidecar.billing.catalog.tables import model_of, properties_of, snippet
 from sidecar.billing.lago.json_fields import number_of, whole_number_of
 from sidecar.billing.lago.models import Charge, Plan
-from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.billing.reconcile.charge_prices import Unenforceable, price_table
 from sidecar.config.fields import Model, Whole
 from sidecar.ledger.accounts.account_fields import PackagePrice, StandardPrice, TieredPrice
 from sidecar.ledger.pricing.price_tables import Graduated, PriceError, PriceTable, Tier, Volume, pack

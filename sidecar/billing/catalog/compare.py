@@ -23,7 +23,7 @@ from sidecar.billing.lago.models import (
     Wallet,
     WebhookEndpoint,
 )
-from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.billing.reconcile.charge_prices import Unenforceable, price_table
 from sidecar.ledger.pricing.currencies import EXPONENTS
 from sidecar.metering.openmeter.meter_query import Meter
 

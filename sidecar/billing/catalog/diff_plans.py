@@ -9,7 +9,7 @@ from sidecar.billing.catalog.changes import Change, FieldChange, Observed, Subsc
 from sidecar.billing.catalog.compare import by_metric, plan_fields, same_charge
 from sidecar.billing.catalog.values import Catalog, WantedPlan
 from sidecar.billing.lago.models import Charge, Plan, Tax
-from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.billing.reconcile.charge_prices import Unenforceable, price_table
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 
 FIXED = ("interval", "currency", "pay_in_advance", "trial_days", "bill_charges_monthly")

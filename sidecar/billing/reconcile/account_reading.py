@@ -71,6 +71,7 @@ class AccountReading:
     those from ``oldest_ms`` on with periods and fees. ``usages`` by external subscription id; ``unread_usages`` are of
     those that Lago could not tell. ``is_stable`` False: the invoices kept changing. ``transactions`` by wallet, only
     where they were asked for. ``rounded_metrics``: codes of metrics of which Lago bills other units than were counted.
+    ``listed_values``: those of properties that billable metrics list for filters, by code and property.
     """
 
     account: str
@@ -85,6 +86,7 @@ class AccountReading:
     is_stable: bool = True
     unread_usages: frozenset[str] = frozenset()
     rounded_metrics: frozenset[str] = frozenset()
+    listed_values: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 async def read_account(
@@ -96,6 +98,7 @@ async def read_account(
     *,
     with_transactions: bool = False,
     rounded_metrics: frozenset[str] = frozenset(),
+    listed_values: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> AccountReading:
     """Read one account. ``oldest_ms``: invoices older than that are not needed in detail; 0: the account is new to the
     ledger.
@@ -141,6 +144,7 @@ async def read_account(
         stable,
         frozenset(unread),
         rounded_metrics,
+        listed_values or {},
     )
 
 
@@ -189,9 +193,12 @@ def _fails_without_usage(subscription: Subscription | None) -> bool:
     (lago-api ``app/services/charge_models/volume_service.rb``).
     """
     charges = subscription.plan.charges if subscription is not None and subscription.plan is not None else ()
+    volumes = [charge for charge in charges if charge.model == "volume"]
+    prices = [charge.properties for charge in volumes]
+    prices += [each.properties for charge in volumes for each in charge.filters]
     return any(
         all((number_of(row.get("from_value")) or 0) > 0 for row in ranges if isinstance(row, dict))
-        for ranges in (charge.properties.get("volume_ranges") for charge in charges if charge.model == "volume")
+        for ranges in (properties.get("volume_ranges") for properties in prices)
         if isinstance(ranges, list)
     )
 

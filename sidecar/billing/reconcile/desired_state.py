@@ -14,6 +14,7 @@ from typing import Final
 from zlib import crc32
 
 from sidecar.billing.lago.models import Customer
+from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
 from sidecar.billing.reconcile.calendar import next_ends_ms
@@ -118,7 +119,10 @@ def desired_state(
         if state.version == 0 or not saved.came_from_lago:
             return DesiredState(reading.account, None, None, saved, "the customer has no active subscription")
         return _closed(reading, state, saved, settings, alerts, now_ms)
-    effective = effective_prices(actives, customer, reading.default_taxes, alerts, reading.rounded_metrics)
+    mapping = MetricMapping(settings.billable_metrics)
+    effective = effective_prices(
+        actives, customer, reading.default_taxes, alerts, reading.rounded_metrics, mapping, reading.listed_values
+    )
     if effective.refused and not effective.prices and state.version > 0:
         raise BillingRefused("plan", f"plan {effective.plan.code} has no charge that can be enforced: {_last(alerts)}")
     # First, so that what cannot be loaded does not end a period either.
@@ -165,7 +169,7 @@ def _open(
     ahead = not is_new and state.period_start_ms >= lago_to
     start_ms = lago_from // 1000 * 1000 if is_new else state.period_start_ms
     end_ms, later = (state.period_end_ms, state.next_ends_ms) if ahead else (lago_to, ends)
-    funds = funds_of(reading.wallets, tuple(effective.prices), currency, now_ms)
+    funds = funds_of(reading.wallets, effective.codes, currency, now_ms)
     for fault in funds.ignored:
         alerts.add("wallet", fault)
     for wallet in reading.wallets:

@@ -93,6 +93,11 @@ def current_links(
             ),
             is_final=False,
             is_current=True,
+            billed=tuple(
+                billed
+                for metric, billed in sorted(effective.billed.items())
+                if not billed.is_plain and effective.billed_by[metric].lago_id == each.lago_id
+            ),
         )
         for each in effective.billing_subscriptions
     }

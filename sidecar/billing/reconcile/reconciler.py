@@ -110,6 +110,7 @@ class Reconciler:
         self._flights: dict[str, asyncio.Task[Outcome]] = {}
         self._taxes: tuple[Tax, ...] = ()
         self._rounded_metrics: frozenset[str] = frozenset()
+        self._listed_values: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
         self._taxes_until_s = 0.0
 
     def __repr__(self) -> str:
@@ -294,6 +295,7 @@ class Reconciler:
             saved.oldest_ms(current_ms),
             with_transactions=thorough,
             rounded_metrics=self._rounded_metrics,
+            listed_values=self._listed_values,
         )
 
     async def _rolled_over(self, account: str) -> AccountState:
@@ -306,6 +308,7 @@ class Reconciler:
             self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
             metrics = await self._lago.billable_metrics()
             self._rounded_metrics = frozenset(each.code for each in metrics if each.rounds_units)
+            self._listed_values = {each.code: each.filters for each in metrics if each.filters}
             self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 
