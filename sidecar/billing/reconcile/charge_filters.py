@@ -1,15 +1,15 @@
 """Finds which fees of a charge with filters count an event, as Lago does when it makes an invoice. Without I/O.
 
 Each filter makes a fee of its own, and so does what no filter takes. The fee of a filter counts the events whose
-properties are among the filter's values, but not those of another filter that shares a value with it in every property
-and is narrower: it has more properties, or of the same properties only values of the first (lago-api
+properties are among the filter's values, but not those that a narrower filter takes too: one with further properties,
+or with the same properties and only values that the first has (lago-api
 ``app/services/charge_filters/matching_and_ignored_service.rb`` and ``filters_scope`` in
-``app/services/events/stores/postgres_store.rb``). So some events are counted by two fees, or by none.
+``app/services/events/stores/postgres_store.rb``). So several fees may count one event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
 from sidecar.billing.lago.models import ChargeFilter
@@ -39,8 +39,8 @@ def counting_filters(
             continue
         if any(mine == other for at, other in enumerate(values) if at != place):
             raise UnknownFilter("two of its filters have the same values, and Lago bills the older one")
-        others = [other for at, other in enumerate(values) if at != place]
-        if not any(_is_left_to(other, mine, filters[place], properties) for other in others):
+        taking = [other for other in values if other is not mine and _has_all(other, properties)]
+        if not any(_is_narrower(other, mine) for other in taking):
             found.append(place)
     if not any(each and _has_all(each, properties) for each in values):
         found.append(None)
@@ -63,16 +63,8 @@ def _has_all(values: _Values, properties: Mapping[str, str]) -> bool:
     return all(properties.get(name) in allowed for name, allowed in values.items())
 
 
-def _is_left_to(other: _Values, mine: _Values, filter_: ChargeFilter, properties: Mapping[str, str]) -> bool:
-    """Whether Lago takes the event out of a filter's fee because of another filter."""
-    if not all(allowed & other.get(name, frozenset()) for name, allowed in mine.items()):
-        return False
-    conditions = [(name, allowed) for name, allowed in _left_out(other, mine, filter_) if allowed]
-    return bool(conditions) and all(properties.get(name, "") in allowed for name, allowed in conditions)
-
-
-def _left_out(other: _Values, mine: _Values, filter_: ChargeFilter) -> Iterator[tuple[str, Set[str]]]:
-    is_narrower = other.keys() != mine.keys() or all(allowed <= mine[name] for name, allowed in other.items())
-    for name, allowed in other.items():
-        takes_all = filter_.values.get(name) == (ALL_VALUES,)
-        yield name, allowed if is_narrower or takes_all else allowed - mine[name]
+def _is_narrower(other: _Values, mine: _Values) -> bool:
+    """Of two filters that take the same event: whether Lago leaves it to the other one."""
+    if other.keys() == mine.keys():
+        return all(allowed <= mine[name] for name, allowed in other.items())
+    return other.keys() > mine.keys()

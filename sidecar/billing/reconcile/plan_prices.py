@@ -144,8 +144,7 @@ class _ChargePrices:
         except UnknownFilter as error:
             raise self._refusal(metric, str(error)) from None
         if len(places) != 1:
-            times = f"{len(places)} times, for filters that overlap" if places else "not at all"
-            raise self._refusal(metric, f"Lago would bill its events {times}")
+            raise self._refusal(metric, f"Lago would bill its events {len(places)} times, for filters that overlap")
         return places[0]
 
     def _table(self, place: int | None, metric: BilledMetric | None) -> PriceTable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import assume, given
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.billing.lago.models import Charge, ChargeFilter, Customer, Plan, Tax
 from sidecar.billing.metric_mapping import BilledMetric, MetricMapping
+from sidecar.billing.reconcile.charge_filters import UnknownFilter, counting_filters
 from sidecar.billing.reconcile.plan_prices import PlanPrices, plan_prices
 from sidecar.billing.settings import BillableMetricSettings
 from sidecar.ledger.pricing.price_tables import (
@@ -370,19 +371,20 @@ def model_properties(draw: st.DrawFn, model: str) -> dict[str, Any]:
     return {**ranges(model, (0, end, draw(MONEY), first), (end + 1, None, draw(MONEY), draw(MONEY))), **groups}
 
 
+_one_property: Final = {
+    name: st.one_of(st.just((ALL,)), st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True).map(tuple))
+    for name, values in VALUES.items()
+}
+filter_values: Final = st.one_of(
+    *(st.fixed_dictionaries({name: each}) for name, each in _one_property.items()),
+    st.fixed_dictionaries(_one_property),
+)
+
+
 @st.composite
 def charges(draw: st.DrawFn) -> Charge:
     model = draw(st.sampled_from(["standard", "package", "graduated", "volume"]))
-    one = {
-        name: st.one_of(
-            st.just((ALL,)), st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True).map(tuple)
-        )
-        for name, values in VALUES.items()
-    }
-    values = st.one_of(
-        st.fixed_dictionaries({"a": one["a"]}), st.fixed_dictionaries({"b": one["b"]}), st.fixed_dictionaries(one)
-    )
-    filters = [ChargeFilter(each, draw(model_properties(model))) for each in draw(st.lists(values, max_size=4))]
+    filters = [ChargeFilter(each, draw(model_properties(model))) for each in draw(st.lists(filter_values, max_size=4))]
     return charge(draw(model_properties(model)), *filters, model=model)
 
 
@@ -390,6 +392,27 @@ event_properties = st.fixed_dictionaries(
     {},
     optional={"a": st.sampled_from(("1", "2", "3", "odd")), "b": st.sampled_from(("x", "y", "odd")), "z": st.just("q")},
 )
+
+
+EVENTS: Final = [
+    {name: value for name, value in (("a", a), ("b", b)) if value is not None}
+    for a in ("1", "2", "3", "odd", None)
+    for b in ("x", "y", "odd", None)
+]
+
+
+@given(st.lists(filter_values, min_size=1, max_size=4))
+def test_the_fees_that_count_an_event_are_those_of_lago(values: list[dict[str, tuple[str, ...]]]) -> None:
+    each = charge(amount("1"), *(ChargeFilter(one, amount("1")) for one in values))
+    expanded = [{name: set(VALUES[name] if v == (ALL,) else v) for name, v in one.items()} for one in values]
+    for event in EVENTS:
+        fees = [place for place, (groups, _) in enumerate(lagos_fees(each, [event])) if sum(groups.values())]
+        try:
+            found = counting_filters(each.filters, VALUES, event)
+        except UnknownFilter:
+            assert any(expanded.count(one) > 1 for one in expanded)
+        else:
+            assert [len(values) if place is None else place for place in found] == fees
 
 
 @given(charges(), st.lists(event_properties, min_size=1, max_size=4), st.lists(st.integers(0, 4), max_size=12))
