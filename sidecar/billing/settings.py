@@ -67,7 +67,7 @@ class BillableMetricSettings(_Model):
     code: str = Field(min_length=1, max_length=255, description="Code of the billable metric in Lago.")
     properties: dict[EventProperty, EventProperty] = Field(
         default={},
-        max_length=20,
+        max_length=10,
         description="Properties of the usage events, by name: what charges of the billable metric are filtered or "
         "grouped by. Without a property that a filter needs, Lago takes the price of the charge itself.",
     )

@@ -11,7 +11,7 @@ import orjson
 
 from sidecar.billing.metric_mapping import BilledMetric
 
-LINK_BYTES_MAX: Final = 65_536
+LINK_BYTES_MAX: Final = 1_048_576
 METRICS_MAX: Final = 1_000
 
 
