@@ -28,6 +28,7 @@ from sidecar.billing.lago.models import (
     Wallet,
     WalletTransaction,
 )
+from sidecar.billing.reconcile.charge_filters import ALL_VALUES
 
 log = get_logger("sidecar.billing")
 
@@ -174,6 +175,19 @@ async def _usages(
 
     await asyncio.gather(*map(read, sorted(actives)))
     return usages, unread
+
+
+def lists_all_values(reading: AccountReading) -> bool:
+    """Whether the values are known of every property of which a filter takes all."""
+    plans = [each.plan for each in reading.subscriptions if each.plan is not None]
+    return all(
+        name in reading.listed_values.get(charge.metric_code, {})
+        for plan in plans
+        for charge in plan.charges
+        for filter_ in charge.filters
+        for name, values in filter_.values.items()
+        if values == (ALL_VALUES,)
+    )
 
 
 def _is_optional(error: LagoError, subscription: Subscription | None, is_known: bool) -> bool:

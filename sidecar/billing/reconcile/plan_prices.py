@@ -70,9 +70,7 @@ def plan_prices(
                 raise refusal(charge, plan, "the metric rounds a period's units to tens or more (rounding_precision)")
             taxes = charge_taxes(charge, plan, customer, default_taxes)
             listed = (listed_values or {}).get(charge.metric_code, {})
-            of_charge = _ChargePrices(charge, plan, taxes, mapping, listed)
-            found = of_charge.prices()
-            refused += of_charge.refused
+            found = _ChargePrices(charge, plan, taxes, mapping, listed, refused).prices()
         except Unenforceable as error:
             refused.append(error)
         else:
@@ -88,7 +86,7 @@ def _billed(metric: BilledMetric, fee: _FeePrice, charge: Charge) -> BilledMetri
 
 
 class _ChargePrices:
-    """The prices of one charge. ``refused``: metrics that have none, though the charge has."""
+    """The prices of one charge. ``refused`` gets the metrics that have none, though the charge has."""
 
     def __init__(
         self,
@@ -97,8 +95,9 @@ class _ChargePrices:
         taxes: Sequence[Tax],
         mapping: MetricMapping,
         listed: Mapping[str, Sequence[str]],
+        refused: list[Unenforceable],
     ) -> None:
-        self.refused: list[Unenforceable] = []
+        self._refused = refused
         self._charge = charge
         self._plan = plan
         self._taxes = taxes
@@ -112,13 +111,14 @@ class _ChargePrices:
         if charge.has_filters and not charge.filters:
             raise refusal(charge, self._plan, "it has groups of a Lago before filters, with prices of their own")
         found: dict[BilledMetric, _FeePrice] = {}
+        refused_before = len(self._refused)
         for metric in self._mapping.metrics_of(charge.metric_code):
             try:
                 found[metric] = self._fee(metric)
             except Unenforceable as error:
-                self.refused.append(error)
+                self._refused.append(error)
         found = self._without_shared_steps(found)
-        if charge.filters or not (found or self.refused):
+        if charge.filters or not (found or len(self._refused) > refused_before):
             self._check_fees_without_usage({fee.place for fee in found.values()})
         return found
 
@@ -178,7 +178,7 @@ class _ChargePrices:
             for metric in metrics:
                 if metric not in good:
                     reason = f"{names} are one fee in Lago, whose price of a unit depends on the units of both"
-                    self.refused.append(self._refusal(metric, reason))
+                    self._refused.append(self._refusal(metric, reason))
         return kept
 
     def _check_fees_without_usage(self, used: Set[int | None]) -> None:

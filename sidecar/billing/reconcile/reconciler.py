@@ -16,7 +16,7 @@ from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Tax
-from sidecar.billing.reconcile.account_reading import AccountReading, LagoReader, read_account
+from sidecar.billing.reconcile.account_reading import AccountReading, LagoReader, lists_all_values, read_account
 from sidecar.billing.reconcile.alerts import Alert, BillingRefused
 from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
 from sidecar.billing.reconcile.metrics import BillingMetrics
@@ -287,7 +287,7 @@ class Reconciler:
 
     async def _read(self, account: str, state: AccountState, saved: ReconcileState, thorough: bool) -> AccountReading:
         current_ms = state.period_start_ms if state.version > 0 else 0
-        return await read_account(
+        reading = await read_account(
             self._lago,
             account,
             await self._default_taxes(),
@@ -297,6 +297,12 @@ class Reconciler:
             rounded_metrics=self._rounded_metrics,
             listed_values=self._listed_values,
         )
+        if not lists_all_values(reading):
+            # A billable metric may have got its filters, or a plan its metric, since it was read.
+            self._taxes_until_s = 0.0
+            await self._default_taxes()
+            reading = replace(reading, listed_values=self._listed_values)
+        return reading
 
     async def _rolled_over(self, account: str) -> AccountState:
         state = await self._loader.state(account)

@@ -7,6 +7,7 @@ from typing import Final
 from sidecar.cli.verify_billing.scenario import Scenario
 from sidecar.cli.verify_billing.scenarios.counting import Duplicates, Surplus
 from sidecar.cli.verify_billing.scenarios.doorbell import Webhooks
+from sidecar.cli.verify_billing.scenarios.filters import Filters
 from sidecar.cli.verify_billing.scenarios.lifecycle import Cancellation, MonthEnd, Upgrade
 from sidecar.cli.verify_billing.scenarios.premium import OverriddenPrice
 from sidecar.cli.verify_billing.scenarios.prepaid import DottedId, Prepaid, SpendingCap, Tax, TerminatedWallet, TopUp
@@ -22,6 +23,7 @@ SCENARIOS: Final[tuple[type[Scenario], ...]] = (
     GraduatedPrice,
     PackagePrice,
     VolumePrice,
+    Filters,
     Tax,
     Duplicates,
     Surplus,
