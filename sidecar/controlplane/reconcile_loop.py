@@ -278,6 +278,7 @@ class ReconcileLoop:
         if not dry_run:
             await self._loader.open_lost_partitions()
         fingerprints = await read_lists(self._lago, progress)
+        fingerprints.settings = self._reconciler.mapping_number
         missing = await self._missing(fingerprints)
         for account in missing or ():
             fingerprints.by_account[account] = 0

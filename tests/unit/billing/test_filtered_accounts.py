@@ -8,6 +8,7 @@ from typing import Any
 
 from sidecar.billing.lago.models import Charge, ChargeFilter, ChargeUsage, CurrentUsage, Fee, FeeUsage
 from sidecar.billing.metric_mapping import BilledMetric
+from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.billing.settings import LagoSettings
 from tests.unit.billing.scenario import (
     AUGUST,
@@ -165,3 +166,11 @@ def test_too_many_metrics_drop_those_that_only_have_the_name_of_a_code() -> None
     assert sorted(desired.spec.prices) == [f"m{code}" for code in codes]
     assert {alert.kind for alert in desired.alerts} == {"plan"}
     assert "code_07 is not served" in desired.alerts[7].message
+
+
+def test_a_period_in_which_lago_was_out_of_reach_is_billed_by_the_entries() -> None:
+    account = in_august_after({"sepa": 10, "payments": 1})
+    account.saved = ReconcileState(last=account.saved.last)
+    links = account.load().reconcile_state.links
+    assert links[JULY, "sub-1"].metrics == ("payments", "sepa")
+    assert links[JULY, "sub-1"].billed == (BilledMetric("sepa", "payments", (("scheme", "sepa"),)),)

@@ -14,6 +14,8 @@ from sidecar.billing.catalog.compare import instant
 from sidecar.billing.catalog.diff import diff
 from sidecar.billing.catalog.values import Catalog, meter_of
 from sidecar.billing.lago.models import BillableMetric, Charge, Plan, Tax, WebhookEndpoint
+from sidecar.billing.metric_mapping import MetricMapping
+from sidecar.billing.settings import BillableMetricSettings
 from tests.unit.billing.catalog.kit import (
     EVENT_TYPE,
     FILE,
@@ -51,6 +53,16 @@ def test_in_an_empty_lago_everything_is_made_and_what_is_named_comes_before_what
         for kind in ("tax", "metric", "meter", "plan", "webhook endpoint", "customer", "subscription", "wallet")
     ]
     assert all(each.wanted is not None for each in found)
+
+
+def test_metrics_of_the_gateway_that_are_one_billable_metric_have_a_meter_each(wanted: Catalog) -> None:
+    code = wanted.metrics[0].code
+    mapping = MetricMapping(
+        BillableMetricSettings(metric=f"{code}_{name}", code=of) for name, of in (("a", code), ("b", code), ("c", "x"))
+    )
+    found = diff(wanted, observed(), EVENT_TYPE, NOW_MS, mapping)
+    made = [(each.code, each.wanted) for each in found if each.action == "create"]
+    assert made == [(f"{code}_{name}", meter_of(f"{code}_{name}", EVENT_TYPE)) for name in ("a", "b")]
 
 
 def test_what_the_file_refuses_comes_first_and_is_never_written(tmp_path: Path) -> None:
