@@ -37,7 +37,7 @@ METER_REGROUPED = "the groups count for the events that are there already too"
 METER_CONFIGURED = (
     "a meter from OpenMeter's own configuration is changed there too: OpenMeter does not start where they differ"
 )
-METRIC_IN_USE = "Lago changes nothing but the name of a metric that a plan uses"
+METRIC_IN_USE = "Lago changes nothing but name and filters of a metric that a plan uses"
 
 
 def diff(
@@ -84,7 +84,7 @@ def _metric(wanted: WantedMetric, observed: Observed) -> Change:
     if not fields:
         return Change("keep", "metric", wanted.code)
     users = [plan.code for plan in observed.plans.values() if wanted.code in by_metric(plan.charges)]
-    if not users or all(field.name == "name" for field in fields):
+    if not users or all(field.name in ("name", "filters") for field in fields):
         return Change("update", "metric", wanted.code, fields, wanted=wanted)
     try:
         field_of(wanted.code, found)
