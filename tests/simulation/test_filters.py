@@ -71,7 +71,7 @@ PLANS: Final[dict[str, tuple[tuple[str, dict[str, Any]], ...]]] = {
     "flat": (
         ("payments", {"charge_model": "standard", "properties": {"amount": "0.011"}, "filters": [
             {"values": {"scheme": ["sepa", "swift"]}, "properties": {"amount": "0.333"}},
-            {"values": {"scheme": ["swift"]}, "properties": {"amount": "1.777"}},
+            {"values": {"scheme": ["swift"], "method": ["POST"]}, "properties": {"amount": "1.777"}},
         ]}),
         ("api_calls", {"charge_model": "standard", "properties": {"amount": "0.0015"}, "filters": [
             {"values": {"product": ["balances"]}, "properties": {**BALANCES, "grouped_by": ["product", "region"]}},

@@ -1,10 +1,12 @@
 """Finds which fees of a charge with filters count an event, as Lago does when it makes an invoice. Without I/O.
 
 Each filter makes a fee of its own, and so does what no filter takes. The fee of a filter counts the events whose
-properties are among the filter's values, but not those that a narrower filter takes too: one with further properties,
-or with the same properties and only values that the first has (lago-api
+properties are among the filter's values, but not those that a filter with further properties takes too (lago-api
 ``app/services/charge_filters/matching_and_ignored_service.rb`` and ``filters_scope`` in
 ``app/services/events/stores/postgres_store.rb``). So several fees may count one event.
+
+Of filters with the same properties that take an event, Lago up to v1.51.0 bills all, or none, and since lago-api#5916
+the one whose values are among those of the other.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from typing import Final
 from sidecar.billing.lago.models import ChargeFilter
 
 ALL_VALUES: Final = "__ALL_FILTER_VALUES__"
+
+SAME_PROPERTIES: Final = (
+    "two filters with the same properties share values; Lago up to v1.51.0 bills their events twice or never"
+)
 
 _Values = Mapping[str, Set[str]]
 
@@ -33,18 +39,13 @@ def counting_filters(
         UnknownFilter: it depends on what Lago does not tell.
     """
     values = [_values_of(each, listed) for each in filters]
-    found: list[int | None] = []
-    for place, mine in enumerate(values):
-        if not _has_all(mine, properties):
-            continue
-        if any(mine == other for at, other in enumerate(values) if at != place):
-            raise UnknownFilter("two of its filters have the same values, and Lago bills the older one")
-        taking = [other for other in values if other is not mine and _has_all(other, properties)]
-        if not any(_is_narrower(other, mine) for other in taking):
-            found.append(place)
-    if not any(each and _has_all(each, properties) for each in values):
-        found.append(None)
-    return tuple(found)
+    taking = [place for place, mine in enumerate(values) if _has_all(mine, properties)]
+    found = [place for place in taking if not any(values[other].keys() > values[place].keys() for other in taking)]
+    for place in found:
+        same = [at for at, other in enumerate(values) if at != place and other.keys() == values[place].keys()]
+        if any(at in found or _is_within(values[at], values[place]) for at in same):
+            raise UnknownFilter(SAME_PROPERTIES)
+    return tuple(found) or (None,)
 
 
 def _values_of(each: ChargeFilter, listed: Mapping[str, Sequence[str]]) -> _Values:
@@ -63,8 +64,6 @@ def _has_all(values: _Values, properties: Mapping[str, str]) -> bool:
     return all(properties.get(name) in allowed for name, allowed in values.items())
 
 
-def _is_narrower(other: _Values, mine: _Values) -> bool:
-    """Of two filters that take the same event: whether Lago leaves it to the other one."""
-    if other.keys() == mine.keys():
-        return all(allowed <= mine[name] for name, allowed in other.items())
-    return other.keys() > mine.keys()
+def _is_within(one: _Values, other: _Values) -> bool:
+    """Whether each value of one filter is among those of another with the same properties."""
+    return all(allowed <= other[name] for name, allowed in one.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from itertools import combinations
 from typing import Any, Final
 
 import pytest
@@ -108,16 +109,22 @@ def test_of_two_filters_the_one_with_more_properties_takes_the_event() -> None:
     assert [found[name] for name in ("post", "get", "card")] == [Standard(Decimal(n)) for n in (3, 2, 3)]
 
 
-def test_of_two_filters_with_the_same_properties_the_narrower_takes_the_event() -> None:
-    each = charge(amount("1"), filter_(amount("2"), scheme=("sepa", "swift")), filter_(amount("3"), scheme="sepa"))
-    found = prices(each, sepa=SEPA, swift=SWIFT)
-    assert (found["sepa"], found["swift"]) == (Standard(Decimal(3)), Standard(Decimal(2)))
+def test_filters_with_the_same_properties_that_share_values_are_refused_where_they_matter() -> None:
+    """Up to v1.51.0 Lago bills such events twice, a later one once (lago-api#5916)."""
+    each = charge(
+        amount("1"), filter_(amount("2"), scheme=("sepa", "swift")), filter_(amount("3"), scheme="sepa"),
+        filter_(amount("4"), scheme="sepa", method="GET"),
+    )  # fmt: skip
+    found = priced(each, mapping(sepa=SEPA, swift=SWIFT, get={"scheme": "sepa", "method": "GET"}))
+    assert found.prices == {"get": Standard(Decimal(4)), "payments": Standard(Decimal(1))}
+    shared = "two filters with the same properties share values; Lago up to v1.51.0 bills their events twice or never"
+    assert [error.reason for error in found.refused] == [f"metric sepa: {shared}", f"metric swift: {shared}"]
 
 
 def test_all_values_are_those_that_the_billable_metric_lists() -> None:
-    each = charge(amount("1"), filter_(amount("2"), scheme=(ALL,)), filter_(amount("3"), scheme="sepa"))
-    found = prices(each, sepa=SEPA, swift=SWIFT, odd={"scheme": "barter"})
-    assert [found[name] for name in ("sepa", "swift", "odd")] == [Standard(Decimal(n)) for n in (3, 2, 1)]
+    each = charge(amount("1"), filter_(amount("2"), scheme=(ALL,)), filter_(amount("3"), scheme="sepa", method="GET"))
+    found = prices(each, sepa=SEPA, get={**SEPA, "method": "GET"}, odd={"scheme": "barter"})
+    assert [found[name] for name in ("sepa", "get", "odd")] == [Standard(Decimal(n)) for n in (2, 3, 1)]
 
 
 def test_a_filter_has_the_charges_model_and_properties_of_its_own() -> None:
@@ -236,7 +243,7 @@ def test_filters_with_equal_values_are_refused_where_they_matter() -> None:
     each = charge(amount("1"), filter_(amount("2"), scheme="sepa"), filter_(amount("3"), scheme="sepa"))
     found = priced(each, mapping(sepa=SEPA, swift=SWIFT))
     assert set(found.prices) == {"swift", "payments"}
-    assert "two of its filters have the same values" in found.refused[0].reason
+    assert "two filters with the same properties" in found.refused[0].reason
 
 
 def test_all_values_of_a_property_without_values_are_refused() -> None:
@@ -291,9 +298,11 @@ def test_terms_of_the_charge_refuse_it_once(change: dict[str, Any]) -> None:
 VALUES: Mapping[str, Sequence[str]] = {"a": ("1", "2", "3"), "b": ("x", "y")}
 
 
-def lagos_fees(
-    each: Charge, events: Sequence[Mapping[str, str]]
-) -> list[tuple[dict[tuple[str | None, ...], int], Mapping[str, Any]]]:
+Fee = tuple[dict[tuple[str | None, ...], int], Mapping[str, Any]]
+"""Units by group, and the price."""
+
+
+def lagos_fees(each: Charge, events: Sequence[Mapping[str, str]], *, before_5916: bool = False) -> list[Fee]:
     """Each filter's events by group, and then those of the rest: ``Fees::ChargeService``, with the conditions that
     ``MatchingAndIgnoredService`` makes and ``PostgresStore#filters_scope`` puts to each event."""
     wanted = [
@@ -307,7 +316,11 @@ def lagos_fees(
             if other_at == at or not all(set(v) & set(other.get(k, [])) for k, v in matching.items()):
                 continue
             kept = dict(other)
-            if sorted(other) == sorted(matching):
+            if sorted(other) == sorted(matching) and before_5916:
+                for name in other:
+                    if each.filters[at].values[name] != (ALL,):
+                        kept[name] = [v for v in other[name] if v not in matching[name]]
+            elif sorted(other) == sorted(matching):
                 if all(sorted(v) == sorted(matching[k]) for k, v in other.items()):
                     if other_at > at:
                         continue
@@ -405,14 +418,20 @@ EVENTS: Final = [
 def test_the_fees_that_count_an_event_are_those_of_lago(values: list[dict[str, tuple[str, ...]]]) -> None:
     each = charge(amount("1"), *(ChargeFilter(one, amount("1")) for one in values))
     expanded = [{name: set(VALUES[name] if v == (ALL,) else v) for name, v in one.items()} for one in values]
+    share = any(
+        one.keys() == other.keys() and all(allowed & other[name] for name, allowed in one.items())
+        for one, other in combinations(expanded, 2)
+    )
     for event in EVENTS:
-        fees = [place for place, (groups, _) in enumerate(lagos_fees(each, [event])) if sum(groups.values())]
+        of_versions = [lagos_fees(each, [event], before_5916=before) for before in (False, True)]
+        fees = [[at for at, (groups, _) in enumerate(found) if sum(groups.values())] for found in of_versions]
         try:
             found = counting_filters(each.filters, VALUES, event)
         except UnknownFilter:
-            assert any(expanded.count(one) > 1 for one in expanded)
+            assert share
         else:
-            assert [len(values) if place is None else place for place in found] == fees
+            ours = [len(values) if place is None else place for place in found]
+            assert fees == [ours, ours], "of both versions of Lago"
 
 
 @given(charges(), st.lists(event_properties, min_size=1, max_size=4), st.lists(st.integers(0, 4), max_size=12))
