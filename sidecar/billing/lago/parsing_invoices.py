@@ -101,7 +101,8 @@ def _fee(row: Fields) -> Fee:
 def _filter(row: Fields, name: str) -> FilterValues | None:
     """None: of events that no filter takes, or of a charge without filters."""
     values = row.row_or_none(name)
-    return tuple(sorted((key, tuple(sorted(values.texts(key)))) for key in values.values)) if values else None
+    found = ((key, tuple(sorted(values.texts(key)))) for key in values.values) if values else ()
+    return tuple(sorted(found)) or None
 
 
 def _group(row: Fields) -> GroupValues:
