@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 REAL_ARGS ?= --stand-ins
+BILLING_SCALE_ARGS ?= --accounts 100000 --days 1 --swept-first 1000 --readings 1000
 REQUIREMENTS_ARGS ?=
 # One more than there are cores: tests wait more than they compute.
 PYTEST_ARGS ?= --numprocesses $(shell expr $$(nproc 2> /dev/null || echo 1) + 1) --dist loadfile
@@ -11,7 +12,7 @@ PYTEST_ARGS ?= --numprocesses $(shell expr $$(nproc 2> /dev/null || echo 1) + 1)
 # Tests start the program hundreds of times, which would compile its sources each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test adversary chaos test-host test-cluster test-real lint types unit compiled compiled-test compare scaling hostile load docs requirements release clean
+.PHONY: help demo test adversary chaos test-host test-cluster test-real lint types unit compiled compiled-test compare scaling hostile billing-scale load docs requirements release clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -115,6 +116,9 @@ scaling: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure what a request 
 
 hostile: $(COMPILED)/.done $(VENV)/.installed-compare ## Measure honest callers while others attack (on loopback)
 	$(AS_WHEEL) $(BIN)/python -m loadtests.hostile $(HOSTILE_ARGS)
+
+billing-scale: $(VENV)/.installed-test ## Measure the control plane with 100,000 accounts (takes half an hour)
+	$(BIN)/python -m loadtests.billing_scale $(BILLING_SCALE_ARGS)
 
 # One scenario against `sidecar demo`: make load-herd LOAD_ARGS='--users 50'. The reports go to build/load.
 SCENARIOS := steady herd topup valkey-restart openmeter-outage rolling-restart slow-clients big-bodies

@@ -291,5 +291,6 @@ class DataPlane:
             log_charges(self.ledger.seal_waiting(), why="ledger.spool_directory is not set")
         await self.identity.close()
         if self._access_log is not None:
+            self.gateway.context.end_log_window()
             self._access_log.flush()
         return settled

@@ -1,4 +1,7 @@
-"""Logging: structured lines on standard error, and the access log, which is written in groups."""
+"""Logging: structured lines on standard error, and the access log, which is written in groups.
+
+Refusals of one kind are sampled: what a client can cause by the thousand must not fill a disk, or hide what matters.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ import logging
 import re
 import sys
 import time
-from typing import Final, TextIO
+from contextlib import suppress
+from typing import Final, TextIO, cast
 
 import orjson
 
-from sidecar.basics.logger import structlog
+from sidecar.basics.log_writer import LogWriter
+from sidecar.basics.logger import log_writer, structlog, write_by
 
 FLUSH_S = 0.1
-WAITING_BYTES_MAX = 8 * 1024 * 1024
-"""Access lines held for a standard error that does not take them; beyond it they are counted and dropped."""
 
 _STATUS: Final = re.compile(rb'"status":(\d)')
 """In text from a caller the quotes have backslashes before them."""
@@ -23,9 +26,12 @@ _FIRST: Final = ("timestamp", "level", "event")
 _LEVELS: Final = {b"4": "warning", b"5": "error"}
 
 
-def configure(level: str, style: str, stream: TextIO | None = None) -> None:
-    """``style``: ``json``, one object a line, or ``console``, for people."""
+def configure(level: str, style: str, stream: TextIO | None = None, *, waits: bool = True) -> None:
+    """``style``: ``json``, one object a line, or ``console``, for people. ``waits`` False: no line waits until standard
+    error takes it, as in a process that serves."""
     out = stream or sys.stderr
+    writer = None if waits else LogWriter(out.fileno())
+    write_by(writer)
     renderer: structlog.typing.Processor
     if style == "json":
         renderer = structlog.processors.JSONRenderer(separators=(",", ":"))
@@ -41,7 +47,7 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", writer) if writer is not None else out),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING)
@@ -66,17 +72,13 @@ class AccessLog:
 
     def __init__(self, style: str, stream: TextIO | None = None) -> None:
         out = stream or sys.stderr
+        self._writer = log_writer() if stream is None else None
         self._out = out.buffer
         self._for_people = structlog.dev.ConsoleRenderer(colors=out.isatty()) if style == "console" else None
         self._lines: list[bytes] = []
-        self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.dropped = 0
 
     def __call__(self, line: bytes) -> None:
-        if self._bytes > WAITING_BYTES_MAX:
-            self.dropped += 1
-            return
         stamp = time.time()
         whole = int(stamp)
         text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
@@ -86,7 +88,6 @@ class AccessLog:
         else:
             made = self._rendered(line, at)
         self._lines.append(made)
-        self._bytes += len(made)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
 
@@ -98,12 +99,13 @@ class AccessLog:
 
     def flush(self) -> None:
         self._timer = None
-        lines, self._lines, self._bytes = self._lines, [], 0
-        try:
+        lines, self._lines = self._lines, []
+        if self._writer is not None:
+            self._writer.write_bytes(b"".join(lines))
+            return
+        with suppress(OSError, ValueError):
             self._out.write(b"".join(lines))
             self._out.flush()
-        except (OSError, ValueError):
-            self.dropped += len(lines)
 
 
 def _level(line: bytes) -> str:

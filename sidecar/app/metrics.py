@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.basics.build import request_path
+from sidecar.basics.logger import log_writer
 from sidecar.gateway.counters import HANDSHAKE_FAILURES, SHED_REASONS, Histogram
 from sidecar.gateway.errors import KINDS
 from sidecar.ledger.client.link_settings import ROUND_TRIP_BOUNDS_S
@@ -54,6 +55,15 @@ class BuildCollector(Collector):
         )
         info.add_metric([__version__, request_path()], 1)
         yield info
+
+
+class LogCollector(Collector):
+    """What did not come into the log."""
+
+    def collect(self) -> Iterable[Metric]:
+        writer = log_writer()
+        dropped = writer.dropped if writer is not None else 0
+        yield _counter("sidecar_log_dropped_lines", "Log lines that standard error did not take in time.", dropped)
 
 
 class EmbeddedCollector(Collector):
@@ -145,6 +155,8 @@ class DataPlaneCollector(Collector):
         yield failures
         yield _counter("sidecar_connections_accepted", "Client connections accepted.", counters.connections_accepted)
         yield _counter("sidecar_connections_refused", "Client connections refused.", counters.connections_refused)
+        sampling = gateway.context.log_sampling
+        yield _counter("sidecar_log_unlogged_requests", "Lines about requests left out as repeated.", sampling.unlogged)
         yield _gauge("sidecar_upstream_connections", "Connections to the API.", sum(pool.size for pool in pools))
         yield _gauge("sidecar_upstream_idle_connections", "Idle ones among them.", sum(pool.idle for pool in pools))
         waiting = sum(pool.waiting for pool in pools)

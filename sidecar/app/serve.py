@@ -27,7 +27,7 @@ from sidecar.app.configuration import Config
 from sidecar.app.data_plane import SETTLE_TIMEOUT_S, DataPlane, Health
 from sidecar.app.health_endpoints import HealthEndpoints
 from sidecar.app.ledger_start import check_ledger
-from sidecar.app.metrics import BuildCollector, DataPlaneCollector, EmbeddedCollector
+from sidecar.app.metrics import BuildCollector, DataPlaneCollector, EmbeddedCollector, LogCollector
 from sidecar.app.signals import Stop
 from sidecar.basics.build import request_path
 from sidecar.basics.logger import get_logger
@@ -84,6 +84,7 @@ class ControlSide(Protocol):
 def _registry(plane: DataPlane | None, store: Store, collectors: Iterable[Collector]) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(BuildCollector())
+    registry.register(LogCollector())
     ProcessCollector(registry=registry)
     if plane is not None:
         registry.register(DataPlaneCollector(plane))

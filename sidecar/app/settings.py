@@ -83,3 +83,10 @@ class LogSettings(Model):
         description="Requests that get a line. `off`: none. `errors`: those that are refused or answered with 5xx. "
         "`all`: all.",
     )
+    lines_max: int = Field(
+        default=10,
+        ge=0,
+        le=1_000_000,
+        description="With `access: errors`, lines of one status and reason for one client in ten seconds (of twenty "
+        "clients at most). A line says how many more there were. 0: all lines.",
+    )

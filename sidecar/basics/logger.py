@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["get_logger", "structlog"]
+from sidecar.basics.log_writer import LogWriter
+
+__all__ = ["get_logger", "log_writer", "structlog", "wait_until_logged", "write_by"]
 
 _UNWANTED = ("rich", "greenlet")
 
@@ -34,3 +36,22 @@ with _without(_UNWANTED):
 def get_logger(name: str) -> Any:
     """A structlog logger: ``log.info("what happened", key=value)``."""
     return structlog.get_logger(name)
+
+
+_writer: list[LogWriter | None] = [None]
+
+
+def write_by(writer: LogWriter | None) -> None:
+    """Says what writes this process's lines; None: each waits until standard error has it."""
+    _writer[0] = writer
+
+
+def log_writer() -> LogWriter | None:
+    """What writes this process's lines."""
+    return _writer[0]
+
+
+def wait_until_logged(timeout_s: float) -> bool:
+    """Waits until all lines are written, at most so long; whether they are. For lines that are worth it."""
+    writer = _writer[0]
+    return writer is None or writer.drain(timeout_s)

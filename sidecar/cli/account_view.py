@@ -59,8 +59,11 @@ def print_account(account: AccountSnapshot) -> None:
     if account.unsettled:
         rows.append(("billed earlier, not paid", money(account.unsettled, currency)))
     over = "; the next call begins a new one" if account.rollover_pending else ""
-    period = f"{date_and_time(account.period_start_ms)} to {date_and_time(account.period_end_ms)}{over}"
-    rows += [("period", period), ("limits", _limits(account)), ("API keys", f"{account.api_keys:,}")]
+    several = len(account.subscriptions) > 1
+    for each in account.subscriptions:
+        period = f"{date_and_time(each.period_start_ms)} to {date_and_time(each.period_end_ms)}{over}"
+        rows.append((f"period of {_name(each.subscription)}" if several else "period", period))
+    rows += [("limits", _limits(account)), ("API keys", f"{account.api_keys:,}")]
     rows.append(("version", f"{account.version:,}"))
     for name, text in rows:
         console().print(f"  [dim]{name:24}[/dim]  {escape(text)}", soft_wrap=True)
@@ -68,8 +71,9 @@ def print_account(account: AccountSnapshot) -> None:
         console().print()
         print_table(
             "in this period",
-            ("metric", "used", "on hold", "cost", "price"),
-            [(m.metric, f"{m.settled:,}", f"{m.held:,}", money(m.cost, currency), _price(m, currency))
+            ("metric", "used", "on hold", "cost", "price", *(("subscription",) if several else ())),
+            [(m.metric, f"{m.settled:,}", f"{m.held:,}", money(m.cost, currency), _price(m, currency),
+              *((_name(m.subscription),) if several else ()))
              for m in account.metrics],
         )  # fmt: skip
     if account.closed:
@@ -80,6 +84,11 @@ def print_account(account: AccountSnapshot) -> None:
             [(date_and_time(usage.start_ms), usage.metric, f"{usage.units:,}", money(cost, currency))
              for usage, cost in account.closed],
         )  # fmt: skip
+
+
+def _name(subscription: str) -> str:
+    """An account's first subscription has no name of its own."""
+    return subscription or "the first subscription"
 
 
 def _price(metric: MetricSnapshot, currency: str) -> str:

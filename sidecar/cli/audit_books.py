@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -106,6 +106,12 @@ def verify(
 def statement(
     account: Annotated[str, typer.Argument(help="The account's id.")],
     period: Annotated[str, typer.Argument(help="2026-11, or two days: 2026-11-01..2026-11-15 (UTC).")],
+    subscription: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an account with several subscriptions: which. Default: the first that `account show` lists."
+        ),
+    ] = None,
     archive: ArchiveOption = None,
     chain_key: KeyOption = None,
     ledger: LedgerOption = True,
@@ -114,8 +120,9 @@ def statement(
 ) -> None:
     """List what an account used in a period by metric and day, out of entries whose chain was verified.
 
-    A month is the account's own period that begins in it, if the ledger knows one. Exit code 1: the books are not what
-    was written, or the ledger counted something else.
+    A month is the account's own period that begins in it, if the ledger knows one. Of an account with several
+    subscriptions, which have periods and invoices of their own, one is stated. Exit code 1: the books are not what was
+    written, or the ledger counted something else.
 
     Example: [bold]sidecar audit statement tpp-prepaid 2026-11 -c gateway.yaml[/bold]
     """
@@ -125,17 +132,19 @@ def statement(
         fail(str(error), MISUSED)
     loaded = _loaded(config, ledger=ledger)
 
-    async def work() -> tuple[BookReport, Statement, AccountSnapshot | None]:
+    async def work() -> tuple[BookReport, Statement, AccountSnapshot | None, frozenset[str]]:
         async with _opened(loaded, archive, None, None, chain_key, ledger=ledger) as books:
-            snapshot = await books.store.accounts.show(account) if books.store is not None else None
+            shown = await books.store.accounts.show(account) if books.store is not None else None
+            snapshot = shown if shown is None else _of_subscription(shown, subscription)
+            others = frozenset() if shown is None or snapshot is None else _metrics(shown) - _metrics(snapshot)
             report = await books.verification.run()
             total = StatementSum(account, _own_period(asked, snapshot))
             async for entry in books.verification.counted():
                 total.add(entry)
-            return report, total.statement(), snapshot
+            return report, total.statement(), snapshot, others
 
-    report, found, snapshot = run_async(work())
-    lines = _lines(found, snapshot)
+    report, found, snapshot, others = run_async(work())
+    lines = [line for line in _lines(found, snapshot) if line["metric"] not in others]
     differs = any(line["ledger_units"] not in (None, line["units"]) for line in lines)
     if json:
         print_json({"verified": not report.faults, "faults": len(report.faults), "metrics": lines, **jsonable(found)})
@@ -210,6 +219,31 @@ def _read(file: Path) -> bytes:
             return opened.read(65_536)
     except OSError as error:
         fail(f"{file}: {error.strerror or error}", MISUSED)
+
+
+def _of_subscription(snapshot: AccountSnapshot, name: str | None) -> AccountSnapshot:
+    """The account with one of its subscriptions alone: its period and its metrics."""
+    names = list(dict.fromkeys(
+        [each.subscription for each in snapshot.subscriptions] + [each.subscription for each, _ in snapshot.closed]
+    ))  # fmt: skip
+    chosen = names[0] if name is None else name
+    if chosen not in names:
+        fail(f"account {snapshot.id} has no subscription {chosen!r}; it has {', '.join(map(repr, names))}", MISUSED)
+    live = next((each for each in snapshot.subscriptions if each.subscription == chosen), None)
+    closed = tuple((usage, cost) for usage, cost in snapshot.closed if usage.subscription == chosen)
+    last_ms = max((usage.start_ms for usage, _ in closed), default=0)
+    return replace(
+        snapshot,
+        subscriptions=() if live is None else (live,),
+        period_start_ms=last_ms if live is None else live.period_start_ms,
+        period_end_ms=last_ms + 1 if live is None else live.period_end_ms,
+        metrics=tuple(each for each in snapshot.metrics if each.subscription == chosen),
+        closed=closed,
+    )
+
+
+def _metrics(snapshot: AccountSnapshot) -> frozenset[str]:
+    return frozenset([each.metric for each in snapshot.metrics] + [usage.metric for usage, _ in snapshot.closed])
 
 
 def _own_period(asked: Period, snapshot: AccountSnapshot | None) -> Period:

@@ -151,7 +151,7 @@ def injector(
     else:
         fail("give both --tls-cert-file and --tls-key-file", 2)
 
-    logs.configure("info", "json")
+    logs.configure("info", "json", waits=False)
     made = Injector(settings, certificates, None if kubernetes_version or cluster is None else cluster.version)
     try:
         run_async(_serve(made, ListenAddresses(host, port, health_port), settings.image, drain_delay, json))

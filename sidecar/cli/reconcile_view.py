@@ -29,7 +29,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
     document["before"] = _state(outcome.before)
     document["after"] = _state(outcome.after)
     if desired is not None:
-        document["ends_period"] = desired.period_end is not None
+        document["ends_period"] = bool(desired.period_ends)
         document["plans"] = desired.plans
         document["figures"] = desired.figures
         document["periods"] = [
@@ -53,7 +53,9 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
             "funds": spec.funds,
             "ceiling": spec.ceiling,
             "unsettled": spec.unsettled,
-            "prices": {metric: price_text(table) for metric, table in spec.prices.items()},
+            "prices": {
+                metric: price_text(table) for each in spec.subscriptions for metric, table in each.prices.items()
+            },
         }
     return document
 
@@ -69,7 +71,15 @@ def _state(state: AccountState | None) -> dict[str, Any] | None:
         "unsettled": state.money(state.unsettled),
         "period_start": instant(state.period_start_ms),
         "period_end": instant(state.period_end_ms),
-        "prices": {metric: price_text(unpacked(table, state.digits)) for metric, table in state.prices.items()},
+        "subscriptions": [
+            {"name": each.name, "period_start": instant(each.start_ms), "period_end": instant(each.end_ms)}
+            for each in state.subscriptions
+        ],
+        "prices": {
+            metric: price_text(unpacked(table, state.digits))
+            for each in state.subscriptions
+            for metric, table in each.prices.items()
+        },
     }
 
 
@@ -104,7 +114,7 @@ def print_outcome(outcome: Outcome) -> None:
         rows.append(("plan", ", ".join(desired.plans) or "none active"))
         if spec is not None:
             rows.append(("mode", f"{spec.mode}, {spec.status.word}"))
-            for metric, table in spec.prices.items():
+            for metric, table in ((m, table) for each in spec.subscriptions for m, table in each.prices.items()):
                 rows.append(("price", f"{metric}: {price_text(table)}, with taxes"))
         rows.append(("wallets", f"{plain(figures.balance)} {figures.currency}"))
         for name, amount in (
@@ -123,7 +133,7 @@ def print_outcome(outcome: Outcome) -> None:
                 ("period", f"{instant(period.start_ms)} to {instant(period.end_ms)}: {units}, {plain(period.cost)};"
                  f" {status.stage}{invoice}, owes {plain(status.owed)}")
             )  # fmt: skip
-    if desired is not None and desired.period_end is not None:
+    if desired is not None and desired.period_ends:
         rows.append(("period", "the current one ends now, and another begins"))
     change = (
         f"{_available(outcome.before)} → {_available(outcome.after)}" if outcome.after else _available(outcome.before)

@@ -35,7 +35,7 @@ def run(config: ConfigOption = None, json: ReadyJson = False) -> None:
     Example: [bold]sidecar run -c gateway.yaml[/bold]
     """
     loaded = load_config(config, os.environ, command="run")
-    logs.configure(loaded.log.level, loaded.log.format)
+    logs.configure(loaded.log.level, loaded.log.format, waits=False)
     sys.exit(0 if run_async(_run(loaded, json)) else 1)
 
 
@@ -49,7 +49,7 @@ def control(config: ConfigOption = None, json: ReadyJson = False) -> None:
     Example: [bold]sidecar control -c gateway.yaml[/bold]
     """
     loaded = load_config(config, os.environ, command="control")
-    logs.configure(loaded.log.level, loaded.log.format)
+    logs.configure(loaded.log.level, loaded.log.format, waits=False)
     sys.exit(0 if run_async(_control(loaded, json)) else 1)
 
 

@@ -63,7 +63,7 @@ async def _sync(config: Config, account: str | None, flush: bool) -> tuple[SyncR
             async with _kept(control_work):
                 with progress_bar() as progress:
                     task = progress.add_task("accounts", total=None)
-                    report, _ = await loop.round(
+                    report = await loop.round(
                         token, flush=flush, only=account, progress=lambda done: progress.update(task, completed=done)
                     )
         elif not await control_work.ask_leader_to_flush(account, timeout_s=30.0):

@@ -21,11 +21,16 @@ SEPARATOR: Final = "__"
 VALUE_BYTES_MAX: Final = 131_072
 """What Linux lets one variable be."""
 
-#: Names with our prefix that are not ours to read: the file's own path, which the command line takes, and what
-#: Kubernetes puts into every pod of a namespace with a Service called "sidecar" (SIDECAR_PORT_8080_TCP_ADDR, …).
-_FOREIGN: Final = re.compile(
-    r"SIDECAR_(?:CONFIG|SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+_OF_THE_COMMAND_LINE: Final = "SIDECAR_CONFIG"
+_SERVICE_LINK: Final = re.compile(
+    r"SIDECAR_(?:[A-Z0-9_]*_)?"
+    r"(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
+"""What Kubernetes puts into every pod of a namespace with a Service called ``sidecar`` or ``sidecar-…``
+(``SIDECAR_CACHE_SERVICE_HOST``, ``SIDECAR_CACHE_PORT_6379_TCP_ADDR``); kubernetes ``pkg/kubelet/envvars``."""
+_SERVICE_LINK_PORT: Final = re.compile(r"SIDECAR_(?:[A-Z0-9_]*_)?PORT")
+_LINKED: Final = re.compile(r"(?:tcp|udp|sctp)://\S+", re.IGNORECASE)
+"""The value of ``SIDECAR_CACHE_PORT``. Settings are named like that too, and none has such a value."""
 
 _Path = tuple[str | int, ...]
 
@@ -45,7 +50,7 @@ def overlay(root: Node, environ: Mapping[str, str]) -> Node:
     # Shorter paths first: SIDECAR_ROUTES may give the list that SIDECAR_ROUTES__0__UNITS then changes.
     for name in sorted(environ, key=lambda each: (each.count(SEPARATOR), each)):
         value = environ[name]
-        if not name.startswith(PREFIX) or not value or _FOREIGN.fullmatch(name):
+        if not name.startswith(PREFIX) or not value or name == _OF_THE_COMMAND_LINE or _is_service_link(name, value):
             continue
         try:
             node = parse_value(value, name)
@@ -55,6 +60,12 @@ def overlay(root: Node, environ: Mapping[str, str]) -> Node:
     if problems:
         raise ConfigError(problems)
     return root
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if _SERVICE_LINK.fullmatch(name):
+        return True
+    return _SERVICE_LINK_PORT.fullmatch(name) is not None and _LINKED.fullmatch(value) is not None
 
 
 def parse_value(text: str, name: str) -> Node:

@@ -357,10 +357,8 @@ class ReconcileLoop:
         return now_ms - last.read_at_ms > self._settings.full_interval_s * 1000
 
     async def _accounts(self) -> AsyncIterator[tuple[str, ...]]:
-        after = ""
-        while page := await self._loader.list(after, LEDGER_PAGE, reachable=True):
+        async for page in self._loader.pages(LEDGER_PAGE, reachable=True):
             yield page
-            after = page[-1]
 
     async def _last_readings(self, accounts: Iterable[str]) -> list[LastReading | None]:
         try:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
-from sidecar.billing.reconcile.invoice_checks import InvoiceChecks
+from sidecar.billing.reconcile.invoice_checks import InvoiceChecks, is_to_check
 from sidecar.billing.reconcile.reconcile_state import MalformedReconcileState, ReconcileState
 from sidecar.billing.reconcile.reconciler import Reconciler
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.comparison import ComparisonRow
-from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
+from sidecar.billing.usage_sync.concurrency import gather_limited
+from sidecar.billing.usage_sync.period_links import PeriodKey, PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.sync_report import SyncReport
 from sidecar.billing.usage_sync.sync_store import Fenced as SyncFenced
 from sidecar.billing.usage_sync.usage_sync import Sync
@@ -32,6 +34,8 @@ FLUSH_AFTER_MS: Final = 900_000
 """For so long after its end a period is pushed at every look; Lago makes the invoice ten minutes past the hour."""
 
 PAGE: Final = 200
+COMPARISONS_MAX: Final = 4
+"""Accounts whose invoices are compared at once: a request to Lago and queries to OpenMeter for each."""
 
 
 @dataclass(slots=True)
@@ -81,13 +85,14 @@ class SyncLoop:
         self._settings = settings
         self._store = store
         self._reconciler = reconciler
+        self._to_compare: deque[str] = deque()
         self._random = Random()  # noqa: S311 - spreads waits, keeps no secret
 
     def __repr__(self) -> str:
         return f"SyncLoop({len(self.schedule.ends_ms)} accounts with open periods)"
 
     async def overview(self, only: str | None) -> Overview:
-        """Every period that is updated_state, beside what ledger, OpenMeter, sync and Lago's invoices have of it."""
+        """Every period that is saved, beside what ledger, OpenMeter, sync and Lago's invoices have of it."""
         now_ms = await self._store.accounts.now_ms()
         billed: list[ComparisonRow] = []
         waiting: list[ComparisonRow] = []
@@ -95,7 +100,7 @@ class SyncLoop:
             billed += await self.checks.check(account, saved, now_ms)
             state = (await self._store.accounts.state(account)).rolled_over(now_ms)
             waiting += await self.checks.open_periods(account, saved, state)
-        return Overview(tuple(billed), tuple(waiting))
+        return Overview(*(tuple(sorted(rows, key=lambda row: row.account)) for rows in (billed, waiting)))
 
     async def run(self, token: int, stop: asyncio.Event) -> None:
         settings = self._settings
@@ -105,15 +110,17 @@ class SyncLoop:
             notice_cancellation()
             try:
                 if time.monotonic() >= due_s:
-                    await self.round(token)
+                    await self.round(token, is_comparing=False)
                     due_s = time.monotonic() + settings.interval_s * self._random.uniform(0.95, 1.05)
                 else:
                     await self.flush_due(token)
+                await self._compare_until(time.monotonic() + look_s, stop)
             except SyncFenced:
                 log.warning("sync stopped: another control plane leads")
+                await _wait(stop, look_s)
             except (LedgerUnavailable, *CLIENT_ERRORS) as error:
                 log.warning("sync round aborted", reason=reason_of(error))
-            await _wait(stop, look_s)
+                await _wait(stop, look_s)
 
     async def round(
         self,
@@ -121,16 +128,20 @@ class SyncLoop:
         *,
         flush: bool = False,
         only: str | None = None,
+        is_comparing: bool = True,
         progress: Callable[[int], None] | None = None,
-    ) -> tuple[SyncReport, tuple[ComparisonRow, ...]]:
+    ) -> SyncReport:
         """Every account, or ``only`` one: push what is due, then compare what has been invoiced.
+
+        Of an account no more is kept until the end than its name, if there is something to compare. Without
+        ``is_comparing`` that is left to ``run``, between its looks at periods that end: comparing the invoices of a
+        month may take hours, and usage must not wait for it.
 
         Raises:
             SyncFenced: another control plane leads by now.
             LedgerUnavailable, RedisError: Valkey cannot be reached.
         """
-        rows: list[ComparisonRow] = []
-        reconcile_states: dict[str, ReconcileState] = {}
+        to_check: list[str] = []
 
         async def accounts() -> AsyncIterator[SyncAccount]:
             done = 0
@@ -138,8 +149,8 @@ class SyncLoop:
                 done += 1
                 if progress is not None:
                     progress(done)
-                if saved.invoiced:
-                    reconcile_states[account] = saved
+                if is_to_check(saved):
+                    to_check.append(account)
                 if saved.links:
                     yield SyncAccount(account, tuple(saved.links.values()), _invoiced(saved))
 
@@ -147,9 +158,28 @@ class SyncLoop:
         report = await self.sync.run_once(accounts(), token, now_ms, flush)
         if only is None:
             self.last = report
-        for account, saved in reconcile_states.items():
-            rows += await self.checks.check(account, saved, now_ms)
-        return report, tuple(rows)
+        if not is_comparing:
+            self._to_compare = deque(to_check)
+        else:
+            for at in range(0, len(to_check), PAGE):
+                await self._compare(to_check[at : at + PAGE], now_ms)
+        return report
+
+    async def _compare(self, accounts: Sequence[str], now_ms: int) -> None:
+        async def check(found: tuple[str, ReconcileState]) -> None:
+            await self.checks.check(*found, now_ms)
+
+        await gather_limited(check, [each async for each in self._saved(accounts)], COMPARISONS_MAX)
+
+    async def _compare_until(self, end_s: float, stop: asyncio.Event) -> None:
+        """Compare what the last round has found, until an instant of the monotonic clock; wait if there is not enough
+        to do."""
+        now_ms = await self._store.accounts.now_ms() if self._to_compare else 0
+        while self._to_compare and time.monotonic() < end_s and not stop.is_set():
+            notice_cancellation()
+            some = [self._to_compare.popleft() for _ in range(min(COMPARISONS_MAX, len(self._to_compare)))]
+            await self._compare(some, now_ms)
+        await _wait(stop, max(0.0, end_s - time.monotonic()))
 
     async def flush_due(self, token: int) -> SyncReport | None:
         """Push the usage of accounts whose period ends, or has just ended."""
@@ -157,33 +187,39 @@ class SyncLoop:
         due = self.schedule.due(now_ms, self._settings.final_flush_s * 1000)
         if not due:
             return None
-        accounts = []
-        for account in due:
-            try:
-                saved = await self._reconciler.reconcile_state(account)
-            except MalformedReconcileState:
-                continue  # the regular round says so
-            accounts.append(SyncAccount(account, _near(saved.links.values(), now_ms), _invoiced(saved)))
-        return await self.sync.run_once(accounts, token, now_ms)
+
+        async def accounts() -> AsyncIterator[SyncAccount]:
+            for at in range(0, len(due), PAGE):
+                async for account, saved in self._saved(due[at : at + PAGE]):
+                    yield SyncAccount(account, _near(saved.links.values(), now_ms), _invoiced(saved))
+
+        return await self.sync.run_once(accounts(), token, now_ms)
 
     async def _reconcile_states(self, only: str | None) -> AsyncIterator[tuple[str, ReconcileState]]:
-        after = ""
-        while page := ((only,) if only is not None else await self._store.accounts.list(after, PAGE)):
-            for account in page:
-                try:
-                    saved = await self._reconciler.reconcile_state(account)
-                except MalformedReconcileState as error:
-                    log.warning("account not synced", account=account, reason=str(error))
-                    continue
+        pages = self._store.accounts.pages(PAGE) if only is None else _single(only)
+        async for page in pages:
+            async for account, saved in self._saved(page, is_logged=True):
                 self.schedule.note(account, saved)
                 yield account, saved
-            if only is not None:
-                return
-            after = page[-1]
+
+    async def _saved(
+        self, accounts: Sequence[str], *, is_logged: bool = False
+    ) -> AsyncIterator[tuple[str, ReconcileState]]:
+        """Without those that cannot be read; the regular round logs them."""
+        for account, saved in zip(accounts, await self._reconciler.reconcile_states(accounts), strict=True):
+            if isinstance(saved, MalformedReconcileState):
+                if is_logged:
+                    log.warning("account not synced", account=account, reason=str(saved))
+                continue
+            yield account, saved
 
 
-def _invoiced(saved: ReconcileState) -> Mapping[int, Mapping[str, int]]:
-    return {start_ms: period.units for start_ms, period in saved.invoiced.items()}
+async def _single(account: str) -> AsyncIterator[tuple[str, ...]]:
+    yield (account,)
+
+
+def _invoiced(saved: ReconcileState) -> Mapping[PeriodKey, Mapping[str, int]]:
+    return {key: period.units for key, period in saved.invoiced.items()}
 
 
 def _near(links: Iterable[PeriodLink], now_ms: int) -> tuple[PeriodLink, ...]:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from sidecar.basics.logger import get_logger
 from sidecar.gateway.admission.body_budget import BodyBudget
 from sidecar.gateway.admission.free_rates import FreeRates
+from sidecar.gateway.admission.log_sampling import WINDOW_S, LogSampling
 from sidecar.gateway.admission.shed_log import ShedLog
 from sidecar.gateway.counters import ProxyCounters
 from sidecar.gateway.destinations import Destinations
@@ -120,6 +121,8 @@ class GatewayContext:
         self.spool = spool
         self.unknown_accounts = unknown_accounts
         self.access_log = access_log
+        self.log_sampling = LogSampling(settings.log_lines_max)
+        self._log_window: asyncio.TimerHandle | None = None
         self.loop = asyncio.get_running_loop()
         self.counters = ProxyCounters()
         self.errors = ErrorWriter(settings.error_format, settings.error_documentation_url)
@@ -151,6 +154,22 @@ class GatewayContext:
         """Of this process, in `HOPS`."""
         self.hop_line = b"X-Quota-Sidecar-Hops: %b\r\n" % self.gateway_id
         self._upstream_warned = 0.0
+
+    def logs(self, status: int, reason: str, client: str) -> bool:
+        """Whether a line about a refusal, or a failure, is to be logged."""
+        if self._log_window is None:
+            self._log_window = self.loop.call_later(WINDOW_S, self.end_log_window)
+        return self.log_sampling.admits(status, reason, client)
+
+    def end_log_window(self) -> None:
+        """Log how many lines were left out, and begin anew."""
+        if self._log_window is not None:
+            self._log_window.cancel()
+            self._log_window = None
+        for left_out in self.log_sampling.end_window():
+            status, reason = left_out.kind
+            log.warning("requests not logged", count=left_out.count, status=status, reason=reason,
+                        clients=left_out.clients, most_from=left_out.client)  # fmt: skip
 
     def _make_parsers(self, settings: ProxySettings, identity: IdentityChain) -> None:
         name = self.interaction_ids.name

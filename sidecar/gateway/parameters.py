@@ -120,3 +120,4 @@ class ProxySettings:
     error_format: str = "problem"
     error_documentation_url: str = ""
     access_log: str = "errors"
+    log_lines_max: int = 10

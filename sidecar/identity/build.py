@@ -53,7 +53,9 @@ def build_chain(
         raise IdentitySetupError("identity: no resolver is configured")
     read_by_choice = frozenset[bytes]().union(*(r.reads - r.spoofable for r in resolvers))
     untrusted_fields = frozenset[bytes]().union(*map(spellings, WELL_KNOWN - read_by_choice))
-    return IdentityChain(resolvers, removed_from_untrusted_peers=untrusted_fields)
+    read = frozenset[bytes]().union(*(r.reads for r in resolvers))
+    unread = frozenset[bytes]().union(*map(spellings, WELL_KNOWN - read))
+    return IdentityChain(resolvers, removed=unread, removed_from_untrusted_peers=untrusted_fields)
 
 
 def _build(settings: ResolverSettings, key_store: KeyStore | None, realm: str, clock: Clock, wall: Clock) -> Resolver:

@@ -15,13 +15,20 @@ class IdentityChain:
     in one would show as success under another name.
     """
 
-    def __init__(self, resolvers: Sequence[Resolver], *, removed_from_untrusted_peers: Collection[bytes] = ()) -> None:
-        """``removed_from_untrusted_peers``: fields added to ``spoofable`` whether or not a resolver reads them."""
+    def __init__(
+        self,
+        resolvers: Sequence[Resolver],
+        *,
+        removed: Collection[bytes] = (),
+        removed_from_untrusted_peers: Collection[bytes] = (),
+    ) -> None:
+        """``removed``: fields added to ``consumes``, which no resolver checks. ``removed_from_untrusted_peers``: fields
+        added to ``spoofable`` whether or not a resolver reads them."""
         assert resolvers, "without a resolver no caller can be identified"
         self.resolvers = tuple(resolvers)
         self.reads: frozenset[bytes] = frozenset().union(*(r.reads for r in resolvers))
         """Fields that ``identify`` wants to see."""
-        self.consumes: frozenset[bytes] = frozenset().union(*(r.consumes for r in resolvers))
+        self.consumes: frozenset[bytes] = frozenset(removed).union(*(r.consumes for r in resolvers))
         """Fields that are not forwarded, whoever sent them."""
         self.spoofable: frozenset[bytes] = frozenset(removed_from_untrusted_peers).union(
             *(r.spoofable for r in resolvers)

@@ -79,9 +79,9 @@ class XfccSettings(_OrganisationSettings):
         default=1,
         ge=1,
         le=16,
-        description="Position of the caller's element, counted from the right. 1 is the last element, which the Envoy "
-        "next to the gateway writes. Add one for each Envoy in front of it that appends its own "
-        "(APPEND_FORWARD).",
+        description="How many Envoys write an element: 1 for the one that the caller connects to (SANITIZE_SET), and "
+        "one for each behind it that appends its own (APPEND_FORWARD). A header with more or fewer elements is "
+        "refused.",
     )
     forward: bool = Field(default=True, description="Whether the API sees the header, if the peer is trusted.")
     bytes_max: int = Field(

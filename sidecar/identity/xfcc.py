@@ -20,9 +20,9 @@ from sidecar.identity.xfcc_grammar import Element
 class XfccResolver:
     """Accepts the header from a trusted peer and ignores it from any other.
 
-    The element is counted from the right, like the addresses of ``X-Forwarded-For``: what stands further left
-    was written by someone further away. An element that is not there is a refusal, never a reason to take
-    another.
+    There must be as many elements as there are proxies that write one; the first is the caller's. A certificate's
+    URI or DNS name can hold separators, which Envoy writes as they are: it makes an element of its own, so a
+    header with more of them than proxies tells nothing.
     """
 
     name = "xfcc"
@@ -64,9 +64,11 @@ class XfccResolver:
             elements = xfcc_grammar.parse(header, bytes_max=limits.bytes_max, elements_max=limits.elements_max)
         except xfcc_grammar.XfccError as error:
             return self._refuse(f"X-Forwarded-Client-Cert cannot be read: {error}")
-        if len(elements) < limits.element_from_right:
-            return self._refuse("X-Forwarded-Client-Cert has fewer elements than there are proxies")
-        element = elements[-limits.element_from_right]
+        if len(elements) != limits.element_from_right:
+            return self._refuse(
+                "X-Forwarded-Client-Cert has more or fewer elements than there are proxies that write one"
+            )
+        element = elements[0]
         if element.cert is not None:
             return self._from_cert(element.cert, element)
         if element.subject is not None:

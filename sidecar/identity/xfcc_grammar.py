@@ -6,8 +6,11 @@ case; a value with a separator in it stands in double quotes.
 
 Two things follow from what Envoy really writes. It puts the subject in quotes as RFC 2253 gives it, so the
 backslashes inside are the name's own and are left for its parser. And it writes URI and DNS without quotes,
-although they come from the caller's certificate and may hold separators; so Subject and Cert are accepted
-only in quotes, which neither a URI nor a DNS name can contain.
+although they come from the caller's certificate and may hold separators and quotes. Only Issuer follows them; so
+nothing that says who the caller is may follow, and Subject and Cert are accepted only in quotes.
+
+Since 1.38 it can write JSON instead (``set_current_client_cert_details.format``): an array of objects with the same
+names in lower case, in which PEM is not encoded, and by, chain, uri and dns are arrays. Tried on Envoy 1.40.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
+
+import orjson
 
 PAIRS_MAX: Final = 64
 """Per element; a certificate has a handful of names."""
@@ -24,6 +30,10 @@ _QUOTED = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*+)"[ \t]*(?=
 _UNQUOTED = re.compile(r'([^",;\x00-\x1f\x7f]*+)(?=[;,]|\Z)')
 
 _ONCE: Final = frozenset({"hash", "cert", "chain", "subject"})
+_FREE: Final = frozenset({"uri", "dns"})
+"""What a caller's certificate can say at will."""
+_AFTER_FREE: Final = _FREE | {"issuer"}
+_LISTS: Final = frozenset({"by", "chain", "uri", "dns"})
 _ONLY_QUOTED: Final = frozenset({"cert", "subject"})
 
 
@@ -56,6 +66,8 @@ def parse(header: bytes, *, bytes_max: int, elements_max: int) -> tuple[Element,
         text = header.decode("utf-8")
     except UnicodeDecodeError:
         raise XfccError("not UTF-8") from None
+    if text.startswith("["):
+        return _from_json(header, elements_max)
     elements: list[Element] = []
     at, separator = 0, ","
     while separator == ",":
@@ -66,6 +78,33 @@ def parse(header: bytes, *, bytes_max: int, elements_max: int) -> tuple[Element,
     return tuple(elements)
 
 
+def _from_json(header: bytes, elements_max: int) -> tuple[Element, ...]:
+    try:
+        rows = orjson.loads(header)
+    except orjson.JSONDecodeError:
+        raise XfccError("not JSON, which it begins like") from None
+    if len(rows) > elements_max:
+        raise XfccError(f"more than {elements_max} elements")
+    if not rows:
+        raise XfccError("no element")
+    return tuple(_json_element(row, at) for at, row in enumerate(rows))
+
+
+def _json_element(row: object, at: int) -> Element:
+    if not isinstance(row, dict) or len(row) > PAIRS_MAX:
+        raise XfccError(f"element {at} is not an object of at most {PAIRS_MAX} members")
+    found: dict[str, list[str]] = {}
+    for name, value in row.items():
+        key = name.lower()
+        values = value if key in _LISTS else [value]
+        is_text = isinstance(values, list) and len(values) <= PAIRS_MAX and all(isinstance(v, str) for v in values)
+        if not is_text or key in found:
+            raise XfccError(f"a member of element {at} that is not text, not an array of texts, or there twice")
+        # As in the other form, for one reader.
+        found[key] = [quote("".join(values))] if key in ("cert", "chain") else list(values)
+    return _make_element(found)
+
+
 def _element(text: str, at: int) -> tuple[Element, int, str]:
     found: dict[str, list[str]] = {}
     for _ in range(PAIRS_MAX):
@@ -73,6 +112,8 @@ def _element(text: str, at: int) -> tuple[Element, int, str]:
         values = found.setdefault(key, [])
         if values and key in _ONCE:
             raise XfccError(f"a second {key} at {at}")
+        if key not in _AFTER_FREE and not _FREE.isdisjoint(found):
+            raise XfccError(f"a {key} that follows the certificate's URI or DNS names at {at}")
         values.append(value)
         separator = text[at : at + 1]
         at += 1

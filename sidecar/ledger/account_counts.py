@@ -31,12 +31,12 @@ DAYS_MAX: Final = 400
 @dataclass(frozen=True, slots=True)
 class AccountCounts:
     """Units that one account was charged. ``periods``: by start in ms and metric, of the current period and of those
-    that are closed and not forgotten. ``hours``: by hour since 1970 and metric. ``hours_from``: hours before are not
-    known; ``days_unknown``: nor are those of these days, which have become one count. ``taken``: units of periods that
-    were counted elsewhere and came with a load; no hour has them."""
+    that are closed and not forgotten. ``hours``: by metric, and in it by hour since 1970. ``hours_from``: hours before
+    are not known; ``days_unknown``: nor are those of these days, which have become one count. ``taken``: units of
+    periods that were counted elsewhere and came with a load; no hour has them."""
 
     periods: Mapping[tuple[int, str], int] = field(default_factory=dict)
-    hours: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    hours: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     hours_from: int = 0
     days_unknown: frozenset[int] = frozenset()
     taken: Mapping[tuple[int, str], int] = field(default_factory=dict)
@@ -53,7 +53,18 @@ class AccountCounts:
             range(first // HOURS_OF_DAY, (end - 1) // HOURS_OF_DAY + 1)
         ):
             return None
-        return sum(self.hours.get((hour, metric), 0) for hour in range(first, end))
+        return self.known_of_hours(first, end, metric)
+
+    def known_of_hours(self, first: int, end: int, metric: str) -> int:
+        """Units of those of the hours ``first`` to just before ``end`` that are known."""
+        hours = self.hours.get(metric)
+        if hours is None:
+            return 0
+        if end - first == 1:
+            return hours.get(first, 0)
+        if end - first < len(hours):
+            return sum([hours[hour] for hour in range(first, end) if hour in hours])
+        return sum([units for hour, units in hours.items() if first <= hour < end])
 
 
 class AccountCountsReader:
@@ -101,23 +112,26 @@ def _counts(reply: Any, days: range) -> AccountCounts:
             raise MalformedHours(str(part))
     state, (closed, packed_taken, *packed_days) = reply
     periods: Counter[tuple[int, str]] = Counter()
-    hours: Counter[tuple[int, str]] = Counter()
+    hours: dict[bytes, dict[int, int]] = {}
     unknown: set[int] = set()
-    names: dict[bytes, str] = {}
     if state is not None:
         _count_state(state, periods, hours)
     for record in decode_closed(closed):
         periods[record.start_ms, record.metric] += record.units
     for day, packed in zip(days, packed_days, strict=True):
-        for hour, _, name, units in day_counts(packed) if packed else ():
-            if hour == WHOLE_DAY:
+        first = day * HOURS_OF_DAY
+        for hour_of_day, _, name, units in day_counts(packed) if packed else ():
+            if hour_of_day == WHOLE_DAY:
                 unknown.add(day)
-            else:
-                metric = names.get(name) or names.setdefault(name, name.decode("utf-8", "replace"))
-                key = day * HOURS_OF_DAY + hour, metric
-                hours[key] = hours.get(key, 0) + units
+                continue
+            of_metric = hours.get(name)
+            if of_metric is None:
+                of_metric = hours[name] = {}
+            hour = first + hour_of_day
+            of_metric[hour] = of_metric.get(hour, 0) + units
     kept_from = _kept_from(state, days)
-    return AccountCounts(periods, hours, kept_from * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
+    by_metric = {name.decode("utf-8", "replace"): of_metric for name, of_metric in hours.items()}
+    return AccountCounts(periods, by_metric, kept_from * HOURS_OF_DAY, frozenset(unknown), _taken(packed_taken))
 
 
 def _kept_from(state: bytes | None, days: range) -> int:
@@ -140,7 +154,7 @@ def _taken(packed: bytes | None) -> Counter[tuple[int, str]]:
     return found
 
 
-def _count_state(state: bytes, periods: Counter[tuple[int, str]], hours: Counter[tuple[int, str]]) -> None:
+def _count_state(state: bytes, periods: Counter[tuple[int, str]], hours: dict[bytes, dict[int, int]]) -> None:
     values = unpack_state(state)
     for number, metric, _, _, _, _, _, hour, settled, _, of_hour in values.counters:
         if not (isinstance(number, int) and 1 <= number <= len(values.subscriptions) and isinstance(metric, str)):
@@ -149,4 +163,5 @@ def _count_state(state: bytes, periods: Counter[tuple[int, str]], hours: Counter
             raise ValueError("a count that is no whole number")
         start_ms = values.subscriptions[number - 1][1]
         periods[start_ms, metric] += settled
-        hours[hour, metric] += of_hour
+        of_metric = hours.setdefault(metric.encode(), {})
+        of_metric[hour] = of_metric.get(hour, 0) + of_hour

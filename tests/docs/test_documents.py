@@ -28,11 +28,12 @@ TIMEOUT_S = 300.0
 HERE = ("", "stays")
 README = "README.md"
 PORTS = (8000, 8080, 9090)
-TOOLS = {"compare": ("wrk", "nginx"), "scaling": ("wrk",), "load-steady": ()}
+TOOLS = {"compare": ("wrk", "nginx"), "scaling": ("wrk",), "billing-scale": (), "load-steady": ()}
 """Programs of the system that ``make`` targets need. Where one is missing, the test is skipped and names it."""
 SMALL = {
     "COMPARE_ARGS": "--rounds 1 --seconds 1 --connections 1",
     "SCALING_ARGS": "accounts --quick",
+    "BILLING_SCALE_ARGS": "--accounts 100 --days 1",
     "LOAD_ARGS": "--users 4 --seconds 3",
 }
 

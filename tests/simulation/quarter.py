@@ -52,7 +52,8 @@ TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class Profile:
-    """One customer: plan, wallet, how much it calls, and what happens to it."""
+    """One customer: plan, wallet, how much it calls, and what happens to it. ``second_plan`` is that of another
+    subscription, which charges what the first does not."""
 
     id: str
     plan: str
@@ -61,6 +62,12 @@ class Profile:
     calls_max: int = 40
     metadata: dict[str, str] = field(default_factory=dict)
     tax: bool = False
+    second_plan: str | None = None
+
+    def charge(self, metric: str) -> dict[str, Any]:
+        """The charge of a metric in the plan that has one."""
+        charges = (PLANS[plan][1 + METRICS.index(metric)] for plan in (self.plan, self.second_plan) if plan is not None)
+        return next(charge for charge in charges if charge is not None)
 
 
 PROFILES = (
@@ -76,9 +83,12 @@ PROFILES = (
     Profile("pre-fixed", "prepaid_fixed", "prepaid", wallet="40"),
     Profile("ended", "prepaid", "prepaid", wallet="25"),
     Profile("mistaken", "volume", "postpaid", metadata={"quota_mode": "postpaid"}),
-)
+    Profile("two-terms", "calls_monthly", "prepaid", wallet="60", second_plan="payments_weekly"),
+    Profile("two-kinds", "calls_quarterly", "postpaid", metadata={"quota_mode": "postpaid"}, tax=True,
+            second_plan="payments_monthly"),
+)  # fmt: skip
 """``pre-fixed`` has a fixed charge, ``ended`` loses its wallet, events with the subject of ``mistaken`` come from
-strangers too."""
+strangers too. ``two-terms`` and ``two-kinds`` have two subscriptions with different intervals."""
 
 
 def _standard(amount: str) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def _ranges(model: str, *tiers: tuple[int | None, str, str]) -> dict[str, Any]:
     return {"charge_model": model, "properties": {f"{model}_ranges": rows}}
 
 
-PLANS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+PLANS: dict[str, tuple[int, dict[str, Any] | None, dict[str, Any] | None]] = {
     "prepaid": (0, _standard("0.02"), _standard("0.1")),
     "prepaid_steps": (0, _ranges("graduated", (500, "0", "0"), (1_000, "0.015", "1"), (None, "0.007", "0")),
                       _standard("0.05")),
@@ -105,7 +115,14 @@ PLANS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "packages_small": (900, {"charge_model": "package",
                              "properties": {"amount": "2", "package_size": 100, "free_units": 0}}, _standard("0.2")),
     "volume": (0, _ranges("volume", (800, "0.01", "0"), (2_000, "0.008", "2"), (None, "0.005", "0")), _standard("0.1")),
+    "calls_monthly": (0, _standard("0.02"), None),
+    "payments_weekly": (0, None, _ranges("graduated", (5, "0.2", "0"), (None, "0.1", "0"))),
+    "calls_quarterly": (0, _ranges("graduated", (1_000, "0.01", "0"), (None, "0.005", "0")), None),
+    "payments_monthly": (0, None, _standard("0.1")),
 }  # fmt: skip
+INTERVALS = {"payments_weekly": "weekly", "calls_quarterly": "quarterly"}
+ANNIVERSARY = {"payments_monthly"}
+"""Plans whose subscriptions begin their periods on the day on which they began."""
 
 
 FIXED_CHARGES = {
@@ -227,7 +244,7 @@ class Quarter:
 
     async def sync(self, *, flush: bool = False) -> None:
         assert self.control_work.sync_loop is not None
-        report, _ = await self.control_work.sync_loop.round(TOKEN, flush=flush)
+        report = await self.control_work.sync_loop.round(TOKEN, flush=flush)
         if not self.lago_away and not self.meter_is_away and not report.is_complete:
             raise Violation(f"seed {self.seed} at {self.now_s}: sync: {report}")
 
@@ -253,7 +270,8 @@ class Quarter:
         event = [account, metric, units, "/accounts", "GET", 200, 1.5, None, None]
         await self.usage.settle(account, metric, units, orjson.dumps(event).decode())
         state = await self.control_work.store.accounts.state(account)
-        self.served[account, state.period_start_ms, metric] += units
+        of = next(each for each in state.subscriptions if metric in each.prices)
+        self.served[account, of.start_ms, metric] += units
         self.granted += 1
         return True
 
@@ -266,11 +284,11 @@ class Quarter:
             assert answer.status < 300, (method, path, answer.status, text[:500])
             return orjson.loads(text) if text else None
 
-    async def subscribe(self, account: str, plan: str) -> None:
+    async def subscribe(self, account: str, plan: str, name: str = "sub") -> None:
         """Subscribe, or change the plan."""
         await self.control_work.lago.create_subscription(
-            {"external_customer_id": account, "external_id": f"{account}-sub", "plan_code": plan,
-             "billing_time": "calendar"}
+            {"external_customer_id": account, "external_id": f"{account}-{name}", "plan_code": plan,
+             "billing_time": "anniversary" if plan in ANNIVERSARY else "calendar"}
         )  # fmt: skip
 
     async def wallet_of(self, account: str) -> str:
@@ -312,11 +330,12 @@ class Quarter:
             charges = [
                 {"billable_metric_id": metrics[metric], **charge}
                 for metric, charge in zip(METRICS, (calls, payments), strict=True)
+                if charge is not None
             ]
-            await lago.create_plan(
-                {"code": code, "name": code, "interval": "monthly", "amount_cents": fee, "amount_currency": "EUR",
-                 "pay_in_advance": False, "charges": charges, "fixed_charges": FIXED_CHARGES.get(code, [])}
-            )  # fmt: skip
+            body = {"code": code, "name": code, "interval": INTERVALS.get(code, "monthly"), "amount_cents": fee,
+                    "amount_currency": "EUR", "pay_in_advance": False, "charges": charges,
+                    "fixed_charges": FIXED_CHARGES.get(code, [])}  # fmt: skip
+            await lago.create_plan(body)
         await lago.create_tax({"code": "vat", "name": "VAT", "rate": "20"})
         await lago.create_webhook_endpoint({"webhook_url": webhook_url, "signature_algo": "hmac", "name": "sim"})
         for profile in PROFILES:
@@ -332,6 +351,8 @@ class Quarter:
                 )  # fmt: skip
                 self.funded[profile.id] += Decimal(profile.wallet)
             await self.subscribe(profile.id, profile.plan)
+            if profile.second_plan is not None:
+                await self.subscribe(profile.id, profile.second_plan, "other")
 
 
 @contextlib.asynccontextmanager

@@ -121,6 +121,7 @@ class System:
             await gateway.kill()
         else:
             await gateway.stop()
+            self._note_left(gateway)
         await asyncio.sleep(after_s)
         self.gateways[which] = await self._new_gateway()
 
@@ -132,6 +133,19 @@ class System:
             unpacker.feed(self.deployment.stored(link.home_partition, key) or b"\x00\x00")
             numbers: list[Any] = list(unpacker)
             self.may_lack = self.may_lack or numbers[1] < link.confirmed
+
+    def _note_left(self, gateway: Gateway) -> None:
+        """Whether it left at a primary that was one no longer, which has taken along what it confirmed: the new one has
+        the process still, with an older number, or has lost it."""
+        for link in gateway.client.links:
+            stored = self.deployment.stored(
+                link.home_partition, KEYS.instance(link.home_partition, gateway.client.instance)
+            )
+            unpacker = msgpack.Unpacker(raw=True)
+            unpacker.feed(stored or b"")
+            numbers: list[Any] = list(unpacker)
+            is_gone = not numbers and self.data_was_lost
+            self.may_lack = self.may_lack or is_gone or (bool(numbers) and numbers[1] < link.confirmed)
 
     # Control planes
 

@@ -21,9 +21,12 @@ from sidecar.sandbox.lago.lago_faults import LagoFault
 from sidecar.sandbox.openmeter.openmeter_faults import OpenMeterFault
 from tests.conftest import start_valkey
 from tests.simulation.clock import movable_scripts
-from tests.simulation.quarter import DAY_S, HOUR_S, METRICS, PLANS, PROFILES, START_S, Quarter, Violation, quarter
+from tests.simulation.quarter import DAY_S, HOUR_S, METRICS, PROFILES, START_S, Quarter, Violation, quarter
 
 MONTHS_S = (START_S + 31 * DAY_S, START_S + 62 * DAY_S, START_S + 92 * DAY_S)
+MONDAYS_S = tuple(range(START_S + 5 * DAY_S, MONTHS_S[-1], 7 * DAY_S))
+ENDS_S = tuple(sorted({*MONTHS_S, *MONDAYS_S}))
+"""When periods end, those of weeks too."""
 SEEDS = [int(seed) for seed in os.environ.get("SIMULATION_SEEDS", "1,2").split(",")]
 STEP_S = int(os.environ.get("SIMULATION_STEP_HOURS", "24")) * HOUR_S
 CALLS_MAX = 6
@@ -51,7 +54,7 @@ async def webhooks_travel(sim: Quarter, *, well: bool) -> None:
 
 async def money_comes(sim: Quarter) -> None:
     """Top-ups, granted and paid, some of which fail."""
-    for account in ("pre-standard", "pre-graduated"):
+    for account in ("pre-standard", "pre-graduated", "two-terms"):
         draw = sim.random.random()
         if draw < 0.10:
             await sim.top_up(account, "7.5", paid=False)
@@ -69,7 +72,7 @@ def nobody_was_served_beyond_what_was_paid(sim: Quarter) -> None:
         spent = Decimal(0)
         for (account, _, metric), units in sim.served.items():
             if account == profile.id:
-                charge = PLANS[profile.plan][1 + METRICS.index(metric)]
+                charge = profile.charge(metric)
                 net = cost(charge["charge_model"], charge["properties"], Usage(Decimal(units))).amount
                 spent += net * (Decimal("1.2") if profile.tax else 1)
         if spent > sim.funded[profile.id]:
@@ -173,17 +176,30 @@ async def live(sim: Quarter, grace_days: int) -> int:
             await sim.sweep()
         if day > 50 and not sim.lago_away:
             assert not await sim.call("ended", "api_calls", 1), "its wallets have ended"
+        if day == 56 and is_new_day:
+            await sim.move(at_s + 2)
+            await sim.sync(flush=True)
+            await sim.api("DELETE", "/api/v1/subscriptions/two-terms-other")
+            await sim.settle()
+            await sim.sweep()
+        if 56 <= day < 63:
+            assert not await sim.call("two-terms", "payments", 1), "the subscription that charges them has ended"
+        if day == 63 and is_new_day:
+            await sim.subscribe("two-terms", "payments_weekly", "other")
+            await sim.settle()
+            await sim.sweep()
         if random.random() < 0.4:
             await sim.sweep()
         nobody_was_served_beyond_what_was_paid(sim)
-        end_s = next((end for end in MONTHS_S if at_s < end <= at_s + STEP_S), None)
+        end_s = next((end for end in ENDS_S if at_s < end <= at_s + STEP_S), None)
         if end_s is not None:
-            await month_ends(sim, end_s)
+            await periods_end(sim, end_s)
+        if end_s in MONTHS_S:
             compared += await the_ledger_and_the_invoices_agree(sim, 0 if grace_days else MONTHS_S.index(end_s) + 1)
     return compared
 
 
-async def month_ends(sim: Quarter, end_s: int) -> None:
+async def periods_end(sim: Quarter, end_s: int) -> None:
     """The last calls, the first ones, what the control plane pushes in between, and Lago's invoices."""
     await sim.move(end_s - 1)
     await traffic(sim)
@@ -232,8 +248,10 @@ async def test_the_ledger_and_the_invoices_agree_at_the_end_of_every_period(
         with movable_scripts():
             async with quarter(server.port, seed, grace_days) as sim:
                 await live(sim, grace_days)
-                # The last drafts become final, and everything has reached everybody.
-                await sim.move(MONTHS_S[-1] + (grace_days + 1) * DAY_S + HOUR_S)
+                # The last week ends, the last drafts become final, and everything has reached everybody.
+                last_s = MONDAYS_S[-1] + 7 * DAY_S
+                await periods_end(sim, last_s)
+                await sim.move(last_s + (grace_days + 1) * DAY_S + HOUR_S)
                 await webhooks_travel(sim, well=True)
                 await sim.sync(flush=True)
                 await sim.sweep()

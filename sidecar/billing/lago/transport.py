@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.util import find_spec
 from random import Random
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
@@ -44,6 +46,11 @@ THROTTLED_S: Final = 1.0
 
 ID_CHARS_MAX: Final = 1_024
 API: Final = "/api/v1"
+
+if "sniffio" not in sys.modules and find_spec("sniffio") is None:
+    # httpcore imports it at every request. Where it is not installed, that searches the whole path each time, unless it
+    # is known that there is none.
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 Query = Sequence[tuple[str, str]]

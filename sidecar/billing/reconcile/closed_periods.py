@@ -16,7 +16,7 @@ from sidecar.billing.metric_mapping import BilledMetric
 from sidecar.billing.reconcile.funds import FEE_KINDS, money
 from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
 from sidecar.billing.usage_sync.fee_groups import fee_groups
-from sidecar.billing.usage_sync.period_links import PeriodLink
+from sidecar.billing.usage_sync.period_links import PeriodKey, PeriodLink
 from sidecar.ledger.accounts.account_state import AccountState
 
 _WITHOUT_USAGE: Final = frozenset(
@@ -31,10 +31,11 @@ Stage = Literal["unbilled", "draft", "final", "voided", "written_off"]
 
 @dataclass(frozen=True, slots=True)
 class ClosedPeriod:
-    """A period of the ledger that is over, with all its metrics. ``fee`` is what is billed beside usage, as far as
-    a wallet pays it. ``foreign``: what Lago had counted beyond the ledger when it was read last.
+    """A period of one of the ledger's subscriptions that is over, with all its metrics. ``fee`` is what is billed
+    beside usage, as far as a wallet pays it. ``foreign``: what Lago had counted beyond the ledger when it was read
+    last.
 
-    ``invoiced``: what is saved of it since its invoice was final or voided.
+    ``invoiced``: what is saved of it since its invoice was final or voided. ``subscription``: the ledger's.
     """
 
     start_ms: int
@@ -45,6 +46,11 @@ class ClosedPeriod:
     links: tuple[PeriodLink, ...]
     invoiced: InvoicedPeriod | None = None
     foreign: Decimal = Decimal(0)
+    subscription: str = ""
+
+    @property
+    def key(self) -> PeriodKey:
+        return self.start_ms, self.subscription
 
     @property
     def owed(self) -> Decimal:
@@ -83,24 +89,43 @@ class BillingStatus:
 
 
 def closed_periods(state: AccountState, saved: ReconcileState) -> tuple[ClosedPeriod, ...]:
-    """Every period before the current one that is not forgotten, oldest first."""
-    current = state.period_start_ms
-    starts = {start for start, _ in saved.links} | {period.start_ms for period in state.closed} | set(saved.invoiced)
-    older = sorted(start for start in starts if start < current)
-    periods = []
-    for start, following in zip(older, [*older, current][1:], strict=True):
-        links = saved.links_of(start)
-        planned = max((link.ledger_end_ms for link in links), default=following)
-        closed = [period for period in state.closed if period.start_ms == start]
-        invoiced = saved.invoiced.get(start)
-        units = {period.metric: period.units for period in closed}
-        costs = {period.metric: state.money(period.cost) for period in closed}
-        if not closed and invoiced is not None:
-            units, costs = dict(invoiced.units), dict(invoiced.costs)
-        fee = saved.fees.get(start, Decimal(0))
-        foreign = saved.foreign.get(start, Decimal(0))
-        periods.append(ClosedPeriod(start, min(planned, following), units, costs, fee, links, invoiced, foreign))
-    return tuple(periods)
+    """Every period before the current one of its subscription that is not forgotten, oldest first. Of a subscription
+    that the ledger has no more all are over."""
+    keys = saved.periods | {(period.start_ms, period.subscription) for period in state.closed}
+    periods: list[ClosedPeriod] = []
+    for name in {name for _, name in keys}:
+        live = state.named(name)
+        last = None if live is None else live.start_ms
+        older = sorted(start for start, of in keys if of == name and (live is None or start < live.start_ms))
+        for start, following in zip(older, (*older[1:], last), strict=False):
+            periods.append(_closed_period((start, name), following, state, saved))
+    return tuple(sorted(periods, key=lambda period: period.key))
+
+
+def _closed_period(
+    key: PeriodKey, following_ms: int | None, state: AccountState, saved: ReconcileState
+) -> ClosedPeriod:
+    start_ms, name = key
+    links = saved.links_of(key)
+    following = start_ms + 1000 if following_ms is None else following_ms
+    planned = max((link.ledger_end_ms for link in links), default=following)
+    closed = [period for period in state.closed if (period.start_ms, period.subscription) == key]
+    invoiced = saved.invoiced.get(key)
+    units = {period.metric: period.units for period in closed}
+    costs = {period.metric: state.money(period.cost) for period in closed}
+    if not closed and invoiced is not None:
+        units, costs = dict(invoiced.units), dict(invoiced.costs)
+    return ClosedPeriod(
+        start_ms=start_ms,
+        end_ms=planned if following_ms is None else min(planned, following),
+        units=units,
+        costs=costs,
+        fee=saved.fees.get(key, Decimal(0)),
+        links=links,
+        invoiced=invoiced,
+        foreign=saved.foreign.get(key, Decimal(0)),
+        subscription=name,
+    )
 
 
 def billing_status(

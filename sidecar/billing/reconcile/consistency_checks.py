@@ -73,17 +73,18 @@ def check_age(billing_statuses: Sequence[BillingStatus], alerts: Alerts, now_ms:
 
 
 def foreign_usage(
-    reading: AccountReading, effective: EffectivePrices, state: AccountState, currency: str, alerts: Alerts
+    reading: AccountReading, effective: EffectivePrices, start_ms: int, spent: Decimal, alerts: Alerts
 ) -> Decimal:
-    """By how much Lago's own figure for the current period exceeds what the ledger has settled in it."""
+    """By how much Lago's own figure for the current period of a subscription exceeds what the ledger has settled in it.
+    ``start_ms`` and ``spent``: the ledger's."""
+    currency = effective.plan.currency
     total = Decimal(0)
     roundings = 0
     for external_id in {each.external_id for each in effective.billed_by.values()}:
         usage = reading.usages.get(external_id)
-        if usage is not None and usage.from_ms <= state.period_start_ms < usage.to_ms:
+        if usage is not None and usage.from_ms <= start_ms < usage.to_ms:
             total += money(usage.total_cents, currency)
             roundings += sum(max(1, len(charge.fees)) for charge in usage.charges) + 1
-    spent = sum((state.money(state.cost_of(usage)) for usage in state.usages), Decimal(0))
     excess = total - spent
     if excess <= money(roundings, currency):
         return Decimal(0)

@@ -7,7 +7,7 @@ current period has cost, or what Lago has counted in it if that is more. The led
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
@@ -17,7 +17,6 @@ from sidecar.billing.lago.models import Customer
 from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
-from sidecar.billing.reconcile.calendar import next_ends_ms
 from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
 from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, check_transactions, foreign_usage
 from sidecar.billing.reconcile.effective_prices import (
@@ -26,20 +25,27 @@ from sidecar.billing.reconcile.effective_prices import (
     effective_prices,
     policy_revision,
 )
-from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
-from sidecar.billing.reconcile.funds import FEE_KINDS, funds_of, identity_faults, money, rounding_margin
+from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy, enforcement_policy
+from sidecar.billing.reconcile.funds import FEE_KINDS, Funds, funds_of, identity_faults, money, rounding_margin
 from sidecar.billing.reconcile.next_fees import Account, next_fees
 from sidecar.billing.reconcile.period_change import (
+    CurrentPeriod,
+    PeriodEnd,
+    closing,
+    counts_from_anew,
     current_links,
+    current_period,
     downgrade_is_due,
-    must_end_period,
+    moved_metrics,
+    period_ends,
     updated_state,
     with_links,
 )
 from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
 from sidecar.billing.reconcile.taxes import customer_taxes
 from sidecar.billing.settings import LagoSettings
-from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Mode, Status
+from sidecar.billing.usage_sync.period_links import PeriodLink
+from sidecar.ledger.accounts.account_spec import AMOUNTS_OF, AccountSpec, Mode, Status, SubscriptionSpec
 from sidecar.ledger.accounts.account_state import AccountState, ClosedUsage
 from sidecar.ledger.accounts.periods import NOW_MS_MAX, FixedPeriod
 from sidecar.ledger.pricing.price_tables import PriceError
@@ -48,16 +54,6 @@ RELOAD_JITTER_MS_MAX: Final = 1_800_000
 """Reloads after the end of a period are spread over so long at most."""
 DOWNGRADE_CHECK_MS: Final = 60_000
 """Between two readings of an account whose downgrade is due and not yet in force in Lago."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeriodEnd:
-    """The current period must end now. ``next_ends_ms``: the ends of the periods after it. ``close``: from now on the
-    account takes no new holds.
-    """
-
-    next_ends_ms: tuple[int, ...]
-    close: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +74,18 @@ class Figures:
 class DesiredState:
     """An account as it shall be in the ledger.
 
-    ``period_end`` comes before ``spec``: the ledger's state changes with it, and must be reconciled again afterwards.
-    ``spec`` None: nothing is to be loaded, and ``why`` says why. ``counted``: for an account new to the ledger.
-    ``forget``: records of closed periods that ``reconcile_state`` now has.
+    ``period_ends`` come before ``spec``: the ledger's state changes with them, and must be reconciled again afterwards.
+    ``spec`` None: nothing is to be loaded, and ``why`` says why. ``period_starts_ms`` by name of the subscription, None
+    for an account new to the ledger, for which ``counted`` is. ``forget``: records of closed periods that
+    ``reconcile_state`` now has.
     """
 
     account: str
     spec: AccountSpec | None
-    period_start_ms: int | None
+    period_starts_ms: Mapping[str, int] | None
     reconcile_state: ReconcileState
     why: str = ""
-    period_end: PeriodEnd | None = None
+    period_ends: tuple[PeriodEnd, ...] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
     forget: tuple[ClosedUsage, ...] = ()
     alerts: tuple[Alert, ...] = ()
@@ -121,17 +118,18 @@ def desired_state(
         return _closed(reading, state, saved, settings, alerts, now_ms)
     mapping = MetricMapping(settings.billable_metrics)
     effective = effective_prices(
-        actives, customer, reading.default_taxes, alerts, reading.rounded_metrics, mapping, reading.listed_values
+        actives, customer, reading.default_taxes, alerts, saved, reading.rounded_metrics, mapping, reading.listed_values
     )
-    if effective.refused and not effective.prices and state.version > 0:
-        raise BillingRefused("plan", f"plan {effective.plan.code} has no charge that can be enforced: {_last(alerts)}")
+    plans = ", ".join(each.plan.code for each in effective)
+    if any(each.refused for each in effective) and not any(each.prices for each in effective) and state.version > 0:
+        raise BillingRefused("plan", f"plan {plans} has no charge that can be enforced: {_last(alerts)}")
     # First, so that what cannot be loaded does not end a period either.
     spec = _open(reading, customer, effective, state, saved, settings, alerts, now_ms)
-    if spec.period_end is None and spec.spec is not None:
+    if not spec.period_ends and spec.spec is not None:
         try:
             spec.spec.check()
         except PriceError as error:
-            raise BillingRefused("amount", f"plan {effective.plan.code}: {error}") from None
+            raise BillingRefused("amount", f"plan {plans}: {error}") from None
     return spec
 
 
@@ -145,31 +143,126 @@ def _last(alerts: Alerts) -> str:
 def _open(
     reading: AccountReading,
     customer: Customer,
-    effective: EffectivePrices,
+    effective: Sequence[EffectivePrices],
     state: AccountState,
     saved: ReconcileState,
     settings: LagoSettings,
     alerts: Alerts,
     now_ms: int,
 ) -> DesiredState:
-    primary, plan = effective.primary, effective.plan
+    plan = effective[0].plan
     currency = plan.currency
     _check_currency(state, currency)
-    lago_from, lago_to = primary.period_start_ms, primary.period_end_ms
-    if lago_from is None or lago_to is None:
-        raise BillingRefused("subscription", f"subscription {primary.external_id} is active but has no billing period")
-    ends = next_ends_ms(primary, plan, customer.timezone)
     policy = enforcement_policy(customer, plan, bool(reading.wallets), settings)
     is_new = state.version == 0
-    if not is_new and must_end_period(state, saved, effective, lago_from):
-        following = (lago_to, *ends)
+    periods = [current_period(each, state, saved, customer.timezone, now_ms) for each in effective]
+    moved = {each.effective.name: moved_metrics(each, state, saved) for each in periods}
+    cut = {each.effective.name: moved[each.effective.name] for each in periods if counts_from_anew(each)}
+    ending = () if is_new else period_ends(state, saved, periods, cut)
+    if ending:
         return DesiredState(reading.account, None, None, saved, "the current period ends first",
-                     period_end=PeriodEnd(following, close=False), alerts=tuple(alerts.rows))  # fmt: skip
-    # Ahead of Lago by its clock: the period that the ledger has begun stands.
-    ahead = not is_new and state.period_start_ms >= lago_to
-    start_ms = lago_from // 1000 * 1000 if is_new else state.period_start_ms
-    end_ms, later = (state.period_end_ms, state.next_ends_ms) if ahead else (lago_to, ends)
-    funds = funds_of(reading.wallets, effective.codes, currency, now_ms)
+                     period_ends=ending, alerts=tuple(alerts.rows))  # fmt: skip
+    for period in periods:
+        for metric in sorted(moved[period.effective.name]):
+            alerts.add("subscription", f"{metric} is charged by {period.effective.primary.external_id} only"
+                       " since another one has ended; it is served from the next period on")  # fmt: skip
+    periods = [each.without(moved[each.effective.name]) for each in periods]
+    prices = {metric: table for each in periods for metric, table in each.effective.prices.items()}
+    codes = dict.fromkeys(code for each in periods for code in each.effective.codes)
+    funds = funds_of(reading.wallets, tuple(codes), currency, now_ms)
+    _note_wallets(reading, funds, policy, alerts)
+    fees = {each.key: _next_fees(each, reading, customer, state, funds, now_ms) for each in periods}
+    plan_fee = sum(fees.values(), Decimal(0))
+    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, funds.pays)
+    closed = [status.period for status in billing_statuses]
+    unsettled = _owed(billing_statuses, settings, currency, alerts)
+    unsettled += unmatched_drafts(closed, reading.invoices, currency)
+    unpaid = _unpaid(reading, currency) if policy.mode == "postpaid" else Decimal(0)
+    unmetered = {} if is_new else {each.key: _foreign(each, reading, state, saved, alerts) for each in periods}
+    foreign = sum(unmetered.values(), Decimal(0))
+    taxes = len(customer_taxes(customer, reading.default_taxes))
+    margin = rounding_margin(prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
+    available = funds.balance - plan_fee - margin - foreign
+    unsettled += unpaid
+    first, *further = (
+        SubscriptionSpec(
+            each.effective.name, FixedPeriod(each.start_ms, each.end_ms, each.next_ends_ms), each.effective.prices
+        )
+        for each in periods
+    )
+    spec = AccountSpec(
+        id=reading.account,
+        mode=policy.mode,
+        currency=currency,
+        period=first.period,
+        prices=first.prices,
+        status=policy.status,
+        funds=available,
+        overdraft=policy.overdraft,
+        spending_cap=policy.spending_cap,
+        credit_limit=policy.credit_limit,
+        unsettled=unsettled,
+        limits=policy.limits,
+        api_keys=policy.api_keys,
+        subscription=first.name,
+        further_subscriptions=tuple(further),
+    )
+    figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
+    revision = policy_revision(policy, effective)
+    freed = sum((saved.fees.get(key, fee) - fee for key, fee in fees.items()), Decimal(0))
+    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts, freed)
+    check_age(billing_statuses, alerts, now_ms)
+    if not reading.is_stable:
+        alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
+    is_open = any(not status.is_final for status in billing_statuses)
+    last = LastReading(now_ms, funds.balance, revision, saved.last.fingerprint if saved.last else "", is_open)
+    kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
+    waiting = [] if is_new else [
+        each for each in periods if downgrade_is_due(reading, each.effective.primary, each.start_ms, now_ms)
+    ]  # fmt: skip
+    current: dict[tuple[int, str], PeriodLink] = {}
+    for each in periods:
+        if each not in waiting:
+            current |= current_links(each)
+    kept = replace(
+        kept,
+        links={**{name: link for name, link in kept.links.items() if link.key not in fees}, **current},
+        fees={**kept.fees, **fees},
+        foreign={
+            **{key: amount for key, amount in kept.foreign.items() if key not in fees},
+            **{key: amount for key, amount in unmetered.items() if amount},
+        },
+        last=last,
+    )
+    reload_times = (
+        funds.next_expiry_ms,
+        *(_after(reading.account, each.start_ms, each.end_ms) for each in periods),
+        now_ms + DOWNGRADE_CHECK_MS if waiting else None,
+    )
+    wakes = [at for at in reload_times if at is not None and at > now_ms]
+    return DesiredState(
+        account=reading.account,
+        spec=spec,
+        period_starts_ms=None if is_new else {each.effective.name: each.start_ms for each in periods},
+        reconcile_state=kept,
+        counted=_counted(periods, reading) if is_new else {},
+        forget=forget,
+        alerts=tuple(alerts.rows),
+        billing_statuses=billing_statuses,
+        figures=figures,
+        plans=tuple(plan.code for each in effective for plan in each.plans),
+        reload_at_ms=tuple(wakes),
+    )
+
+
+def _counted(periods: Iterable[CurrentPeriod], reading: AccountReading) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for each in periods:
+        counted |= counted_before(reading, each.effective)
+    return counted
+
+
+def _note_wallets(reading: AccountReading, funds: Funds, policy: EnforcementPolicy, alerts: Alerts) -> None:
     for fault in funds.ignored:
         alerts.add("wallet", fault)
     for wallet in reading.wallets:
@@ -179,93 +272,50 @@ def _open(
     check_transactions(reading, alerts)
     if policy.mode == "prepaid" and reading.wallets and not any(wallet.is_active for wallet in reading.wallets):
         alerts.add("wallet", "no wallet of this prepaid customer is active any more: it has nothing to spend")
-    spent = Decimal(0) if is_new else sum((state.money(state.cost_of(each)) for each in state.usages), Decimal(0))
-    plan_fee = next_fees(
-        Account(effective, customer, reading.default_taxes, reading.invoices, funds.pays, spent, now_ms)
+
+
+def _spent(period: CurrentPeriod, state: AccountState) -> Decimal:
+    if period.state is None:
+        return Decimal(0)
+    return sum((state.money(period.state.cost_of(each)) for each in period.state.usages), Decimal(0))
+
+
+def _next_fees(
+    period: CurrentPeriod, reading: AccountReading, customer: Customer, state: AccountState, funds: Funds, now_ms: int
+) -> Decimal:
+    spent = _spent(period, state)
+    return next_fees(
+        Account(period.effective, customer, reading.default_taxes, reading.invoices, funds.pays, spent, now_ms)
     )
-    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, funds.pays)
-    periods = [status.period for status in billing_statuses]
-    unsettled = _owed(billing_statuses, settings, currency, alerts)
-    unsettled += unmatched_drafts(periods, reading.invoices, currency)
-    unpaid = Decimal(0)
-    if policy.mode == "postpaid":
-        unpaid = sum(
-            (
-                money(invoice.due_cents, currency)
-                for invoice in reading.invoices
-                if invoice.status == "finalized"
-                and invoice.payment_status != "succeeded"
-                and invoice.type == "subscription"
-            ),
-            Decimal(0),
-        )
-    if is_new:
-        counted = counted_before(reading, effective)
+
+
+def _unpaid(reading: AccountReading, currency: str) -> Decimal:
+    """Of final invoices."""
+    return sum(
+        (
+            money(invoice.due_cents, currency)
+            for invoice in reading.invoices
+            if invoice.status == "finalized"
+            and invoice.payment_status != "succeeded"
+            and invoice.type == "subscription"
+        ),
+        Decimal(0),
+    )
+
+
+def _foreign(
+    period: CurrentPeriod, reading: AccountReading, state: AccountState, saved: ReconcileState, alerts: Alerts
+) -> Decimal:
+    """What Lago has counted in the current period beyond the ledger."""
+    if period.is_ahead:
         foreign = Decimal(0)
     else:
-        counted = {}
-        foreign = Decimal(0) if ahead else foreign_usage(reading, effective, state, currency, alerts)
-        if reading.unread_usages:
-            # Usage that Lago cannot tell now has not become credit.
-            foreign = max(foreign, saved.foreign.get(start_ms, Decimal(0)))
-    taxes = len(customer_taxes(customer, reading.default_taxes))
-    margin = rounding_margin(effective.prices.values(), taxes, currency) if policy.mode == "prepaid" else Decimal(0)
-    available = funds.balance - plan_fee - margin - foreign
-    unsettled += unpaid
-    spec = AccountSpec(
-        id=reading.account,
-        mode=policy.mode,
-        currency=currency,
-        period=FixedPeriod(start_ms, end_ms, later),
-        prices=effective.prices,
-        status=policy.status,
-        funds=available,
-        overdraft=policy.overdraft,
-        spending_cap=policy.spending_cap,
-        credit_limit=policy.credit_limit,
-        unsettled=unsettled,
-        limits=policy.limits,
-        api_keys=policy.api_keys,
-    )
-    figures = Figures(currency, funds.balance, plan_fee, margin, foreign, unpaid, unsettled, available)
-    revision = policy_revision(policy, effective)
-    freed = saved.fees.get(start_ms, plan_fee) - plan_fee
-    check_raise(state, spec, saved, billing_statuses, funds, revision, alerts, freed)
-    check_age(billing_statuses, alerts, now_ms)
-    if not reading.is_stable:
-        alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
-    is_open = any(not status.is_final for status in billing_statuses)
-    last = LastReading(now_ms, funds.balance, revision, saved.last.fingerprint if saved.last else "", is_open)
-    kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
-    waits = not is_new and downgrade_is_due(reading, primary, start_ms, now_ms)
-    current = {} if waits else current_links(effective, start_ms, end_ms, lago_from, lago_to, ahead)
-    unmetered = {start_ms: foreign} if foreign else {}
-    kept = replace(
-        kept,
-        links={**{key: link for key, link in kept.links.items() if key[0] != start_ms}, **current},
-        fees={**kept.fees, start_ms: plan_fee},
-        foreign={**{start: each for start, each in kept.foreign.items() if start != start_ms}, **unmetered},
-        last=last,
-    )
-    reload_times = (
-        funds.next_expiry_ms,
-        _after(reading.account, start_ms, end_ms),
-        now_ms + DOWNGRADE_CHECK_MS if waits else None,
-    )
-    wakes = [at for at in reload_times if at is not None and at > now_ms]
-    return DesiredState(
-        account=reading.account,
-        spec=spec,
-        period_start_ms=None if is_new else start_ms,
-        reconcile_state=kept,
-        counted=counted,
-        forget=forget,
-        alerts=tuple(alerts.rows),
-        billing_statuses=billing_statuses,
-        figures=figures,
-        plans=tuple(each.code for each in effective.plans),
-        reload_at_ms=tuple(wakes),
-    )
+        foreign = foreign_usage(reading, period.effective, period.start_ms, _spent(period, state), alerts)
+    mine = {each.external_id for each in period.effective.billing_subscriptions}
+    if reading.unread_usages & mine:
+        # Usage that Lago cannot tell now has not become credit.
+        foreign = max(foreign, saved.foreign.get(period.key, Decimal(0)))
+    return foreign
 
 
 def _after(account: str, start_ms: int, end_ms: int) -> int:
@@ -294,11 +344,10 @@ def _billing_statuses(
     pays: Collection[str] = FEE_KINDS,
 ) -> tuple[BillingStatus, ...]:
     voided_open_ms = settings.reconcile.voided_open_s * 1000
+    names = {each.name for each in state.subscriptions} | {name for _, name in saved.periods}
     mapping = MetricMapping(settings.billable_metrics)
-    return tuple(
-        billing_status(with_links(period, reading, mapping), reading.invoices, currency, now_ms, voided_open_ms, pays)
-        for period in closed_periods(state, saved)
-    )
+    linked = (with_links(period, reading, names, mapping) for period in closed_periods(state, saved))
+    return tuple(billing_status(period, reading.invoices, currency, now_ms, voided_open_ms, pays) for period in linked)
 
 
 def _owed(billing_statuses: Sequence[BillingStatus], settings: LagoSettings, currency: str, alerts: Alerts) -> Decimal:
@@ -327,9 +376,10 @@ def _closed(
 ) -> DesiredState:
     """The account takes no new holds. Its last invoice bills its usage."""
     currency = state.currency
-    if saved.links_of(state.period_start_ms) or any(usage.settled for usage in state.usages):
+    ending = closing(state, saved)
+    if ending:
         return DesiredState(reading.account, None, None, saved, "the current period ends first",
-                     period_end=PeriodEnd((NOW_MS_MAX,), close=True), alerts=tuple(alerts.rows))  # fmt: skip
+                     period_ends=ending, alerts=tuple(alerts.rows))  # fmt: skip
     billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
     unsettled = _owed(billing_statuses, settings, currency, alerts)
     kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
@@ -346,11 +396,12 @@ def _closed(
         spending_cap=Decimal(0) if mode == "overage" else None,
         credit_limit=Decimal(0) if mode == "postpaid" else None,
         unsettled=unsettled,
+        subscription=state.first.name,
     )
     return DesiredState(
         account=reading.account,
         spec=spec,
-        period_start_ms=state.period_start_ms,
+        period_starts_ms={each.name: each.start_ms for each in state.subscriptions},
         reconcile_state=replace(
             kept,
             last=LastReading(

@@ -16,7 +16,7 @@ import orjson
 from sidecar.basics.logger import get_logger
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.lago.models import Invoice
-from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
+from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState, field_name
 from sidecar.billing.usage_sync.comparison import ComparisonRow, LedgerUsage
 from sidecar.billing.usage_sync.sync_store import SyncStateError
 from sidecar.billing.usage_sync.usage_sync import Sync
@@ -62,8 +62,8 @@ class InvoiceChecks:
     async def check(self, account: str, saved: ReconcileState, now_ms: int) -> tuple[ComparisonRow, ...]:
         """Compare what has not been compared; answer all rows that are known of the account, oldest first."""
         rows: list[ComparisonRow] = []
-        for start_ms, invoiced in sorted(saved.invoiced.items()):
-            known = decode_rows(saved.checks.get(start_ms))
+        for key, invoiced in sorted(saved.invoiced.items()):
+            known = decode_rows(saved.checks.get(key))
             if invoiced.invoice_id is None:
                 continue
             if known is not None and (all(row.is_equal for row in known) or now_ms - invoiced.at_ms > RECHECK_MS):
@@ -71,7 +71,8 @@ class InvoiceChecks:
                 continue
             fresh = await self._compare(account, saved, invoiced)
             if fresh is not None and fresh != known:
-                await set_fields(self._client, self._keys.billing(account), {f"check:{start_ms}": encode_rows(fresh)})
+                name = field_name("check", key)
+                await set_fields(self._client, self._keys.billing(account), {name: encode_rows(fresh)})
                 self._note(known is None, fresh)
             rows += fresh if fresh is not None else known or ()
         self._show(account, rows)
@@ -81,13 +82,15 @@ class InvoiceChecks:
         """The periods that are not billed yet, oldest first, with nothing invoiced; ``state`` is rolled over."""
         nothing = _no_invoice(state.currency)
         rows: list[ComparisonRow] = []
-        for (start_ms, _), link in sorted(saved.links.items()):
-            if start_ms in saved.invoiced:
+        for _, link in sorted(saved.links.items()):
+            if link.key in saved.invoiced:
                 continue
-            if start_ms == state.period_start_ms:
-                counts = [(usage.metric, usage.settled, state.cost_of(usage)) for usage in state.usages]
+            live = state.named(link.ledger_subscription)
+            if live is not None and live.start_ms == link.ledger_start_ms:
+                counts = [(usage.metric, usage.settled, live.cost_of(usage)) for usage in live.usages]
             else:
-                counts = [(each.metric, each.units, each.cost) for each in state.closed if each.start_ms == start_ms]
+                closed = [each for each in state.closed if (each.start_ms, each.subscription) == link.key]
+                counts = [(each.metric, each.units, each.cost) for each in closed]
             usages = [LedgerUsage(m, units, state.money(cost)) for m, units, cost in counts if m in link.metrics]
             try:
                 rows += await self._sync.compare(account, link, usages, nothing)
@@ -99,7 +102,7 @@ class InvoiceChecks:
         self, account: str, saved: ReconcileState, invoiced: InvoicedPeriod
     ) -> tuple[ComparisonRow, ...] | None:
         assert invoiced.invoice_id is not None
-        links = saved.links_of(invoiced.start_ms)
+        links = saved.links_of(invoiced.key)
         if not links:
             return None
         try:
@@ -147,6 +150,15 @@ class InvoiceChecks:
         for key, value in sums.items():
             if (value[0] or value[1]) and len(shown) < ACCOUNTS_SHOWN_MAX:
                 shown[key] = value
+
+
+def is_to_check(saved: ReconcileState) -> bool:
+    """Whether a period of the account is to be compared, or differed."""
+    for start_ms, invoiced in saved.invoiced.items():
+        known = decode_rows(saved.checks.get(start_ms)) if invoiced.invoice_id is not None else ()
+        if known is None or not all(row.is_equal for row in known):
+            return True
+    return False
 
 
 def _no_invoice(currency: str) -> Invoice:

@@ -1,20 +1,21 @@
 """The reconciler's state of an account between two readings: one hash in Valkey, beside the account's own.
 
-Fields: ``link:<ledger start>:<subscription>`` to which Lago period a period of the ledger belongs, ``fee:<start>`` what
-the fees beside usage add to it, ``foreign:<start>`` what Lago had counted in it beyond the ledger, ``invoiced:<start>``
-what a period came to whose invoice is final, ``last`` the last reading.
+Fields: ``link:<ledger start>:<subscription>`` to which Lago period a period of the ledger belongs, ``fee:<period>``
+what the fees beside usage add to it, ``foreign:<period>`` what Lago had counted in it beyond the ledger,
+``invoiced:<period>`` what a period came to whose invoice is final, ``last`` the last reading. ``<period>`` is the
+start, and for a subscription of the ledger with a name ``<start>:<name>``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
 
 import orjson
 
-from sidecar.billing.usage_sync.period_links import PeriodLink, decode_link, encode_link
+from sidecar.billing.usage_sync.period_links import PeriodKey, PeriodLink, decode_link, encode_link
 
 ABSENT: Final = "absent"
 """Policy of a reading that found nothing to load."""
@@ -24,6 +25,7 @@ ABSENT: Final = "absent"
 class InvoicedPeriod:
     """A period of the ledger whose invoice is final. ``units`` and ``costs`` are the ledger's, by metric; ``billed`` is
     what the invoice has for them, taxes included, where units are missing on it. ``invoice_id`` None: nothing was due.
+    ``subscription``: the ledger's.
     """
 
     start_ms: int
@@ -35,6 +37,11 @@ class InvoicedPeriod:
     at_ms: int
     voided_at_ms: int | None = None
     billed: Decimal | None = None
+    subscription: str = ""
+
+    @property
+    def key(self) -> PeriodKey:
+        return self.start_ms, self.subscription
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +59,39 @@ class LastReading:
 
 @dataclass(frozen=True, slots=True)
 class ReconcileState:
-    """Keys of ``fees``, ``foreign``, ``invoiced`` and ``checks`` are the starts of ledger periods, those of ``links``
-    (start, subscription). ``checks``: JSON of how the invoice compared with the ledger (``invoice_checks``).
+    """Keys of ``links``: start and Lago's id of the subscription. ``checks``: JSON of how the invoice compared with the
+    ledger (``invoice_checks``).
     """
 
     links: Mapping[tuple[int, str], PeriodLink] = field(default_factory=dict)
-    fees: Mapping[int, Decimal] = field(default_factory=dict)
-    invoiced: Mapping[int, InvoicedPeriod] = field(default_factory=dict)
+    fees: Mapping[PeriodKey, Decimal] = field(default_factory=dict)
+    invoiced: Mapping[PeriodKey, InvoicedPeriod] = field(default_factory=dict)
     last: LastReading | None = None
-    checks: Mapping[int, str] = field(default_factory=dict)
-    foreign: Mapping[int, Decimal] = field(default_factory=dict)
+    checks: Mapping[PeriodKey, str] = field(default_factory=dict)
+    foreign: Mapping[PeriodKey, Decimal] = field(default_factory=dict)
 
     @property
     def came_from_lago(self) -> bool:
         """Whether the ledger's account was ever loaded from Lago; else it is a file's."""
         return self.last is not None and self.last.policy != ABSENT
 
-    def links_of(self, start_ms: int) -> tuple[PeriodLink, ...]:
-        return tuple(link for (start, _), link in sorted(self.links.items()) if start == start_ms)
+    def links_of(self, key: PeriodKey) -> tuple[PeriodLink, ...]:
+        return tuple(link for _, link in sorted(self.links.items()) if link.key == key)
+
+    @property
+    def periods(self) -> frozenset[PeriodKey]:
+        """All that it knows of."""
+        return frozenset({link.key for link in self.links.values()} | set(self.invoiced))
 
     def fields(self) -> dict[str, str]:
         """As it is stored."""
         stored = {
             f"link:{start}:{subscription}": encode_link(link) for (start, subscription), link in self.links.items()
         }
-        stored |= {f"fee:{start}": str(fee) for start, fee in self.fees.items()}
-        stored |= {f"foreign:{start}": str(amount) for start, amount in self.foreign.items()}
-        stored |= {f"invoiced:{start}": _dump(asdict(period)) for start, period in self.invoiced.items()}
-        stored |= {f"check:{start}": check for start, check in self.checks.items()}
+        stored |= {field_name("fee", key): str(fee) for key, fee in self.fees.items()}
+        stored |= {field_name("foreign", key): str(amount) for key, amount in self.foreign.items()}
+        stored |= {field_name("invoiced", key): _dump(asdict(period)) for key, period in self.invoiced.items()}
+        stored |= {field_name("check", key): check for key, check in self.checks.items()}
         if self.last is not None:
             stored["last"] = _dump(asdict(self.last))
         return stored
@@ -87,15 +99,26 @@ class ReconcileState:
     def with_fingerprint(self, fingerprint: str) -> ReconcileState:
         return self if self.last is None else replace(self, last=replace(self.last, fingerprint=fingerprint))
 
-    def oldest_ms(self, current_ms: int) -> int:
-        """The earliest instant for which invoices may matter: the start of the first period that is not invoiced."""
-        starts = {start for start, _ in self.links} | set(self.invoiced)
-        waiting = (start for start in starts if not self._is_done(start))
-        return min([current_ms, *waiting])
+    def oldest_ms(self, current: Collection[PeriodKey]) -> int:
+        """The earliest instant for which invoices may matter: the start of the first period that is over and not
+        invoiced, or else that of the youngest one of the ``current``."""
+        waiting = [key[0] for key in self.periods if key not in current and not self._is_done(key)]
+        return min([max((start for start, _ in current), default=0), *waiting])
 
-    def _is_done(self, start_ms: int) -> bool:
-        invoiced = self.invoiced.get(start_ms)
+    def _is_done(self, key: PeriodKey) -> bool:
+        invoiced = self.invoiced.get(key)
         return invoiced is not None and invoiced.voided_at_ms is None
+
+
+def field_name(kind: str, key: PeriodKey) -> str:
+    """The field of a period."""
+    start_ms, subscription = key
+    return f"{kind}:{start_ms}:{subscription}" if subscription else f"{kind}:{start_ms}"
+
+
+def _key(text: str) -> PeriodKey:
+    start, _, subscription = text.partition(":")
+    return int(start), subscription
 
 
 class MalformedReconcileState(ValueError):
@@ -105,10 +128,10 @@ class MalformedReconcileState(ValueError):
 def decode_reconcile_state(fields: Mapping[bytes, bytes]) -> ReconcileState:
     """Raises ``MalformedReconcileState``."""
     links: dict[tuple[int, str], PeriodLink] = {}
-    fees: dict[int, Decimal] = {}
-    foreign: dict[int, Decimal] = {}
-    invoiced: dict[int, InvoicedPeriod] = {}
-    checks: dict[int, str] = {}
+    fees: dict[PeriodKey, Decimal] = {}
+    foreign: dict[PeriodKey, Decimal] = {}
+    invoiced: dict[PeriodKey, InvoicedPeriod] = {}
+    checks: dict[PeriodKey, str] = {}
     last = None
     for name, value in fields.items():
         kind, _, rest = name.decode("utf-8", "replace").partition(":")
@@ -117,13 +140,13 @@ def decode_reconcile_state(fields: Mapping[bytes, bytes]) -> ReconcileState:
                 start, _, subscription = rest.partition(":")
                 links[int(start), subscription] = decode_link(value)
             elif kind == "fee":
-                fees[int(rest)] = Decimal(value.decode())
+                fees[_key(rest)] = Decimal(value.decode())
             elif kind == "foreign":
-                foreign[int(rest)] = Decimal(value.decode())
+                foreign[_key(rest)] = Decimal(value.decode())
             elif kind == "invoiced":
-                invoiced[int(rest)] = _invoiced(orjson.loads(value))
+                invoiced[_key(rest)] = _invoiced(orjson.loads(value))
             elif kind == "check":
-                checks[int(rest)] = value.decode()
+                checks[_key(rest)] = value.decode()
             elif kind == "last":
                 row = orjson.loads(value)
                 last = decode_last(row)
@@ -154,6 +177,7 @@ def _invoiced(row: Any) -> InvoicedPeriod:
         at_ms=int(row["at_ms"]),
         voided_at_ms=row["voided_at_ms"],
         billed=Decimal(row["billed"]) if row.get("billed") is not None else None,
+        subscription=str(row.get("subscription", "")),
     )
 
 

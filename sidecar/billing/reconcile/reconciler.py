@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 
 from sidecar.basics.fault_reasons import reason_of
 from sidecar.basics.logger import get_logger
@@ -42,6 +42,7 @@ from sidecar.ledger.accounts.loader import (
     PriceError,
 )
 from sidecar.ledger.keys import Keys
+from sidecar.valkey.calls import Call, call_each, raise_first
 from sidecar.valkey.hash_fields import set_fields
 from sidecar.valkey.topology import CLIENT_ERRORS, Client
 
@@ -113,6 +114,7 @@ class Reconciler:
         self._rounded_metrics: frozenset[str] = frozenset()
         self._listed_values: Mapping[str, Mapping[str, tuple[str, ...]]] = {}
         self._taxes_until_s = 0.0
+        self._reading_taxes = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"Reconciler({self._lago!r}, {len(self._flights)} under way)"
@@ -209,11 +211,17 @@ class Reconciler:
         for _ in range(ROUNDS_MAX):
             now_ms = await self._loader.now_ms()
             desired = desired_state(reading, state, saved, self._settings, now_ms)
-            if desired.period_end is not None:
+            if desired.period_ends:
                 at_ms = now_ms // 1000 * 1000 + 1000
-                await self._loader.end_period(
-                    account, at_ms, desired.period_end.next_ends_ms, token, close=desired.period_end.close
-                )
+                for ending in desired.period_ends:
+                    await self._loader.end_period(
+                        account,
+                        at_ms,
+                        ending.next_ends_ms,
+                        token,
+                        subscription=ending.subscription,
+                        close=ending.close,
+                    )
                 await self._sleep_until(at_ms)
             elif desired.spec is None:
                 await self._mark_absent(account, saved, fingerprint)
@@ -236,11 +244,13 @@ class Reconciler:
         spec = desired.spec
         assert spec is not None
         counted = dict(desired.counted)
-        if desired.period_start_ms is None and self._counts is not None and spec.prices:
+        for each in spec.subscriptions:
+            if desired.period_starts_ms is not None or self._counts is None or not each.prices:
+                continue
             # New to the ledger, or lost by it: OpenMeter may have counted more than has reached Lago.
-            start_ms = spec.period.at(0).start_ms
+            start_ms = each.period.at(0).start_ms
             try:
-                metered = await self._counts(spec.id, tuple(spec.prices), start_ms, await self._loader.now_ms())
+                metered = await self._counts(spec.id, tuple(each.prices), start_ms, await self._loader.now_ms())
             except CountsUnavailable as error:
                 log.warning(
                     "cannot read earlier usage from openmeter, lago's figures are used alone",
@@ -250,7 +260,7 @@ class Reconciler:
             else:
                 counted |= {metric: max(units, counted.get(metric, 0)) for metric, units in metered.items() if units}
         await self._loader.load(
-            spec, period_start_ms=desired.period_start_ms, fence=token, counted=counted, keep_operator_status=True
+            spec, period_starts_ms=desired.period_starts_ms, fence=token, counted=counted, keep_operator_status=True
         )
 
     async def _keep(self, desired: DesiredState, saved: ReconcileState, fingerprint: str | None) -> None:
@@ -294,14 +304,24 @@ class Reconciler:
             raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
         return decode_reconcile_state(cast("Mapping[bytes, bytes]", fields))
 
+    async def reconcile_states(self, accounts: Sequence[str]) -> list[ReconcileState | MalformedReconcileState]:
+        """The saved states of accounts, with one round trip. Raises ``LedgerUnavailable``."""
+        try:
+            keys = [self._keys.billing(account) for account in accounts]
+            replies = await call_each(self._client, [Call(key, ("HGETALL", key)) for key in keys])
+            raise_first(replies)
+        except CLIENT_ERRORS as error:
+            raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
+        return [_decoded(reply) for reply in replies]
+
     async def _read(self, account: str, state: AccountState, saved: ReconcileState, thorough: bool) -> AccountReading:
-        current_ms = state.period_start_ms if state.version > 0 else 0
+        current = [(each.start_ms, each.name) for each in state.subscriptions] if state.version > 0 else []
         reading = await read_account(
             self._lago,
             account,
             await self._default_taxes(),
             await self._loader.now_ms(),
-            saved.oldest_ms(current_ms),
+            saved.oldest_ms(current),
             with_transactions=thorough,
             rounded_metrics=self._rounded_metrics,
             listed_values=self._listed_values,
@@ -318,13 +338,14 @@ class Reconciler:
         return state.rolled_over(await self._loader.now_ms()) if state.version > 0 else state
 
     async def _default_taxes(self) -> tuple[Tax, ...]:
-        if time.monotonic() >= self._taxes_until_s:
-            taxes = await self._lago.taxes()
-            self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
-            metrics = await self._lago.billable_metrics()
-            self._rounded_metrics = frozenset(each.code for each in metrics if each.rounds_units)
-            self._listed_values = {each.code: each.filters for each in metrics if each.filters}
-            self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
+        async with self._reading_taxes:  # accounts that are read at once ask once
+            if time.monotonic() >= self._taxes_until_s:
+                taxes = await self._lago.taxes()
+                self._taxes = tuple(tax for tax in taxes if tax.is_default or tax.billing_entities)
+                metrics = await self._lago.billable_metrics()
+                self._rounded_metrics = frozenset(each.code for each in metrics if each.rounds_units)
+                self._listed_values = {each.code: each.filters for each in metrics if each.filters}
+                self._taxes_until_s = time.monotonic() + TAXES_KEPT_S
         return self._taxes
 
     async def _mark_absent(self, account: str, saved: ReconcileState, fingerprint: str | None) -> None:
@@ -341,6 +362,14 @@ class Reconciler:
     async def _wait_for(self, at_ms: int) -> None:
         while (left_ms := at_ms - await self._loader.now_ms()) > 0:
             await asyncio.sleep(left_ms / 1000)
+
+
+def _decoded(reply: Any) -> ReconcileState | MalformedReconcileState:
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    try:
+        return decode_reconcile_state(dict(pairs))
+    except MalformedReconcileState as error:
+        return error
 
 
 def _refused(account: str, alert: Alert) -> Outcome:

@@ -26,6 +26,9 @@ CALL_MAX: Final = 1_000
 """Names in one call of a script, which keeps the server's only thread for about a millisecond."""
 WAITING_MAX: Final = 20_000
 """Requests that one call may list."""
+AHEAD_MAX: Final = 32
+"""Requests that wait, up to which scheduled reloads that are due join them. When a month has ended, those of all
+accounts are due: a top-up would wait for hours behind them."""
 NAME_BYTES_MAX: Final = 512
 SWEEP: Final = "sweep"
 
@@ -92,9 +95,11 @@ _WAITING: Final = (
     _ADD_ONE
     + """
 -- KEYS [1] reload requests [2] scheduled reloads  ARGV [1] most names [2] how many are asked for
+--      [3] most requests that wait, for a scheduled reload to become one
 -- reply {name, score, age in microseconds, name, ...}, all text: numbers differ between protocol versions
 local now_ms = string.format('%.0f', math.floor(now_us / 1000))
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMIT', 0, ARGV[2])) do
+local room = math.max(0, math.min(ARGV[2], ARGV[3] - redis.call('ZCARD', KEYS[1])))
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMIT', 0, room)) do
   add(KEYS[1], name, tonumber(ARGV[1]))
   redis.call('ZREM', KEYS[2], name)
 end
@@ -217,9 +222,11 @@ class ReloadRequests:
         return int(await self._eval(_ADD, (self._requests, self._idempotency_keys), *limits, *names))
 
     async def waiting(self, limit: int) -> tuple[ReloadRequest, ...]:
-        """The waiting requests, longest first; scheduled reloads that are due are among them."""
+        """The waiting requests, longest first; scheduled reloads that are due are among them, as long as there are
+        not many requests."""
         assert 0 < limit <= WAITING_MAX, f"{limit} reload requests at once"
-        reply = await self._eval(_WAITING, (self._requests, self._scheduled), self._names_max, limit)
+        keys = self._requests, self._scheduled
+        reply = await self._eval(_WAITING, keys, self._names_max, limit, AHEAD_MAX)
         rows = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
         return tuple(ReloadRequest(name.decode(), score, max(0.0, int(age_us) / 1e6)) for name, score, age_us in rows)
 

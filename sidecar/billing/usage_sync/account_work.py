@@ -111,7 +111,9 @@ class AccountWork:
         for link, metric in self.account.metric_periods():
             key = link.start_s, metric
             pushed_usage = self.state.pushed_usages.get(key)
-            if pushed_usage is None and link.start_s <= self.state.forgotten_periods.until_s:
+            # A year that goes on may be older than months that are done.
+            is_forgotten = link.start_s <= self.state.forgotten_periods.until_s and not link.is_current
+            if pushed_usage is None and is_forgotten:
                 continue
             other = taken.get(key) or (
                 pushed_usage.subscription_id if pushed_usage is not None else link.subscription_id
@@ -260,6 +262,10 @@ class AccountWork:
                 )
         for (period_ms, metric, kind), units in pushed.items():
             report.add(self._row(period_ms, metric, kind, sum(units), len(units)))
+
+    def let_go(self) -> None:
+        """Forget what was planned: it was pushed, or the next round does it."""
+        self.metric_periods, self.change, self.fresh = [], SyncStateChange(), ()
 
     def fail(self, reason: str, report: ReportBuilder) -> None:
         """Leave the account for the next round."""

@@ -45,18 +45,15 @@ class ChargedUnits:
 
     def between_whole(self, start_s: int, end_s: int) -> int:
         """Units of the whole hours that lie between two instants, as far as they are known."""
-        hours = range(-(-start_s // HOUR_S), end_s // HOUR_S)
-        return sum(
-            units for (hour, metric), units in self.counts.hours.items() if metric == self.metric and hour in hours
-        )
+        return self.counts.known_of_hours(-(-start_s // HOUR_S), end_s // HOUR_S, self.metric)
 
-    def most_of(self, segment: Segment) -> int | None:
-        """The most units that a segment may have; None: what is left of the period.
+    def most_of(self, segment: Segment, known: int | None) -> int | None:
+        """The most units that a segment may have; None: what is left of the period. ``known``: those ``between`` its
+        bounds.
 
         Where units were taken over, an hour without a count may be one of those in which they were used. What was
         compared before and merged since has all that is its own.
         """
-        known = self.between(segment.start_s, segment.end_s)
         if not self.taken:
             return known
         if segment.end_s - segment.start_s > HOUR_S:
@@ -76,8 +73,8 @@ def billable_units(
 ) -> BillableUnits:
     """``counted``: OpenMeter's units of each segment, or why there are none. ``from_ledger``: bill what the ledger has
     charged, whatever OpenMeter shows. ``end_s``: of the period; ``is_over``: that has passed."""
-    exact = [charged.most_of(each.segment) for each in found]
     own = [charged.between(each.segment.start_s, each.segment.end_s) for each in found]
+    exact = [charged.most_of(each.segment, known) for each, known in zip(found, own, strict=True)]
     wanted: list[int] = []
     held: list[str] = []
     surplus = 0

@@ -177,7 +177,7 @@ class UsageReader:
                 return self._intervals[interval].get(account, 0)
             return self._own_intervals[account, interval]
         total = 0
-        for cell in _cells(usage_range, window):
+        for cell in _cells(usage_range, window):  # one, but for minutes
             shown = self._cells[cell].get(account, 0) if cell in self._cells else self._own_cells[account, cell]
             if isinstance(shown, NotShown):
                 return shown
@@ -300,6 +300,8 @@ def _interval(usage_range: UsageRange) -> _Interval:
 
 
 def _cells(usage_range: UsageRange, window: Window) -> list[_Cell]:
+    if window == "HOUR":
+        return [_Cell(usage_range.metric, window, usage_range.start_s)]
     return [
         _Cell(usage_range.metric, window, at_s)
         for at_s in range(usage_range.start_s, usage_range.end_s, STEP_S[window])

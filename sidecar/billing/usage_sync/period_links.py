@@ -14,6 +14,9 @@ from sidecar.billing.metric_mapping import BilledMetric
 LINK_BYTES_MAX: Final = 1_048_576
 METRICS_MAX: Final = 1_000
 
+PeriodKey = tuple[int, str]
+"""Start in ms of a period of the ledger, and the name of the ledger's subscription that it is of."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeriodLink:
@@ -22,6 +25,7 @@ class PeriodLink:
     All bounds are Unix milliseconds, ends exclusive; ``ledger_end_ms`` of the current period is its planned end. The
     timestamps of events must lie from ``lago_from_ms`` to just before ``lago_to_ms``. ``is_final``: the invoice is
     finalised, nothing more can be billed on it. ``billed``: how Lago bills those ``metrics`` that are no plain ones.
+    ``ledger_subscription``: the name of the ledger's subscription.
 
     Raises:
         ValueError: a bound of the ledger's is no whole second, or an end does not follow its start.
@@ -36,6 +40,7 @@ class PeriodLink:
     metrics: tuple[str, ...]
     is_final: bool
     is_current: bool
+    ledger_subscription: str = ""
     billed: tuple[BilledMetric, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,6 +52,10 @@ class PeriodLink:
             raise ValueError(f"the ledger period from {self.ledger_start_ms} ends at {self.ledger_end_ms}")
         if self.lago_to_ms <= self.lago_from_ms:
             raise ValueError(f"Lago's period from {self.lago_from_ms} ends at {self.lago_to_ms}")
+
+    @property
+    def key(self) -> PeriodKey:
+        return self.ledger_start_ms, self.ledger_subscription
 
     @property
     def start_s(self) -> int:
@@ -72,11 +81,11 @@ class PeriodLink:
 @dataclass(frozen=True, slots=True)
 class SyncAccount:
     """An account, by the id that is Lago's customer and OpenMeter's subject, and its periods. ``invoiced``: what the
-    ledger had charged in those with an invoice, by start in ms and metric, since it forgets them then."""
+    ledger had charged in those with an invoice, by period and metric, since it forgets them then."""
 
     id: str
     links: tuple[PeriodLink, ...]
-    invoiced: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    invoiced: Mapping[PeriodKey, Mapping[str, int]] = field(default_factory=dict)
 
     def metric_periods(self) -> Iterator[tuple[PeriodLink, str]]:
         """Each period with each of its metrics, oldest first."""
@@ -87,7 +96,7 @@ class SyncAccount:
     def charged(self, link: PeriodLink, metric: str) -> int | None:
         """What the ledger had charged in a period that it may have forgotten; None if nobody knows. A period that has
         no invoice is not forgotten."""
-        invoiced = self.invoiced.get(link.ledger_start_ms)
+        invoiced = self.invoiced.get(link.key)
         if invoiced is not None:
             return invoiced.get(metric, 0)
         return None if link.is_final else 0
@@ -128,6 +137,7 @@ def decode_link(data: bytes | str) -> PeriodLink:
         is_final=_member(row, "is_final", bool),
         is_current=_member(row, "is_current", bool),
         billed=_billed(row.get("billed", [])),
+        ledger_subscription=_member({"ledger_subscription": "", **row}, "ledger_subscription", str),
     )
 
 

@@ -10,6 +10,7 @@ ended and settled; a period that is about to end, or has ended without an invoic
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -116,22 +117,22 @@ def segments_to_compare(
     at_s = next((each.start_s for each in pushed_usage.segments if each.start_s <= low_s < each.end_s), low_s)
     # Days of minutes that were held back are more than one round has room for, and Lago bills in minutes.
     window_s = HOUR_S if is_due(link, round_time) else settings.window_s
+    starts_s = sorted(stored)
     found: list[SegmentToCompare] = []
     while at_s < limit_s and len(found) < SEGMENTS_MAX:
-        segment = stored.get(at_s) or Segment(at_s, _end_of_window(at_s, link, pushed_usage, window_s))
+        segment = stored.get(at_s)
+        if segment is None:
+            next_at = bisect_right(starts_s, at_s)
+            next_s = starts_s[next_at] if next_at < len(starts_s) else link.end_s
+            # Late usage of an hour whose windows were merged needs no more detail.
+            step_s = HOUR_S if at_s < pushed_usage.hourly_s else window_s
+            segment = Segment(at_s, min((at_s // step_s + 1) * step_s, next_s))
         until_s = min(segment.end_s, limit_s)
         if until_s < segment.end_s and not flushing:
             break
         found.append(SegmentToCompare(segment, until_s))
         at_s = segment.end_s
     return tuple(found)
-
-
-def _end_of_window(at_s: int, link: PeriodLink, pushed_usage: PushedUsage, window_s: int) -> int:
-    """The end of a new segment. Late usage of an hour whose windows were merged needs no more detail."""
-    step_s = HOUR_S if at_s < pushed_usage.hourly_s else window_s
-    next_s = next((each.start_s for each in pushed_usage.segments if each.start_s > at_s), link.end_s)
-    return min((at_s // step_s + 1) * step_s, next_s)
 
 
 def displaced_segments(link: PeriodLink, pushed_usage: PushedUsage) -> tuple[tuple[Segment, Decimal], ...]:
@@ -200,7 +201,7 @@ def _plan_segment(
     if owed < 0:
         return replace(segment, late=0), None, Finding("excess", segment.start_s, -owed, is_new=False)
     if owed == 0:
-        return replace(segment, late=0), None, None
+        return replace(segment, late=0) if segment.late else segment, None, None
     if link.is_final and carries_into is None:
         new = owed - segment.late
         return replace(segment, late=owed), None, Finding("late", segment.start_s, new if new > 0 else owed, new > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -18,7 +19,8 @@ BUFFERED_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class BodyReader:
-    """``bytes_max`` of one body, ``buffered_bytes_max`` of all that are in memory at a time."""
+    """``bytes_max`` of one body, ``buffered_bytes_max`` of all that are in memory at a time. Those of one peer get half
+    of that at most, so that others find room."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class BodyReader:
         self._bytes_max = bytes_max
         self._buffered_bytes_max = max(bytes_max, buffered_bytes_max)
         self._timeout_s = timeout_s
+        self._of_peer: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"BodyReader({self.buffered_bytes} bytes buffered)"
@@ -43,22 +46,27 @@ class BodyReader:
             raise Refused(Refusal.ENCODED)
         if (request.content_length or 0) > self._bytes_max:
             raise Refused(Refusal.TOO_LARGE)
-        body = bytearray()
+        body, peer = bytearray(), request.remote or ""
         try:
-            await self._fill(body, request)
+            await self._fill(body, request, peer)
             yield bytes(body)
         finally:
             self.buffered_bytes -= len(body)
+            self._of_peer[peer] -= len(body)
+            if not self._of_peer[peer]:
+                del self._of_peer[peer]
 
-    async def _fill(self, body: bytearray, request: web.Request) -> None:
+    async def _fill(self, body: bytearray, request: web.Request, peer: str) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for chunk in request.content.iter_any():
                     body += chunk
                     self.buffered_bytes += len(chunk)
+                    self._of_peer[peer] += len(chunk)
                     if len(body) > self._bytes_max:
                         raise Refused(Refusal.TOO_LARGE)
-                    if self.buffered_bytes > self._buffered_bytes_max:
+                    share = max(self._bytes_max, self._buffered_bytes_max // 2)
+                    if self.buffered_bytes > self._buffered_bytes_max or self._of_peer[peer] > share:
                         raise Refused(Refusal.BUSY)
         except TimeoutError:
             raise Refused(Refusal.TOO_SLOW) from None

@@ -1,9 +1,9 @@
 """``POST /webhooks/lago``: verify, request a reload, answer. The leading control plane handles the request later.
 
-What comes first protects what comes after: the rate limit costs nothing, a body is read only as far as it may go, the
-signature is checked before anything in the body is looked at, and 200 is said only when the reload requests are in
-Valkey. So a crash at any point either has not answered, and Lago sends the webhook again, or has left its reload
-requests behind.
+What comes first protects what comes after: a body is read only as far as it may go, the signature is checked before
+anything in the body is looked at, and before the rate limit, so that forged webhooks take nothing away from genuine
+ones, and 200 is said only when the reload requests are in Valkey. So a crash at any point either has not answered, and
+Lago sends the webhook again, or has left its reload requests behind.
 
 **Repeats.** Lago sends a webhook up to three times, under the same ``X-Lago-Unique-Key`` and with the same body. Only
 the two together are a repeat. The key alone is not signed: whoever could send one could otherwise silence another
@@ -118,9 +118,6 @@ class WebhookReceiver:
     async def _take(self, request: web.Request) -> None:
         if not self._verifier.is_configured:
             raise Refused(Refusal.NOT_CONFIGURED)
-        wait_s = self._rate.take()
-        if wait_s > 0:
-            raise Refused(Refusal.TOO_MANY, retry_after_s=wait_s)
         signature, algorithm, unique_key = _headers(request)
         async with self._bodies.read(request) as body:
             try:
@@ -129,6 +126,9 @@ class WebhookReceiver:
                 raise Refused(Refusal.SIGNATURE) from error
             except KeyUnavailable:
                 raise Refused(Refusal.NO_KEY) from None
+            wait_s = self._rate.take()
+            if wait_s > 0:
+                raise Refused(Refusal.TOO_MANY, retry_after_s=wait_s)
             try:
                 webhook = parse(body)
             except EnvelopeError as error:

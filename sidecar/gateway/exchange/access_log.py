@@ -40,7 +40,10 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
         and label is account
     ):
         counters.remaining[label] = (hold.available, hold.view.digits)
-    if context.access_log is not None and (context.settings.access_log == "all" or status >= 500 or refused):
+    if context.access_log is None:
+        return
+    is_trouble = status >= 500 or refused
+    if context.logs(status, reason, relay.peer.address) if is_trouble else context.settings.access_log == "all":
         traceparent = relay.head.fields.get(TRACEPARENT)
         context.access_log(
             orjson.dumps(
@@ -68,7 +71,7 @@ def record(relay: ChargedRelay, status: int, now: float, *, refused: bool, reaso
 def record_refused_head(context: GatewayContext, client: Client, error: ProtocolError, interaction_id: str) -> None:
     """Counts and logs bytes that are no request. ``interaction_id`` is that of the answer."""
     context.counters.count("-", OTHER_METHOD, "-", error.status)
-    if context.access_log is not None:
+    if context.access_log is not None and context.logs(error.status, error.reason, client.peer.address):
         context.access_log(
             orjson.dumps(
                 {

@@ -7,7 +7,7 @@ two loaders never mix their prices and funds. Settled and held units are the req
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from heapq import merge
@@ -62,6 +62,8 @@ ATTEMPTS_MAX: Final = 32
 """A conflict means that another loader has written meanwhile; so many in a row mean that something else is wrong."""
 
 LIST_MAX: Final = 10_000
+LOOK_MIN: Final = 8
+"""Ids of a partition that ``pages`` asks for at least."""
 
 _READ: Final = """
 -- Both parts of an account, as they are at one instant.
@@ -89,23 +91,24 @@ class AccountLoader:
         spec: AccountSpec,
         now_ms: int | None = None,
         *,
-        period_start_ms: int | None = None,
+        period_starts_ms: Mapping[str, int] | None = None,
         fence: int | None = None,
         counted: Mapping[str, int] | None = None,
         keep_operator_status: bool = False,
     ) -> int:
         """Write an account, new or not; answer its new version.
 
-        ``now_ms`` chooses the period (None: Valkey's clock). ``period_start_ms`` says to which current period of the
-        first subscription ``spec.unsettled`` belongs: it counts what was due before that; without it, that of the
-        moment is taken. ``fence`` is a leader's token (``sidecar.valkey.lease``). ``counted``: units by metric that an
-        account which is new to the ledger has used already in the period of its first subscription. With
-        ``keep_operator_status`` an account that was suspended or closed by hand stays so.
+        ``now_ms`` chooses the period (None: Valkey's clock). ``period_starts_ms`` says to which current periods
+        ``spec.unsettled`` belongs, by name of the subscription: it counts what was due before them; of others that of
+        the moment is taken. ``fence`` is a leader's token (``sidecar.valkey.lease``). ``counted``: units by metric that
+        an account which is new to the ledger has used already in the period of the subscription that has a price for
+        the metric, else of the first. With ``keep_operator_status`` an account that was suspended or closed by hand
+        stays so.
 
         Raises:
             PriceError: an amount cannot be represented.
             ApiKeyTaken: a key is another account's.
-            PeriodMoved: the current period starts elsewhere than ``period_start_ms``.
+            PeriodMoved: a current period starts elsewhere than ``period_starts_ms`` says.
             Fenced: a later leader has written the account.
             LoadRefused: the script cannot take it.
             MalformedAccount: what is stored cannot be read.
@@ -118,7 +121,7 @@ class AccountLoader:
             new = [] if spec.api_keys is None else await self._api_keys.assign(spec.id, spec.api_keys)
             try:
                 version, removed = await self._write(
-                    spec, now, period_start_ms, fence, counted or {}, keep_operator_status
+                    spec, now, period_starts_ms or {}, fence, counted or {}, keep_operator_status
                 )
             except (LoadError, PriceError, MalformedAccount):
                 await self._api_keys.remove(spec.id, new)
@@ -133,7 +136,7 @@ class AccountLoader:
         self,
         spec: AccountSpec,
         now_ms: int,
-        period_start_ms: int | None,
+        period_starts_ms: Mapping[str, int],
         fence: int | None,
         counted: Mapping[str, int],
         keep_operator_status: bool,
@@ -142,9 +145,9 @@ class AccountLoader:
         for _ in range(ATTEMPTS_MAX):
             state = await self._read(spec.id)
             digits = spec.digits_needed()
-            if state.version and (period_start_ms is not None or digits < state.digits):
+            if state.version and (period_starts_ms or digits < state.digits):
                 current = state.rolled_over(await self._now_ms())
-                _check_start(spec, current, period_start_ms)
+                _check_starts(spec, current, period_starts_ms)
                 digits = max(digits, state.digits if keeps_digits else _digits_kept(spec, current))
             digests = state.about.api_keys if spec.api_keys is None else spec.api_keys
             by_operator = state.about.by_operator if keep_operator_status else None
@@ -165,7 +168,7 @@ class AccountLoader:
                     digits,
                     state.digits,
                     _or_false(fence),
-                    list(_loaded_subscriptions(spec, state, digits, now_ms, period_start_ms, counted)),
+                    list(_loaded_subscriptions(spec, state, digits, now_ms, period_starts_ms, counted)),
                 ],
             )
             if word == b"OK":
@@ -204,11 +207,13 @@ class AccountLoader:
         next_ends_ms: Sequence[int],
         fence: int | None = None,
         *,
+        subscription: str | None = None,
         close: bool = False,
     ) -> int:
-        """End the period of the account's first subscription at ``at_ms`` instead of later; the next one then ends with
-        the first of ``next_ends_ms`` after it. A period that ends before that anyway is left as it is. With ``close``
-        nothing is held any more from now on. Answers the new version.
+        """End the period of one of the account's subscriptions (None: the first) at ``at_ms`` instead of later; the
+        next one then ends with the first of ``next_ends_ms`` after it. A period that ends before that anyway is left as
+        it is. With ``close`` nothing of it is held any more from now on; without other subscriptions the
+        account is closed. Answers the new version.
 
         This is how a period ends at an instant that nobody knew in advance, such as an upgrade: at a whole second yet
         to come, so that every event is on one side of it by its time.
@@ -217,12 +222,19 @@ class AccountLoader:
         """
 
         def changed(state: AccountState) -> AccountState:
-            if close:
-                state = replace(state, status=Status.CLOSED)
-            if at_ms >= state.period_end_ms:
+            ending = state.first if subscription is None else state.named(subscription)
+            if ending is None:
                 return state
-            first = replace(state.first, end_ms=at_ms, next_ends_ms=tuple(next_ends_ms))
-            return replace(state, subscriptions=(first, *state.subscriptions[1:]))
+            ended = ending
+            if close and len(state.subscriptions) == 1:
+                state = replace(state, status=Status.CLOSED)
+            elif close:
+                ended = replace(ended, prices={})
+            if at_ms < ending.end_ms:
+                ended = replace(ended, end_ms=at_ms, next_ends_ms=tuple(next_ends_ms))
+            return replace(
+                state, subscriptions=tuple(ended if each is ending else each for each in state.subscriptions)
+            )
 
         return await self._rewrite(account, changed, fence)
 
@@ -341,6 +353,33 @@ class AccountLoader:
                 await self._check_format()
         return tuple(islice(merge(*([_text(each) for each in page] for page in pages)), limit))
 
+    async def pages(self, size: int, *, reachable: bool = False) -> AsyncIterator[tuple[str, ...]]:
+        """The ids of all accounts, at most ``size`` at a time and in no order. Each is read once, where ``list`` looks
+        for the next ones in every partition. An account that is loaded meanwhile may be left out. ``reachable`` and
+        errors as with ``list``."""
+        each_max = max(LOOK_MIN, size // self._keys.partitions)
+        lows = {self._keys.accounts(partition): b"-" for partition in range(self._keys.partitions)}
+        is_first = True
+        while lows:
+            with _translated():
+                found = await call_each(
+                    self._client,
+                    [Call(key, ("ZRANGEBYLEX", key, low, "+", "LIMIT", 0, each_max)) for key, low in lows.items()],
+                )
+                usable = [each for each in found if not isinstance(each, Exception)]
+                raise_first(() if reachable and usable else found)
+                if is_first and not any(usable):
+                    await self._check_format()
+            is_first = False
+            lows = {
+                key: b"(" + ids[-1]
+                for key, ids in zip(lows, found, strict=True)
+                if not isinstance(ids, Exception) and len(ids) == each_max
+            }
+            ids = [_text(id_) for page in usable for id_ in page]
+            for at in range(0, len(ids), size):
+                yield tuple(ids[at : at + size])
+
     async def show(self, account: str) -> AccountSnapshot | None:
         """An account as it stands, None if it was never loaded.
 
@@ -454,10 +493,13 @@ class _translated:
             raise LedgerUnavailable(f"the ledger cannot be reached: {reason_of(error)}") from error
 
 
-def _check_start(spec: AccountSpec, current: AccountState, period_start_ms: int | None) -> None:
-    start_ms = (current.named(spec.subscription) or current.first).start_ms
-    if period_start_ms is not None and start_ms != period_start_ms:
-        raise PeriodMoved(f"account {spec.id}: the current period starts at {start_ms}, not {period_start_ms}")
+def _check_starts(spec: AccountSpec, current: AccountState, period_starts_ms: Mapping[str, int]) -> None:
+    for name, expected_ms in period_starts_ms.items():
+        subscription = current.named(name)
+        if subscription is not None and subscription.start_ms != expected_ms:
+            raise PeriodMoved(
+                f"account {spec.id}: the current period starts at {subscription.start_ms}, not {expected_ms}"
+            )
 
 
 def _digits_kept(spec: AccountSpec, current: AccountState) -> int:
@@ -487,17 +529,18 @@ def _loaded_subscriptions(
     state: AccountState,
     digits: int,
     now_ms: int,
-    period_start_ms: int | None,
+    period_starts_ms: Mapping[str, int],
     counted: Mapping[str, int],
 ) -> Iterator[list[Any]]:
-    """As lua/load.lua takes them. Units that were counted elsewhere go into the first one."""
-    for number, (each, prices) in enumerate(zip(spec.subscriptions, spec.packed_prices(digits), strict=True)):
-        is_first, bounds, stored = number == 0, each.period.at(now_ms), state.named(each.name)
+    """As lua/load.lua takes them."""
+    owners = {metric: each.name for each in reversed(spec.subscriptions) for metric in each.prices}
+    for each, prices in zip(spec.subscriptions, spec.packed_prices(digits), strict=True):
+        bounds, stored = each.period.at(now_ms), state.named(each.name)
         expected_ms: int | bool = False
         if state.version and spec.unsettled is not None and stored is not None:
-            expected_ms = period_start_ms if is_first and period_start_ms is not None else stored.start_ms
-        units = dict(counted) if is_first and counted else False
-        yield [each.name, bounds.start_ms, bounds.end_ms, bounds.next_ends_ms, prices, expected_ms, units]
+            expected_ms = period_starts_ms.get(each.name, stored.start_ms)
+        units = {m: n for m, n in counted.items() if owners.get(m, spec.subscription) == each.name}
+        yield [each.name, bounds.start_ms, bounds.end_ms, bounds.next_ends_ms, prices, expected_ms, units or False]
 
 
 def _or_false(value: int | None) -> int | bool:

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 from sidecar.basics.errors import SetupError
 from sidecar.basics.fault_reasons import reason_of
-from sidecar.basics.logger import get_logger
+from sidecar.basics.logger import get_logger, wait_until_logged
 from sidecar.ledger.client.ledger_client import LedgerClient
 from sidecar.ledger.client.link import Link
 from sidecar.ledger.client.outcomes import Code, Event, Hold
@@ -33,6 +33,8 @@ from sidecar.ledger.spool.window_file import WindowFile
 
 log = get_logger("sidecar.spool")
 
+CHARGE_LOGGED_S: Final = 5.0
+"""So long a line with a charge that nothing else keeps waits to be written."""
 MOMENT_S: Final = 0.1
 """How long a charge waits before it is written down; also how often is looked."""
 PROMPT_S: Final = 0.005
@@ -303,7 +305,8 @@ class Spool:
 
 
 def log_charges(batches: Sequence[SealedBatch], why: str) -> None:
-    """Writes charges that nothing else keeps to the log, so that they can be charged by hand."""
+    """Writes charges that nothing else keeps to the log, so that they can be charged by hand. Each waits until it is
+    out: it must not be dropped."""
     for sealed in batches:
         try:
             events: object = events_of(sealed)
@@ -311,3 +314,4 @@ def log_charges(batches: Sequence[SealedBatch], why: str) -> None:
             events = str(error)
         log.error("charges that Valkey has not confirmed are only in this line", why=why, number=sealed.number,
                   partition=sealed.home_partition, charges=sealed.settles, events=events)  # fmt: skip
+        wait_until_logged(CHARGE_LOGGED_S)

@@ -175,8 +175,12 @@ async def test_a_control_plane_that_starts_delivers_and_gives_back_what_it_can_r
                 with pytest.raises(LedgerUnavailable):
                     await loader.load(spec(ACCOUNTS[GONE[0]], 7))
                 assert set(await loader.list(reachable=True)) == {ACCOUNTS[p] for p in THERE}
+                found = [id_ async for page in loader.pages(10, reachable=True) for id_ in page]
+                assert sorted(found) == sorted(ACCOUNTS[p] for p in THERE)
                 with pytest.raises(LedgerUnavailable):
                     await loader.list()
+                with pytest.raises(LedgerUnavailable):
+                    [page async for page in loader.pages(10)]
 
                 await asyncio.to_thread(absence.end)
                 await until(lambda: set(stored_ids(meter)) == {f"gw.{p}.1.0" for p in ACCOUNTS}, meter)

@@ -63,7 +63,7 @@ async def test_usage_comes_back_from_lago_by_filter_when_the_ledger_has_lost_it(
             await system.usage.spend("tpp-1", metric, units)
         await asyncio.sleep(1.1)  # events count from the first whole second of a subscription
         assert system.control_work.sync_loop is not None
-        report, _ = await system.control_work.sync_loop.round(1, flush=True)
+        report = await system.control_work.sync_loop.round(1, flush=True)
         assert (report.counts.units, report.is_complete) == (9, True)
         usage = await system.client.current_usage("tpp-1", "tpp-1-sub")
         assert usage is not None

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sidecar.billing.reconcile.reload_requests import SWEEP, ReloadRequest, ReloadRequests
+from sidecar.billing.reconcile.reload_requests import AHEAD_MAX, SWEEP, ReloadRequest, ReloadRequests
 from sidecar.ledger.keys import Keys
 from sidecar.valkey.topology import Client
 
@@ -166,6 +166,25 @@ async def test_the_earlier_of_two_schedules_of_one_name_stays(
     await reload_requests.schedule("account:b", now + 60_000)
     await reload_requests.schedule("account:b", now - 1)
     assert set(await names(reload_requests)) == {"account:a", "account:b"}
+
+
+async def test_scheduled_reloads_leave_the_way_free_for_requests(
+    reload_requests: ReloadRequests, any_client: Client, keys: Keys
+) -> None:
+    """When a month ends, those of all accounts are due at once; a top-up must not wait until all are read."""
+    past_ms = await now_ms(any_client, keys) - 1000
+    for n in range(3 * AHEAD_MAX):
+        await reload_requests.schedule(f"account:{n}", past_ms)
+    first = await reload_requests.waiting(1_000)
+    assert len(first) == AHEAD_MAX
+    await reload_requests.add(["account:topped-up"])
+    assert [each.name for each in await reload_requests.waiting(1_000)][AHEAD_MAX:] == ["account:topped-up"]
+    await reload_requests.complete(first)
+    assert (await reload_requests.waiting(1_000))[0].name == "account:topped-up"
+    handled = AHEAD_MAX
+    while found := await reload_requests.waiting(1_000):
+        handled += await reload_requests.complete(found)
+    assert handled == 3 * AHEAD_MAX + 1
 
 
 async def test_a_scheduled_reload_of_a_name_that_waits_is_a_later_request(

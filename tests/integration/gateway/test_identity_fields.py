@@ -21,6 +21,8 @@ from tests.integration.gateway.wire import Message
 FREE = Route("(other)", free=True)
 TRUSTED = ["127.0.0.0/8"]
 OWN = [b"X-TPP-Id", b"X-TPP-Organisation-Id", b"X-TPP-Resolver"]
+UNCHECKED = [*OWN, b"X-Forwarded-Client-Cert"]
+"""No resolver of these tests reads them."""
 
 SPOOFED = [
     b"Forwarded", b"X-Forwarded", b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"X-Forwarded-Port",
@@ -82,7 +84,14 @@ async def test_what_only_looks_alike_passes(gateway: Any) -> None:
         assert [line for line in rig.api.requests[0].lines if line in HONEST] == HONEST
 
 
-@pytest.mark.parametrize("name", [name for name in SPOOFED if name not in OWN], ids=bytes.decode)
+async def test_what_no_resolver_checks_passes_from_nobody(gateway: Any) -> None:
+    async with gateway(always(length()), trusted=TRUSTED, default=FREE) as rig:
+        for spelled in (b"X-Forwarded-Client-Cert", *spellings(b"x-forwarded-client-cert")):
+            assert (await rig.ask(get(b"/a", spelled + b": said"))).status == 200
+            assert not any(b"said" in line for line in rig.api.requests[-1].lines), spelled
+
+
+@pytest.mark.parametrize("name", [name for name in SPOOFED if name not in UNCHECKED], ids=bytes.decode)
 async def test_what_a_trusted_peer_says_passes_in_its_plain_spelling_only(gateway: Any, name: bytes) -> None:
     async with gateway(always(length()), trusted=TRUSTED, default=FREE) as rig:
         for spelled in (name, name.lower()):

@@ -193,10 +193,10 @@ async def test_unsettled_of_another_period_is_refused(ledger: Ledger) -> None:
     await ledger.usage.age("tpp-1", YEAR_MS)
 
     with pytest.raises(PeriodMoved, match=f"the current period starts at {start}, not {start - YEAR_MS}"):
-        await ledger.loader.load(replace(SPEC, unsettled=Decimal(0)), period_start_ms=start - YEAR_MS)
+        await ledger.loader.load(replace(SPEC, unsettled=Decimal(0)), period_starts_ms={"": start - YEAR_MS})
 
     assert (await shown(ledger)).unsettled == Decimal(5)
-    await ledger.loader.load(replace(SPEC, unsettled=Decimal(1)), period_start_ms=start)
+    await ledger.loader.load(replace(SPEC, unsettled=Decimal(1)), period_starts_ms={"": start})
     assert (await shown(ledger)).unsettled == Decimal(1)
 
 
@@ -312,6 +312,16 @@ async def test_ids_are_listed_in_order_and_in_pages_whatever_their_partition(led
     assert pages == ids
     assert await ledger.loader.list(limit=3) == tuple(ids[:3])
     assert await ledger.loader.list(after="tpp-39") == ()
+
+
+async def test_pages_have_every_account_once(ledger: Ledger) -> None:
+    ids = {f"tpp-{n:04d}" for n in range(900)}
+    for id_ in ids:
+        await ledger.client.zadd(ledger.keys.accounts(ledger.keys.partition(id_)), {id_: 0})
+    for size in (7, 100, 2_000):
+        pages = [page async for page in ledger.loader.pages(size)]
+        assert max(map(len, pages)) <= size
+        assert sorted(id_ for page in pages for id_ in page) == sorted(ids)
 
 
 async def test_opening_and_listing_take_few_connections(valkey_server: ValkeyServer) -> None:

@@ -20,6 +20,7 @@ from sidecar.billing.lago.models import (
 )
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.desired_state import DesiredState, desired_state
+from sidecar.billing.reconcile.period_change import PeriodEnd
 from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.billing.settings import LagoSettings
 from sidecar.ledger.accounts.account_spec import AccountSpec, Status
@@ -91,10 +92,24 @@ EMPTY = AccountState(
 )  # fmt: skip
 
 
-def with_subscription(state: AccountState, **changes: Any) -> AccountState:
-    """The account with another state of its only subscription."""
-    (only,) = state.subscriptions
-    return replace(state, subscriptions=(replace(only, **changes),))
+def with_subscription(state: AccountState, name: str | None = None, **changes: Any) -> AccountState:
+    """The account with another state of one of its subscriptions; None: its only one."""
+    if name is None:
+        (name,) = [each.name for each in state.subscriptions]
+    changed = (replace(each, **changes) if each.name == name else each for each in state.subscriptions)
+    return replace(state, subscriptions=tuple(changed))
+
+
+def ended(state: AccountState, ending: PeriodEnd, at_ms: int) -> AccountState:
+    """What ``AccountLoader.end_period`` makes of it."""
+    found = state.named(ending.subscription)
+    assert found is not None
+    changes: dict[str, Any] = {"end_ms": at_ms, "next_ends_ms": ending.next_ends_ms} if at_ms < found.end_ms else {}
+    if ending.close and len(state.subscriptions) == 1:
+        state = replace(state, status=Status.CLOSED)
+    elif ending.close:
+        changes |= {"prices": {}, "former_prices": {**found.former_prices, **found.prices}}
+    return with_subscription(state, ending.subscription, **changes)
 
 
 @dataclass
@@ -124,14 +139,10 @@ class Scenario:
         for _ in range(3):
             self.state = self.state.rolled_over(self.now_ms)
             desired = self.desired()
-            if desired.period_end is not None:
+            if desired.period_ends:
                 self.now_ms = self.now_ms // 1000 * 1000 + 1000
-                status = Status.CLOSED if desired.period_end.close else self.state.status
-                self.state = with_subscription(
-                    replace(self.state, status=status),
-                    end_ms=self.now_ms,
-                    next_ends_ms=desired.period_end.next_ends_ms,
-                )
+                for ending in desired.period_ends:
+                    self.state = ended(self.state, ending, self.now_ms)
                 continue
             assert desired.spec is not None, desired.why
             self.state = loaded(self.state, desired.spec, dict(desired.counted), desired.forget)
@@ -140,12 +151,13 @@ class Scenario:
         raise AssertionError("it goes on ending periods")
 
     def use(self, units: int, metric: str = "api_calls") -> None:
-        """Settle units."""
+        """Settle units in the first subscription that has a price for the metric."""
         self.state = self.state.rolled_over(self.now_ms)
-        rows = {each.metric: each for each in self.state.usages}
+        of = next((each for each in self.state.subscriptions if metric in each.prices), self.state.first)
+        rows = {each.metric: each for each in of.usages}
         old = rows.get(metric, Usage(metric, 0, 0))
         rows[metric] = replace(old, settled=old.settled + units)
-        self.state = with_subscription(self.state, usages=tuple(rows.values()))
+        self.state = with_subscription(self.state, of.name, usages=tuple(rows.values()))
 
     @property
     def available(self) -> Decimal | None:
@@ -157,17 +169,26 @@ class Scenario:
 def loaded(
     state: AccountState, spec: AccountSpec, counted: dict[str, int], forget: tuple[ClosedUsage, ...]
 ) -> AccountState:
-    """A state after ``load.lua``, as far as these tests look at it: twelve decimals throughout."""
+    """A state after ``load.lua``, as far as these tests look at it: ten decimals throughout."""
     digits = 10
     factor = 10 ** (digits - state.digits) if state.version else 1
-    bounds = spec.period.at(0)
-    rows = {each.metric: each for each in state.usages}
-    for metric in spec.prices:
-        rows.setdefault(metric, Usage(metric, counted.get(metric, 0) if state.version == 0 else 0, 0))
-    former = {metric: table for metric, table in state.prices.items() if metric not in spec.prices}
     unsettled = spec.scaled_unsettled(digits)
-    (prices,) = spec.packed_prices(digits)
-    changed = replace(
+    subscriptions = []
+    for each, prices in zip(spec.subscriptions, spec.packed_prices(digits), strict=True):
+        bounds, stored = each.period.at(0), state.named(each.name) or SubscriptionState(each.name, 0, MAX_INT)
+        rows = {usage.metric: usage for usage in stored.usages}
+        for metric in each.prices:
+            rows.setdefault(metric, Usage(metric, counted.get(metric, 0) if state.version == 0 else 0, 0))
+        known = {**stored.former_prices, **stored.prices}
+        former = {metric: table for metric, table in known.items() if metric not in each.prices}
+        subscriptions.append(
+            SubscriptionState(
+                each.name, bounds.start_ms, bounds.end_ms, bounds.next_ends_ms, tuple(rows.values()), prices, former
+            )
+        )
+    gone = [each for each in state.subscriptions if each.name not in {one.name for one in subscriptions}]
+    assert not any(usage.settled or usage.held for each in gone for usage in each.usages), "its period ends first"
+    return replace(
         state,
         version=state.version + 1,
         status=spec.status,
@@ -178,13 +199,5 @@ def loaded(
         digits=digits,
         currency=spec.currency,
         mode=spec.mode,
-    )
-    return with_subscription(
-        changed,
-        start_ms=bounds.start_ms,
-        end_ms=bounds.end_ms,
-        next_ends_ms=bounds.next_ends_ms,
-        usages=tuple(rows.values()),
-        prices=prices,
-        former_prices=former,
+        subscriptions=tuple(subscriptions),
     )

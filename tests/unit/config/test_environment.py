@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from sidecar.app.configuration import load_config
+from sidecar.app.schema_rows import schema_rows
 from sidecar.config.document import Node, compose
 from sidecar.config.environment import overlay, parse_value, variable
 from sidecar.config.errors import ConfigError, Origin
@@ -55,6 +56,18 @@ def test_a_variable_sets_the_key_that_its_name_spells(text: str, variables: dict
         "SIDECAR_PORT_8080_TCP",
         "SIDECAR_PORT_8080_TCP_ADDR",
         "SIDECAR_PORT_8080_UDP_PROTO",
+        "SIDECAR_CACHE_SERVICE_HOST",
+        "SIDECAR_CACHE_SERVICE_PORT",
+        "SIDECAR_CACHE_SERVICE_PORT_HTTP_PROXY",
+        "SIDECAR_CACHE_PORT",
+        "SIDECAR_CACHE_PORT_6379_TCP",
+        "SIDECAR_CACHE_PORT_6379_TCP_PROTO",
+        "SIDECAR_CACHE_PORT_6379_TCP_PORT",
+        "SIDECAR_CACHE_PORT_6379_TCP_ADDR",
+        "SIDECAR_LISTEN_PORT",
+        "SIDECAR__UPSTREAM_SERVICE_HOST",
+        "SIDECAR__UPSTREAM_PORT",
+        "SIDECAR_LISTEN__PORT",
         "SIDECARS_UPSTREAM",
         "sidecar_upstream__url",
         "PATH",
@@ -62,6 +75,13 @@ def test_a_variable_sets_the_key_that_its_name_spells(text: str, variables: dict
 )
 def test_a_variable_of_others_is_left_alone(name: str) -> None:
     assert overlay(Node(Origin("f"), {}), {name: "tcp://10.0.0.1:8080"}).data() == {}
+
+
+def test_no_setting_looks_like_a_link_to_a_service() -> None:
+    """Every setting can be given by its variable, beside a Service of any name."""
+    names = [variable(row.path) for row in schema_rows() if "[" not in row.path and "<" not in row.path]
+    assert len(names) > 200
+    assert [name for name in names if not overlay(Node(Origin("f"), {}), {name: "8080"}).data()] == []
 
 
 def test_the_environment_alone_can_be_the_whole_configuration() -> None:

@@ -88,7 +88,7 @@ CORPUS: dict[str, tuple[str, list[str]]] = {
     ),
     "a key of nowhere": (
         SMALLEST + "log:\n  zzz: 20\n",
-        ["gateway.yaml:4: log.zzz: is not a known key; known are access, format, level"],
+        ["gateway.yaml:4: log.zzz: is not a known key; known are access, format, level, lines_max"],
     ),
     "a misspelt key in a list": (
         SMALLEST + "routes:\n  - path: /a\n    unit: 2\n",

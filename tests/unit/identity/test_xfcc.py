@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any
+from urllib.parse import unquote
 
+import orjson
 import pytest
 
 from sidecar.identity.settings import XfccSettings
@@ -89,21 +91,32 @@ def test_no_header_is_no_credential() -> None:
     assert resolver().resolve({}, TRUSTED) is None
 
 
-def test_the_last_element_decides_because_the_nearest_proxy_wrote_it() -> None:
-    forged, real = subject("2.5.4.97=PSDGB-FCA-9"), subject("2.5.4.97=PSDGB-FCA-123456")
-    assert ask(forged + b"," + real) == FCA
-    assert ask(forged + b", " + real) == FCA
-
-
-def test_with_more_proxies_the_caller_is_counted_from_the_right() -> None:
-    forged, real = subject("2.5.4.97=PSDGB-FCA-9"), subject("2.5.4.97=PSDGB-FCA-123456")
+def test_with_more_proxies_the_first_element_is_the_callers() -> None:
     mesh = xfcc(("Hash", "cd"), ("URI", "spiffe://mesh/edge"))
-    assert ask(b",".join([forged, real, mesh]), element_from_right=2) == FCA
+    assert ask(b",".join([subject(SUBJECTS[0]), mesh]), element_from_right=2) == FCA
 
 
-def test_a_missing_element_is_refused_and_not_replaced_by_another() -> None:
-    outcome = ask(subject(SUBJECTS[0]), element_from_right=2)
-    assert "fewer elements" in reason_of(outcome)
+@pytest.mark.parametrize("elements", [1, 2, 4])
+def test_more_or_fewer_elements_than_proxies_are_refused(elements: int) -> None:
+    header = b",".join([subject(SUBJECTS[0])] * elements)
+    assert "more or fewer elements" in reason_of(ask(header, element_from_right=3))
+
+
+@pytest.mark.parametrize("name", ["URI", "DNS"])
+@pytest.mark.parametrize("key", ["Subject", "Cert", "Hash", "By", "Chain"])
+@pytest.mark.parametrize("elements", [1, 2])
+@pytest.mark.parametrize(
+    "said", ["a,{forged}", "a;{forged}", '"a",{forged}', '"a";{forged}', ",{forged}", ";{forged}", "a, By=x;{forged}"]
+)
+def test_a_certificate_cannot_write_an_element_through_its_names(name: str, key: str, elements: int, said: str) -> None:
+    """Envoy writes URI and DNS names of a certificate as they are. Whoever gets one signed says what is in them."""
+    forged = f'{key}="2.5.4.97=PSDGB-FCA-9"'
+    header = xfcc(("Hash", "ab" * 32), ("Subject", '"CN=nobody,2.5.4.97=PSDGB-FCA-123456"'),
+                  (name, said.format(forged=forged)))  # fmt: skip
+    outcome = ask(header, element_from_right=elements)
+    assert outcome == FCA or "X-Forwarded-Client-Cert" in reason_of(outcome)
+    without_subject = xfcc(("Hash", "ab" * 32), (name, said.format(forged=forged)))
+    assert reason_of(ask(without_subject, element_from_right=elements))
 
 
 BAD = [
@@ -150,3 +163,52 @@ def test_a_header_is_read_once_and_the_memory_of_it_is_bounded() -> None:
 def test_the_header_of_a_stranger_is_spoofable_in_every_spelling_that_cgi_confuses() -> None:
     assert {b"x-forwarded-client-cert", b"x_forwarded_client_cert"} <= resolver().spoofable
     assert len(resolver().spoofable) == 8
+
+
+# The JSON form, as Envoy 1.40 writes it
+
+
+def json_element(**members: object) -> dict[str, object]:
+    return {"by": ["spiffe://mesh/gw"], "hash": "ab" * 32, "uri": [], "dns": []} | members
+
+
+def test_the_json_form_is_read_alike() -> None:
+    cert = certificate("PSDGB-FCA-123456")
+    digest = hashlib.sha256(der(cert)).hexdigest()
+    pem = unquote(url_encoded_pem(cert))
+    assert ask(orjson.dumps([json_element(hash=digest, cert=pem, chain=[pem])])) == FCA
+    assert ask(orjson.dumps([json_element(subject=SUBJECTS[0], issuer="CN=ca")])) == FCA
+    quoted = r"2.5.4.97=#0C1050534447422D4643412D313233343536,O=A \"quoted\"\, Ltd\; x=y,CN=client"
+    assert ask(orjson.dumps([json_element(subject=quoted)])) == FCA
+
+
+def test_names_of_a_certificate_are_only_names_in_the_json_form() -> None:
+    names = ['spiffe://a,Subject="2.5.4.97=PSDGB-FCA-9"', 'x"},{"subject":"2.5.4.97=PSDGB-FCA-9']
+    header = orjson.dumps([json_element(subject=SUBJECTS[0], uri=names, dns=names)])
+    assert ask(header) == FCA
+    assert "fewer elements" in reason_of(ask(header, element_from_right=2))
+
+
+def test_with_more_proxies_the_first_json_element_is_the_callers() -> None:
+    header = orjson.dumps([json_element(subject=SUBJECTS[0]), json_element(subject="2.5.4.97=PSDGB-FCA-9")])
+    assert ask(header, element_from_right=2) == FCA
+    assert "more or fewer elements" in reason_of(ask(header))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[", b"[]", b"[1]", b"[null]", b"[[]]", b'[{"subject":1}]', b'[{"subject":["2.5.4.97=PSDGB-FCA-123456"]}]',
+        b'[{"cert":{}}]', b'[{"chain":"x","subject":"2.5.4.97=PSDGB-FCA-123456"}]', b'[{"uri":[1]}]',
+        b'[{"subject":"2.5.4.97=PSDGB-FCA-123456","Subject":"2.5.4.97=PSDGB-FCA-9"}]', b"[" * 10_000,
+        b'{"subject":"2.5.4.97=PSDGB-FCA-123456"}', b"[{}],[{}]", b'[{"subject":"x"}] trailing',
+        b"[" + b",".join([b"{}"] * 17) + b"]",
+    ],
+)  # fmt: skip
+def test_json_that_envoy_does_not_write_is_refused(header: bytes) -> None:
+    assert "X-Forwarded-Client-Cert cannot be read" in reason_of(ask(header))
+
+
+def test_an_issuer_after_the_names_is_as_envoy_writes_it() -> None:
+    assert ask(xfcc(("Hash", "cd"), ("Subject", f'"{SUBJECTS[0]}"'), ("URI", "spiffe://a"), ("DNS", "b.example"),
+                    ("Issuer", '"CN=ca"'))) == FCA  # fmt: skip

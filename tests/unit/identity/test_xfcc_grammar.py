@@ -139,11 +139,16 @@ ELEMENTS = st.builds(
 
 
 def write(element: Element) -> str:
-    pairs = [("By", v) for v in element.by] + [("URI", v) for v in element.uri] + [("DNS", v) for v in element.dns]
-    pairs += [(k, v) for k in ("hash", "cert", "chain") if (v := getattr(element, k)) is not None]
-    parts = [f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"' for key, value in pairs]
+    """In Envoy's order: what a certificate can say at will comes last."""
+
+    def quoted(key: str, value: str) -> str:
+        return f'{key}="{value.replace(chr(34), chr(92) + chr(34))}"'
+
+    parts = [quoted("By", value) for value in element.by]
+    parts += [quoted(key, value) for key in ("hash", "cert", "chain") if (value := getattr(element, key)) is not None]
     if element.subject is not None:
         parts.append(f'Subject="{element.subject}"')
+    parts += [quoted("URI", value) for value in element.uri] + [quoted("DNS", value) for value in element.dns]
     return ";".join(parts)
 
 

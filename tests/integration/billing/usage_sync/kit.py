@@ -61,15 +61,15 @@ class SyncSystem:
         """In place of the ledger's counts, which no gateway has made here."""
         found = {}
         for account in accounts:
-            hours: Counter[tuple[int, str]] = Counter()
+            hours: Counter[int] = Counter()
             periods: Counter[tuple[int, str]] = Counter()
             for (who, at_s), units in self.charged.items():
                 if who == account:
-                    hours[at_s // HOUR, "api_calls"] += units
+                    hours[at_s // HOUR] += units
                     for each in self.links.get(account, ()):
                         if each.start_s <= at_s < each.end_s:
                             periods[each.ledger_start_ms, "api_calls"] += units
-            found[account] = AccountCounts(periods, hours, from_hour)
+            found[account] = AccountCounts(periods, {"api_calls": hours}, from_hour)
         return found
 
     async def opened(self) -> SyncSystem:

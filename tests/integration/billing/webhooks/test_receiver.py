@@ -228,6 +228,20 @@ async def test_an_encoded_body_is_refused_before_it_is_read(open_receiver: Open)
     assert (await lago.send(body, {**headers_of(body), "Content-Encoding": "gzip"})).status == 415
 
 
+async def test_forged_webhooks_take_nothing_away_from_genuine_ones(open_receiver: Open) -> None:
+    clock = HandClock()
+    lago, receiver = await open_receiver(SETTINGS.model_copy(update={"requests_per_second_max": 2}), clock=clock)
+    body = body_of()
+    forged = headers_of(body, signature="c2lnbmF0dXJl")
+
+    answers = [await lago.send(body, forged) for _ in range(20)]
+    genuine = [await lago.send(body, headers_of(body, f"k{n}")) for n in range(3)]
+
+    assert {answer.status for answer in answers} == {401}
+    assert [answer.status for answer in genuine] == [200, 200, 429]
+    assert receiver.metrics.refused["signature"] == 20
+
+
 async def test_more_webhooks_than_a_second_may_bring_are_told_when_to_come_again(
     open_receiver: Open, reload_requests: ReloadRequests
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -271,11 +271,11 @@ class Bank:
             if account in self.unreadable:
                 found[account] = MalformedHours(f"the counts of account {account} cannot be read")
                 continue
-            hours: Counter[tuple[int, str]] = Counter()
+            hours: defaultdict[str, Counter[int]] = defaultdict(Counter)
             periods: Counter[tuple[int, str]] = Counter()
             for (who, metric, at_s), units in usage.items():
                 if who == account:
-                    hours[at_s // HOUR, metric] += units
+                    hours[metric][at_s // HOUR] += units
                     for each in self.links.get(account, ()):
                         if each.start_s <= at_s < each.end_s and each.ledger_start_ms not in self.forgotten:
                             periods[each.ledger_start_ms, metric] += units

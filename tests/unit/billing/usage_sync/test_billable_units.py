@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +37,7 @@ def billed(
     usage = new_pushed_usage(link(start_s, bounds[-1]), "api_calls").with_segments(
         [each for each in segments if each.pushed]
     )
-    hours = Counter({(start_s // HOUR + n, "api_calls"): units for n, units in enumerate(charged)})
+    hours = {"api_calls": {start_s // HOUR + n: units for n, units in enumerate(charged)}}
     return billable_units(
         [SegmentToCompare(each, each.end_s) for each in segments],
         shown,

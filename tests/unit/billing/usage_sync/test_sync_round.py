@@ -10,6 +10,7 @@ import pytest
 from sidecar.billing.lago.errors import LagoUnauthorized
 from sidecar.billing.lago.models import BillableMetric, Event
 from sidecar.billing.settings import SyncSettings
+from sidecar.billing.usage_sync import sync_round
 from sidecar.billing.usage_sync.account_work import PUSHED_USAGES_DONE_MAX
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
 from sidecar.billing.usage_sync.planning import RoundTime
@@ -97,6 +98,25 @@ async def test_events_of_many_accounts_travel_together() -> None:
     assert sorted(bank.lago.batches) == [50, 100]
     assert len(bank.meter.queries) == 1
     assert report.counts.units == 150 * 7
+
+
+async def test_accounts_with_much_to_push_are_pushed_before_the_next_ones_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a page of accounts after an outage would hold every event of all of them in memory."""
+    monkeypatch.setattr(sync_round, "SEGMENTS_AT_ONCE", 6)
+    bank = Bank()
+    accounts = [SyncAccount(f"tpp-{n}", (link(T0, T0 + DAY, sub=f"s{n}", external=f"sub-{n}"),)) for n in range(5)]
+    for each in accounts:
+        for hour in range(3):
+            bank.meter.use(each.id, T0 + hour * HOUR, 7)
+    bank.lago.error = unavailable()
+    report = await bank.round(T0 + 3 * HOUR + 60, accounts=accounts)
+    assert report.counts.pending == 2 * 3
+    assert bank.lago.batches == [2 * 3]
+    bank.lago.error = None
+    report = await bank.round(T0 + 3 * HOUR + 60, accounts=accounts)
+    assert (report.counts.pending, sum(bank.sent().values())) == (0, 5 * 3 * 7)
 
 
 async def test_an_account_that_cannot_be_read_does_not_stop_the_others(bank: Bank) -> None:
@@ -613,7 +633,7 @@ async def test_a_surplus_of_a_billed_period_is_carried_nowhere() -> None:
     await _invoiced(bank)
     bank.meter.use("tpp-1", NEPAL.end_s - 10, 7)
     final = replace(NEPAL, is_final=True)
-    account = SyncAccount("tpp-1", (final, AFTER), {final.ledger_start_ms: {"api_calls": 7}})
+    account = SyncAccount("tpp-1", (final, AFTER), {final.key: {"api_calls": 7}})
     report = await bank.round(NEPAL.end_s + 900, accounts=[account])
     assert sum(bank.sent().values()) == 7
     assert (report.counts.surplus_units, report.counts.carried_units) == (7, 0)
@@ -622,7 +642,7 @@ async def test_a_surplus_of_a_billed_period_is_carried_nowhere() -> None:
 async def test_what_a_voided_invoice_had_is_no_excess() -> None:
     bank = Bank()
     await _invoiced(bank)
-    account = SyncAccount("tpp-1", (NEPAL, AFTER), {NEPAL.ledger_start_ms: {"api_calls": 7}})
+    account = SyncAccount("tpp-1", (NEPAL, AFTER), {NEPAL.key: {"api_calls": 7}})
     report = await bank.round(NEPAL.end_s + 900, accounts=[account])
     assert (report.counts.excess_units, report.counts.surplus_units, sum(bank.sent().values())) == (0, 0, 7)
 
