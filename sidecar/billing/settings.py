@@ -3,9 +3,10 @@ compared."""
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
@@ -18,6 +19,13 @@ RATE_MIN, RATE_MAX = Decimal("0.001"), Decimal(1_000_000)
 BURST_MAX = 1_000_000
 DAY_LIMIT_MAX = 10**12
 
+METRIC: Final = r"^[a-z0-9]+(?:_[a-z0-9]+)*$"
+"""Of routes (gateway.route_settings)."""
+
+TARGET_WALLET: Final = "target_wallet_code"
+"""A property of events by which Lago chooses the wallet that pays (lago-api ``app/models/charge.rb``)."""
+
+EventProperty = Annotated[str, Field(min_length=1, max_length=255)]
 Money = Annotated[Decimal, Field(ge=0, max_digits=20, decimal_places=12)]
 
 
@@ -48,6 +56,27 @@ class PlanPolicy(_Model):
     requests_per_day: int = Field(
         default=0, ge=0, le=DAY_LIMIT_MAX, description="Requests per day of UTC. 0: no limit."
     )
+
+
+class BillableMetricSettings(_Model):
+    """A metric of routes, and what Lago's usage events of it carry."""
+
+    metric: str = Field(
+        max_length=64, pattern=METRIC, description="The metric, as `routes` have it; also OpenMeter's meter."
+    )
+    code: str = Field(min_length=1, max_length=255, description="Code of the billable metric in Lago.")
+    properties: dict[EventProperty, EventProperty] = Field(
+        default={},
+        max_length=10,
+        description="Properties of the usage events, by name: what charges of the billable metric are filtered or "
+        "grouped by. Without a property that a filter needs, Lago takes the price of the charge itself.",
+    )
+
+    @model_validator(mode="after")
+    def _chooses_no_wallet(self) -> BillableMetricSettings:
+        if TARGET_WALLET in self.properties:
+            raise ValueError(f"properties must not have {TARGET_WALLET}: Lago would take the money from one wallet")
+        return self
 
 
 class WebhookSettings(_Model):
@@ -223,6 +252,12 @@ class LagoSettings(_Model):
         max_length=1_000,
         description="Enforcement policy for the subscribers of a plan. Metadata of the customer in Lago overrides it.",
     )
+    billable_metrics: tuple[BillableMetricSettings, ...] = Field(
+        default=(),
+        max_length=1_000,
+        description="Metrics of routes whose usage has properties in Lago, or another code there. A metric without an "
+        "entry is the billable metric of the same code, without properties.",
+    )
     webhooks: WebhookSettings = Field(default=WebhookSettings(), description="Lago's webhooks.")
     reconcile: ReconcileSettings = Field(
         default=ReconcileSettings(), description="How accounts get from Lago into the ledger."
@@ -239,6 +274,9 @@ class LagoSettings(_Model):
         codes = [policy.code for policy in self.plan_policies]
         if len(set(codes)) < len(codes):
             raise ValueError("plan_policies has two entries for one code")
+        metrics = Counter(each.metric for each in self.billable_metrics)
+        if twice := [metric for metric, number in metrics.items() if number > 1]:
+            raise ValueError(f"billable_metrics has two entries for the metric {twice[0]}")
         if self.webhooks.hmac_key is not None and self.webhooks.hmac_key_file is not None:
             raise ValueError("only one of webhooks.hmac_key and webhooks.hmac_key_file can be given")
         return self

@@ -24,6 +24,7 @@ from sidecar.billing.catalog.document import load_catalog
 from sidecar.billing.catalog.values import Catalog
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoError, LagoSetupError
+from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.cli.output import ConfigOption, JsonOption, console, errors, fail, print_json, run_async
 from sidecar.cli.words import count
 from sidecar.metering.openmeter.access import MeteringError
@@ -132,7 +133,8 @@ class _Services:
         return await read(self.lago, self.openmeter, catalog)
 
     def diff(self, catalog: Catalog, observed: Observed, config: Config) -> tuple[Change, ...]:
-        return diff(catalog, observed, config.metering.type, time.time_ns() // 1_000_000)
+        mapping = MetricMapping(config.lago.billable_metrics)
+        return diff(catalog, observed, config.metering.type, time.time_ns() // 1_000_000, mapping)
 
 
 @asynccontextmanager

@@ -136,17 +136,23 @@ class ControlWork:
         assert self.query is not None
         # Whole seconds, the running one included: what counts too much is only stricter.
         start_ms, end_ms = from_ms // 1000 * 1000, to_ms // 1000 * 1000 + 1000
-        counted = {}
-        try:
-            for metric in metrics:
+        counted, unmetered = {}, ""
+        for metric in metrics:
+            try:
                 rows = await self.query.usage(metric, start_ms, end_ms, subject=account, window=None)
-                mine = [row for row in rows if row.subject == account]
-                fault = next((row.fault for row in mine if row.fault), "")
-                if fault:
-                    raise CountsUnavailable(f"OpenMeter's answer for {account} {fault}")
-                counted[metric] = sum(row.units for row in mine)
-        except QueryError as error:
-            raise CountsUnavailable(str(error)) from None
+            except QueryError as error:
+                if error.transient:
+                    raise CountsUnavailable(str(error)) from None
+                # A metric that no route charges need not have a meter.
+                unmetered = str(error)
+                continue
+            mine = [row for row in rows if row.subject == account]
+            fault = next((row.fault for row in mine if row.fault), "")
+            if fault:
+                raise CountsUnavailable(f"OpenMeter's answer for {account} {fault}")
+            counted[metric] = sum(row.units for row in mine)
+        if unmetered and not counted:
+            raise CountsUnavailable(unmetered)
         return counted
 
     async def run(self, stop: asyncio.Event) -> None:

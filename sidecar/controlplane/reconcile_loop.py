@@ -279,6 +279,7 @@ class ReconcileLoop:
             await self._loader.open_lost_partitions()
         fingerprints = await read_lists(self._lago, progress)
         self._reconciler.credits.accounts = frozenset(fingerprints.credited)
+        fingerprints.settings = self._reconciler.mapping_number
         missing = await self._missing(fingerprints)
         for account in missing or ():
             fingerprints.by_account[account] = 0

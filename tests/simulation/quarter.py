@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from random import Random
@@ -244,7 +244,7 @@ class Quarter:
 
     async def sync(self, *, flush: bool = False) -> None:
         assert self.control_work.sync_loop is not None
-        report, _ = await self.control_work.sync_loop.round(TOKEN, flush=flush)
+        report = await self.control_work.sync_loop.round(TOKEN, flush=flush)
         if not self.lago_away and not self.meter_is_away and not report.is_complete:
             raise Violation(f"seed {self.seed} at {self.now_s}: sync: {report}")
 
@@ -356,8 +356,17 @@ class Quarter:
 
 
 @contextlib.asynccontextmanager
-async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any) -> AsyncIterator[Quarter]:
-    """A system at the first of July. ``port``: of a Valkey of one's own."""
+async def quarter(
+    port: int,
+    seed: int,
+    grace_days: int = 0,
+    *,
+    kind: type[Quarter] = Quarter,
+    metrics: Sequence[str] = METRICS,
+    settings: Mapping[str, Any] | None = None,
+    **lago_options: Any,
+) -> AsyncIterator[Quarter]:
+    """A system at the first of July. ``port``: of a Valkey of one's own. ``settings``: of the section ``lago``."""
     keys = Keys()
     async with contextlib.AsyncExitStack() as stack:
         client = ClockedClient(port=port)
@@ -373,7 +382,7 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
         groups = {"metric": "$.metric"}
         meters = tuple(
             Meter(slug=m, event_type="api.call", aggregation="SUM", value_property="$.units", group_by=groups)
-            for m in METRICS
+            for m in metrics
         )
         meter = OpenMeter(OpenMeterConfig(meters=meters, seed=seed))
         servers = [Server(lago.app()), Server(meter.app())]
@@ -390,7 +399,7 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
                     "url": urls[0], "api_key": API_KEY, "requests_per_second": 5000, "attempts_max": 1,
                     "webhooks": {"hmac_key": HMAC_KEY, "requests_per_second_max": 10_000},
                     "plan_policies": [{"code": code, "mode": "overage"} for code, (fee, *_) in PLANS.items() if fee],
-                    "reconcile": {"full_interval_s": 1}, "sync": {"settle_s": 0},
+                    "reconcile": {"full_interval_s": 1}, "sync": {"settle_s": 0}, **(settings or {}),
                 },
             }
         )  # fmt: skip
@@ -408,7 +417,7 @@ async def quarter(port: int, seed: int, grace_days: int = 0, **lago_options: Any
             config.metering, store, lago_client, query, sleep_until=sleep_until,
             on_outcome=lambda outcome: sim[0].watch(outcome),
         )  # fmt: skip
-        sim.append(Quarter(client, config, lago, meter, control_work, keys, session, urls[0], seed))
+        sim.append(kind(client, config, lago, meter, control_work, keys, session, urls[0], seed))
         control_work.reconciler.schedule_reload = sim[0].schedule_reload  # type: ignore[method-assign]
         receiving = web.Application()
         receiving.router.add_post("/webhooks/lago", control_work.handle_webhook)

@@ -37,6 +37,8 @@ def metric_body(wanted: WantedMetric, *, new: bool) -> dict[str, Any]:
         "recurring": False,
         "expression": None,
     }
+    if wanted.filters is not None:
+        body["filters"] = [{"key": name, "values": list(values)} for name, values in wanted.filters.items()]
     return _described(body, wanted.code if new else None, wanted.name, wanted.description)
 
 
@@ -54,7 +56,10 @@ def plan_body(wanted: WantedPlan, metric_ids: Mapping[str, str], found: Plan | N
             "prorated": False,
             "invoiceable": True,
             "min_amount_cents": 0,
-            "filters": [],
+            "filters": [
+                {"values": {name: list(values) for name, values in each.values.items()}, "properties": each.properties}
+                for each in charge.filters
+            ],
             "tax_codes": [tax.code for tax in charge.taxes],
         }
         if charge.metric_code in known:

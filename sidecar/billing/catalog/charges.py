@@ -9,17 +9,28 @@ from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from sidecar.billing.catalog.section_fields import Codes, MetricCode
+from sidecar.billing.catalog.charge_tables import charge_tables
+from sidecar.billing.catalog.section_fields import Codes, MetricCode, Text
 from sidecar.billing.catalog.tables import model_of, properties_of, snippet
 from sidecar.billing.lago.json_fields import number_of, whole_number_of
-from sidecar.billing.lago.models import Charge, Plan
-from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.billing.lago.models import Charge, ChargeFilter, Plan
+from sidecar.billing.reconcile.charge_prices import Unenforceable, price_table
 from sidecar.config.fields import Model, Whole
 from sidecar.ledger.accounts.account_fields import PackagePrice, StandardPrice, TieredPrice
 from sidecar.ledger.pricing.price_tables import Graduated, PriceError, PriceTable, Tier, Volume, pack
 
 _PLACEHOLDER: Final = '{{metric: {metric}, model: standard, amount: "<price of a call>"}}'
 _NO_PLAN: Final = Plan("", "", "", "monthly", 0, "USD", False, ())
+
+
+FilterAllowed = Annotated[tuple[Text, ...], Field(min_length=1, max_length=1_000)]
+
+
+class ChargeFilterSection(Model):
+    """The price of usage events with these values, as Lago's ``properties`` of the charge's model."""
+
+    values: Annotated[dict[Text, FilterAllowed], Field(min_length=1)]
+    properties: dict[str, Any]
 
 
 class _ChargeOptions(Model):
@@ -30,7 +41,7 @@ class _ChargeOptions(Model):
     prorated: bool = False
     invoiceable: bool = True
     min_amount_cents: Annotated[Whole, Field(ge=0)] = 0
-    filters: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
+    filters: Annotated[tuple[ChargeFilterSection, ...], Field(max_length=100)] = ()
     applied_pricing_unit: dict[str, Any] | None = None
 
 
@@ -126,12 +137,15 @@ def charge_of(section: ChargeSection) -> Charge | RefusedPrice:
     metric = metric_of(section)
     charge = _as_lago(section)
     try:
-        table = price_table(charge, _NO_PLAN, ())
+        tables = charge_tables(charge, _NO_PLAN, ())
     except Unenforceable as error:
         return RefusedPrice(error.reason, _suggestion(charge))
     if not charge.invoiceable:
         return RefusedPrice("it is not invoiceable: Lago would never bill the debits", _suggestion(charge))
-    return Charge("", metric, model_of(table), properties_of(table))
+    return Charge(
+        "", metric, model_of(tables.own), properties_of(tables.own), has_filters=charge.has_filters,
+        filters=tables.charge_filters(),
+    )  # fmt: skip
 
 
 def _as_lago(section: ChargeSection) -> Charge:
@@ -153,6 +167,10 @@ def _as_lago(section: ChargeSection) -> Charge:
         invoiceable=section.invoiceable,
         min_amount_cents=section.min_amount_cents,
         has_filters=bool(section.filters),
+        filters=tuple(
+            ChargeFilter(each.values, {name: _with_flats(value) for name, value in each.properties.items()})
+            for each in section.filters
+        ),
         has_pricing_unit=section.applied_pricing_unit is not None,
     )
 
@@ -162,7 +180,7 @@ def _suggestion(charge: Charge) -> str:
     bare = replace(
         charge,
         properties={name: each for name, each in charge.properties.items() if name not in _GROUPS},
-        pay_in_advance=False, prorated=False, invoiceable=True, min_amount_cents=0, has_filters=False,
+        pay_in_advance=False, prorated=False, invoiceable=True, min_amount_cents=0, has_filters=False, filters=(),
         has_pricing_unit=False,
     )  # fmt: skip
     try:

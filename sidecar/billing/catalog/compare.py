@@ -5,14 +5,15 @@ Only what Lago's answers tell is compared: names of taxes and customers, and des
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import zip_longest
 from typing import TypeVar
 
 from sidecar.billing.catalog.changes import FieldChange
-from sidecar.billing.catalog.tables import describe, text_of
+from sidecar.billing.catalog.charge_tables import charge_tables
+from sidecar.billing.catalog.tables import text_of
 from sidecar.billing.catalog.values import WantedCustomer, WantedEndpoint, WantedMetric, WantedTax, WantedWallet
 from sidecar.billing.lago.models import (
     BillableMetric,
@@ -23,7 +24,7 @@ from sidecar.billing.lago.models import (
     Wallet,
     WebhookEndpoint,
 )
-from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.billing.reconcile.charge_prices import Unenforceable
 from sidecar.ledger.pricing.currencies import EXPONENTS
 from sidecar.metering.openmeter.meter_query import Meter
 
@@ -47,11 +48,13 @@ def tax_fields(wanted: WantedTax, found: Tax | None) -> tuple[FieldChange, ...]:
 
 def metric_fields(wanted: WantedMetric, found: BillableMetric | None) -> tuple[FieldChange, ...]:
     name = wanted.name or (found.name if found is not None else wanted.code)
-    target = BillableMetric("", wanted.code, name, "sum_agg", wanted.field_name, False)
+    filters = wanted.filters if wanted.filters is not None else found.filters if found is not None else {}
+    target = BillableMetric("", wanted.code, name, "sum_agg", wanted.field_name, False, filters=filters)
     return _differences(
         target,
         found,
         {
+            "filters": lambda metric: _filters_text(metric.filters),
             "name": lambda metric: metric.name,
             "aggregation": lambda metric: metric.aggregation,
             "field_name": lambda metric: metric.field_name,
@@ -59,6 +62,10 @@ def metric_fields(wanted: WantedMetric, found: BillableMetric | None) -> tuple[F
             "expression": lambda metric: "some" if metric.has_expression else None,
         },
     )
+
+
+def _filters_text(filters: Mapping[str, Sequence[str]]) -> Shown:
+    return ", ".join(f"{name}={'|'.join(sorted(values))}" for name, values in sorted(filters.items())) or None
 
 
 def meter_fields(wanted: Meter, found: Meter | None) -> tuple[FieldChange, ...]:
@@ -109,7 +116,7 @@ def _charge_fields(wanted: Plan, found: Plan | None) -> Iterator[FieldChange]:
 def same_charge(one: Charge, other: Charge) -> bool:
     """Whether they cost the same, in the same way; ranges of either style may say so."""
     try:
-        tables = price_table(one, _PLAIN, ()), price_table(other, _PLAIN, ())
+        tables = charge_tables(one, _PLAIN, ()), charge_tables(other, _PLAIN, ())
     except Unenforceable:
         return False
     options = [(charge.invoiceable, tax_codes(charge.taxes)) for charge in (one, other)]
@@ -122,7 +129,7 @@ _PLAIN = Plan("", "", "", "monthly", 0, "USD", False, ())
 def charge_text(charge: Charge) -> str:
     """A charge in one line; one that cannot be enforced by its model and the reason."""
     try:
-        text = describe(price_table(charge, _PLAIN, ()))
+        text = charge_tables(charge, _PLAIN, ()).text()
     except Unenforceable as error:
         text = f"{charge.model} ({error.reason})"
     text += "" if charge.invoiceable else ", not invoiced"

@@ -28,6 +28,7 @@ from sidecar.billing.catalog.values import (
     WantedTax,
     meter_of,
 )
+from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 from sidecar.metering.openmeter.meter_query import Meter
 
@@ -36,19 +37,21 @@ METER_REGROUPED = "the groups count for the events that are there already too"
 METER_CONFIGURED = (
     "a meter from OpenMeter's own configuration is changed there too: OpenMeter does not start where they differ"
 )
-METRIC_IN_USE = "Lago changes nothing but the name of a metric that a plan uses"
+METRIC_IN_USE = "Lago changes nothing but name and filters of a metric that a plan uses"
 
 
-def diff(catalog: Catalog, observed: Observed, event_type: str, now_ms: int) -> tuple[Change, ...]:
+def diff(
+    catalog: Catalog, observed: Observed, event_type: str, now_ms: int, mapping: MetricMapping | None = None
+) -> tuple[Change, ...]:
     """The changes to make, and what will not be done. ``event_type`` is that of the gateway's events
-    (``metering.type``)."""
+    (``metering.type``). ``mapping``: the metrics of the gateway, each of which has a meter."""
     plans = dict(diff_plans.resolved(catalog, observed))
     return (
         *(Change("refuse", each.kind, each.code, notes=_notes(each.where, each.reason, each.instead))
           for each in catalog.refusals),
         *(_tax(each, observed) for each in catalog.taxes),
         *(_metric(each, observed) for each in catalog.metrics),
-        *_meters(catalog, observed, event_type, now_ms),
+        *_meters(catalog, observed, event_type, now_ms, mapping or MetricMapping()),
         *(diff_plans.plan(each, plans.get(each.plan.code), catalog, observed) for each in catalog.plans),
         *((_endpoint(catalog.endpoint, observed),) if catalog.endpoint is not None else ()),
         *(diff_customers.customer(each, observed) for each in catalog.customers),
@@ -81,7 +84,7 @@ def _metric(wanted: WantedMetric, observed: Observed) -> Change:
     if not fields:
         return Change("keep", "metric", wanted.code)
     users = [plan.code for plan in observed.plans.values() if wanted.code in by_metric(plan.charges)]
-    if not users or all(field.name == "name" for field in fields):
+    if not users or all(field.name in ("name", "filters") for field in fields):
         return Change("update", "metric", wanted.code, fields, wanted=wanted)
     try:
         field_of(wanted.code, found)
@@ -97,11 +100,14 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def _meters(catalog: Catalog, observed: Observed, event_type: str, now_ms: int) -> Iterator[Change]:
+def _meters(
+    catalog: Catalog, observed: Observed, event_type: str, now_ms: int, mapping: MetricMapping
+) -> Iterator[Change]:
     if observed.meters is None:
         return
-    for metric in catalog.metrics:
-        yield _meter(meter_of(metric.code, event_type), observed.meters.get(metric.code), now_ms)
+    named = [each.metric for metric in catalog.metrics for each in mapping.metrics_of(metric.code)]
+    for slug in dict.fromkeys([*(metric.code for metric in catalog.metrics), *named]):
+        yield _meter(meter_of(slug, event_type), observed.meters.get(slug), now_ms)
 
 
 def _meter(wanted: Meter, found: Meter | None, now_ms: int) -> Change:

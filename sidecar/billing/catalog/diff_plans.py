@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from sidecar.billing.catalog.changes import Change, FieldChange, Observed, Subscribers
+from sidecar.billing.catalog.charge_tables import charge_tables
 from sidecar.billing.catalog.compare import by_metric, plan_fields, same_charge
 from sidecar.billing.catalog.values import Catalog, WantedPlan
 from sidecar.billing.lago.models import Charge, Plan, Tax
-from sidecar.billing.reconcile.plan_prices import Unenforceable, price_table
+from sidecar.billing.reconcile.charge_filters import ALL_VALUES
+from sidecar.billing.reconcile.charge_prices import Unenforceable
 from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 
 FIXED = ("interval", "currency", "pay_in_advance", "trial_days", "bill_charges_monthly")
@@ -49,6 +51,7 @@ def plan(wanted: WantedPlan, target: Plan | None, catalog: Catalog, observed: Ob
         return Change("refuse", "plan", code, notes=(f"there is no tax {missing}, neither in the file nor in Lago",))
     fields = plan_fields(target, found)
     reasons = [*_metric_reasons(target, catalog, observed), *_price_reasons(target, catalog, observed)]
+    reasons += _filter_reasons(target, catalog, observed)
     if found is not None:
         reasons += _found_reasons(target, found, fields, observed.subscribers.get(code, Subscribers()))
     if reasons:
@@ -82,9 +85,23 @@ def _price_reasons(target: Plan, catalog: Catalog, observed: Observed) -> Iterat
     defaults = tuple(tax for tax in known_taxes(catalog, observed).values() if tax.is_default)
     for charge in target.charges:
         try:
-            price_table(charge, target, charge.taxes or target.taxes or defaults)
+            charge_tables(charge, target, charge.taxes or target.taxes or defaults)
         except Unenforceable as error:
             yield f"{charge.metric_code}: {error.reason}"
+
+
+def _filter_reasons(target: Plan, catalog: Catalog, observed: Observed) -> Iterator[str]:
+    """Lago takes only values that the billable metric lists."""
+    listed = {code: dict(metric.filters) for code, metric in observed.metrics.items()}
+    listed |= {each.code: dict(each.filters) for each in catalog.metrics if each.filters is not None}
+    for charge in target.charges:
+        of_metric = listed.get(charge.metric_code, {})
+        for name, values in [item for each in charge.filters for item in each.values.items()]:
+            unknown = [value for value in values if value not in of_metric.get(name, ()) and value != ALL_VALUES]
+            if name not in of_metric:
+                yield f"{charge.metric_code}: a filter has the property {name}, which the filters of the metric lack"
+            elif unknown:
+                yield f"{charge.metric_code}: a filter has {name}={unknown[0]}, which the filters of the metric lack"
 
 
 def _found_reasons(

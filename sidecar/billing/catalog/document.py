@@ -102,7 +102,8 @@ class _Reader:
                 where = self._where("metrics", index, key)
                 self._refusals.append(CatalogRefusal("metric", section.code, where, reason, wanted))
             else:
-                yield WantedMetric(section.code, section.field_name, section.name, section.description)
+                filters = None if section.filters is None else {each.key: each.values for each in section.filters}
+                yield WantedMetric(section.code, section.field_name, section.name, section.description, filters)
 
     def _plans(self) -> Iterator[WantedPlan]:
         for index, section in enumerate(self._file.plans):

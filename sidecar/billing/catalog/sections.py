@@ -69,6 +69,13 @@ class TaxSection(Model):
     default: bool = Field(default=False, validation_alias=AliasChoices("default", "applied_to_organization"))
 
 
+class MetricFilterSection(Model):
+    """A property that charges may be filtered by, and its values."""
+
+    key: Text
+    values: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1_000)]
+
+
 class MetricSection(Model):
     """A billable metric of Lago, and the meter of OpenMeter with the same name."""
 
@@ -78,6 +85,7 @@ class MetricSection(Model):
     aggregation_type: Text = "sum_agg"
     field_name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")] = "calls"
     recurring: bool = False
+    filters: Annotated[tuple[MetricFilterSection, ...], Field(max_length=100)] | None = None
 
 
 class PlanSection(Model):

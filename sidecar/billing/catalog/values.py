@@ -24,12 +24,15 @@ class WantedTax:
 
 @dataclass(frozen=True, slots=True)
 class WantedMetric:
-    """A sum over ``field_name``: hourly pushes carry many calls in one event, and a count would bill each as one."""
+    """A sum over ``field_name``: hourly pushes carry many calls in one event, and a count would bill each as one.
+    ``filters``: values of properties that charges may be filtered by; None: those that Lago has stay.
+    """
 
     code: str
     field_name: str
     name: str | None = None
     description: str | None = None
+    filters: Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

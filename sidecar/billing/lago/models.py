@@ -13,6 +13,11 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+FilterValues = tuple[tuple[str, tuple[str, ...]], ...]
+"""The values of a charge's filter by property, both sorted."""
+GroupValues = tuple[tuple[str, str | None], ...]
+"""The values of the properties that a charge is grouped by, sorted by name; None where an event lacks one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tax:
@@ -124,8 +129,22 @@ class WalletTransaction:
 
 
 @dataclass(frozen=True, slots=True)
+class ChargeFilter:
+    """The price of those events of a charge whose properties are among ``values``, by name. The one value
+    ``__ALL_FILTER_VALUES__`` stands for all that the billable metric lists.
+    """
+
+    values: Mapping[str, tuple[str, ...]]
+    properties: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Charge:
-    """One price of a plan. ``properties`` is as Lago gives it, with every number a ``Decimal`` or text."""
+    """One price of a plan. ``properties`` is as Lago gives it, with every number a ``Decimal`` or text.
+
+    ``has_filters``: it has prices beside that of ``properties``; those are ``filters``, in Lago's order, or, with none
+    there, groups as versions before filters had them.
+    """
 
     lago_id: str
     metric_code: str
@@ -139,6 +158,7 @@ class Charge:
     has_pricing_unit: bool = False
     taxes: tuple[Tax, ...] = ()
     code: str | None = None
+    filters: tuple[ChargeFilter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +242,7 @@ class Subscription:
 class Fee:
     """One line of an invoice. ``kind`` is ``item.type``: charge, subscription, …; ``metric_code`` is the item's code
     for charges. ``from_ms`` and ``to_ms`` bound what it covers, the end exclusive; None where the answer says nothing.
-    ``taxes_rate`` is the sum of its taxes in per cent.
+    ``taxes_rate`` is the sum of its taxes in per cent. ``filter`` and ``group`` tell the fees of one charge apart.
     """
 
     lago_id: str | None
@@ -236,6 +256,8 @@ class Fee:
     from_ms: int | None = None
     to_ms: int | None = None
     taxes_rate: Decimal = Decimal(0)
+    filter: FilterValues | None = None
+    group: GroupValues = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,14 +299,26 @@ class Invoice:
 
 
 @dataclass(frozen=True, slots=True)
+class FeeUsage:
+    """The part of a charge's usage that becomes one fee."""
+
+    filter: FilterValues | None
+    group: GroupValues
+    units: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class ChargeUsage:
-    """The usage of one metric that Lago has ingested in the current period."""
+    """The usage of one metric that Lago has ingested in the current period. ``fees``: its parts, if the charge has
+    filters or groups.
+    """
 
     metric_code: str
     charge_id: str
     units: Decimal
     amount_cents: int
     events_count: int
+    fees: tuple[FeeUsage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +335,7 @@ class CurrentUsage:
 
 @dataclass(frozen=True, slots=True)
 class BillableMetric:
-    """``aggregation``: sum_agg, count_agg, …"""
+    """``aggregation``: sum_agg, count_agg, … ``filters``: properties that charges may be filtered by, with values."""
 
     lago_id: str
     code: str
@@ -312,6 +346,7 @@ class BillableMetric:
     has_expression: bool = False
     rounding: str | None = None
     rounding_precision: int = 0
+    filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def rounds_units(self) -> bool:

@@ -15,6 +15,7 @@ from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import (
     BillableMetric,
     Charge,
+    ChargeFilter,
     Commitment,
     Customer,
     Event,
@@ -115,7 +116,13 @@ def metric(row: Fields) -> BillableMetric:
         has_expression=bool(row.text_or_none("expression")),
         rounding=row.text_or_none("rounding_function"),
         rounding_precision=row.whole_or_none("rounding_precision") or 0,
+        filters={each.text("key"): each.texts("values") for each in row.rows("filters")},
     )
+
+
+def charge_filter(row: Fields) -> ChargeFilter:
+    values = row.row("values")
+    return ChargeFilter({name: values.texts(name) for name in values.values}, row.properties("properties"))
 
 
 def charge(row: Fields) -> Charge:
@@ -133,6 +140,7 @@ def charge(row: Fields) -> Charge:
         has_pricing_unit=row.row_or_none("applied_pricing_unit") is not None,
         taxes=taxes(row),
         code=row.text_or_none("code"),
+        filters=tuple(map(charge_filter, row.rows("filters"))),
     )
 
 

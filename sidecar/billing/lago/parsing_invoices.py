@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from sidecar.billing.lago.json_fields import Fields
-from sidecar.billing.lago.models import BillingPeriod, ChargeUsage, CurrentUsage, Fee, Invoice
+from sidecar.billing.lago.models import (
+    BillingPeriod,
+    ChargeUsage,
+    CurrentUsage,
+    Fee,
+    FeeUsage,
+    FilterValues,
+    GroupValues,
+    Invoice,
+)
 
 
 def invoice(row: Fields) -> Invoice:
@@ -84,7 +93,21 @@ def _fee(row: Fields) -> Fee:
         from_ms=row.instant_ms_or_none("from_date"),
         to_ms=row.end_ms_or_none("to_date"),
         taxes_rate=row.number_or_none("taxes_rate") or Decimal(0),
+        filter=_filter(item, "filters") if kind == "charge" else None,
+        group=_group(item) if kind == "charge" else (),
     )
+
+
+def _filter(row: Fields, name: str) -> FilterValues | None:
+    """None: of events that no filter takes, or of a charge without filters."""
+    values = row.row_or_none(name)
+    found = ((key, tuple(sorted(values.texts(key)))) for key in values.values) if values else ()
+    return tuple(sorted(found)) or None
+
+
+def _group(row: Fields) -> GroupValues:
+    values = row.row_or_none("grouped_by")
+    return tuple(sorted((key, values.text_or_none(key)) for key in values.values)) if values else ()
 
 
 def current_usage(row: Fields) -> CurrentUsage:
@@ -105,4 +128,19 @@ def _charge_usage(row: Fields) -> ChargeUsage:
         units=row.number("units"),
         amount_cents=row.whole("amount_cents"),
         events_count=row.whole("events_count"),
+        fees=tuple(_fee_usages(row)),
     )
+
+
+def _fee_usages(row: Fields) -> Iterator[FeeUsage]:
+    """What Lago makes a fee of. With groups, each group has the filters of its own (lago-api
+    ``app/serializers/v1/customers/charge_usage_serializer.rb``)."""
+    groups = row.rows("grouped_usage")
+    if not groups:
+        yield from (FeeUsage(_filter(each, "values"), (), each.number("units")) for each in row.rows("filters"))
+    for group in groups:
+        found = _group(group)
+        filters = group.rows("filters")
+        yield from (FeeUsage(_filter(each, "values"), found, each.number("units")) for each in filters)
+        if not filters:
+            yield FeeUsage(None, found, group.number("units"))

@@ -31,6 +31,7 @@ from sidecar.billing.lago.models import (
     Wallet,
     WalletTransaction,
 )
+from sidecar.billing.reconcile.charge_filters import ALL_VALUES
 from sidecar.billing.reconcile.credit_reading import NO_CREDITS, CreditReader, Credits
 
 log = get_logger("sidecar.billing")
@@ -82,6 +83,7 @@ class AccountReading:
     those that Lago could not tell. ``is_stable`` False: the invoices kept changing. ``transactions`` by wallet, only
     where they were asked for. ``rounded_metrics``: codes of metrics of which Lago bills other units than were counted.
     ``credits``: coupons and credit notes, of an account that may be prepaid.
+    ``listed_values``: those of properties that billable metrics list for filters, by code and property.
     """
 
     account: str
@@ -97,6 +99,7 @@ class AccountReading:
     unread_usages: frozenset[str] = frozenset()
     rounded_metrics: frozenset[str] = frozenset()
     credits: Credits = NO_CREDITS
+    listed_values: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 async def read_account(
@@ -109,6 +112,7 @@ async def read_account(
     with_transactions: bool = False,
     rounded_metrics: frozenset[str] = frozenset(),
     credits: CreditReader | None = None,
+    listed_values: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> AccountReading:
     """Read one account. ``oldest_ms``: invoices older than that are not needed in detail; 0: the account is new to the
     ledger.
@@ -156,6 +160,7 @@ async def read_account(
         frozenset(unread),
         rounded_metrics,
         found_credits,
+        listed_values or {},
     )
 
 
@@ -191,6 +196,19 @@ async def _usages(
     return usages, unread
 
 
+def lists_all_values(reading: AccountReading) -> bool:
+    """Whether the values are known of every property of which a filter takes all."""
+    plans = [each.plan for each in reading.subscriptions if each.plan is not None]
+    return all(
+        name in reading.listed_values.get(charge.metric_code, {})
+        for plan in plans
+        for charge in plan.charges
+        for filter_ in charge.filters
+        for name, values in filter_.values.items()
+        if values == (ALL_VALUES,)
+    )
+
+
 def _is_optional(error: LagoError, subscription: Subscription | None, is_known: bool) -> bool:
     """Whether a reading goes on without the usage that Lago could not tell.
 
@@ -208,9 +226,12 @@ def _fails_without_usage(subscription: Subscription | None) -> bool:
     (lago-api ``app/services/charge_models/volume_service.rb``).
     """
     charges = subscription.plan.charges if subscription is not None and subscription.plan is not None else ()
+    volumes = [charge for charge in charges if charge.model == "volume"]
+    prices = [charge.properties for charge in volumes]
+    prices += [each.properties for charge in volumes for each in charge.filters]
     return any(
         all((number_of(row.get("from_value")) or 0) > 0 for row in ranges if isinstance(row, dict))
-        for ranges in (charge.properties.get("volume_ranges") for charge in charges if charge.model == "volume")
+        for ranges in (properties.get("volume_ranges") for properties in prices)
         if isinstance(ranges, list)
     )
 

@@ -12,8 +12,10 @@ from decimal import Decimal
 from typing import Final, Literal
 
 from sidecar.billing.lago.models import Invoice
+from sidecar.billing.metric_mapping import BilledMetric
 from sidecar.billing.reconcile.funds import FEE_KINDS, money
 from sidecar.billing.reconcile.reconcile_state import InvoicedPeriod, ReconcileState
+from sidecar.billing.usage_sync.fee_groups import fee_groups
 from sidecar.billing.usage_sync.period_links import PeriodKey, PeriodLink
 from sidecar.ledger.accounts.account_state import AccountState
 
@@ -54,6 +56,11 @@ class ClosedPeriod:
     def owed(self) -> Decimal:
         """What it takes from the funds as long as no invoice says more."""
         return self.cost + self.fee + self.foreign
+
+    def billed_metric(self, metric: str) -> BilledMetric:
+        """How Lago bills a metric in this period."""
+        found = (link.billed_metric(metric) for link in self.links if metric in link.metrics)
+        return next(found, BilledMetric(metric, metric))
 
     @property
     def cost(self) -> Decimal:
@@ -163,12 +170,16 @@ def _billed_short(final: Sequence[Invoice], period: ClosedPeriod, currency: str)
     the units is its own affair.
     """
     subscriptions = {link.subscription_id for link in period.links}
-    invoiced: dict[str | None, Decimal] = {}
-    for invoice in final:
-        for fee in invoice.fees or ():
-            if fee.kind == "charge" and fee.subscription_id in subscriptions:
-                invoiced[fee.metric_code] = invoiced.get(fee.metric_code, Decimal(0)) + fee.units
-    if all(invoiced.get(metric, Decimal(0)) >= units for metric, units in period.units.items()):
+    fees = [
+        fee
+        for invoice in final
+        for fee in invoice.fees or ()
+        if fee.kind == "charge" and fee.subscription_id in subscriptions
+    ]
+    for group in fee_groups(map(period.billed_metric, period.units), fees):
+        if sum(fee.units for fee in group.fees) < sum(period.units[metric] for metric in group.metrics):
+            break
+    else:
         return None
     return sum((_usage_total(invoice, period, currency) for invoice in final), Decimal(0))
 

@@ -98,7 +98,7 @@ def foreign_usage(
         usage = reading.usages.get(external_id)
         if usage is not None and usage.from_ms <= start_ms < usage.to_ms:
             total += money(usage.total_cents, currency)
-            roundings += len(usage.charges) + 1
+            roundings += sum(max(1, len(charge.fees)) for charge in usage.charges) + 1
     excess = total - spent
     if excess <= money(roundings, currency):
         return Decimal(0)

@@ -14,6 +14,7 @@ from typing import Final
 from zlib import crc32
 
 from sidecar.billing.lago.models import Customer
+from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
 from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
@@ -104,7 +105,10 @@ def desired_state(
         if state.version == 0 or not saved.came_from_lago:
             return DesiredState(reading.account, None, None, saved, "the customer has no active subscription")
         return _closed(reading, state, saved, settings, alerts, now_ms)
-    effective = effective_prices(actives, customer, reading.default_taxes, alerts, saved, reading.rounded_metrics)
+    mapping = MetricMapping(settings.billable_metrics)
+    effective = effective_prices(
+        actives, customer, reading.default_taxes, alerts, saved, reading.rounded_metrics, mapping, reading.listed_values
+    )
     plans = ", ".join(each.plan.code for each in effective)
     if any(each.refused for each in effective) and not any(each.prices for each in effective) and state.version > 0:
         raise BillingRefused("plan", f"plan {plans} has no charge that can be enforced: {_last(alerts)}")
@@ -154,7 +158,8 @@ def _open(
     periods = [each.without(moved[each.effective.name]) for each in periods]
     prices = {metric: table for each in periods for metric, table in each.effective.prices.items()}
     is_prepaid = policy.mode == "prepaid"
-    funds = funds_of(reading.wallets, tuple(prices), currency, now_ms, of_any=is_prepaid)
+    codes = {metric: billed.code for each in periods for metric, billed in each.effective.billed.items()}
+    funds = funds_of(reading.wallets, tuple(dict.fromkeys(codes.values())), currency, now_ms, of_any=is_prepaid)
     last_end_ms = max(each.end_ms for each in periods)
     credit = credit_of(reading.credits, effective, currency, last_end_ms) if is_prepaid else Decimal(0)
     pays: Collection[str] = FEE_KINDS if credit else funds.pays
@@ -175,7 +180,7 @@ def _open(
     if is_prepaid:
         counts_short = settings.sync.late_usage == "report"
         obligations = Obligations(unsettled, billing_statuses, plan_fee, margin + foreign, counts_short)
-        available = spendable(funds, prices, state, obligations, credit, alerts)
+        available = spendable(funds, prices, codes, state, obligations, credit, alerts)
     first, *further = (
         SubscriptionSpec(
             each.effective.name,
@@ -338,10 +343,9 @@ def _billing_statuses(
 ) -> tuple[BillingStatus, ...]:
     voided_open_ms = settings.reconcile.voided_open_s * 1000
     names = {each.name for each in state.subscriptions} | {name for _, name in saved.periods}
-    return tuple(
-        billing_status(with_links(period, reading, names), reading.invoices, currency, now_ms, voided_open_ms, pays)
-        for period in closed_periods(state, saved)
-    )
+    mapping = MetricMapping(settings.billable_metrics)
+    linked = (with_links(period, reading, names, mapping) for period in closed_periods(state, saved))
+    return tuple(billing_status(period, reading.invoices, currency, now_ms, voided_open_ms, pays) for period in linked)
 
 
 def _owed(billing_statuses: Sequence[BillingStatus], settings: LagoSettings, currency: str, alerts: Alerts) -> Decimal:

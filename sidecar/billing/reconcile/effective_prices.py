@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sidecar.billing.lago.models import Customer, Plan, Subscription, Tax
+from sidecar.billing.metric_mapping import BilledMetric, MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alerts, BillingRefused
+from sidecar.billing.reconcile.counted_units import counted_units
 from sidecar.billing.reconcile.enforcement_policy import EnforcementPolicy
-from sidecar.billing.reconcile.plan_prices import plan_prices
+from sidecar.billing.reconcile.plan_prices import ListedValues, PlanPrices, plan_prices
 from sidecar.billing.reconcile.reconcile_state import ReconcileState
 from sidecar.billing.usage_sync.period_links import PeriodLink
 from sidecar.ledger.accounts.account_spec import METRICS_MAX
@@ -23,7 +25,8 @@ class EffectivePrices:
     shared it since a release in which an account had one period.
 
     ``name``: the ledger's. ``actives``: Lago's, oldest first; the account's first one has those without charges too.
-    ``billed_by``: Lago's subscription that bills a metric. ``refused``: how many charges cannot be enforced.
+    ``billed_by``: Lago's subscription that bills a metric; ``billed``: under which code and by which fee of its charge.
+    ``refused``: how many charges cannot be enforced.
     """
 
     name: str
@@ -33,6 +36,12 @@ class EffectivePrices:
     prices: Mapping[str, PriceTable]
     billed_by: Mapping[str, Subscription]
     refused: int
+    billed: Mapping[str, BilledMetric] = field(default_factory=dict)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Of Lago's billable metrics that are charged."""
+        return tuple(dict.fromkeys(each.code for each in self.billed.values()))
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -51,6 +60,7 @@ class EffectivePrices:
             self,
             prices={metric: table for metric, table in self.prices.items() if metric not in metrics},
             billed_by={metric: each for metric, each in self.billed_by.items() if metric not in metrics},
+            billed={metric: each for metric, each in self.billed.items() if metric not in metrics},
         )
 
 
@@ -61,6 +71,8 @@ def effective_prices(
     alerts: Alerts,
     saved: ReconcileState,
     rounded_metrics: Set[str] = frozenset(),
+    mapping: MetricMapping | None = None,
+    listed_values: ListedValues | None = None,
 ) -> tuple[EffectivePrices, ...]:
     """The prices in force by subscription of the ledger, that of the oldest subscription first; a subscription that
     does not go with the others is an alert. ``saved`` tells which subscription of the ledger each has been.
@@ -72,21 +84,21 @@ def effective_prices(
     priced = [each for each in by_age if each.plan is not None and each.plan.charges] or by_age[:1]
     currency = _plan(priced[0]).currency
     served: list[Subscription] = []
-    found: dict[str, Mapping[str, PriceTable]] = {}
-    refused: dict[str, int] = {}
+    found: dict[str, PlanPrices] = {}
     for each in priced:
         plan = _plan(each)
         if plan.currency != currency:
             alerts.add("subscription", f"subscription {each.external_id}: its currency is {plan.currency}, that of"
                        f" {priced[0].external_id} is {currency}; its metrics are not served")  # fmt: skip
             continue
-        prices = plan_prices(plan, customer, defaults, rounded_metrics)
-        for fault in prices.refused:
+        found[each.lago_id] = plan_prices(plan, customer, defaults, rounded_metrics, mapping, listed_values)
+        for fault in found[each.lago_id].refused:
             alerts.add("plan", str(fault))
         served.append(each)
-        found[each.lago_id], refused[each.lago_id] = prices.prices, len(prices.refused)
     latest = _latest_links(saved)
     billed_by = _billed_by(served, found, latest, alerts)
+    if len(billed_by) > METRICS_MAX:
+        _drop_unnamed(billed_by, found, mapping or MetricMapping(), alerts)
     if len(billed_by) > METRICS_MAX:
         raise BillingRefused("plan", f"{len(billed_by)} metrics are charged; an account has at most {METRICS_MAX}")
     names = _names(served, latest)
@@ -94,7 +106,7 @@ def effective_prices(
     groups: dict[str, list[Subscription]] = {}
     for each in served:
         # One of which nothing can be enforced has no use for a subscription of the ledger.
-        if each is served[0] or found[each.lago_id] or each.external_id in latest:
+        if each is served[0] or found[each.lago_id].prices or each.external_id in latest:
             groups.setdefault(names[each.lago_id], []).append(each)
         else:
             others.append(each)
@@ -108,12 +120,24 @@ def effective_prices(
                 primary=group[0],
                 plan=_plan(group[0]),
                 actives=tuple((each, each.plan) for each in members if each.plan is not None),
-                prices={metric: found[each.lago_id][metric] for metric, each in mine.items()},
+                prices={metric: found[each.lago_id].prices[metric] for metric, each in mine.items()},
                 billed_by=mine,
-                refused=sum(refused[each.lago_id] for each in group),
+                refused=sum(len(found[each.lago_id].refused) for each in group),
+                billed={metric: found[each.lago_id].billed[metric] for metric, each in mine.items()},
             )
         )
     return tuple(effective)
+
+
+def _drop_unnamed(
+    billed_by: dict[str, Subscription], found: Mapping[str, PlanPrices], mapping: MetricMapping, alerts: Alerts
+) -> None:
+    """Drop metrics without an entry whose billable metric has entries of others: routes may charge those alone."""
+    named = {found[each.lago_id].billed[m].code for m, each in billed_by.items() if mapping.has_entry(m)}
+    for metric in sorted(metric for metric in billed_by if not mapping.has_entry(metric) and metric in named):
+        alerts.add("plan", f"more than {METRICS_MAX} metrics are charged, so {metric} is not served: other metrics of"
+                   " lago.billable_metrics are this billable metric, and it has no entry")  # fmt: skip
+        del billed_by[metric]
 
 
 def _plan(subscription: Subscription) -> Plan:
@@ -148,14 +172,14 @@ def _names(served: Sequence[Subscription], latest: Mapping[str, PeriodLink]) -> 
 
 def _billed_by(
     served: Iterable[Subscription],
-    found: Mapping[str, Mapping[str, PriceTable]],
+    found: Mapping[str, PlanPrices],
     latest: Mapping[str, PeriodLink],
     alerts: Alerts,
 ) -> dict[str, Subscription]:
     """Who bills a metric that several charge: who has billed it until now, or else the oldest."""
     candidates: dict[str, list[Subscription]] = {}
     for each in served:
-        for metric in found[each.lago_id]:
+        for metric in found[each.lago_id].prices:
             candidates.setdefault(metric, []).append(each)
     billed_by: dict[str, Subscription] = {}
     for metric, charged_by in candidates.items():
@@ -183,9 +207,9 @@ def policy_revision(policy: EnforcementPolicy, effective: Iterable[EffectivePric
 def counted_before(reading: AccountReading, effective: EffectivePrices) -> dict[str, int]:
     """Units by metric that Lago has counted in the current period; parts of a unit count as a whole one."""
     counted: dict[str, int] = {}
-    for subscription in effective.billed_by.values():
+    for subscription in effective.billing_subscriptions:
         usage = reading.usages.get(subscription.external_id)
-        for charge in usage.charges if usage is not None else ():
-            if charge.metric_code in effective.prices and charge.units > 0:
-                counted[charge.metric_code] = max(counted.get(charge.metric_code, 0), math.ceil(charge.units))
+        charges = usage.charges if usage is not None else ()
+        for metric, units in counted_units(charges, tuple(effective.billed.values())).items():
+            counted[metric] = max(counted.get(metric, 0), math.ceil(units))
     return counted

@@ -19,9 +19,9 @@ from typing import Final
 from sidecar.billing.lago.models import Customer, FixedCharge, Invoice, Plan, Subscription, Tax
 from sidecar.billing.reconcile.alerts import BillingRefused
 from sidecar.billing.reconcile.calendar import zone
+from sidecar.billing.reconcile.charge_prices import net_price
 from sidecar.billing.reconcile.effective_prices import EffectivePrices
 from sidecar.billing.reconcile.funds import money
-from sidecar.billing.reconcile.plan_prices import net_price
 from sidecar.billing.reconcile.taxes import charge_taxes, gross, subscription_taxes
 from sidecar.ledger.pricing.price_tables import Graduated, PriceError, Standard, Tier, Volume
 

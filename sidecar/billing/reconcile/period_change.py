@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from sidecar.billing.lago.models import Subscription
+from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import BillingRefused
 from sidecar.billing.reconcile.calendar import next_ends_ms
@@ -171,7 +172,9 @@ def downgrade_is_due(reading: AccountReading, primary: Subscription, start_ms: i
     )
 
 
-def with_links(period: ClosedPeriod, reading: AccountReading, names: Collection[str] = ()) -> ClosedPeriod:
+def with_links(
+    period: ClosedPeriod, reading: AccountReading, names: Collection[str] = (), mapping: MetricMapping | None = None
+) -> ClosedPeriod:
     """A period without links, as Lago was out of reach all through it, is linked to the subscription of its time.
     ``names``: of all subscriptions of the ledger; those that have one bear Lago's external id."""
     if period.links or not period.units or period.start_ms % 1000 or period.end_ms % 1000:
@@ -192,6 +195,9 @@ def with_links(period: ClosedPeriod, reading: AccountReading, names: Collection[
                 is_final=False,
                 is_current=False,
                 ledger_subscription=period.subscription,
+                billed=tuple(
+                    mapping.of(metric) for metric in sorted(period.units) if mapping and mapping.has_entry(metric)
+                ),
             )
             return replace(period, links=(link,))
     return period
@@ -224,6 +230,11 @@ def current_links(period: CurrentPeriod) -> dict[tuple[int, str], PeriodLink]:
             is_final=False,
             is_current=True,
             ledger_subscription=effective.name,
+            billed=tuple(
+                billed
+                for metric, billed in sorted(effective.billed.items())
+                if not billed.is_plain and effective.billed_by[metric].lago_id == each.lago_id
+            ),
         )
         for each in effective.billing_subscriptions
     }

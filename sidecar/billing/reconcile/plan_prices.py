@@ -1,253 +1,240 @@
-"""Makes price tables of the ledger from a plan's charges in Lago, taxes included. Without I/O.
+"""Finds the price that a plan in Lago has for each metric of the gateway, taxes included. Without I/O.
 
-The models are Lago's (lago-api ``app/services/charge_models/``). What cannot be enforced call by call, or would cost
-something else in Lago than here, is refused with the reason.
+A charge prices a billable metric. With filters or groups it has a fee for each, and each fee begins at the first price.
+The usage events of a metric all have the same properties, so they belong to one fee, and the ledger's counter of the
+metric counts what that fee bills. Charges, or metrics, for which this does not hold are refused with the reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any, Final
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from sidecar.billing.lago.json_fields import number_of, whole_number_of
-from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
-from sidecar.billing.reconcile.taxes import charge_taxes, gross
-from sidecar.ledger.pricing.price_tables import (
-    MAX_INT,
-    Graduated,
-    Package,
-    PriceError,
-    PriceTable,
-    Standard,
-    Tier,
-    Volume,
-    amounts,
-    decimals,
-    pack,
-)
+from sidecar.billing.lago.json_fields import whole_number_of
+from sidecar.billing.lago.models import Charge, Customer, GroupValues, Plan, Tax
+from sidecar.billing.metric_mapping import BilledMetric, MetricMapping
+from sidecar.billing.reconcile.charge_filters import UnknownFilter, counting_filters
+from sidecar.billing.reconcile.charge_prices import Unenforceable, check_terms, group_keys, price_table, refusal
+from sidecar.billing.reconcile.taxes import charge_taxes
+from sidecar.ledger.pricing.price_tables import Graduated, PriceTable, Standard, Volume
 
-_MODELS_REFUSED: Final[Mapping[str, str]] = {
-    "percentage": "a percentage is of the amount of each event, which a gateway does not know",
-    "graduated_percentage": "a percentage is of the amount of each event, which a gateway does not know",
-    "dynamic": "dynamic prices come with each event",
-    "custom": "custom prices are computed by code in Lago",
-}
-
-
-class Unenforceable(Exception):
-    """A charge that cannot be enforced in real time. The message names plan, charge and reason."""
-
-    def __init__(self, plan_code: str, metric_code: str, charge: str, reason: str) -> None:
-        super().__init__(f"plan {plan_code}: charge {charge} of {metric_code}: {reason}")
-        self.plan_code = plan_code
-        self.metric_code = metric_code
-        self.charge = charge
-        self.reason = reason
+ListedValues = Mapping[str, Mapping[str, Sequence[str]]]
+"""The values of properties that Lago's billable metrics list for filters, by code and property."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanPrices:
-    """``prices`` by metric, taxes included; a metric with a refused charge is not among them."""
+    """``prices`` by metric, taxes included; a metric with a refused charge is not among them. ``billed``: how Lago
+    bills each of them."""
 
     prices: Mapping[str, PriceTable]
     refused: tuple[Unenforceable, ...]
+    billed: Mapping[str, BilledMetric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _FeePrice:
+    """The price of one fee of a charge. ``place``: of its filter, None without one."""
+
+    place: int | None
+    group: GroupValues
+    table: PriceTable
 
 
 def plan_prices(
-    plan: Plan, customer: Customer, default_taxes: Sequence[Tax], rounded_metrics: Set[str] = frozenset()
+    plan: Plan,
+    customer: Customer,
+    default_taxes: Sequence[Tax],
+    rounded_metrics: Set[str] = frozenset(),
+    mapping: MetricMapping | None = None,
+    listed_values: ListedValues | None = None,
 ) -> PlanPrices:
     """The prices for a subscriber of ``plan``. A charge that is refused does not stop the others. ``rounded_metrics``:
-    codes of metrics of which Lago bills other units than were counted.
+    codes of billable metrics of which Lago bills other units than were counted.
 
     Raises:
         ValueError: the customer is from an answer that does not tell its taxes.
     """
+    mapping = mapping or MetricMapping()
     charges = Counter(charge.metric_code for charge in plan.charges)
     prices: dict[str, PriceTable] = {}
+    billed: dict[str, BilledMetric] = {}
     refused: list[Unenforceable] = []
     for charge in plan.charges:
         try:
             if charges[charge.metric_code] > 1:
-                raise _refusal(charge, plan, f"the metric has {charges[charge.metric_code]} charges; one is possible")
+                raise refusal(charge, plan, f"the metric has {charges[charge.metric_code]} charges; one is possible")
             if charge.metric_code in rounded_metrics:
-                raise _refusal(charge, plan, "the metric rounds a period's units to tens or more (rounding_precision)")
-            prices[charge.metric_code] = price_table(charge, plan, charge_taxes(charge, plan, customer, default_taxes))
+                raise refusal(charge, plan, "the metric rounds a period's units to tens or more (rounding_precision)")
+            taxes = charge_taxes(charge, plan, customer, default_taxes)
+            listed = (listed_values or {}).get(charge.metric_code, {})
+            found = _ChargePrices(charge, plan, taxes, mapping, listed, refused).prices()
         except Unenforceable as error:
             refused.append(error)
-    return PlanPrices(prices, tuple(refused))
-
-
-def price_table(charge: Charge, plan: Plan, taxes: Sequence[Tax]) -> PriceTable:
-    """The price of a charge with ``taxes`` on it.
-
-    Raises:
-        Unenforceable: it cannot be enforced in real time.
-    """
-    if reason := _unenforceable(charge, plan):
-        raise _refusal(charge, plan, reason)
-    try:
-        net = net_price(charge.model, charge.properties)
-        table = _with_taxes(net, taxes)
-        _check_packable(table)
-    except PriceError as error:
-        raise _refusal(charge, plan, str(error)) from None
-    return table
-
-
-def net_price(model: str, properties: Mapping[str, Any]) -> PriceTable:
-    """The price of a model with these properties, before taxes.
-
-    Raises:
-        PriceError: the model is not one of those that can be computed here, or its properties cannot be read.
-    """
-    if model not in _MODELS:
-        raise PriceError(f"the model {model} is not known")
-    return _MODELS[model](properties)
-
-
-def _check_packable(table: PriceTable) -> None:
-    """Raises ``PriceError`` for what no account can hold, however few digits its other amounts need."""
-    try:
-        digits = max(map(decimals, amounts(table)))
-    except PriceError as error:
-        raise PriceError(f"with taxes: {error}") from None
-    pack(table, digits, "with taxes")
-
-
-def _refusal(charge: Charge, plan: Plan, reason: str) -> Unenforceable:
-    return Unenforceable(plan.code, charge.metric_code, charge.code or charge.lago_id, reason)
-
-
-def _unenforceable(charge: Charge, plan: Plan) -> str | None:
-    """Why a charge cannot be enforced whatever its prices are."""
-    properties = charge.properties
-    if reason := _MODELS_REFUSED.get(charge.model):
-        return f"the model {charge.model} cannot be enforced: {reason}"
-    if charge.model not in _MODELS:
-        return f"the model {charge.model} is not known"
-    if plan.has_usage_thresholds:
-        return "usage thresholds are set: progressive billing debits wallets in the middle of a period"
-    if charge.pay_in_advance:
-        return "it is paid in advance, by an invoice for each event"
-    if charge.prorated:
-        return "it is prorated: what a unit costs depends on the day"
-    if charge.has_filters:
-        return "it has filters: the price depends on properties of events"
-    if properties.get("pricing_group_keys") or properties.get("grouped_by"):
-        return "it is grouped by properties of events, and each group starts at the first price"
-    if charge.has_pricing_unit:
-        return "it is priced in a pricing unit, not in the plan's currency"
-    if charge.min_amount_cents:
-        return "it has a minimum amount, which is only known when the period has ended"
-    return None
-
-
-def _with_taxes(table: PriceTable, taxes: Sequence[Tax]) -> PriceTable:
-    match table:
-        case Standard(amount):
-            return Standard(gross(amount, taxes))
-        case Package(amount, size, free):
-            return Package(gross(amount, taxes), size, free)
-        case Graduated(tiers):
-            return Graduated(_taxed(tiers, taxes))
-        case Volume(tiers):
-            return Volume(_taxed(tiers, taxes))
-
-
-def _taxed(tiers: tuple[Tier, ...], taxes: Sequence[Tax]) -> tuple[Tier, ...]:
-    return tuple(Tier(tier.up_to, gross(tier.unit, taxes), gross(tier.flat, taxes)) for tier in tiers)
-
-
-# Tables before taxes. These raise ``PriceError`` with messages about the properties alone.
-
-
-def _standard(properties: Mapping[str, Any]) -> Standard:
-    return Standard(_amount(properties, "amount"))
-
-
-def _package(properties: Mapping[str, Any]) -> Package:
-    free = properties.get("free_units")
-    return Package(
-        _amount(properties, "amount"),
-        _whole(properties.get("package_size"), "package_size", least=1),
-        0 if free is None else _whole(free, "free_units"),
-    )
-
-
-def _graduated(properties: Mapping[str, Any]) -> Graduated:
-    return Graduated(_tiers(properties, "graduated_ranges"))
-
-
-def _volume(properties: Mapping[str, Any]) -> Volume:
-    return Volume(_tiers(properties, "volume_ranges"))
-
-
-_MODELS: Final[Mapping[str, Callable[[Mapping[str, Any]], PriceTable]]] = {
-    "standard": _standard,
-    "package": _package,
-    "graduated": _graduated,
-    "volume": _volume,
-}
-
-
-def _tiers(properties: Mapping[str, Any], name: str) -> tuple[Tier, ...]:
-    """Ranges as tiers. Lago knows two styles: each range begins where the last one ended, or one later.
-
-    For whole units they are the same as long as all ranges are of one style, and those of the first begin at 0. Lago
-    bills a mixed table one unit too many, and one of the first style from 1 on one too few (``adjacent_ranges?`` in
-    ``graduated_service.rb``, ``units`` in ``amount_details/range_graduated_service.rb``).
-    """
-    rows = properties.get(name)
-    if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, Mapping) for row in rows):
-        raise PriceError(f"{name} is not a list of ranges")
-    tiers: list[Tier] = []
-    steps: set[int] = set()
-    ended: int | None = None
-    for number, row in enumerate(rows, start=1):
-        where = f"{name}, range {number}"
-        start, end = _whole(row.get("from_value"), f"{where}: from_value"), row.get("to_value")
-        if number == 1:
-            if start not in (0, 1):
-                raise PriceError(f"{where}: it starts at {start} instead of 0 or 1")
-        elif ended is None:
-            raise PriceError(f"{where}: it follows one without an end")
         else:
-            if start - ended not in (0, 1):
-                raise PriceError(f"{where}: it starts at {start}, though the last one ends at {ended}")
-            steps.add(start - ended)
-        ended = None if end is None else _whole(end, f"{where}: to_value")
-        if ended is not None and ended < max(start, 1):
-            raise PriceError(f"{where}: it ends at {ended}, before it has begun")
-        tiers.append(Tier(ended, _amount(row, "per_unit_amount", where), _amount(row, "flat_amount", where)))
-    if ended is not None:
-        raise PriceError(f"{name}: the last range ends at {ended}; units beyond it have no price")
-    if len(steps) > 1:
-        raise PriceError(f"{name}: some ranges begin where the last one ended, some one later; Lago bills that wrong")
-    if steps == {0} and whole_number_of(rows[0]["from_value"]) == 1:
-        raise PriceError(f"{name}: ranges that begin where the last one ended must begin at 0; Lago bills that wrong")
-    return tuple(tiers)
+            prices |= {each.metric: fee.table for each, fee in found.items()}
+            billed |= {each.metric: _billed(each, fee, charge) for each, fee in found.items()}
+    return PlanPrices(prices, tuple(refused), billed)
 
 
-def _amount(properties: Mapping[str, Any], name: str, where: str = "") -> Decimal:
-    what = f"{where}: {name}" if where else name
-    value = properties.get(name)
-    if value is None:
-        raise PriceError(f"{what} is missing")
-    number = number_of(value)
-    if number is None:
-        raise PriceError(f"{what} is not an amount of money")
-    if number < 0:
-        raise PriceError(f"{what} is negative")
-    return number
+def _billed(metric: BilledMetric, fee: _FeePrice, charge: Charge) -> BilledMetric:
+    values = None if fee.place is None else charge.filters[fee.place].values
+    shown = None if values is None else tuple(sorted((name, tuple(sorted(each))) for name, each in values.items()))
+    return replace(metric, filter=shown, group=fee.group)
 
 
-def _whole(value: object, what: str, least: int = 0) -> int:
-    if value is None:
-        raise PriceError(f"{what} is missing")
-    number = whole_number_of(value)
-    if number is None or not least <= number <= MAX_INT:
-        raise PriceError(f"{what} is not a whole number between {least} and 2^53-1")
-    return number
+class _ChargePrices:
+    """The prices of one charge. ``refused`` gets the metrics that have none, though the charge has."""
+
+    def __init__(
+        self,
+        charge: Charge,
+        plan: Plan,
+        taxes: Sequence[Tax],
+        mapping: MetricMapping,
+        listed: Mapping[str, Sequence[str]],
+        refused: list[Unenforceable],
+    ) -> None:
+        self._refused = refused
+        self._charge = charge
+        self._plan = plan
+        self._taxes = taxes
+        self._mapping = mapping
+        self._listed = listed
+
+    def prices(self) -> dict[BilledMetric, _FeePrice]:
+        """The fee that each metric belongs to. Raises ``Unenforceable`` if none can be enforced."""
+        charge = self._charge
+        check_terms(charge, self._plan)
+        if charge.has_filters and not charge.filters:
+            raise refusal(charge, self._plan, "it has groups of a Lago before filters, with prices of their own")
+        found: dict[BilledMetric, _FeePrice] = {}
+        refused_before = len(self._refused)
+        for metric in self._mapping.metrics_of(charge.metric_code):
+            try:
+                found[metric] = self._fee(metric)
+            except Unenforceable as error:
+                self._refused.append(error)
+        found = self._without_shared_steps(found)
+        if charge.filters or not (found or len(self._refused) > refused_before):
+            self._check_fees_without_usage({fee.place for fee in found.values()})
+        return found
+
+    def _fee(self, metric: BilledMetric) -> _FeePrice:
+        place = self._place(metric)
+        properties = self._properties(place)
+        group = _group(group_keys(properties), metric)
+        if group is None:
+            raise self._refusal(metric, "its pricing_group_keys are no names of properties")
+        table = self._table(place, metric)
+        if group and _costs_without_units(table):
+            raise self._refusal(
+                metric, "it is grouped and has a flat amount from the first unit on, which Lago bills once a group"
+            )
+        return _FeePrice(place, group, table)
+
+    def _place(self, metric: BilledMetric) -> int | None:
+        filters = self._charge.filters
+        if not filters:
+            return None
+        try:
+            places = counting_filters(filters, self._listed, dict(metric.properties))
+        except UnknownFilter as error:
+            raise self._refusal(metric, str(error)) from None
+        if len(places) != 1:
+            raise self._refusal(metric, f"Lago would bill its events {len(places)} times, for filters that overlap")
+        return places[0]
+
+    def _table(self, place: int | None, metric: BilledMetric | None) -> PriceTable:
+        names = ("pricing_group_keys", "grouped_by")
+        properties = {name: each for name, each in self._properties(place).items() if name not in names}
+        bare = replace(self._charge, properties=properties, has_filters=False, filters=())
+        try:
+            return price_table(bare, self._plan, self._taxes)
+        except Unenforceable as error:
+            if not self._charge.filters:
+                raise
+            raise self._refusal(metric, f"{self._filter_text(place)}: {error.reason}") from None
+
+    def _without_shared_steps(self, found: Mapping[BilledMetric, _FeePrice]) -> dict[BilledMetric, _FeePrice]:
+        """Without metrics that share a fee of which the price of a unit depends on how many there were: Lago counts
+        their units together, the ledger apart. One that has no entry yields to those that have: nothing says that a
+        route charges it.
+        """
+        kept: dict[BilledMetric, _FeePrice] = {}
+        fees: dict[tuple[int | None, GroupValues], list[BilledMetric]] = {}
+        for metric, fee in found.items():
+            fees.setdefault((fee.place, fee.group), []).append(metric)
+        for metrics in fees.values():
+            named = [each for each in metrics if self._mapping.has_entry(each.metric)]
+            table = found[metrics[0]].table
+            good = metrics
+            if len(metrics) > 1 and not _is_linear(table):
+                good = named if len(named) == 1 else []
+            kept |= {each: found[each] for each in good}
+            names = " and ".join(sorted(each.metric for each in metrics))
+            for metric in metrics:
+                if metric not in good:
+                    reason = f"{names} are one fee in Lago, whose price of a unit depends on the units of both"
+                    self._refused.append(self._refusal(metric, reason))
+        return kept
+
+    def _check_fees_without_usage(self, used: Set[int | None]) -> None:
+        """Lago bills the flat amount of the first range of every filter, and of what no filter takes, whether there are
+        events or not."""
+        charge = self._charge
+        if charge.model not in ("graduated", "volume"):
+            return
+        places = [*range(len(charge.filters)), None]
+        for place in [each for each in places if each not in used]:
+            where = self._filter_text(place) if charge.filters else "it"
+            if _costs_without_units(self._table(place, None)):
+                raise refusal(
+                    charge, self._plan, f"{where} costs a flat amount without usage, and no metric is billed by it"
+                )
+            if charge.model == "volume" and _starts_at_one(self._properties(place)):
+                raise refusal(
+                    charge, self._plan, f"{where} has ranges from 1 on, for which Lago makes no invoice without usage"
+                )
+
+    def _properties(self, place: int | None) -> Mapping[str, Any]:
+        return self._charge.properties if place is None else self._charge.filters[place].properties
+
+    def _filter_text(self, place: int | None) -> str:
+        if place is None:
+            return "the price for what no filter takes"
+        values = self._charge.filters[place].values
+        return "filter " + ", ".join(f"{name}={'|'.join(each)}" for name, each in values.items())
+
+    def _refusal(self, metric: BilledMetric | None, reason: str) -> Unenforceable:
+        if metric is None or not self._mapping.has_entry(metric.metric):
+            return refusal(self._charge, self._plan, reason)
+        return refusal(self._charge, self._plan, f"metric {metric.metric}: {reason}")
+
+
+def _group(keys: Sequence[object], metric: BilledMetric) -> GroupValues | None:
+    properties = dict(metric.properties)
+    names = [key for key in keys if isinstance(key, str)]
+    return tuple(sorted((key, properties.get(key)) for key in names)) if len(names) == len(keys) else None
+
+
+def _costs_without_units(table: PriceTable) -> bool:
+    return isinstance(table, Graduated | Volume) and bool(table.tiers[0].flat)
+
+
+def _is_linear(table: PriceTable) -> bool:
+    """Whether each unit costs the same."""
+    match table:
+        case Standard():
+            return True
+        case Graduated(tiers) | Volume(tiers):
+            return len(tiers) == 1 and not tiers[0].flat
+    return False
+
+
+def _starts_at_one(properties: Mapping[str, Any]) -> bool:
+    rows = properties.get("volume_ranges")
+    first = rows[0].get("from_value") if isinstance(rows, list | tuple) and rows and isinstance(rows[0], Mapping) else 0
+    return whole_number_of(first) == 1

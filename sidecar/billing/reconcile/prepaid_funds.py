@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final, TypeVar
@@ -76,12 +76,14 @@ class Obligations:
 def spendable(
     counted: Funds,
     prices: Mapping[str, PriceTable],
+    codes: Mapping[str, str],
     state: AccountState,
     obligations: Obligations,
     credit: Decimal,
     alerts: Alerts,
 ) -> Spendable:
-    """What the account may spend, and on which metrics. ``counted``: its wallets, ``credit``: beside them.
+    """What the account may spend, and on which metrics. ``counted``: its wallets, ``credit``: beside them. ``codes``:
+    Lago's billable metric of each metric, of which wallets and invoices speak.
 
     An account that is new to the ledger (version 0) serves every metric that a wallet pays for: the ledger counts what
     Lago had counted against its funds, and the next reading knows of it. Metrics that cost nothing need no wallet.
@@ -90,7 +92,8 @@ def spendable(
     usage = {} if is_new else _usage(state)
     paid_for = {metric: table for metric, table in prices.items() if _least(table) > 0}
     claims, keys = _claims(paid_for, usage, obligations, credit, {} if is_new else _falls(state))
-    found = allocate([_scoped(wallet, keys) for wallet in counted.counted], claims, keeps_all=is_new)
+    by_code = _by_code(codes, obligations.closed)
+    found = allocate([_scoped(wallet, keys, by_code) for wallet in counted.counted], claims, keeps_all=is_new)
     left_out = {metric for metric in paid_for if metric not in found.served}
     for metric in sorted(left_out - found.rooms.keys()):
         alerts.add("wallet", f"{metric} is not served: none of the wallets that count pays for it")
@@ -155,16 +158,32 @@ def _caps_by_metric(status: BillingStatus) -> dict[str, Decimal]:
             if fee.kind == USAGE and fee.metric_code is not None:
                 amount = money(fee.amount_cents + fee.taxes_cents, status.invoice.currency)
                 billed[fee.metric_code] = billed.get(fee.metric_code, Decimal(0)) + amount
-    for metric, amount in billed.items():
-        caps[metric] = max(caps.get(metric, Decimal(0)), amount)
+    for code, amount in billed.items():
+        # Which of several metrics of one code a fee is of makes no difference to the most that each may cost.
+        metrics = [metric for metric in status.period.costs if status.period.billed_metric(metric).code == code]
+        for metric in metrics or [code]:
+            caps[metric] = max(caps.get(metric, Decimal(0)), amount)
     return caps
 
 
-def _scoped(wallet: Wallet, usage_keys: frozenset[str]) -> ScopedBalance:
+def _by_code(codes: Mapping[str, str], closed: Iterable[BillingStatus]) -> dict[str, set[str]]:
+    """Metrics by Lago's code, those of ended periods too."""
+    by_code: dict[str, set[str]] = {}
+    for metric, code in codes.items():
+        by_code.setdefault(code, set()).add(metric)
+    for status in closed:
+        for metric in status.period.costs:
+            by_code.setdefault(status.period.billed_metric(metric).code, set()).add(metric)
+    return by_code
+
+
+def _scoped(wallet: Wallet, usage_keys: frozenset[str], by_code: Mapping[str, Collection[str]]) -> ScopedBalance:
     balance = money(max(0, wallet.balance_cents), wallet.currency)
     if not wallet.fee_types and not wallet.metric_codes:
         return ScopedBalance(balance)
-    keys = {*map(usage_key, wallet.metric_codes), *(kind for kind in wallet.fee_types if kind != USAGE)}
+    known = {metric for metrics in by_code.values() for metric in metrics}
+    metrics = {metric for code in wallet.metric_codes for metric in by_code.get(code, () if code in known else (code,))}
+    keys = {*map(usage_key, metrics), *(kind for kind in wallet.fee_types if kind != USAGE)}
     return ScopedBalance(balance, frozenset(keys | usage_keys if USAGE in wallet.fee_types else keys))
 
 

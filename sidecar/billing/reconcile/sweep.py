@@ -40,9 +40,11 @@ class Lists(Protocol):
 class Fingerprints:
     """One number for each account, whatever the order of what it was made of. 8 bytes of hash an object: two states of
     an account look the same once in 10^19. ``credited``: the accounts that have coupons or credit notes.
+    ``settings``: a number of those that decide how accounts are read.
     """
 
     by_account: dict[str, int] = field(default_factory=dict)
+    settings: int = 0
     seen: set[str] = field(default_factory=set)
     credited: set[str] = field(default_factory=set)
 
@@ -55,7 +57,7 @@ class Fingerprints:
         self.by_account[account] = self.by_account.get(account, 0) ^ int.from_bytes(digest, "big")
 
     def of(self, account: str) -> str:
-        return f"{self.by_account.get(account, 0):016x}"
+        return f"{self.by_account.get(account, 0) ^ self.settings:016x}"
 
 
 async def read_lists(lago: Lists, progress: Callable[[str, int, int], None] | None = None) -> Fingerprints:

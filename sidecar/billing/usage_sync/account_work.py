@@ -10,6 +10,7 @@ from typing import Final
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.billable_units import ChargedUnits, billable_units
 from sidecar.billing.usage_sync.delivery import DeliveryOutcome
+from sidecar.billing.usage_sync.event_fields import EventFields
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.metered_usage import Shown, UsageRange
 from sidecar.billing.usage_sync.period_links import PeriodLink, SyncAccount
@@ -103,7 +104,7 @@ class AccountWork:
         return frozen_event.state == "frozen" or round_time.flush or is_last_chance
 
     def find_metric_periods(
-        self, refused: Mapping[str, str], round_time: RoundTime, settings: SyncSettings, report: ReportBuilder
+        self, fields: EventFields, round_time: RoundTime, settings: SyncSettings, report: ReportBuilder
     ) -> None:
         """Find out what has to be known of OpenMeter."""
         taken: dict[tuple[int, str], str] = {}
@@ -123,7 +124,7 @@ class AccountWork:
                 continue
             taken[key] = link.subscription_id
             pushed_usage = (pushed_usage or new_pushed_usage(link, metric)).clipped(link.end_s)
-            if metric in refused or pushed_usage.is_done or link.start_s > round_time.now_s:
+            if fields.of(link.billed_metric(metric)) is None or pushed_usage.is_done or link.start_s > round_time.now_s:
                 continue
             pushed_usage, displaced = self._without_displaced(link, metric, pushed_usage)
             self.metric_periods.append(
@@ -170,7 +171,7 @@ class AccountWork:
         self,
         units: Mapping[UsageRange, Shown],
         counts: AccountCounts,
-        fields: Mapping[str, str],
+        fields: EventFields,
         round_time: RoundTime,
         settings: SyncSettings,
         report: ReportBuilder,
@@ -183,6 +184,7 @@ class AccountWork:
         for metric_period in self.metric_periods:
             billable = self._billable(metric_period, units, counts, round_time, settings, report)
             current = self.account.current(metric_period.metric) if settings.late_usage == "carry" else None
+            current, field_name = _field_to_fill(metric_period, current, fields)
             planned = plan_usage(
                 metric_period.link,
                 metric_period.pushed_usage,
@@ -190,7 +192,7 @@ class AccountWork:
                 billable,
                 round_time,
                 settings,
-                fields[metric_period.metric],
+                field_name,
                 current,
             )
             pushed_usages[metric_period.link.start_s, metric_period.metric] = self._marked_done(
@@ -363,6 +365,21 @@ class AccountWork:
         is_new: bool = True,
     ) -> SyncRow:
         return SyncRow(self.account.id, period_ms, metric, kind, units, events, detail, is_new)
+
+
+def _field_to_fill(
+    metric_period: MetricPeriod, current: PeriodLink | None, fields: EventFields
+) -> tuple[PeriodLink | None, str]:
+    """The period that late usage is carried into, and the property of its events that Lago sums. Without the property
+    nothing is carried.
+    """
+    is_late = metric_period.link.is_final and metric_period.pushed_usage.was_open
+    into = fields.of(current.billed_metric(metric_period.metric)) if current is not None and is_late else None
+    own = fields.of(metric_period.link.billed_metric(metric_period.metric))
+    assert own is not None, "only such periods are looked at"
+    if is_late:
+        return (current, into) if into is not None else (None, own)
+    return current, own
 
 
 def _two_subscriptions(link: PeriodLink, other: str) -> str:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from sidecar.billing.lago.models import BillableMetric
+from sidecar.billing.metric_mapping import BilledMetric
 
 WANTED = '{"aggregation_type":"sum_agg","field_name":"calls","recurring":false}'
 
 
 class MetricRefused(Exception):
     """Nothing is pushed to the metric as it is. The message names it and says what to do."""
+
+
+def checked_field(metric: BilledMetric, found: BillableMetric | None) -> str:
+    """The property that Lago sums for a metric of the gateway. ``found``: the billable metric of its code.
+
+    Raises:
+        MetricRefused: as :func:`field_of`; the message also names the metric and its entry in the settings.
+    """
+    try:
+        name = field_of(metric.code, found)
+        if name in dict(metric.properties):
+            raise MetricRefused(f"billable metric {metric.code!r} sums {name!r}, which the entry gives as a property")
+    except MetricRefused as error:
+        if (metric.code, metric.properties) == (metric.metric, ()):
+            raise
+        raise MetricRefused(f"metric {metric.metric!r}, by its entry in lago.billable_metrics: {error}") from None
+    return name
 
 
 def field_of(code: str, metric: BillableMetric | None) -> str:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from sidecar.billing.lago.models import Fee, Invoice
+from sidecar.billing.usage_sync.fee_groups import fee_groups
 from sidecar.billing.usage_sync.period_links import PeriodLink
 from sidecar.ledger.pricing.currencies import exponent
 
@@ -32,10 +33,20 @@ class SyncedUnits:
     carried_out: int = 0
     late: int = 0
 
+    def __add__(self, other: SyncedUnits) -> SyncedUnits:
+        unknown = self.openmeter is None or other.openmeter is None
+        return SyncedUnits(
+            None if unknown else (self.openmeter or 0) + (other.openmeter or 0),
+            self.pushed + other.pushed,
+            self.carried_in + other.carried_in,
+            self.carried_out + other.carried_out,
+            self.late + other.late,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One metric of one period.
+    """One metric of one period, or several that cannot be told apart on the invoice.
 
     ``difference`` = ledger + carried_in − carried_out − invoiced; 0 says that every unit which the ledger has debited
     is on the invoice, or on a later one. ``invoiced_cents`` includes taxes, as the ledger's cost does. What is carried
@@ -73,7 +84,8 @@ def compare(
     synced: Mapping[str, SyncedUnits],
     invoice: Invoice,
 ) -> tuple[ComparisonRow, ...]:
-    """One row per metric that the ledger, the link or the invoice knows, by name.
+    """One row per metric that the ledger, the link or the invoice knows, by name. Metrics that one fee bills, or of
+    whose fees Lago does not say which is whose, have one row together.
 
     ``links``: the ledger's periods that one billing period of Lago contains, usually one; ``ledger`` and ``synced``
     are their sums.
@@ -85,27 +97,30 @@ def compare(
         raise ValueError(f"account {account}: a comparison needs the periods of one billing period")
     if invoice.fees is None:
         raise ValueError(f"account {account}: invoice {invoice.number} was read without its fees")
-    fees: dict[str, list[Fee]] = {}
-    for fee in invoice.fees:
-        if fee.metric_code is not None and _bills(fee, links[0]):
-            fees.setdefault(fee.metric_code, []).append(fee)
+    fees = [fee for fee in invoice.fees if _bills(fee, links[0])]
     units: dict[str, int] = {}
     costs: dict[str, Decimal] = {}
     for usage in ledger:
         units[usage.metric] = units.get(usage.metric, 0) + usage.units
         costs[usage.metric] = costs.get(usage.metric, Decimal(0)) + usage.cost
-    known = {metric for link in links for metric in link.metrics} | units.keys() | fees.keys() | synced.keys()
+    known = {metric for link in links for metric in link.metrics} | units.keys() | synced.keys()
     start_ms = min(link.ledger_start_ms for link in links)
+    # The last link: what several of one billing period say is the same, unless the settings have changed.
+    newest = max(links, key=lambda link: link.ledger_start_ms)
     rows = []
-    for metric in sorted(known):
-        sums, billed = synced.get(metric, SyncedUnits()), fees.get(metric, [])
-        invoiced = sum((fee.units for fee in billed), Decimal(0))
-        debited = units.get(metric, 0)
+    for group in fee_groups(map(newest.billed_metric, sorted(known)), fees):
+        sums = sum((synced.get(metric, SyncedUnits()) for metric in group.metrics), SyncedUnits())
+        invoiced = sum((fee.units for fee in group.fees), Decimal(0))
+        debited = sum(units.get(metric, 0) for metric in group.metrics)
+        amounts = [costs.get(metric, Decimal(0)) for metric in group.metrics]
+        if len(group.fees) <= 1:  # rounded once
+            amounts = [sum(amounts, Decimal(0))]
+        rate = _rate(group.fees)
         rows.append(
             ComparisonRow(
                 account=account,
                 period_start_ms=start_ms,
-                metric=metric,
+                metric=group.name,
                 ledger=debited,
                 openmeter=sums.openmeter,
                 pushed=sums.pushed,
@@ -114,11 +129,11 @@ def compare(
                 carried_out=sums.carried_out,
                 late=sums.late,
                 difference=debited + sums.carried_in - sums.carried_out - invoiced,
-                ledger_cents=_cents(costs.get(metric, Decimal(0)), invoice.currency, _rate(billed)),
-                invoiced_cents=sum(fee.amount_cents + fee.taxes_cents for fee in billed),
+                ledger_cents=sum(_cents(amount, invoice.currency, rate) for amount in amounts),
+                invoiced_cents=sum(fee.amount_cents + fee.taxes_cents for fee in group.fees),
             )
         )
-    return tuple(rows)
+    return tuple(sorted(rows, key=lambda row: row.metric))
 
 
 def _bills(fee: Fee, link: PeriodLink) -> bool:

@@ -128,6 +128,11 @@ def _compared(frozen_event: FrozenEvent, event: Event) -> DeliveryOutcome:
     return DeliveryOutcome(
         "conflict",
         reason=f"Lago has an event of this id for subscription {event.external_subscription_id!r}, metric"
-        f" {event.code!r}, at {event.timestamp}; frozen was {frozen_event.external_subscription_id!r},"
-        f" {frozen_event.metric!r}, at {frozen_event.timestamp}"[:REASON_CHARS_MAX],
+        f" {event.code!r}, at {event.timestamp}, with {_properties(event)}; frozen was"
+        f" {frozen_event.external_subscription_id!r}, {frozen_event.billable_metric!r}, at {frozen_event.timestamp},"
+        f" with {_properties(frozen_event.event())}"[:REASON_CHARS_MAX],
     )
+
+
+def _properties(event: Event) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(event.properties.items()))

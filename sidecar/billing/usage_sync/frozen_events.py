@@ -24,7 +24,8 @@ class FrozenEvent:
 
     ``period_start_ms``: the ledger period whose usage it is; ``target_start_ms``: the one that it is billed in, another
     one if it is carried over; the targets of a metric are told apart by this alone. ``segment_s``: where the segment
-    started. ``state``: ``rejected`` and ``conflict`` are set aside, with the ``reason``.
+    started. ``code`` and ``properties``: the billable metric in Lago, "" for that of the metric's name, and what the
+    event carries beside the units. ``state``: ``rejected`` and ``conflict`` are set aside, with the ``reason``.
     """
 
     transaction_id: str
@@ -38,6 +39,13 @@ class FrozenEvent:
     segment_s: int
     state: State = "frozen"
     reason: str = ""
+    code: str = ""
+    properties: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def billable_metric(self) -> str:
+        """Its code in Lago."""
+        return self.code or self.metric
 
     @property
     def is_carried(self) -> bool:
@@ -53,9 +61,9 @@ class FrozenEvent:
         return Event(
             transaction_id=self.transaction_id,
             external_subscription_id=self.external_subscription_id,
-            code=self.metric,
+            code=self.billable_metric,
             timestamp=self.timestamp,
-            properties={self.field_name: str(self.units)},
+            properties={**dict(self.properties), self.field_name: str(self.units)},
         )
 
     def units_of(self, event: Event) -> int | None:
@@ -67,8 +75,13 @@ class FrozenEvent:
         return self.has_same_place(event) and self.timestamp == event.timestamp and self.units_of(event) == self.units
 
     def has_same_place(self, event: Event) -> bool:
-        """Whether it is an event of the same subscription and metric."""
-        return (self.external_subscription_id, self.metric) == (event.external_subscription_id, event.code)
+        """Whether it is an event of the same subscription and metric, with the same properties."""
+        others = {name: value for name, value in event.properties.items() if name != self.field_name}
+        is_of_metric = (self.external_subscription_id, self.billable_metric) == (
+            event.external_subscription_id,
+            event.code,
+        )
+        return is_of_metric and others == dict(self.properties)
 
 
 def whole_units(value: object) -> int | None:
@@ -104,6 +117,8 @@ def encode_frozen_event(frozen_event: FrozenEvent) -> bytes:
         "state": frozen_event.state,
         "reason": frozen_event.reason[:REASON_CHARS_MAX],
     }
+    if frozen_event.code:
+        row |= {"code": frozen_event.code, "properties": dict(frozen_event.properties)}
     return orjson.dumps(row)
 
 
@@ -132,6 +147,8 @@ def decode_frozen_event(transaction_id: str, data: bytes) -> FrozenEvent:
             segment_s=int(row["segment"]),
             state=state,
             reason=str(row["reason"]),
+            code=str(row.get("code", "")),
+            properties=tuple(sorted((str(name), str(value)) for name, value in row.get("properties", {}).items())),
         )
-    except (TypeError, KeyError, InvalidOperation) as error:
+    except (TypeError, KeyError, AttributeError, InvalidOperation) as error:
         raise ValueError(reason_of(error)) from None

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import orjson
 
-LINK_BYTES_MAX: Final = 65_536
+from sidecar.billing.metric_mapping import BilledMetric
+
+LINK_BYTES_MAX: Final = 1_048_576
 METRICS_MAX: Final = 1_000
 
 PeriodKey = tuple[int, str]
@@ -22,7 +24,8 @@ class PeriodLink:
 
     All bounds are Unix milliseconds, ends exclusive; ``ledger_end_ms`` of the current period is its planned end. The
     timestamps of events must lie from ``lago_from_ms`` to just before ``lago_to_ms``. ``is_final``: the invoice is
-    finalised, nothing more can be billed on it. ``ledger_subscription``: the name of the ledger's subscription.
+    finalised, nothing more can be billed on it. ``billed``: how Lago bills those ``metrics`` that are no plain ones.
+    ``ledger_subscription``: the name of the ledger's subscription.
 
     Raises:
         ValueError: a bound of the ledger's is no whole second, or an end does not follow its start.
@@ -38,6 +41,7 @@ class PeriodLink:
     is_final: bool
     is_current: bool
     ledger_subscription: str = ""
+    billed: tuple[BilledMetric, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ledger_start_ms % 1000 or self.ledger_end_ms % 1000 or self.ledger_start_ms < 0:
@@ -60,6 +64,10 @@ class PeriodLink:
     @property
     def end_s(self) -> int:
         return self.ledger_end_ms // 1000
+
+    def billed_metric(self, metric: str) -> BilledMetric:
+        """How Lago bills a metric in this period."""
+        return next((each for each in self.billed if each.metric == metric), BilledMetric(metric, metric))
 
     def instant_within(self, wanted_s: int) -> Decimal:
         """The timestamp, in Unix seconds, that Lago counts in this period: ``wanted_s``, or the nearest whole second
@@ -128,8 +136,28 @@ def decode_link(data: bytes | str) -> PeriodLink:
         metrics=tuple(metrics),
         is_final=_member(row, "is_final", bool),
         is_current=_member(row, "is_current", bool),
+        billed=_billed(row.get("billed", [])),
         ledger_subscription=_member({"ledger_subscription": "", **row}, "ledger_subscription", str),
     )
+
+
+def _billed(rows: object) -> tuple[BilledMetric, ...]:
+    """A link of an earlier version has none."""
+    if not isinstance(rows, list) or len(rows) > METRICS_MAX:
+        raise ValueError("billed of a link is not a list")
+    try:
+        return tuple(
+            BilledMetric(
+                metric=str(row["metric"]),
+                code=str(row["code"]),
+                properties=tuple((str(name), str(value)) for name, value in row["properties"]),
+                filter=None if row["filter"] is None else tuple((str(k), tuple(map(str, v))) for k, v in row["filter"]),
+                group=tuple((str(name), None if value is None else str(value)) for name, value in row["group"]),
+            )
+            for row in rows
+        )
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"billed of a link: {error!r}") from None
 
 
 def _member(row: dict[str, Any], name: str, kind: type) -> Any:

@@ -207,6 +207,7 @@ def _plan_segment(
         return replace(segment, late=owed), None, Finding("late", segment.start_s, new if new > 0 else owed, new > 0)
     target = carries_into or link
     is_carried = target is not link
+    billed = target.billed_metric(metric)
     event = FrozenEvent(
         transaction_id=transaction_id(metric, link, segment.start_s, segment.next_rev, carried=is_carried),
         external_subscription_id=target.external_subscription_id,
@@ -217,6 +218,8 @@ def _plan_segment(
         period_start_ms=link.ledger_start_ms,
         target_start_ms=target.ledger_start_ms,
         segment_s=segment.start_s,
+        code=billed.code if (billed.code, billed.properties) != (metric, ()) else "",
+        properties=billed.properties,
     )
     return (
         replace(

@@ -15,10 +15,10 @@ from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.errors import LagoError
 from sidecar.billing.settings import SyncSettings
 from sidecar.billing.usage_sync.account_work import AccountWork, unsent
-from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
 from sidecar.billing.usage_sync.concurrency import gather_limited, pages
 from sidecar.billing.usage_sync.delivery import DeliveryOutcome, EventClient, EventDelivery
 from sidecar.billing.usage_sync.delivery_outcomes import apply_outcomes
+from sidecar.billing.usage_sync.event_fields import EventFields, billed_as
 from sidecar.billing.usage_sync.frozen_events import FrozenEvent
 from sidecar.billing.usage_sync.metered_usage import NotShown, Shown, UsageQuery, UsageRange, UsageReader
 from sidecar.billing.usage_sync.period_links import SyncAccount
@@ -82,7 +82,7 @@ class SyncRound:
         self._report = ReportBuilder()
         self._delivery = EventDelivery(lago, settings.batch_events_max)
         self._readers: dict[str, UsageReader] = {}
-        self._fields: dict[str, str] = {}
+        self._fields = EventFields(lago)
         self._unshown: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -129,15 +129,16 @@ class SyncRound:
 
     async def _learn_metrics(self, works: Sequence[AccountWork]) -> None:
         """Which property each metric sums; a metric that cannot be pushed to is refused for the whole round."""
-        wanted = {metric for work in works for _, metric in work.account.metric_periods()}
-        wanted |= {frozen_event.metric for _, frozen_event in unsent(works)}
-        for code in sorted(wanted - self._fields.keys() - self._report.refused.keys()):
-            try:
-                self._fields[code] = field_of(code, await self._lago.metric(code))
-            except MetricRefused as refused:
-                self._report.refused[code] = str(refused)
-            except LagoError as error:
-                raise _Stopped(str(error)) from error
+        wanted = {link.billed_metric(metric) for work in works for link, metric in work.account.metric_periods()}
+        wanted |= {billed_as(frozen_event) for _, frozen_event in unsent(works)}
+        try:
+            await self._fields.learn(wanted)
+        except LagoError as error:
+            raise _Stopped(str(error)) from error
+        finally:
+            self._report.refused |= {
+                metric: why for metric, why in self._fields.refused.items() if metric not in self._report.refused
+            }
 
     async def _send_again(self, works: Sequence[AccountWork]) -> None:
         """Send the events that an earlier round has frozen, before anything else."""
@@ -146,9 +147,9 @@ class SyncRound:
         await self._send([(work, each) for work, each in known if work.is_due(each, self._round_time, self._settings)])
 
     def _can_be_sent(self, work: AccountWork, frozen_event: FrozenEvent) -> bool:
-        if frozen_event.metric not in self._fields:
+        now = self._fields.of_event(frozen_event)
+        if now is None:
             return False
-        now = self._fields[frozen_event.metric]
         if frozen_event.field_name == now:
             return True
         detail = (
@@ -184,13 +185,12 @@ class SyncRound:
         """The accounts of a page in groups, with what has to be known of OpenMeter. After an outage, or at the start,
         an account has as many segments as hours that were missed; those of a whole page would take gigabytes."""
         # A metric that OpenMeter cannot count is looked at all the same: the ledger may make up for it.
-        refused = {code: why for code, why in self._report.refused.items() if code not in self._fields}
         group: list[AccountWork] = []
         segments = 0
         for work in works:
             if work.has_failed:
                 continue
-            work.find_metric_periods(refused, self._round_time, self._settings, self._report)
+            work.find_metric_periods(self._fields, self._round_time, self._settings, self._report)
             group.append(work)
             segments += sum(len(each.to_compare) for each in work.metric_periods)
             if segments >= SEGMENTS_AT_ONCE:
@@ -209,9 +209,6 @@ class SyncRound:
         counts = await self._charged(works)
         for work in works:
             if not work.has_failed:
-                work.metric_periods = [
-                    metric_period for metric_period in work.metric_periods if metric_period.metric in self._fields
-                ]
                 work.plan(units, counts[work.account.id], self._fields, self._round_time, self._settings, self._report)
 
     @property

@@ -11,9 +11,8 @@ from sidecar.basics.fault_reasons import reason_of
 from sidecar.billing.lago.client import LagoClient
 from sidecar.billing.lago.errors import LagoError, LagoSetupError, LagoTooOld, LagoUnauthorized
 from sidecar.billing.lago.versions import OLDEST_TEXT, check_version, is_known
-from sidecar.billing.usage_sync.billable_metrics import MetricRefused, field_of
+from sidecar.cli.checks.billable_metrics import billable_metrics
 from sidecar.cli.checks.finding import TIMEOUT_S, Finding, absent_file
-from sidecar.cli.checks.metrics import charged_metrics
 from sidecar.cli.words import count
 from sidecar.gateway.settings import UpstreamTlsSettings
 from sidecar.identity.settings import JwtSettings
@@ -119,11 +118,7 @@ async def _lago(config: Config) -> list[Finding]:
         customers = await client.customers(1, 1)
         number = count(customers.total_count or 0, "customer")
         findings = [Finding("lago", True, f"{settings.url} answers; {number}"), await _version(client)]
-        for code in sorted(charged_metrics(config)):
-            try:
-                field_of(code, await client.metric(code))
-            except MetricRefused as error:
-                findings.append(Finding(f"lago metric {code}", False, str(error)))
+        findings += await billable_metrics(config, client)
         endpoints = [each for each in await client.webhook_endpoints() if each.url.endswith("/webhooks/lago")]
     webhooks = settings.webhooks
     accepted = {"hmac"} if webhooks.hmac_key or webhooks.hmac_key_file else set[str]()

@@ -13,6 +13,11 @@ of another run's names."""
 
 PREFIX_CHARS_MAX: Final = 24
 
+SCHEMES: Final = ("sepa", "swift")
+"""Values of the property that charges filter by."""
+OTHER_SCHEME: Final = "other"
+"""What no filter takes."""
+
 
 class BadPrefix(ValueError):
     """A text is not a prefix. The message says what one is."""
@@ -46,6 +51,15 @@ class Names:
     def metric(self) -> str:
         """Of Lago's metric and OpenMeter's meter, whose names have no hyphens."""
         return f"{self._words}_calls"
+
+    @property
+    def filtered_code(self) -> str:
+        """Of Lago's billable metric that charges filter."""
+        return f"{self._words}_payments"
+
+    def filtered_metric(self, scheme: str) -> str:
+        """Of the gateway's metric, and OpenMeter's meter, for a scheme of payments."""
+        return self.filtered_code if scheme == OTHER_SCHEME else f"{self.filtered_code}_{scheme}"
 
     @property
     def tax(self) -> str:

@@ -13,7 +13,7 @@ import orjson
 from pydantic import SecretStr
 
 from sidecar.app.configuration import Config, load_config
-from sidecar.cli.verify_billing.names import Names
+from sidecar.cli.verify_billing.names import OTHER_SCHEME, SCHEMES, Names
 
 LOOPBACK: Final = "127.0.0.1"
 UNITS: Final = (1, 10)
@@ -65,6 +65,10 @@ class Options:
         """As a configuration file would have it."""
         given, metric = self.secrets, self.names.metric
         routes = [{"path": path_of(units), "metric": metric, "units": units} for units in UNITS]
+        routes += [
+            {"path": filtered_path(scheme), "metric": self.names.filtered_metric(scheme), "units": 1}
+            for scheme in (*SCHEMES, OTHER_SCHEME)
+        ]
         ca = {"ca_file": str(self.ca_file)} if self.ca_file else {}
         return {
             "listen": {"host": LOOPBACK, "port": 0},
@@ -86,6 +90,7 @@ class Options:
                 "requests_per_second": self.requests_per_second,
                 **_secret("api_key", given.lago_key, given.lago_key_file),
                 **(ca if self.lago.startswith("https:") else {}),
+                "billable_metrics": self._billable_metrics(),
                 "webhooks": self._webhooks(),
                 "reconcile": {"interval_s": INTERVAL_S},
                 "sync": {"settle_s": 0},
@@ -93,6 +98,17 @@ class Options:
             "admin": self._admin(),
             "log": {"access": "off", "format": "console", "level": "warning"},
         }
+
+    def _billable_metrics(self) -> list[dict[str, Any]]:
+        names = self.names
+        return [
+            {
+                "metric": names.filtered_metric(scheme),
+                "code": names.filtered_code,
+                "properties": {"scheme": scheme, "method": "POST"},
+            }
+            for scheme in SCHEMES
+        ]
 
     def _webhooks(self) -> dict[str, Any]:
         if self.webhook_url is None:
@@ -113,6 +129,11 @@ class Options:
 def path_of(units: int) -> str:
     """The path of the route that uses so many units."""
     return f"/verify/units-{units}"
+
+
+def filtered_path(scheme: str) -> str:
+    """The path of the payments of a scheme."""
+    return f"/verify/payments/{scheme}"
 
 
 def _secret(name: str, value: SecretStr | None, file: Path | None) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 from sidecar.billing.lago.models import Subscription
-from sidecar.cli.verify_billing.names import Names
+from sidecar.billing.reconcile.charge_filters import ALL_VALUES
+from sidecar.cli.verify_billing.names import OTHER_SCHEME, SCHEMES, Names
 from sidecar.cli.verify_billing.own_lago import OwnLago
 from sidecar.metering.openmeter.meter_query import Meter, MeterQuery
 
@@ -30,8 +31,22 @@ def package(amount: str, size: int, free: int) -> Price:
     return {"charge_model": "package", "properties": properties}
 
 
-def graduated(*tiers: Tier) -> Price:
-    return _tiered("graduated", tiers)
+def graduated(*tiers: Tier, group_keys: Sequence[str] = ()) -> Price:
+    price = _tiered("graduated", tiers)
+    return (
+        {**price, "properties": {**price["properties"], "pricing_group_keys": list(group_keys)}}
+        if group_keys
+        else price
+    )
+
+
+def filtered(price: Price, **schemes: Price) -> Price:
+    """A price, and those of payments of some schemes."""
+    filters = [
+        {"values": {"scheme": [scheme], "method": [ALL_VALUES]}, "properties": each["properties"]}
+        for scheme, each in schemes.items()
+    ]
+    return {**price, "filters": filters}
 
 
 def volume(*tiers: Tier) -> Price:
@@ -66,14 +81,29 @@ class Provisioning:
         await self._query.create_meter(Meter(names.metric, "SUM", "$.units", names.event_type, groups))
         await self._lago.create_tax({"code": names.tax, "name": names.tax, "rate": TAX_PER_CENT})
 
-    async def plan(self, name: str, price: Price, amount_cents: int = 0) -> str:
-        """A plan with one charge; its code."""
+    async def filtered_metric(self) -> str:
+        """The billable metric that charges filter, with a meter for each metric of the gateway; its id."""
+        names = self._names
+        filters = [{"key": "scheme", "values": list(SCHEMES)}, {"key": "method", "values": ["GET", "POST"]}]
+        made = await self._lago.create_metric(
+            {
+                "code": names.filtered_code, "name": names.filtered_code, "aggregation_type": "sum_agg",
+                "field_name": "calls", "filters": filters,
+            }
+        )  # fmt: skip
+        for scheme in (*SCHEMES, OTHER_SCHEME):
+            metric = names.filtered_metric(scheme)
+            await self._query.create_meter(Meter(metric, "SUM", "$.units", names.event_type, {"metric": "$.metric"}))
+        return made.lago_id
+
+    async def plan(self, name: str, price: Price, amount_cents: int = 0, *, metric_id: str | None = None) -> str:
+        """A plan with one charge, of the run's usual metric by default; its code."""
         code = self._names.of(name)
         await self._lago.create_plan(
             {
                 "code": code, "name": code, "interval": "monthly", "amount_cents": amount_cents,
                 "amount_currency": CURRENCY, "pay_in_advance": False,
-                "charges": [{"billable_metric_id": self._metric_id, **price}],
+                "charges": [{"billable_metric_id": metric_id or self._metric_id, **price}],
             }
         )  # fmt: skip
         return code

@@ -85,7 +85,10 @@ class Rig:
 
     async def call(self, account: str, units: int = 1) -> int:
         """One call through the gateway; the status of its answer."""
-        async with self._http.get(self._gateway + path_of(units), headers={"X-TPP-Id": account}) as answer:
+        return await self.call_path(account, path_of(units))
+
+    async def call_path(self, account: str, path: str) -> int:
+        async with self._http.get(self._gateway + path, headers={"X-TPP-Id": account}) as answer:
             await answer.read()
             return answer.status
 
@@ -153,11 +156,11 @@ class Rig:
         found = await self.lago.current_usage(account, self.names.subscription(account))
         return found.total_cents if found is not None else 0
 
-    async def openmeter_units(self, subject: str) -> Decimal:
-        """Of the whole run. Raises `QueryError`."""
+    async def openmeter_units(self, subject: str, metric: str | None = None) -> Decimal:
+        """Of the whole run, of the run's usual metric by default. Raises `QueryError`."""
         to_ms = int(time.time()) * 1000 + MARGIN_MS
         rows = await self.query.usage(
-            self.names.metric, self._began_ms - MARGIN_MS, to_ms, subject=subject, window=None
+            metric or self.names.metric, self._began_ms - MARGIN_MS, to_ms, subject=subject, window=None
         )
         fault = next((row.fault for row in rows if row.fault), "")
         if fault:

@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
+from sidecar.sandbox.lago.charge_filters import group_keys, grouped, is_counted, scopes
 from sidecar.sandbox.lago.charges import Cost, Usage, cost
-from sidecar.sandbox.lago.lago_events import Aggregate, aggregate, matches
+from sidecar.sandbox.lago.lago_events import Aggregate, aggregate
 from sidecar.sandbox.lago.lago_store import Store
-from sidecar.sandbox.lago.lago_wire import Json
 from sidecar.sandbox.lago.money import (
     WIDE,
     exponent,
@@ -30,6 +30,7 @@ from sidecar.sandbox.lago.records import (
     AppliedTax,
     Charge,
     Fee,
+    Filter,
     InvoicePeriod,
     Subscription,
     Tax,
@@ -67,24 +68,21 @@ class Fees:
         return [fee for fee in fees if fee.units or fee.amount_cents or fee.events_count]
 
     def _charge(self, subscription: Subscription, charge: Charge, span: Span) -> list[Fee]:
-        """One fee, or one for each filter and one for what none of them matches; the first that matches takes it."""
+        """One fee, or one for each filter and group and one for what no filter takes."""
         since = subscription.first_started_at or span.start
         usage_span = Span(since, span.until, span.shown_to) if charge.metric.recurring else span
-        if not charge.filters and charge.model != "percentage":
+        if not charge.filters and not group_keys(charge.properties) and charge.model != "percentage":
             used = self._store.events.measure(charge.metric, subscription.external_id, usage_span)
-            return [self._usage_fee(subscription, charge, span, used, charge.properties, None)]
-        rest = self._store.events.within(subscription.external_id, charge.metric.code, usage_span)
+            return [self._usage_fee(subscription, charge, span, used, None, {})]
+        events = self._store.events.within(subscription.external_id, charge.metric.code, usage_span)
         fees = []
-        for filter_ in charge.filters:
-            values, properties = filter_["values"], filter_["properties"]
-            if not isinstance(values, dict) or not isinstance(properties, dict):
-                continue
-            taken = [event for event in rest if matches(event, values)]
-            rest = [event for event in rest if not matches(event, values)]
-            used = aggregate(charge.metric, taken)
-            fees.append(self._usage_fee(subscription, charge, span, used, properties, filter_))
-        used = aggregate(charge.metric, rest)
-        return [*fees, self._usage_fee(subscription, charge, span, used, charge.properties, None)]
+        for filter_, conditions, left_out in scopes(charge):
+            keys = group_keys(charge.properties if filter_ is None else filter_["properties"])
+            counted = [event for event in events if is_counted(event, conditions, left_out)]
+            for group, of_group in grouped(counted, keys):
+                used = aggregate(charge.metric, of_group)
+                fees.append(self._usage_fee(subscription, charge, span, used, filter_, group))
+        return fees
 
     def _usage_fee(
         self,
@@ -92,9 +90,10 @@ class Fees:
         charge: Charge,
         span: Span,
         used: Aggregate,
-        properties: Json,
-        filter_: Json | None,
+        filter_: Filter | None,
+        group: dict[str, str | None],
     ) -> Fee:
+        properties = charge.properties if filter_ is None else filter_["properties"]
         if used.units < 0:
             used = Aggregate(Decimal(0), used.count, used.values)
         found = cost(charge.model, properties, Usage(used.units, used.values))
@@ -112,6 +111,7 @@ class Fees:
             subscription=subscription,
             charge=charge,
             filter=filter_,
+            group=group,
             span=span,
         )
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
+from sidecar.sandbox.lago.charge_filters import ALL_VALUES
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Json, iso, iso_offset, iso_or_none
 from sidecar.sandbox.lago.money import decimal_text, from_cents, round_half_away
-from sidecar.sandbox.lago.records import AppliedCoupon, AppliedTax, Credit, CurrentUsage, Fee, Invoice, InvoicePeriod
+from sidecar.sandbox.lago.records import (
+    AppliedCoupon,
+    AppliedTax,
+    Credit,
+    CurrentUsage,
+    Fee,
+    Filter,
+    Invoice,
+    InvoicePeriod,
+)
 from sidecar.sandbox.lago.views import BILLING_ENTITY, customer_view, subscription_view
 
 INVOICE_VERSION = 4
@@ -174,7 +184,7 @@ def fee_view(fee: Fee, *, with_taxes: bool = False) -> Json:
     view: Json = {
         "lago_id": fee.id,
         "lago_charge_id": charge.id if charge else None,
-        "lago_charge_filter_id": None,
+        "lago_charge_filter_id": fee.filter["lago_id"] if fee.filter else None,
         "lago_fixed_charge_id": fee.fixed_charge.id if fee.fixed_charge else None,
         "lago_invoice_id": invoice.id if invoice else None,
         "lago_true_up_fee_id": None,
@@ -258,11 +268,19 @@ def _item_view(fee: Fee) -> Json:
         "description": description,
         "invoice_display_name": shown,
         "filters": fee.filter["values"] if fee.filter else None,
-        "filter_invoice_display_name": fee.filter["invoice_display_name"] if fee.filter else None,
+        "filter_invoice_display_name": _filter_name(fee.filter) if fee.filter else None,
         "lago_item_id": item_id,
         "item_type": type_,
-        "grouped_by": {},
+        "grouped_by": fee.group,
     }
+
+
+def _filter_name(filter_: Filter) -> str:
+    """Its own name, or its values, and the names of properties of which it takes every value."""
+    values: dict[str, list[str]] = filter_["values"]
+    texts = [key if allowed == [ALL_VALUES] else ", ".join(allowed) for key, allowed in values.items()]
+    name: str | None = filter_["invoice_display_name"]
+    return name or ", ".join(texts)
 
 
 def _units_text(cents: Decimal, currency: str) -> str:
@@ -291,15 +309,6 @@ def _charge_usage_view(fees: Sequence[Fee]) -> Json:
     charge = fees[0].charge
     assert charge is not None, "usage is of charges"
     metric = charge.metric
-    filters = [
-        {
-            **_used(fee),
-            "invoice_display_name": fee.filter["invoice_display_name"] if fee.filter else None,
-            "values": fee.filter["values"] if fee.filter else None,
-            "presentation_breakdowns": [],
-        }
-        for fee in fees
-    ]
     return {
         **_used(*fees),
         "amount_currency": fees[0].currency,
@@ -315,10 +324,46 @@ def _charge_usage_view(fees: Sequence[Fee]) -> Json:
             "code": metric.code,
             "aggregation_type": metric.aggregation,
         },
-        "filters": filters if charge.filters else [],
-        "grouped_usage": [],
+        "filters": _filter_usages(fees),
+        "grouped_usage": _grouped_usages(fees),
         "presentation_breakdowns": [],
     }
+
+
+def _filter_usages(fees: Sequence[Fee]) -> list[Json]:
+    """One for each filter and one for the rest, with the usage of all of its groups; none without filters."""
+    if fees[0].charge is None or not fees[0].charge.filters:
+        return []
+    by_filter: dict[str | None, list[Fee]] = {}
+    for fee in fees:
+        by_filter.setdefault(fee.filter["lago_id"] if fee.filter else None, []).append(fee)
+    return [
+        {
+            **_used(*of_filter),
+            "invoice_display_name": filter_["invoice_display_name"] if filter_ else None,
+            "values": filter_["values"] if filter_ else None,
+            "presentation_breakdowns": [],
+        }
+        for of_filter in by_filter.values()
+        for filter_ in (of_filter[0].filter,)
+    ]
+
+
+def _grouped_usages(fees: Sequence[Fee]) -> list[Json]:
+    if not any(fee.group for fee in fees):
+        return []
+    by_group: dict[tuple[tuple[str, str | None], ...], list[Fee]] = {}
+    for fee in fees:
+        by_group.setdefault(tuple(sorted(fee.group.items())), []).append(fee)
+    return [
+        {
+            **_used(*of_group),
+            "grouped_by": of_group[0].group,
+            "filters": _filter_usages(of_group),
+            "presentation_breakdowns": [],
+        }
+        for of_group in by_group.values()
+    ]
 
 
 def _used(*fees: Fee) -> Json:

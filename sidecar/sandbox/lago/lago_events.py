@@ -109,17 +109,6 @@ class LagoEventStore:
         return Aggregate(_rounded(metric, found.units), found.count)
 
 
-def matches(event: Event, values: Mapping[str, object]) -> bool:
-    """Whether an event's properties are among a charge filter's values."""
-    for key, allowed in values.items():
-        given = event.properties.get(key)
-        if given is None or not isinstance(allowed, list):
-            return False
-        if str(given) not in allowed and "__ALL_FILTER_VALUES__" not in allowed:
-            return False
-    return True
-
-
 def aggregate(metric: Metric, events: Iterable[Event]) -> Aggregate:
     """Events without a usable value of the metric's field count for nothing, as in Lago."""
     if metric.aggregation == "count_agg":

@@ -10,7 +10,7 @@ from sidecar.sandbox.lago.fields import Fields
 from sidecar.sandbox.lago.lago_store import Store, newest_first
 from sidecar.sandbox.lago.lago_wire import Call, Json, invalid, not_found, page
 from sidecar.sandbox.lago.periods import INTERVALS
-from sidecar.sandbox.lago.records import Charge, FixedCharge, Metric, Plan
+from sidecar.sandbox.lago.records import Charge, Filter, FixedCharge, Metric, Plan
 from sidecar.sandbox.lago.views import PLAN_PARTS, plan_view
 
 CHARGES_MAX = 100
@@ -112,7 +112,7 @@ class PlansApi:
         properties = fields.object("properties") if "properties" in fields else charge.properties
         fields.errors.update(property_errors(charge.model, properties))
         minimum = fields.integer("min_amount_cents", charge.min_amount_cents, low=0)
-        filters = _filters(fields, charge.model) if "filters" in fields else charge.filters
+        filters = _filters(self._store, fields, charge.model) if "filters" in fields else charge.filters
         fields.check()
         taxes = self._store.taxes_by_code(fields.texts("tax_codes")) if "tax_codes" in fields else charge.taxes
         return Charge(
@@ -181,7 +181,7 @@ class PlansApi:
         if in_advance and (model == "volume" or metric.aggregation in ("max_agg", "latest_agg")):
             fields.error("pay_in_advance", "invalid_aggregation_type_or_charge_model")
         minimum = fields.integer("min_amount_cents", known.min_amount_cents if known else 0, low=0)
-        filters = _filters(fields, model) if "filters" in fields else (known.filters if known else [])
+        filters = _filters(self._store, fields, model) if "filters" in fields else (known.filters if known else [])
         code = fields.text("code") or (known.code if known else metric.code)
         display_name = fields.text("invoice_display_name", known.display_name if known else None)
         invoiceable = fields.boolean("invoiceable", known.invoiceable if known else True)
@@ -242,13 +242,13 @@ class PlansApi:
         return found
 
 
-def _filters(fields: Fields, model: str) -> list[Json]:
+def _filters(store: Store, fields: Fields, model: str) -> list[Filter]:
     """Each has the values that it takes and the price of its own."""
     given = fields.objects("filters")
     if len(given) > FILTERS_MAX:
         fields.error("filters", "value_is_invalid")
         return []
-    made: list[Json] = []
+    made: list[Filter] = []
     for item in given:
         one = Fields(item)
         values, properties = one.object("values"), one.object("properties")
@@ -258,5 +258,12 @@ def _filters(fields: Fields, model: str) -> list[Json]:
             fields.error(name, *codes)
         display_name = one.text("invoice_display_name")
         fields.errors.update(one.errors)
-        made.append({"invoice_display_name": display_name, "properties": properties, "values": values})
+        made.append(
+            {
+                "lago_id": store.new_id(),
+                "invoice_display_name": display_name,
+                "properties": properties,
+                "values": values,
+            }
+        )
     return made

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from sidecar.sandbox.lago.lago_wire import Json
 from sidecar.sandbox.lago.periods import PER_YEAR, Span
+
+Filter = dict[str, Any]
+"""Of a charge: ``lago_id``, ``invoice_display_name``, ``values`` and ``properties``."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
@@ -157,7 +161,7 @@ class Charge(Record):
     invoiceable: bool = True
     prorated: bool = False
     min_amount_cents: int = 0
-    filters: list[Json] = field(default_factory=list)
+    filters: list[Filter] = field(default_factory=list)
     taxes: list[Tax] = field(default_factory=list)
     parent_id: str | None = None
 
@@ -326,7 +330,8 @@ class Fee(Record):
     subscription: Subscription | None = None
     charge: Charge | None = None
     fixed_charge: FixedCharge | None = None
-    filter: Json | None = None
+    filter: Filter | None = None
+    group: dict[str, str | None] = field(default_factory=dict)
     transaction: Transaction | None = None
     span: Span | None = None
     unit_amount: Decimal = Decimal(0)

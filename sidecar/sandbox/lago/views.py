@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sidecar.sandbox.lago.charge_filters import group_keys
 from sidecar.sandbox.lago.clock import instant_us
 from sidecar.sandbox.lago.lago_store import Store
 from sidecar.sandbox.lago.lago_wire import Json, iso, iso_ms, iso_or_none
@@ -135,12 +136,21 @@ def charge_view(charge: Charge) -> Json:
         "prorated": charge.prorated,
         "min_amount_cents": charge.min_amount_cents,
         "accepts_target_wallet": False,
-        "properties": charge.properties,
+        "properties": _with_both_names(charge.properties),
         "applied_pricing_unit": None,
         "lago_parent_id": charge.parent_id,
-        "filters": charge.filters,
+        "filters": [
+            {**each, "charge_code": charge.code, "properties": _with_both_names(each["properties"])}
+            for each in charge.filters
+        ],
         "taxes": [tax_view(tax) for tax in charge.taxes],
     }
+
+
+def _with_both_names(properties: Json) -> Json:
+    """``grouped_by`` is the former name of ``pricing_group_keys``; answers have both."""
+    keys = group_keys(properties)
+    return {**properties, "pricing_group_keys": keys, "grouped_by": keys} if keys else properties
 
 
 def fixed_charge_view(charge: FixedCharge) -> Json:

@@ -4,8 +4,9 @@ The document lies beside the repository, not in it: ``../shared/contracts/lago-o
 nothing is checked against it.
 
 Where Lago's own serializers contradict the document, they are followed: what may be left out may be null, numbers in
-text may be negative, a wallet has no ``balance``, a single wallet transaction lies under its name, and a whole number
-among an event's properties may be taken for an integer and for a number (the document says one of both).
+text may be negative, a wallet has no ``balance``, a single wallet transaction lies under its name, a whole number
+among an event's properties may be taken for an integer and for a number (the document says one of both), and the group
+of events without a property has null in its place.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def _as_lago_writes(node: Any) -> Any:
         found["pattern"] = r"^-?[0-9]+\.?[0-9]*$"
     if "null" in found.get("type", ()) and "enum" in found:
         found["enum"] = [*found["enum"], None]
+    if "properties aggregated by the charge model" in str(found.get("description")) and "additionalProperties" in found:
+        found["additionalProperties"] = {"type": ["string", "null"]}
     if {"type": "integer"} in found.get("oneOf", ()) and {"type": "number"} in found["oneOf"]:
         found["anyOf"] = found.pop("oneOf")
     properties = found.get("properties")

@@ -480,3 +480,91 @@ async def test_periods_of_seconds_are_billed_right_when_they_end() -> None:
         assert fees(first) == [("subscription", "1.0", 70), ("charge", "10.0", 50)]
         assert charges_span(first) == ("2025-06-10T12:00:03Z", "2025-06-10T12:00:09Z")
         assert fees(second) == [("subscription", "1.0", 100), ("charge", "1.0", 5)]
+
+
+def _filter(amount: str, **values: list[str]) -> Any:
+    return {"properties": {"amount": amount}, "values": values}
+
+
+async def _billed(filters: list[Any], events: list[dict[str, str]], **properties: object) -> list[tuple[Any, Any, str]]:
+    """Filter, group and units of each fee with usage, for events of one unit."""
+    async with running() as client:
+        await client.customer()
+        keys = [{"key": "region", "values": ["eu", "us", "asia"]}, {"key": "tier", "values": ["1", "2"]}]
+        charge = standard(await client.metric(filters=keys), "2", filters=filters)
+        charge["properties"] = {"amount": "2", **properties}
+        await client.plan(charges=[charge])
+        await client.subscribe()
+        for number, given in enumerate(events):
+            event = {
+                "transaction_id": f"t{number}", "code": "api_calls", "external_subscription_id": "sub",
+                "properties": {"calls": "1", **given},
+            }  # fmt: skip
+            await client.post("/events", {"event": event})
+        client.advance("2025-07-01 00:10")
+        (invoice,) = await client.invoices()
+        listed: Any = invoice["fees"]
+        items = [(fee["item"], fee["units"]) for fee in listed if fee["item"]["type"] == "charge"]
+        return [(item["filters"], item["grouped_by"], units) for item, units in items]
+
+
+async def test_the_narrower_of_two_filters_takes_an_event() -> None:
+    eu = {"region": "eu"}
+    filters = [_filter("1", region=["eu", "us"]), _filter("3", region=["eu"]), _filter("4", region=["eu"], tier=["1"])]
+    found = await _billed(filters, [eu, {"region": "us"}, {**eu, "tier": "1"}, {**eu, "tier": "9"}, {}])
+    assert found == [
+        ({"region": ["eu", "us"]}, {}, "1.0"), ({"region": ["eu"]}, {}, "2.0"),
+        ({"region": ["eu"], "tier": ["1"]}, {}, "1.0"), (None, {}, "1.0"),
+    ]  # fmt: skip
+
+
+async def test_filters_that_overlap_bill_an_event_twice_and_the_second_of_two_equal_ones_bills_none() -> None:
+    event = {"region": "eu", "tier": "1"}
+    overlapping = await _billed([_filter("1", region=["eu"]), _filter("3", tier=["1"])], [event])
+    assert overlapping == [({"region": ["eu"]}, {}, "1.0"), ({"tier": ["1"]}, {}, "1.0")]
+    partly = await _billed([_filter("1", region=["eu", "us"]), _filter("3", region=["eu", "asia"])], [event])
+    assert [units for _, _, units in partly] == ["1.0", "1.0"]
+    equal = await _billed([_filter("1", region=["eu"]), _filter("3", region=["eu"])], [event])
+    assert equal == [({"region": ["eu"]}, {}, "1.0")]
+
+
+async def test_all_values_are_those_of_the_metric() -> None:
+    found = await _billed([_filter("1", region=["__ALL_FILTER_VALUES__"])], [{"region": "asia"}, {"region": "mars"}])
+    assert found == [({"region": ["__ALL_FILTER_VALUES__"]}, {}, "1.0"), (None, {}, "1.0")]
+
+
+async def test_each_group_is_a_fee_also_that_of_events_without_the_property() -> None:
+    events = [{"region": "eu"}, {"region": "us"}, {"region": "eu"}, {}]
+    found = await _billed([], events, pricing_group_keys=["region"])
+    assert found == [(None, {"region": "eu"}, "2.0"), (None, {"region": "us"}, "1.0"), (None, {"region": None}, "1.0")]
+
+
+async def test_current_usage_shows_filters_within_groups() -> None:
+    async with running() as client:
+        await client.customer()
+        metric = await client.metric(filters=[{"key": "region", "values": ["eu", "us"]}])
+        eu = {"values": {"region": ["eu"]}, "properties": {"amount": "1", "grouped_by": ["tier"]}}
+        plan: Any = await client.plan(charges=[standard(metric, "2", filters=[eu])])
+        (filter_,) = plan["charges"][0]["filters"]
+        assert filter_["charge_code"] == "api_calls"
+        assert filter_["properties"]["pricing_group_keys"] == ["tier"], "answers have both names"
+        await client.subscribe()
+        for number, given in enumerate(({"region": "eu", "tier": "1"}, {"region": "eu", "tier": "2"}, {})):
+            event = {
+                "transaction_id": f"t{number}", "code": "api_calls", "external_subscription_id": "sub",
+                "properties": {"calls": "10", **given},
+            }  # fmt: skip
+            await client.post("/events", {"event": event})
+        used: Any = (await client.usage())["charges_usage"][0]
+        assert (used["units"], used["amount_cents"]) == ("30.0", 4000)
+        assert [(each["values"], each["units"]) for each in used["filters"]] == [
+            ({"region": ["eu"]}, "20.0"), (None, "10.0"),
+        ]  # fmt: skip
+        shown = [
+            (each["grouped_by"], [(one["values"], one["units"]) for one in each["filters"]])
+            for each in used["grouped_usage"]
+        ]
+        assert shown == [
+            ({"tier": "1"}, [({"region": ["eu"]}, "10.0")]), ({"tier": "2"}, [({"region": ["eu"]}, "10.0")]),
+            ({}, [(None, "10.0")]),
+        ]  # fmt: skip

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.billing.lago.models import Charge, Customer, Plan, Tax
-from sidecar.billing.reconcile.plan_prices import PlanPrices, Unenforceable, plan_prices, price_table
+from sidecar.billing.reconcile.charge_prices import Unenforceable, price_table
+from sidecar.billing.reconcile.plan_prices import PlanPrices, plan_prices
 from sidecar.ledger.pricing.price_tables import (
     MAX_INT,
     Graduated,
@@ -353,7 +354,7 @@ def test_a_plan_prices_each_metric_with_the_taxes_that_apply_to_it() -> None:
     customer = Customer("c", "tpp-1", "EUR", "UTC", taxes=(VAT,))
     found = plan_prices(plan(*charges), customer, ())
     expected = {"accounts": Standard(Decimal("1.2")), "payments": Standard(Decimal("1.1"))}
-    assert found == PlanPrices(expected, ())
+    assert (found.prices, found.refused) == (expected, ())
 
 
 def test_the_organisations_default_is_for_customers_without_taxes() -> None:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.sandbox.lago.clock import instant
-from sidecar.sandbox.lago.lago_events import LagoEventStore, aggregate, matches
-from sidecar.sandbox.lago.lago_wire import Json
+from sidecar.sandbox.lago.lago_events import LagoEventStore, aggregate
 from sidecar.sandbox.lago.periods import Span
 from sidecar.sandbox.lago.records import Event, Metric
 
@@ -101,17 +100,3 @@ def test_an_id_is_known_for_its_subscription_only() -> None:
     assert not store.knows("other", "t1")
     assert store.find("t1") is not None
     assert store.find("t2") is None
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"region": ["eu", "us"]}, True),
-        ({"region": ["us"]}, False),
-        ({"region": ["eu"], "tier": ["1"]}, True),
-        ({"region": ["eu"], "absent": ["1"]}, False),
-        ({"region": ["__ALL_FILTER_VALUES__"]}, True),
-    ],
-)
-def test_a_filter_matches_events_with_all_of_its_values(values: Json, expected: bool) -> None:
-    assert matches(event(1, region="eu", tier=1), values) is expected

@@ -7,6 +7,7 @@ from typing import Final
 from sidecar.cli.verify_billing.scenario import Scenario
 from sidecar.cli.verify_billing.scenarios.counting import Duplicates, Surplus
 from sidecar.cli.verify_billing.scenarios.doorbell import Webhooks
+from sidecar.cli.verify_billing.scenarios.filters import Filters
 from sidecar.cli.verify_billing.scenarios.lifecycle import Cancellation, MonthEnd, Upgrade
 from sidecar.cli.verify_billing.scenarios.paying import CouponOnce, CreditNoted, ScopedWallets
 from sidecar.cli.verify_billing.scenarios.premium import OverriddenPrice
@@ -23,6 +24,7 @@ SCENARIOS: Final[tuple[type[Scenario], ...]] = (
     GraduatedPrice,
     PackagePrice,
     VolumePrice,
+    Filters,
     Tax,
     ScopedWallets,
     CouponOnce,

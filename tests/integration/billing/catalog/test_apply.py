@@ -347,3 +347,28 @@ async def test_a_meter_that_somebody_made_meanwhile_stops_it_before_the_plans(wo
     outcome = await apply(changes, world.observed, world.client, world.query)
     assert outcome.failed is not None
     assert (outcome.failed.kind, names(outcome.done)) == ("meter", ["tax", "metric"])
+
+
+async def test_charges_with_filters_are_made_once_and_changed_in_place(world: World) -> None:
+    filters = '[{values: {region: [eu]}, properties: {amount: "0.05"}}]'
+    text = FILE.replace(
+        "{ code: api_calls }", "{ code: api_calls, filters: [{key: region, values: [eu, us]}] }"
+    ).replace('amount: "0.01" }', f'amount: "0.01", filters: {filters} }}')
+    first = await world.apply(text)
+    assert (first.failed, first.reason) == (None, "")
+    metric = await world.client.metric("api_calls")
+    assert metric is not None
+    assert metric.filters == {"region": ("eu", "us")}
+    before = world.written()
+    assert await world.actions(text) == {"keep"}
+    assert world.written() == before
+    changed = text.replace("values: {region: [eu]}", "values: {region: [__ALL_FILTER_VALUES__]}").replace(
+        "0.05", "0.07"
+    )
+    assert (await world.apply(changed)).failed is None
+    plan = await world.client.plan("pro")
+    assert plan is not None
+    assert [(each.values, each.properties["amount"]) for each in plan.charges[0].filters] == [
+        ({"region": ("__ALL_FILTER_VALUES__",)}, "0.07")
+    ]
+    assert await world.actions(changed) == {"keep"}

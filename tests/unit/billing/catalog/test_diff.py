@@ -13,7 +13,9 @@ from sidecar.billing.catalog.changes import Change, FieldChange, Observed, Subsc
 from sidecar.billing.catalog.compare import instant
 from sidecar.billing.catalog.diff import diff
 from sidecar.billing.catalog.values import Catalog, meter_of
-from sidecar.billing.lago.models import BillableMetric, Charge, Plan, Tax, WebhookEndpoint
+from sidecar.billing.lago.models import BillableMetric, Charge, ChargeFilter, Plan, Tax, WebhookEndpoint
+from sidecar.billing.metric_mapping import MetricMapping
+from sidecar.billing.settings import BillableMetricSettings
 from tests.unit.billing.catalog.kit import (
     EVENT_TYPE,
     FILE,
@@ -51,6 +53,16 @@ def test_in_an_empty_lago_everything_is_made_and_what_is_named_comes_before_what
         for kind in ("tax", "metric", "meter", "plan", "webhook endpoint", "customer", "subscription", "wallet")
     ]
     assert all(each.wanted is not None for each in found)
+
+
+def test_metrics_of_the_gateway_that_are_one_billable_metric_have_a_meter_each(wanted: Catalog) -> None:
+    code = wanted.metrics[0].code
+    mapping = MetricMapping(
+        BillableMetricSettings(metric=f"{code}_{name}", code=of) for name, of in (("a", code), ("b", code), ("c", "x"))
+    )
+    found = diff(wanted, observed(), EVENT_TYPE, NOW_MS, mapping)
+    made = [(each.code, each.wanted) for each in found if each.action == "create"]
+    assert made == [(f"{code}_{name}", meter_of(f"{code}_{name}", EVENT_TYPE)) for name in ("a", "b")]
 
 
 def test_what_the_file_refuses_comes_first_and_is_never_written(tmp_path: Path) -> None:
@@ -338,3 +350,50 @@ def test_an_endpoint_is_changed_where_signature_or_types_differ(tmp_path: Path) 
 def test_an_endpoint_that_gets_everything_gets_what_is_wanted(tmp_path: Path, types: tuple[str, ...] | None) -> None:
     there = Observed(endpoints=(WebhookEndpoint("e1", "https://x/h", "hmac", types),))
     assert changes(catalog(tmp_path, ENDPOINT), there)["webhook endpoint https://x/h"].action == "keep"
+
+
+FILTERED = FILE.replace(
+    "  - code: api_calls", "  - code: api_calls\n    filters: [{key: region, values: [eu, us]}]"
+).replace(
+    'amount: "0.01" }',
+    'amount: "0.01", filters: [{values: {region: [eu]}, properties: {amount: "0.05"}}] }',
+)
+EU = ChargeFilter({"region": ("eu",)}, {"amount": "0.050"})
+
+
+def test_filters_that_cost_the_same_are_the_same_and_others_are_changed_in_place(tmp_path: Path) -> None:
+    with_filters = metric(filters={"region": ("us", "eu")})
+    there = observed(metrics={"api_calls": with_filters}, plans={"pro": plan(charge(has_filters=True, filters=(EU,)))})
+    assert {each.action for each in changes(catalog(tmp_path, FILTERED), there).values()} == {"keep"}
+    dearer = replace(EU, properties={"amount": "0.06"})
+    found = changes(
+        catalog(tmp_path, FILTERED),
+        replace(there, plans={"pro": plan(charge(has_filters=True, filters=(dearer,)))}),
+    )["plan pro"]
+    assert found.action == "update"
+    assert fields(found)["charges.api_calls"] == (
+        "standard: 0.01; region=eu standard: 0.06", "standard: 0.01; region=eu standard: 0.05",
+    )  # fmt: skip
+
+
+def test_filters_of_a_metric_in_use_are_changed_and_those_that_the_file_omits_stay(tmp_path: Path) -> None:
+    with_filters = metric(filters={"region": ("eu",)})
+    found = changes(catalog(tmp_path, FILTERED), observed(metrics={"api_calls": with_filters}))["metric api_calls"]
+    assert (found.action, fields(found)) == ("update", {"filters": ("region=eu", "region=eu|us")})
+    assert (
+        changes(catalog(tmp_path), observed(metrics={"api_calls": with_filters}))["metric api_calls"].action == "keep"
+    )
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        ("[{key: tier, values: [eu]}]", "a filter has the property region, which the filters of the metric lack"),
+        ("[{key: region, values: [us]}]", "a filter has region=eu, which the filters of the metric lack"),
+    ],
+)
+def test_a_filter_of_values_that_the_metric_lacks_is_refused(tmp_path: Path, there: str, says: str) -> None:
+    text = FILTERED.replace("[{key: region, values: [eu, us]}]", there)
+    found = changes(catalog(tmp_path, text), observed(plans={}))["plan pro"]
+    assert found.action == "refuse"
+    assert found.notes == (f"api_calls: {says}",)

@@ -115,7 +115,15 @@ REFUSED = {
     "paid in advance": ("{metric: c, model: standard, amount: '1', pay_in_advance: true}", "paid in advance"),
     "prorated": ("{metric: c, model: standard, amount: '1', prorated: true}", "prorated"),
     "a minimum": ("{metric: c, model: standard, amount: '1', min_amount_cents: 5}", "minimum"),
-    "filters": ("{metric: c, model: standard, amount: '1', filters: [{values: {a: [b]}}]}", "filters"),
+    "filters": (
+        "{metric: c, model: standard, amount: '1', filters: [{values: {a: [b]}, properties: {}}]}",
+        "filter a=b: amount is missing",
+    ),
+    "equal filters": (
+        "{metric: c, model: standard, amount: '1', filters: [{values: {a: [b, c]}, properties: {amount: '1'}},"
+        "{values: {a: [c, b]}, properties: {amount: '2'}}]}",
+        "two filters have the values a=b|c",
+    ),
     "not invoiced": ("{metric: c, model: standard, amount: '1', invoiceable: false}", "would never bill"),
     "a pricing unit": ("{metric: c, model: standard, amount: '1', applied_pricing_unit: {code: x}}", "pricing unit"),
     "grouped": (
@@ -164,6 +172,20 @@ def test_mixed_ranges_are_shown_as_tiers_by_where_they_end(tmp_path: Path) -> No
 def test_parts_of_plans_that_are_no_usage_are_refused_by_their_key(tmp_path: Path, key: str) -> None:
     (refusal,) = catalog(tmp_path, f"plans:\n  - code: p\n    currency: GBP\n    {key}\n").refusals
     assert refusal.where.endswith(f"catalog.yaml:4: plans[0].{key.partition(':')[0]}")
+
+
+def test_filters_have_prices_of_the_charges_model(tmp_path: Path) -> None:
+    found = one_plan(
+        tmp_path,
+        "{metric: c, model: graduated, tiers: [{unit: '2'}], filters: [{values: {a: [b]}, properties:"
+        " {graduated_ranges: [{from_value: 0, to_value: 9, per_unit_amount: '1.0'},{from_value: 10, to_value: null,"
+        " per_unit_amount: '0.5'}]}}]}",
+    )
+    (charge,) = found.plans[0].plan.charges
+    assert charge.has_filters
+    (filter_,) = charge.filters
+    assert filter_.values == {"a": ("b",)}
+    assert [row["flat_amount"] for row in filter_.properties["graduated_ranges"]] == ["0", "0"]
 
 
 def test_a_second_charge_of_a_metric_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.billing.catalog.tables import describe, model_of, properties_of, snippet
 from sidecar.billing.lago.models import Charge, Plan
-from sidecar.billing.reconcile.plan_prices import price_table
+from sidecar.billing.reconcile.charge_prices import price_table
 from sidecar.ledger.pricing.price_tables import Graduated, Package, PriceTable, Standard, Tier, Volume, pack
 from sidecar.ledger.pricing.rating import cost
 from sidecar.sandbox.lago.charges import Usage, property_errors

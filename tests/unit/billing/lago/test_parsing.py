@@ -17,6 +17,7 @@ from sidecar.billing.lago.models import (
     BillableMetric,
     BillingPeriod,
     Charge,
+    ChargeFilter,
     ChargeUsage,
     CreditNote,
     CurrentUsage,
@@ -477,3 +478,69 @@ def test_exactly_what_cannot_be_done_without_is_required(parse: Any) -> None:
                     parse(row(answer))
             else:
                 parse(row(answer))
+
+
+# Filters and groups
+
+
+def test_a_filter_of_a_charge_keeps_its_values_and_its_price() -> None:
+    given = {"lago_id": "f", "values": {"scheme": ["sepa", "swift"]}, "properties": {"amount": "0.25"}}
+    found = parsing.charge(row(samples.charge(filters=[given])))
+    assert found.has_filters
+    assert found.filters == (ChargeFilter({"scheme": ("sepa", "swift")}, {"amount": "0.25"}),)
+
+
+def test_a_billable_metric_lists_the_values_of_its_filters() -> None:
+    found = parsing.metric(row(samples.metric(filters=[{"key": "scheme", "values": ["sepa", "swift"]}])))
+    assert found.filters == {"scheme": ("sepa", "swift")}
+
+
+@pytest.mark.parametrize(
+    ("item", "filter_", "group"),
+    [
+        ({"filters": None, "grouped_by": {}}, None, ()),
+        ({"filters": {}}, None, ()),
+        ({"filters": {"b": ["2", "1"], "a": ["x"]}}, (("a", ("x",)), ("b", ("1", "2"))), ()),
+        ({"grouped_by": {"region": None, "product": "cards"}}, None, (("product", "cards"), ("region", None))),
+    ],
+)
+def test_a_fee_says_which_filter_and_group_it_bills(item: dict[str, Any], filter_: Any, group: Any) -> None:
+    fee = samples.fee()
+    invoice = parsing_invoices.invoice(row(samples.invoice(is_whole=True, fees=[{**fee, "item": fee["item"] | item}])))
+    assert invoice.fees is not None
+    assert (invoice.fees[0].filter, invoice.fees[0].group) == (filter_, group)
+
+
+def _used(units: str, **more: Any) -> dict[str, Any]:
+    return {"units": units, "events_count": 1, "amount_cents": 1, **more}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, ()),
+        (
+            {"filters": [_used("2.0", values={"a": ["x"]}), _used("1.0", values=None)]},
+            (((("a", ("x",)),), (), 2), (None, (), 1)),
+        ),
+        (
+            {"grouped_usage": [_used("3.0", grouped_by={"g": "1"}, filters=[])]},
+            ((None, (("g", "1"),), 3),),
+        ),
+        (
+            {
+                "filters": [_used("3.0", values={"a": ["x"]})],
+                "grouped_usage": [
+                    _used("2.0", grouped_by={"g": "1"}, filters=[_used("2.0", values={"a": ["x"]})]),
+                    _used("1.0", grouped_by={}, filters=[_used("1.0", values=None)]),
+                ],
+            },
+            (((("a", ("x",)),), (("g", "1"),), 2), (None, (), 1)),
+        ),
+    ],
+)  # fmt: skip
+def test_current_usage_is_split_into_what_becomes_a_fee(more: dict[str, Any], expected: Any) -> None:
+    given = samples.current_usage()
+    given["charges_usage"][0] |= more
+    (charge,) = parsing_invoices.current_usage(row(given)).charges
+    assert tuple((fee.filter, fee.group, int(fee.units)) for fee in charge.fees) == expected
