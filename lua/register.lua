@@ -2,7 +2,8 @@
 -- KEYS [1] instance [2] clock [3] alive zset [4] meta hash   ARGV [1] instance id [2] number of the home partition
 -- reply {epoch, last batch number, generation}, or the error FORMAT
 -- Why an epoch: holds taken before a reaping were given back by it; a settle that names an older epoch must not give them back twice.
--- No other instance ever has the same one, since shares are kept by epoch.
+-- No other instance ever has the same one, since shares are kept by epoch. So it is no less than the time: a server whose data went
+-- back must not give one again that a process, or a replica which takes over, has from before.
 -- What the instance held in its former epoch is left to the reaper, as with a departed instance: in the new one it settles nothing of it.
 bind()
 local read = call('MGET', KEYS[1], KEYS[2])
@@ -14,7 +15,12 @@ end
 local generation = call('HGET', KEYS[4], 'generation')
 -- Read for its type: of what follows, only the first command may be refused.
 call('ZSCORE', KEYS[3], ARGV[1])
-local epoch = call('HINCRBY', KEYS[4], 'epochs', 1) * PARTITIONS_MAX + ARGV[2]
+local count = call('HINCRBY', KEYS[4], 'epochs', 1)
+if count < now_ms then
+  count = now_ms
+  call('HSET', KEYS[4], 'epochs', string.format('%.0f', count))
+end
+local epoch = count * PARTITIONS_MAX + ARGV[2]
 call('ZADD', KEYS[3], now_ms, ARGV[1])
 if held > 0 then
   call('HSET', KEYS[4], string.format('departed:%.0f', former), held)

@@ -129,7 +129,7 @@ class Ledger:
     def register(self, name: str, now_us: int) -> tuple[int, int]:
         now_us, stepped = self.clocks[HOME].now(now_us)
         instance = self.instances[name]
-        self.epochs += 1
+        self.epochs = max(self.epochs + 1, now_us // 1000)
         if instance.epoch and instance.held:
             self.departed[instance.epoch] = instance.held
         instance.epoch, instance.held = self.epochs * EPOCHS + HOME, 0

@@ -43,6 +43,9 @@ SILENT_TTLS: Final = 2
 HEARD_TTLS: Final = 0.5
 """A heartbeat younger than so many TTLs is heard now: they come at least every third of one."""
 
+LOOKS_MAX: Final = 3
+"""At all accounts in a row, for what departed processes hold; the next round goes on."""
+
 LOOK_S_MIN: Final = 0.25
 PROBE: Final = "."
 """No instance has this name."""
@@ -93,31 +96,38 @@ async def _reap(client: Any, keys: Keys, partition: int, instance: str, ttl_ms: 
     return True
 
 
-async def _departed(client: Any, keys: Keys, partition: int) -> set[bytes]:
-    """The fields of the departures whose units are not given back yet."""
-    return {field for field in await client.hkeys(keys.meta(partition)) if field.startswith(DEPARTED)}
+async def _departed(client: Any, keys: Keys, partition: int) -> dict[bytes, int]:
+    """The fields of the departures whose units are not given back yet, with these units."""
+    fields = await client.hgetall(keys.meta(partition))
+    return {field: int(units) for field, units in fields.items() if field.startswith(DEPARTED)}
 
 
 async def _give_back(client: Any, keys: Keys, home: int, answered: Callable[[], None]) -> None:
     """Goes through the accounts until nothing remains that departed instances of this home partition hold.
-    ``answered`` is called with each answer."""
-    departed = await _departed(client, keys, home)
-    if not departed:
-        return
-    skipped = False
-    async for accounts in _pages(client, keys, home):
-        remain, unreadable = await _give_back_page(client, keys, home, accounts)
-        answered()
-        skipped = skipped or unreadable
-        if not remain:
+    ``answered`` is called with each answer.
+
+    Units are of accounts that are gone only if a look at all accounts found none of them. One that gave some back may
+    have met two servers, of which the second has what was given back by the first.
+    """
+    for _ in range(LOOKS_MAX):
+        departed = await _departed(client, keys, home)
+        if not departed:
             return
-    if skipped:
-        return  # what they hold of an unreadable account comes back when it can be read
-    left = await _departed(client, keys, home) & departed
-    if left:
-        # The accounts are gone, and their holds with them.
-        log.warning("departed processes held units of accounts that are gone", partition=home, processes=len(left))
-        await client.hdel(keys.meta(home), *left)
+        units, found_none, skipped = sum(departed.values()), True, False
+        async for accounts in _pages(client, keys, home):
+            remain, unreadable = await _give_back_page(client, keys, home, accounts)
+            answered()
+            skipped = skipped or unreadable
+            found_none = found_none and remain == units
+            if not remain:
+                return
+        if skipped:
+            return  # what they hold of an unreadable account comes back when it can be read
+        if found_none:
+            log.warning("departed processes held units of accounts that are gone", partition=home,
+                        processes=len(departed))  # fmt: skip
+            await client.hdel(keys.meta(home), *departed)
+            return
 
 
 async def _pages(client: Any, keys: Keys, home: int) -> AsyncIterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from tests.integration.ledger.ledger_fixture import LedgerFixture
 from tests.reference.messages import SETTLE, Code, Group, Outcome, Single
@@ -44,7 +45,18 @@ def test_no_two_registrations_have_the_same_epoch(ledger: LedgerFixture) -> None
     for name in ("gw", "other", "gw", "other", "third"):
         ledger.start(name)
         epochs.append(ledger.epochs[name])
-    assert epochs == [1024, 2048, 3072, 4096, 5120], "numbers, with room for the partition beside them"
+    first = ledger.now_us // 1000
+    assert epochs == [1024 * (first + n) for n in range(5)], "times, with room for the partition beside them"
+
+
+def test_a_server_whose_data_went_back_gives_no_epoch_again(valkey: redis.Redis) -> None:
+    ledger = LedgerFixture(RealLedger(valkey))
+    ledger.start("gw")
+    before = ledger.epochs["gw"]
+    valkey.hdel(ledger.backend.keys.meta(HOME), "epochs")
+    ledger.wait_ms(1)
+    ledger.start("gw")
+    assert ledger.epochs["gw"] > before
 
 
 @pytest.mark.parametrize(("age_ms", "answer"), [(0, -1), (4999, -1), (5000, 6)])
@@ -134,8 +146,10 @@ def test_a_registration_tells_the_last_number_so_that_the_next_is_not_stale(ledg
     ledger.load()
     for _ in range(3):
         ledger.hold(1)
+    former = ledger.epochs["gw"]
     ledger.reap("gw")
-    assert ledger.backend.register("gw", now_us=ledger.now_us) == (2048, 3)
+    epoch, number = ledger.backend.register("gw", now_us=ledger.now_us)
+    assert (epoch > former, number) == (True, 3)
 
 
 def test_a_gateway_is_a_zombie_before_the_first_share_is_taken_out(ledger: LedgerFixture) -> None:
@@ -157,7 +171,7 @@ def test_a_restart_under_the_old_name_leaves_what_it_held_to_the_reaper(ledger: 
     ledger.hold(5)
     former = ledger.epochs["gw"]
     ledger.start("gw")
-    assert (ledger.epochs["gw"], ledger.instance("gw").held) == (2048, 0)
+    assert (ledger.epochs["gw"] > former, ledger.instance("gw").held) == (True, 0)
     assert (ledger.held_units(), ledger.home().departed) == (5, {former: 5})
     ledger.hold(2)
     ledger.settle(5)
