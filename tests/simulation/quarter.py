@@ -53,7 +53,7 @@ TIMEOUT_S = 20.0
 @dataclass(frozen=True)
 class Profile:
     """One customer: plan, wallet, how much it calls, and what happens to it. ``second_plan`` is that of another
-    subscription, which charges what the first does not."""
+    subscription, which charges what the first does not. ``scopes``: money in wallets that pay for one metric alone."""
 
     id: str
     plan: str
@@ -63,6 +63,7 @@ class Profile:
     metadata: dict[str, str] = field(default_factory=dict)
     tax: bool = False
     second_plan: str | None = None
+    scopes: dict[str, str] = field(default_factory=dict)
 
     def charge(self, metric: str) -> dict[str, Any]:
         """The charge of a metric in the plan that has one."""
@@ -84,11 +85,14 @@ PROFILES = (
     Profile("ended", "prepaid", "prepaid", wallet="25"),
     Profile("mistaken", "volume", "postpaid", metadata={"quota_mode": "postpaid"}),
     Profile("two-terms", "calls_monthly", "prepaid", wallet="60", second_plan="payments_weekly"),
+    Profile("committed", "committed", "prepaid", wallet="60"),
+    Profile("scoped", "prepaid", "prepaid", wallet="20", scopes={"api_calls": "15", "payments": "10"}),
     Profile("two-kinds", "calls_quarterly", "postpaid", metadata={"quota_mode": "postpaid"}, tax=True,
             second_plan="payments_monthly"),
 )  # fmt: skip
 """``pre-fixed`` has a fixed charge, ``ended`` loses its wallet, events with the subject of ``mistaken`` come from
-strangers too. ``two-terms`` and ``two-kinds`` have two subscriptions with different intervals."""
+strangers too. ``committed`` has a minimum commitment, ``scoped`` wallets that pay for one metric. ``two-terms`` and
+``two-kinds`` have two subscriptions with different intervals."""
 
 
 def _standard(amount: str) -> dict[str, Any]:
@@ -115,12 +119,15 @@ PLANS: dict[str, tuple[int, dict[str, Any] | None, dict[str, Any] | None]] = {
     "packages_small": (900, {"charge_model": "package",
                              "properties": {"amount": "2", "package_size": 100, "free_units": 0}}, _standard("0.2")),
     "volume": (0, _ranges("volume", (800, "0.01", "0"), (2_000, "0.008", "2"), (None, "0.005", "0")), _standard("0.1")),
+    "committed": (0, _standard("0.02"), _standard("0.1")),
     "calls_monthly": (0, _standard("0.02"), None),
     "payments_weekly": (0, None, _ranges("graduated", (5, "0.2", "0"), (None, "0.1", "0"))),
     "calls_quarterly": (0, _ranges("graduated", (1_000, "0.01", "0"), (None, "0.005", "0")), None),
     "payments_monthly": (0, None, _standard("0.1")),
 }  # fmt: skip
 INTERVALS = {"payments_weekly": "weekly", "calls_quarterly": "quarterly"}
+COMMITMENTS = {"committed": 1_500}
+"""Of plans: cents that a month costs at least."""
 ANNIVERSARY = {"payments_monthly"}
 """Plans whose subscriptions begin their periods on the day on which they began."""
 
@@ -335,6 +342,8 @@ class Quarter:
             body = {"code": code, "name": code, "interval": INTERVALS.get(code, "monthly"), "amount_cents": fee,
                     "amount_currency": "EUR", "pay_in_advance": False, "charges": charges,
                     "fixed_charges": FIXED_CHARGES.get(code, [])}  # fmt: skip
+            if code in COMMITMENTS:
+                body["minimum_commitment"] = {"amount_cents": COMMITMENTS[code]}
             await lago.create_plan(body)
         await lago.create_tax({"code": "vat", "name": "VAT", "rate": "20"})
         await lago.create_webhook_endpoint({"webhook_url": webhook_url, "signature_algo": "hmac", "name": "sim"})
@@ -350,6 +359,13 @@ class Quarter:
                      "paid_credits": "0", "granted_credits": profile.wallet}
                 )  # fmt: skip
                 self.funded[profile.id] += Decimal(profile.wallet)
+            for metric, credits in profile.scopes.items():
+                await lago.create_wallet(
+                    {"external_customer_id": profile.id, "name": metric, "currency": "EUR", "rate_amount": "1",
+                     "paid_credits": "0", "granted_credits": credits, "priority": 1,
+                     "applies_to": {"billable_metric_codes": [metric]}}
+                )  # fmt: skip
+                self.funded[profile.id] += Decimal(credits)
             await self.subscribe(profile.id, profile.plan)
             if profile.second_plan is not None:
                 await self.subscribe(profile.id, profile.second_plan, "other")

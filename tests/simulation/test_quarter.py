@@ -105,6 +105,19 @@ async def the_ledger_and_the_invoices_agree(sim: Quarter, periods_min: int, *, a
     return compared
 
 
+async def wallets_have_paid_all_that_was_served(sim: Quarter) -> None:
+    """Of everybody who pays in advance and still has wallets."""
+    for profile in PROFILES:
+        if profile.mode != "prepaid" or profile.id == "ended":
+            continue
+        path = f"/api/v1/invoices?external_customer_id={profile.id}&invoice_type=subscription&status=finalized"
+        for row in (await sim.api("GET", path))["invoices"]:
+            if row["total_due_amount_cents"]:
+                raise Violation(f"seed {sim.seed}: {profile.id}: {row['total_due_amount_cents']} due: {row}")
+    committed = [each for each in sim.lago.store.invoices.values() if each.customer.external_id == "committed"]
+    assert any(fee.kind == "commitment" for each in committed for fee in each.fees), "its plan has a minimum commitment"
+
+
 async def invoice_is_voided(sim: Quarter, account: str) -> str:
     rows = (await sim.api("GET", f"/api/v1/invoices?external_customer_id={account}&invoice_type=subscription"))[
         "invoices"
@@ -257,6 +270,7 @@ async def test_the_ledger_and_the_invoices_agree_at_the_end_of_every_period(
                 await sim.sweep()
                 compared = await the_ledger_and_the_invoices_agree(sim, 3, all_until_s=MONTHS_S[-1])
                 await openmeter_has_all_events_once(sim)
+                await wallets_have_paid_all_that_was_served(sim)
                 assert compared > 40, f"seed {seed}: {compared} rows compared"
                 assert sim.granted > 1_000, f"seed {seed}: {sim.granted} calls were served"
                 assert sim.control_work.sync_loop is not None

@@ -170,6 +170,30 @@ class Fees:
             )
         return fees
 
+    def commitment(self, period: InvoicePeriod, fees: Sequence[Fee]) -> list[Fee]:
+        """What the fees of an interval that ends lack of the minimum commitment (lago-api
+        ``app/services/fees/commitments/minimum/create_service.rb``), prorated as the plan's amount is.
+        """
+        subscription, plan = period.subscription, period.subscription.plan
+        if not plan.commitment_cents or plan.pay_in_advance or plan.charges_interval != plan.interval:
+            return []
+        mine = sum(fee.amount_cents for fee in fees if fee.subscription is subscription)
+        lacking = round_fraction(plan.commitment_cents * self._share(period)) - mine
+        if lacking <= 0:
+            return []
+        fee = Fee(
+            **self._store.new(),
+            kind="commitment",
+            currency=plan.currency,
+            units=Decimal(1),
+            amount_cents=lacking,
+            precise_cents=Decimal(lacking),
+            unit_amount=from_cents(lacking, plan.currency),
+            subscription=subscription,
+            span=period.charges_span,
+        )
+        return [fee]
+
     def top_up(self, transaction: Transaction) -> Fee:
         """Untaxed: it is paid in advance."""
         wallet = transaction.wallet

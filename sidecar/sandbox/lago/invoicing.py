@@ -101,6 +101,7 @@ class Invoicing:
             if period.with_charges and not period.charges_span.is_empty:
                 fees += self._fees.charges(period.subscription, period.charges_span, with_unused=False)
                 fees += self._fees.fixed(period)
+                fees += self._fees.commitment(period, fees)
         invoice.fees = fees
         self._total(invoice)
 

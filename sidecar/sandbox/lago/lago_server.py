@@ -2,8 +2,8 @@
 
 A stand-in, not Lago: it follows what the sources say (getlago/lago-api, commit 1b1c24a6) and Lago's OpenAPI document,
 and computes with arithmetic of its own. Not in it: add-ons, one-off invoices, payment requests, entitlements,
-progressive billing, minimum commitments, recurring top-ups, alerts; charges paid in advance are kept, never billed, and
-fixed charges are standard ones in arrears.
+progressive billing, recurring top-ups, alerts; charges paid in advance are kept, never billed, fixed charges are
+standard ones in arrears, and minimum commitments are those of plans whose charges have the plan's interval.
 
 Under ``/api/v1`` it wants ``Authorization: Bearer`` with the configured key. Beside it, without a key, are the
 controls under ``/sandbox``: see ``controls``.

@@ -47,6 +47,7 @@ class PlansApi:
         plan.taxes = self._store.taxes_by_code(fields.texts("tax_codes"))
         plan.charges = self._charges(plan, fields)
         plan.fixed_charges = self._fixed_charges(fields)
+        plan.commitment_cents = _commitment_cents(fields)
         self._store.plans[code] = plan
         self._store.emit("plan.created", "plan", lambda: plan_view(plan, "entitlements"))
         return {"plan": plan_view(plan, *PLAN_PARTS)}
@@ -76,6 +77,8 @@ class PlansApi:
             plan.charges = self._charges(plan, fields)
         if "fixed_charges" in fields:
             plan.fixed_charges = self._fixed_charges(fields)
+        if "minimum_commitment" in fields:
+            plan.commitment_cents = _commitment_cents(fields)
         plan.amount_cents = plan.amount_cents if amount is None else amount
         del self._store.plans[plan.code]
         plan.code = code
@@ -95,7 +98,7 @@ class PlansApi:
             currency=fields.currency("amount_currency") or plan.currency, pay_in_advance=plan.pay_in_advance,
             display_name=plan.display_name, description=plan.description, trial_days=plan.trial_days,
             charges_monthly=plan.charges_monthly, taxes=list(plan.taxes), parent=plan,
-            fixed_charges=list(plan.fixed_charges),
+            fixed_charges=list(plan.fixed_charges), commitment_cents=plan.commitment_cents,
         )  # fmt: skip
         self._assign_texts(copy, fields)
         if "trial_period" in fields:
@@ -267,3 +270,10 @@ def _filters(store: Store, fields: Fields, model: str) -> list[Filter]:
             }
         )
     return made
+
+
+def _commitment_cents(fields: Fields) -> int:
+    given = Fields(fields.object("minimum_commitment") if "minimum_commitment" in fields else {})
+    cents = given.integer("amount_cents", 0, low=0)
+    given.check()
+    return cents or 0

@@ -191,6 +191,8 @@ class Plan(Record):
     charges_monthly: bool | None = None
     charges: list[Charge] = field(default_factory=list)
     fixed_charges: list[FixedCharge] = field(default_factory=list)
+    commitment_cents: int = 0
+    """What an interval costs at least; 0: there is no minimum commitment."""
     taxes: list[Tax] = field(default_factory=list)
     parent: Plan | None = None
     deleted: bool = False

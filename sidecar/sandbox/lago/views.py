@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID, uuid5
+
 from sidecar.sandbox.lago.charge_filters import group_keys
 from sidecar.sandbox.lago.clock import instant_us
 from sidecar.sandbox.lago.lago_store import Store
@@ -197,10 +199,25 @@ def plan_view(plan: Plan, *parts: str) -> Json:
         "usage_thresholds": [],
         "taxes": [tax_view(tax) for tax in plan.taxes],
     }
+    if plan.commitment_cents:
+        view["minimum_commitment"] = _commitment_view(plan)
     more: Json = {part: [] for part in parts}
     if "fixed_charges" in parts:
         more["fixed_charges"] = [fixed_charge_view(charge) for charge in plan.fixed_charges]
     return view | more
+
+
+def _commitment_view(plan: Plan) -> Json:
+    return {
+        "lago_id": str(uuid5(UUID(plan.id), "minimum_commitment")),
+        "plan_code": plan.code,
+        "invoice_display_name": None,
+        "amount_cents": plan.commitment_cents,
+        "interval": plan.interval,
+        "created_at": iso(plan.created),
+        "updated_at": iso(plan.created),
+        "taxes": [],
+    }
 
 
 def subscription_view(store: Store, subscription: Subscription, *parts: str) -> Json:
