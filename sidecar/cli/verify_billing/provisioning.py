@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
@@ -69,6 +70,8 @@ class Provisioning:
         self._lago = lago
         self._query = query
         self._metric_id = ""
+        self._filtered_id = ""
+        self._making = asyncio.Lock()
 
     async def basis(self) -> None:
         """The metric in Lago and its meter in OpenMeter, and a tax of TAX_PER_CENT: before anything else."""
@@ -82,7 +85,13 @@ class Provisioning:
         await self._lago.create_tax({"code": names.tax, "name": names.tax, "rate": TAX_PER_CENT})
 
     async def filtered_metric(self) -> str:
-        """The billable metric that charges filter, with a meter for each metric of the gateway; its id."""
+        """The billable metric that charges filter, with a meter for each metric of the gateway; its id. Made once,
+        for all scenarios that begin together."""
+        async with self._making:
+            self._filtered_id = self._filtered_id or await self._make_filtered_metric()
+        return self._filtered_id
+
+    async def _make_filtered_metric(self) -> str:
         names = self._names
         filters = [{"key": "scheme", "values": list(SCHEMES)}, {"key": "method", "values": ["GET", "POST"]}]
         made = await self._lago.create_metric(
@@ -96,12 +105,14 @@ class Provisioning:
             await self._query.create_meter(Meter(metric, "SUM", "$.units", names.event_type, {"metric": "$.metric"}))
         return made.lago_id
 
-    async def plan(self, name: str, price: Price, amount_cents: int = 0, *, metric_id: str | None = None) -> str:
+    async def plan(
+        self, name: str, price: Price, amount_cents: int = 0, *, metric_id: str | None = None, interval: str = "monthly"
+    ) -> str:
         """A plan with one charge, of the run's usual metric by default; its code."""
         code = self._names.of(name)
         await self._lago.create_plan(
             {
-                "code": code, "name": code, "interval": "monthly", "amount_cents": amount_cents,
+                "code": code, "name": code, "interval": interval, "amount_cents": amount_cents,
                 "amount_currency": CURRENCY, "pay_in_advance": False,
                 "charges": [{"billable_metric_id": metric_id or self._metric_id, **price}],
             }

@@ -461,3 +461,24 @@ def test_whatever_begins_and_ends_all_that_was_served_is_owed_and_pushed_to_one_
                 for metric in link.metrics:
                     other = bound.setdefault((link.ledger_start_ms, metric), link.subscription_id)
                     assert other == link.subscription_id, f"{metric} from {link.ledger_start_ms} on is pushed to two"
+
+
+def test_first_periods_that_begin_when_each_subscription_began_are_both_served() -> None:
+    """A running Lago: two subscriptions of one second had first periods a second apart until the end of the month."""
+    began = AUGUST + 471_322
+    first = subscription(started_at_ms=began, created_at_ms=began, period_start_ms=began // 1000 * 1000)
+    second = replace(
+        yearly("payments"), plan=plan(standard("2", "payments"), code="d_b"), started_at_ms=began + 902,
+        period_start_ms=(began + 902) // 1000 * 1000, period_end_ms=SEPTEMBER,
+    )  # fmt: skip
+    scenario = Scenario().lago(subscriptions=(second, first))
+
+    scenario.load()
+
+    assert [(each.name, set(each.prices), each.end_ms) for each in scenario.state.subscriptions] == [
+        ("", {"api_calls"}, SEPTEMBER),
+        ("ext-2", {"payments"}, SEPTEMBER),
+    ]
+    assert [each.lago_from_ms for each in links(scenario.saved, "")] == [began]
+    assert [each.lago_from_ms for each in links(scenario.saved, "ext-2")] == [began + 902]
+    assert scenario.desired().alerts == ()

@@ -13,6 +13,7 @@ from sidecar.cli.verify_billing.scenarios.paying import CouponOnce, CreditNoted,
 from sidecar.cli.verify_billing.scenarios.premium import OverriddenPrice
 from sidecar.cli.verify_billing.scenarios.prepaid import DottedId, Prepaid, SpendingCap, Tax, TerminatedWallet, TopUp
 from sidecar.cli.verify_billing.scenarios.prices import GraduatedPrice, PackagePrice, StandardPrice, VolumePrice
+from sidecar.cli.verify_billing.scenarios.subscriptions import TwoSubscriptions
 
 SCENARIOS: Final[tuple[type[Scenario], ...]] = (
     Prepaid,
@@ -25,6 +26,7 @@ SCENARIOS: Final[tuple[type[Scenario], ...]] = (
     PackagePrice,
     VolumePrice,
     Filters,
+    TwoSubscriptions,
     Tax,
     ScopedWallets,
     CouponOnce,
