@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,11 +23,19 @@ _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _BAD_TOKEN = (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError)
 
 
+_THUMBPRINT: Final = "x5t#S256"
+_SHA256 = re.compile(r"[A-Za-z0-9_-]{43}")
+"""In base64url without padding: 32 bytes."""
+
 NO_JWT: Final = "the bearer token in Authorization is not a JWT"
 
 
 class TokenRefused(Exception):
     """The token is no good; the message fits into an error_description (RFC 6750 section 3)."""
+
+
+class WrongSignature(TokenRefused):
+    """The key is not the one that the token was signed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,14 @@ class TokenHeader:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The account, and the Unix second from which the token is no good any more (leeway included)."""
+    """The account, and the Unix second from which the token is no good any more (leeway included).
+
+    ``certificate``: SHA-256 of the client certificate that the token is bound to (RFC 8705 section 3.1); None: of none.
+    """
 
     account: str
     ends_at_s: float
+    certificate: bytes | None = None
 
 
 def read_header(token: str, rules: TokenRules) -> TokenHeader:
@@ -109,7 +122,7 @@ def verify(token: str, header: TokenHeader, key: SigningKey, rules: TokenRules, 
     except jwt.MissingRequiredClaimError as error:
         raise TokenRefused(f"the token lacks the claim {error.claim}") from None
     except jwt.InvalidSignatureError:
-        raise TokenRefused("the signature of the token is wrong") from None
+        raise WrongSignature("the signature of the token is wrong") from None
     except _BAD_TOKEN:
         raise TokenRefused("the token is malformed") from None
     ends_at_s = _time(claims, "exp") + rules.leeway_s
@@ -117,7 +130,7 @@ def verify(token: str, header: TokenHeader, key: SigningKey, rules: TokenRules, 
         raise TokenRefused("the token has expired")
     if "nbf" in claims and now_s < _time(claims, "nbf") - rules.leeway_s:
         raise TokenRefused("the token is not valid yet")
-    return Verified(_account(claims, rules.account_claim), ends_at_s)
+    return Verified(_account(claims, rules.account_claim), ends_at_s, _certificate(claims))
 
 
 def _media_type(kind: object) -> str | None:
@@ -130,6 +143,20 @@ def _time(claims: Mapping[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -(2**53) < value < 2**53:
         raise TokenRefused(f"the claim {name} is not a time")
     return float(value)
+
+
+def _certificate(claims: Mapping[str, Any]) -> bytes | None:
+    """The confirmation of a token that only who has a certificate's key may use (RFC 7800, RFC 8705)."""
+    confirmation = claims.get("cnf")
+    if confirmation is None:
+        return None
+    if not isinstance(confirmation, Mapping) or confirmation.keys() != {_THUMBPRINT}:
+        # Another proof of possession is none that is looked at here, so nothing would have been proven.
+        raise TokenRefused("the token is bound to something else than a client certificate")
+    value = confirmation[_THUMBPRINT]
+    if not isinstance(value, str) or _SHA256.fullmatch(value) is None:
+        raise TokenRefused("the confirmation of the token is malformed")
+    return urlsafe_b64decode(value + "=")
 
 
 def _account(claims: Mapping[str, Any], path: str) -> str:

@@ -162,6 +162,19 @@ class JwtSettings(_Model):
     leeway_s: float = Field(
         default=30.0, ge=0, le=300, description="Seconds by which the issuer's clock may differ (exp and nbf)."
     )
+    certificate_binding: Literal["if_bound", "required"] = Field(
+        default="if_bound",
+        description="Tokens that are bound to a client certificate (cnf, RFC 8705) are accepted only with it. "
+        "`required`: tokens that are bound to none are refused, as FAPI 1 has it.",
+    )
+    certificate_from_xfcc: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="For tokens that are bound to a client certificate, behind Envoy: how many Envoys write an element "
+        "of X-Forwarded-Client-Cert (see `element_from_right` of xfcc). null: only the certificate of TLS that ends in "
+        "the gateway counts.",
+    )
     forward: bool = Field(default=True, description="Whether the API sees the Authorization header.")
     jwks_url: str | None = Field(default=None, max_length=2048, description="URL of the issuer's keys; https.")
     jwks_file: Path | None = Field(

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from typing import Final
 
 from sidecar.identity import dn, xfcc_grammar
 from sidecar.identity.cache import BoundedCache
@@ -15,6 +16,22 @@ from sidecar.identity.organisation import OID, OrganisationRules
 from sidecar.identity.settings import XfccSettings
 from sidecar.identity.types import Fields, Outcome, Peer, Unidentified
 from sidecar.identity.xfcc_grammar import Element
+
+BYTES_MAX: Final = 16_384
+ELEMENTS_MAX: Final = 16
+
+
+def certificate_digest(header: bytes, elements: int) -> bytes | None:
+    """SHA-256 of the caller's certificate as ``elements`` proxies tell it; None: they do not."""
+    try:
+        found = xfcc_grammar.parse(header, bytes_max=BYTES_MAX, elements_max=ELEMENTS_MAX)
+        if len(found) != elements:
+            return None
+        if found[0].cert is not None:
+            return read_url_encoded_pem(found[0].cert).sha256
+        return bytes.fromhex(found[0].hash) if found[0].hash is not None else None
+    except (xfcc_grammar.XfccError, CertificateError, ValueError):
+        return None
 
 
 class XfccResolver:
