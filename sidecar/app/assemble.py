@@ -136,7 +136,7 @@ def proxy_settings(config: Config) -> ProxySettings:
         error_format=config.error_format,
         error_documentation_url=config.error_documentation_url or "",
         access_log=config.log.access,
-        log_lines_max=0 if config.log.access == "all" else config.log.lines_max,
+        log_lines_max=config.log.lines_max,
     )
 
 

@@ -121,7 +121,7 @@ class GatewayContext:
         self.spool = spool
         self.unknown_accounts = unknown_accounts
         self.access_log = access_log
-        self.log_sampling = LogSampling(settings.log_lines_max)
+        self.log_sampling = LogSampling(0 if settings.access_log == "all" else settings.log_lines_max)
         self._log_window: asyncio.TimerHandle | None = None
         self.loop = asyncio.get_running_loop()
         self.counters = ProxyCounters()
