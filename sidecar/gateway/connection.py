@@ -18,6 +18,7 @@ from sidecar.gateway.counters import SHED_HEADS
 from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record_refused_head
 from sidecar.gateway.exchange.exchange import Exchange
+from sidecar.gateway.half_close import half_close
 from sidecar.gateway.http1.framing import ProtocolError, RequestHead
 from sidecar.gateway.interaction_id import is_interaction_id
 from sidecar.gateway.methods import OTHER_METHOD
@@ -337,8 +338,7 @@ class ClientConnection(Client):
         self.lingering = True
         self.deadline = monotonic() + LINGER_S
         self.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        half_close(self.transport)
 
     def end(self) -> None:
         """Closes when what was written has gone out. The sweep cuts it off if the client does not take that."""

@@ -43,6 +43,7 @@ async def test_what_was_served_was_paid_and_what_was_paid_was_served(gateway: An
         api,
         accounts=[account(each) for each in accounts],
         body_timeout_s=SILENCE_S,
+        admission_timeout_s=TIMEOUT_S,
         response_timeout_s=NO_ANSWER_S if answer == NEVER else TIMEOUT_S,
         unpaid_per_second=1e4,
         unpaid_burst=10_000,

@@ -34,6 +34,7 @@ from sidecar.gateway.errors import Refusal
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.answer import CLIENT_CLOSED, CLIENT_LEFT, AnswerRelay
 from sidecar.gateway.exchange.marks import ends_here, given_interaction_id, read_marks
+from sidecar.gateway.half_close import half_close
 from sidecar.gateway.http1.body import BodyKind
 from sidecar.gateway.http1.framing import ProtocolError
 from sidecar.gateway.http1.heads import ResponseHead
@@ -221,8 +222,7 @@ class Exchange(AnswerRelay):
             self.complete_without_client(0)
             return
         upstream.resume_reading()  # the client may not have taken interim responses
-        if upstream.transport.can_write_eof():  # over TLS the API hears of it only by its own time-out
-            upstream.transport.write_eof()
+        half_close(upstream.transport)  # over TLS the API hears of it only by its own time-out
 
     def cut(self) -> None:
         if self.finished:

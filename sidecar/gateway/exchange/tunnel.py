@@ -9,6 +9,7 @@ from sidecar.gateway.client import Client
 from sidecar.gateway.context import GatewayContext
 from sidecar.gateway.exchange.access_log import record
 from sidecar.gateway.exchange.charging import ChargedRelay
+from sidecar.gateway.half_close import half_close
 from sidecar.gateway.relay import Relay
 from sidecar.gateway.upstream import UpstreamConnection
 
@@ -61,7 +62,7 @@ class Tunnel(Relay):
         if upstream is None or self._upstream_ended or not upstream.transport.can_write_eof():
             self._end()
         else:
-            upstream.transport.write_eof()
+            half_close(upstream.transport)
 
     def client_gone(self) -> None:
         if self.finished:
@@ -96,7 +97,7 @@ class Tunnel(Relay):
         if connection is None or connection.eof or not connection.transport.can_write_eof():
             self._end()
             return False
-        connection.transport.write_eof()
+        half_close(connection.transport)
         return True
 
     def upstream_lost(self, exc: Exception | None) -> None:
