@@ -82,6 +82,20 @@ async def compare_books(
     )
 
 
+async def invoice_with_fees(rig: Rig, account: str) -> Invoice:
+    """The first invoice that Lago makes of an account's usage or fees. Raises `NotSeen`: it makes none."""
+    found: list[Invoice] = []
+
+    async def is_there() -> bool:
+        for each in await rig.lago.invoices(account, statuses=BILLED):
+            invoice = await rig.lago.invoice(each.lago_id)
+            found.extend([invoice] if invoice is not None and invoice.fees else [])
+        return bool(found)
+
+    await rig.until(f"an invoice of {account}", is_there)
+    return found[0]
+
+
 async def compare_invoice(rig: Rig, account: str, charged: Total) -> tuple[Comparison, ...]:
     """The invoice that Lago makes of a period that has ended. Raises `NotSeen`: it makes none."""
     found: list[Invoice] = []

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Final
 
-from sidecar.billing.lago.models import Fee, FeeUsage, Invoice
+from sidecar.billing.lago.models import Fee, FeeUsage
 from sidecar.billing.lago.transport import segment
 from sidecar.cli.verify_billing.names import OTHER_SCHEME
 from sidecar.cli.verify_billing.options import filtered_path
 from sidecar.cli.verify_billing.provisioning import Price, filtered, graduated
 from sidecar.cli.verify_billing.rig import LOOK_S, Rig
 from sidecar.cli.verify_billing.scenario import Comparison, Scenario
-from sidecar.cli.verify_billing.scenarios.books import BILLED, CENTS, compare_answers, number
+from sidecar.cli.verify_billing.scenarios.books import CENTS, compare_answers, invoice_with_fees, number
 from sidecar.cli.verify_billing.scenarios.prices import POSTPAID
 
 CALLS: Final[Mapping[str, int]] = {"sepa": 5, "swift": 2, OTHER_SCHEME: 3}
@@ -93,16 +93,8 @@ class Filters(Scenario):
     async def _invoice(self, rig: Rig) -> tuple[Comparison, ...]:
         """Of the subscription, which ends."""
         await rig.lago.delete(f"/subscriptions/{segment(rig.names.subscription(self.account))}")
-        found: list[Invoice] = []
-
-        async def is_there() -> bool:
-            for each in await rig.lago.invoices(self.account, statuses=BILLED):
-                invoice = await rig.lago.invoice(each.lago_id)
-                found.extend([invoice] if invoice is not None and invoice.fees else [])
-            return bool(found)
-
-        await rig.until(f"an invoice of {self.account}", is_there)
-        fees = [fee for fee in found[0].fees or () if fee.kind == "charge"]
+        invoice = await invoice_with_fees(rig, self.account)
+        fees = [fee for fee in invoice.fees or () if fee.kind == "charge"]
         shown = {_scheme_of(fee): f"{number(fee.units)} for {fee.amount_cents + fee.taxes_cents}" for fee in fees}
         return tuple(
             Comparison(f"{scheme}: invoice", f"{units} for {CENTS_OF[scheme]}", shown.get(scheme, "no fee"))

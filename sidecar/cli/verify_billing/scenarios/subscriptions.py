@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from sidecar.billing.lago.models import Invoice
 from sidecar.billing.lago.transport import segment
 from sidecar.cli.verify_billing.options import filtered_path
 from sidecar.cli.verify_billing.provisioning import filtered, standard
 from sidecar.cli.verify_billing.rig import LOOK_S, Rig
 from sidecar.cli.verify_billing.scenario import Comparison, Scenario
-from sidecar.cli.verify_billing.scenarios.books import BILLED, CENTS, compare_answers, number
+from sidecar.cli.verify_billing.scenarios.books import CENTS, compare_answers, invoice_with_fees, number
 from sidecar.cli.verify_billing.scenarios.prices import POSTPAID
 
 CALLS, PAYMENTS = 6, 4
@@ -91,16 +90,8 @@ class TwoSubscriptions(Scenario):
 
         await rig.until(f"the end of {self.second} in the ledger", has_ended, LOOK_S)
         statuses = [await rig.call(self.account), await rig.call_path(self.account, filtered_path("sepa"))]
-        found: list[Invoice] = []
-
-        async def is_there() -> bool:
-            for each in await rig.lago.invoices(self.account, statuses=BILLED):
-                invoice = await rig.lago.invoice(each.lago_id)
-                found.extend([invoice] if invoice is not None and invoice.fees else [])
-            return bool(found)
-
-        await rig.until(f"an invoice of {self.account}", is_there)
-        fees = [fee for fee in found[0].fees or () if fee.kind == "charge" and fee.units]
+        invoice = await invoice_with_fees(rig, self.account)
+        fees = [fee for fee in invoice.fees or () if fee.kind == "charge" and fee.units]
         billed = ", ".join(f"{number(fee.units)} for {fee.amount_cents}" for fee in fees)
         return (
             compare_answers([200, 403], statuses),
