@@ -72,16 +72,17 @@ class LogWriter:
         return True
 
     def _run(self) -> None:
+        lost = 0
         while True:
             with self._changed:
+                self.dropped += lost
                 self._is_writing = False
                 self._changed.notify_all()
                 while not self._waiting:
                     self._changed.wait()
                 chunk = self._take()
                 self._is_writing = True
-            if not self._written(chunk):
-                self.dropped += chunk.count(b"\n")
+            lost = 0 if self._written(chunk) else chunk.count(b"\n")
 
     def _take(self) -> bytes:
         parts: list[bytes] = []
