@@ -29,7 +29,7 @@ from sidecar.ledger.accounts.loader import (
     PriceError,
     UnknownAccount,
 )
-from sidecar.ledger.accounts.periods import EqualPeriods, FixedPeriod
+from sidecar.ledger.accounts.periods import NOW_MS_MAX, EqualPeriods, FixedPeriod
 from sidecar.ledger.accounts.state_values import StateValues
 from sidecar.ledger.client.outcomes import AccountView, Code
 from sidecar.ledger.keys import Keys
@@ -578,6 +578,46 @@ async def test_what_the_script_cannot_tell_by_fewer_decimals_keeps_those_that_ar
 
 
 FURTHER = SubscriptionSpec("sub-2", EqualPeriods(DAY_MS), {"sms": Standard(Decimal("0.125"))})
+
+
+async def test_what_was_counted_elsewhere_goes_to_the_subscription_that_prices_it(ledger: Ledger) -> None:
+    await ledger.loader.load(
+        replace(SPEC, further_subscriptions=(FURTHER,)), counted={"api_calls": 20, "sms": 3, "nobodys": 5}
+    )
+
+    counts = {(m.subscription, m.metric): m.settled for m in (await shown(ledger)).metrics}
+    assert counts == {("", "api_calls"): 20, ("sub-2", "sms"): 3, ("", "nobodys"): 5}
+
+
+async def test_the_period_of_any_subscription_must_be_the_one_that_was_read(ledger: Ledger) -> None:
+    spec = replace(SPEC, further_subscriptions=(FURTHER,), unsettled=Decimal(0))
+    await ledger.loader.load(spec)
+    starts = {each.subscription: each.period_start_ms for each in (await shown(ledger)).subscriptions}
+
+    with pytest.raises(PeriodMoved, match=str(starts["sub-2"])):
+        await ledger.loader.load(spec, period_starts_ms={**starts, "sub-2": starts["sub-2"] - DAY_MS})
+    await ledger.loader.load(spec, period_starts_ms=starts)
+    await ledger.loader.load(spec, period_starts_ms={**starts, "new": 0})
+
+
+@pytest.mark.parametrize("closed", ["", "sub-2"])
+async def test_one_subscription_is_closed_and_the_others_go_on(ledger: Ledger, closed: str) -> None:
+    await ledger.loader.load(replace(SPEC, further_subscriptions=(FURTHER,)))
+    await ledger.usage.spend("tpp-1", "api_calls", 10)
+    await ledger.usage.spend("tpp-1", "sms", 8)
+    end = await ledger.loader.now_ms() + 200
+
+    await ledger.loader.end_period("tpp-1", end, (NOW_MS_MAX,), subscription=closed, close=True)
+
+    metrics = {"": "api_calls", "sub-2": "sms"}
+    assert (await ledger.usage.hold("tpp-1", metrics.pop(closed), 1))[4] == Code.UNPRICED, "from now on"
+    assert (await ledger.usage.hold("tpp-1", *metrics.values(), 1))[4] == Code.GRANTED
+    await asyncio.sleep(0.25)
+    account = await shown(ledger)
+    assert account.status == "active"
+    ended = next(each for each in account.subscriptions if each.subscription == closed)
+    assert (ended.period_start_ms, ended.period_end_ms) == (end, NOW_MS_MAX)
+    assert account.unsettled == {"": Decimal("0.50"), "sub-2": Decimal(1)}[closed]
 
 
 async def test_subscriptions_of_one_account_share_its_funds_and_have_periods_of_their_own(ledger: Ledger) -> None:

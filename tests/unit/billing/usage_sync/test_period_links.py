@@ -83,3 +83,17 @@ def test_the_current_period_of_a_metric_is_the_open_one_that_charges_it() -> Non
     now = link(T0 + HOUR, T0 + 2 * HOUR, sub="s4")
     assert SyncAccount("tpp-1", (old, other, final, now)).current("api_calls") == now
     assert SyncAccount("tpp-1", (old, other, final)).current("api_calls") is None
+
+
+def test_a_link_of_a_release_with_one_period_is_of_the_subscription_without_a_name() -> None:
+    row = orjson.loads(encode_link(LINK))
+    del row["ledger_subscription"]
+    assert decode_link(orjson.dumps(row)).key == (T0 * 1000, "")
+
+
+def test_an_invoiced_period_says_nothing_of_another_that_began_with_it() -> None:
+    first = link(T0, T0 + HOUR)
+    second = replace(link(T0, T0 + HOUR, sub="s2", metrics=("payments",)), ledger_subscription="sub-2")
+    account = SyncAccount("tpp-1", (first, second), {first.key: {"api_calls": 5}})
+    assert account.charged(first, "api_calls") == 5
+    assert account.charged(replace(second, is_final=True), "payments") is None, "nobody knows"

@@ -375,6 +375,23 @@ async def test_periods_that_are_done_are_summed_up_when_there_are_many() -> None
     assert state.forgotten_periods.until_s >= T0
 
 
+async def test_a_year_that_goes_on_is_pushed_though_months_after_its_start_are_summed_up() -> None:
+    """A metric that the year's plan got later has no pushed usage yet, and an older start than what is forgotten."""
+    bank = Bank(SyncSettings(rescan_s=3600))
+    count = PUSHED_USAGES_DONE_MAX + 5
+    months = [link(T0 + n * HOUR, T0 + (n + 1) * HOUR, is_final=True, is_current=False) for n in range(count)]
+    for n in range(4):
+        await bank.round(T0 + (count + 3 + n) * HOUR, *months)
+    assert bank.state().forgotten_periods.until_s >= T0
+    year = link(T0 - HOUR, T0 + 1_000 * HOUR, sub="s2", external="sub-2", metrics=("payments",))
+    bank.lago.metrics["payments"] = metric_of("payments")
+    bank.meter.use("tpp-1", T0 + (count + 7) * HOUR, 9, "payments")
+
+    await bank.round(T0 + (count + 9) * HOUR, *months, year)
+
+    assert sum(bank.sent().values()) == 9
+
+
 async def test_a_refused_event_gets_another_chance_before_the_invoice_is_made(bank: Bank) -> None:
     day = link(T0, T0 + DAY)
     bank.lago.odd = {FIRST: ("invalid_format",)}
