@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgpack
 import pytest
 
 from sidecar.ledger.client.ledger_client import LedgerClient
@@ -103,3 +104,40 @@ def test_a_replica_that_has_what_the_primary_lost_charges_nothing_twice(after_s:
         assert totals.settled == {"tpp-1": served}
 
     simulate(main, seed)
+
+
+def test_a_server_that_has_more_than_was_asked_of_it_is_entered_anew() -> None:
+    """It has another history of this process: what it holds for it, and under which number the next batch goes, is not
+    what the link knows."""
+
+    async def main(loop: SimulatedLoop) -> Any:
+        network = Network(loop)
+        servers = WithReplica(network, KEYS, 1)
+        async with connected(servers.topology) as control:
+            await load(control, {"tpp-1": 1_000}, KEYS)
+        client = LedgerClient(endpoints(servers.topology), KEYS, PATIENT, heartbeat_s=0.5)
+        client.start()
+        assert await client.wait_ready(20)
+        for _ in range(3):
+            assert await call(client, "tpp-1") == Code.GRANTED
+        assert await client.drain(10)
+        (link,) = client.links
+        server, key = server_of(servers.one(0)), KEYS.instance(link.home_partition, client.instance)
+        stored = server.call("GET", key)
+        assert isinstance(stored, bytes)
+        unpacker = msgpack.Unpacker(raw=True)
+        unpacker.feed(stored)
+        epoch, number, held, chain = (unpacker.unpack() for _ in range(4))
+        reply = stored[unpacker.tell() :]
+        more = [*map(msgpack.packb, (epoch, number + 5, held)), msgpack.packb(chain, use_bin_type=False), reply]
+        server.call("SET", key, b"".join(more))
+        await asyncio.sleep(2)
+        assert client.counters.registrations == 2
+        assert await call(client, "tpp-1") == Code.GRANTED
+        assert await client.drain(10)
+        assert await client.close(10)
+        async with connected(servers.topology) as control:
+            totals = await read_totals(control, KEYS, ["tpp-1"])
+        assert totals.settled == {"tpp-1": 4}
+
+    simulate(main, 1)

@@ -336,6 +336,17 @@ def test_two_that_shared_a_period_go_on_together_until_their_periods_differ() ->
     assert [(each.name, set(each.prices)) for each in scenario.state.subscriptions] == [("", {"api_calls", "payments"})]
     assert scenario.available == Decimal("95.70")
 
+    scenario.now_ms = SEPTEMBER + HOUR_MS
+    months = replace(subscription(), period_start_ms=SEPTEMBER, period_end_ms=SEPTEMBER + 30 * DAY_MS)
+    weeks = replace(second, period_start_ms=SEPTEMBER, period_end_ms=SEPTEMBER + 6 * DAY_MS)
+    scenario.lago(subscriptions=(months, weeks)).load()
+
+    assert [(each.name, set(each.prices)) for each in scenario.state.subscriptions] == [
+        ("", {"api_calls"}),
+        ("ext-2", {"payments"}),
+    ]
+    assert scenario.available == Decimal("95.70"), "what they have cost together is owed still"
+
 
 def test_fees_of_all_are_set_aside_where_they_fall_due() -> None:
     month = subscription(plan(amount_cents=500))
