@@ -6,14 +6,19 @@ applied_coupon_serializer.rb``, ``coupon_serializer.rb``, ``credit_note_serializ
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
 from sidecar.billing.lago.answered_ids import all_of
 from sidecar.billing.lago.json_fields import Fields
 from sidecar.billing.lago.models import AppliedCoupon, Coupon, CreditNote, Page
 from sidecar.billing.lago.object_requests import PER_PAGE, ObjectRequests
 from sidecar.billing.lago.transport import Query
 
-COUPON_PAGES_MAX = 10
-"""Of one customer. What is beyond counts as no money."""
+PAGES_MAX: Final = 10
+"""Of one customer's coupons, or credit notes. What is beyond counts as no money."""
+
+Credit = TypeVar("Credit", AppliedCoupon, CreditNote)
 
 
 def applied_coupon(row: Fields) -> AppliedCoupon:
@@ -51,14 +56,7 @@ class CreditRequests(ObjectRequests):
 
     async def applied_coupons(self, customer: str) -> tuple[AppliedCoupon, ...]:
         """A customer's active ones."""
-        query = [("external_customer_id", customer)]
-        found: dict[str, AppliedCoupon] = {}
-        page: int | None = 1
-        while page is not None and page <= COUPON_PAGES_MAX:
-            answer = await self.applied_coupons_page(page, query=query)
-            found |= {each.lago_id: each for each in answer.items}
-            page = answer.next_page
-        return all_of("GET /applied_coupons", customer, tuple(found.values()))
+        return all_of("GET /applied_coupons", customer, await _first_pages(self.applied_coupons_page, customer))
 
     async def applied_coupons_page(
         self, page: int = 1, per_page: int = PER_PAGE, query: Query = ()
@@ -76,16 +74,20 @@ class CreditRequests(ObjectRequests):
 
     async def credit_notes(self, customer: str) -> tuple[CreditNote, ...]:
         """A customer's that have something left."""
-        query = [("external_customer_id", customer)]
-        found: dict[str, CreditNote] = {}
-        page: int | None = 1
-        while page is not None and page <= COUPON_PAGES_MAX:
-            answer = await self.credit_notes_page(page, query=query)
-            found |= {each.lago_id: each for each in answer.items}
-            page = answer.next_page
-        return all_of("GET /credit_notes", customer, tuple(found.values()))
+        return all_of("GET /credit_notes", customer, await _first_pages(self.credit_notes_page, customer))
 
     async def credit_notes_page(self, page: int = 1, per_page: int = PER_PAGE, query: Query = ()) -> Page[CreditNote]:
         """A page of those of all customers that have something left."""
         available = [*query, ("credit_status", "available")]
         return await self._page("/credit_notes", "credit_notes", credit_note, page, per_page, available)
+
+
+async def _first_pages(read: Callable[..., Awaitable[Page[Credit]]], customer: str) -> tuple[Credit, ...]:
+    """A customer's of a list, each once: a list may change between two pages."""
+    found: dict[str, Credit] = {}
+    page: int | None = 1
+    while page is not None and page <= PAGES_MAX:
+        answer = await read(page, query=[("external_customer_id", customer)])
+        found |= {each.lago_id: each for each in answer.items}
+        page = answer.next_page
+    return tuple(found.values())

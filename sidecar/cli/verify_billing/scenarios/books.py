@@ -46,6 +46,35 @@ async def ledger_total(rig: Rig, account: str) -> Total:
     return Total(units, sum((each.cost for each in metrics), Decimal(0)) * CENTS)
 
 
+async def ledger_totals(rig: Rig, account: str) -> dict[str, Total]:
+    """What the ledger has charged in the current periods, by metric."""
+    metrics = (await rig.ledger(account)).metrics
+    return {each.metric: Total(Decimal(each.settled), each.cost * CENTS) for each in metrics}
+
+
+async def until_charged(rig: Rig, account: str, units: int) -> dict[str, Total]:
+    """The totals by metric once the ledger has charged so many units of all metrics. Raises `NotSeen`."""
+
+    async def is_settled() -> bool:
+        return sum(each.units for each in (await ledger_totals(rig, account)).values()) >= units
+
+    await rig.until(f"{units} units of {account} in the ledger", is_settled, LOOK_S)
+    return await ledger_totals(rig, account)
+
+
+async def compare_metric(
+    rig: Rig, account: str, what: str, metric: str, expected: Total, charged: Total | None
+) -> tuple[Comparison, ...]:
+    """Ledger and OpenMeter of one metric of several."""
+    found = charged or Total(Decimal(0), Decimal(0))
+    metered = await rig.eventually(lambda: rig.openmeter_units(account, metric), found.units)
+    return (
+        Comparison(f"{what}: ledger units", number(expected.units), number(found.units)),
+        Comparison(f"{what}: ledger cents", number(expected.cents), number(found.cents)),
+        Comparison(f"{what}: OpenMeter units", number(found.units), number(metered)),
+    )
+
+
 async def compare_books(
     rig: Rig, account: str, units: int, cents: int, *, openmeter_has_more: int = 0
 ) -> tuple[Comparison, ...]:

@@ -11,9 +11,16 @@ from sidecar.billing.lago.transport import segment
 from sidecar.cli.verify_billing.names import OTHER_SCHEME
 from sidecar.cli.verify_billing.options import filtered_path
 from sidecar.cli.verify_billing.provisioning import Price, filtered, graduated
-from sidecar.cli.verify_billing.rig import LOOK_S, Rig
+from sidecar.cli.verify_billing.rig import Rig
 from sidecar.cli.verify_billing.scenario import Comparison, Scenario
-from sidecar.cli.verify_billing.scenarios.books import CENTS, compare_answers, invoice_with_fees, number
+from sidecar.cli.verify_billing.scenarios.books import (
+    Total,
+    compare_answers,
+    compare_metric,
+    invoice_with_fees,
+    number,
+    until_charged,
+)
 from sidecar.cli.verify_billing.scenarios.prices import POSTPAID
 
 CALLS: Final[Mapping[str, int]] = {"sepa": 5, "swift": 2, OTHER_SCHEME: 3}
@@ -51,21 +58,11 @@ class Filters(Scenario):
     async def compare(self, rig: Rig) -> Sequence[Comparison]:
         total = sum(CALLS.values())
 
-        async def is_settled() -> bool:
-            return sum(units for units, _ in (await self._charged(rig)).values()) >= total
-
-        await rig.until(f"{total} units of {self.account} in the ledger", is_settled, LOOK_S)
-        charged = await self._charged(rig)
+        charged = await until_charged(rig, self.account, total)
         rows = [compare_answers([200] * total, self.statuses)]
         for scheme, units in CALLS.items():
-            metric = rig.names.filtered_metric(scheme)
-            found_units, found_cents = charged.get(metric, (Decimal(0), Decimal(0)))
-            metered = await rig.eventually(lambda m=metric: rig.openmeter_units(self.account, m), found_units)  # type: ignore[misc]
-            rows += [
-                Comparison(f"{scheme}: ledger units", str(units), number(found_units)),
-                Comparison(f"{scheme}: ledger cents", str(CENTS_OF[scheme]), number(found_cents)),
-                Comparison(f"{scheme}: OpenMeter units", number(found_units), number(metered)),
-            ]
+            metric, due = rig.names.filtered_metric(scheme), Total(Decimal(units), Decimal(CENTS_OF[scheme]))
+            rows += await compare_metric(rig, self.account, scheme, metric, due, charged.get(metric))
         expected = {scheme: Decimal(units) for scheme, units in CALLS.items()}
 
         async def in_lago() -> dict[str, Decimal]:
@@ -78,11 +75,6 @@ class Filters(Scenario):
             rows.append(Comparison(f"{scheme}: Lago units", str(units), number(pushed.get(scheme, Decimal(0)))))
         rows.append(Comparison("Lago cents", str(sum(CENTS_OF.values())), str(owed)))
         return (*rows, *await self._invoice(rig))
-
-    async def _charged(self, rig: Rig) -> dict[str, tuple[Decimal, Decimal]]:
-        """Units and cents by metric in the ledger."""
-        metrics = (await rig.ledger(self.account)).metrics
-        return {each.metric: (Decimal(each.settled), each.cost * CENTS) for each in metrics}
 
     async def _in_lago(self, rig: Rig) -> dict[str, Decimal]:
         """Units by scheme in Lago's current usage."""

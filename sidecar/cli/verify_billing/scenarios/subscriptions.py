@@ -10,7 +10,14 @@ from sidecar.cli.verify_billing.options import filtered_path
 from sidecar.cli.verify_billing.provisioning import filtered, standard
 from sidecar.cli.verify_billing.rig import LOOK_S, Rig
 from sidecar.cli.verify_billing.scenario import Comparison, Scenario
-from sidecar.cli.verify_billing.scenarios.books import CENTS, compare_answers, invoice_with_fees, number
+from sidecar.cli.verify_billing.scenarios.books import (
+    Total,
+    compare_answers,
+    compare_metric,
+    invoice_with_fees,
+    number,
+    until_charged,
+)
 from sidecar.cli.verify_billing.scenarios.prices import POSTPAID
 
 CALLS, PAYMENTS = 6, 4
@@ -44,28 +51,18 @@ class TwoSubscriptions(Scenario):
         self.statuses += [await rig.call_path(self.account, filtered_path("sepa")) for _ in range(PAYMENTS)]
 
     async def compare(self, rig: Rig) -> Sequence[Comparison]:
-        async def is_settled() -> bool:
-            return sum(units for units, _ in (await self._charged(rig)).values()) >= CALLS + PAYMENTS
-
-        await rig.until(f"{CALLS + PAYMENTS} units of {self.account} in the ledger", is_settled, LOOK_S)
-        charged = await self._charged(rig)
+        charged = await until_charged(rig, self.account, CALLS + PAYMENTS)
         periods = {
             (each.period_start_ms, each.period_end_ms) for each in (await rig.ledger(self.account)).subscriptions
         }
         rows = [compare_answers([200] * (CALLS + PAYMENTS), self.statuses)]
         rows.append(Comparison("periods in the ledger", "2", str(len(periods))))
-        for metric, units, cents in (
-            (rig.names.metric, CALLS, CENTS_OF_CALLS),
-            (self.payments, PAYMENTS, CENTS_OF_PAYMENTS),
+        for what, metric, units, cents in (
+            ("calls", rig.names.metric, CALLS, CENTS_OF_CALLS),
+            ("payments", self.payments, PAYMENTS, CENTS_OF_PAYMENTS),
         ):
-            found_units, found_cents = charged.get(metric, (Decimal(0), Decimal(0)))
-            metered = await rig.eventually(lambda m=metric: rig.openmeter_units(self.account, m), found_units)  # type: ignore[misc]
-            what = "calls" if metric == rig.names.metric else "payments"
-            rows += [
-                Comparison(f"{what}: ledger units", str(units), number(found_units)),
-                Comparison(f"{what}: ledger cents", str(cents), number(found_cents)),
-                Comparison(f"{what}: OpenMeter units", number(found_units), number(metered)),
-            ]
+            due = Total(Decimal(units), Decimal(cents))
+            rows += await compare_metric(rig, self.account, what, metric, due, charged.get(metric))
 
         async def in_lago() -> tuple[int, int]:
             await rig.flush(self.account)
@@ -97,8 +94,3 @@ class TwoSubscriptions(Scenario):
             compare_answers([200, 403], statuses),
             Comparison("invoice of the week", f"{PAYMENTS} for {CENTS_OF_PAYMENTS}", billed),
         )
-
-    async def _charged(self, rig: Rig) -> dict[str, tuple[Decimal, Decimal]]:
-        """Units and cents by metric in the ledger."""
-        metrics = (await rig.ledger(self.account)).metrics
-        return {each.metric: (Decimal(each.settled), each.cost * CENTS) for each in metrics}
