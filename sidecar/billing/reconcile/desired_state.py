@@ -17,8 +17,8 @@ from sidecar.billing.lago.models import Customer
 from sidecar.billing.metric_mapping import MetricMapping
 from sidecar.billing.reconcile.account_reading import AccountReading
 from sidecar.billing.reconcile.alerts import Alert, Alerts, BillingRefused
-from sidecar.billing.reconcile.closed_periods import BillingStatus, billing_status, closed_periods, unmatched_drafts
-from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, foreign_usage, note_wallets
+from sidecar.billing.reconcile.closed_periods import BillingStatus, unmatched_drafts
+from sidecar.billing.reconcile.consistency_checks import check_age, check_raise, note_wallets
 from sidecar.billing.reconcile.credits import credit_of
 from sidecar.billing.reconcile.effective_prices import (
     EffectivePrices,
@@ -28,8 +28,8 @@ from sidecar.billing.reconcile.effective_prices import (
 )
 from sidecar.billing.reconcile.enforcement_policy import enforcement_policy
 from sidecar.billing.reconcile.figures import Figures
-from sidecar.billing.reconcile.funds import FEE_KINDS, funds_of, money, rounding_margin
-from sidecar.billing.reconcile.next_fees import Account, next_fees
+from sidecar.billing.reconcile.funds import FEE_KINDS, funds_of, rounding_margin
+from sidecar.billing.reconcile.owed import billing_statuses, fees_of, foreign_in, owed, unpaid_invoices
 from sidecar.billing.reconcile.period_change import (
     CurrentPeriod,
     PeriodEnd,
@@ -41,7 +41,6 @@ from sidecar.billing.reconcile.period_change import (
     moved_metrics,
     period_ends,
     updated_state,
-    with_links,
 )
 from sidecar.billing.reconcile.prepaid_funds import Obligations, Spendable, spendable
 from sidecar.billing.reconcile.reconcile_state import LastReading, ReconcileState
@@ -164,14 +163,14 @@ def _open(
     credit = credit_of(reading.credits, effective, currency, last_end_ms) if is_prepaid else Decimal(0)
     pays: Collection[str] = FEE_KINDS if credit else funds.pays
     note_wallets(reading, funds, policy, alerts)
-    fees = {each.key: _next_fees(each, reading, customer, state, pays, now_ms) for each in periods}
+    fees = {each.key: fees_of(each, reading, customer, state, pays, now_ms) for each in periods}
     plan_fee = sum(fees.values(), Decimal(0))
-    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms, pays)
-    closed = [status.period for status in billing_statuses]
-    unsettled = _owed(billing_statuses, settings, currency, alerts)
+    statuses = billing_statuses(reading, state, saved, currency, settings, now_ms, pays)
+    closed = [status.period for status in statuses]
+    unsettled = owed(statuses, settings, currency, alerts)
     unsettled += unmatched_drafts(closed, reading.invoices, currency)
-    unpaid = _unpaid(reading, currency) if policy.mode == "postpaid" else Decimal(0)
-    unmetered = {} if is_new else {each.key: _foreign(each, reading, state, saved, alerts) for each in periods}
+    unpaid = unpaid_invoices(reading.invoices, currency) if policy.mode == "postpaid" else Decimal(0)
+    unmetered = {} if is_new else {each.key: foreign_in(each, reading, state, saved, alerts) for each in periods}
     foreign = sum(unmetered.values(), Decimal(0))
     taxes = len(customer_taxes(customer, reading.default_taxes))
     margin = rounding_margin(prices.values(), taxes, currency) if is_prepaid else Decimal(0)
@@ -179,7 +178,7 @@ def _open(
     available = Spendable(funds.balance - plan_fee - margin - foreign, prices)
     if is_prepaid:
         counts_short = settings.sync.late_usage == "report"
-        obligations = Obligations(unsettled, billing_statuses, plan_fee, margin + foreign, counts_short)
+        obligations = Obligations(unsettled, statuses, plan_fee, margin + foreign, counts_short)
         available = spendable(funds, prices, codes, state, obligations, credit, alerts)
     first, *further = (
         SubscriptionSpec(
@@ -215,14 +214,14 @@ def _open(
     freed = sum((saved.fees.get(key, fee) - fee for key, fee in fees.items()), Decimal(0))
     freed = max(Decimal(0), freed) + (saved.last.held_back if saved.last is not None else Decimal(0))
     money_in = replace(funds, balance=funds.balance + credit)
-    check_raise(state, spec, saved, billing_statuses, money_in, revision, alerts, freed)
-    check_age(billing_statuses, alerts, now_ms)
+    check_raise(state, spec, saved, statuses, money_in, revision, alerts, freed)
+    check_age(statuses, alerts, now_ms)
     if not reading.is_stable:
         alerts.add("unstable", "its invoices kept changing while they were read; it is read again soon")
-    is_open = any(not status.is_final for status in billing_statuses)
+    is_open = any(not status.is_final for status in statuses)
     fingerprint = saved.last.fingerprint if saved.last else ""
     last = LastReading(now_ms, money_in.balance, revision, fingerprint, is_open, held_back, available.claimed)
-    kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
+    kept, forget = updated_state(reading, saved, statuses, state, settings, now_ms)
     waiting = [] if is_new else [
         each for each in periods if downgrade_is_due(reading, each.effective.primary, each.start_ms, now_ms)
     ]  # fmt: skip
@@ -255,7 +254,7 @@ def _open(
         counted=available.served(_counted(periods, reading)) if is_new else {},
         forget=forget,
         alerts=tuple(alerts.rows),
-        billing_statuses=billing_statuses,
+        billing_statuses=statuses,
         figures=figures,
         plans=tuple(plan.code for each in effective for plan in each.plans),
         reload_at_ms=tuple(wakes),
@@ -267,53 +266,6 @@ def _counted(periods: Iterable[CurrentPeriod], reading: AccountReading) -> dict[
     for each in periods:
         counted |= counted_before(reading, each.effective)
     return counted
-
-
-def _spent(period: CurrentPeriod, state: AccountState) -> Decimal:
-    if period.state is None:
-        return Decimal(0)
-    return sum((state.money(period.state.cost_of(each)) for each in period.state.usages), Decimal(0))
-
-
-def _next_fees(
-    period: CurrentPeriod,
-    reading: AccountReading,
-    customer: Customer,
-    state: AccountState,
-    pays: Collection[str],
-    now_ms: int,
-) -> Decimal:
-    spent = _spent(period, state)
-    return next_fees(Account(period.effective, customer, reading.default_taxes, reading.invoices, pays, spent, now_ms))
-
-
-def _unpaid(reading: AccountReading, currency: str) -> Decimal:
-    """Of final invoices."""
-    return sum(
-        (
-            money(invoice.due_cents, currency)
-            for invoice in reading.invoices
-            if invoice.status == "finalized"
-            and invoice.payment_status != "succeeded"
-            and invoice.type == "subscription"
-        ),
-        Decimal(0),
-    )
-
-
-def _foreign(
-    period: CurrentPeriod, reading: AccountReading, state: AccountState, saved: ReconcileState, alerts: Alerts
-) -> Decimal:
-    """What Lago has counted in the current period beyond the ledger."""
-    if period.is_ahead:
-        foreign = Decimal(0)
-    else:
-        foreign = foreign_usage(reading, period.effective, period.start_ms, _spent(period, state), alerts)
-    mine = {each.external_id for each in period.effective.billing_subscriptions}
-    if reading.unread_usages & mine:
-        # Usage that Lago cannot tell now has not become credit.
-        foreign = max(foreign, saved.foreign.get(period.key, Decimal(0)))
-    return foreign
 
 
 def _after(account: str, start_ms: int, end_ms: int) -> int:
@@ -330,35 +282,6 @@ def _check_currency(state: AccountState, currency: str) -> None:
         raise BillingRefused(
             "amount", f"its currency was {stored} and is {currency} now, with usage of this period open"
         )
-
-
-def _billing_statuses(
-    reading: AccountReading,
-    state: AccountState,
-    saved: ReconcileState,
-    currency: str,
-    settings: LagoSettings,
-    now_ms: int,
-    pays: Collection[str] = FEE_KINDS,
-) -> tuple[BillingStatus, ...]:
-    voided_open_ms = settings.reconcile.voided_open_s * 1000
-    names = {each.name for each in state.subscriptions} | {name for _, name in saved.periods}
-    mapping = MetricMapping(settings.billable_metrics)
-    linked = (with_links(period, reading, names, mapping) for period in closed_periods(state, saved))
-    return tuple(billing_status(period, reading.invoices, currency, now_ms, voided_open_ms, pays) for period in linked)
-
-
-def _owed(billing_statuses: Sequence[BillingStatus], settings: LagoSettings, currency: str, alerts: Alerts) -> Decimal:
-    """With ``carry`` a shortfall is billed in the current period, and Lago's own figure for that has it."""
-    total = Decimal(0)
-    for status in billing_statuses:
-        if not status.is_final:
-            total += status.owed
-        elif status.owed and settings.sync.late_usage == "report":
-            total += status.owed
-            alerts.add("short", f"the final invoice of a period has {status.billed} {currency} for usage, the ledger"
-                       f" {status.period.cost}: the difference stays set aside")  # fmt: skip
-    return total
 
 
 # An account without an active subscription
@@ -378,9 +301,9 @@ def _closed(
     if ending:
         return DesiredState(reading.account, None, None, saved, "the current period ends first",
                      period_ends=ending, alerts=tuple(alerts.rows))  # fmt: skip
-    billing_statuses = _billing_statuses(reading, state, saved, currency, settings, now_ms)
-    unsettled = _owed(billing_statuses, settings, currency, alerts)
-    kept, forget = updated_state(reading, saved, billing_statuses, state, settings, now_ms)
+    statuses = billing_statuses(reading, state, saved, currency, settings, now_ms)
+    unsettled = owed(statuses, settings, currency, alerts)
+    kept, forget = updated_state(reading, saved, statuses, state, settings, now_ms)
     mode: Mode = next((each for each in AMOUNTS_OF if each == state.mode), "postpaid")
     balance = funds_of(reading.wallets, (), currency, now_ms).balance
     spec = AccountSpec(
@@ -407,11 +330,11 @@ def _closed(
                 balance,
                 "closed",
                 saved.last.fingerprint if saved.last else "",
-                any(not status.is_final for status in billing_statuses),
+                any(not status.is_final for status in statuses),
             ),
         ),
         forget=forget,
         alerts=tuple(alerts.rows),
-        billing_statuses=billing_statuses,
+        billing_statuses=statuses,
         figures=Figures(currency, balance=balance, unsettled=unsettled, funds=balance),
     )
